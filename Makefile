@@ -1,0 +1,51 @@
+# make demo   export, validate and run the bundled demo model; no torch
+# make test   everything that must hold before a change lands: lint, format, types, tests
+# make bench  measurements behind the README's figures (minutes; best on a quiet machine)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo-bundle
+FOLDERS := runtime graphs export calibration tools
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint types pytest bench clean
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate
+	$(BIN)/blt-edge validate $(DEMO) --golden export/demo/golden.safetensors
+	$(BIN)/blt-edge generate -m $(DEMO) -p "Once upon a time" -n 200 --temperature 0.7 --seed 7
+
+test: lint types pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not follow an editable install's import hook: links give it the package as it will be installed.
+types: $(VENV)/.installed-test
+	mkdir -p $(VENV)/types/blt_edge
+	ln -sfn $(foreach folder,$(FOLDERS),$(CURDIR)/$(folder)) $(VENV)/types/blt_edge/
+	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach folder,$(FOLDERS),-p blt_edge.$(folder))
+
+pytest: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.installed-test
+	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate -q
+	$(BIN)/python -m blt_edge.tools.bench.decode --bundle $(DEMO) --checkpoint export/demo --text tests/data/alice.txt
+	$(BIN)/python -m blt_edge.tools.bench.positions --bundle $(DEMO) --text tests/data/alice.txt
+
+clean:
+	rm -rf $(VENV) $(DEMO)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install -q -c constraints.txt -e '.[cpu,export]'
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install -q -c constraints.txt -e '.[cpu,export,validate,dev]'
+	touch $@ $(VENV)/.installed-demo

@@ -1,0 +1,1 @@
+"""blt_edge.calibration: ranges of activations for quantized graphs."""
