@@ -1,0 +1,25 @@
+"""blt_edge.runtime: run a BLT bundle. Needs numpy and an inference engine, never torch or onnx."""
+
+from .errors import BackendError, BltError, BundleError, OptionError, PromptTooLongError
+from .generation import FinishReason, GenerationChunk, GenerationResult, GenerationStats
+from .model import DEVICES, BltModel
+from .options import GenerationOptions
+from .scoring import Score
+from .sequence import Sequence
+
+__all__ = [
+    "DEVICES",
+    "BackendError",
+    "BltError",
+    "BltModel",
+    "BundleError",
+    "FinishReason",
+    "GenerationChunk",
+    "GenerationOptions",
+    "GenerationResult",
+    "GenerationStats",
+    "OptionError",
+    "PromptTooLongError",
+    "Score",
+    "Sequence",
+]

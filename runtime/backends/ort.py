@@ -1,0 +1,118 @@
+"""ONNX Runtime on the CPU: sessions over mapped weights, and calls through IO binding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..cache import KvCache
+from ..errors import BackendError
+from ..manifest import StageSpec
+
+__all__ = ["OrtCall", "OrtStage"]
+
+Array = npt.NDArray[Any]
+
+_DTYPES: dict[str, type[np.generic]] = {
+    "tensor(int64)": np.int64,
+    "tensor(float)": np.float32,
+}
+
+
+def _import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise BackendError(
+            "device 'cpu' needs ONNX Runtime, which is not installed; pip install 'blt-edge[cpu]'"
+        ) from error
+    return onnxruntime
+
+
+class OrtStage:
+    """One stage graph in an ONNX Runtime session."""
+
+    def __init__(self, path: Path, spec: StageSpec, threads: int | None) -> None:
+        """Load the graph at `path`; threads None leaves the choice to ONNX Runtime.
+
+        Raises BackendError when ONNX Runtime is missing or refuses the graph.
+        """
+        ort = _import_onnxruntime()
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.inter_op_num_threads = 1
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        # Weights stay in the mapped file: prepacking would copy every matrix into private memory,
+        # and float32 products run at full read bandwidth without it.
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        # Four sessions share the cores: a worker that spins after its run takes one from the next stage.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise BackendError(f"{path.name}: ONNX Runtime {ort.__version__} refused it: {reason}") from error
+        self._ort = ort
+        self.spec = spec
+        self._input_types = {value.name: _DTYPES[value.type] for value in self._session.get_inputs()}
+        self._output_axes = {value.name: tuple(value.shape) for value in self._session.get_outputs()}
+        self._input_axes = {value.name: tuple(value.shape) for value in self._session.get_inputs()}
+
+    def bind(
+        self, shapes: Mapping[str, tuple[int, ...]], cache: KvCache, shared: Mapping[str, Array]
+    ) -> OrtCall:
+        """See StageBackend.bind."""
+        inputs = {name: np.zeros(shape, self._input_types[name]) for name, shape in shapes.items()}
+        sizes: dict[str, int] = {}
+        for name, array in inputs.items():
+            for axis, size in zip(self._input_axes[name], array.shape, strict=True):
+                if isinstance(axis, str):
+                    sizes[axis] = size
+        outputs = {
+            name: np.zeros([sizes[axis] if isinstance(axis, str) else axis for axis in axes], np.float32)
+            for name, axes in self._output_axes.items()
+        }
+        return OrtCall(self._session, inputs, outputs, cache, shared)
+
+
+class OrtCall:
+    """A bound run: every buffer is a numpy array that ONNX Runtime reads and writes in place."""
+
+    def __init__(
+        self,
+        session: Any,
+        inputs: dict[str, Array],
+        outputs: dict[str, Array],
+        cache: KvCache,
+        shared: Mapping[str, Array],
+    ) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self._session = session
+        self._binding = session.io_binding()
+        # The binding holds plain addresses: keep every array alive as long as the call.
+        self._kept: list[Array] = [cache.buffer, cache.positions, *shared.values()]
+        for name, array in {**inputs, **shared, "past_positions": cache.positions}.items():
+            self._bind_input(name, array)
+        for plane in range(cache.buffer.shape[0]):
+            kind = "value" if plane % 2 else "key"
+            self._bind_input(f"past.{plane // 2}.{kind}", cache.buffer[plane])
+        for name, array in outputs.items():
+            self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        self.run = self._make_run()
+
+    def _bind_input(self, name: str, array: Array) -> None:
+        assert array.flags.c_contiguous, name
+        self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def _make_run(self) -> Any:
+        run, binding = self._session.run_with_iobinding, self._binding
+
+        def bound_run() -> None:
+            run(binding)
+
+        return bound_run

@@ -1,0 +1,142 @@
+"""Are the files of a bundle what its manifest says: all there, no links, right sizes, right contents.
+
+The fast check reads small files whole and samples of large ones, so that opening a bundle of gigabytes
+takes milliseconds; it finds truncated, exchanged and overwritten files. Only the full check finds every
+changed byte of a large file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from .errors import BundleError
+from .files import open_plain
+from .manifest import FileRecord, Manifest
+
+__all__ = ["FULL_HASH_LIMIT", "Progress", "check_files", "file_record", "hash_file", "sample_hash"]
+
+FULL_HASH_LIMIT = 64 << 20
+"""Files of up to this many bytes are always hashed whole."""
+
+SAMPLES = 64
+SAMPLE_BYTES = 4096
+_CHUNK = 4 << 20
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes in all."""
+
+
+def hash_file(path: str | os.PathLike[str], progress: Progress | None = None) -> str:
+    """The sha256 of a regular file's contents, in hexadecimal. Raises BundleError when it is none."""
+    with open_plain(Path(path)) as file:
+        return _hash(file, _Meter(progress, _size(file)))
+
+
+def sample_hash(path: str | os.PathLike[str]) -> str:
+    """The sha256 of 64 evenly spaced blocks of 4 KiB, the first and the last included, in hexadecimal.
+
+    Of a file of up to 256 KiB, everything. Raises BundleError when it is no regular file.
+    """
+    with open_plain(Path(path)) as file:
+        return _sample(file)
+
+
+def file_record(path: str | os.PathLike[str], progress: Progress | None = None) -> FileRecord:
+    """Size and both hashes of a file, as they go into the manifest."""
+    with open_plain(Path(path)) as file:
+        size = _size(file)
+        sha256 = _hash(file, _Meter(progress, size))
+        return FileRecord(bytes=size, sha256=sha256, sample_sha256=_sample(file))
+
+
+def check_files(
+    directory: str | os.PathLike[str],
+    manifest: Manifest,
+    full: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Compare every file that the manifest lists with its record; other files are not looked at.
+
+    Without `full`, files over `FULL_HASH_LIMIT` are compared by size and `sample_hash` only.
+    Raises BundleError naming the first file that is missing, no regular file, of another size or changed, and
+    any link inside the directory (which may itself be reached through one).
+    """
+    root = Path(directory)
+    _refuse_links(root)
+    # Sizes first: they are free, and a missing file should not show after minutes of hashing.
+    for name, record in manifest.files.items():
+        with open_plain(root / name) as file:
+            _check_size(name, _size(file), record)
+    whole = {name for name, record in manifest.files.items() if full or record.bytes <= FULL_HASH_LIMIT}
+    meter = _Meter(progress, sum(manifest.files[name].bytes for name in whole))
+    for name, record in manifest.files.items():
+        with open_plain(root / name) as file:
+            same = (
+                _hash(file, meter) == record.sha256
+                if name in whole
+                else _sample(file) == record.sample_sha256
+            )
+        if not same:
+            raise BundleError(
+                f"{name} was changed after the bundle was written (its sha256 differs); "
+                "copy the bundle again or export the checkpoint again"
+            )
+
+
+def _check_size(name: str, size: int, record: FileRecord) -> None:
+    if size != record.bytes:
+        state = "is truncated" if size < record.bytes else "has extra bytes"
+        raise BundleError(
+            f"{name} {state}: it has {size} bytes, the manifest says {record.bytes}; "
+            "copy the bundle again or export the checkpoint again"
+        )
+
+
+def _refuse_links(root: Path) -> None:
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if path.is_symlink():
+                raise BundleError(
+                    f"{path} is a link, a bundle holds regular files only; replace it by what it points to"
+                )
+
+
+class _Meter:
+    """Adds up bytes for a progress callback."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._done, self._total = progress, 0, total
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _size(file: BinaryIO) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _hash(file: BinaryIO, meter: _Meter) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+        meter.add(len(chunk))
+    return digest.hexdigest()
+
+
+def _sample(file: BinaryIO) -> str:
+    size = _size(file)
+    if size <= SAMPLES * SAMPLE_BYTES:
+        file.seek(0)
+        return hashlib.sha256(file.read(size)).hexdigest()
+    digest = hashlib.sha256()
+    for index in range(SAMPLES):
+        file.seek(index * (size - SAMPLE_BYTES) // (SAMPLES - 1))
+        digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,180 @@
+"""A loaded bundle: the public way to score, inspect and generate text."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from .backends.base import StageBackend
+from .embedding import EmbeddingTable
+from .errors import BundleError, OptionError
+from .generation import GenerationChunk, GenerationResult, generate, stream
+from .integrity import check_files
+from .manifest import Manifest, load_manifest
+from .options import GenerationOptions
+from .patching import PatchBoundaries
+from .scoring import Score, score
+from .sequence import PatcherState, Sequence, SequenceLimits
+from .vocabulary import encode
+
+__all__ = ["DEVICES", "BltModel"]
+
+Floats = npt.NDArray[np.float32]
+
+DEVICES = ("auto", "cpu")
+"""Devices that this version runs on."""
+
+
+class BltModel:
+    """A BLT bundle on a device. Thread-safe as long as each thread uses its own `Sequence`."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        backends: dict[str, StageBackend],
+        table: EmbeddingTable,
+        limits: SequenceLimits,
+        path: Path,
+    ) -> None:
+        self.manifest = manifest
+        self.limits = limits
+        self.path = path
+        self._backends = backends
+        self._table = table
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        threads: int | None = None,
+        *,
+        verify: bool = False,
+        prefill_chunk: int = 256,
+        rollback: int = 64,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> BltModel:
+        """Load the bundle directory `path`.
+
+        device: one of `DEVICES`; auto takes the best there is. threads: CPU threads, None leaves it to the
+        engine. verify: read every file and compare its sha256 (`progress(bytes done, bytes in all)`);
+        otherwise files over 64 MiB are compared by samples. prefill_chunk: bytes that one pass takes at
+        most (memory grows with it). rollback: bytes that can be taken back without computing again.
+
+        Raises BundleError (missing, damaged or unsafe bundle), BackendError (no engine), OptionError.
+        """
+        directory = Path(path)
+        _check_device(device)
+        _check_count("threads", threads if threads is not None else 1, 1, 1024)
+        manifest = load_manifest(directory)
+        check_files(directory, manifest, full=verify, progress=progress)
+        longest = manifest.axes["bytes"].max
+        _check_count("prefill_chunk", prefill_chunk, 1, longest)
+        _check_count("rollback", rollback, 0, longest)
+        limits = SequenceLimits(prefill_chunk, rollback, manifest.model.max_positions)
+        from .backends.ort import OrtStage  # the engine is imported only when a model is loaded
+
+        backends: dict[str, StageBackend] = {
+            name: OrtStage(directory / spec.file, spec, threads) for name, spec in manifest.stages.items()
+        }
+        table = EmbeddingTable.open(directory, manifest.embedding)
+        return cls(manifest, backends, table, limits, directory)
+
+    def sequence(self) -> Sequence:
+        """A new, empty sequence; the first id it reads must be BOS (`vocabulary.encode` puts it there)."""
+        return Sequence(self.manifest, self._backends, self._table, self.limits)
+
+    def logits(self, data: bytes) -> Floats:
+        """float32 [1 + n, 260] for n bytes: row i follows BOS and the first i bytes."""
+        return np.concatenate([result.logits for result in self.sequence().append(encode(data))])
+
+    def entropies(self, data: bytes) -> Floats:
+        """float32 [1 + n], nats: the patcher's uncertainty of the next byte after the same prefixes.
+
+        Raises BundleError when the model has no entropy patcher.
+        """
+        patcher = self._patcher_state()
+        return np.concatenate([patcher.extend(ids).copy() for ids in self._chunks(data)])
+
+    def patch_lengths(self, data: bytes) -> list[int]:
+        """Lengths (> 0) of the patches of BOS and the n bytes; their sum is 1 + n."""
+        boundaries = PatchBoundaries(self.manifest.patching)
+        patcher = self._patcher_state() if self.manifest.patching.needs_entropy else None
+        for ids in self._chunks(data):
+            boundaries.extend(ids, patcher.extend(ids) if patcher else None)
+        return boundaries.patch_lengths()
+
+    def trace(self, data: bytes) -> dict[str, Floats]:
+        """Every stage's output over BOS and the n bytes, for comparing with a reference.
+
+        byte_states [1+n, D]; patch_values [closed patches, V]; logits [1+n, 260]; and with an entropy patcher
+        entropies [1+n] and patcher_logits [1+n, 260].
+        """
+        sequence = self.sequence()
+        parts: dict[str, list[Floats]] = {"byte_states": [], "patch_values": [], "logits": []}
+        for result in sequence.extend(encode(data)):
+            parts["byte_states"].append(result.byte_states.copy())
+            parts["patch_values"] += [value[None] for value in result.patch_values]
+            parts["logits"].append(result.logits.copy())
+            if sequence.patcher is not None and result.entropies is not None:
+                assert sequence.patcher.last_logits is not None
+                parts.setdefault("entropies", []).append(result.entropies.copy())
+                parts.setdefault("patcher_logits", []).append(sequence.patcher.last_logits.copy())
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+    def score(
+        self,
+        data: bytes,
+        *,
+        context: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Score:
+        """Bits per byte of `data` over all 260 classes, in windows of `context` ids, each from BOS.
+
+        context None takes the trained context that the manifest names. progress(bytes done, bytes in all).
+        """
+        return score(self, data, context=context, progress=progress)
+
+    def stream(
+        self,
+        prompt: str | bytes,
+        options: GenerationOptions | None = None,
+        *,
+        cancel: threading.Event | None = None,
+    ) -> Iterator[GenerationChunk]:
+        """Generate, yielding text as it becomes certain; see `generation.stream`."""
+        return stream(self, prompt, options or GenerationOptions(), cancel=cancel)
+
+    def generate(
+        self,
+        prompt: str | bytes,
+        options: GenerationOptions | None = None,
+        *,
+        cancel: threading.Event | None = None,
+    ) -> GenerationResult:
+        """Generate to the end; see `generation.stream`."""
+        return generate(self, prompt, options or GenerationOptions(), cancel=cancel)
+
+    def _patcher_state(self) -> PatcherState:
+        if "patcher" not in self._backends:
+            raise BundleError("this model has no entropy patcher (patch_in_forward is false): no entropies")
+        return PatcherState(self._backends["patcher"], self.manifest, self.limits)
+
+    def _chunks(self, data: bytes) -> Iterator[npt.NDArray[np.int64]]:
+        ids = encode(data)
+        for start in range(0, len(ids), self.limits.prefill_chunk):
+            yield ids[start : start + self.limits.prefill_chunk]
+
+
+def _check_device(device: str) -> None:
+    if device not in DEVICES:
+        raise OptionError(f"device: got {device!r}, this version runs on {' or '.join(map(repr, DEVICES))}")
+
+
+def _check_count(name: str, value: int, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise OptionError(f"{name}: got {value!r}, a whole number from {least} to {most} is needed")

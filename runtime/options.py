@@ -1,0 +1,85 @@
+"""What a caller may ask of a generation, checked when it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .checks import checked_int, checked_real, shown
+from .errors import OptionError
+
+__all__ = ["GenerationOptions"]
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How text is generated. Raises OptionError, one line, when a field is out of range.
+
+    The defaults are greedy decoding; every other filter is off at its default.
+    """
+
+    max_new_bytes: int = 256
+    """Generate at most this many bytes; >= 1."""
+
+    temperature: float = 0.0
+    """Logits are divided by it; 0 takes the most likely id (greedy), whatever top_k, top_p, min_p are."""
+
+    top_k: int = 0
+    """Keep the k most likely ids, and those as likely as the k-th; 0 turns it off."""
+
+    top_p: float = 1.0
+    """Keep the fewest most likely ids whose probabilities sum to at least this; in (0, 1], 1 turns it off."""
+
+    min_p: float = 0.0
+    """Keep ids at least this fraction as likely as the most likely one; in [0, 1], 0 turns it off."""
+
+    repetition_penalty: float = 1.0
+    """Logits of ids already in the text (prompt too) are divided by it when positive, multiplied when
+    negative; > 0, 1 turns it off."""
+
+    seed: int | None = None
+    """Seed of the random numbers, >= 0; None draws a fresh one, so that each run differs."""
+
+    stop: tuple[bytes | str, ...] = ()
+    """Strings that end the text when they appear, and are not part of it. str is taken as UTF-8; surrogate
+    escapes, which a command line's invalid bytes become, as those bytes. After construction all are bytes."""
+
+    def __post_init__(self) -> None:
+        checked = {
+            "max_new_bytes": checked_int("max_new_bytes", self.max_new_bytes, 1),
+            "temperature": checked_real("temperature", self.temperature, 0, hint="0 = greedy"),
+            "top_k": checked_int("top_k", self.top_k, 0, hint="0 = off"),
+            "top_p": checked_real("top_p", self.top_p, 0, 1, above_minimum=True, hint="1 = off"),
+            "min_p": checked_real("min_p", self.min_p, 0, 1, hint="0 = off"),
+            "repetition_penalty": checked_real(
+                "repetition_penalty", self.repetition_penalty, 0, above_minimum=True, hint="1 = off"
+            ),
+            "seed": None if self.seed is None else checked_int("seed", self.seed, 0, hint="or none"),
+            "stop": _stop_bytes(self.stop),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def stop_bytes(self) -> tuple[bytes, ...]:
+        """`stop`, typed as the bytes it is after construction."""
+        return _stop_bytes(self.stop)
+
+
+def _stop_bytes(stops: object) -> tuple[bytes, ...]:
+    if isinstance(stops, (str, bytes, bytearray)) or not isinstance(stops, Iterable):
+        raise OptionError(f"stop is {shown(stops)}; allowed is a list or tuple of strings or bytes")
+    return tuple(_one_stop(stop) for stop in stops)
+
+
+def _one_stop(stop: object) -> bytes:
+    if isinstance(stop, str):
+        try:
+            stop = stop.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise OptionError(f"stop string {shown(stop)} is not valid text; give it as bytes") from None
+    if not isinstance(stop, (bytes, bytearray)):
+        raise OptionError(f"a stop string is {shown(stop)}; allowed are strings and bytes")
+    if not stop:
+        raise OptionError("a stop string is empty; allowed are strings of at least one byte")
+    return bytes(stop)

@@ -1,0 +1,345 @@
+"""One text being read: all state of the four stages, extended byte by byte or in chunks, and rolled back.
+
+A chunk of bytes goes through five phases (numbered in `Sequence._extend`): the patcher's entropies, the
+patch boundaries they decide, the encoder, the latent stage over the patches that closed, the
+decoder. Patch boundaries depend on earlier bytes only, so nothing is ever computed twice, whatever the
+chunks. What it does not know: text, sampling, stop strings, bundles.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .backends.base import StageBackend
+from .embedding import EmbeddingTable
+from .errors import OptionError, PromptTooLongError
+from .manifest import Manifest
+from .patching import PatchBoundaries
+from .stages import CachedStage, StageTime, next_power_of_two
+
+__all__ = ["ChunkResult", "PatcherState", "Sequence", "SequenceLimits"]
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class SequenceLimits:
+    """Sizes that bound a sequence's memory."""
+
+    prefill_chunk: int
+    """Bytes that one pass over the stages takes at most."""
+    rollback: int
+    """Bytes that can always be taken back without computing anything again."""
+    max_positions: int
+    """Positions the model has, BOS included."""
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """What the stages said about one chunk of S bytes. Copy what must outlive the next chunk."""
+
+    logits: Floats
+    """[S, 260]: next-byte logits after each byte."""
+    byte_states: Floats
+    """[S, D]: encoder output."""
+    patch_values: list[Floats]
+    """One [V] for each patch that closed in the chunk: the decoder's keys and values of it."""
+    entropies: Floats | None
+    """[S] in nats; None when the patching rule needs none."""
+
+
+class PatcherState:
+    """The entropy model's own state: entropies of a text without the main model."""
+
+    def __init__(self, backend: StageBackend, manifest: Manifest, limits: SequenceLimits) -> None:
+        spec = manifest.stages["patcher"]
+        self.stage = CachedStage(backend, spec, rollback=limits.rollback, limit=limits.max_positions)
+        self.last_logits: Floats | None = None
+
+    def extend(self, ids: Ids) -> Floats:
+        """Entropies [S] in nats after each of int64 ids [S]; `last_logits` [S, 260] belong to them."""
+        count = len(ids)
+        call = self.stage.prepare(count, {"byte_ids": (1, count)})
+        call.inputs["byte_ids"][0] = ids
+        outputs = self.stage.run(call)
+        self.last_logits = outputs["logits"][0]
+        entropies: Floats = outputs["entropy"][0]
+        return entropies
+
+
+class Sequence:
+    """The bytes read so far and everything needed to read the next one."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        backends: dict[str, StageBackend],
+        table: EmbeddingTable,
+        limits: SequenceLimits,
+    ) -> None:
+        self._manifest, self._backends, self._table = manifest, backends, table
+        self.limits = limits
+        # A chunk's bytes may read one patch each and the last `rollback` bytes too, plus the patch before.
+        decoder = manifest.stages["decoder"]
+        assert decoder.patch_values is not None
+        self._slots = limits.prefill_chunk + limits.rollback + 2
+        self._patch_values = np.zeros((self._slots, decoder.patch_values), np.float32)
+        self._ids: Ids = np.zeros(256, np.int64)
+        self._history = manifest.embedding.hash.history
+        self._reset()
+
+    def _reset(self) -> None:
+        manifest, backends, limits = self._manifest, self._backends, self.limits
+        self.length = 0
+        self.boundaries = PatchBoundaries(manifest.patching)
+        self.patcher = (
+            PatcherState(backends["patcher"], manifest, limits) if manifest.patching.needs_entropy else None
+        )
+        self._encoder = self._stage("encoder")
+        self._latent = self._stage("latent")
+        self._decoder = self._stage("decoder", patch_values=self._patch_values)
+        self._states = _ByteStates(manifest.model.width)
+        self._oldest_patch = 0
+        self._recent_logits = np.zeros((limits.rollback + 1, manifest.model.vocab_size), np.float32)
+        self._oldest_logits = 0
+
+    def _stage(self, name: str, **shared: Floats) -> CachedStage:
+        spec, limits = self._manifest.stages[name], self.limits
+        backend = self._backends[name]
+        return CachedStage(backend, spec, rollback=limits.rollback, limit=limits.max_positions, shared=shared)
+
+    @property
+    def ids(self) -> Ids:
+        """int64 [length]: every id read, BOS included. A view."""
+        return self._ids[: self.length]
+
+    @property
+    def logits(self) -> Floats:
+        """float32 [260]: next-byte logits after the last id. A view that the next call overwrites."""
+        assert self.length > 0, "nothing was read yet"
+        row: Floats = self._recent_logits[(self.length - 1) % len(self._recent_logits)]
+        return row
+
+    @property
+    def patches_closed(self) -> int:
+        """Patches that have ended and gone through the latent stage."""
+        return self._latent.cache.length
+
+    @property
+    def times(self) -> dict[str, StageTime]:
+        """Calls and seconds by stage."""
+        stages = {"encoder": self._encoder, "latent": self._latent, "decoder": self._decoder}
+        times = {name: stage.time for name, stage in stages.items()}
+        return {"patcher": self.patcher.stage.time, **times} if self.patcher else times
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory of caches and recent states, in bytes."""
+        stages = [self._encoder, self._latent, self._decoder]
+        stages += [self.patcher.stage] if self.patcher else []
+        own = self._patch_values.nbytes + self._states.buffer.nbytes + self._recent_logits.nbytes
+        return own + sum(stage.cache.bytes for stage in stages)
+
+    def append(self, ids: Ids) -> list[ChunkResult]:
+        """Read int64 ids [n], in chunks; one result for each, its arrays copied when there are several.
+
+        Raises PromptTooLongError, before anything changes, when the model has no position for them.
+        """
+        results = []
+        for result in self.extend(ids):
+            results.append(result if len(ids) <= self.limits.prefill_chunk else _copied(result))
+        return results
+
+    def extend(self, ids: Ids) -> Iterator[ChunkResult]:
+        """Like `append`, one chunk at a time: yields a ChunkResult that the next step overwrites."""
+        wanted = self.length + len(ids)
+        if wanted > self.limits.max_positions:
+            raise PromptTooLongError(
+                f"the text needs {wanted} positions (BOS included), "
+                f"the model has {self.limits.max_positions}; shorten it"
+            )
+        step = self.limits.prefill_chunk
+        for start in range(0, len(ids), step):
+            yield self._extend(ids[start : start + step])
+
+    def _extend(self, ids: Ids) -> ChunkResult:
+        first, count = self.length, len(ids)
+        self._store_ids(ids)
+        # 1. How uncertain is the next byte after each of these?
+        entropies = self.patcher.extend(ids) if self.patcher else None
+        # 2. Which patches end here: decided now, since a boundary after byte i depends on bytes up to i.
+        self.boundaries.extend(ids, entropies)
+        # 3. One state per byte.
+        call = self._encoder.prepare(count, {"byte_embeds": (1, count, self._manifest.model.width)})
+        past = max(0, first - self._history)
+        call.inputs["byte_embeds"][0] = self._table.embed(self._ids[past : first + count], count)
+        states = self._encoder.run(call)["byte_states"]
+        self._states.append(first, states[0])
+        # 4. The patches that closed go through the global transformer.
+        patch_values = self._run_latent()
+        # 5. Each byte reads the last patch that is complete before the next byte.
+        call = self._decoder.prepare(count, {"byte_states": states.shape, "patch_index": (1, count)})
+        call.inputs["byte_states"][:] = states
+        call.inputs["patch_index"][0] = self.boundaries.latent_index(first, count) % self._slots
+        logits: Floats = self._decoder.run(call)["logits"][0]
+        self.length += count
+        self._keep_logits(first, logits)
+        self._drop_old_states()
+        return ChunkResult(logits, states[0], patch_values, entropies)
+
+    def _store_ids(self, ids: Ids) -> None:
+        needed = self.length + len(ids)
+        if needed > len(self._ids):
+            self._ids = np.resize(self._ids, max(needed, 2 * len(self._ids)))
+        self._ids[self.length : needed] = ids
+
+    def _keep_logits(self, first: int, logits: Floats) -> None:
+        kept = min(len(logits), len(self._recent_logits))
+        rows = np.arange(first + len(logits) - kept, first + len(logits)) % len(self._recent_logits)
+        self._recent_logits[rows] = logits[len(logits) - kept :]
+        self._oldest_logits = max(self._oldest_logits, first + len(logits) - len(self._recent_logits))
+
+    def _run_latent(self) -> list[Floats]:
+        starts = self.boundaries.starts
+        done, closed = self._latent.cache.length, len(starts) - 1
+        values: list[Floats] = []
+        while done < closed:
+            group = _patch_group(starts, done, closed, 2 * self.limits.prefill_chunk)
+            values += self._run_patches(starts[done : done + group + 1])
+            done += group
+        return values
+
+    def _run_patches(self, edges: list[int]) -> list[Floats]:
+        # edges: starts of consecutive closed patches and the end of the last one.
+        patches = len(edges) - 1
+        lengths = [edges[index + 1] - edges[index] for index in range(patches)]
+        # Few distinct lengths keep few bound calls; padding is masked out exactly.
+        padded = next_power_of_two(max(lengths))
+        shape = (1, patches, padded, self._manifest.model.width)
+        call = self._latent.prepare(patches, {"patch_bytes": shape, "patch_lengths": (1, patches)})
+        target = call.inputs["patch_bytes"][0]
+        for index, length in enumerate(lengths):
+            target[index, :length] = self._states.get(edges[index], edges[index + 1])
+        call.inputs["patch_lengths"][0] = lengths
+        first = self._latent.cache.length
+        values: Floats = self._latent.run(call)["patch_values"][0]
+        self._patch_values[np.arange(first, first + patches) % self._slots] = values
+        self._oldest_patch = max(self._oldest_patch, first + patches - self._slots)
+        return list(values.copy())
+
+    def _drop_old_states(self) -> None:
+        # A roll-back may open again the patch that holds the byte `rollback` positions ago.
+        target = max(0, self.length - self.limits.rollback)
+        starts = self.boundaries.starts
+        self._states.drop_before(starts[max(0, bisect_right(starts, target) - 1)])
+
+    def roll_back(self, count: int) -> None:
+        """Take back the last `count` ids (0 <= count < length), as if they had never been read.
+
+        Up to `limits.rollback` ids this only moves counters; beyond, the text is read again. Raises
+        OptionError when count is out of range.
+        """
+        if not 0 <= count < max(1, self.length):
+            raise OptionError(f"roll back {count} bytes: 0 to {max(0, self.length - 1)} can be taken back")
+        length = self.length - count
+        if count == 0:
+            return
+        if not self._can_roll_back(length):
+            self._read_again(length)
+            return
+        self.boundaries.rollback(length)
+        closed = len(self.boundaries.starts) - 1
+        for stage in (self._encoder, self._decoder):
+            stage.cache.roll_back(length)
+        if self.patcher:
+            self.patcher.stage.cache.roll_back(length)
+        self._latent.cache.roll_back(closed)
+        self._oldest_patch = min(self._oldest_patch, closed)
+        self._states.roll_back(length)
+        self._oldest_logits = min(self._oldest_logits, length)
+        self.length = length
+
+    def _can_roll_back(self, length: int) -> bool:
+        starts = self.boundaries.starts
+        opened = bisect_right(starts, length) - 1  # the patch that position `length` would be in
+        caches = [self._encoder.cache, self._decoder.cache]
+        caches += [self.patcher.stage.cache] if self.patcher else []
+        return (
+            all(cache.can_roll_back(length) for cache in caches)
+            and self._latent.cache.can_roll_back(opened)
+            and opened - 1 >= self._oldest_patch
+            and starts[opened] >= self._states.base
+            and length - 1 >= self._oldest_logits
+        )
+
+    def _read_again(self, length: int) -> None:
+        ids, times = self._ids[:length].copy(), self.times
+        self._reset()
+        for name, past in times.items():
+            now = self.times[name]
+            now.calls, now.seconds = past.calls, past.seconds
+        for _ in self.extend(ids):
+            pass
+
+
+def _patch_group(starts: list[int], first: int, closed: int, budget: int) -> int:
+    # How many patches from `first` fit one padded block of at most `budget` byte states (at least one).
+    longest = 0
+    for index in range(first, closed):
+        longest = max(longest, next_power_of_two(starts[index + 1] - starts[index]))
+        if (index - first + 1) * longest > budget:
+            return max(1, index - first)
+    return closed - first
+
+
+def _copied(result: ChunkResult) -> ChunkResult:
+    entropies = None if result.entropies is None else result.entropies.copy()
+    return ChunkResult(result.logits.copy(), result.byte_states.copy(), result.patch_values, entropies)
+
+
+class _ByteStates:
+    """Encoder states of recent positions base..end, contiguous, so that a patch is a slice."""
+
+    def __init__(self, width: int) -> None:
+        self.buffer: Floats = np.zeros((64, width), np.float32)
+        self.base = 0  # position of the first state that is kept
+        self._offset = 0  # its row
+        self._end = 0
+
+    def append(self, first: int, states: Floats) -> None:
+        live = first - self.base
+        if self._offset + live + len(states) > len(self.buffer):
+            self._make_room(live, live + len(states))
+        row = self._offset + live
+        self.buffer[row : row + len(states)] = states
+        self._end = first + len(states)
+
+    def _make_room(self, live: int, needed: int) -> None:
+        kept = self.buffer[self._offset : self._offset + live]
+        if 2 * needed > len(self.buffer):
+            grown = np.zeros((2 * next_power_of_two(needed), self.buffer.shape[1]), np.float32)
+            grown[:live] = kept
+            self.buffer = grown
+        else:
+            self.buffer[:live] = kept.copy()
+        self._offset = 0
+
+    def get(self, start: int, stop: int) -> Floats:
+        assert self.base <= start <= stop <= self._end
+        row = self._offset + start - self.base
+        view: Floats = self.buffer[row : row + stop - start]
+        return view
+
+    def drop_before(self, position: int) -> None:
+        if position > self.base:
+            self._offset += position - self.base
+            self.base = position
+
+    def roll_back(self, length: int) -> None:
+        self._end = length

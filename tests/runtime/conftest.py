@@ -1,0 +1,34 @@
+"""A tiny exported model for the runtime's own tests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from support.random_models import RandomModel, base_config, write_random_model
+
+# Windows that the texts cross many times, a roll-back limit that they pass, and patches of many lengths.
+TINY = RandomModel(
+    "tiny",
+    base_config(
+        local_attention_window_len=8,
+        patcher={"sliding_window": 12, "num_key_value_heads": 2},
+        decoder={"num_key_value_heads": 2},
+        encoder={"max_position_embeddings": 400},
+    ),
+    share=0.3,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of `TINY`, which has 400 positions."""
+    from blt_edge.export import export_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny")
+    write_random_model(TINY, folder / "checkpoint")
+    return export_checkpoint(folder / "checkpoint", folder / "bundle")

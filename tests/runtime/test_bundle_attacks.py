@@ -1,0 +1,396 @@
+"""What somebody could do to a bundle, by accident or on purpose, and that opening it refuses each.
+
+"Opening" is what every command does before it runs a graph: read the manifest, check the files, map the tables.
+"""
+
+import copy
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blt_edge.runtime.embedding import EmbeddingTable
+from blt_edge.runtime.errors import BundleError
+from blt_edge.runtime.integrity import check_files
+from blt_edge.runtime.manifest import Manifest, load_manifest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ..support.bundles import SPEC, describe, seal, write_bundle
+
+NAMES = sorted(
+    [*(f"{s}.onnx" for s in describe().stages), *(f"{s}.onnx.data" for s in describe().stages), SPEC.file]
+)
+
+Payload = dict[str, Any]
+
+
+def open_bundle(directory: Path, full: bool = False) -> None:
+    manifest = load_manifest(directory)
+    check_files(directory, manifest, full=full)
+    EmbeddingTable.open(directory, manifest.embedding)
+
+
+def refused(directory: Path, match: str, full: bool = False) -> None:
+    with pytest.raises(BundleError, match=match) as caught:
+        open_bundle(directory, full)
+    message = str(caught.value)
+    assert message.isprintable(), "one line, nothing a terminal obeys"
+    assert len(message) < 500
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "bundle")
+    open_bundle(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def flip(path: Path, position: int, mask: int = 1) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= mask
+    path.write_bytes(data)
+
+
+class TestChangedFiles:
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("position", [0, 100, -1])
+    def test_changed_byte(self, bundle: Path, name: str, position: int) -> None:
+        flip(bundle / name, position)
+        refused(bundle, f"{name} was changed")
+        refused(bundle, f"{name} was changed", full=True)
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_missing(self, bundle: Path, name: str) -> None:
+        (bundle / name).unlink()
+        refused(bundle, f"{name} is missing")
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_truncated(self, bundle: Path, name: str) -> None:
+        data = (bundle / name).read_bytes()
+        (bundle / name).write_bytes(data[:-1])
+        refused(bundle, f"{name} is truncated: it has {len(data) - 1} bytes, the manifest says {len(data)}")
+        (bundle / name).write_bytes(b"")
+        refused(bundle, f"{name} is truncated")
+
+    @pytest.mark.parametrize("name", NAMES)
+    def test_extra_bytes(self, bundle: Path, name: str) -> None:
+        with (bundle / name).open("ab") as file:
+            file.write(b"\0")
+        refused(bundle, f"{name} has extra bytes")
+
+    def test_two_files_exchanged(self, bundle: Path) -> None:
+        (bundle / "patcher.onnx.data").rename(bundle / "x")
+        (bundle / "encoder.onnx.data").rename(bundle / "patcher.onnx.data")
+        (bundle / "x").rename(bundle / "encoder.onnx.data")
+        refused(bundle, "was changed")
+
+
+class TestLinksAndSpecialFiles:
+    @pytest.mark.parametrize("name", [*NAMES, "manifest.json"])
+    def test_linked_file(self, bundle: Path, tmp_path: Path, name: str) -> None:
+        (bundle / name).rename(tmp_path / "elsewhere")
+        (bundle / name).symlink_to(tmp_path / "elsewhere")
+        refused(bundle, f"{name} is a link")
+
+    def test_link_to_a_file_of_the_bundle(self, bundle: Path) -> None:
+        (bundle / "patcher.onnx").rename(bundle / "p.onnx")
+        (bundle / "patcher.onnx").symlink_to("p.onnx")
+        refused(bundle, "patcher.onnx is a link")
+
+    def test_dangling_link(self, bundle: Path) -> None:
+        (bundle / "tables.bin").unlink()
+        (bundle / "tables.bin").symlink_to("nothing")
+        refused(bundle, "tables.bin is a link")
+
+    def test_linked_directory_inside(self, bundle: Path, tmp_path: Path) -> None:
+        (tmp_path / "outside").mkdir()
+        (bundle / "engines").symlink_to(tmp_path / "outside", target_is_directory=True)
+        refused(bundle, "engines is a link")
+
+    def test_link_deep_inside(self, bundle: Path) -> None:
+        (bundle / "engines" / "sm87").mkdir(parents=True)
+        (bundle / "engines" / "sm87" / "x.plan").symlink_to("/etc/passwd")
+        refused(bundle, r"x\.plan is a link")
+
+    def test_unlisted_link(self, bundle: Path) -> None:
+        (bundle / "weights.bin").symlink_to("/etc/passwd")
+        refused(bundle, r"weights\.bin is a link")
+
+    def test_the_bundle_itself_may_be_reached_through_a_link(self, bundle: Path, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(bundle, target_is_directory=True)
+        open_bundle(tmp_path / "link", full=True)
+
+    @pytest.mark.parametrize("name", ["tables.bin", "manifest.json"])
+    def test_directory_in_place_of_a_file(self, bundle: Path, name: str) -> None:
+        (bundle / name).unlink()
+        (bundle / name).mkdir()
+        refused(bundle, f"{name} is not a regular file")
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+    @pytest.mark.parametrize("name", ["tables.bin", "manifest.json"])
+    def test_pipe_does_not_block(self, bundle: Path, name: str) -> None:
+        (bundle / name).unlink()
+        os.mkfifo(bundle / name)
+        refused(bundle, f"{name} is not a regular file")
+
+
+class TestManifestText:
+    def test_changed_byte_anywhere(self, bundle: Path) -> None:
+        path = bundle / "manifest.json"
+        original = path.read_bytes()
+        for position in range(0, len(original), 7):
+            flip(path, position, (0x01, 0x20, 0x80, 0x10)[position % 4])
+            with pytest.raises(BundleError):
+                load_manifest(bundle)
+            path.write_bytes(original)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda text: text[:-1],
+            lambda text: text + "\n",
+            lambda text: text[: len(text) // 2],
+            lambda text: "",
+            lambda text: "\ufeff" + text,
+            lambda text: text.replace("\n", "\r\n"),
+            lambda text: text.replace('"schema": 1,', '"schema": 1, "schema": 1,'),
+            lambda text: text.replace("1e-05", "0.00001"),
+            lambda text: json.dumps(json.loads(text)),
+        ],
+    )
+    def test_changed_layout(self, bundle: Path, change: Callable[[str], str]) -> None:
+        path = bundle / "manifest.json"
+        path.write_bytes(change(path.read_text()).encode())
+        refused(bundle, r"manifest\.json (is damaged|was changed)")
+
+    @pytest.mark.parametrize(
+        "text",
+        ["null", "[]", "3", '"x"', "[" * 100_000, "9" * 10_000, '{"schema": NaN}', '{"schema": 1e999}'],
+    )
+    def test_something_else(self, bundle: Path, text: str) -> None:
+        (bundle / "manifest.json").write_text(text)
+        refused(bundle, r"manifest\.json")
+
+    def test_binary(self, bundle: Path) -> None:
+        (bundle / "manifest.json").write_bytes(bytes(range(256)))
+        refused(bundle, "is damaged")
+
+    def test_endless(self, bundle: Path) -> None:
+        with (bundle / "manifest.json").open("wb") as file:
+            file.truncate(1 << 40)
+        refused(bundle, "has more than 16777216 bytes")
+
+    def test_removed(self, bundle: Path) -> None:
+        (bundle / "manifest.json").unlink()
+        refused(bundle, r"has no manifest\.json")
+
+
+def read_payload(directory: Path) -> Payload:
+    payload: Payload = json.loads((directory / "manifest.json").read_text())
+    return payload
+
+
+class TestSealedManifests:
+    """The checksum is no signature: these manifests have a right one."""
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *(
+                "../tables.bin",
+                "..",
+                ".",
+                "",
+                "/etc/passwd",
+                "sub/tables.bin",
+                "sub\\tables.bin",
+                "C:tables.bin",
+            ),
+            *("\\\\host\\x", "~/x", "tables.bin/", "./tables.bin", "tables.bin\0", "tables.bin\n", ".hidden"),
+            *(
+                "tab les.bin",
+                "t\u0430bles.bin",
+                "manifest.json",
+                "MANIFEST.JSON",
+                "x" * 300,
+                "-rf",
+                "a:stream",
+            ),
+        ],
+    )
+    @pytest.mark.parametrize("place", ["embedding", "stage", "files"])
+    def test_path_that_is_no_plain_name(self, bundle: Path, name: str, place: str) -> None:
+        payload = read_payload(bundle)
+        payload["files"][name] = payload["files"]["tables.bin"]
+        if place == "embedding":
+            payload["embedding"]["file"] = name
+        if place == "stage":
+            payload["stages"]["decoder"]["data"] = name
+        seal(bundle, payload)
+        refused(bundle, "a plain file name")
+
+    def test_file_outside_with_the_right_hash(self, bundle: Path, tmp_path: Path) -> None:
+        shutil.copy(bundle / "tables.bin", tmp_path / "tables.bin")
+        payload = read_payload(bundle)
+        payload["embedding"]["file"] = "../tables.bin"
+        payload["files"]["../tables.bin"] = payload["files"].pop("tables.bin")
+        seal(bundle, payload)
+        refused(bundle, "a plain file name")
+
+    def test_newer_schema(self, bundle: Path) -> None:
+        seal(bundle, {**read_payload(bundle), "schema": 2})
+        refused(bundle, "schema 2 .* upgrade blt-edge")
+
+    @pytest.mark.parametrize("schema", [0, -1, "2", 2.0, None, True, 10**30])
+    def test_senseless_schema(self, bundle: Path, schema: object) -> None:
+        seal(bundle, {**read_payload(bundle), "schema": schema})
+        refused(bundle, "schema")
+
+    def test_table_size_against_its_shape(self, bundle: Path) -> None:
+        for field, value in (("hash_vocab", 12), ("width", 16), ("functions", 1), ("dtype", "float32")):
+            payload = read_payload(bundle)
+            payload["embedding"][field] = value
+            payload["model"]["width"] = payload["embedding"]["width"]
+            seal(bundle, payload)
+            refused(bundle, r"tables\.bin\.bytes: got .* for tables of this shape")
+
+    def test_astronomic_tables_reserve_nothing(self, bundle: Path) -> None:
+        payload = read_payload(bundle)
+        payload["embedding"] |= {"hash_vocab": 2**31 - 1, "functions": 1000, "width": 1_000_000}
+        payload["model"]["width"] = 1_000_000
+        seal(bundle, payload)
+        refused(bundle, "for tables of this shape")
+
+    def test_file_that_claims_to_be_the_right_size(self, bundle: Path) -> None:
+        payload = read_payload(bundle)
+        with (bundle / "tables.bin").open("ab") as file:
+            file.write(bytes(16))
+        payload["files"]["tables.bin"]["bytes"] += 16
+        seal(bundle, payload)
+        refused(bundle, "for tables of this shape")
+
+
+# Mutations: whatever is changed, the answer is a manifest or a BundleError, never another exception.
+
+VALID: Payload = json.loads(
+    json.dumps(
+        describe().with_files({}).to_dict()
+        | {
+            "files": {
+                name: {
+                    "bytes": SPEC.bytes if name == SPEC.file else 300,
+                    "sha256": "0" * 64,
+                    "sample_sha256": "1" * 64,
+                }
+                for name in NAMES
+            }
+        }
+    )
+)
+
+
+def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+numbers = st.one_of(
+    st.integers(-2, 300),
+    st.integers(),
+    st.sampled_from([2**31, 2**63, 2**64, -(2**63), 10**400]),
+    st.floats(),
+)
+values = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, st.text(max_size=20), st.text(st.characters(), max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=6,
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> Any:
+    payload = copy.deepcopy(VALID)
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(list(places(payload)) or [()]))
+        if not path:
+            break
+        place = payload
+        for key in path[:-1]:
+            place = place[key]
+        how = draw(st.sampled_from(["replace", "remove", "add", "copy"]))
+        if how == "remove":
+            del place[path[-1]]
+        elif how == "add" and isinstance(place, dict):
+            place[draw(st.text(max_size=10))] = draw(values)
+        elif how == "copy":
+            other = draw(st.sampled_from(list(places(VALID))))
+            value: Any = VALID
+            for key in other:
+                value = value[key]
+            place[path[-1]] = copy.deepcopy(value)
+        else:
+            place[path[-1]] = draw(values)
+    return payload
+
+
+def test_the_unmutated_one_is_valid() -> None:
+    assert Manifest.from_dict(VALID).to_dict() == VALID
+
+
+@given(mutated())
+@settings(max_examples=400, deadline=None)
+def test_mutations_give_a_manifest_or_a_bundle_error(payload: Any) -> None:
+    try:
+        manifest = Manifest.from_dict(payload)
+    except BundleError as error:
+        assert str(error).isprintable()
+        assert len(str(error)) < 500
+    else:
+        assert Manifest.from_dict(manifest.to_dict()) == manifest
+
+
+@given(values)
+@settings(max_examples=200, deadline=None)
+def test_anything_gives_a_bundle_error(value: Any) -> None:
+    with pytest.raises(BundleError):
+        Manifest.from_dict(value)
+
+
+HUGE = 10**5000
+WRONG: dict[type, list[Any]] = {
+    str: [None, True, 3, 0.5, HUGE, [], ["x"], {}, "", "\0", "\n", "x" * 5000],
+    int: [None, True, "1", 1.5, 1.0, HUGE, -HUGE, math.nan, [], [1], {}],
+    float: [True, "1.0", HUGE, -HUGE, math.nan, math.inf, [], {}],
+    bool: [None, 0, 1, "true", [], {}],
+    dict: [None, True, 1, "x", HUGE, [], ["x"], {"\ud800\n": {}}],
+    list: [None, True, 1, "345", {}, [None], ["3"], [True], [3.0], [HUGE], [[3]]],
+    type(None): [True, "x", HUGE, math.nan, [], ["x"]],
+}
+NULLABLE = {"window", "threshold", "threshold_add", "max_patch_length", "patch_size", "validation"}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in places(VALID) if "config" not in p], ids=lambda path: "/".join(map(str, path))
+)
+def test_each_field_with_each_wrong_type(path: tuple[Any, ...]) -> None:
+    payload = copy.deepcopy(VALID)
+    place = payload
+    for key in path[:-1]:
+        place = place[key]
+    for value in WRONG[type(place[path[-1]])]:
+        if value is None and path[-1] in NULLABLE:
+            continue
+        place[path[-1]] = value
+        with pytest.raises(BundleError) as caught:
+            Manifest.from_dict(payload)
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 500

@@ -1,0 +1,174 @@
+"""Hash rows equal transformers' hashes and big-integer arithmetic, for any cut of the text."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from blt_edge.runtime.errors import OptionError
+from blt_edge.runtime.hashing import PRIMES, HashSpec, hash_rows
+from blt_edge.runtime.vocabulary import encode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+RELEASED = HashSpec((3, 4, 5, 6, 7, 8), 1, 500002)
+
+SPECS = st.builds(
+    HashSpec,
+    st.lists(st.integers(1, 12), max_size=4).map(tuple),
+    st.integers(0, 13),
+    st.one_of(st.integers(1, 50), st.sampled_from([500002, 2**31 + 11, 2**40 + 15])),
+)
+IDS = st.lists(st.integers(0, 259), max_size=40)
+
+
+def signed(value: int) -> int:
+    """What int64 arithmetic makes of an exact result."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+def by_definition(spec: HashSpec, ids: list[int]) -> list[list[int]]:
+    rows = []
+    for i in range(len(ids)):
+        row, table = [], 0
+        for function in range(spec.functions):
+            for size in spec.group_sizes:
+                window = [ids[k] if k >= 0 else 0 for k in range(i - size + 1, i + 1)]
+                exact = sum(value * PRIMES[function % len(PRIMES)] ** j for j, value in enumerate(window))
+                row.append(table * spec.vocab + signed(exact) % spec.vocab)
+                table += 1
+        rows.append(row)
+    return rows
+
+
+def array(ids: list[int]) -> NDArray[np.int64]:
+    return np.array(ids, dtype=np.int64)
+
+
+@settings(max_examples=300, deadline=None)
+@given(SPECS, IDS)
+def test_rows_equal_big_integer_arithmetic(spec: HashSpec, ids: list[int]) -> None:
+    rows = hash_rows(spec, array(ids), len(ids))
+    assert rows.shape == (len(ids), spec.tables)
+    assert rows.dtype == np.int64
+    assert rows.tolist() == by_definition(spec, ids)
+
+
+@settings(max_examples=200, deadline=None)
+@given(SPECS, IDS, st.lists(st.integers(0, 40), max_size=6), st.integers(0, 3))
+def test_any_cut_gives_the_same_rows(spec: HashSpec, ids: list[int], cuts: list[int], more: int) -> None:
+    whole = hash_rows(spec, array(ids), len(ids))
+    edges = [0, *sorted(min(cut, len(ids)) for cut in cuts), len(ids)]
+    for start, end in pairwise(edges):
+        past = max(0, start - spec.history - more)  # more history than needed changes nothing
+        rows = hash_rows(spec, array(ids[past:end]), end - start)
+        np.testing.assert_array_equal(rows, whole[start:end])
+
+
+@pytest.mark.parametrize("spec", [RELEASED, HashSpec((2, 3, 11), 3, 4093), HashSpec((1, 20), 12, 500002)])
+def test_rows_equal_transformers(spec: HashSpec) -> None:
+    torch = pytest.importorskip("torch")
+    blt = pytest.importorskip("transformers.models.blt.modeling_blt")
+    every = bytes(range(256))
+    data = every + every[::-1] + b"\xff" * 32 + b"\x00" * 32 + "Ünïcödé — text, 文字".encode()
+    ids = encode(data)
+    rows = hash_rows(spec, ids, len(ids))
+    table = 0
+    for function in range(spec.functions):
+        for size in spec.group_sizes:
+            prime = PRIMES[function % len(PRIMES)]
+            expected = blt.byte_group_hash_function(torch.from_numpy(ids)[None], size, prime, spec.vocab)
+            np.testing.assert_array_equal(rows[:, table], expected[0].numpy() + table * spec.vocab)
+            table += 1
+
+
+def test_rows_equal_the_ones_transformers_looks_up() -> None:
+    """Order of functions, groups and primes: the fused table's rows that its own embedding reads."""
+    torch = pytest.importorskip("torch")
+    blt = pytest.importorskip("transformers.models.blt.modeling_blt")
+    spec = HashSpec((2, 5, 3), 12, 97)  # twelve functions: the primes begin again
+    read: list[NDArray[np.int64]] = []
+
+    def lookup(rows: Any) -> Any:
+        read.append(rows[0].numpy())
+        return torch.zeros(*rows.shape, 1)
+
+    encoder = SimpleNamespace(embed_tokens=torch.nn.Embedding(260, 1))
+    ids = encode(b"The quick brown fox")
+    with torch.no_grad():
+        blt.compute_hash_embeddings(
+            torch.from_numpy(ids)[None],
+            encoder,
+            lookup,
+            spec.functions,
+            list(spec.group_sizes),
+            spec.vocab,
+        )
+    np.testing.assert_array_equal(hash_rows(spec, ids, len(ids)), np.stack(read, axis=1))
+
+
+def test_hashes_do_overflow_int64_at_the_released_sizes() -> None:
+    """Else the wrap-around would not be tested."""
+    ids = encode(b"wrap around")
+    exact = sum(int(value) * PRIMES[0] ** j for j, value in enumerate(ids[-8:]))
+    assert exact > 2**63
+    assert signed(exact) % 500002 != exact % 500002
+    assert hash_rows(RELEASED, ids, 1)[0, 5] == 5 * 500002 + signed(exact) % 500002
+
+
+def test_negative_sums_give_rows_inside_their_table() -> None:
+    ids = np.random.default_rng(0).integers(0, 260, 2000)
+    rows = hash_rows(RELEASED, ids, len(ids))
+    assert ((rows // 500002) == np.arange(6)).all()
+
+
+def test_nothing_new_gives_no_rows() -> None:
+    ids = encode(b"abc")
+    assert hash_rows(RELEASED, ids, 0).shape == (0, 6)
+    assert hash_rows(RELEASED, ids[:0], 0).shape == (0, 6)
+    assert hash_rows(HashSpec((), 1, 10), ids, 4).shape == (4, 0)
+    assert hash_rows(HashSpec((3,), 0, 10), ids, 1).shape == (1, 0)
+
+
+def test_the_ids_are_left_as_they_were() -> None:
+    ids = encode(b"constant")
+    ids.flags.writeable = False
+    hash_rows(RELEASED, ids, 1)
+    hash_rows(RELEASED, ids, len(ids))
+
+
+@pytest.mark.parametrize("count", [-1, 5])
+def test_a_count_that_does_not_fit_is_refused(count: int) -> None:
+    with pytest.raises(ValueError, match=f"count is {count}; allowed is 0 to the number of ids, 4"):
+        hash_rows(RELEASED, encode(b"abc"), count)
+
+
+def test_dimensions() -> None:
+    assert (RELEASED.tables, RELEASED.history) == (6, 7)
+    spec = HashSpec([4, 2], 3, 10)  # type: ignore[arg-type]
+    assert (spec.tables, spec.history, spec.group_sizes) == (6, 3, (4, 2))
+    assert HashSpec((), 2, 10).history == 0
+    assert HashSpec((3,), 1, 5) == HashSpec((3,), 1, 5)
+    assert hash(HashSpec((3,), 1, 5)) == hash(HashSpec((3,), 1, 5))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (((3, 0), 1, 10), "a hash group size is 0; allowed is a whole number >= 1"),
+        (((3, True), 1, 10), "a hash group size is True"),
+        (((2.0,), 1, 10), "a hash group size is 2.0"),
+        (("345", 1, 10), "hash group sizes are '345'; allowed is a list of whole numbers"),
+        ((3, 1, 10), "hash group sizes are 3; allowed is a list of whole numbers"),
+        (((3,), -1, 10), "the number of hash functions is -1"),
+        (((3,), 1, 0), "the hash table's rows is 0"),
+        (((3,), 4, 2**61), "more than int64 can index"),
+    ],
+)
+def test_impossible_specifications_are_refused(fields: tuple[object, int, int], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        HashSpec(*fields)  # type: ignore[arg-type]

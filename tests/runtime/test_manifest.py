@@ -1,0 +1,289 @@
+import copy
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from blt_edge.runtime.errors import BundleError
+from blt_edge.runtime.hashing import HashSpec
+from blt_edge.runtime.manifest import Manifest, Source, load_manifest, write_manifest
+from blt_edge.runtime.patching import PatchingRule
+
+from ..support.bundles import SPEC, describe, seal, write_bundle
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    write_bundle(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def payload(bundle: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((bundle / "manifest.json").read_text())
+    del loaded["checksum"]
+    return loaded
+
+
+def put(payload: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    """A copy with one field set; the path's parts are parted by "/" where names have dots in them."""
+    changed = copy.deepcopy(payload)
+    *parents, last = path.split("/" if "/" in path else ".")
+    place = changed
+    for key in parents:
+        place = place[key]
+    place[last] = value
+    return changed
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    written = write_bundle(tmp_path / "bundle")
+    assert load_manifest(tmp_path / "bundle") == written
+    assert load_manifest(str(tmp_path / "bundle")).stages["latent"].window is None
+
+
+def test_dict_and_back(bundle: Path) -> None:
+    manifest = load_manifest(bundle)
+    assert Manifest.from_dict(manifest.to_dict()) == manifest
+    assert list(manifest.stages) == ["patcher", "encoder", "latent", "decoder"]
+
+
+def test_json_is_as_documented(payload: dict[str, Any]) -> None:
+    assert payload["schema"] == 1
+    assert payload["blt_edge"] == "0.1.0"
+    assert payload["embedding"] == {
+        "file": "tables.bin",
+        "dtype": "float16",
+        "width": 8,
+        "byte_rows": 260,
+        "group_sizes": [3, 4],
+        "functions": 2,
+        "hash_vocab": 11,
+    }
+    assert payload["stages"]["latent"]["patch_values"] == 96
+    assert "patch_values" not in payload["stages"]["encoder"]
+    assert payload["patching"]["threshold"] == 1.335442066192627
+    assert set(payload["files"]["tables.bin"]) == {"bytes", "sha256", "sample_sha256"}
+
+
+def test_checksum_is_sha256_of_canonical_json(bundle: Path, payload: dict[str, Any]) -> None:
+    canonical = json.dumps(payload, sort_keys=True, separators=(",", ":")).encode()
+    stored = json.loads((bundle / "manifest.json").read_text())["checksum"]
+    assert stored == hashlib.sha256(canonical).hexdigest()
+
+
+def test_embedding_spec_derives_hash_rows_and_size() -> None:
+    assert SPEC.hash == HashSpec((3, 4), 2, 11)
+    assert SPEC.rows == 260 + 4 * 11
+    assert SPEC.bytes == SPEC.rows * 8 * 2
+
+
+FAULTS = [
+    ("schema", 0, "a whole number from 1 to 1"),
+    ("schema", True, "a whole number from 1 to 1"),
+    ("schema", "1", "a whole number from 1 to 1"),
+    ("blt_edge", 1, "printable text"),
+    ("source", [], "an object"),
+    ("source.name", "", "printable text"),
+    ("source.name", "a\x1b[2J", "printable text"),
+    ("source.name", "\ud800", "printable text"),
+    ("source.layout", "gguf", "one of huggingface, meta"),
+    ("source.layout", ["meta"], "one of huggingface, meta"),
+    ("source.sha256", "AB" * 32, "a sha256"),
+    ("source.sha256", "ab" * 31, "a sha256"),
+    ("source.config", "x", "an object"),
+    ("model.vocab_size", 261, "a whole number from 260 to 260"),
+    ("model.width", 8.0, "a whole number from 1"),
+    ("model.width", 16, "for tables of this shape|the model's width"),
+    ("model.cross_attn_k", 0, "a whole number from 1"),
+    ("model.max_positions", 10**400, "a whole number from 1"),
+    ("model.max_positions", 513, "at most the stages' 512"),
+    ("model.trained_context", None, "a whole number from 1"),
+    ("model.parameters", None, "an object"),
+    ("model.parameters.patcher", -1, "a whole number from 0"),
+    ("model.parameters.glue", 1, "a field 'glue'"),
+    ("patching.mode", "fixed", "one of entropy, space, static, byte"),
+    ("patching.mode", "static", "patch_size"),
+    ("patching.threshold", None, "threshold"),
+    ("patching.threshold", "1.3", "a number from"),
+    ("patching.threshold", True, "a number from"),
+    ("patching.threshold", 10**400, "a number from"),
+    ("patching.threshold", math.nan, "a number from"),
+    ("patching.threshold_add", math.inf, "a number from"),
+    ("patching.monotonic", 0, "true or false"),
+    ("patching.max_patch_length", 0, "a whole number from 1"),
+    ("patching.patch_size", 1.5, "a whole number from 1"),
+    ("embedding.file", "../tables.bin", "a plain file name"),
+    ("embedding.file", "missing.bin", "a file of the list under files"),
+    ("embedding.dtype", "bfloat16", "one of float16, float32"),
+    ("embedding.dtype", "float32", "for tables of this shape"),
+    ("embedding.width", 4, "the model's width 8"),
+    ("embedding.byte_rows", 259, "a whole number from 260 to 260"),
+    ("embedding.group_sizes", 3, "a list of at most"),
+    ("embedding.group_sizes", [3] * 101, "a list of at most"),
+    ("embedding.group_sizes", [3, 0], "a whole number from 1"),
+    ("embedding.group_sizes", [3, 4, 5], "for tables of this shape"),
+    ("embedding.functions", -1, "a whole number from 0"),
+    ("embedding.hash_vocab", 12, "for tables of this shape"),
+    ("stages", ["decoder"], "an object"),
+    ("stages.extra", {}, "one of patcher, encoder, latent, decoder"),
+    ("stages.decoder", None, "an object"),
+    ("stages.decoder.file", "/etc/passwd", "a plain file name"),
+    ("stages.decoder.file", "decoder.gguf", "a file of the list under files"),
+    ("stages.decoder.data", "a\\b", "a plain file name"),
+    ("stages.decoder.data", None, "a plain file name"),
+    ("stages.decoder.precision", "fp8", "one of fp32, fp16, int8, int4"),
+    ("stages.decoder.kv_heads", 0, "a whole number from 1"),
+    ("stages.decoder.head_dim", "64", "a whole number from 1"),
+    ("stages.decoder.window", 0, "a whole number from 1"),
+    ("stages.latent.window", 16, "null"),
+    ("stages.decoder.max_positions", 2**31, "a whole number from 1"),
+    ("stages.decoder.parameters", 2**63, "a whole number from 0"),
+    ("stages.decoder.patch_values", None, "latent and decoder only"),
+    ("stages.decoder.patch_values", 97, "the same value as in the latent stage"),
+    ("stages.encoder.patch_values", 96, "latent and decoder only"),
+    ("axes.batch", 8, "an object"),
+    ("axes.Batch!", {"min": 1, "opt": 1, "max": 1}, "an axis name"),
+    ("axes.batch.min", -1, "a whole number from 0"),
+    ("axes.batch.opt", 0, "a whole number from 1"),
+    ("axes.batch.max", 0, "a whole number from 1"),
+    ("validation", [], "an object"),
+    ("files", None, "an object"),
+    ("files/..", {}, "a plain file name"),
+    ("files/manifest.json", {}, "a plain file name"),
+    ("files/tables.bin/bytes", 1, "for tables of this shape"),
+    ("files/decoder.onnx/bytes", -1, "a whole number from 0"),
+    ("files/decoder.onnx/sha256", None, "a sha256"),
+    ("files/decoder.onnx/sample_sha256", "", "a sha256"),
+    ("unknown", 1, "a field 'unknown'"),
+    ("stages.decoder.unknown", 1, "a field 'unknown'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"), FAULTS, ids=[f"{path}={value!r:.20}" for path, value, _ in FAULTS]
+)
+def test_fault_is_named(payload: dict[str, Any], path: str, value: object, said: str) -> None:
+    with pytest.raises(BundleError, match=said) as caught:
+        Manifest.from_dict(put(payload, path, value))
+    message = str(caught.value)
+    assert message.startswith("manifest.json: ")
+    assert "\n" not in message
+    assert message.isprintable()
+    assert len(message) < 300
+
+
+def test_message_says_got_allowed_and_what_to_do(payload: dict[str, Any]) -> None:
+    with pytest.raises(BundleError) as caught:
+        Manifest.from_dict(put(payload, "stages.decoder.layers", -1))
+    assert str(caught.value) == (
+        "manifest.json: stages.decoder.layers: got -1, a whole number from 1 to 1000 is needed; "
+        "export the checkpoint again"
+    )
+
+
+def every_path(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in tree.items():
+        yield (*path, key)
+        if isinstance(value, dict) and key != "config":
+            yield from every_path(value, (*path, key))
+
+
+def test_every_field_is_needed(payload: dict[str, Any]) -> None:
+    for path in every_path(payload):
+        changed = copy.deepcopy(payload)
+        place = changed
+        for key in path[:-1]:
+            place = place[key]
+        del place[path[-1]]
+        if path[:2] == ("model", "parameters") and len(path) == 3:
+            Manifest.from_dict(changed)
+            continue
+        with pytest.raises(BundleError, match=r"manifest\.json: "):
+            Manifest.from_dict(changed)
+
+
+def test_no_patcher_needed_without_entropy(payload: dict[str, Any]) -> None:
+    patching = dict.fromkeys(payload["patching"]) | {"mode": "static", "patch_size": 4, "monotonic": False}
+    changed = put(payload, "patching", patching)
+    del changed["stages"]["patcher"]
+    manifest = Manifest.from_dict(changed)
+    assert manifest.patching == PatchingRule("static", patch_size=4)
+    assert Manifest.from_dict(manifest.to_dict()) == manifest
+
+
+@pytest.mark.parametrize("value", [None, 3, "x", [], {}, {"schema": None}])
+def test_not_a_manifest_at_all(value: object) -> None:
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        Manifest.from_dict(value)
+
+
+def test_newer_schema_says_upgrade(bundle: Path, payload: dict[str, Any]) -> None:
+    # A newer version's own fields and checksum must not hide the reason.
+    newer = {**payload, "schema": 2, "blt_edge": "0.9.1", "novelty": {}}
+    (bundle / "manifest.json").write_text(json.dumps(newer))
+    with pytest.raises(BundleError, match=r"schema 2 \(written by blt-edge '0\.9\.1'\) .* upgrade blt-edge"):
+        load_manifest(bundle)
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"nowhere does not exist; give the directory"):
+        load_manifest(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match=r"has no manifest\.json; give the directory"):
+        load_manifest(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match=r"file is not a directory"):
+        load_manifest(tmp_path / "file")
+
+
+def test_validation_is_recorded_and_nothing_else_changes(bundle: Path) -> None:
+    before = load_manifest(bundle)
+    report = {
+        "passed": False,
+        "logits": {"max": np.float32(0.5), "cosine": math.nan},
+        "rows": (1, np.int64(2)),
+    }
+    write_manifest(bundle, before.with_validation(report))
+    after = load_manifest(bundle)
+    assert after.validation == {"passed": False, "logits": {"max": 0.5, "cosine": "nan"}, "rows": [1, 2]}
+    assert after.with_validation(None) == before
+    assert sorted(path.name for path in bundle.iterdir()) == sorted([*before.files, "manifest.json"])
+
+
+def test_failed_write_leaves_the_old_manifest(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load_manifest(bundle)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_manifest(bundle, before.with_validation({"passed": True}))
+    assert load_manifest(bundle) == before
+    assert len(list(bundle.iterdir())) == len(before.files) + 1
+
+
+def test_what_could_not_be_read_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="a file of the list under files"):
+        write_manifest(tmp_path, describe())
+    assert not list(tmp_path.iterdir())
+
+
+def test_odd_names_and_configs_survive(bundle: Path) -> None:
+    manifest = load_manifest(bundle)
+    odd = Source("a\nb\x1b[31m\udcff", "meta", "0" * 64, {"x": math.inf, "y": "\x00é\ud800", "z": {}})
+    write_manifest(bundle, Manifest(**{**vars(manifest), "source": odd}))
+    source = load_manifest(bundle).source
+    assert source.name == "a?b?[31m?"
+    assert source.config == {"x": "inf", "y": "\x00é\ud800", "z": {}}
+
+
+def test_seal_makes_what_write_makes(bundle: Path, payload: dict[str, Any]) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    seal(bundle, payload)
+    assert (bundle / "manifest.json").read_bytes() == before

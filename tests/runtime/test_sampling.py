@@ -1,0 +1,244 @@
+"""The sampler's distribution equals transformers' chain of processors, and what is drawn follows it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from blt_edge.runtime.errors import BltError
+from blt_edge.runtime.options import GenerationOptions
+from blt_edge.runtime.sampling import count_seen, draw, make_sampler, probabilities
+from blt_edge.runtime.vocabulary import EOS, SUPPRESSED, encode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+Logits = NDArray[np.float32]
+NO_IDS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+SEEDS = st.integers(0, 2**32 - 1)
+OPTIONS = st.builds(
+    GenerationOptions,
+    temperature=st.sampled_from([0.1, 0.7, 1.0, 1.7, 10.0]),
+    top_k=st.sampled_from([0, 1, 2, 40, 256, 257, 260, 1000]),
+    top_p=st.sampled_from([1e-9, 0.1, 0.5, 0.9, 0.999, 1.0]),
+    min_p=st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]),
+    repetition_penalty=st.sampled_from([0.5, 1.0, 1.1, 3.0]),
+)
+
+
+def some_logits(seed: int, scale: float = 3.0) -> Logits:
+    return (np.random.default_rng(seed).normal(size=260) * scale).astype(np.float32)
+
+
+def by_transformers(
+    logits: Logits, options: GenerationOptions, ids: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """transformers' own processors, in float64, in the order that our module states."""
+    torch = pytest.importorskip("torch")
+    t: Any = pytest.importorskip("transformers.generation.logits_process")
+    chain: list[Any] = [t.SuppressTokensLogitsProcessor(list(SUPPRESSED))]
+    if options.repetition_penalty != 1.0:
+        chain.append(t.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
+    chain.append(t.TemperatureLogitsWarper(options.temperature))
+    if options.top_k:
+        chain.append(t.TopKLogitsWarper(options.top_k))
+    if options.top_p < 1.0:
+        chain.append(t.TopPLogitsWarper(options.top_p))
+    if options.min_p > 0.0:
+        chain.append(t.MinPLogitsWarper(options.min_p))
+    scores = torch.from_numpy(logits.astype(np.float64))[None]
+    for processor in chain:
+        scores = processor(torch.from_numpy(ids)[None], scores)
+    result: NDArray[np.float64] = torch.softmax(scores, dim=-1)[0].numpy()
+    return result
+
+
+@settings(max_examples=300, deadline=None)
+@given(SEEDS, OPTIONS, st.binary(max_size=30))
+def test_the_distribution_equals_transformers(seed: int, options: GenerationOptions, text: bytes) -> None:
+    logits, ids = some_logits(seed), encode(text)
+    expected = by_transformers(logits, options, ids)
+    actual = probabilities(logits, options, count_seen(ids, 260))
+    np.testing.assert_allclose(actual, expected, atol=1e-12)
+    assert ((actual > 0) == (expected > 0)).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(SEEDS, OPTIONS)
+def test_a_distribution_sums_to_one_and_leaves_out_special_ids(seed: int, options: GenerationOptions) -> None:
+    logits = some_logits(seed)
+    logits[list(SUPPRESSED)] = 1000.0
+    distribution = probabilities(logits, options)
+    assert distribution.dtype == np.float64
+    assert distribution.shape == (260,)
+    assert abs(distribution.sum() - 1) < 1e-12
+    assert not distribution[list(SUPPRESSED)].any()
+
+
+def test_the_end_of_the_text_may_be_chosen() -> None:
+    logits = some_logits(0)
+    logits[EOS] = 50.0
+    assert make_sampler(GenerationOptions())(logits, NO_IDS) == EOS
+    assert make_sampler(GenerationOptions(temperature=1.0, seed=0))(logits, NO_IDS) == EOS
+
+
+def test_greedy_takes_the_largest_and_the_lowest_of_equals() -> None:
+    greedy = make_sampler(GenerationOptions())
+    logits = np.zeros(260, dtype=np.float32)
+    assert greedy(logits, NO_IDS) == EOS  # ids 0, 1 and 3 are out
+    logits[[200, 100, 0, 1, 3]] = [2.0, 2.0, 9.0, 9.0, 9.0]
+    assert greedy(logits, NO_IDS) == 100
+    assert logits[0] == 9.0  # the caller's array is as it was
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.binary(max_size=30), st.sampled_from([0.5, 1.0, 2.0]))
+def test_greedy_is_certain_and_heeds_only_the_penalty(seed: int, text: bytes, penalty: float) -> None:
+    logits, ids = some_logits(seed), encode(text)
+    options = GenerationOptions(repetition_penalty=penalty, top_k=5, top_p=0.3, min_p=0.9, seed=1)
+    warm = by_transformers(logits, GenerationOptions(temperature=1.0, repetition_penalty=penalty), ids)
+    chosen = make_sampler(options)(logits, ids)
+    assert chosen == int(warm.argmax())
+    assert type(chosen) is int
+    certain = probabilities(logits, options, count_seen(ids, 260))
+    assert certain[chosen] == 1.0
+    assert certain.sum() == 1.0
+
+
+def test_the_penalty_is_for_ids_seen_however_often() -> None:
+    logits = np.full(260, -9.0, dtype=np.float32)
+    logits[[10, 20, 30]] = [2.0, 3.0, -1.0]
+    options = GenerationOptions(repetition_penalty=2.0)
+    greedy = make_sampler(options)
+    assert greedy(logits, NO_IDS) == 20
+    assert greedy(logits, np.array([20, 20, 20])) == 10  # 3 / 2 < 2, and not 3 / 8
+    assert greedy(logits, [10, 20]) == 20
+    warm = GenerationOptions(repetition_penalty=2.0, temperature=1.0)
+    seen = np.zeros(260, dtype=np.int64)
+    seen[30] = 3
+    ratio = probabilities(logits, warm, seen)[30] / probabilities(logits, warm)[30]
+    np.testing.assert_allclose(ratio, np.exp(-1.0), rtol=0.05)  # -1 became -2
+    np.testing.assert_array_equal(probabilities(logits, warm, None), probabilities(logits, warm, seen * 0))
+
+
+def test_equals_are_kept_together_by_top_k_and_in_order_by_top_p() -> None:
+    logits = np.full(260, -50.0, dtype=np.float32)
+    logits[[10, 20, 30, 40]] = [1.0, 1.0, 1.0, 2.0]
+    kept = probabilities(logits, GenerationOptions(temperature=1.0, top_k=2))
+    assert np.flatnonzero(kept).tolist() == [10, 20, 30, 40]
+    kept = probabilities(logits, GenerationOptions(temperature=1.0, top_p=0.6))
+    assert np.flatnonzero(kept).tolist() == [10, 40]
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-30])
+def test_the_lowest_temperatures_are_greedy(temperature: float) -> None:
+    logits = some_logits(3, scale=1e4)
+    options = GenerationOptions(temperature=temperature, seed=0, repetition_penalty=1e308)
+    with np.errstate(all="raise"):
+        distribution = probabilities(logits, options, count_seen(encode(b"text"), 260))
+    expected = by_transformers(logits, GenerationOptions(temperature=1.0), NO_IDS)
+    assert distribution[expected.argmax()] == 1.0
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e308])
+def test_the_highest_temperatures_are_uniform_but_filters_still_see_the_order(temperature: float) -> None:
+    logits = some_logits(3)
+    distribution = probabilities(logits, GenerationOptions(temperature=temperature))
+    np.testing.assert_allclose(np.delete(distribution, SUPPRESSED), 1 / 257, rtol=1e-12)
+    best = int(np.argmax(np.where(np.isin(np.arange(260), SUPPRESSED), -np.inf, logits)))
+    assert probabilities(logits, GenerationOptions(temperature=temperature, top_k=1))[best] == 1.0
+    assert probabilities(logits, GenerationOptions(temperature=temperature, top_p=1e-9))[best] == 1.0
+
+
+@pytest.mark.parametrize("penalty", [5e-324, 1e308])
+@pytest.mark.parametrize("temperature", [0.0, 5e-324, 1.0, 1e308])
+def test_extreme_values_stay_a_distribution(penalty: float, temperature: float) -> None:
+    logits = some_logits(1)
+    logits[[50, 51, 52]] = [np.inf, -np.inf, np.finfo(np.float32).max]
+    options = GenerationOptions(temperature=temperature, repetition_penalty=penalty, top_p=0.9, min_p=0.1)
+    with np.errstate(all="raise"):
+        distribution = probabilities(logits, options, np.ones(260, dtype=np.int64))
+    assert abs(distribution.sum() - 1) < 1e-12
+    assert not distribution[list(SUPPRESSED)].any()
+
+
+@pytest.mark.parametrize("options", [GenerationOptions(), GenerationOptions(temperature=1.0, seed=0)])
+def test_logits_that_are_no_numbers_are_an_error(options: GenerationOptions) -> None:
+    logits = some_logits(0)
+    logits[77] = np.nan
+    with pytest.raises(BltError, match="not a number"):
+        make_sampler(options)(logits, NO_IDS)
+
+
+def test_a_seed_repeats_and_seeds_differ() -> None:
+    logits = some_logits(5, scale=1.0)
+
+    def run(seed: int | None) -> list[int]:
+        sampler = make_sampler(GenerationOptions(temperature=1.0, seed=seed))
+        return [sampler(logits, NO_IDS) for _ in range(50)]
+
+    assert run(7) == run(7)
+    assert run(7) != run(8)
+    assert run(None) != run(None)
+
+
+def test_a_seed_means_the_same_numbers_in_every_version() -> None:
+    """Pinned draws: numpy keeps PCG64's stream stable, and one draw takes one random number."""
+    uniforms = np.random.Generator(np.random.PCG64(7)).random(20)
+    logits = some_logits(5, scale=1.0)
+    options = GenerationOptions(temperature=1.0, seed=7)
+    cumulative = np.cumsum(probabilities(logits, options))
+    expected = [int((cumulative <= u).sum()) for u in uniforms]
+    sampler = make_sampler(options)
+    assert [sampler(logits, NO_IDS) for _ in uniforms] == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        GenerationOptions(temperature=1.0, seed=1),
+        GenerationOptions(temperature=0.7, top_k=12, top_p=0.9, min_p=0.02, repetition_penalty=1.2, seed=2),
+    ],
+)
+def test_what_is_drawn_follows_the_distribution(options: GenerationOptions) -> None:
+    """Pearson's chi-square over the likely ids and the rest together, 5 deviations, fixed seeds."""
+    draws, ids = 20_000, encode(b"seen before")
+    logits = some_logits(11, scale=2.0)
+    sampler = make_sampler(options)
+    counts = np.bincount([sampler(logits, ids) for _ in range(draws)], minlength=260)
+    expected = by_transformers(logits, options, ids) * draws
+    assert not counts[expected == 0].any()
+    likely = expected >= 10
+    observed = np.append(counts[likely], counts[~likely].sum())
+    wanted = np.append(expected[likely], expected[~likely].sum())
+    observed, wanted = observed[wanted > 0], wanted[wanted > 0]
+    statistic = float(((observed - wanted) ** 2 / wanted).sum())
+    freedom = len(wanted) - 1
+    assert freedom > 5
+    assert statistic < freedom + 5 * np.sqrt(2 * freedom)
+
+
+def test_nothing_of_probability_zero_is_ever_drawn() -> None:
+    class Fixed:
+        """Stands for a generator at the ends of its range."""
+
+        def __init__(self, value: float) -> None:
+            self.value = value
+
+        def random(self) -> float:
+            return self.value
+
+    distribution = np.zeros(260)
+    distribution[[5, 6, 250]] = [0.1, 0.2, 0.7]
+    last = float(np.nextafter(1.0, 0.0))
+    drawn = [draw(distribution, Fixed(u)) for u in (0.0, 0.0999, 0.1001, 0.2999, 0.3001, last, 1.0)]  # type: ignore[arg-type]
+    assert drawn == [5, 5, 6, 6, 250, 250, 250]
+
+
+def test_seen_ids_are_counted() -> None:
+    counts = count_seen([5, 5, 259], 260)
+    assert counts.shape == (260,)
+    assert np.flatnonzero(counts).tolist() == [5, 259]
+    assert counts[5] == 2
+    assert not count_seen([], 260).any()
