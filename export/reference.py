@@ -1,0 +1,349 @@
+"""The oracle: transformers' own Byte Latent Transformer, run so that an exported model can be compared.
+
+Float32 weights, eager attention, no cache, one unpadded row, and only Hugging Face folders. torch and
+transformers are imported when a reference is loaded, never with this module. Knows nothing of graphs, bundles
+or the runtime.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..runtime.errors import BltError
+from .reference_patching import causal_starts, patching_mode, transformers_patching
+
+__all__ = [
+    "SUPPRESSED",
+    "Reference",
+    "ReferenceModelError",
+    "ReferenceTrace",
+    "byte_ids",
+    "pick_margins",
+    "reference_available",
+]
+
+Floats = npt.NDArray[np.float32]
+
+SUPPRESSED = (0, 1, 3)
+"""Ids that a generation never picks; id 2 ends it."""
+
+_BOS, _EOS, _OFFSET = 1, 2, 4
+_OLDEST = (5, 23)
+
+
+class ReferenceModelError(BltError):
+    """torch or transformers is missing or too old, or transformers can't load the checkpoint."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceTrace:
+    """What the reference computes of one text of n bytes, stage by stage. Arrays are float32."""
+
+    data: bytes
+    """The text, without BOS."""
+    ids: npt.NDArray[np.int64]
+    """[1 + n], BOS and the text."""
+    patch_lengths: tuple[int, ...]
+    """Lengths of all patches over the 1 + n ids and the position after them (sum n + 2); the last is open."""
+    patcher_logits: Floats | None
+    """[1 + n, 260]. None when the boundaries need no patcher."""
+    entropies: Floats | None
+    """[1 + n], nats. None when the boundaries need no patcher."""
+    byte_states: Floats
+    """[1 + n, D], the local encoder's output."""
+    global_states: Floats
+    """[P, global width], the global transformer's output of the P closed patches."""
+    patch_values: Floats
+    """[P, layers * 2 * kv_heads * head_dim * k], the decoder's cross-attention keys [kv_heads, head_dim, k]
+    and values [kv_heads, k, head_dim] of the closed patches, layer by layer."""
+    logits: Floats
+    """[1 + n, 260]; row i follows BOS and the first i bytes."""
+
+
+def reference_available() -> bool:
+    """Whether torch and a new enough transformers are installed, found out without importing them."""
+    if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
+        return False
+    from importlib.metadata import version
+
+    return _release(version("transformers")) >= _OLDEST
+
+
+def byte_ids(data: bytes) -> list[int]:
+    """The ids of BOS and `data`."""
+    return [_BOS, *(byte + _OFFSET for byte in data)]
+
+
+def pick_margins(logits: Floats) -> Floats:
+    """How far the largest allowed logit is above the runner-up: [n, 260] -> [n]."""
+    allowed = np.delete(logits, SUPPRESSED, axis=-1)
+    top = np.partition(allowed, -2, axis=-1)[..., -2:]
+    return np.asarray(top[..., 1] - top[..., 0], dtype=np.float32)
+
+
+class Reference:
+    """A checkpoint in transformers. One text at a time; the last text's results are kept."""
+
+    def __init__(self, model: Any, config: Mapping[str, Any], name: str) -> None:
+        """`model` is an eager float32 BltForCausalLM, `config` its `config.json`; use `load`."""
+        self._model = model
+        self._config = config
+        self._last: ReferenceTrace | None = None
+        self.name = name
+        """What it is, such as "transformers 5.23.0"."""
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Reference:
+        """Load a Hugging Face checkpoint folder in float32 on the CPU.
+
+        Raises `ReferenceModelError` in one line when torch or transformers is missing or too old, when the
+        folder is no such checkpoint, and when a weight is missing (transformers would make up a random one).
+        """
+        folder = Path(folder)
+        torch, transformers = _import_packages()
+        config = _read_config(folder)
+        try:
+            with _quiet(transformers):
+                model, report = transformers.BltForCausalLM.from_pretrained(
+                    folder,
+                    dtype=torch.float32,
+                    attn_implementation="eager",
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise ReferenceModelError(
+                f"{folder}: transformers can't load it as a reference: {reason}"
+            ) from error
+        for kind in ("missing_keys", "mismatched_keys"):
+            if report[kind]:
+                raise ReferenceModelError(
+                    f"{folder}: {kind.replace('_', ' ')}: {min(map(str, report[kind]))}"
+                )
+        model.eval()
+        model.generation_config = transformers.GenerationConfig()  # the folder's own could change the picks
+        return cls(model, config, f"transformers {transformers.__version__}")
+
+    @property
+    def max_positions(self) -> int:
+        """Positions, BOS included, that encoder and decoder were made for."""
+        config = self._model.config
+        parts = (config.encoder_config, config.decoder_config)
+        return min(int(part.max_position_embeddings) for part in parts)
+
+    @property
+    def has_patcher(self) -> bool:
+        """Whether the boundaries come from the patcher's entropies."""
+        return patching_mode(self._config) == "entropy"
+
+    @property
+    def threshold(self) -> float | None:
+        """The entropy above which the next byte starts a patch, in nats; None under any other rule."""
+        plain = self.has_patcher and not any(
+            self._config.get(name) for name in ("monotonicity", "patching_threshold_add")
+        )
+        return float(self._model.config.patching_threshold) if plain else None
+
+    def trace(self, data: bytes) -> ReferenceTrace:
+        """Every stage's output for BOS and `data`."""
+        if self._last is None or self._last.data != data:
+            self._last = self._run(data, None)
+        return self._last
+
+    def logits(self, data: bytes) -> Floats:
+        """Next-byte logits, [1 + n, 260]; row i follows BOS and the first i bytes."""
+        return self.trace(data).logits
+
+    def entropies(self, data: bytes) -> Floats:
+        """The patcher's entropies in nats, [1 + n]; `ReferenceModelError` when the boundaries need none."""
+        found = self.trace(data).entropies
+        if found is None:
+            raise ReferenceModelError(
+                "this checkpoint's patching rule has no entropies: patching_mode is not entropy"
+            )
+        return found
+
+    def patch_lengths(self, data: bytes) -> list[int]:
+        """Lengths > 0 of the patches over BOS and `data`; they sum to 1 + n."""
+        *closed, last = self.trace(data).patch_lengths
+        return [*closed, last - 1] if last > 1 else closed
+
+    def logits_with_patches(self, data: bytes, lengths: Sequence[int]) -> Floats:
+        """Logits [1 + n, 260] under given boundaries, for rules that transformers doesn't know.
+
+        `lengths` > 0 cover the 1 + n ids and the position after them, which belongs to the last patch: they
+        sum to n + 2. Raises `ValueError` when they don't.
+        """
+        return self._run(data, lengths).logits
+
+    def greedy(self, prompt: bytes, count: int) -> bytes:
+        """Up to `count` bytes of greedy text after BOS and `prompt`, fewer where EOS ends it.
+
+        Runs transformers' `generate` without cache where transformers patches as it should, else one whole
+        forward pass per byte with the lengths given.
+        """
+        if not transformers_patching(self._config):
+            return self.greedy_with_patches(prompt, count, lambda data: self.trace(data).patch_lengths)
+        import torch
+
+        ids = torch.tensor([byte_ids(prompt)])
+        with torch.inference_mode():
+            out = self._model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=count,
+                use_cache=False,
+                do_sample=False,
+                suppress_tokens=list(SUPPRESSED),
+                eos_token_id=_EOS,
+                pad_token_id=_EOS,
+            )
+        return bytes(token - _OFFSET for token in out[0, ids.shape[1] :].tolist() if token != _EOS)
+
+    def greedy_with_patches(
+        self, prompt: bytes, count: int, lengths: Callable[[bytes], Sequence[int]]
+    ) -> bytes:
+        """`greedy` under another patching rule: `lengths(text so far)` as in `logits_with_patches`."""
+        data = prompt
+        for _ in range(count):
+            last = self._run(data, lengths(data)).logits[-1].copy()
+            last[list(SUPPRESSED)] = -np.inf
+            token = int(last.argmax())
+            if token == _EOS:
+                break
+            data += bytes([token - _OFFSET])
+        return data[len(prompt) :]
+
+    def _run(self, data: bytes, lengths: Sequence[int] | None) -> ReferenceTrace:
+        import torch
+
+        ids = torch.tensor([byte_ids(data)])
+        end = ids.shape[1] + 1
+        kept: dict[str, Any] = {}
+        with torch.inference_mode(), _watched(self._model.model, kept):
+            if lengths is None and not transformers_patching(self._config):
+                lengths = self._causal_lengths(ids)
+            if lengths is not None and (sum(lengths) != end or min(lengths) < 1):
+                shown = f"{list(lengths)[:20]} of sum {sum(lengths)}"
+                raise ValueError(f"patch lengths {shown}: they must be positive and sum to {end}")
+            given = None if lengths is None else torch.tensor([list(lengths)])
+            logits = self._model(ids, patch_lengths=given, use_cache=False).logits
+        patcher = kept.get("patcher") if self.has_patcher else None
+        if lengths is None:
+            lengths = [1] * end if patcher is None else _with_next(patcher[1][0].tolist())
+        closed = len(lengths) - 1
+        return ReferenceTrace(
+            data=data,
+            ids=ids[0].numpy(),
+            patch_lengths=tuple(lengths),
+            patcher_logits=_array(patcher[2]) if patcher else None,
+            entropies=_array(patcher[0]) if patcher else None,
+            byte_states=_array(kept["local_encoder"][0]),
+            global_states=_array(kept["global_transformer"])[:closed],
+            patch_values=self._patch_values(kept)[:closed],
+            logits=_array(logits),
+        )
+
+    def _causal_lengths(self, ids: Any) -> list[int]:
+        """Lengths over `ids` and the position after them, under a rule that transformers lacks."""
+        entropies = None
+        if self.has_patcher:
+            entropies = _array(self._model.model.patcher(ids, patch_size=1, threshold=0.0)[0])
+        starts = causal_starts(self._config, ids[0].tolist(), entropies)
+        return [int(length) for length in np.diff([*starts, ids.shape[1] + 1])]
+
+    def _patch_values(self, kept: Mapping[str, Any]) -> Floats:
+        """The decoder's cross-attention keys and values as they left their projections, flat per patch."""
+        decoder = self._model.model.local_decoder
+        k, heads = decoder.config.cross_attn_k, decoder.config.num_key_value_heads
+        flat = []
+        for index in range(len(decoder.cross_attn_layers)):
+            for name, axes in (("k_proj", (0, 2, 3, 1)), ("v_proj", (0, 2, 1, 3))):
+                rows = _array(kept[f"{name}.{index}"])
+                by_head = rows.reshape(len(rows) // k, k, heads, rows.shape[1] // heads).transpose(axes)
+                flat.append(by_head.reshape(len(by_head), -1))
+        return np.concatenate(flat, axis=1)
+
+
+def _with_next(lengths: list[int]) -> list[int]:
+    """transformers' lengths over a text, of which the last may be 0, with the position after it added."""
+    return [*lengths[:-1], lengths[-1] + 1]
+
+
+@contextmanager
+def _watched(model: Any, kept: dict[str, Any]) -> Iterator[None]:
+    """Keep the outputs of a BltModel's parts in `kept` while the block runs."""
+    watched = {name: getattr(model, name) for name in ("patcher", "local_encoder", "global_transformer")}
+    for index, layer in enumerate(model.local_decoder.cross_attn_layers):
+        watched[f"k_proj.{index}"], watched[f"v_proj.{index}"] = layer.k_proj, layer.v_proj
+
+    def keep(name: str) -> Callable[[Any, Any, Any], None]:
+        return lambda module, inputs, output: kept.__setitem__(name, output)
+
+    hooks = [part.register_forward_hook(keep(name)) for name, part in watched.items() if part is not None]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _array(tensor: Any) -> Floats:
+    """The first row of a batch as float32."""
+    return np.ascontiguousarray(tensor[0].float().numpy())
+
+
+def _import_packages() -> tuple[Any, Any]:
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise ReferenceModelError(
+            f"the reference needs torch and transformers ({error}): pip install 'blt-edge[validate]'"
+        ) from error
+    if _release(transformers.__version__) < _OLDEST:
+        raise ReferenceModelError(
+            f"transformers {transformers.__version__} is too old to compare with, at least 5.23 is needed: "
+            "pip install -U 'blt-edge[validate]'"
+        )
+    return torch, transformers
+
+
+def _release(version: str) -> tuple[int, ...]:
+    parts = version.split(".")[:2]
+    return tuple(int(part) if part.isdecimal() else 0 for part in parts)
+
+
+def _read_config(folder: Path) -> Mapping[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ReferenceModelError(
+            f"{folder}: no Hugging Face checkpoint, config.json can't be read: {error}"
+        ) from error
+    if not isinstance(config, dict) or config.get("model_type") != "blt":
+        raise ReferenceModelError(f"{folder}: config.json is not of model_type blt")
+    return config
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep transformers' progress bars off the terminal: the caller shows progress."""
+    logging = transformers.utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

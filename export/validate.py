@@ -1,0 +1,381 @@
+"""Is a bundle the model it was exported from? Stage by stage, boundary by boundary, byte by byte.
+
+Compares a loaded bundle with transformers (`Reference`) or with what transformers once computed (`Golden`).
+Prints nothing; the report goes into the manifest, and its rows make a table. Limits are set per precision in
+`TOLERANCES`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..runtime.errors import BundleError, OptionError
+from ..runtime.integrity import check_files
+from ..runtime.manifest import Manifest
+from ..runtime.options import GenerationOptions
+from .golden import GOLDEN_TEXT, Golden
+from .reference import Reference, pick_margins
+
+__all__ = [
+    "TOLERANCES",
+    "Tolerances",
+    "ValidationReport",
+    "ValidationRow",
+    "tolerances_for",
+    "validate_bundle",
+]
+
+Floats = npt.NDArray[np.float32]
+
+_GREEDY_PROMPT = 64
+_CLOSE_ENTROPY = 1e-5
+_CLOSE_LOGITS = 1e-4
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """What a bundle may differ by. A scale is the largest magnitude in the reference's output, at least 1."""
+
+    stage: float
+    """Largest difference in a stage's output, as a share of its scale."""
+    entropy: float
+    """Largest difference of entropies, in nats."""
+    logits: float
+    """Largest difference of logits, as a share of their scale."""
+    logits_mean: float
+    """Mean difference of logits, as a share of their scale."""
+    cosine: float
+    """Smallest cosine between all logits of a text and the reference's."""
+    argmax: float
+    """Smallest share of positions with the same most likely next byte."""
+
+
+TOLERANCES: Mapping[str, Tolerances] = {
+    "fp32": Tolerances(
+        stage=1e-4, entropy=1e-4, logits=1e-4, logits_mean=1e-5, cosine=0.999999, argmax=0.999
+    ),
+}
+"""By the precision of a bundle's least precise stage. Boundaries and greedy bytes must always be equal."""
+
+
+@dataclass(frozen=True)
+class ValidationRow:
+    """One comparison."""
+
+    check: str
+    """What was compared."""
+    measured: float | int
+    """The worst value over all texts; a difference may be nan or inf."""
+    rule: Literal["<=", ">=", "=="]
+    """How `measured` must relate to `allowed`."""
+    allowed: float | int
+    """The limit."""
+    note: str = ""
+    """Where it first went wrong, or what else to know; may be empty."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the rule holds; never for nan."""
+        if self.rule == "==":
+            return self.measured == self.allowed
+        return self.measured <= self.allowed if self.rule == "<=" else self.measured >= self.allowed
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """The result of `validate_bundle`."""
+
+    against: str
+    """What it was compared with, such as "transformers 5.23.0"."""
+    precision: str
+    """The precision whose tolerances applied."""
+    data_bytes: int
+    """Bytes of text compared."""
+    rows: tuple[ValidationRow, ...] = field(default=())
+    """All comparisons, in the order of the stages."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every row holds."""
+        return all(row.ok for row in self.rows)
+
+    @property
+    def breaches(self) -> tuple[ValidationRow, ...]:
+        """The rows that don't hold."""
+        return tuple(row for row in self.rows if not row.ok)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold (nan and inf become strings), for the manifest and `--json`."""
+        return {
+            "passed": self.passed,
+            "against": self.against,
+            "precision": self.precision,
+            "data_bytes": self.data_bytes,
+            "rows": [
+                {
+                    "check": row.check,
+                    "measured": _plain(row.measured),
+                    "rule": row.rule,
+                    "allowed": _plain(row.allowed),
+                    "ok": row.ok,
+                    "note": row.note,
+                }
+                for row in self.rows
+            ],
+        }
+
+
+class _Generated(Protocol):
+    @property
+    def data(self) -> bytes: ...
+
+
+class ValidatedModel(Protocol):
+    """What a validation needs of `runtime.BltModel`."""
+
+    @property
+    def manifest(self) -> Manifest: ...
+    @property
+    def path(self) -> Path: ...
+    def trace(self, data: bytes, /) -> Mapping[str, Floats]: ...
+    def patch_lengths(self, data: bytes, /) -> list[int]: ...
+    def generate(self, prompt: bytes, options: GenerationOptions, /) -> _Generated: ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """One text's arrays by name, found and expected, and both sides' patch starts."""
+
+    found: Mapping[str, Floats]
+    expected: Mapping[str, Floats]
+    found_starts: list[int]
+    expected_starts: list[int]
+
+
+def validate_bundle(
+    model: ValidatedModel,
+    expected: Reference | Golden,
+    texts: Sequence[bytes] | None = None,
+    tolerances: Tolerances | None = None,
+    *,
+    greedy_bytes: int = 200,
+    progress: Callable[[str], None] | None = None,
+) -> ValidationReport:
+    """Compare a loaded bundle with the reference, or with a golden file of the same checkpoint.
+
+    texts: None takes `GOLDEN_TEXT`, cut to the model's positions; with a golden file only its own text can
+    be compared. tolerances: None takes those of the bundle's precision. greedy_bytes: how many to generate
+    after a short prompt, 0 for none; a golden file's own number counts instead. progress: called with what
+    comes next.
+
+    A breach is a row of the report, not an exception. Raises `GoldenError` for a golden file of another
+    checkpoint, `OptionError` for texts with a golden file or a precision without tolerances,
+    `PromptTooLongError`.
+    """
+    say = progress or (lambda what: None)
+    manifest = model.manifest
+    precision = _least_precise(manifest)
+    limits = tolerances or tolerances_for(precision)
+    if isinstance(expected, Golden):
+        expected.check_checkpoint(manifest.source.sha256)
+        if texts is not None:
+            raise OptionError(
+                "texts: a golden file knows its own text only; compare others with transformers"
+            )
+        texts = (expected.data,)
+    texts = texts or (GOLDEN_TEXT[: manifest.model.max_positions - 1],)
+    say("file hashes")
+    rows = [_files_row(model)]
+    pairs = []
+    for number, text in enumerate(texts, 1):
+        say(f"text {number} of {len(texts)}")
+        pairs.append(_pair(model, expected, text))
+    rows += _patcher_rows(pairs, limits)
+    rows.append(_boundary_row(pairs, expected.threshold))
+    rows += _stage_rows(pairs, limits)
+    rows += _logit_rows(pairs, limits)
+    if isinstance(expected, Golden) or greedy_bytes > 0:
+        say("greedy bytes")
+        rows.append(_greedy_row(model, expected, texts[0], greedy_bytes))
+    return ValidationReport(expected.name, precision, sum(map(len, texts)), tuple(rows))
+
+
+def tolerances_for(precision: str) -> Tolerances:
+    """The tolerances of a precision. Raises `OptionError` when there are none."""
+    if precision not in TOLERANCES:
+        known = ", ".join(TOLERANCES)
+        raise OptionError(
+            f"precision: got {precision!r}, tolerances are known for {known}; give them yourself"
+        )
+    return TOLERANCES[precision]
+
+
+def _least_precise(manifest: Manifest) -> str:
+    known = {stage.precision for stage in manifest.stages.values()}
+    unknown = sorted(known - TOLERANCES.keys())
+    return unknown[0] if unknown else max(known, key=lambda name: TOLERANCES[name].logits)
+
+
+def _pair(model: ValidatedModel, expected: Reference | Golden, text: bytes) -> _Pair:
+    found = model.trace(text)
+    wanted: dict[str, Floats | None] = {"entropies": None, "logits": None}
+    if isinstance(expected, Golden):
+        wanted.update(entropies=expected.entropies, logits=expected.logits)
+        lengths: Sequence[int] = expected.patch_lengths
+    else:
+        trace = expected.trace(text)
+        names = ("patcher_logits", "entropies", "byte_states", "patch_values", "logits")
+        wanted.update({name: getattr(trace, name) for name in names})
+        lengths = expected.patch_lengths(text)
+    arrays = {name: array for name, array in wanted.items() if array is not None}
+    return _Pair(found, arrays, _starts(model.patch_lengths(text)), _starts(lengths))
+
+
+def _starts(lengths: Iterable[int]) -> list[int]:
+    ends = np.cumsum(list(lengths))
+    return [0, *ends[:-1].tolist()]
+
+
+# 1. Rows. Differences are taken in float64; a missing or misshapen output counts as infinitely far.
+
+
+def _files_row(model: ValidatedModel) -> ValidationRow:
+    files = len(model.manifest.files)
+    try:
+        check_files(model.path, model.manifest, full=True)
+    except BundleError as error:
+        return ValidationRow("bundle: files with the right sha256", 0, "==", files, str(error))
+    return ValidationRow("bundle: files with the right sha256", files, "==", files)
+
+
+def _patcher_rows(pairs: Sequence[_Pair], limits: Tolerances) -> list[ValidationRow]:
+    rows = []
+    if "patcher_logits" in pairs[0].expected:
+        rows.append(_scaled_row("patcher: logits", "patcher_logits", pairs, limits.stage))
+    if "entropies" in pairs[0].expected:
+        largest, note = _worst(pairs, "entropies", scaled=False)
+        rows.append(
+            ValidationRow(
+                "patcher: entropies, largest difference in nats", largest, "<=", limits.entropy, note
+            )
+        )
+    return rows
+
+
+def _stage_rows(pairs: Sequence[_Pair], limits: Tolerances) -> list[ValidationRow]:
+    stages = {"byte_states": "encoder: byte states", "patch_values": "latent: patch keys and values"}
+    return [
+        _scaled_row(title, name, pairs, limits.stage)
+        for name, title in stages.items()
+        if name in pairs[0].expected
+    ]
+
+
+def _logit_rows(pairs: Sequence[_Pair], limits: Tolerances) -> list[ValidationRow]:
+    rows = [_scaled_row("decoder: logits", "logits", pairs, limits.logits)]
+    if not math.isfinite(rows[0].measured):
+        return rows
+    found = np.concatenate([pair.found["logits"] for pair in pairs]).astype(np.float64)
+    wanted = np.concatenate([pair.expected["logits"] for pair in pairs]).astype(np.float64)
+    mean = float(np.abs(found - wanted).mean()) / _scale(wanted)
+    norms = float(np.linalg.norm(found) * np.linalg.norm(wanted))
+    cosine = float((found * wanted).sum()) / norms if norms else float(not np.abs(found - wanted).any())
+    agreed = found.argmax(-1) == wanted.argmax(-1)
+    note = "" if agreed.all() else f"first differs at row {int(np.argmin(agreed))}"
+    title = "decoder: logits, "
+    return [
+        *rows,
+        ValidationRow(f"{title}mean difference / scale", mean, "<=", limits.logits_mean),
+        ValidationRow(f"{title}cosine", cosine, ">=", limits.cosine),
+        ValidationRow(f"{title}argmax agreement", float(agreed.mean()), ">=", limits.argmax, note),
+    ]
+
+
+def _boundary_row(pairs: Sequence[_Pair], threshold: float | None) -> ValidationRow:
+    """Boundaries are equal or not; where they are not, the first one, and how near its entropy came."""
+    differing, note = 0, ""
+    for number, pair in enumerate(pairs, 1):
+        flips = sorted(set(pair.found_starts) ^ set(pair.expected_starts))
+        differing += len(flips)
+        if flips and not note:
+            side = "the reference" if flips[0] in pair.expected_starts else "the bundle"
+            note = f"only {side} starts a patch at position {flips[0]}" + f" of text {number}" * (
+                len(pairs) > 1
+            )
+            note += _closeness(pair.expected.get("entropies"), flips[0] - 1, threshold)
+    return ValidationRow("patcher: boundaries that differ", differing, "==", 0, note)
+
+
+def _closeness(entropies: Floats | None, position: int, threshold: float | None) -> str:
+    if threshold is None or entropies is None or not 0 <= position < len(entropies):
+        return ""
+    entropy = float(entropies[position])
+    distance = abs(entropy - threshold)
+    if distance >= _CLOSE_ENTROPY:
+        return f"; the reference's entropy before it is {entropy:.5f}, the threshold {threshold:.5f}"
+    return f"; entropy {entropy:.5f} is within {max(distance, 1e-8):.0e} of the threshold"
+
+
+def _greedy_row(
+    model: ValidatedModel, expected: Reference | Golden, text: bytes, greedy_bytes: int
+) -> ValidationRow:
+    if isinstance(expected, Golden):
+        prompt, wanted, count = expected.prompt, expected.greedy, expected.greedy_count
+        margins = expected.greedy_margins
+    else:
+        prompt, count = text[:_GREEDY_PROMPT], greedy_bytes
+        wanted = expected.greedy(prompt, count)
+        logits = expected.logits(prompt + wanted)
+        margins = pick_margins(logits[len(prompt) :])
+    found = model.generate(prompt, GenerationOptions(max_new_bytes=count)).data if count else b""
+    title = f"greedy: equal bytes of {len(wanted)}"
+    if found == wanted:
+        return ValidationRow(title, len(wanted), "==", len(wanted))
+    pairs = zip(found, wanted, strict=False)
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(wanted)))
+    note = f"byte {same} is {_byte(found, same)}, in the reference {_byte(wanted, same)}"
+    if same < len(margins) and margins[same] < _CLOSE_LOGITS:
+        note += f", whose two largest logits there are within {max(float(margins[same]), 1e-8):.0e}"
+    # A bundle that goes on after the reference's end has all its bytes, and is still wrong.
+    return ValidationRow(title, same if same < len(wanted) else len(found), "==", len(wanted), note)
+
+
+def _byte(data: bytes, index: int) -> str:
+    return repr(data[index : index + 1])[1:] if index < len(data) else "the end of the text"
+
+
+# 2. Measures.
+
+
+def _scaled_row(title: str, name: str, pairs: Sequence[_Pair], allowed: float) -> ValidationRow:
+    largest, note = _worst(pairs, name, scaled=True)
+    return ValidationRow(f"{title}, largest difference / scale", largest, "<=", allowed, note)
+
+
+def _worst(pairs: Sequence[_Pair], name: str, *, scaled: bool) -> tuple[float, str]:
+    """The largest difference over all texts, nan included, and what was wrong with the shapes if anything."""
+    worst: list[float] = []
+    for pair in pairs:
+        wanted, found = pair.expected[name], pair.found.get(name)
+        if found is None:
+            return math.inf, f"the bundle has no {name.replace('_', ' ')}"
+        if found.shape != wanted.shape:
+            return math.inf, f"shape {list(found.shape)}, in the reference {list(wanted.shape)}"
+        difference = float(np.abs(found.astype(np.float64) - wanted).max(initial=0.0))
+        worst.append(difference / _scale(wanted) if scaled else difference)
+    return float(np.max(worst)), ""
+
+
+def _scale(wanted: npt.NDArray[Any]) -> float:
+    return max(1.0, float(np.abs(wanted).max(initial=0.0)))
+
+
+def _plain(value: float | int) -> float | int | str:
+    return value if math.isfinite(value) else str(value)
