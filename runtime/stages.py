@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,7 @@ __all__ = ["CachedStage", "StageTime", "next_power_of_two"]
 
 Array = npt.NDArray[Any]
 
-_CALLS_KEPT = 24
+_Shapes = tuple[tuple[int, ...], ...]
 
 
 @dataclass
@@ -47,7 +46,9 @@ class CachedStage:
     ) -> None:
         self._backend = backend
         self._shared = dict(shared or {})
-        self._calls: OrderedDict[tuple[tuple[int, ...], ...], tuple[int, StageCall]] = OrderedDict()
+        self._steps: dict[_Shapes, StageCall] = {}  # calls for one position: a step binds nothing
+        self._bulk: tuple[_Shapes, StageCall] | None = None  # the last call for several
+        self._generation = -1
         self.cache = KvCache(
             spec.layers, spec.kv_heads, spec.head_dim, window=spec.window, rollback=rollback, limit=limit
         )
@@ -57,19 +58,31 @@ class CachedStage:
         """A call for `count` new positions with inputs of these shapes, positions filled in."""
         cache = self.cache
         cache.reserve(count)
+        if cache.generation != self._generation:
+            # Calls hold on to the buffers they were bound to: drop them with the old buffers.
+            self._steps.clear()
+            self._bulk = None
+            self._generation = cache.generation
         key = tuple(shapes.values())
-        generation, call = self._calls.get(key, (-1, None))
-        if call is None or generation != cache.generation:
+        call = self._steps.get(key) if count == 1 else self._bulk_call(key)
+        if call is None:
             call = self._backend.bind({**shapes, "positions": (1, count)}, cache, self._shared)
-            self._calls[key] = (cache.generation, call)
-            if len(self._calls) > _CALLS_KEPT:
-                self._calls.popitem(last=False)
+            if count == 1:
+                self._steps[key] = call
+            else:
+                self._bulk = (key, call)
         positions = call.inputs["positions"]
         if count == 1:
             positions[0, 0] = cache.length
         else:
             positions[0] = np.arange(cache.length, cache.length + count)
         return call
+
+    def _bulk_call(self, key: _Shapes) -> StageCall | None:
+        if self._bulk is not None and self._bulk[0] == key:
+            return self._bulk[1]
+        self._bulk = None  # its buffers are large: gone before the next ones come
+        return None
 
     def run(self, call: StageCall) -> dict[str, Array]:
         """Run, append new keys and values to the cache, return the outputs (reused by the next run)."""
