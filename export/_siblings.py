@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 try:
@@ -54,7 +55,8 @@ def clear_abandoned(output: Path) -> None:
         if match is None or path.is_symlink() or not path.is_dir() or not _abandoned(path, int(match[2])):
             continue
         if match[1] == "replaced" and not os.path.lexists(output):
-            path.rename(output)
+            with suppress(OSError):
+                path.rename(output)
         else:
             shutil.rmtree(path, ignore_errors=True)
 

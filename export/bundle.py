@@ -213,7 +213,7 @@ def _write_error(error: OSError, temporary: Path, output: object, needed: int) -
     # numpy's tofile reports a write that was cut short without an error number.
     if error.errno not in _FULL and not (error.errno is None and free < _NEARLY_FULL):
         return None
-    written = sum(path.lstat().st_size for path in temporary.iterdir()) if temporary.is_dir() else 0
+    written = sum(path.lstat().st_size for path in temporary.glob("*") if path.is_file())
     need = f"the bundle needs {_shown(needed)}, " if needed else ""
     return WriteError(
         f"output {output}: the disk is full; {need}{_shown(written)} were written, {_shown(free)} were left; "

@@ -13,7 +13,7 @@ from ..graphs.latent import patch_value_width
 from ..graphs.stages import axis_ranges, stage_names, stage_stack
 from ..runtime.errors import OptionError
 from ..runtime.manifest import Axis, EmbeddingSpec, Manifest, ModelSpec, Source, StageSpec
-from .bundle import check_free_space, finish, new_bundle
+from .bundle import finish, new_bundle
 from .checkpoint import Checkpoint, open_checkpoint
 from .stage_files import data_name, graph_name, stage_bytes, write_stage
 from .tables import write_tables
@@ -91,8 +91,7 @@ def export_checkpoint(
         checkpoint = stack.enter_context(open_checkpoint(source))
         plan = _plan(checkpoint, precision, tables)
         trained = _context(context, plan.config)
-        directory = stack.enter_context(new_bundle(Path(output), force=force))
-        check_free_space(directory, plan.total_bytes)
+        directory = stack.enter_context(new_bundle(output, force=force, needed=plan.total_bytes))
         meter = _Meter(progress, plan.total_bytes)
         for stage in plan.graph_bytes:
             write_stage(directory, plan.config, stage, checkpoint, meter.of(f"{stage} graph"))

@@ -82,6 +82,6 @@ def _lazy(weight: Weight, checkpoint: Checkpoint) -> ir.LazyTensor:
         return array
 
     def load() -> ir.TensorProtocol:
-        return ir.tensor(weight.source.assemble(read), name=weight.name)
+        return ir.tensor(weight.source.assemble(read, tuple(weight.shape.numpy())), name=weight.name)
 
     return ir.LazyTensor(load, dtype=ir.DataType.FLOAT, shape=ir.Shape(weight.shape), name=weight.name)

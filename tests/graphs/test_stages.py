@@ -183,7 +183,7 @@ def test_weights_are_joined_transposed_and_reordered_for_half_split_rope() -> No
         "v": -np.arange(2 * 3, dtype=np.float32).reshape(2, 3),
     }
     source = WeightSource((WeightPart("q", rope_head_dim=4), WeightPart("v")))
-    weight = source.assemble(tensors.__getitem__)
+    weight = source.assemble(tensors.__getitem__, (3, 10))
     order = [0, 2, 1, 3, 4, 6, 5, 7]
     np.testing.assert_array_equal(weight, np.concatenate([tensors["q"][order], tensors["v"]]).T)
     assert weight.flags.c_contiguous
