@@ -79,7 +79,7 @@ class BltModel:
         from .backends.ort import OrtStage  # the engine is imported only when a model is loaded
 
         backends: dict[str, StageBackend] = {
-            name: OrtStage(directory / spec.file, spec, threads) for name, spec in manifest.stages.items()
+            stage: OrtStage(directory, manifest, stage, threads) for stage in manifest.stages
         }
         table = EmbeddingTable.open(directory, manifest.embedding)
         return cls(manifest, backends, table, limits, directory)

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cache import KvCache
-from ..errors import BackendError
-from ..manifest import StageSpec
+from ..errors import BackendError, BundleError
+from ..manifest import Manifest
+from .contract import check_contract, stage_inputs, stage_outputs
 
 __all__ = ["OrtCall", "OrtStage"]
 
@@ -36,11 +37,13 @@ def _import_onnxruntime() -> Any:
 class OrtStage:
     """One stage graph in an ONNX Runtime session."""
 
-    def __init__(self, path: Path, spec: StageSpec, threads: int | None) -> None:
-        """Load the graph at `path`; threads None leaves the choice to ONNX Runtime.
+    def __init__(self, directory: Path, manifest: Manifest, stage: str, threads: int | None) -> None:
+        """Load a stage of the bundle in `directory`; threads None leaves the choice to ONNX Runtime.
 
-        Raises BackendError when ONNX Runtime is missing or refuses the graph.
+        Raises BackendError when ONNX Runtime is missing or refuses the graph, BundleError when the graph is
+        not what the manifest says.
         """
+        path = directory / manifest.stages[stage].file
         ort = _import_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -57,11 +60,12 @@ class OrtStage:
         except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise BackendError(f"{path.name}: ONNX Runtime {ort.__version__} refused it: {reason}") from error
-        self._ort = ort
-        self.spec = spec
-        self._input_types = {value.name: _DTYPES[value.type] for value in self._session.get_inputs()}
-        self._output_axes = {value.name: tuple(value.shape) for value in self._session.get_outputs()}
-        self._input_axes = {value.name: tuple(value.shape) for value in self._session.get_inputs()}
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        self._input_axes = {value.name: tuple(value.shape) for value in inputs}
+        self._output_axes = {value.name: tuple(value.shape) for value in outputs}
+        check_contract(path.name, "input", stage_inputs(manifest, stage), self._input_axes)
+        check_contract(path.name, "output", stage_outputs(manifest, stage), self._output_axes)
+        self._input_types = {value.name: _dtype(path.name, value) for value in inputs}
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], cache: KvCache, shared: Mapping[str, Array]
@@ -78,6 +82,12 @@ class OrtStage:
             for name, axes in self._output_axes.items()
         }
         return OrtCall(self._session, inputs, outputs, cache, shared)
+
+
+def _dtype(file: str, value: Any) -> type[np.generic]:
+    if value.type not in _DTYPES:
+        raise BundleError(f"{file}: {value.name[:60]!r} is {value.type}; export the checkpoint again")
+    return _DTYPES[value.type]
 
 
 class OrtCall:

@@ -1,6 +1,6 @@
 """What somebody could do to a bundle, by accident or on purpose, and that opening it refuses each.
 
-"Opening" is what every command does before it runs a graph: read the manifest, check the files, map the tables.
+"Opening" is what a command does before it runs a graph: read the manifest, check the files, map the tables.
 """
 
 import copy
@@ -352,10 +352,11 @@ def test_mutations_give_a_manifest_or_a_bundle_error(payload: Any) -> None:
     try:
         manifest = Manifest.from_dict(payload)
     except BundleError as error:
-        assert str(error).isprintable()
-        assert len(str(error)) < 500
+        message = str(error)
     else:
-        assert Manifest.from_dict(manifest.to_dict()) == manifest
+        message = ""
+        assert Manifest.from_dict(manifest.to_dict()).to_dict() == manifest.to_dict()
+    assert not message or (message.isprintable() and len(message) < 500)
 
 
 @given(values)

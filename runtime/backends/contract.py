@@ -1,0 +1,76 @@
+"""What a stage graph must take and give, as the manifest describes it.
+
+A bundle is untrusted: a graph of other shapes than its manifest says would be bound to buffers of the
+wrong size. Backends compare the loaded graph with this before they run it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..errors import BundleError
+from ..manifest import Manifest
+
+__all__ = ["Shapes", "check_contract", "stage_inputs", "stage_outputs"]
+
+Shapes = dict[str, tuple["int | str", ...]]
+"""Tensor name -> its axes: a number, or the name of a dynamic axis."""
+
+
+def stage_inputs(manifest: Manifest, stage: str) -> Shapes:
+    """Inputs of a stage's graph."""
+    spec, width = manifest.stages[stage], manifest.model.width
+    axis = _axis(stage)
+    own: dict[str, Shapes] = {
+        "patcher": {"byte_ids": ("batch", axis)},
+        "encoder": {"byte_embeds": ("batch", axis, width)},
+        "latent": {
+            "patch_bytes": ("batch", axis, "patch_length", width),
+            "patch_lengths": ("batch", axis),
+        },
+        "decoder": {
+            "byte_states": ("batch", axis, width),
+            "patch_values": ("patch_slots", spec.patch_values or 0),
+            "patch_index": ("batch", axis),
+        },
+    }
+    cache: Shapes = {
+        f"past.{layer}.{kind}": ("batch", spec.kv_heads, "past", spec.head_dim)
+        for layer in range(spec.layers)
+        for kind in ("key", "value")
+    }
+    return {**own[stage], "positions": ("batch", axis), "past_positions": ("batch", "past"), **cache}
+
+
+def stage_outputs(manifest: Manifest, stage: str) -> Shapes:
+    """Outputs of a stage's graph."""
+    spec, model = manifest.stages[stage], manifest.model
+    axis = _axis(stage)
+    logits: Shapes = {"logits": ("batch", axis, model.vocab_size)}
+    own: dict[str, Shapes] = {
+        "patcher": {"entropy": ("batch", axis), **logits},
+        "encoder": {"byte_states": ("batch", axis, model.width)},
+        "latent": {"patch_values": ("batch", axis, spec.patch_values or 0)},
+        "decoder": logits,
+    }
+    return {**own[stage], "new_kv": (2 * spec.layers, "batch", spec.kv_heads, axis, spec.head_dim)}
+
+
+def check_contract(
+    file: str, kind: str, expected: Shapes, found: Mapping[str, tuple[int | str, ...]]
+) -> None:
+    """Raise BundleError naming the first input or output (`kind`) of `file` that is not as expected."""
+    for name in [*expected, *found]:
+        if expected.get(name) != found.get(name):
+            raise BundleError(
+                f"{file}: {kind} {name[:60]!r} is {_shown(found.get(name))}, the manifest asks for "
+                f"{_shown(expected.get(name))}; export the checkpoint again"
+            )
+
+
+def _axis(stage: str) -> str:
+    return "patches" if stage == "latent" else "bytes"
+
+
+def _shown(axes: tuple[int | str, ...] | None) -> str:
+    return "absent" if axes is None else f"[{', '.join(str(axis) for axis in axes)}]"

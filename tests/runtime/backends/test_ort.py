@@ -1,0 +1,77 @@
+"""What happens with graphs that are not what the manifest says."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from blt_edge.runtime import BackendError, BltError, BltModel, BundleError
+from blt_edge.runtime.integrity import file_record
+from blt_edge.runtime.manifest import load_manifest, write_manifest
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def seal(bundle: Path) -> None:
+    """Make the manifest agree with the files, as an attacker would."""
+    manifest = load_manifest(bundle)
+    write_manifest(bundle, manifest.with_files({name: file_record(bundle / name) for name in manifest.files}))
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [
+        ("decoder", {"layers": 1}),
+        ("decoder", {"layers": 3}),
+        ("encoder", {"kv_heads": 9}),
+        ("latent", {"head_dim": 2}),
+        ("patcher", {"kv_heads": 1}),
+    ],
+)
+def test_a_manifest_that_misdescribes_a_graph_is_refused(
+    bundle: Path, stage: str, change: dict[str, int]
+) -> None:
+    manifest = load_manifest(bundle)
+    stages = {**manifest.stages, stage: replace(manifest.stages[stage], **change)}
+    write_manifest(bundle, replace(manifest, stages=stages))
+    with pytest.raises(BundleError, match=f"{stage}.onnx: (in|out)put"):
+        BltModel.load(bundle, threads=1)
+
+
+def test_exchanged_graphs_are_refused(bundle: Path) -> None:
+    shutil.copy(bundle / "encoder.onnx", bundle / "decoder.onnx")
+    shutil.copy(bundle / "encoder.onnx.data", bundle / "decoder.onnx.data")
+    seal(bundle)
+    with pytest.raises(BltError, match=r"decoder\.onnx"):
+        BltModel.load(bundle, threads=1)
+
+
+@pytest.mark.parametrize("junk", [b"", b"not a graph", bytes(range(256)) * 40])
+def test_a_file_that_is_no_graph_gets_one_line(bundle: Path, junk: bytes) -> None:
+    (bundle / "encoder.onnx").write_bytes(junk)
+    seal(bundle)
+    with pytest.raises(BltError) as caught:
+        BltModel.load(bundle, threads=1)
+    assert "encoder.onnx" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("location", ["../secret.data", "/etc/passwd"])
+def test_weights_outside_the_bundle_are_refused(bundle: Path, location: str) -> None:
+    shutil.copy(bundle / "encoder.onnx.data", bundle.parent / "secret.data")
+    proto = onnx.load(bundle / "encoder.onnx", load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    onnx.save(proto, bundle / "encoder.onnx")
+    seal(bundle)
+    with pytest.raises(BackendError, match=r"encoder\.onnx"):
+        BltModel.load(bundle, threads=1)
