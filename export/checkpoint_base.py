@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import BltError
 
-__all__ = ["Checkpoint", "CheckpointError", "Piece", "TensorFile", "read_json", "sample_blocks"]
+__all__ = ["Checkpoint", "CheckpointError", "Piece", "TensorFile", "one_line", "read_json", "sample_blocks"]
 
 DTYPES = ("float16", "bfloat16", "float32")
 """Element types that a checkpoint may store."""
@@ -100,7 +100,9 @@ class Checkpoint:
         if len(shapes) == 1:
             return shapes[0]
         if any(not shape or shape[1:] != shapes[0][1:] for shape in shapes):
-            raise CheckpointError(f"{name}: its {len(shapes)} parts have different row sizes, {shapes}")
+            raise CheckpointError(
+                f"{name}: its {len(shapes)} parts have different row sizes, {one_line(str(shapes))}"
+            )
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
 
     def dtype(self, name: str) -> str:
@@ -161,6 +163,12 @@ class Checkpoint:
         if name not in self._tensors:
             raise CheckpointError(f"{self.name}: tensor {name} is missing")
         return self._tensors[name]
+
+
+def one_line(text: str) -> str:
+    """Text out of an untrusted file, fit for one line of a message: printable, and at most 200 characters."""
+    shown = text if text.isprintable() else repr(text)
+    return shown if len(shown) <= 200 else shown[:197] + "..."
 
 
 def read_json(path: Path, limit: int = _MAX_JSON_BYTES) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from .checkpoint_base import Checkpoint, CheckpointError, Piece, TensorFile, read_json
+from .checkpoint_base import Checkpoint, CheckpointError, Piece, TensorFile, one_line, read_json
 from .safetensors_file import SafetensorsFile
 
 __all__ = ["open_huggingface", "open_weights"]
@@ -21,7 +21,7 @@ def open_huggingface(folder: Path, name: str, config: dict[str, Any]) -> Checkpo
     """The checkpoint in `folder`, whose `config.json` is already read. Raises `CheckpointError`."""
     if config.get("model_type") != "blt":
         raise CheckpointError(
-            f"{folder / 'config.json'}: model_type is {config.get('model_type')!r}, "
+            f"{folder / 'config.json'}: model_type is {one_line(repr(config.get('model_type')))}, "
             "only 'blt' (BltForCausalLM) can be exported"
         )
     with ExitStack() as stack:
@@ -59,14 +59,16 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Piece]:
     held = {shard: set(file.names()) for shard, file in shards.items()}
     for key, shard in weight_map.items():
         if key not in held[shard]:
-            raise CheckpointError(f"{folder / shard}: has no tensor {key}, but the index says so")
+            raise CheckpointError(f"{folder / shard}: has no tensor {one_line(key)}, but the index says so")
     return {key: Piece(shards[shard], key) for key, shard in weight_map.items()}
 
 
 def _shard_name(value: Any, index: Path) -> str:
     plain = isinstance(value, str) and value.endswith(".safetensors") and not value.startswith(".")
     if not plain or any(mark in value for mark in ("/", "\\", "\0", ":")):
-        raise CheckpointError(f"{index}: shard {value!r} is not the plain name of a .safetensors file")
+        raise CheckpointError(
+            f"{index}: shard {one_line(repr(value))} is not the plain name of a .safetensors file"
+        )
     return str(value)
 
 

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from .checkpoint_base import Checkpoint, CheckpointError, Piece, TensorFile, read_json
+from .checkpoint_base import Checkpoint, CheckpointError, Piece, TensorFile, one_line, read_json
 from .huggingface import open_weights
 from .meta_config import huggingface_config, needs_entropy_model
 from .tensors import HASH_EMBEDDING
@@ -122,7 +122,7 @@ def _hash_tables(main: Mapping[str, Piece], folder: Path) -> dict[str, tuple[Pie
         if key.startswith(_HASH_TABLES):
             number = key.removeprefix(_HASH_TABLES).removesuffix(".weight")
             if not number.isascii() or not number.isdigit() or len(number) > 4:
-                raise CheckpointError(f"{folder}: tensor {key} is not a numbered hash table")
+                raise CheckpointError(f"{folder}: tensor {one_line(key)} is not a numbered hash table")
             numbered[int(number)] = piece
     for index in range(len(numbered)):
         if index not in numbered:

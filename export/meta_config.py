@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..graphs.config import ConfigError
+from ..graphs._fields import ConfigError, show
 
 __all__ = ["huggingface_config", "needs_entropy_model"]
 
@@ -83,22 +83,22 @@ def _check_supported(args: Mapping[str, Any]) -> None:
     layers = args.get("n_layers_local_encoder")
     if args.get("cross_attn_all_layers_encoder") and layers != 1:
         raise ConfigError(
-            f"args.cross_attn_all_layers_encoder: got true with {layers} encoder layers, allowed: one layer, "
+            f"args.cross_attn_all_layers_encoder: got true with {show(layers)} encoder layers, allowed: one, "
             "as Meta's code carries patch states from layer to layer"
         )
     for name, allowed in _ONLY.items():
         value = args.get(name)
         if value is not None and value != allowed:
-            raise ConfigError(f"args.{name}: got {value!r}, allowed: {allowed!r}")
+            raise ConfigError(f"args.{name}: got {show(value)}, allowed: {allowed!r}")
     for name in _UNSET:
         if args.get(name) is not None:
-            raise ConfigError(f"args.{name}: got {args[name]!r}, allowed: null")
+            raise ConfigError(f"args.{name}: got {show(args[name])}, allowed: null")
     for side in ("encoder", "decoder"):
         heads = _need(args, f"n_heads_local_{side}")
         for name in ("cross_attn_nheads", "n_kv_heads"):
             if args.get(name) not in (None, heads):
                 raise ConfigError(
-                    f"args.{name}: got {args[name]!r}, allowed: n_heads_local_{side}, {heads}, as "
+                    f"args.{name}: got {show(args[name])}, allowed: n_heads_local_{side}, {show(heads)}, as "
                     "cross-attention shares its heads with self-attention here"
                 )
 
@@ -166,8 +166,8 @@ def _patching(args: Mapping[str, Any], patcher_args: Mapping[str, Any]) -> dict[
     threshold, beside = args.get("patching_threshold"), patcher_args.get("threshold")
     if threshold is not None and beside is not None and threshold != beside:
         raise ConfigError(
-            f"args.patching_threshold: got {threshold!r}, but entropy_model/params.json says {beside!r}; "
-            "make them the same"
+            f"args.patching_threshold: got {show(threshold)}, but entropy_model/params.json says "
+            f"{show(beside)}; make them the same"
         )
     size = args.get("patch_size") or patcher_args.get("patch_size")
     mode = args.get("patching_mode") or "entropy"
@@ -199,7 +199,7 @@ def _group_sizes(args: Mapping[str, Any]) -> Any:
             sizes = [int(size) for size in sizes.split(",") if size.strip()]
         except ValueError as error:
             raise ConfigError(
-                f"args.encoder_hash_byte_group_size: got {sizes[:80]!r}, allowed: integers and commas"
+                f"args.encoder_hash_byte_group_size: got {show(sizes)}, allowed: integers and commas"
             ) from error
     if not sizes:
         raise ConfigError("args.encoder_hash_byte_group_size: got none, allowed: at least one group size")

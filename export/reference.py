@@ -120,7 +120,7 @@ class Reference:
                     local_files_only=True,
                     output_loading_info=True,
                 )
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        except Exception as error:  # of any kind: safetensors, torch and transformers have their own
             reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise ReferenceModelError(
                 f"{folder}: transformers can't load it as a reference: {reason}"
@@ -193,7 +193,9 @@ class Reference:
         forward pass per byte with the lengths given.
         """
         if not transformers_patching(self._config):
-            return self.greedy_with_patches(prompt, count, lambda data: self.trace(data).patch_lengths)
+            return self.greedy_with_patches(prompt, count, self._causal_lengths)
+        if count == 0:
+            return b""
         import torch
 
         ids = torch.tensor([byte_ids(prompt)])
@@ -232,7 +234,7 @@ class Reference:
         kept: dict[str, Any] = {}
         with torch.inference_mode(), _watched(self._model.model, kept):
             if lengths is None and not transformers_patching(self._config):
-                lengths = self._causal_lengths(ids)
+                lengths = self._causal_lengths(data)
             if lengths is not None and (sum(lengths) != end or min(lengths) < 1):
                 shown = f"{list(lengths)[:20]} of sum {sum(lengths)}"
                 raise ValueError(f"patch lengths {shown}: they must be positive and sum to {end}")
@@ -254,13 +256,17 @@ class Reference:
             logits=_array(logits),
         )
 
-    def _causal_lengths(self, ids: Any) -> list[int]:
-        """Lengths over `ids` and the position after them, under a rule that transformers lacks."""
-        entropies = None
+    def _causal_lengths(self, data: bytes) -> list[int]:
+        """Lengths over the ids and the position after them, under a rule that transformers lacks."""
+        import torch
+
+        ids, entropies = byte_ids(data), None
         if self.has_patcher:
-            entropies = _array(self._model.model.patcher(ids, patch_size=1, threshold=0.0)[0])
-        starts = causal_starts(self._config, ids[0].tolist(), entropies)
-        return [int(length) for length in np.diff([*starts, ids.shape[1] + 1])]
+            with torch.inference_mode():
+                patcher = self._model.model.patcher(torch.tensor([ids]), patch_size=1, threshold=0.0)
+            entropies = _array(patcher[0])
+        starts = causal_starts(self._config, ids, entropies)
+        return [int(length) for length in np.diff([*starts, len(ids) + 1])]
 
     def _patch_values(self, kept: Mapping[str, Any]) -> Floats:
         """The decoder's cross-attention keys and values as they left their projections, flat per patch."""
@@ -332,18 +338,22 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
             f"{folder}: no Hugging Face checkpoint, config.json can't be read: {error}"
         ) from error
     if not isinstance(config, dict) or config.get("model_type") != "blt":
-        raise ReferenceModelError(f"{folder}: config.json is not of model_type blt")
+        raise ReferenceModelError(
+            f"{folder}: config.json is not of model_type blt; the reference must be a Hugging Face BLT folder"
+        )
     return config
 
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Keep transformers' progress bars off the terminal: the caller shows progress."""
+    """Keep transformers' progress bars and warnings off the terminal: the caller shows progress."""
     logging = transformers.utils.logging
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

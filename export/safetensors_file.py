@@ -17,13 +17,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoint_base import CheckpointError, sample_blocks
+from .checkpoint_base import CheckpointError, one_line, sample_blocks
 
 __all__ = ["SafetensorsFile"]
 
 _NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 # bfloat16 is the upper half of a float32
-_STORED = {"F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4")}
+_STORED: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4")}
 _ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
@@ -72,8 +72,8 @@ class SafetensorsFile:
         stored = self._entries[name].dtype
         if stored not in _NAMES:
             raise CheckpointError(
-                f"{self.path}: tensor {name} has type {stored}, allowed: {', '.join(_NAMES)}; "
-                "a quantized checkpoint must be exported from its original weights"
+                f"{self.path}: tensor {one_line(name)} has type {one_line(stored)}, "
+                f"allowed: {', '.join(_NAMES)}; export a quantized model from its original weights"
             )
         return _NAMES[stored]
 
@@ -88,9 +88,6 @@ class SafetensorsFile:
         stored = _STORED[entry.dtype]
         self._file.seek(entry.start + start * row_items * stored.itemsize)
         flat = result.reshape(-1)
-        if entry.dtype == "F32":
-            self._fill(flat)
-            return result if flat.dtype.isnative else result.byteswap(inplace=True)
         step = _CHUNK_BYTES // stored.itemsize
         chunk = np.empty(min(step, flat.size), stored)
         for begin in range(0, flat.size, step):
@@ -110,7 +107,9 @@ class SafetensorsFile:
         self._file.close()
 
     def _fill(self, array: NDArray[Any]) -> None:
-        view = memoryview(array).cast("B") if array.size else memoryview(b"")
+        if not array.size:
+            return
+        view = array.data.cast("B")
         done = 0
         while done < len(view):
             count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
@@ -163,7 +162,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _entry(name: str, value: Any, base: int, path: Path) -> _Entry:
     """A checked header entry; all that follows relies on its numbers."""
-    broken = CheckpointError(f"{path}: the header entry of tensor {name} is malformed; not safetensors")
+    broken = CheckpointError(
+        f"{path}: the header entry of tensor {one_line(name)} is malformed; not safetensors"
+    )
     if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= value.keys():
         raise broken
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
@@ -174,7 +175,7 @@ def _entry(name: str, value: Any, base: int, path: Path) -> _Entry:
     expected = math.prod(shape) * _ITEM_BYTES.get(dtype, 0)
     if dtype in _ITEM_BYTES and expected != offsets[1] - offsets[0]:
         raise CheckpointError(
-            f"{path}: tensor {name} of shape {shape} and type {dtype} needs {expected} bytes, "
+            f"{path}: tensor {one_line(name)} of shape {shape} and type {dtype} needs {expected} bytes, "
             f"its header says {offsets[1] - offsets[0]}"
         )
     return _Entry(dtype, tuple(shape), base + offsets[0], base + offsets[1])

@@ -6,15 +6,17 @@ import math
 from collections.abc import Iterator
 
 from ..graphs.config import ModelConfig, TransformerConfig
-from .checkpoint_base import Checkpoint, CheckpointError
+from .checkpoint_base import Checkpoint, CheckpointError, one_line
 
-__all__ = ["PARTS", "check_tensors", "expected_tensors", "parameter_counts"]
+__all__ = ["EMBEDDING", "HASH_EMBEDDING", "PARTS", "check_tensors", "expected_tensors", "parameter_counts"]
 
 PARTS = ("patcher", "encoder", "latent", "decoder", "tables")
 """The parts of a bundle that hold weights: the four stages, and the byte and hash embedding tables."""
 
 EMBEDDING = "model.local_encoder.embed_tokens.weight"
+"""The byte embedding, [260, encoder width]."""
 HASH_EMBEDDING = "model.encoder_hash_tok_embedding.weight"
+"""The fused hash tables, [tables * hash vocab, encoder width]."""
 
 Shape = tuple[int, ...]
 
@@ -93,7 +95,7 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
     for name in sorted(found - expected.keys()):
         if not _may_stay_behind(name, config):
             raise CheckpointError(
-                f"{checkpoint.name}: tensor {name} is not part of the BLT that its config describes"
+                f"{checkpoint.name}: tensor {one_line(name)} is not part of the BLT that its config describes"
             )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .checkpoint_base import CheckpointError, sample_blocks
+from .checkpoint_base import CheckpointError, one_line, sample_blocks
 
 __all__ = ["TorchFile"]
 
@@ -43,7 +43,7 @@ class TorchFile:
         if not isinstance(loaded, Mapping):
             raise CheckpointError(f"{path}: holds {type(loaded).__name__}, expected a dict of tensors")
         self._tensors: dict[str, Any] = {
-            name: value for name, value in loaded.items() if isinstance(value, torch.Tensor)
+            str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)
         }
 
     def names(self) -> tuple[str, ...]:
@@ -60,8 +60,8 @@ class TorchFile:
         names = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
         if tensor.dtype not in names or tensor.layout is not torch.strided or tensor.device.type != "cpu":
             raise CheckpointError(
-                f"{self.path}: tensor {name} is {tensor.dtype}, {tensor.layout}, on {tensor.device}; "
-                f"allowed: dense {', '.join(names.values())}"
+                f"{self.path}: tensor {one_line(name)} is {tensor.dtype}, {tensor.layout}, on "
+                f"{tensor.device}; allowed: dense {', '.join(names.values())}"
             )
         return names[tensor.dtype]
 

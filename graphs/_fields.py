@@ -11,7 +11,7 @@ from typing import Any
 
 from ..runtime.errors import BltError
 
-__all__ = ["ConfigError", "Fields"]
+__all__ = ["ConfigError", "Fields", "show"]
 
 _MISSING: Any = object()
 
@@ -29,7 +29,7 @@ class Fields:
 
     def __init__(self, raw: Any, path: str = "") -> None:
         if not isinstance(raw, Mapping):
-            raise ConfigError(f"{path or 'config'}: got {_show(raw)}, expected a JSON object")
+            raise ConfigError(f"{path or 'config'}: got {show(raw)}, expected a JSON object")
         self._raw = raw
         self._prefix = f"{path}." if path else ""
         self._read: set[str] = set()
@@ -53,7 +53,7 @@ class Fields:
 
     def refuse(self, name: str, allowed: str) -> ConfigError:
         """The error for a field's present value: what was got, and what is allowed."""
-        return ConfigError(f"{self.path(name)}: got {_show(self._raw.get(name))}, allowed: {allowed}")
+        return ConfigError(f"{self.path(name)}: got {show(self._raw.get(name))}, allowed: {allowed}")
 
     def section(self, name: str) -> Fields:
         """A nested object; missing and null are an empty one."""
@@ -135,8 +135,9 @@ class Fields:
         for name, value in self._raw.items():
             if name in self._read or name in inert or not value:
                 continue
+            field = str(name) if str(name).isprintable() and len(str(name)) <= 80 else show(name)
             raise ConfigError(
-                f"{self.path(str(name))}: got {_show(value)}, but this field is not known here, so the model "
+                f"{self.path(field)}: got {show(value)}, but this field is not known here, so the model "
                 "may compute something else; remove it if it has no effect"
             )
 
@@ -154,6 +155,7 @@ def _finite(value: float) -> bool:
         return False
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
+    """An untrusted value for a message: one line of at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -11,7 +11,7 @@ Meta's rules (a false or zero value is off). `patch_in_forward: false` makes eve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -137,7 +137,7 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
         hash=_hashing(top),
         patching=rule,
         tie_word_embeddings=top.boolean("tie_word_embeddings", False),
-        trained_context=_trained_context(top, patcher if rule.needs_entropy else None, encoder),
+        trained_context=_trained_context(top, [encoder, decoder, *([patcher] if rule.needs_entropy else [])]),
     )
     _check_agreement(config, encoder_fields, decoder_fields)
     top.refuse_unknown(INERT)
@@ -290,10 +290,10 @@ def _patching(top: Fields) -> PatchingRule:
     )
 
 
-def _trained_context(top: Fields, patcher: TransformerConfig | None, encoder: TransformerConfig) -> int:
+def _trained_context(top: Fields, parts: Sequence[TransformerConfig]) -> int:
     """The field `trained_context`, ours; without it the shortest of the byte parts' positions and 4096."""
-    parts = [encoder] if patcher is None else [patcher, encoder]
-    return top.optional_integer("trained_context") or min(_MAX_TRAINED, *(p.max_positions for p in parts))
+    longest = min(part.max_positions for part in parts)
+    return top.optional_integer("trained_context", maximum=longest) or min(_MAX_TRAINED, longest)
 
 
 def _check_agreement(config: ModelConfig, encoder: Fields, decoder: Fields) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from blt_edge.export.reference import Reference, pick_margins
+from blt_edge.export.reference import Reference, byte_ids, pick_margins
 
 __all__ = ["PARITY_TEXT", "GreedySample", "RandomModel", "RandomModels", "base_config", "write_random_model"]
 
@@ -50,6 +50,8 @@ class RandomModel:
     seed: int = 0
     dtype: str = "float32"
     """The weights' type in the file."""
+    prompt_bytes: int = 200
+    """Length of the prompt of a greedy sample; with the greedy bytes it should pass the windows."""
     folder: Path = field(default=Path())
 
 
@@ -115,10 +117,12 @@ def write_random_model(model: RandomModel, folder: Path, text: bytes = PARITY_TE
     _fill(built, model.seed)
     built.to(getattr(torch, model.dtype)).save_pretrained(folder)
     config = {**model.config, "dtype": model.dtype}
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
     if model.share is not None:
-        config["patching_threshold"] = _threshold(Reference.load(folder).entropies(text), config, model.share)
-        (folder / "config.json").write_text(json.dumps(config, indent=2))
+        with torch.inference_mode():
+            ids = torch.tensor([byte_ids(text)])
+            entropies = built.float().model.patcher(ids, patch_size=1, threshold=0.0)[0][0].numpy()
+        config["patching_threshold"] = _threshold(entropies, config, model.share)
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
     return folder
 
 
@@ -126,28 +130,26 @@ def _fill(model: Any, seed: int) -> None:
     """Weights that keep activations near unit scale, make attention choose, and spread the logits."""
     import torch
 
-    tied = model.config.tie_word_embeddings
     generator = torch.Generator().manual_seed(seed)
+    tied = model.config.tie_word_embeddings
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 1:
                 weight.uniform_(0.6, 1.4, generator=generator)
-                continue
-            if "embed" in name and "projection" not in name:
-                deviation = 0.5 if "hash" in name else 1.0
             else:
-                deviation = _gain(name, tied) / weight.shape[1] ** 0.5
-            weight.normal_(0.0, deviation, generator=generator)
-        # EOS ends a text at once; keep it for the tests that want it
-        model.lm_head.weight[2] = 0.0
+                weight.normal_(0.0, _deviation(name, weight.shape[1], tied), generator=generator)
+        model.lm_head.weight[2] = 0.0  # else some texts would end early
 
 
-def _gain(name: str, tied: bool) -> float:
-    if "lm_head" in name:
-        return (
-            1.2 if tied and "patcher" not in name else 2.5
-        )  # a strong tied head only repeats the byte it reads
-    return 1.6 if "q_proj" in name or "k_proj" in name else 1.0
+def _deviation(name: str, inputs: int, tied: bool) -> float:
+    if tied and name == "model.local_encoder.embed_tokens.weight":
+        return 0.8 / inputs**0.5  # the head as well: a stronger one only repeats the byte it reads
+    if "hash_tok_embedding" in name:
+        return 0.5
+    if "embed_tokens" in name:
+        return 1.0
+    gain = 2.5 if "lm_head" in name else 1.6 if "q_proj" in name or "k_proj" in name else 1.0
+    return float(gain / inputs**0.5)
 
 
 def _threshold(entropies: np.ndarray, config: Mapping[str, Any], share: float) -> float:
@@ -186,7 +188,7 @@ class RandomModels:
             self._references[model.name] = Reference.load(self.folder(model))
         return self._references[model.name]
 
-    def greedy(self, model: RandomModel, count: int, prompt_bytes: int = 200) -> GreedySample:
+    def greedy(self, model: RandomModel, count: int) -> GreedySample:
         """`count` greedy bytes after a stretch of the parity text, with every pick and every boundary clear.
 
         Prompts are tried until the picked logits lead by 1e-4, the entropies keep 1e-5 from the threshold and
@@ -194,7 +196,7 @@ class RandomModels:
         """
         key = (model.name, count)
         if key not in self._samples:
-            self._samples[key] = _find_sample(self.reference(model), count, prompt_bytes)
+            self._samples[key] = _find_sample(self.reference(model), count, model.prompt_bytes)
         return self._samples[key]
 
 

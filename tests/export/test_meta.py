@@ -1,0 +1,291 @@
+"""Meta's layout: the same model as the Hugging Face checkpoint it was made from, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from blt_edge.export.checkpoint import CheckpointError, open_checkpoint
+from blt_edge.export.meta import meta_name
+from blt_edge.export.meta_config import huggingface_config, needs_entropy_model
+from blt_edge.export.tensors import check_tensors
+from blt_edge.graphs.config import ConfigError, parse_config
+from blt_edge.tools.checkpoint_layout import to_huggingface, to_meta
+from blt_edge.tools.model_shapes import scaled_config
+from blt_edge.tools.random_checkpoint import write_random_checkpoint
+from support.meta_layout import meta_args, meta_params, write_meta
+
+torch = pytest.importorskip("torch")
+
+CONFIG = {
+    **scaled_config("tiny", hash_vocab=53),
+    "encoder_hash_byte_group_nb_functions": 2,
+    "encoder_hash_byte_group_size": [3, 5],
+    "patching_threshold": 2.5,
+    "local_attention_window_len": 32,
+}
+CONFIG["global_config"] = {**CONFIG["global_config"], "num_key_value_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("huggingface") / "little"
+    write_random_checkpoint(folder, CONFIG, choose_threshold=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_meta(source, tmp_path_factory.mktemp("meta") / "little")
+
+
+@pytest.fixture
+def copied(converted: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(converted, tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("pickled_main", [False, True])
+def test_it_is_the_same_model(pickled_main: bool, source: Path, tmp_path: Path) -> None:
+    folder = write_meta(source, tmp_path / "meta", pickled_main=pickled_main)
+    with open_checkpoint(source) as expected, open_checkpoint(folder) as got:
+        assert (got.name, got.layout) == ("meta", "meta")
+        assert parse_config(got.config) == parse_config(expected.config)
+        check_tensors(got, parse_config(got.config))
+        assert set(got.names()) == set(expected.names())
+        for name in expected.names():
+            assert got.shape(name) == expected.shape(name)
+            np.testing.assert_array_equal(got.tensor(name), expected.tensor(name))
+        fused = "model.encoder_hash_tok_embedding.weight"
+        for start, stop in ((0, 53), (50, 60), (52, 160), (53, 106), (211, 212), (60, 60), (212, 212)):
+            rows = got.rows(fused, start, stop)
+            np.testing.assert_array_equal(rows, expected.rows(fused, start, stop))
+        assert len(got.sha256()) == 64
+        assert got.sha256() != expected.sha256()
+
+
+def test_the_presented_config_is_one_for_transformers(converted: Path, source: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    with open_checkpoint(converted) as checkpoint:
+        theirs = transformers.BltConfig(**checkpoint.config)
+    assert theirs.encoder_config.rope_parameters["rope_theta"] == 500000.0
+    assert theirs.patcher_config.rope_parameters["rope_theta"] == 10000.0
+    assert theirs.global_config.intermediate_size == CONFIG["global_config"]["intermediate_size"]
+    assert theirs.patching_threshold == 2.5
+
+
+def test_weights_survive_the_way_there_and_back(source: Path) -> None:
+    with open_checkpoint(source) as checkpoint:
+        tensors = {name: checkpoint.tensor(name) for name in checkpoint.names()}
+    weights = to_meta(tensors, 4)
+    assert "local_encoder.layers.0.feed_forward.w3.weight" in weights.main
+    assert "local_decoder.cross_attn_layers.1.cross_attn_norm_kv.weight" in weights.main
+    assert weights.main["encoder_hash_tok_embedding.3.weight"].shape == (53, 64)
+    assert "output.weight" in weights.entropy
+    back = to_huggingface(weights)
+    assert set(back) == set(tensors)
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(back[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("name", "entropy_model", "expected"),
+    [
+        ("local_encoder.tok_embeddings.weight", False, "model.local_encoder.embed_tokens.weight"),
+        ("local_decoder.output.weight", False, "lm_head.weight"),
+        ("output.weight", True, "model.patcher.lm_head.weight"),
+        ("norm.weight", True, "model.patcher.norm.weight"),
+        (
+            "global_transformer.layers.7.feed_forward.w1.weight",
+            False,
+            "model.global_transformer.layers.7.mlp.gate_proj.weight",
+        ),
+        (
+            "global_transformer.token_embedding_projection.weight",
+            False,
+            "model.global_transformer.token_embedding_projection.weight",
+        ),
+        ("layers.0.attention.wo.weight", True, "model.patcher.layers.0.self_attn.o_proj.weight"),
+        (
+            "local_encoder.cross_attn_layers.0.cross_attn_norm_q.weight",
+            False,
+            "model.local_encoder.cross_attn_layers.0.q_norm.weight",
+        ),
+    ],
+)
+def test_names(name: str, entropy_model: bool, expected: str) -> None:
+    assert meta_name(name, entropy_model=entropy_model) == expected
+
+
+def config_of(args: dict[str, Any], params: dict[str, Any] | None = None) -> dict[str, Any]:
+    model = parse_config(CONFIG)
+    return huggingface_config({**meta_args(model), **args}, params or meta_params(model), {})
+
+
+@pytest.mark.parametrize(
+    ("args", "path"),
+    [
+        (
+            {"cross_attn_all_layers_encoder": True, "n_layers_local_encoder": 2},
+            "cross_attn_all_layers_encoder",
+        ),
+        ({"use_rope": False}, "use_rope"),
+        ({"downsampling_by_pooling": "avg"}, "downsampling_by_pooling"),
+        ({"cross_attn_init_by_pooling": False}, "cross_attn_init_by_pooling"),
+        ({"cross_attn_window_decoder": 4}, "cross_attn_window_decoder"),
+        ({"cross_attn_nheads": 2}, "cross_attn_nheads"),
+        ({"n_kv_heads": 2}, "n_kv_heads"),
+        ({"pm_size": 16}, "pm_size"),
+        ({"encoder_hash_byte_group_size": None}, "encoder_hash_byte_group_size"),
+        ({"encoder_hash_byte_group_size": "3,x"}, "encoder_hash_byte_group_size"),
+        ({"encoder_enable_byte_ngrams": True}, "encoder_enable_byte_ngrams"),
+        ({"dim_global": None}, "dim_global"),
+        ({"patching_threshold": 1.0}, "patching_threshold"),
+    ],
+)
+def test_what_the_graphs_cannot_do_is_refused_by_name(args: dict[str, Any], path: str) -> None:
+    with pytest.raises(ConfigError, match=rf"args\.{path}") as caught:
+        config_of(args)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_layers_with_one_encoder_layer_are_fine() -> None:
+    parsed = parse_config(config_of({"cross_attn_all_layers_encoder": True}))
+    assert parsed.encoder_cross_all_layers
+
+
+def test_the_threshold_may_stand_with_the_entropy_model_alone() -> None:
+    rule = parse_config(config_of({"patching_threshold": None})).patching
+    assert (rule.mode, rule.threshold) == ("entropy", 2.5)
+    params = meta_params(parse_config(CONFIG))
+    params["data"] = {}
+    assert parse_config(config_of({}, params)).patching.threshold == 2.5
+    with pytest.raises(ConfigError, match="patching_threshold"):
+        parse_config(config_of({"patching_threshold": None}, params))
+
+
+def test_patching_rules() -> None:
+    assert parse_config(config_of({"monotonicity": True})).patching.monotonic
+    assert parse_config(config_of({"patching_threshold_add": 0.3})).patching.threshold_add == 0.3
+    assert parse_config(config_of({"max_patch_length": 9})).patching.max_patch_length == 9
+    assert parse_config(config_of({"patching_mode": "static", "patch_size": 6.0})).patching.patch_size == 6
+    with pytest.raises(ConfigError, match="patch_size"):
+        parse_config(config_of({"patching_mode": "static", "patch_size": 4.5}))
+    with pytest.raises(ConfigError, match="patching_mode"):
+        parse_config(config_of({"patching_mode": "bpe"}))
+    assert needs_entropy_model({}) is needs_entropy_model({"patching_mode": None}) is True
+    assert needs_entropy_model({"patching_mode": "space"}) is False
+
+
+def test_windows() -> None:
+    model = parse_config(CONFIG)
+    args = meta_args(model)
+    del args["local_attention_window_len"]
+    params = meta_params(model)
+    params["entropy_model"]["sliding_window"] = None
+    config = parse_config(huggingface_config(args, params, {}))
+    assert config.encoder.window == 512
+    assert config.patcher is not None
+    assert config.patcher.window == 512
+    assert parse_config(config_of({"local_attention_window_len": None})).encoder.window is None
+
+
+def test_a_rule_without_entropies_needs_no_entropy_model(copied: Path) -> None:
+    shutil.rmtree(copied / "entropy_model")
+    refused(copied, "entropy_model", "missing")
+    change(copied / "config.json", patching_mode="space")
+    with open_checkpoint(copied) as checkpoint:
+        config = parse_config(checkpoint.config)
+        check_tensors(checkpoint, config)
+    assert config.patching.mode == "space"
+
+
+def change(path: Path, **args: Any) -> None:
+    config = json.loads(path.read_text())
+    config["args"].update(args)
+    path.write_text(json.dumps(config))
+
+
+def refused(folder: Path, *words: str) -> None:
+    with pytest.raises((CheckpointError, ConfigError)) as caught:
+        open_checkpoint(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_damaged_files(copied: Path) -> None:
+    pickled = copied / "entropy_model" / "consolidated.pth"
+    data = pickled.read_bytes()
+    pickled.write_bytes(data[: len(data) // 2])
+    refused(copied, "consolidated.pth")
+    pickled.write_bytes(b"")
+    refused(copied, "consolidated.pth")
+    pickled.unlink()
+    refused(copied, "entropy_model", "no weights")
+    pickled.write_bytes(data)
+    params = copied / "entropy_model" / "params.json"
+    for text in ("{", "[]", '{"entropy_model": 3}', "{}"):
+        params.write_text(text)
+        refused(copied, "entropy_model")
+    params.unlink()
+    refused(copied, "params.json")
+
+
+def test_missing_hash_table_and_tensor(copied: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = copied / "model.safetensors"
+    tensors = load_file(path)
+    save_file({key: value for key, value in tensors.items() if "embedding.1." not in key}, path)
+    refused(copied, "encoder_hash_tok_embedding.1.weight is missing")
+    gone = "local_decoder.layers.0.attention.wq.weight"
+    save_file({key: value for key, value in tensors.items() if key != gone}, path)
+    with (
+        open_checkpoint(copied) as checkpoint,
+        pytest.raises(
+            CheckpointError, match=r"local_decoder\.layers\.0\.self_attn\.q_proj\.weight is missing"
+        ),
+    ):
+        check_tensors(checkpoint, parse_config(checkpoint.config))
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("this pickle ran",))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_pickle_that_runs_code_is_refused_and_not_run(
+    wrapped: bool, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pickled = copied / "entropy_model" / "consolidated.pth"
+    if wrapped:
+        torch.save({"model": {"output.weight": Hostile()}}, pickled)
+    else:
+        pickled.write_bytes(pickle.dumps(Hostile()))
+    refused(copied, "consolidated.pth")
+    assert "this pickle ran" not in capsys.readouterr().out
+
+
+def test_without_torch_one_line_says_so(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    refused(converted, "consolidated.pth", "needs torch")
+
+
+def test_entropy_weights_may_be_safetensors(copied: Path, source: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder = copied / "entropy_model"
+    loaded = torch.load(folder / "consolidated.pth", weights_only=True)["model"]
+    save_file(loaded, folder / "model.safetensors")
+    (folder / "consolidated.pth").unlink()
+    with open_checkpoint(source) as expected, open_checkpoint(copied) as got:
+        name = "model.patcher.layers.1.mlp.down_proj.weight"
+        np.testing.assert_array_equal(got.tensor(name), expected.tensor(name))

@@ -1,0 +1,334 @@
+"""`parse_config` against transformers' own reading of the same raw configs, and its refusals."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from typing import Any
+
+import pytest
+from blt_edge.graphs.config import ACTIVATIONS, ConfigError, ModelConfig, TransformerConfig, parse_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+PARTS = ("patcher_config", "encoder_config", "decoder_config", "global_config")
+
+
+def raw(**top: Any) -> dict[str, Any]:
+    """A small config that is sound; keyword arguments replace fields or extend sections."""
+    config: dict[str, Any] = {
+        "model_type": "blt",
+        "patcher_config": {"hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2},
+        "encoder_config": {"hidden_size": 32, "num_attention_heads": 4, "hidden_size_global": 64},
+        "decoder_config": {"hidden_size": 32, "num_attention_heads": 4, "hidden_size_global": 64},
+        "global_config": {"hidden_size": 64, "num_attention_heads": 4},
+    }
+    for name, value in top.items():
+        if name in PARTS:
+            config[name].update(value)
+        else:
+            config[name] = value
+    return config
+
+
+def part_of(config: ModelConfig, name: str) -> TransformerConfig | None:
+    return {
+        "patcher_config": config.patcher,
+        "encoder_config": config.encoder,
+        "decoder_config": config.decoder,
+        "global_config": config.global_stack,
+    }[name]
+
+
+def assert_agrees(config: dict[str, Any]) -> None:
+    """Every parsed number equals the attribute that transformers' modules would read."""
+    transformers = pytest.importorskip("transformers")
+    # through JSON, as a file is: transformers changes rope dicts in place, and shared ones would mix
+    theirs = transformers.BltConfig(**json.loads(json.dumps(config)))
+    ours = parse_config(config)
+    for name in PARTS:
+        mine, other = part_of(ours, name), getattr(theirs, name)
+        if mine is None:
+            assert name == "patcher_config"
+            assert not theirs.patch_in_forward
+            continue
+        assert mine.width == other.hidden_size
+        assert mine.layers == other.num_hidden_layers
+        assert mine.heads == other.num_attention_heads
+        assert mine.kv_heads == other.num_key_value_heads
+        assert mine.head_dim == other.hidden_size // other.num_attention_heads
+        assert mine.intermediate == other.intermediate_size
+        assert mine.norm_eps == other.rms_norm_eps
+        assert mine.activation == ACTIVATIONS[other.hidden_act]
+        assert mine.max_positions == other.max_position_embeddings
+        assert mine.rope.rope_type == other.rope_parameters["rope_type"]
+        assert mine.rope.theta == other.rope_parameters["rope_theta"]
+    window = theirs.local_attention_window_len
+    assert ours.encoder.window == ours.decoder.window == theirs.encoder_config.sliding_window == window
+    assert ours.global_stack.window is None
+    if ours.patcher is not None:
+        assert ours.patcher.window == theirs.patcher_config.sliding_window
+    assert ours.cross_attn_k == theirs.cross_attn_k
+    assert ours.encoder_cross_all_layers == bool(theirs.encoder_config.cross_attn_all_layers)
+    assert ours.decoder_cross_all_layers == bool(theirs.decoder_config.cross_attn_all_layers)
+    assert ours.token_projection == (theirs.global_config.encoder_cross_output_size is not None)
+    assert list(ours.hash.group_sizes) == theirs.encoder_hash_byte_group_size
+    assert ours.hash.functions == theirs.encoder_hash_byte_group_nb_functions
+    assert ours.hash.vocab == theirs.encoder_hash_byte_group_vocab
+    assert ours.tie_word_embeddings == theirs.tie_word_embeddings
+    if ours.patching.mode == "entropy":
+        assert ours.patching.threshold == theirs.patching_threshold
+        assert ours.patching.max_patch_length == theirs.max_patch_length
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    assert_agrees({"model_type": "blt"})
+    assert_agrees({"model_type": "blt", **dict.fromkeys(PARTS)})
+    assert_agrees(raw())
+
+
+optional_windows = st.none() | st.integers(1, 4096)
+ropes = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries({"rope_theta": st.floats(10.0, 1e6)}),
+    st.fixed_dictionaries({"rope_parameters": st.fixed_dictionaries({"rope_theta": st.floats(10.0, 1e6)})}),
+    st.fixed_dictionaries(
+        {
+            "rope_theta": st.floats(10.0, 1e6),
+            "rope_parameters": st.just({"rope_type": "linear", "factor": 3.0}),
+            "rope_scaling": st.just(None) | st.just({}) | st.just({"type": "default"}),
+        }
+    ),
+    st.fixed_dictionaries({"rope_scaling": st.just({"type": "linear", "factor": 2.0, "rope_theta": 700.0})}),
+)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> dict[str, Any]:
+    """Raw configs that are sound, with every field present or left out."""
+    k = draw(st.sampled_from([1, 2, 4]))
+    head_dim = draw(st.sampled_from([2, 8, 16]))
+    heads = draw(st.sampled_from([2, 4]))
+    width = head_dim * heads
+    global_width = draw(st.sampled_from([k * width, 3 * width]))
+
+    def part(width: int, heads: int, **more: Any) -> dict[str, Any]:
+        fields: dict[str, Any] = {"hidden_size": width, "num_attention_heads": heads, **more, **draw(ropes)}
+        choices = {
+            "num_key_value_heads": st.sampled_from([None, 0, heads, heads // 2, 1]),
+            "num_hidden_layers": st.integers(1, 5),
+            "intermediate_size": st.integers(0, 300),
+            "rms_norm_eps": st.sampled_from([1e-6, 1e-5, 1e-2]),
+            "hidden_act": st.sampled_from(sorted(ACTIVATIONS)),
+            "max_position_embeddings": st.integers(1, 1 << 20),
+            "dropout": st.sampled_from([0, 0.0, 0.1]),
+            "initializer_range": st.just(0.02),
+            "sliding_window": optional_windows,
+            "cross_attn_all_layers": st.booleans() | st.none(),
+        }
+        for name, values in choices.items():
+            if draw(st.booleans()) and not (name == "cross_attn_all_layers" and "cross_attn_k" not in fields):
+                fields[name] = draw(values)
+        return fields
+
+    local = {"hidden_size_global": global_width, "cross_attn_k": k}
+    config: dict[str, Any] = {
+        "model_type": "blt",
+        "cross_attn_k": k,
+        "patcher_config": part(width, heads),
+        "encoder_config": part(width, heads, **local),
+        "decoder_config": part(width, 2, **local),
+        "global_config": part(global_width, heads),
+    }
+    choices = {
+        "local_attention_window_len": optional_windows,
+        "encoder_hash_byte_group_size": st.none() | st.lists(st.integers(1, 12), max_size=6),
+        "encoder_hash_byte_group_vocab": st.integers(1, 10**6),
+        "encoder_hash_byte_group_nb_functions": st.integers(1, 12),
+        "patching_threshold": st.floats(-5, 5),
+        "max_patch_length": st.none() | st.integers(1, 30),
+        "patch_size": st.integers(1, 9),
+        "patch_in_forward": st.booleans() | st.none(),
+        "tie_word_embeddings": st.booleans(),
+        "patching_batch_size": st.integers(1, 4),
+        "rope_parameters": st.just({"rope_theta": 3.0}),
+        "max_position_embeddings": st.integers(1, 10**6),
+    }
+    for name, values in choices.items():
+        if draw(st.booleans()):
+            config[name] = draw(values)
+    return config
+
+
+@settings(max_examples=60, deadline=None)
+@given(configs())
+def test_any_sound_config_is_read_as_transformers_reads_it(config: dict[str, Any]) -> None:
+    before = copy.deepcopy(config)
+    assert_agrees(config)
+    assert config == before
+
+
+def test_converted_checkpoints_inert_fields_are_accepted() -> None:
+    inert = {"norm_eps": 1e-6, "attn_impl": "xformers", "attn_bias_type": "local_block_causal", "pm_size": 0}
+    config = raw(
+        **{name: {**inert, "rope_scaling": {"rope_type": "default"}, "dropout": 0.1} for name in PARTS},
+        realtime_patching=True,
+        patching_device="cuda",
+        monotonicity=False,
+        patching_threshold_add=0.0,
+        torch_dtype="bfloat16",
+        bos_token_id=1,
+        quantization_config=None,
+        temperature=1.0,
+    )
+    parsed = parse_config(config)
+    assert parsed.encoder.norm_eps == 1e-5
+    assert parsed.patching.threshold_add is None
+    assert parsed == parse_config(raw())
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"model_type": "llama"}, "model_type"),
+        ({"vocab_size": 300}, "vocab_size"),
+        ({"cross_attn_k": None}, "cross_attn_k"),
+        ({"cross_attn_k": 4}, "encoder_config.cross_attn_k"),
+        ({"decoder_config": {"cross_attn_k": 1}}, "decoder_config.cross_attn_k"),
+        ({"decoder_config": {"hidden_size": 64}}, "decoder_config.hidden_size"),
+        ({"decoder_config": {"hidden_size_global": 32}}, "decoder_config.hidden_size_global"),
+        ({"encoder_config": {"vocab_size": 261}}, "encoder_config.vocab_size"),
+        ({"patcher_config": {"vocab_size": 256}}, "patcher_config.vocab_size"),
+        ({"patcher_config": {"head_dim": 16}}, "patcher_config.head_dim"),
+        ({"global_config": {"num_attention_heads": 5}}, "global_config.num_attention_heads"),
+        ({"global_config": {"num_attention_heads": 64}}, "global_config.num_attention_heads"),
+        ({"global_config": {"num_key_value_heads": 3}}, "global_config.num_key_value_heads"),
+        ({"encoder_config": {"hidden_act": "prelu"}}, "encoder_config.hidden_act"),
+        ({"encoder_config": {"hidden_size": True}}, "encoder_config.hidden_size"),
+        ({"encoder_config": {"hidden_size": 32.0}}, "encoder_config.hidden_size"),
+        ({"encoder_config": {"hidden_size": 1 << 40}}, "encoder_config.hidden_size"),
+        ({"encoder_config": {"num_hidden_layers": 0}}, "encoder_config.num_hidden_layers"),
+        ({"encoder_config": {"num_hidden_layers": 5000}}, "encoder_config.num_hidden_layers"),
+        ({"encoder_config": {"rms_norm_eps": math.nan}}, "encoder_config.rms_norm_eps"),
+        ({"encoder_config": {"rms_norm_eps": "1e-5"}}, "encoder_config.rms_norm_eps"),
+        ({"encoder_config": {"cross_attn_all_layers": 1}}, "encoder_config.cross_attn_all_layers"),
+        ({"encoder_config": {"attention_bias": True}}, "encoder_config.attention_bias"),
+        ({"global_config": {"per_layer_config": {"0": {}}}}, "global_config.per_layer_config"),
+        ({"encoder_config": {"pm_size": 16}}, "encoder_config.pm_size"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"local_attention_window_len": 0}, "local_attention_window_len"),
+        ({"local_attention_window_len": "512"}, "local_attention_window_len"),
+        ({"encoder_hash_byte_group_size": [3, "4"]}, "encoder_hash_byte_group_size"),
+        ({"encoder_hash_byte_group_size": 3}, "encoder_hash_byte_group_size"),
+        ({"encoder_hash_byte_group_size": [3] * 65}, "encoder_hash_byte_group_size"),
+        ({"encoder_hash_byte_group_vocab": None}, "encoder_hash_byte_group_vocab"),
+        ({"encoder_hash_byte_group_nb_functions": 0}, "encoder_hash_byte_group_nb_functions"),
+        ({"patch_size": None}, "patch_size"),
+        ({"patching_mode": "bpe"}, "patching_mode"),
+        ({"patching_threshold": None}, "patching_threshold"),
+        ({"patching_threshold": math.inf}, "patching_threshold"),
+        ({"max_patch_length": 0}, "max_patch_length"),
+        ({"trained_context": 0}, "trained_context"),
+        ({"trained_context": 9000}, "trained_context"),
+        ({"bad\nname": 1}, r"bad\\nname"),
+        ({"patcher_config": {"rope_theta": -1.0}}, "patcher_config.rope_theta"),
+        ({"patcher_config": {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}}, "rope_type"),
+        ({"patcher_config": {"rope_scaling": {"type": "longrope"}}}, "patcher_config.rope_scaling.type"),
+        ({"patcher_config": {"rope_scaling": {"type": "linear"}}}, "patcher_config.rope_scaling.factor"),
+        ({"patcher_config": {"rope_parameters": {"mrope_section": [1]}}}, "rope_parameters.mrope_section"),
+        (
+            {"patcher_config": {"rope_parameters": {"rope_type": "yarn"}}},
+            "patcher_config.rope_parameters.factor",
+        ),
+        (
+            {
+                "patcher_config": {
+                    "rope_scaling": {"type": "linear", "factor": 2.0},
+                    "partial_rotary_factor": 0.5,
+                }
+            },
+            "patcher_config.partial_rotary_factor",
+        ),
+    ],
+)
+def test_refusals_name_the_field(change: dict[str, Any], path: str) -> None:
+    with pytest.raises(ConfigError, match=path) as caught:
+        parse_config(raw(**change))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("section", [[], "x", 3])
+def test_a_section_must_be_an_object(section: Any) -> None:
+    config = raw()
+    config["encoder_config"] = section
+    with pytest.raises(ConfigError, match="encoder_config"):
+        parse_config(config)
+
+
+def test_a_partial_rotary_factor_has_no_effect_on_plain_rope() -> None:
+    config = raw(patcher_config={"partial_rotary_factor": 0.5})
+    assert parse_config(config) == parse_config(raw())
+
+
+def test_windows_missing_and_null() -> None:
+    parsed = parse_config(raw())
+    assert parsed.patcher is not None
+    assert (parsed.patcher.window, parsed.encoder.window, parsed.decoder.window) == (512, 512, 512)
+    config = raw(local_attention_window_len=None, patcher_config={"sliding_window": None})
+    parsed = parse_config(config)
+    assert parsed.patcher is not None
+    assert (parsed.patcher.window, parsed.encoder.window, parsed.decoder.window) == (None, None, None)
+    assert parse_config(raw(encoder_config={"sliding_window": 3})).encoder.window == 512
+
+
+def test_patching_rules() -> None:
+    rule = parse_config(raw(patching_threshold=2)).patching
+    assert (rule.mode, rule.threshold, rule.monotonic, rule.threshold_add) == ("entropy", 2.0, False, None)
+    rule = parse_config(raw(monotonicity=True, patching_threshold_add=0.5)).patching
+    assert rule.monotonic
+    rule = parse_config(raw(patching_threshold_add=0.5, max_patch_length=7)).patching
+    assert (rule.threshold_add, rule.max_patch_length) == (0.5, 7)
+    assert parse_config(raw(patching_mode="static", patch_size=6)).patching.patch_size == 6
+    assert parse_config(raw(patching_mode="space", patch_size=None)).patching.mode == "space"
+    for off in (False, None):
+        assert parse_config(raw(patch_in_forward=off)).patching.mode == "byte"
+
+
+def test_a_rule_without_entropies_needs_no_patcher() -> None:
+    for mode in ("space", "static", "byte"):
+        assert parse_config(raw(patching_mode=mode)).patcher is None
+    assert parse_config(raw(patch_in_forward=False)).patcher is None
+
+
+def test_trained_context() -> None:
+    assert parse_config(raw()).trained_context == 4096
+    assert parse_config(raw(trained_context=1000)).trained_context == 1000
+    assert parse_config(raw(patcher_config={"max_position_embeddings": 300})).trained_context == 300
+    assert parse_config(raw(encoder_config={"max_position_embeddings": 200})).trained_context == 200
+    short = raw(patch_in_forward=False, patcher_config={"max_position_embeddings": 300})
+    assert parse_config(short).trained_context == 4096
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_value_in_any_field_is_used_or_refused_in_one_line(data: st.DataObject) -> None:
+    config = raw(patching_threshold_add=0.0, monotonicity=False, local_attention_window_len=5)
+    section = data.draw(st.sampled_from([None, *PARTS]))
+    target = config if section is None else config[section]
+    fields = [*target, "rope_scaling", "rope_parameters", "hidden_act", "intermediate_size", "patch_size"]
+    target[data.draw(st.sampled_from(fields))] = data.draw(json_values)
+    lines = 1
+    try:
+        parse_config(config)
+    except ConfigError as error:
+        lines = len(str(error).splitlines())
+    assert lines == 1

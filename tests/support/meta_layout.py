@@ -1,0 +1,130 @@
+"""A checkpoint in Meta's layout made from one in Hugging Face's, its fields as Meta's code spells them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blt_edge.export.checkpoint import open_checkpoint
+from blt_edge.graphs.config import ModelConfig, parse_config
+from blt_edge.tools.checkpoint_layout import to_meta
+
+__all__ = ["meta_args", "meta_params", "write_meta"]
+
+
+def meta_args(config: ModelConfig) -> dict[str, Any]:
+    """`args` of the main model: what matters, and a few training fields that must not."""
+    encoder, decoder, latent = config.encoder, config.decoder, config.global_stack
+    return {
+        "seed": 777,
+        "vocab_size": 260,
+        "dim": 512,
+        "n_layers": 8,
+        "n_heads": 8,
+        "weight_tying": False,
+        "patch_in_forward": False,
+        "dim_token": None,
+        "dim_global": latent.width,
+        "dim_local_encoder": encoder.width,
+        "dim_local_decoder": decoder.width,
+        "n_layers_global": latent.layers,
+        "n_layers_local_encoder": encoder.layers,
+        "n_layers_local_decoder": decoder.layers,
+        "n_heads_global": latent.heads,
+        "n_heads_local_encoder": encoder.heads,
+        "n_heads_local_decoder": decoder.heads,
+        "n_kv_heads": None,
+        "n_kv_heads_global": latent.kv_heads,
+        "patch_size": 4.5,
+        "patching_mode": "entropy",
+        "patching_threshold": config.patching.threshold,
+        "patching_threshold_add": None,
+        "monotonicity": False,
+        "max_patch_length": None,
+        "max_encoder_seq_length": encoder.max_positions,
+        "max_seqlen": latent.max_positions,
+        "local_attention_window_len": encoder.window,
+        "cross_attn_encoder": True,
+        "cross_attn_decoder": True,
+        "cross_attn_k": config.cross_attn_k,
+        "cross_attn_nheads": encoder.heads,
+        "cross_attn_all_layers_decoder": config.decoder_cross_all_layers,
+        "cross_attn_all_layers_encoder": config.encoder_cross_all_layers,
+        "cross_attn_init_by_pooling": True,
+        "cross_attn_window_encoder": None,
+        "downsampling_by_pooling": "max",
+        "encoder_hash_byte_group_size": ",".join(map(str, config.hash.group_sizes)),
+        "encoder_hash_byte_group_vocab": config.hash.vocab,
+        "encoder_hash_byte_group_nb_functions": config.hash.functions,
+        "use_rope": True,
+        "non_linearity": "swiglu",
+        "rope_theta": encoder.rope.theta,
+        "norm_eps": encoder.norm_eps,
+        "multiple_of": 256,
+        "ffn_dim_multiplier": 1.0,
+        "pm_size": 0,
+    }
+
+
+def meta_params(config: ModelConfig) -> dict[str, Any]:
+    """`params.json` of the entropy model. Its own patching mode is that of its training, as in the released
+    one.
+    """
+    patcher = config.patcher
+    assert patcher is not None
+    return {
+        "name": "entropy",
+        "entropy_model": {
+            "vocab_size": 260,
+            "dim": patcher.width,
+            "n_layers": patcher.layers,
+            "n_heads": patcher.heads,
+            "n_kv_heads": patcher.kv_heads,
+            "max_seqlen": patcher.max_positions,
+            "sliding_window": patcher.window,
+            "ffn_dim_multiplier": 1.0,
+            "rope_theta": patcher.rope.theta,
+            "norm_eps": patcher.norm_eps,
+        },
+        "data": {"patcher_args": {"patching_mode": "byte", "threshold": config.patching.threshold}},
+    }
+
+
+def write_meta(
+    source: Path,
+    folder: Path,
+    *,
+    pickled_main: bool = False,
+    args: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write Meta's layout of the Hugging Face checkpoint `source`; `args` and `params` replace fields.
+
+    The main weights go to model.safetensors, or to a pickle as the entropy model's always do.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    with open_checkpoint(source) as checkpoint:
+        config = parse_config(checkpoint.config)
+        weights = to_meta({name: checkpoint.tensor(name) for name in checkpoint.names()}, config.hash.tables)
+
+    def tensors(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+
+    entropy_folder = folder / "entropy_model"
+    entropy_folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"args": {**meta_args(config), **(args or {})}}))
+    written = meta_params(config)
+    written["entropy_model"].update((params or {}).get("entropy_model", {}))
+    written["data"].update((params or {}).get("data", {}))
+    (entropy_folder / "params.json").write_text(json.dumps(written))
+    torch.save({"model": tensors(weights.entropy), "step": 3}, entropy_folder / "consolidated.pth")
+    if pickled_main:
+        torch.save(tensors(weights.main), folder / "consolidated.pth")
+    else:
+        save_file(tensors(weights.main), folder / "model.safetensors")
+    return folder

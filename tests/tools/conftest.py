@@ -1,0 +1,60 @@
+"""A tiny checkpoint and its bundle, and the command line run in this process."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+Cli = Callable[..., Result]
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """Folders on the disk, shared by the whole session: copy what you change."""
+
+    checkpoint: Path
+    """In the Hugging Face layout, with a golden file of 12 greedy bytes."""
+    bundle: Path
+    """Its export, never validated; 500 positions."""
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """A random model of 270,000 parameters."""
+    pytest.importorskip("transformers")
+    from blt_edge.export import export_checkpoint
+    from blt_edge.export.golden import write_golden
+    from support.random_models import RandomModel, base_config, write_random_model
+
+    config = base_config(local_attention_window_len=8, encoder={"max_position_embeddings": 500})
+    folder = tmp_path_factory.mktemp("tiny-model")
+    write_random_model(RandomModel("tiny", config, share=0.3), folder / "checkpoint")
+    write_golden(folder / "checkpoint", greedy_count=12)
+    return TinyModel(
+        folder / "checkpoint", export_checkpoint(folder / "checkpoint", folder / "bundle")
+    )
+
+
+@pytest.fixture
+def own_bundle(tiny_model: TinyModel, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle to change."""
+    return Path(shutil.copytree(tiny_model.bundle, tmp_path / "own-bundle"))
+
+
+@pytest.fixture
+def cli() -> Cli:
+    """`cli("score", "-m", bundle, ..., stdin=b"...")` -> click's Result (exit_code, stdout, stderr)."""
+    from blt_edge.tools.cli.program import program
+
+    def run(*arguments: object, stdin: bytes = b"") -> Result:
+        return CliRunner().invoke(program, list(map(str, arguments)), input=stdin)
+
+    return run
