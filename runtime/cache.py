@@ -43,7 +43,7 @@ class KvCache:
     @property
     def capacity(self) -> int:
         """Slots in the ring now."""
-        return self.positions.shape[1]
+        return int(self.positions.shape[1])
 
     @property
     def bytes(self) -> int:
