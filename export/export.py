@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def export_checkpoint(
 
     tables: fp32, fp16, or auto = fp16 unless the checkpoint's own tables are float32. context: ids of a
     scoring window, None takes the config's. force: replace an existing bundle. progress(what, bytes
-    done, bytes in all). The directory appears whole or not at all.
+    done, bytes in all), of the writing and then of the hashing. The directory appears whole or not at all.
 
     Raises CheckpointError, ConfigError, OptionError, or BltError (existing output, disk full).
     """
@@ -98,7 +99,11 @@ def export_checkpoint(
         written = meter.up_to("embedding tables")
         tables_path = directory / "tables.bin"
         spec = write_tables(tables_path, checkpoint, plan.config, TABLE_DTYPES[plan.tables], written)
-        finish(directory, _manifest(checkpoint, plan, trained, spec))
+        finish(
+            directory,
+            _manifest(checkpoint, plan, trained, spec),
+            partial(progress, "hashes") if progress else None,
+        )
     return Path(output)
 
 

@@ -1,0 +1,193 @@
+"""`blt-edge export`: checkpoint to bundle, and the bundle compared with the checkpoint."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import click
+
+from .comparison import (
+    Yardstick,
+    check_tolerances,
+    checkpoint_folder,
+    choose,
+    compare,
+    note_reasons,
+    show_report,
+)
+from .display import count, print_table, progress_bar, size, status
+from .options import CheckpointSource, OneOf, tolerance_options, verb
+from .session import Session
+
+if TYPE_CHECKING:
+    from ...export import ExportPlan
+
+__all__ = ["command"]
+
+
+@verb("export")
+@click.argument("source", type=CheckpointSource(), metavar="MODEL")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Bundle to write.")
+@click.option(
+    "--precision", type=OneOf(["fp32"]), default="fp32", show_default=True, help="Precision of the graphs."
+)
+@click.option(
+    "--tables",
+    type=OneOf(["auto", "fp16", "fp32"]),
+    default="auto",
+    show_default=True,
+    help="Precision of the embedding tables; auto is fp16 unless the checkpoint's own are float32.",
+)
+@click.option(
+    "--context",
+    type=int,
+    metavar="N",
+    show_default="what the config says",
+    help="Length in ids that the model was trained on; `score` takes windows of it.",
+)
+@click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
+@click.option("--no-validate", is_flag=True, help="Don't compare the bundle with the checkpoint.")
+@tolerance_options
+@click.option("--dry-run", is_flag=True, help="Print what would be written and needed, and write nothing.")
+def command(
+    session: Session,
+    source: str,
+    output: Path | None,
+    precision: str,
+    tables: str,
+    context: int | None,
+    force: bool,
+    no_validate: bool,
+    rtol: float | None,
+    atol: float | None,
+    dry_run: bool,
+) -> None:
+    """Turn a checkpoint into a bundle of ONNX graphs, and check it.
+
+    MODEL is a folder in the Hugging Face or Meta's layout, a hub id owner/name, or `demo`, the small
+    checkpoint that comes with this package. The bundle appears whole or not at all.
+
+    Afterwards the bundle is compared with the checkpoint in transformers where that is installed, else with
+    golden.safetensors beside the checkpoint. If it differs, the exit code is 1; the bundle is kept, and its
+    manifest says so. stdout carries the bundle's path.
+    """
+    check_tolerances(rtol, atol)
+    if not dry_run:
+        _check_output(output, force)
+    from ...export import export_checkpoint
+
+    plan = _plan(session, source, precision, tables)
+    if dry_run:
+        _show_plan(plan, output, sys.stdout)
+        _show_comparison(plan, source, sys.stdout)
+        return
+    assert output is not None
+    if not session.quiet and sys.stderr is not None:
+        _show_plan(plan, output, sys.stderr)
+    with progress_bar(session) as progress:
+        path = export_checkpoint(
+            source,
+            output,
+            precision=precision,
+            tables=tables,
+            context=context,
+            force=force,
+            progress=progress,
+        )
+    written = sum(file.stat().st_size for file in path.iterdir())
+    session.say(f"wrote {path}, {size(written)}")
+    if no_validate:
+        session.say("not validated: --no-validate")
+    else:
+        _validate(path, _yardstick(plan, source), session, rtol, atol)
+    click.echo(path)
+
+
+def _check_output(output: Path | None, force: bool) -> None:
+    """Refuse an output before a checkpoint of gigabytes is fetched for it; the export checks it again."""
+    if output is None:
+        raise click.UsageError("--output is missing; give the name of a new directory")
+    if os.path.lexists(output) and not force:
+        raise click.UsageError(
+            f"--output {output} exists; give a new name, or --force to replace a bundle that is there"
+        )
+    parent = Path(os.path.abspath(output)).parent  # noqa: PTH100 - resolve() would follow a link at the output
+    if not parent.is_dir():
+        raise click.UsageError(f"--output {output}: the directory {parent} does not exist; create it first")
+
+
+# 1. What will be written.
+
+
+def _plan(session: Session, source: str, precision: str, tables: str) -> ExportPlan:
+    from ...export import plan_export
+
+    if source == "demo" or Path(source).expanduser().is_dir():
+        with status(session, f"reading {source}"):
+            return plan_export(source, precision=precision, tables=tables)
+    # The hub's client draws its own progress.
+    if session.quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    session.say(f"fetching {source}")
+    return plan_export(source, precision=precision, tables=tables)
+
+
+def _show_plan(plan: ExportPlan, output: Path | None, file: IO[str]) -> None:
+    rows = [
+        (f"{stage} graph", count(plan.parameters[stage]), plan.precision, size(bytes_))
+        for stage, bytes_ in plan.graph_bytes.items()
+    ]
+    rows.append(("embedding tables", count(plan.parameters["tables"]), plan.tables, size(plan.table_bytes)))
+    rows.append(("bundle", count(sum(plan.parameters.values())), "", size(plan.total_bytes)))
+    file.write(f"{plan.name} ({plan.layout} layout)\n")
+    print_table(("part", ">parameters", "precision", ">size"), rows, file, total=True)
+    free = shutil.disk_usage(_existing_parent(output)).free
+    file.write(f"peak memory about {size(plan.peak_memory)}; {size(free)} of disk are free\n")
+
+
+def _existing_parent(output: Path | None) -> Path:
+    path = Path.cwd() if output is None else output.absolute().parent
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def _show_comparison(plan: ExportPlan, source: str, file: IO[str]) -> None:
+    yardstick = _yardstick(plan, source)
+    what = {"transformers": "transformers", "golden": yardstick.path.name, "nothing": "nothing"}[
+        yardstick.kind
+    ]
+    why = f": {yardstick.reasons}" if yardstick.why_not else ""
+    file.write(f"would be compared with {what}{why}\n")
+
+
+# 2. What was written, compared.
+
+
+def _yardstick(plan: ExportPlan, source: str) -> Yardstick:
+    return choose(checkpoint_folder(source), plan.layout, sum(plan.parameters.values()))
+
+
+def _validate(
+    path: Path, yardstick: Yardstick, session: Session, rtol: float | None, atol: float | None
+) -> None:
+    if yardstick.kind == "nothing":
+        session.note(f"not validated, nothing was compared: {yardstick.reasons}")
+        return
+    note_reasons(yardstick, session)
+    try:
+        report = compare(path, yardstick, session, rtol=rtol, atol=atol)
+    except BaseException:
+        session.note(f"{path} was written, but its validation did not end; blt-edge validate does it again")
+        raise
+    if not session.quiet and sys.stderr is not None:
+        show_report(report, sys.stderr)
+    if not report.passed:
+        failed = ", ".join(row.check for row in report.breaches)
+        raise click.ClickException(
+            f"{path} differs from {report.against} ({failed}); it is kept, and its manifest says so"
+        )

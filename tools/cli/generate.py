@@ -1,0 +1,314 @@
+"""`blt-edge generate`: text on stdout as it becomes certain, figures on stderr at the end."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .display import size, status
+from .documents import read_input, write_json
+from .loading import load_model
+from .memory import peak_resident
+from .options import STDIN, InputFile, StopString, engine_options, json_option, model_option, verb
+from .session import Session, is_terminal
+
+if TYPE_CHECKING:
+    from ...runtime import BltModel, GenerationChunk, GenerationOptions, GenerationStats
+
+__all__ = ["command"]
+
+# What a terminal would obey becomes visible; a pipe gets everything as it is.
+_VISIBLE = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}
+
+
+@verb("generate")
+@model_option
+@click.option("-p", "--prompt", metavar="TEXT", help="Text to continue; - reads it from stdin.")
+@click.option(
+    "--prompt-file",
+    type=InputFile(),
+    metavar="FILE",
+    help="Continue this file's bytes, exactly as they are (a last newline included).",
+)
+@click.option("--echo", is_flag=True, help="Print the prompt, too, before what continues it.")
+@click.option(
+    "-n",
+    "--max-new-bytes",
+    "--max-new-tokens",
+    "max_new_bytes",
+    type=int,
+    default=256,
+    show_default=True,
+    metavar="N",
+    help="Generate at most this many bytes.",
+)
+@click.option(
+    "--temperature",
+    "--temp",
+    "temperature",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="X",
+    help="Divide logits by it; 0 is greedy: the most likely byte, and the filters below don't matter.",
+)
+@click.option(
+    "--top-k",
+    type=int,
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Keep the N most likely bytes; 0 turns it off.",
+)
+@click.option(
+    "--top-p",
+    type=float,
+    default=1.0,
+    show_default=True,
+    metavar="X",
+    help="Keep the most likely bytes whose probabilities sum to X; 1 turns it off.",
+)
+@click.option(
+    "--min-p",
+    type=float,
+    default=0.0,
+    show_default=True,
+    metavar="X",
+    help="Keep bytes at least X times as likely as the most likely one; 0 turns it off.",
+)
+@click.option(
+    "--repetition-penalty",
+    type=float,
+    default=1.0,
+    show_default=True,
+    metavar="X",
+    help="Make bytes that are in the text already less likely; 1 turns it off.",
+)
+@click.option(
+    "--seed", type=int, metavar="N", show_default="another one each time", help="Seed of the random numbers."
+)
+@click.option(
+    "--stop",
+    type=StopString(),
+    multiple=True,
+    metavar="TEXT",
+    help=r"End before this text; may be given several times. Escapes: \n \r \t \0 \\ \xNN \uNNNN.",
+)
+@engine_options
+@json_option
+def command(
+    session: Session,
+    model: Path,
+    prompt: str | None,
+    prompt_file: Path | None,
+    echo: bool,
+    device: str,
+    threads: int | None,
+    prefill_chunk: int,
+    verify: bool,
+    json_file: Path | None,
+    **sampling: Any,
+) -> None:
+    """Continue a text, printed as it comes.
+
+    stdout carries the new text in UTF-8, a character as soon as its last byte is known; bytes that are no
+    UTF-8 come out as U+FFFD (--json has them all, in base64). The model may end the text before
+    --max-new-bytes. Figures follow on stderr.
+    """
+    from ...runtime import GenerationOptions
+
+    options = GenerationOptions(**sampling)
+    data = _prompt(session, prompt, prompt_file)
+    loaded = load_model(session, model, device, threads, prefill_chunk, verify)
+    out = _Output(shown=json_file != STDIN)
+    if echo:
+        out.write(data.decode("utf-8", "replace"))
+    last, made = _stream(session, loaded, data, options, out)
+    assert last.stats is not None
+    if json_file is not None:
+        write_json(json_file, _document(model, data, made, last, options))
+    if not session.quiet:
+        _figures(session, last.stats, str(last.finish_reason))
+    if last.finish_reason == "cancelled":
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield None
+
+
+# 1. The prompt.
+
+
+def _prompt(session: Session, prompt: str | None, prompt_file: Path | None) -> bytes:
+    if prompt is not None and prompt_file is not None:
+        raise click.UsageError("--prompt and --prompt-file are both given; give one of them")
+    if prompt is None and prompt_file is None:
+        raise click.UsageError("--prompt is missing; give a text, - for stdin, or --prompt-file FILE")
+    if prompt is not None and prompt != "-":
+        return os.fsencode(prompt)
+    return read_input(prompt_file or STDIN, session, "the prompt")
+
+
+# 2. The text, and Ctrl-C while it comes.
+
+
+class _Output:
+    """stdout, as far as text goes there."""
+
+    def __init__(self, shown: bool) -> None:
+        self._stream = sys.stdout if shown else None
+        self._visible = is_terminal(self._stream)
+        self.open_line = False  # something was written, and no newline after it
+
+    def write(self, text: str) -> None:
+        """Write text at once."""
+        if self._stream is None or not text:
+            return
+        self._stream.write(text.translate(_VISIBLE) if self._visible else text)
+        self._stream.flush()
+        self.open_line = not text.endswith("\n")
+
+    def end_line(self) -> None:
+        """Let what follows on stderr begin on a line of its own, without adding to stdout."""
+        if self.open_line and sys.stderr is not None:
+            sys.stderr.write("\n")
+            sys.stderr.flush()
+        self.open_line = False
+
+
+def _stream(
+    session: Session, model: BltModel, prompt: bytes, options: GenerationOptions, out: _Output
+) -> tuple[GenerationChunk, bytes]:
+    """Print the text; returns the last chunk, with the reason and figures, and all new bytes."""
+    made: list[bytes] = []
+    cancel = threading.Event()
+    chunks = model.stream(prompt, options, cancel=cancel)
+    try:
+        with status(session, f"reading the prompt, {len(prompt)} bytes") if _slow(prompt) else _nothing():
+            chunk = next(chunks)
+        with _interrupt_sets(cancel):
+            while True:
+                out.write(chunk.text)
+                made.append(chunk.data)
+                if chunk.finish_reason is not None:
+                    break
+                chunk = next(chunks)
+    except BrokenPipeError:  # nobody reads on: nothing more to say
+        raise
+    except BaseException:
+        out.end_line()
+        raise
+    if not session.quiet or chunk.finish_reason == "cancelled" or is_terminal(sys.stdout):
+        out.end_line()
+    return chunk, b"".join(made)
+
+
+def _slow(prompt: bytes) -> bool:
+    return is_terminal(sys.stderr) and len(prompt) > 200
+
+
+@contextmanager
+def _interrupt_sets(event: threading.Event) -> Iterator[None]:
+    """Inside, the first Ctrl-C sets the event, so that the last byte and the figures are not lost."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield
+        return
+
+    def set_event(number: int, frame: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, set_event)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# 3. Figures.
+
+_ENDINGS = {
+    "length": "--max-new-bytes reached",
+    "eos": "the model ended the text",
+    "stop": "a stop string came",
+    "context": "the model has no more positions",
+    "cancelled": "interrupted",
+}
+
+
+def _figures(session: Session, stats: GenerationStats, reason: str) -> None:
+    text = stats.prompt_bytes + stats.new_bytes
+    patches = _patches(stats)
+    session.say(
+        f"{stats.prompt_bytes} prompt bytes, {stats.new_bytes} new bytes, {patches} "
+        f"{'patch' if patches == 1 else 'patches'} ({_ratio(text, patches):.2f} bytes each); "
+        f"{_ENDINGS.get(reason, reason)}"
+    )
+    speed = f"first byte after {1000 * stats.first_byte_seconds:.1f} ms"
+    if stats.new_bytes and stats.decode_seconds > 0:
+        each = 1000 * stats.decode_seconds / stats.new_bytes
+        speed += f", then {stats.bytes_per_second:.1f} bytes/s ({each:.2f} ms/byte)"
+    session.say(speed)
+    session.say("time: " + ", ".join(f"{name} {share:.0%}" for name, share in _shares(stats).items()))
+    peak = peak_resident()
+    session.say(
+        f"memory: {size(stats.state_bytes)} of state" + (f", {size(peak)} at peak in all" if peak else "")
+    )
+
+
+def _patches(stats: GenerationStats) -> int:
+    """Patches of the text, without the one that BOS is alone in."""
+    return max(0, stats.patches - 1)
+
+
+def _ratio(number: float, count: float) -> float:
+    return number / count if count else 0.0
+
+
+def _shares(stats: GenerationStats) -> dict[str, float]:
+    """Shares of the whole time by stage, and "other": sampling, hashing, patching and Python."""
+    total = stats.prefill_seconds + stats.decode_seconds
+    shares = {name: _ratio(seconds, total) for name, seconds in stats.stage_seconds.items()}
+    return {**shares, "other": max(0.0, 1.0 - sum(shares.values()))}
+
+
+def _document(
+    model: Path, prompt: bytes, made: bytes, last: GenerationChunk, options: GenerationOptions
+) -> dict[str, Any]:
+    stats = last.stats
+    assert stats is not None
+    asked = {**asdict(options), "stop": [stop.decode("utf-8", "replace") for stop in options.stop_bytes]}
+    return {
+        "model": str(model),
+        "prompt": prompt.decode("utf-8", "replace"),
+        "text": made.decode("utf-8", "replace"),
+        "data_base64": base64.b64encode(made).decode("ascii"),
+        "finish_reason": last.finish_reason,
+        "options": asked,
+        "stats": {
+            **asdict(stats),
+            "patches": _patches(stats),
+            "bytes_per_patch": _ratio(stats.prompt_bytes + stats.new_bytes, _patches(stats)),
+            "bytes_per_second": stats.bytes_per_second,
+            "milliseconds_per_byte": 1000 * _ratio(stats.decode_seconds, stats.new_bytes),
+            "stage_shares": _shares(stats),
+            "peak_resident_bytes": peak_resident(),
+        },
+    }

@@ -1,0 +1,177 @@
+"""`blt-edge inspect`: what is in a bundle, from its manifest; no graph is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .display import count, print_fields, print_table, size
+from .documents import write_json
+from .loading import check_bundle_files
+from .options import STDIN, bundle_argument, json_option, verb, verify_option
+from .session import Session
+
+if TYPE_CHECKING:
+    from ...runtime.manifest import EmbeddingSpec, Manifest
+    from ...runtime.patching import PatchingRule
+    from .memory import StateMemory
+
+__all__ = ["command"]
+
+
+@verb("inspect")
+@bundle_argument
+@verify_option
+@json_option
+def command(session: Session, bundle: Path, verify: bool, json_file: Path | None) -> None:
+    """Show what is in a bundle and how much memory it takes.
+
+    Source, stages, tables, axes, memory of a text's state, and the last validation. The files are checked
+    against the manifest; if they differ, the exit code is 1.
+    """
+    from ...runtime.manifest import load_manifest
+    from .memory import state_memory
+
+    manifest = load_manifest(bundle)
+    fault = _fault(bundle, manifest, verify, session)
+    state = state_memory(manifest)
+    if json_file is not None:
+        write_json(json_file, _document(bundle, manifest, state, verify, fault))
+    if json_file != STDIN:
+        _show(bundle, manifest, state, verify, fault)
+    if fault is not None:
+        raise click.ClickException(fault)
+
+
+def _fault(bundle: Path, manifest: Manifest, verify: bool, session: Session) -> str | None:
+    from ...runtime.errors import BundleError
+
+    try:
+        check_bundle_files(session, bundle, manifest, verify)
+    except BundleError as error:
+        return str(error)
+    return None
+
+
+def _document(
+    bundle: Path, manifest: Manifest, state: StateMemory, verify: bool, fault: str | None
+) -> dict[str, Any]:
+    return {
+        "bundle": str(bundle),
+        "bytes": sum(record.bytes for record in manifest.files.values()),
+        "check": {"whole_files": verify, "fault": fault},
+        "state_memory": {**asdict(state), "at_full_length": state.at_full_length},
+        "manifest": manifest.to_dict(),
+    }
+
+
+def _show(bundle: Path, manifest: Manifest, state: StateMemory, verify: bool, fault: str | None) -> None:
+    total = sum(record.bytes for record in manifest.files.values())
+    checked = "whole files" if verify else "fast check; --verify reads whole files"
+    source, model = manifest.source, manifest.model
+    print_fields(
+        [
+            ("bundle", f"{bundle}, written by blt-edge {manifest.generator}"),
+            ("source", f"{source.name} ({source.layout} layout), sha256 {source.sha256[:16]}"),
+            (
+                "files",
+                f"{len(manifest.files)}, {size(total)}: " + ("DAMAGED" if fault else f"ok ({checked})"),
+            ),
+            (
+                "model",
+                f"width {model.width}, {model.cross_attn_k} vectors a patch, vocabulary {model.vocab_size}",
+            ),
+            ("tables", _tables(manifest.embedding)),
+            ("patches", _rule(manifest.patching)),
+            ("positions", f"{model.max_positions:,}, trained on {model.trained_context:,}"),
+            ("validation", _validation(manifest.validation)),
+        ]
+    )
+    for table in (_stages, _axes):
+        click.echo()
+        table(manifest)
+    click.echo()
+    print_fields(_memory(state))
+
+
+def _rule(rule: PatchingRule) -> str:
+    text = {
+        "entropy": f"start where the entropy is over {rule.threshold or 0.0:.6g} nats",
+        "space": "start after spaces and punctuation",
+        "static": f"have {rule.patch_size} bytes",
+        "byte": "are single bytes",
+    }[rule.mode]
+    if rule.mode == "entropy" and rule.monotonic:
+        text = f"start where the entropy rises by over {rule.threshold or 0.0:.6g} nats"
+    elif rule.mode == "entropy" and rule.threshold_add is not None:
+        text += f" and rises by over {rule.threshold_add:.6g}"
+    return text + (f", and have at most {rule.max_patch_length} bytes" if rule.max_patch_length else "")
+
+
+def _validation(report: dict[str, Any] | None) -> str:
+    if report is None:
+        return "none; blt-edge validate compares the bundle with its reference"
+    rows = report.get("rows")
+    rows = rows if isinstance(rows, list) else []
+    failed = [str(row.get("check")) for row in rows if isinstance(row, dict) and not row.get("ok")]
+    what = f"{len(rows)} checks against {report.get('against')}, {report.get('data_bytes')} bytes of text"
+    return f"FAILED ({', '.join(failed)}), {what}" if not report.get("passed") else f"passed, {what}"
+
+
+def _stages(manifest: Manifest) -> None:
+    rows = [
+        (
+            name,
+            spec.precision,
+            str(spec.layers),
+            f"{spec.kv_heads} x {spec.head_dim}",
+            "all" if spec.window is None else str(spec.window),
+            count(spec.parameters),
+            size(manifest.files[spec.file].bytes + manifest.files[spec.data].bytes),
+            spec.file,
+        )
+        for name, spec in manifest.stages.items()
+    ]
+    table = manifest.embedding
+    kind = {"float16": "fp16", "float32": "fp32"}[table.dtype]
+    parameters = count(table.rows * table.width)
+    rows.append(("tables", kind, "", "", "", parameters, size(table.bytes), table.file))
+    columns = ("stage", "precision", ">layers", ">kv heads", ">window", ">parameters", ">size", "file")
+    print_table(columns, rows, total=True)
+
+
+def _tables(table: EmbeddingSpec) -> str:
+    rows = f"{table.rows:,} rows of {table.width}: {table.byte_rows} bytes"
+    if table.hash.tables:
+        groups = ", ".join(map(str, table.group_sizes))
+        rows += f", {table.hash.tables} x {table.hash_vocab:,} hashes of {groups} bytes"
+    read = size((table.hash.tables + 1) * table.bytes // table.rows)
+    return f"{rows}; memory-mapped, a byte of text reads {read}"
+
+
+def _axes(manifest: Manifest) -> None:
+    rows = [
+        (name, *(f"{value:,}" for value in asdict(axis).values())) for name, axis in manifest.axes.items()
+    ]
+    print_table(("axis", ">min", ">opt", ">max"), rows)
+
+
+def _memory(state: StateMemory) -> list[tuple[str, str]]:
+    patch = f"{state.bytes_per_patch:g} byte{'s' * (state.bytes_per_patch != 1)}"
+    return [
+        (
+            "state memory",
+            f"{size(state.per_byte)} a byte within the windows, {size(state.per_patch)} a patch",
+        ),
+        (
+            "at full length",
+            f"about {size(state.at_full_length)} for {state.positions:,} positions, at {patch} a patch",
+        ),
+        (
+            "open patch",
+            f"up to {size(state.open_patch)} more, if one patch had {state.longest_patch:,} bytes",
+        ),
+    ]

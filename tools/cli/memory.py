@@ -1,0 +1,130 @@
+"""Memory: what this process took, what the machine has left, and what a bundle's state will take."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ...runtime.manifest import Manifest, StageSpec
+
+__all__ = ["StateMemory", "available_memory", "peak_resident", "state_memory"]
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def peak_resident() -> int | None:
+    """Most resident memory this process has had, in bytes, mapped files included; None where unknown."""
+    # Not from getrusage where it can be helped: Linux carries over the peak of the process that forked us.
+    peak = _field(Path("/proc/self/status"), "VmHWM:")
+    if peak is not None:
+        return peak
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def available_memory() -> int | None:
+    """Memory to be had now without swapping, in bytes, within a container's limit; None where unknown."""
+    known = [_field(Path("/proc/meminfo"), "MemAvailable:"), _container_memory()]
+    return min((value for value in known if value is not None), default=None)
+
+
+def _field(path: Path, name: str) -> int | None:
+    """A line "name 123 kB" of a file of the kernel's, in bytes."""
+    try:
+        lines = path.read_text("ascii", "replace").splitlines()
+    except OSError:
+        return None
+    values = [line.split()[1] for line in lines if line.startswith(name)]
+    return int(values[0]) * 1024 if values else None
+
+
+def _container_memory() -> int | None:
+    try:
+        most = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+        cached = _statistic(_CGROUP / "memory.stat", "inactive_file")
+    except (OSError, ValueError):
+        return None
+    return max(0, int(most) - used + cached) if most.isdecimal() else None
+
+
+def _statistic(path: Path, name: str) -> int:
+    for line in path.read_text().splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0
+
+
+@dataclass(frozen=True)
+class StateMemory:
+    """Memory of one text's state: caches in float32 and recent states. Bytes."""
+
+    positions: int
+    """The longest text in ids, BOS included."""
+    per_byte: int
+    """The caches that grow with every byte, until their windows are full."""
+    per_patch: int
+    """The cache that grows with every patch, to the end of the text."""
+    fixed: int
+    """Recent patch values, byte states and logits, whatever the text's length."""
+    windowed: int
+    """The caches of bytes at the longest text."""
+    patches: int
+    """Patches of the longest text at `bytes_per_patch`."""
+    bytes_per_patch: float
+    """Assumed for `patches`: what the patching rule fixes, else 4."""
+    open_patch: int
+    """Byte states of the longest patch there can be, on top of all."""
+    longest_patch: int
+    """That patch's bytes: `max_patch_length`, else the position limit."""
+
+    @property
+    def at_full_length(self) -> int:
+        """The longest text's state, but for `open_patch`."""
+        return self.fixed + self.windowed + self.patches * self.per_patch
+
+
+def state_memory(manifest: Manifest, *, prefill_chunk: int = 256, rollback: int = 64) -> StateMemory:
+    """What the runtime will hold for one text, by the manifest; the defaults are `BltModel.load`'s."""
+    limit, width = manifest.model.max_positions, manifest.model.width
+    rule, stages = manifest.patching, manifest.stages
+    local = [spec for name, spec in stages.items() if name != "latent"]
+    if not rule.needs_entropy:
+        local = [spec for spec in local if spec is not stages.get("patcher")]
+    values = stages["decoder"].patch_values or 0
+    longest = min(rule.max_patch_length or limit, limit)
+    typical = 4.0
+    if rule.mode == "byte":
+        typical, longest = 1.0, 1
+    elif rule.mode == "static" and rule.patch_size:
+        typical, longest = float(rule.patch_size), min(longest, rule.patch_size)
+    typical = min(typical, longest)
+    slots = prefill_chunk + rollback + 2
+    return StateMemory(
+        positions=limit,
+        per_byte=sum(map(_position_bytes, local)),
+        per_patch=_position_bytes(stages["latent"]),
+        fixed=4 * (slots * values + (prefill_chunk + rollback) * width + (rollback + 1) * 260),
+        windowed=sum(_position_bytes(spec) * _capacity(spec, limit, rollback) for spec in local),
+        patches=round(limit / typical),
+        bytes_per_patch=typical,
+        open_patch=4 * width * longest,
+        longest_patch=longest,
+    )
+
+
+def _position_bytes(spec: StageSpec) -> int:
+    """Keys and values of all layers in float32, and the position's number."""
+    return 4 * 2 * spec.layers * spec.kv_heads * spec.head_dim + 8
+
+
+def _capacity(spec: StageSpec, limit: int, rollback: int) -> int:
+    return limit if spec.window is None else max(1, min(limit, spec.window - 1 + rollback))

@@ -1,0 +1,320 @@
+"""Options and argument types that several verbs share. Values are checked as far as that needs no model."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .messages import flagged, printable
+from .session import Session
+
+__all__ = [
+    "DEVICES",
+    "STDIN",
+    "BundleDirectory",
+    "CheckpointSource",
+    "InputFile",
+    "OneOf",
+    "OutputFile",
+    "StopString",
+    "VerbCommand",
+    "bundle_argument",
+    "engine_options",
+    "json_option",
+    "model_option",
+    "tolerance_options",
+    "verb",
+    "verbosity",
+    "verify_option",
+]
+
+if TYPE_CHECKING:
+    PathType = click.ParamType[Path]
+    BytesType = click.ParamType[bytes]
+    TextType = click.ParamType[str]
+    TextChoice = click.Choice[str]
+else:  # generic from click 8.2 on
+    PathType = BytesType = TextType = click.ParamType
+    TextChoice = click.Choice
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STDIN = Path("-")
+"""Stands for stdin where a file is read, and for stdout where one is written."""
+
+DEVICES = ("auto", "cpu")
+"""The runtime's devices; repeated here because asking it would import numpy."""
+
+_MANIFEST = "manifest.json"
+
+
+class VerbCommand(click.Command):
+    """A verb: an option that the runtime refuses is wrong usage, named as the user typed it."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; every error knows the verb."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            error.ctx = error.ctx or ctx
+            raise
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb."""
+        from ...runtime.errors import OptionError
+
+        try:
+            return super().invoke(ctx)
+        except OptionError as error:
+            raise click.BadParameter(flagged(str(error), self), ctx) from error
+
+
+def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function a verb: its docstring is the help, its first argument the session."""
+
+    def wrap(function: Callable[..., None]) -> click.Command:
+        command = click.command(name, cls=VerbCommand)(click.pass_obj(function))
+        return verbosity(command)
+
+    return wrap
+
+
+# 1. Types.
+
+
+class BundleDirectory(PathType):
+    """A directory that holds a manifest; what is in it, the runtime checks."""
+
+    name = "bundle"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path."""
+        path = Path(value)
+        advice = "give the directory of a bundle that `blt-edge export` wrote"
+        if not os.path.lexists(path):
+            self.fail(f"{value} does not exist; {advice}", param, ctx)
+        if not path.is_dir():
+            self.fail(f"{value} is not a directory; {advice}", param, ctx)
+        if not os.access(path, os.R_OK | os.X_OK):
+            self.fail(f"{value} can't be read; check its permissions", param, ctx)
+        if not os.path.lexists(path / _MANIFEST):
+            self.fail(f"{value} has no {_MANIFEST}, so it is no bundle; {advice}", param, ctx)
+        return path
+
+
+class CheckpointSource(TextType):
+    """A folder that is there, a hub id, or `demo`."""
+
+    name = "model"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The same string."""
+        try:
+            path = Path(value).expanduser()
+        except RuntimeError:  # ~name of nobody
+            path = Path(value)
+        advice = "give a checkpoint's folder, a hub id owner/name, or demo"
+        if value == "demo" or (value and path.is_dir()):
+            return value
+        if path.exists():
+            self.fail(
+                f"{value} is a file; give the folder that holds config.json and the weights", param, ctx
+            )
+        if value.count("/") != 1 or value.startswith(("/", ".", "~")) or value.endswith("/"):
+            self.fail(f"{value} does not exist; {advice}", param, ctx)
+        return value
+
+
+class InputFile(PathType):
+    """A file that can be read, or `-` for stdin."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path, `STDIN` for `-`."""
+        path = Path(value)
+        if path == STDIN:
+            return STDIN
+        if not path.exists():
+            self.fail(f"{value} does not exist", param, ctx)
+        if path.is_dir():
+            self.fail(f"{value} is a directory; give a file", param, ctx)
+        if not os.access(path, os.R_OK):
+            self.fail(f"{value} can't be read; check its permissions", param, ctx)
+        return path
+
+
+class OutputFile(PathType):
+    """A file to write, or `-` for stdout: refused before any work when it could not be written."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path, `STDIN` for `-`."""
+        path = Path(value)
+        if path == STDIN:
+            return STDIN
+        if path.is_dir():
+            self.fail(f"{value} is a directory; give a file, or - for stdout", param, ctx)
+        if not path.parent.is_dir():
+            self.fail(f"the directory {path.parent} does not exist; create it first", param, ctx)
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            self.fail(f"{value} can't be written; check its permissions", param, ctx)
+        return path
+
+
+class OneOf(TextChoice):
+    """A choice whose refusal names what was got and what this version has."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The value."""
+        if value not in self.choices:
+            allowed = " or ".join(self.choices)
+            self.fail(f"got {printable(str(value))!r}, this version has {allowed}", param, ctx)
+        return str(value)
+
+
+class StopString(BytesType):
+    r"""A string with escapes, as bytes: \n \r \t \0 \\ \xNN (a byte) \uNNNN \UNNNNNNNN (a character)."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
+        """The bytes."""
+        if isinstance(value, bytes):
+            return value
+        try:
+            data = b"".join(map(_unescaped, _PIECES.findall(value)))
+        except ValueError as error:
+            self.fail(f"{error} in {value!r}; a backslash itself is written \\\\", param, ctx)
+        if not data:
+            self.fail("is empty; allowed are strings of at least one byte", param, ctx)
+        return data
+
+
+_PIECES = re.compile(r"\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}|\\(?s:.)?|[^\\]+")
+_SHORT = {"n": b"\n", "r": b"\r", "t": b"\t", "0": b"\0", "\\": b"\\", "'": b"'", '"': b'"'}
+
+
+def _unescaped(piece: str) -> bytes:
+    if not piece.startswith("\\"):
+        return os.fsencode(piece)
+    if piece[1:] in _SHORT:
+        return _SHORT[piece[1:]]
+    if len(piece) == 4:
+        return bytes([int(piece[2:], 16)])
+    if len(piece) > 4:
+        return _character(int(piece[2:], 16), piece)
+    raise ValueError(f"unknown escape {piece}")
+
+
+def _character(code: int, piece: str) -> bytes:
+    if code > 0x10FFFF or 0xD800 <= code < 0xE000:
+        raise ValueError(f"{piece} is no character")
+    return chr(code).encode()
+
+
+# 2. Options.
+
+
+def verbosity(command: click.Command) -> click.Command:
+    """-v and -q as the last options, kept in the session."""
+
+    def keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        session = ctx.find_object(Session)
+        if session is not None and value:
+            setattr(session, str(param.name), True)
+
+    helps = {
+        "verbose": "Show tracebacks of unexpected errors and the warnings of libraries.",
+        "quiet": "No progress and no figures on stderr.",
+    }
+    for name, text in helps.items():
+        flags = [f"-{name[0]}", f"--{name}"]
+        command.params.append(click.Option(flags, is_flag=True, expose_value=False, callback=keep, help=text))
+    return command
+
+
+def bundle_argument(function: F) -> F:
+    """BUNDLE."""
+    return click.argument("bundle", type=BundleDirectory(), metavar="BUNDLE")(function)
+
+
+def model_option(function: F) -> F:
+    """-m/--model."""
+    return click.option(
+        "-m", "--model", type=BundleDirectory(), required=True, metavar="BUNDLE", help="Bundle directory."
+    )(function)
+
+
+def engine_options(function: F) -> F:
+    """--device, --threads, --prefill-chunk and --verify, as `BltModel.load` takes them."""
+    options = [
+        click.option(
+            "--device", type=OneOf(DEVICES), default="auto", show_default=True, help="Where to run."
+        ),
+        click.option(
+            "--threads",
+            type=int,
+            metavar="N",
+            show_default="as many as the engine likes",
+            help="CPU threads.",
+        ),
+        click.option(
+            "--prefill-chunk",
+            type=int,
+            default=256,
+            show_default=True,
+            metavar="N",
+            help="Bytes read in one pass; memory grows with it, the result does not change.",
+        ),
+        verify_option,
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def verify_option(function: F) -> F:
+    """--verify."""
+    return click.option(
+        "--verify",
+        is_flag=True,
+        help="Compare the sha256 of whole files; without it, large files are compared by samples.",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    """--json FILE, passed as `json_file`."""
+    return click.option(
+        "--json",
+        "json_file",
+        type=OutputFile(),
+        metavar="FILE",
+        help="Write one JSON document to FILE; - is stdout, which then carries nothing else.",
+    )(function)
+
+
+def tolerance_options(function: F) -> F:
+    """--rtol and --atol; None leaves them to the bundle's precision."""
+    relative = click.option(
+        "--rtol",
+        type=float,
+        metavar="X",
+        show_default="1e-4 for fp32",
+        help="Largest difference of stage outputs and logits, as a share of their scale (at least 1); "
+        "the mean may be a tenth of it.",
+    )
+    absolute = click.option(
+        "--atol",
+        type=float,
+        metavar="X",
+        show_default="1e-4 for fp32",
+        help="Largest difference of entropies, in nats.",
+    )
+    return relative(absolute(function))

@@ -1,0 +1,167 @@
+"""The program: a table of verbs, each imported only when used, and what becomes of errors.
+
+Whatever goes wrong ends as one line on stderr and an exit code: 1 when a check or a run failed, 2 for wrong
+usage. Only -v shows a traceback, and only of errors that nobody foresaw.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from .messages import crash_line, error_line, foreseen_line, is_usage, usage_line
+from .session import Session
+
+__all__ = ["VERBS", "Program", "program"]
+
+NAME = "blt-edge"
+
+VERBS = {
+    "export": "Turn a checkpoint into a bundle of ONNX graphs, and check it.",
+    "validate": "Compare a bundle with its reference; the exit code is the verdict.",
+    "generate": "Continue a text, printed as it comes.",
+    "score": "Measure bits per byte of files.",
+    "inspect": "Show what is in a bundle and how much memory it takes.",
+}
+"""Verbs and their help, so that `--help` imports none of them: `command` of the module of that name."""
+
+
+class Program(click.Group):
+    """The command group: verbs are looked up in `VERBS` and imported when they run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All verbs, in the order one meets them."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a verb; None when there is no such one."""
+        if cmd_name not in VERBS:
+            return None
+        command = importlib.import_module(f".{cmd_name}", __package__).command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs without importing them."""
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb that `args` begin with; an unknown one is refused with the nearest names."""
+        name = args[0]
+        if name.startswith("-") or name in VERBS:
+            return super().resolve_command(ctx, args)
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, VERBS)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"the verbs are {', '.join(VERBS)}"
+        raise click.UsageError(f"there is no verb {name!r}; {hint}", ctx)
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run `args` (None = sys.argv) and exit; see the module for exit codes."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        session = Session()
+        code = _run(self, arguments, session)
+        sys.exit(code if _flushed() else 1)
+
+
+def _run(group: Program, arguments: list[str], session: Session) -> int:
+    _prepare_streams()
+    try:
+        if not arguments:
+            with group.make_context(NAME, ["--help"], resilient_parsing=True) as ctx:
+                click.echo(group.get_help(ctx), err=True)
+            return 2
+        with group.make_context(NAME, arguments, obj=session) as ctx:
+            group.invoke(ctx)
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.UsageError as error:
+        error_line(usage_line(error))
+        return 2
+    except click.ClickException as error:
+        error_line(error.format_message())
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        error_line("interrupted", prefix="")
+        return 1
+    except BrokenPipeError:
+        # Whoever read our output has enough of it.
+        return 1
+    except Exception as error:
+        return _failed(error, session)
+    return 0
+
+
+def _failed(error: Exception, session: Session) -> int:
+    line = foreseen_line(error)
+    if line is None and session.verbose:
+        traceback.print_exc()
+    error_line(line or crash_line(error, session.verbose))
+    return 2 if is_usage(error) else 1
+
+
+def _prepare_streams() -> None:
+    # A name or a character that the terminal's encoding lacks is no reason to stop.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    # So that cleaning up happens: a progress display hides the cursor.
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _flushed() -> bool:
+    """Whether all output could be written; if not, the interpreter must not try again at its end."""
+    if sys.stdout is None:
+        return True
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            error_line(f"stdout: {error.strerror}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+@click.group(
+    NAME,
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    options_metavar="",
+    subcommand_metavar="VERB ...",
+)
+@click.version_option(None, "--version", package_name=NAME, message="%(prog)s %(version)s")
+def program() -> None:
+    """Byte Latent Transformers on edge devices: export a checkpoint to a bundle of ONNX graphs, check it, and
+    generate and score text from it.
+
+    \b
+      blt-edge export demo -o demo-bundle
+      blt-edge generate -m demo-bundle -p "Once upon a time"
+
+    `blt-edge VERB --help` describes a verb and its options.
+    """
