@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ PARITY_TEXT = _parity_text()
 
 @dataclass(frozen=True)
 class RandomModel:
-    """What to make, and where it was put."""
+    """A checkpoint to make; its name is its folder's."""
 
     name: str
     config: Mapping[str, Any]
@@ -52,7 +52,6 @@ class RandomModel:
     """The weights' type in the file."""
     prompt_bytes: int = 200
     """Length of the prompt of a greedy sample; with the greedy bytes it should pass the windows."""
-    folder: Path = field(default=Path())
 
 
 @dataclass(frozen=True)

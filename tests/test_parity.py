@@ -1,0 +1,133 @@
+"""A bundle must compute what transformers computes: random checkpoints of many shapes, a hard text, float32.
+
+The text holds every byte value and is longer than every window. Logits may differ by 1e-4 of their scale,
+patch boundaries and greedy bytes not at all, and the size of the prefill chunks must not show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from blt_edge.export import export_checkpoint
+from blt_edge.runtime import BltModel, GenerationOptions
+from support.parity_cases import CASES, RULE_CASES
+from support.random_models import PARITY_TEXT, RandomModel, RandomModels
+
+Bundle = Callable[[RandomModel], Path]
+
+GREEDY_BYTES = 256
+RULE_GREEDY_BYTES = 64
+
+by_name = pytest.mark.parametrize("case", CASES + RULE_CASES, ids=lambda case: case.name)
+
+
+@pytest.fixture(scope="module")
+def bundle(random_models: RandomModels, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The exported bundle of a case, made once."""
+    folder, made = tmp_path_factory.mktemp("bundles"), {}
+
+    def export(case: RandomModel) -> Path:
+        if case.name not in made:
+            made[case.name] = export_checkpoint(random_models.folder(case), folder / case.name)
+        return made[case.name]
+
+    return export
+
+
+def close(found: np.ndarray, wanted: np.ndarray, share: float) -> None:
+    """Both of one shape, and no value further off than this share of the scale (at least 1)."""
+    assert found.shape == wanted.shape
+    scale = max(1.0, float(np.abs(wanted).max()))
+    assert float(np.abs(found.astype(np.float64) - wanted).max()) <= share * scale
+
+
+@by_name
+def test_every_stage_and_boundary(case: RandomModel, random_models: RandomModels, bundle: Bundle) -> None:
+    wanted = random_models.reference(case).trace(PARITY_TEXT)
+    model = BltModel.load(bundle(case), threads=1)
+    found = model.trace(PARITY_TEXT)
+    assert float(np.abs(wanted.logits).max()) > 1.0, "logits too small to compare"
+    assert model.patch_lengths(PARITY_TEXT) == random_models.reference(case).patch_lengths(PARITY_TEXT)
+    for name in ("patcher_logits", "byte_states", "patch_values", "logits"):
+        expected = getattr(wanted, name)
+        assert (expected is None) == (name not in found)
+        if expected is not None:
+            close(found[name], expected, 1e-4)
+    if wanted.entropies is not None:
+        assert np.abs(model.entropies(PARITY_TEXT) - wanted.entropies).max() <= 1e-4
+    close(model.logits(PARITY_TEXT), wanted.logits, 1e-4)
+
+
+@by_name
+def test_greedy_bytes(case: RandomModel, random_models: RandomModels, bundle: Bundle) -> None:
+    count = GREEDY_BYTES if case in CASES else RULE_GREEDY_BYTES
+    sample = random_models.greedy(case, count)
+    model = BltModel.load(bundle(case), threads=1)
+    result = model.generate(sample.prompt, GenerationOptions(max_new_bytes=count))
+    assert result.data == sample.data
+    assert len(result.data) == count
+    assert result.finish_reason == "length"
+
+
+@by_name
+def test_prefill_chunks_do_not_show(case: RandomModel, random_models: RandomModels, bundle: Bundle) -> None:
+    wanted = random_models.reference(case).logits(PARITY_TEXT)
+    by_size = {
+        size: BltModel.load(bundle(case), threads=1, prefill_chunk=size).logits(PARITY_TEXT)
+        for size in (1, 7, 256)
+    }
+    for found in by_size.values():
+        close(found, by_size[256], 1e-5)
+        close(found, wanted, 1e-4)
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[1], RULE_CASES[0]], ids=lambda case: case.name)
+def test_short_texts(case: RandomModel, random_models: RandomModels, bundle: Bundle) -> None:
+    # where windows, patches and hashes are not full yet, and at an end inside or at the end of a patch
+    model, reference = BltModel.load(bundle(case), threads=1), random_models.reference(case)
+    whole = reference.logits(PARITY_TEXT)
+    for size in (0, 1, 2, 3, 7, 16, 17, 40, 129):
+        text = PARITY_TEXT[:size]
+        close(model.logits(text), whole[: 1 + size], 1e-4)
+        assert model.patch_lengths(text) == reference.patch_lengths(text)
+
+
+def test_the_text_is_hard() -> None:
+    assert len(PARITY_TEXT) > 1600
+    assert set(PARITY_TEXT) == set(range(256))
+    assert sum(byte >= 0x80 for byte in PARITY_TEXT) > 300
+
+
+def test_the_cases_cover_every_shape() -> None:
+    configs = [case.config for case in CASES]
+
+    def values(name: str, section: str | None = None) -> set[Any]:
+        parts = [config[section] if section else config for config in configs]
+        return {repr(part.get(name, "missing")) for part in parts}
+
+    for section in ("patcher_config", "encoder_config", "decoder_config", "global_config"):
+        assert len(values("num_key_value_heads", section)) > 1
+        assert len(values("hidden_act", section)) > 1
+    assert values("cross_attn_k", "encoder_config") == {"1", "2", "4"}
+    projected = {
+        config["encoder_config"]["cross_attn_k"] * config["encoder_config"]["hidden_size"]
+        != config["global_config"]["hidden_size"]
+        for config in configs
+    }
+    assert projected == {True, False}
+    assert {"1", "2"} <= values("encoder_hash_byte_group_nb_functions")
+    assert len(values("encoder_hash_byte_group_size")) >= 3
+    assert {"16", "128", "None", "'missing'"} <= values("local_attention_window_len")
+    assert {"16", "128", "None", "'missing'"} <= values("sliding_window", "patcher_config")
+    assert {"1", "3"} <= values("num_hidden_layers", "encoder_config")
+    assert {"True", "False"} <= values("cross_attn_all_layers", "encoder_config")
+    assert {"'missing'", "False"} <= values("cross_attn_all_layers", "decoder_config")
+    assert {0.0, 1.0} <= {case.share for case in CASES}
+    for spelling in ("rope_theta", "rope_parameters", "rope_scaling"):
+        assert any(spelling in config["encoder_config"] for config in configs)
+    assert {"True"} <= values("tie_word_embeddings")
+    assert {"False"} <= values("patch_in_forward")
