@@ -28,8 +28,9 @@ types: $(VENV)/.installed-test
 	ln -sfn $(foreach folder,$(FOLDERS),$(CURDIR)/$(folder)) $(VENV)/types/blt_edge/
 	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach folder,$(FOLDERS),-p blt_edge.$(folder))
 
+# One thread for each of two workers: more threads than cores make matrix libraries wait for each other.
 pytest: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 bench: $(VENV)/.installed-test
 	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate -q

@@ -404,7 +404,7 @@ class TestLeftovers:
             fail(tmp_path / "out", ValueError("x"))
         assert names(tmp_path) == []
 
-    @pytest.mark.parametrize("pid", [os.getpid(), os.getppid(), 1])
+    @pytest.mark.parametrize("pid", [os.getpid(), os.getppid(), 1], ids=["own", "parent", "init"])
     def test_of_living_processes_stay(self, tmp_path: Path, pid: int) -> None:
         path = self.leftover(tmp_path, "partial", pid)
         make(tmp_path / "out")

@@ -38,9 +38,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     folder = tmp_path_factory.mktemp("tiny-model")
     write_random_model(RandomModel("tiny", config, share=0.3), folder / "checkpoint")
     write_golden(folder / "checkpoint", greedy_count=12)
-    return TinyModel(
-        folder / "checkpoint", export_checkpoint(folder / "checkpoint", folder / "bundle")
-    )
+    return TinyModel(folder / "checkpoint", export_checkpoint(folder / "checkpoint", folder / "bundle"))
 
 
 @pytest.fixture
