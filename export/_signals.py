@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 __all__ = ["termination_raises", "uninterrupted"]
 
 _TERMINATION = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _ALL = (signal.SIGINT, *_TERMINATION)
+_Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 @contextmanager
 def termination_raises() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise SystemExit (128 + signal), so that cleaning up happens.
+    """Inside, the first of Ctrl-C, SIGTERM and SIGHUP raises, and all that follow are ignored.
 
-    Handlers that somebody else set, or ignored signals, are left alone; so is everything outside the main
-    thread, where Python does not deliver signals.
+    SIGTERM and SIGHUP raise SystemExit (128 + signal), so that cleaning up happens, and a second Ctrl-C does not
+    interrupt it. Handlers that somebody else set, or ignored signals, are left alone; so is everything outside
+    the main thread, where Python does not deliver signals.
     """
-    changed = []
+    before: dict[int, _Handler] = {}
     if threading.current_thread() is threading.main_thread():
-        changed = [number for number in _TERMINATION if signal.getsignal(number) is signal.SIG_DFL]
-    for number in changed:
-        signal.signal(number, _leave)
+        ours = (signal.SIG_DFL, signal.default_int_handler)
+        before = {number: signal.getsignal(number) for number in _ALL if signal.getsignal(number) in ours}
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        for every in before:
+            signal.signal(every, _ignore)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    for number in before:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        for number in changed:
-            if signal.getsignal(number) is _leave:
-                signal.signal(number, signal.SIG_DFL)
+        for number, handler in before.items():
+            if signal.getsignal(number) in (leave, _ignore):
+                signal.signal(number, handler)
 
 
 @contextmanager
@@ -54,5 +64,5 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def _leave(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
+def _ignore(number: int, frame: FrameType | None) -> None:
+    pass

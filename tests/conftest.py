@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
+
+# A slow moment of a shared machine is no failure.
+settings.register_profile("here", deadline=None)
+settings.load_profile("here")
 
 # tests/support holds helper modules; pytest's importlib mode puts no test folder on the path by itself.
 sys.path.insert(0, str(Path(__file__).parent))
