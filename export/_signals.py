@@ -20,9 +20,9 @@ _Handler = Callable[[int, FrameType | None], Any] | int | None
 def termination_raises() -> Iterator[None]:
     """Inside, the first of Ctrl-C, SIGTERM and SIGHUP raises, and all that follow are ignored.
 
-    SIGTERM and SIGHUP raise SystemExit (128 + signal), so that cleaning up happens, and a second Ctrl-C does not
-    interrupt it. Handlers that somebody else set, or ignored signals, are left alone; so is everything outside
-    the main thread, where Python does not deliver signals.
+    SIGTERM and SIGHUP raise SystemExit (128 + signal), so that cleaning up happens, and a second Ctrl-C does
+    not interrupt it. Handlers that somebody else set, or ignored signals, are left alone; so is everything
+    outside the main thread, where Python does not deliver signals.
     """
     before: dict[int, _Handler] = {}
     if threading.current_thread() is threading.main_thread():
