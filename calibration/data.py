@@ -1,0 +1,156 @@
+"""Texts to calibrate on, and the windows of them that are read: chosen by a seed, spread over every text.
+
+Files are never read whole: a window is read when it is its turn, so a file may be of any size.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..runtime.errors import OptionError
+
+__all__ = ["BUNDLED_TEXTS", "CalibrationText", "Window", "bundled_texts", "choose_windows", "open_texts"]
+
+BUNDLED_TEXTS = ("english.txt", "multilingual.txt")
+"""The texts that come with the package: English prose, and the same declaration in 28 languages."""
+
+_FOLDER = Path(__file__).parent / "text"
+_PROBE_BYTES = 1 << 16
+_CONTROL_SHARE = 0.05
+# What text may hold below 0x20: tab, line feed, vertical tab, form feed, carriage return, escape.
+_CONTROL = np.ones(256, bool)
+_CONTROL[[9, 10, 11, 12, 13, 27, *range(32, 127), *range(128, 256)]] = False
+
+
+@dataclass(frozen=True)
+class CalibrationText:
+    """A plain text file."""
+
+    path: Path
+    """Where it lies."""
+    name: str
+    """What reports and manifests call it: the file's name, "bundled:..." for the package's own."""
+    bytes: int
+    """Its size."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a text, to be read from BOS."""
+
+    text: CalibrationText
+    """The text."""
+    start: int
+    """Offset of its first byte."""
+    size: int
+    """Bytes."""
+
+    def read(self) -> bytes:
+        """Its bytes. Raises OptionError when the file changed or the stretch is binary."""
+        data = _read(self.text.path, self.start, self.size)
+        if len(data) < self.size:
+            raise OptionError(f"{self.text.path} became shorter while it was read; calibrate again")
+        _refuse_binary(self.text.path, data, self.start)
+        return data
+
+
+def bundled_texts() -> list[CalibrationText]:
+    """The package's own texts, 180 KB in all."""
+    return [_open(_FOLDER / name, f"bundled:{name}") for name in BUNDLED_TEXTS]
+
+
+def open_texts(paths: Sequence[str | Path]) -> list[CalibrationText]:
+    """The user's texts. Raises OptionError for a file that is missing, no regular file, empty or binary."""
+    if not paths:
+        raise OptionError("there is no calibration text; give one or more text files")
+    return [_open(Path(path), Path(path).name) for path in paths]
+
+
+def choose_windows(texts: Sequence[CalibrationText], count: int, size: int, seed: int = 0) -> list[Window]:
+    """At most `count` windows of `size` bytes that do not overlap; the same ones for the same seed.
+
+    Each text gets windows by its share of all bytes, at least one, and no more than it has room for; each
+    lies at a random place within its own equal part of the text. Raises OptionError for a text shorter than a
+    window, and for a count below the number of texts.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < len(texts):
+        raise OptionError(
+            f"windows: got {count!r}, a whole number of at least {len(texts)} is needed, one for each text"
+        )
+    for text in texts:
+        if text.bytes < size:
+            raise OptionError(
+                f"{text.path} has {text.bytes} bytes, a calibration window needs {size}; give a longer text"
+            )
+    random = np.random.default_rng(seed)
+    windows = []
+    for text, share in zip(texts, _shares(texts, count), strict=True):
+        windows += list(_spread(text, min(share, text.bytes // size), size, random))
+    return windows
+
+
+def _shares(texts: Sequence[CalibrationText], count: int) -> list[int]:
+    # One each, the rest by size, largest remainders first.
+    total, rest = sum(text.bytes for text in texts), count - len(texts)
+    exact = [rest * text.bytes / total for text in texts]
+    shares = [int(share) for share in exact]
+    by_remainder = sorted(range(len(texts)), key=lambda index: shares[index] - exact[index])
+    for index in by_remainder[: rest - sum(shares)]:
+        shares[index] += 1
+    return [1 + share for share in shares]
+
+
+def _spread(text: CalibrationText, count: int, size: int, random: np.random.Generator) -> Iterator[Window]:
+    for index in range(count):
+        first, end = text.bytes * index // count, text.bytes * (index + 1) // count
+        start = int(random.integers(first, end - size + 1))
+        yield Window(text, _character_start(text.path, first, start), size)
+
+
+def _character_start(path: Path, first: int, start: int) -> int:
+    # Texts do not begin inside a UTF-8 character: go back to where it begins, within its own part.
+    before = max(first, start - 3)
+    for offset, byte in reversed(list(enumerate(_read(path, before, start - before + 1), before))):
+        if byte & 0xC0 != 0x80:
+            return offset
+    return start
+
+
+def _open(path: Path, name: str) -> CalibrationText:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise OptionError(f"{path} is not a regular file; calibration needs text files")
+        if status.st_size == 0:
+            raise OptionError(f"{path} is empty; calibration needs text")
+        _refuse_binary(path, _read(path, 0, _PROBE_BYTES), 0)
+    except OSError as error:
+        raise OptionError(f"{path} cannot be read ({error.strerror}); calibration needs text files") from None
+    return CalibrationText(path, name, status.st_size)
+
+
+def _read(path: Path, start: int, size: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(size)
+
+
+def _refuse_binary(path: Path, data: bytes, start: int) -> None:
+    """Raise OptionError for NUL bytes, or for more control characters than any text has."""
+    zero = data.find(0)
+    if zero >= 0:
+        raise OptionError(
+            f"{path} is binary (a zero byte at offset {start + zero}); calibration needs plain text, "
+            "UTF-8 or another encoding of single bytes"
+        )
+    control = int(_CONTROL[np.frombuffer(data, np.uint8)].sum())
+    if control > _CONTROL_SHARE * len(data):
+        raise OptionError(
+            f"{path} is binary ({control} control characters in {len(data)} bytes from offset {start}); "
+            "calibration needs plain text"
+        )

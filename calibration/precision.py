@@ -1,0 +1,112 @@
+"""Which precision each stage gets: what a user may write, and what the short words mean.
+
+| precision | weights                                          | activations                      |
+|-----------|--------------------------------------------------|----------------------------------|
+| fp32      | float32                                          | float32                          |
+| fp16      | float16                                          | float16 inside matrix products   |
+| int8      | int8, one scale for each output                  | int8 on one calibrated scale     |
+| int8w     | int8, one scale for each block of inputs         | float32                          |
+| int4      | int4, one scale for each block of inputs         | float32                          |
+
+Whatever the stage's precision, norms, softmax, the cache, the patcher's embedding, and the heads that make
+logits and entropies stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..runtime.errors import OptionError
+
+__all__ = [
+    "BLOCK_PRECISIONS",
+    "BLOCK_SIZES",
+    "MIXES",
+    "STAGE_PRECISIONS",
+    "check_block_size",
+    "format_precision",
+    "needs_ranges",
+    "parse_precision",
+]
+
+STAGE_PRECISIONS = ("fp32", "fp16", "int8", "int8w", "int4")
+"""Precisions that a stage can have."""
+
+BLOCK_PRECISIONS = ("int8w", "int4")
+"""Those whose weights come in blocks."""
+
+BLOCK_SIZES = (32, 64, 128)
+"""Weights that may share a scale: what ONNX Runtime's fused product and TensorRT both take."""
+
+MIXES: Mapping[str, Mapping[str, str]] = {
+    "fp32": {"patcher": "fp32", "encoder": "fp32", "latent": "fp32", "decoder": "fp32"},
+    "fp16": {"patcher": "fp16", "encoder": "fp16", "latent": "fp16", "decoder": "fp16"},
+    "int8": {"patcher": "int8w", "encoder": "int8w", "latent": "int8", "decoder": "int8"},
+    "int8w": {"patcher": "int8w", "encoder": "int8w", "latent": "int8w", "decoder": "int8w"},
+    "int4": {"patcher": "int8w", "encoder": "int8w", "latent": "int4", "decoder": "int4"},
+}
+"""What a single word means for each stage.
+
+The patcher keeps 8 bits and float32 activations: its errors move patch boundaries. So does the encoder: it
+is the smallest stage, everything after it reads its output, and its input, a sum of embeddings, fits one
+int8 grid worst.
+"""
+
+
+def parse_precision(text: str, stages: Sequence[str]) -> dict[str, str]:
+    """`text` as a precision for each of `stages`, in their order.
+
+    `text` is a word of `MIXES`, or a list such as "patcher=fp32,encoder=int8,latent=int4,decoder=int8", or
+    both: "int4,decoder=int8w" changes one stage of a mix. A stage that neither names stays fp32.
+
+    Raises OptionError for an unknown word, stage or precision, and for a stage named twice.
+    """
+    result = dict.fromkeys(stages, "fp32")
+    named: set[str] = set()
+    for place, item in enumerate(part.strip() for part in text.split(",")):
+        stage, equals, precision = (part.strip() for part in item.partition("="))
+        if not equals:
+            if place or stage not in MIXES:
+                raise OptionError(f"precision: got {_shown(text)}, {_allowed(stages)}")
+            result.update({name: MIXES[stage][name] for name in stages})
+            continue
+        if stage not in stages:
+            raise OptionError(f"precision: got stage {_shown(stage)}, this model has {', '.join(stages)}")
+        if precision not in STAGE_PRECISIONS:
+            raise OptionError(
+                f"precision: got {_shown(precision)} for {stage}, allowed are {', '.join(STAGE_PRECISIONS)}"
+            )
+        if stage in named:
+            raise OptionError(f"precision: {stage} is named twice; name each stage once")
+        named.add(stage)
+        result[stage] = precision
+    return result
+
+
+def format_precision(precisions: Mapping[str, str]) -> str:
+    """The shortest spelling that `parse_precision` reads back: a mix's word, or a list of stages."""
+    for word, mix in MIXES.items():
+        if all(mix.get(stage) == precision for stage, precision in precisions.items()):
+            return word
+    return ",".join(f"{stage}={precision}" for stage, precision in precisions.items())
+
+
+def needs_ranges(precisions: Mapping[str, str]) -> bool:
+    """Whether any stage quantizes activations, so that their ranges have to be collected first."""
+    return "int8" in precisions.values()
+
+
+def check_block_size(block_size: int) -> None:
+    """Raises OptionError when `block_size` is none of `BLOCK_SIZES`."""
+    if isinstance(block_size, bool) or block_size not in BLOCK_SIZES:
+        sizes = ", ".join(map(str, BLOCK_SIZES))
+        raise OptionError(f"block size: got {block_size!r}, allowed are {sizes}")
+
+
+def _allowed(stages: Sequence[str]) -> str:
+    example = f"{stages[-1]}=int8"
+    return f"allowed are {', '.join(MIXES)}, and lists of stages such as {example} ({', '.join(stages)})"
+
+
+def _shown(text: str) -> str:
+    return repr(text) if len(text) <= 60 else repr(text[:57] + "...")

@@ -1,0 +1,94 @@
+"""A tiny float32 bundle to calibrate, its checkpoint, and what transformers sees in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+if TYPE_CHECKING:
+    from blt_edge.export.reference import Reference
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Grouped-query attention everywhere, short windows, 400 positions, patches of many lengths."""
+    pytest.importorskip("transformers")
+    from support.random_models import RandomModel, base_config, write_random_model
+
+    model = RandomModel(
+        "calibrated",
+        base_config(
+            global_width=48,
+            local_attention_window_len=24,
+            patcher={"sliding_window": 32, "num_key_value_heads": 2},
+            encoder={"max_position_embeddings": 400, "num_key_value_heads": 2},
+            decoder={"num_key_value_heads": 2},
+            global_stack={"num_key_value_heads": 1},
+        ),
+        share=0.3,
+    )
+    folder: Path = tmp_path_factory.mktemp("calibrated") / "checkpoint"
+    folder.mkdir()
+    return write_random_model(model, folder)
+
+
+@pytest.fixture(scope="session")
+def float_bundle(checkpoint: Path) -> Path:
+    """Its float32 bundle."""
+    from blt_edge.export import export_checkpoint
+
+    return export_checkpoint(checkpoint, checkpoint.parent / "bundle")
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Path) -> Reference:
+    """Its model in transformers."""
+    from blt_edge.export.reference import Reference
+
+    return Reference.load(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[Path]:
+    """Two texts: English, and many scripts."""
+    return [DATA / "alice.txt", DATA / "udhr_sample.txt"]
+
+
+@contextmanager
+def linear_inputs(reference: Reference) -> Iterator[dict[str, list[np.ndarray]]]:
+    """Inside, what enters each of transformers' linear layers: by module name, [rows, K] of every call."""
+    import torch
+
+    kept: dict[str, list[np.ndarray]] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: Any, inputs: tuple[Any, ...]) -> None:
+            array = inputs[0].detach().numpy()
+            kept.setdefault(name, []).append(array.reshape(-1, array.shape[-1]).copy())
+
+        return hook
+
+    modules = reference._model.named_modules()
+    hooks = [
+        module.register_forward_pre_hook(keep(name))
+        for name, module in modules
+        if isinstance(module, torch.nn.Linear)
+    ]
+    try:
+        yield kept
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@pytest.fixture(scope="session")
+def watch_linears() -> Any:
+    """`linear_inputs`, for the tests."""
+    return linear_inputs

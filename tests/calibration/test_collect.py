@@ -1,0 +1,261 @@
+"""What real sequences show an observer is what transformers computes without any cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from blt_edge.calibration.collect import _model, collect_observations, collect_ranges
+from blt_edge.calibration.data import choose_windows, open_texts
+from blt_edge.calibration.observers import LEVELS, METHODS, CalibrationError
+from blt_edge.calibration.ranges import Ranges
+from blt_edge.calibration.tap import WeightProduct
+from blt_edge.runtime import BltError, BltModel, OptionError
+from blt_edge.runtime.integrity import file_record
+from blt_edge.runtime.manifest import load_manifest, write_manifest
+
+if TYPE_CHECKING:
+    from blt_edge.export.reference import Reference
+
+WINDOWS, SIZE, SEED = 3, 300, 4
+
+# Our weights and the module of transformers that reads the same input.
+MODULES = [
+    (r"patcher\.stack\.(.*)", r"model.patcher.\1"),
+    (r"encoder\.stack\.(.*)", r"model.local_encoder.\1"),
+    (r"latent\.stack\.(.*)", r"model.global_transformer.\1"),
+    (r"latent\.pooling\.(patch_embedding_projection\..*)", r"model.local_encoder.\1"),
+    (r"latent\.pooling\.(.*)", r"model.local_encoder.cross_attn_layers.0.\1"),
+    (r"latent\.token_embedding_projection\.(.*)", r"model.global_transformer.token_embedding_projection.\1"),
+    (r"latent\.patch_embedding_projection\.(.*)", r"model.local_decoder.patch_embedding_projection.\1"),
+    (r"latent\.patch_values\.(.*)", r"model.local_decoder.cross_attn_layers.\1"),
+    (r"decoder\.(.*)", r"model.local_decoder.\1"),
+]
+
+
+def module_of(weight: str) -> str:
+    for pattern, name in MODULES:
+        if re.fullmatch(pattern, weight):
+            name = re.sub(pattern, name, weight).removesuffix(".weight")
+            return name.replace("qkv_proj", "q_proj").replace("kv_proj", "k_proj").replace("gate_up", "gate")
+    raise AssertionError(weight)
+
+
+@pytest.fixture(scope="module")
+def everything(
+    reference: Reference, texts: list[Path], watch_linears: Any
+) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
+    """By our weights' pattern-free module names: all inputs of all windows, float64 [rows, K]."""
+    collected: dict[str, list[np.ndarray[Any, Any]]] = {}
+    for window in choose_windows(open_texts(texts), WINDOWS, SIZE, SEED):
+        data = window.read()
+        lengths = reference.patch_lengths(data)
+        assert reference.threshold is not None
+        # The last patch is open, unless the very last byte closes it.
+        done = lengths if reference.entropies(data)[-1] > reference.threshold else lengths[:-1]
+        with watch_linears(reference) as kept:
+            reference._model(_ids(data), use_cache=False)
+        for name, calls in kept.items():
+            rows = np.concatenate(calls).astype(np.float64)
+            if name.startswith("model.local_encoder.cross") and name.endswith("k_proj"):
+                rows = rows[: sum(done)]
+            elif _per_patch(name):
+                rows = rows[: len(rows) // len(lengths) * len(done)]
+            collected.setdefault(name, []).append(rows)
+    return {name: np.concatenate(parts) for name, parts in collected.items()}
+
+
+def _per_patch(name: str) -> bool:
+    parts = ("local_encoder.cross", "patch_embedding", "global_transformer")
+    values = "local_decoder.cross" in name and name.endswith(("k_proj", "v_proj"))
+    return values or any(part in name for part in parts)
+
+
+def _ids(data: bytes) -> Any:
+    import torch
+
+    return torch.tensor([[1, *(byte + 4 for byte in data)]])
+
+
+@pytest.fixture(scope="module")
+def observations(float_bundle: Path, texts: list[Path]) -> Any:
+    return collect_observations(float_bundle, texts, windows=WINDOWS, window_bytes=SIZE, seed=SEED, threads=1)
+
+
+def test_every_product_sees_what_transformers_computes(
+    observations: Any, everything: dict[str, np.ndarray[Any, Any]]
+) -> None:
+    assert len(observations.observers) == 40
+    for weight, observer in observations.observers.items():
+        rows = everything[module_of(weight)]
+        assert observer.rows == len(rows), weight
+        largest = np.abs(rows).max()
+        expected = np.abs(rows).max(axis=0)
+        np.testing.assert_allclose(observer.channel_max, expected, rtol=1e-3, atol=1e-4 * largest)
+        assert observer.histogram.total == rows.size
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_limits_are_those_of_all_data_at_once(
+    observations: Any, everything: dict[str, np.ndarray[Any, Any]], method: str
+) -> None:
+    ranges = observations.ranges(method)
+    for weight in observations.observers:
+        rows = everything[module_of(weight)]
+        absolute = np.abs(rows).ravel()
+        limit = ranges.scale(weight)
+        if method == "minmax":
+            assert limit == pytest.approx(absolute.max(), rel=1e-4)
+        elif method == "percentile":
+            expected = np.percentile(absolute, 99.99, method="inverted_cdf")
+            assert limit == pytest.approx(expected, rel=0.01)
+        elif method == "mse":
+            least = min(_error(rows, absolute.max() * part) for part in np.linspace(0.2, 1, 41))
+            assert _error(rows, limit) <= 1.05 * least
+        else:
+            assert absolute.max() / 16 <= limit <= absolute.max() * 1.0001
+
+
+def _error(rows: np.ndarray[Any, Any], limit: float) -> float:
+    step = limit / LEVELS
+    lost = rows - np.clip(np.rint(rows / step), -LEVELS, LEVELS) * step
+    used = rows.any(axis=1)
+    return float(((lost**2).sum(axis=1)[used] / (rows**2).sum(axis=1)[used]).mean())
+
+
+def test_taps_change_no_result_and_see_chunks_and_steps(float_bundle: Path, texts: list[Path]) -> None:
+    data = texts[0].read_bytes()[2000:2390]
+    counts: dict[str, set[int]] = {}
+
+    def watch(product: WeightProduct, values: Any) -> None:
+        if values is not None:
+            counts.setdefault(product.weight, set()).add(len(values))
+
+    manifest = load_manifest(float_bundle)
+    model = _model(float_bundle, manifest, manifest.stages, watch, 1)
+    expected = BltModel.load(float_bundle, threads=1).logits(data)
+    np.testing.assert_allclose(model.logits(data), expected, rtol=0, atol=1e-5)
+    from blt_edge.calibration.collect import _read
+
+    counts.clear()
+    _read(model, choose_windows(open_texts(texts), 2, SIZE)[0])
+    assert {1, 256} <= counts["decoder.layers.0.mlp.down_proj.weight"]
+    assert {1, 256} <= counts["patcher.stack.layers.0.mlp.down_proj.weight"]
+    assert len(counts["latent.pooling.kv_proj.weight"]) > 1
+
+
+def test_the_bundle_is_left_alone(float_bundle: Path, texts: list[Path]) -> None:
+    def state() -> dict[str, tuple[str, int]]:
+        return {
+            path.name: (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns)
+            for path in float_bundle.iterdir()
+        }
+
+    before = state()
+    collect_ranges(float_bundle, texts, windows=2, window_bytes=50, threads=1)
+    assert state() == before
+
+
+def test_a_seed_gives_the_same_ranges_again(float_bundle: Path, texts: list[Path]) -> None:
+    def ranges(seed: int) -> dict[str, Any]:
+        return collect_ranges(
+            float_bundle, texts, "mse", windows=3, window_bytes=80, seed=seed, threads=1
+        ).to_dict()
+
+    assert ranges(1) == ranges(1)
+    assert ranges(1)["limits"] != ranges(2)["limits"]
+
+
+def test_ranges_survive_json(observations: Any) -> None:
+    ranges = observations.ranges("mse")
+    again = Ranges.from_dict(json.loads(json.dumps(ranges.to_dict())))
+    assert again.method == "mse"
+    assert again.run == ranges.run
+    assert again.limits == ranges.limits
+    for weight in ranges.limits:
+        assert again.scale(weight) == ranges.scale(weight)
+        np.testing.assert_array_equal(again.channel_max(weight), ranges.channel_max(weight))
+    with pytest.raises(BltError, match="no calibration ranges"):
+        Ranges.from_dict({"limits": {}})
+
+
+def test_only_the_stages_asked_for_are_observed(float_bundle: Path, texts: list[Path]) -> None:
+    ranges = collect_ranges(
+        float_bundle, texts, windows=2, window_bytes=60, stages=["encoder", "decoder"], threads=1
+    )
+    assert {weight.split(".")[0] for weight in ranges.limits} == {"encoder", "decoder"}
+    with pytest.raises(CalibrationError, match=r"no range was collected for latent\.x"):
+        ranges.scale("latent.x")
+
+
+def test_progress_ends_at_its_total(float_bundle: Path, texts: list[Path]) -> None:
+    seen: list[tuple[int, int]] = []
+    collect_ranges(
+        float_bundle,
+        texts,
+        windows=3,
+        window_bytes=60,
+        stages=["encoder"],
+        threads=1,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(60, 180), (120, 180), (180, 180)]
+
+
+def test_memory_does_not_grow_with_the_text(float_bundle: Path, texts: list[Path]) -> None:
+    def peak(windows: int) -> int:
+        tracemalloc.start()
+        try:
+            collect_observations(float_bundle, texts, windows=windows, window_bytes=120, threads=1)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(2)  # imports and caches of the first run
+    few, many = peak(2), peak(24)
+    assert many < 1.1 * few + 100_000
+
+
+def test_a_quantized_bundle_is_refused(float_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(float_bundle, tmp_path / "bundle"))
+    manifest = load_manifest(copy)
+    stages = {**manifest.stages, "latent": replace(manifest.stages["latent"], precision="int8")}
+    write_manifest(copy, replace(manifest, stages=stages))
+    with pytest.raises(OptionError, match="latent stage is int8; calibration needs the float32 bundle"):
+        collect_ranges(copy)
+
+
+def test_a_model_that_is_not_finite_is_refused_by_name(
+    float_bundle: Path, texts: list[Path], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(float_bundle, tmp_path / "bundle"))
+    table = np.fromfile(copy / "tables.bin", np.uint8)
+    table[: 260 * 32 * 2] = 0xFF  # NaN, in float16 and float32
+    table.tofile(copy / "tables.bin")
+    manifest = load_manifest(copy)
+    write_manifest(copy, manifest.with_files({name: file_record(copy / name) for name in manifest.files}))
+    with pytest.raises(CalibrationError, match=r"encoder\.stack\.layers\.0\S+ an activation is NaN"):
+        collect_ranges(copy, texts, windows=2, window_bytes=60, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"method": "magic"}, "got 'magic', allowed are minmax, percentile, entropy, mse"),
+        ({"window_bytes": 400}, "from 1 to 399"),
+        ({"window_bytes": 0}, "from 1 to 399"),
+        ({"windows": 0}, "windows: got 0"),
+        ({"texts": ["nowhere.txt"]}, "nowhere.txt cannot be read"),
+    ],
+)
+def test_wrong_usage_gets_one_line(float_bundle: Path, options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(reason)):
+        collect_ranges(float_bundle, **options)

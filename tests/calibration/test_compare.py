@@ -1,0 +1,234 @@
+"""Comparing whole bundles: figures against logits, boundaries and greedy texts computed here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from blt_edge.calibration import compare as module
+from blt_edge.calibration.compare import CompareError, CompareOptions, Comparison, compare_bundles
+from blt_edge.runtime import BltModel, BundleError, GenerationOptions, OptionError
+from support.random_models import PARITY_TEXT, RandomModel, base_config, write_random_model
+
+TEXTS = {"english": PARITY_TEXT[:250], "scripts": PARITY_TEXT[700:900]}
+OPTIONS = CompareOptions(
+    context=101, prompts=3, lead_bytes=10, prompt_bytes=40, new_bytes=8, repeat=1, threads=1
+)
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The same model with float32 and int4 tables."""
+    pytest.importorskip("transformers")
+    from blt_edge.export import export_checkpoint
+
+    folder = tmp_path_factory.mktemp("compare")
+    config = base_config(encoder={"max_position_embeddings": 400})
+    write_random_model(RandomModel("tiny", config, share=0.3), folder / "checkpoint")
+    return [
+        export_checkpoint(folder / "checkpoint", folder / tables, tables=tables)
+        for tables in ("fp32", "int4")
+    ]
+
+
+@pytest.fixture(scope="module")
+def comparison(bundles: list[Path]) -> Comparison:
+    return compare_bundles(bundles, TEXTS, OPTIONS)
+
+
+def windows(data: bytes) -> list[bytes]:
+    return [data[at : at + 100] for at in range(0, len(data), 100)]
+
+
+def test_predictions(bundles: list[Path], comparison: Comparison) -> None:
+    torch = pytest.importorskip("torch")
+    models = [BltModel.load(bundle, threads=1) for bundle in bundles]
+    for name, text in TEXTS.items():
+        pairs, targets = [], []
+        for window in windows(text):
+            pairs.append([model.logits(window)[:-1] for model in models])
+            targets += [byte + 4 for byte in window]
+        first, second = (
+            torch.from_numpy(np.concatenate(part)).double().log_softmax(1)
+            for part in zip(*pairs, strict=True)
+        )
+        kl = torch.nn.functional.kl_div(second, first, log_target=True, reduction="batchmean") / np.log(2)
+        losses = [
+            torch.nn.functional.nll_loss(part, torch.tensor(targets)) / np.log(2) for part in (first, second)
+        ]
+        same = (first.argmax(1) == second.argmax(1)).double().mean()
+        base, other = (report.texts[name] for report in comparison.bundles)
+        assert base.bytes == other.bytes == comparison.text_bytes[name] == len(text)
+        assert base.bits_per_byte == pytest.approx(float(losses[0]), rel=1e-6)
+        assert other.bits_per_byte == pytest.approx(float(losses[1]), rel=1e-6)
+        assert other.mean_divergence == pytest.approx(float(kl), rel=1e-4)
+        assert other.argmax_agreement == float(same) < 1
+        assert (base.mean_divergence, base.argmax_agreement, base.boundary_recall) == (0, 1, 1)
+
+
+def test_boundaries_are_those_of_the_models(bundles: list[Path], comparison: Comparison) -> None:
+    models = [BltModel.load(bundle, threads=1) for bundle in bundles]
+    for name, text in TEXTS.items():
+        own = common = 0
+        for window in windows(text):
+            starts = [
+                set(np.cumsum(model.patch_lengths(window)).tolist()) - {1, len(window) + 1}
+                for model in models
+            ]
+            own += len(starts[1])
+            common += len(starts[0] & starts[1])
+        tally = comparison.bundles[1].texts[name]
+        assert (tally.boundaries, tally.common_boundaries) == (own, common)
+        assert own > 10
+
+
+def test_greedy_lead(bundles: list[Path], comparison: Comparison) -> None:
+    prompts = module._prompts(list(TEXTS.values()), 3)
+    assert len(prompts) == 3
+    options = GenerationOptions(max_new_bytes=10)
+    models = [BltModel.load(bundle, threads=1) for bundle in bundles]
+    for index, prompt in enumerate(prompts):
+        first, second = (model.generate(prompt, options).data for model in models)
+        same = [a == b for a, b in zip(first, second, strict=False)]
+        lead = (*same, False).index(False)
+        assert comparison.bundles[0].greedy_leads[index] == (len(first), len(first))
+        assert comparison.bundles[1].greedy_leads[index] == (lead, len(first))
+
+
+def test_sizes_speed_and_memory(bundles: list[Path], comparison: Comparison) -> None:
+    for bundle, report in zip(bundles, comparison.bundles, strict=True):
+        on_disk = {path.name: path.stat().st_size for path in bundle.iterdir()}
+        assert report.table_bytes == on_disk["tables.bin"]
+        assert report.graph_bytes == sum(size for name, size in on_disk.items() if ".onnx" in name)
+        assert report.prefill_bytes_per_second > 0
+        assert report.decode_bytes_per_second > 0
+        if Path("/proc/self/smaps").exists():
+            assert report.peak_resident is not None
+            assert report.peak_private is not None
+            assert report.tables_resident is not None
+            assert 10_000_000 < report.peak_private < report.peak_resident < 1_000_000_000
+            assert 0 < report.tables_resident <= report.table_bytes + 4096
+    assert [report.tables for report in comparison.bundles] == ["fp32", "int4"]
+
+
+def test_it_is_json(comparison: Comparison) -> None:
+    document = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
+    second = document["bundles"][1]
+    assert second["total"]["sums"]["bytes"] == 450
+    assert second["texts"]["english"]["boundary_recall"] <= 1
+    assert document["machine"]["cpus"] == os.cpu_count()
+
+
+def test_another_checkpoint_is_noted(bundles: list[Path], tmp_path: Path) -> None:
+    from blt_edge.export import export_checkpoint
+
+    config = base_config(encoder={"max_position_embeddings": 400})
+    write_random_model(RandomModel("other", config, share=0.3, seed=1), tmp_path / "checkpoint")
+    other = export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle")
+    report = compare_bundles([bundles[0], other], {"t": b"some text"}, OPTIONS).bundles[1]
+    assert report.note == "made from another checkpoint than the first bundle"
+
+
+def test_progress_names_bundle_and_phase(bundles: list[Path]) -> None:
+    said: list[str] = []
+    compare_bundles(bundles[:1], {"t": b"text"}, OPTIONS, lambda what, done, total: said.append(what))
+    assert list(dict.fromkeys(said)) == [
+        "fp32: loading",
+        "fp32: timing",
+        "fp32: greedy texts",
+        "fp32: text 1 of 1",
+    ]
+
+
+# What can't be compared.
+
+
+@pytest.mark.parametrize(
+    ("texts", "options", "line"),
+    [
+        ({}, {}, "there is no text to compare on"),
+        ({"a.txt": b""}, {}, "text a.txt is empty"),
+        ({"a": b"x"}, {"context": 401}, "context: got 401, .*fp32 has 400 positions"),
+    ],
+)
+def test_refusals(bundles: list[Path], texts: dict[str, bytes], options: dict[str, int], line: str) -> None:
+    with pytest.raises(OptionError, match=line):
+        compare_bundles(bundles, texts, CompareOptions(**options))
+
+
+@pytest.mark.parametrize("name", ["context", "max_bytes", "prompts", "lead_bytes", "new_bytes", "threads"])
+@pytest.mark.parametrize("value", [-1, 1.5, True])
+def test_options_out_of_range(name: str, value: object) -> None:
+    with pytest.raises(OptionError, match=f"{name}: got {value}, a whole number from"):
+        CompareOptions(**{name: value})
+
+
+def test_a_damaged_bundle_is_named(bundles: list[Path], tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(bundles[0], tmp_path / "broken"))
+    with (broken / "latent.onnx.data").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CompareError, match=r"latent\.onnx\.data"):
+        compare_bundles([bundles[0], broken], {"t": b"text"}, OPTIONS)
+    (broken / "manifest.json").write_text("{}")
+    with pytest.raises(BundleError):
+        compare_bundles([broken], {"t": b"text"}, OPTIONS)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals")
+@pytest.mark.parametrize(
+    ("does", "line"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "its process was killed, maybe for memory"),
+        ("raise RuntimeError('odd')", "ended early with code 1: RuntimeError: odd"),
+        ("raise SystemExit(3)", "ended early with code 3"),
+    ],
+)
+def test_a_process_that_ends_early(
+    bundles: list[Path], tmp_path: Path, does: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nowhere").mkdir()
+    (tmp_path / "nowhere/measure.py").write_text(does)
+    monkeypatch.setattr(module, "__package__", "nowhere")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(CompareError, match=line):
+        compare_bundles(bundles[:1], {"t": b"text"}, OPTIONS)
+
+
+def test_no_room_for_predictions(bundles: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(CompareError, match="predictions need 4160 bytes, 1 are free; set TMPDIR"):
+        compare_bundles(bundles, {"t": b"text"}, OPTIONS)
+
+
+# Which parts of a text are read.
+
+
+@pytest.mark.parametrize(
+    ("length", "most", "expected"),
+    [
+        (25, None, [(0, 10), (10, 20), (20, 25)]),
+        (25, 100, [(0, 10), (10, 20), (20, 25)]),
+        (100, 35, [(0, 10), (30, 40), (60, 70)]),
+        (100, 10, [(0, 10)]),
+        (100, 7, [(0, 7)]),
+        (1, None, [(0, 1)]),
+    ],
+)
+def test_windows(length: int, most: int | None, expected: list[tuple[int, int]]) -> None:
+    assert module._windows(length, 10, most) == expected
+
+
+def test_prompts_take_turns_and_begin_with_characters() -> None:
+    texts = ["ไทย".encode() * 100, b"ascii " * 100]
+    prompts = module._prompts(texts, 20)
+    assert len(prompts) == 20
+    assert len(set(prompts[::2])) > 1
+    for prompt in prompts[::2]:
+        assert prompt.decode("utf-8", "ignore")[0] in "ไทย"
+        assert prompt[0] & 0xC0 != 0x80
+    assert all(b"ascii" in prompt for prompt in prompts[1::2])
+    assert module._prompts([b"x"], 2) == [b"x", b"x"]

@@ -1,0 +1,72 @@
+import builtins
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blt_edge.calibration.compare import BundleReport, CompareOptions, Comparison
+from blt_edge.calibration.plot import draw_comparison
+from blt_edge.calibration.quality import Tally
+from blt_edge.runtime.errors import BltError
+
+
+def comparison(*bits: float, speed: float = 100.0) -> Comparison:
+    reports = [
+        BundleReport(
+            path=f"/some/where/bundle-{index}",
+            precisions={"encoder": "fp32"},
+            tables="fp16",
+            graph_bytes=10_000_000 // (index + 1),
+            table_bytes=5_000_000,
+            texts={name: Tally(bytes=1000, bits=1000 * value) for name in ("a <b>.txt", "c$d$.txt")},
+            greedy_leads=[(3, 4)],
+            prefill_bytes_per_second=1000.0,
+            decode_bytes_per_second=speed * (index + 1),
+            load_seconds=1.0,
+            peak_resident=None,
+            peak_private=None,
+            tables_resident=None,
+        )
+        for index, value in enumerate(bits)
+    ]
+    sizes = {"a <b>.txt": 1000, "c$d$.txt": 1000}
+    return Comparison(reports, CompareOptions(), 128, sizes, {"processor": "Some Processor", "cpus": 2})
+
+
+@pytest.mark.parametrize("bits", [(1.5, 1.51, 1.7), (1.5, 1.5), (1.5,)])
+def test_a_picture(tmp_path: Path, bits: tuple[float, ...]) -> None:
+    pytest.importorskip("matplotlib")
+    draw_comparison(comparison(*bits), tmp_path / "out.png")
+    assert (tmp_path / "out.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    draw_comparison(comparison(*bits), tmp_path / "out.svg")
+    assert "bundle-0" in (tmp_path / "out.svg").read_text()
+
+
+def test_points_lie_where_the_figures_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.axes import Axes
+
+    drawn: list[Any] = []
+    scatter = Axes.scatter
+
+    def watched(self: Axes, across: Any, up: Any, **options: Any) -> Any:
+        drawn.append((list(across), list(up), list(options["c"])))
+        return scatter(self, across, up, **options)
+
+    monkeypatch.setattr(Axes, "scatter", watched)
+    draw_comparison(comparison(1.5, 1.6), tmp_path / "out.png")
+    assert drawn == [([15.0, 10.0], [1.5, 1.6], [100.0, 200.0])] * 2
+    assert math.isclose(drawn[0][0][0], 15)
+
+
+def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *arguments: Any, **keywords: Any) -> Any:
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(BltError, match=r"pip install 'blt-edge\[plot\]'"):
+        draw_comparison(comparison(1.5), tmp_path / "out.png")
