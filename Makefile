@@ -48,5 +48,5 @@ $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install -q -c constraints.txt -e '.[cpu,export,validate,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[cpu,export,validate,plot,dev]'
 	touch $@ $(VENV)/.installed-demo

@@ -1,4 +1,5 @@
-"""The hidden directories beside an output: `.NAME.partial-PID-RANDOM` while a bundle is being written, and
+"""The hidden directories beside an output: `.NAME.partial-PID-RANDOM` while a bundle is being written,
+`.NAME.calibration-PID-RANDOM` for the float32 bundle that ranges are collected on, and
 `.NAME.replaced-PID-RANDOM` for the old bundle in the moment it is exchanged; and clearing up after crashes.
 """
 
@@ -8,19 +9,22 @@ import os
 import re
 import secrets
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ._signals import uninterrupted
 
 try:
     import fcntl
 except ImportError:  # Windows: crashed exports are left for the user to remove
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["claim", "clear_abandoned", "sibling"]
+__all__ = ["claim", "clear_abandoned", "scratch", "sibling"]
 
 
 def sibling(output: Path, kind: str) -> Path:
-    """A fresh path beside `output` of kind "partial" or "replaced"."""
+    """A fresh path beside `output` of kind "partial", "calibration" or "replaced"."""
     return output.with_name(f".{output.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
@@ -41,12 +45,30 @@ def claim(directory: Path) -> int | None:
     return descriptor
 
 
+@contextmanager
+def scratch(output: Path, kind: str) -> Iterator[Path]:
+    """A new sibling that is removed at the end; after a crash, `clear_abandoned` removes it."""
+    directory = sibling(output, kind)
+    lock = None
+    try:
+        directory.mkdir()
+        lock = claim(directory)
+        yield directory
+    finally:
+        with uninterrupted():
+            shutil.rmtree(directory, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+
 def clear_abandoned(output: Path) -> None:
     """Remove what exports to `output` left that died on the way; nothing that may still be in use.
 
     An old bundle that died between the two renames of its replacement gets its name back.
     """
-    pattern = re.compile(re.escape(f".{output.name}.") + r"(partial|replaced)-([0-9]{1,9})-[0-9a-f]{8}")
+    pattern = re.compile(
+        re.escape(f".{output.name}.") + r"(partial|calibration|replaced)-([0-9]{1,9})-[0-9a-f]{8}"
+    )
     try:
         entries = [(path, pattern.fullmatch(path.name)) for path in output.parent.iterdir()]
     except OSError:

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+from ..calibration.collect import check_texts
+from ..calibration.precision import needs_ranges, parse_precision
 from ..graphs.config import ModelConfig, parse_config
 from ..graphs.latent import patch_value_width
 from ..graphs.stages import axis_ranges, stage_names, stage_stack
 from ..runtime.errors import OptionError
 from ..runtime.manifest import Axis, EmbeddingSpec, Manifest, ModelSpec, Source, StageSpec
+from ._siblings import scratch
 from .bundle import finish, new_bundle
 from .checkpoint import Checkpoint, open_checkpoint
+from .progress import Meter, Progress
+from .quantization import AnyRange, QuantizationOptions, calibrated
 from .stage_files import data_name, graph_name, stage_bytes, write_stage
-from .tables import write_tables
+from .tables import table_dtype, table_spec, write_tables
 from .tensors import EMBEDDING, HASH_EMBEDDING, check_tensors, parameter_counts
 
-__all__ = ["PRECISIONS", "TABLE_DTYPES", "ExportPlan", "export_checkpoint", "plan_export"]
-
-PRECISIONS = ("fp32",)
-"""Precisions of the graphs that this version writes."""
-
-TABLE_DTYPES = {"fp16": "float16", "fp32": "float32"}
-"""Precisions of the embedding tables."""
+__all__ = ["ExportPlan", "export_checkpoint", "plan_export"]
 
 # Python, numpy, onnx_ir and the graphs themselves.
 _BASE_MEMORY = 160 << 20
 _TABLE_BLOCK_MEMORY = 96 << 20
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -48,9 +44,11 @@ class ExportPlan:
     parameters: dict[str, int]
     """Parameters by part: the stages and "tables"."""
     precision: str
-    """Precision of the graphs."""
+    """Precision of the graphs as it was asked for: a word or a list of stages."""
+    precisions: dict[str, str]
+    """Precision of each stage's graph."""
     tables: str
-    """"fp16" or "fp32"."""
+    """Precision of the embedding tables: "fp16", "fp32", "int8" or "int4"."""
     graph_bytes: dict[str, int]
     """Weights on disk by stage."""
     table_bytes: int
@@ -64,10 +62,12 @@ class ExportPlan:
         return sum(self.graph_bytes.values()) + self.table_bytes
 
 
-def plan_export(source: str, *, precision: str = "fp32", tables: str = "auto") -> ExportPlan:
+def plan_export(
+    source: str, *, precision: str = "fp32", tables: str = "auto", block_size: int = 32
+) -> ExportPlan:
     """What exporting `source` would write; nothing is written. Raises like `export_checkpoint`."""
     with open_checkpoint(source) as checkpoint:
-        return _plan(checkpoint, precision, tables)
+        return _plan(checkpoint, precision, tables, QuantizationOptions(block_size=block_size))
 
 
 def export_checkpoint(
@@ -77,56 +77,82 @@ def export_checkpoint(
     precision: str = "fp32",
     tables: str = "auto",
     context: int | None = None,
+    quantization: QuantizationOptions | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Write the bundle directory `output` from a checkpoint folder, a hub id or "demo"; returns it.
 
-    tables: fp32, fp16, or auto = fp16 unless the checkpoint's own tables are float32. context: ids of a
-    scoring window, None takes the config's. force: replace an existing bundle. progress(what, bytes
+    precision: see `precision.parse_precision`; quantization: how integers are found, None takes the defaults.
+    Where activations are quantized and it brings no ranges, a float32 bundle is written beside the output,
+    calibrated, and removed.
+    tables: fp32, fp16, int8, int4, or auto = fp16 unless the checkpoint's own tables are float32. context:
+    ids of a scoring window, None takes the config's. force: replace an existing bundle. progress(what, bytes
     done, bytes in all), of the writing and then of the hashing. The directory appears whole or not at all.
 
     Raises CheckpointError, ConfigError, OptionError, or BltError (existing output, disk full).
     """
+    options = quantization or QuantizationOptions()
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source))
-        plan = _plan(checkpoint, precision, tables)
+        plan = _plan(checkpoint, precision, tables, options)
         trained = _context(context, plan.config)
         directory = stack.enter_context(new_bundle(output, force=force, needed=plan.total_bytes))
-        meter = _Meter(progress, plan.total_bytes)
-        for stage in plan.graph_bytes:
-            write_stage(directory, plan.config, stage, checkpoint, meter.of(f"{stage} graph"))
+        if needs_ranges(plan.precisions) and options.ranges is None:
+            options = _calibrated(source, Path(output), plan, options, progress)
+        meter = Meter(progress, plan.total_bytes)
+        for stage, kind in plan.precisions.items():
+            advance = meter.of(f"{stage} graph")
+            write_stage(directory, plan.config, stage, checkpoint, advance, options.recipe(kind))
         written = meter.up_to("embedding tables")
         tables_path = directory / "tables.bin"
-        spec = write_tables(tables_path, checkpoint, plan.config, TABLE_DTYPES[plan.tables], written)
+        spec = write_tables(tables_path, checkpoint, plan.config, table_dtype(plan.tables), written)
         finish(
             directory,
-            _manifest(checkpoint, plan, trained, spec),
+            _manifest(checkpoint, plan, trained, spec, options),
             partial(progress, "hashes") if progress else None,
         )
     return Path(output)
 
 
-def _plan(checkpoint: Checkpoint, precision: str, tables: str) -> ExportPlan:
-    if precision not in PRECISIONS:
-        raise OptionError(f"precision: got {precision!r}, this version writes {' or '.join(PRECISIONS)}")
+def _calibrated(
+    source: str | Path,
+    output: Path,
+    plan: ExportPlan,
+    options: QuantizationOptions,
+    progress: Progress | None,
+) -> QuantizationOptions:
+    # Refused before gigabytes are written.
+    trained = _context(None, plan.config)
+    check_texts(options.texts, options.windows, trained, options.seed)
+    # On the output's disk: a bundle of gigabytes may not fit where temporary files usually go.
+    with scratch(output.absolute(), "calibration") as folder:
+        bundle = export_checkpoint(source, folder / "fp32", tables=plan.tables, progress=progress)
+        return calibrated(bundle, plan.precisions, options, progress)
+
+
+def _plan(checkpoint: Checkpoint, precision: str, tables: str, options: QuantizationOptions) -> ExportPlan:
     config = parse_config(checkpoint.config)
+    precisions = parse_precision(precision, stage_names(config))
+    options.check()
     check_tensors(checkpoint, config)
     kind = _table_kind(checkpoint, tables)
-    sizes = {stage: stage_bytes(config, stage) for stage in stage_names(config)}
-    parameters = parameter_counts(config)
-    item = 2 if kind == "fp16" else 4
+    sizes = {
+        stage: stage_bytes(config, stage, options.recipe(word, AnyRange()))
+        for stage, word in precisions.items()
+    }
     # The largest weight is held as it is read, joined and transposed, and once more as it is written.
     peak = _BASE_MEMORY + max(_TABLE_BLOCK_MEMORY, 3 * max(largest for _, largest in sizes.values()))
     return ExportPlan(
         name=checkpoint.name,
         layout=checkpoint.layout,
         config=config,
-        parameters=parameters,
+        parameters=parameter_counts(config),
         precision=precision,
+        precisions=precisions,
         tables=kind,
         graph_bytes={stage: total for stage, (total, _) in sizes.items()},
-        table_bytes=item * parameters["tables"],
+        table_bytes=table_spec(config, table_dtype(kind)).bytes,
         peak_memory=peak,
     )
 
@@ -135,8 +161,7 @@ def _table_kind(checkpoint: Checkpoint, tables: str) -> str:
     if tables == "auto":
         wide = {checkpoint.dtype(EMBEDDING), checkpoint.dtype(HASH_EMBEDDING)} == {"float32"}
         return "fp32" if wide else "fp16"
-    if tables not in TABLE_DTYPES:
-        raise OptionError(f"tables: got {tables!r}, allowed are auto, {', '.join(TABLE_DTYPES)}")
+    table_dtype(tables)
     return tables
 
 
@@ -153,7 +178,13 @@ def _max_positions(config: ModelConfig) -> int:
     return min(config.encoder.max_positions, config.decoder.max_positions)
 
 
-def _manifest(checkpoint: Checkpoint, plan: ExportPlan, context: int, tables: EmbeddingSpec) -> Manifest:
+def _manifest(
+    checkpoint: Checkpoint,
+    plan: ExportPlan,
+    context: int,
+    tables: EmbeddingSpec,
+    options: QuantizationOptions,
+) -> Manifest:
     config = plan.config
     return Manifest(
         generator=version("blt-edge"),
@@ -172,6 +203,7 @@ def _manifest(checkpoint: Checkpoint, plan: ExportPlan, context: int, tables: Em
         axes={name: Axis(**asdict(size)) for name, size in axis_ranges(config).items()},
         validation=None,
         files={},
+        quantization=options.spec(plan.precisions),
     )
 
 
@@ -180,7 +212,7 @@ def _stage_spec(plan: ExportPlan, stage: str) -> StageSpec:
     return StageSpec(
         file=graph_name(stage),
         data=data_name(stage),
-        precision=plan.precision,
+        precision=plan.precisions[stage],
         layers=stack.layers,
         kv_heads=stack.kv_heads,
         head_dim=stack.head_dim,
@@ -189,29 +221,3 @@ def _stage_spec(plan: ExportPlan, stage: str) -> StageSpec:
         parameters=plan.parameters[stage],
         patch_values=patch_value_width(plan.config) if stage in ("latent", "decoder") else None,
     )
-
-
-class _Meter:
-    """Adds up what the parts have written, for one progress display."""
-
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def of(self, what: str) -> Callable[[int], None]:
-        """A callback for one part: bytes written since its last call."""
-
-        def advance(count: int) -> None:
-            self._done += count
-            if self._progress is not None:
-                self._progress(what, min(self._done, self._total), self._total)
-
-        return advance
-
-    def up_to(self, what: str) -> Callable[[int, int], None]:
-        """A callback for one part that reports (bytes written of the part, bytes of the part)."""
-        advance, before = self.of(what), self._done
-
-        def reached(done: int, _all: int) -> None:
-            advance(before + done - self._done)
-
-        return reached

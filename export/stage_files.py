@@ -6,7 +6,6 @@ only structure and small constants. Peak memory is the largest weight, about twi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,12 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ..calibration.rewrite import Recipe, rewrite_stage
 from ..graphs.config import ModelConfig
 from ..graphs.stages import build_stage
 from ..graphs.weights import Weight
 from .checkpoint_base import Checkpoint, CheckpointError
 
-__all__ = ["data_name", "graph_name", "stage_bytes", "write_stage"]
+__all__ = ["FLOAT32", "data_name", "graph_name", "save_stage", "saved_bytes", "stage_bytes", "write_stage"]
+
+FLOAT32 = Recipe("fp32")
+"""The graph as it is built."""
 
 # Below this a tensor stays inside the graph file: shapes, scalars and RoPE frequencies.
 _INLINE_BYTES = 1024
@@ -37,10 +40,19 @@ def data_name(stage: str) -> str:
     return f"{stage}.onnx.data"
 
 
-def stage_bytes(config: ModelConfig, stage: str) -> tuple[int, int]:
-    """(bytes of all weights, bytes of the largest one) of a stage in float32, without writing anything."""
-    sizes = [4 * math.prod(weight.shape.numpy()) for weight in _weights(build_stage(config, stage))]
-    return sum(sizes), max(sizes)
+def stage_bytes(config: ModelConfig, stage: str, recipe: Recipe = FLOAT32) -> tuple[int, int]:
+    """(bytes of all weights on disk, float32 bytes of the largest one) of a stage; nothing is written.
+
+    Raises like `rewrite_stage`.
+    """
+    model = build_stage(config, stage)
+    largest = 0
+    for weight in _weights(model):
+        shape = ir.Shape(weight.shape)
+        weight.const_value = ir.LazyTensor(_never, dtype=ir.DataType.FLOAT, shape=shape, name=weight.name)
+        largest = max(largest, weight.const_value.nbytes)
+    rewrite_stage(model, recipe)
+    return saved_bytes(model), largest
 
 
 def write_stage(
@@ -49,14 +61,28 @@ def write_stage(
     stage: str,
     checkpoint: Checkpoint,
     progress: Callable[[int], None],
+    recipe: Recipe = FLOAT32,
 ) -> None:
-    """Write `stage`'s two files into `directory`; progress(bytes) after each weight.
+    """Write `stage`'s two files into `directory` by the recipe; progress(bytes) after each weight.
 
-    Raises CheckpointError for a weight that is not finite, OSError when the disk refuses.
+    Raises CheckpointError for a weight that is not finite, OSError when the disk refuses, and like
+    `rewrite_stage`.
     """
     model = build_stage(config, stage)
     for weight in _weights(model):
         weight.const_value = _lazy(weight, checkpoint)
+    rewrite_stage(model, recipe)
+    save_stage(directory, stage, model, progress)
+
+
+def saved_bytes(model: ir.Model) -> int:
+    """Bytes of a graph's weights on disk."""
+    tensors = [value.const_value for value in model.graph.initializers.values()]
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None and tensor.nbytes > _INLINE_BYTES)
+
+
+def save_stage(directory: Path, stage: str, model: ir.Model, progress: Callable[[int], None]) -> None:
+    """Write a stage's graph and its weights, one by one in their order; progress(bytes) after each."""
     ir.save(
         model,
         directory / graph_name(stage),
@@ -70,6 +96,10 @@ def write_stage(
 
 def _weights(model: ir.Model) -> list[Weight]:
     return [value for value in model.graph.initializers.values() if isinstance(value, Weight)]
+
+
+def _never() -> ir.TensorProtocol:
+    raise AssertionError("a planned weight has no values")
 
 
 def _lazy(weight: Weight, checkpoint: Checkpoint) -> ir.LazyTensor:

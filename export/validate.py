@@ -1,34 +1,37 @@
 """Is a bundle the model it was exported from? Stage by stage, boundary by boundary, byte by byte.
 
-Compares a loaded bundle with transformers (`Reference`) or with what transformers once computed (`Golden`).
-Prints nothing; the report goes into the manifest, and its rows make a table. Limits are set per precision in
-`TOLERANCES`.
+Compares a loaded bundle with transformers (`Reference`), with what transformers once computed (`Golden`), or
+with the float32 bundle it was made from (`BundleReference`). Prints nothing; the report goes into the
+manifest, and its rows make a table. Limits are set per precision, in `tolerances`.
+
+A quantized bundle can't have every boundary and greedy byte of its reference. Of it are demanded nearly all
+boundaries, and close distributions; how far its greedy text goes with the reference's is only reported.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from ..calibration.quality import Tally
 from ..runtime.errors import BundleError, OptionError
 from ..runtime.integrity import check_files
 from ..runtime.manifest import Manifest
 from ..runtime.options import GenerationOptions
+from .bundle_reference import BundleReference
 from .golden import GOLDEN_TEXT, Golden
 from .reference import Reference, pick_margins
+from .tolerances import Tolerances, least_precise, tolerances_of
 
 __all__ = [
-    "TOLERANCES",
-    "Tolerances",
     "ValidationReport",
     "ValidationRow",
-    "tolerances_for",
     "validate_bundle",
 ]
 
@@ -37,32 +40,6 @@ Floats = npt.NDArray[np.float32]
 _GREEDY_PROMPT = 64
 _CLOSE_ENTROPY = 1e-5
 _CLOSE_LOGITS = 1e-4
-
-
-@dataclass(frozen=True)
-class Tolerances:
-    """What a bundle may differ by. A scale is the largest magnitude in the reference's output, at least 1."""
-
-    stage: float
-    """Largest difference in a stage's output, as a share of its scale."""
-    entropy: float
-    """Largest difference of entropies, in nats."""
-    logits: float
-    """Largest difference of logits, as a share of their scale."""
-    logits_mean: float
-    """Mean difference of logits, as a share of their scale."""
-    cosine: float
-    """Smallest cosine between all logits of a text and the reference's."""
-    argmax: float
-    """Smallest share of positions with the same most likely next byte."""
-
-
-TOLERANCES: Mapping[str, Tolerances] = {
-    "fp32": Tolerances(
-        stage=1e-4, entropy=1e-4, logits=1e-4, logits_mean=1e-5, cosine=0.999999, argmax=0.999
-    ),
-}
-"""By the precision of a bundle's least precise stage. Boundaries and greedy bytes must always be equal."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +128,9 @@ class ValidatedModel(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """One text's arrays by name, found and expected, and both sides' patch starts."""
+    """One text, its arrays by name, found and expected, and both sides' patch starts."""
 
+    data: bytes
     found: Mapping[str, Floats]
     expected: Mapping[str, Floats]
     found_starts: list[int]
@@ -161,7 +139,7 @@ class _Pair:
 
 def validate_bundle(
     model: ValidatedModel,
-    expected: Reference | Golden,
+    expected: Reference | Golden | BundleReference,
     texts: Sequence[bytes] | None = None,
     tolerances: Tolerances | None = None,
     *,
@@ -181,8 +159,8 @@ def validate_bundle(
     """
     say = progress or (lambda what: None)
     manifest = model.manifest
-    precision = _least_precise(manifest)
-    limits = tolerances or tolerances_for(precision)
+    precision = least_precise(manifest)
+    limits = tolerances or tolerances_of(manifest)
     if isinstance(expected, Golden):
         expected.check_checkpoint(manifest.source.sha256)
         if texts is not None:
@@ -198,44 +176,36 @@ def validate_bundle(
         say(f"text {number} of {len(texts)}")
         pairs.append(_pair(model, expected, text))
     rows += _patcher_rows(pairs, limits)
-    rows.append(_boundary_row(pairs, expected.threshold))
+    if limits.boundaries < 1:
+        rows += _boundary_share_rows(pairs, expected.threshold, limits)
+    else:
+        rows.append(_boundary_row(pairs, expected.threshold))
     rows += _stage_rows(pairs, limits)
     rows += _logit_rows(pairs, limits)
     if isinstance(expected, Golden) or greedy_bytes > 0:
         say("greedy bytes")
-        rows.append(_greedy_row(model, expected, texts[0], greedy_bytes))
+        row = _greedy_row(model, expected, texts[0], greedy_bytes)
+        # Reported, not judged, of a quantized bundle.
+        rows.append(replace(row, rule=">=", allowed=0) if limits.boundaries < 1 else row)
     return ValidationReport(expected.name, precision, sum(map(len, texts)), tuple(rows))
 
 
-def tolerances_for(precision: str) -> Tolerances:
-    """The tolerances of a precision. Raises `OptionError` when there are none."""
-    if precision not in TOLERANCES:
-        known = ", ".join(TOLERANCES)
-        raise OptionError(
-            f"precision: got {precision!r}, tolerances are known for {known}; give them yourself"
-        )
-    return TOLERANCES[precision]
-
-
-def _least_precise(manifest: Manifest) -> str:
-    known = {stage.precision for stage in manifest.stages.values()}
-    unknown = sorted(known - TOLERANCES.keys())
-    return unknown[0] if unknown else max(known, key=lambda name: TOLERANCES[name].logits)
-
-
-def _pair(model: ValidatedModel, expected: Reference | Golden, text: bytes) -> _Pair:
+def _pair(model: ValidatedModel, expected: Reference | Golden | BundleReference, text: bytes) -> _Pair:
     found = model.trace(text)
     wanted: dict[str, Floats | None] = {"entropies": None, "logits": None}
     if isinstance(expected, Golden):
         wanted.update(entropies=expected.entropies, logits=expected.logits)
         lengths: Sequence[int] = expected.patch_lengths
+    elif isinstance(expected, BundleReference):
+        wanted.update(expected.trace(text))
+        lengths = expected.patch_lengths(text)
     else:
         trace = expected.trace(text)
         names = ("patcher_logits", "entropies", "byte_states", "patch_values", "logits")
         wanted.update({name: getattr(trace, name) for name in names})
         lengths = expected.patch_lengths(text)
     arrays = {name: array for name, array in wanted.items() if array is not None}
-    return _Pair(found, arrays, _starts(model.patch_lengths(text)), _starts(lengths))
+    return _Pair(text, found, arrays, _starts(model.patch_lengths(text)), _starts(lengths))
 
 
 def _starts(lengths: Iterable[int]) -> list[int]:
@@ -258,7 +228,7 @@ def _files_row(model: ValidatedModel) -> ValidationRow:
 def _patcher_rows(pairs: Sequence[_Pair], limits: Tolerances) -> list[ValidationRow]:
     rows = []
     if "patcher_logits" in pairs[0].expected:
-        rows.append(_scaled_row("patcher: logits", "patcher_logits", pairs, limits.stage))
+        rows.append(_output_row("patcher: logits", "patcher_logits", pairs, limits))
     if "entropies" in pairs[0].expected:
         largest, note = _worst(pairs, "entropies", scaled=False)
         rows.append(
@@ -272,9 +242,7 @@ def _patcher_rows(pairs: Sequence[_Pair], limits: Tolerances) -> list[Validation
 def _stage_rows(pairs: Sequence[_Pair], limits: Tolerances) -> list[ValidationRow]:
     stages = {"byte_states": "encoder: byte states", "patch_values": "latent: patch keys and values"}
     return [
-        _scaled_row(title, name, pairs, limits.stage)
-        for name, title in stages.items()
-        if name in pairs[0].expected
+        _output_row(title, name, pairs, limits) for name, title in stages.items() if name in pairs[0].expected
     ]
 
 
@@ -290,11 +258,27 @@ def _logit_rows(pairs: Sequence[_Pair], limits: Tolerances) -> list[ValidationRo
     agreed = found.argmax(-1) == wanted.argmax(-1)
     note = "" if agreed.all() else f"first differs at row {int(np.argmin(agreed))}"
     title = "decoder: logits, "
-    return [
+    rows = [
         *rows,
         ValidationRow(f"{title}mean difference / scale", mean, "<=", limits.logits_mean),
         ValidationRow(f"{title}cosine", cosine, ">=", limits.cosine),
         ValidationRow(f"{title}argmax agreement", float(agreed.mean()), ">=", limits.argmax, note),
+    ]
+    return [*rows, *_prediction_rows(pairs, limits)] if limits.boundaries < 1 else rows
+
+
+def _prediction_rows(pairs: Sequence[_Pair], limits: Tolerances) -> list[ValidationRow]:
+    """How far the predicted bytes' distributions are apart."""
+    own, other = Tally(), Tally()
+    for pair in pairs:
+        found, wanted = pair.found["logits"][:-1], pair.expected["logits"][:-1]
+        own.add_predictions(found, wanted, pair.data)
+        other.add_predictions(wanted, wanted, pair.data)
+    more = own.bits_per_byte - other.bits_per_byte
+    note = f"{own.bits_per_byte:.4f}, the reference {other.bits_per_byte:.4f}"
+    return [
+        ValidationRow("predictions: mean KL, bits per byte", own.mean_divergence, "<=", limits.divergence),
+        ValidationRow("predictions: more bits per byte", more, "<=", limits.bits, note),
     ]
 
 
@@ -313,6 +297,22 @@ def _boundary_row(pairs: Sequence[_Pair], threshold: float | None) -> Validation
     return ValidationRow("patcher: boundaries that differ", differing, "==", 0, note)
 
 
+def _boundary_share_rows(
+    pairs: Sequence[_Pair], threshold: float | None, limits: Tolerances
+) -> list[ValidationRow]:
+    """Of a quantized bundle's boundaries nearly all must be the reference's, and the other way round."""
+    tally = Tally()
+    for pair in pairs:
+        tally.add_boundaries(pair.found_starts, pair.expected_starts)
+    note = _boundary_row(pairs, threshold).note
+    shares = {"precision": tally.boundary_precision, "recall": tally.boundary_recall}
+    rows = []
+    for name, share in shares.items():
+        own, note = (note, "") if share < 1 else ("", note)
+        rows.append(ValidationRow(f"patcher: boundaries, {name}", share, ">=", limits.boundaries, own))
+    return rows
+
+
 def _closeness(entropies: Floats | None, position: int, threshold: float | None) -> str:
     if threshold is None or entropies is None or not 0 <= position < len(entropies):
         return ""
@@ -324,7 +324,7 @@ def _closeness(entropies: Floats | None, position: int, threshold: float | None)
 
 
 def _greedy_row(
-    model: ValidatedModel, expected: Reference | Golden, text: bytes, greedy_bytes: int
+    model: ValidatedModel, expected: Reference | Golden | BundleReference, text: bytes, greedy_bytes: int
 ) -> ValidationRow:
     if isinstance(expected, Golden):
         prompt, wanted, count = expected.prompt, expected.greedy, expected.greedy_count
@@ -352,6 +352,39 @@ def _byte(data: bytes, index: int) -> str:
 
 
 # 2. Measures.
+
+
+def _output_row(title: str, name: str, pairs: Sequence[_Pair], limits: Tolerances) -> ValidationRow:
+    if limits.boundaries == 1:
+        return _scaled_row(title, name, pairs, limits.stage)
+    error, note = 0.0, ""
+    for pair in pairs:
+        wanted, found = pair.expected[name], pair.found.get(name)
+        if found is not None and name == "patch_values":
+            # Patches after the first boundary that differs are others.
+            same = _common_patches(pair)
+            note = note or f"of the {same} patches before the boundaries differ" * (same < len(wanted))
+            found, wanted = found[:same], wanted[:same]
+        if found is None or found.shape != wanted.shape:
+            error, note = _worst(pairs, name, scaled=True)
+            break
+        norm = float(np.linalg.norm(wanted.astype(np.float64)))
+        difference = float(np.linalg.norm(found.astype(np.float64) - wanted))
+        # A nan stays: no comparison with it holds.
+        error = float(np.maximum(error, difference / norm if norm else difference))
+    return ValidationRow(f"{title}, relative error", error, "<=", limits.stage, note)
+
+
+def _common_patches(pair: _Pair) -> int:
+    """How many closed patches both sides have in common before their boundaries differ."""
+    both = zip(pair.found_starts, pair.expected_starts, strict=False)
+    equal = next((index for index, (a, b) in enumerate(both) if a != b), None)
+    if equal is None:
+        equal = min(len(pair.found_starts), len(pair.expected_starts))
+    if pair.found_starts == pair.expected_starts:
+        return len(pair.expected["patch_values"])
+    # The patch that the last common start begins ends elsewhere.
+    return max(0, equal - 1)
 
 
 def _scaled_row(title: str, name: str, pairs: Sequence[_Pair], allowed: float) -> ValidationRow:

@@ -103,6 +103,13 @@ class Fields:
             raise fault(where, value, f"printable text of 1 to {_MAX_TEXT} characters")
         return value
 
+    def texts(self, key: str, most: int) -> tuple[str, ...]:
+        """A list of up to `most` texts that are safe to print."""
+        value, where = self._take(key)
+        if not isinstance(value, list) or len(value) > most:
+            raise fault(where, value, f"a list of at most {most} texts")
+        return tuple(Fields({"": item}, f"{where}[{index}]").text("") for index, item in enumerate(value))
+
     def choice(self, key: str, allowed: tuple[str, ...]) -> str:
         """One of the allowed words."""
         value, where = self._take(key)
@@ -146,6 +153,10 @@ class Fields:
         """An object read by `reader`."""
         value, where = self._take(key)
         return read(value, where, reader)
+
+    def part_or_none(self, key: str, reader: Callable[[Fields], T]) -> T | None:
+        """An object read by `reader`, or null."""
+        return None if self._took_null(key) else self.part(key, reader)
 
     def parts(
         self, key: str, check_name: Callable[[object, str], str], reader: Callable[[Fields], T]

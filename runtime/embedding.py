@@ -1,6 +1,7 @@
 """The byte and hash embedding tables: a memory-mapped file of which a byte reads one row per table.
 
-At the released sizes the file has gigabytes and a byte touches kilobytes, so nothing is ever loaded ahead.
+At the released sizes the file has gigabytes and a byte touches kilobytes, so nothing is ever loaded ahead,
+and quantized rows become float32 only when they are read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from .errors import BundleError
 from .files import open_plain
 from .hashing import hash_rows
 from .manifest import EmbeddingSpec
+from .table_rows import as_rows, row_decoder
 
 __all__ = ["EmbeddingTable"]
 
@@ -24,8 +26,9 @@ class EmbeddingTable:
     """Rows of the byte embedding, then rows of the fused hash table; `embed` adds them up."""
 
     def __init__(self, rows: NDArray[np.generic], spec: EmbeddingSpec) -> None:
-        """`rows` is float16 or float32 [spec.rows, spec.width]; it is read in place."""
+        """`rows` is what `table_rows.as_rows` makes of the file: [spec.rows, ...]; it is read in place."""
         self._rows = rows
+        self._decode = row_decoder(spec)
         self._hash = spec.hash
         self._byte_rows = spec.byte_rows
         self.spec = spec
@@ -48,8 +51,7 @@ class EmbeddingTable:
         # Rows lie far apart: reading ahead would fetch megabytes that nobody asks for.
         if hasattr(mmap, "MADV_RANDOM"):
             memory.madvise(mmap.MADV_RANDOM)
-        dtype = np.dtype(spec.dtype).newbyteorder("<")
-        return cls(np.frombuffer(memory, dtype).reshape(spec.rows, spec.width), spec)
+        return cls(as_rows(memory, spec), spec)
 
     def embed(self, ids: NDArray[np.int64], count: int) -> NDArray[np.float32]:
         """Embeddings of the last `count` of `ids`, float32 [count, width].
@@ -61,7 +63,7 @@ class EmbeddingTable:
         index = np.empty((self._hash.tables + 1, count), np.int64)
         index[0] = ids[len(ids) - count :]
         np.add(hash_rows(self._hash, ids, count).T, self._byte_rows, out=index[1:])
-        parts = self._rows.take(index, axis=0).astype(np.float32, copy=False)
+        parts = self._decode(self._rows.take(index, axis=0))
         total: NDArray[np.float32] = parts[0]
         for part in parts[1:]:
             total += part

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +17,15 @@ from .errors import BundleError
 from .files import open_plain
 from .manifest import FileRecord, Manifest
 
-__all__ = ["FULL_HASH_LIMIT", "Progress", "check_files", "file_record", "hash_file", "sample_hash"]
+__all__ = [
+    "FULL_HASH_LIMIT",
+    "Progress",
+    "check_files",
+    "check_records",
+    "file_record",
+    "hash_file",
+    "sample_hash",
+]
 
 FULL_HASH_LIMIT = 64 << 20
 """Files of up to this many bytes are always hashed whole."""
@@ -25,6 +33,7 @@ FULL_HASH_LIMIT = 64 << 20
 SAMPLES = 64
 SAMPLE_BYTES = 4096
 _CHUNK = 4 << 20
+_REMEDY = "copy the bundle again or export the checkpoint again"
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
@@ -67,13 +76,28 @@ def check_files(
     """
     root = Path(directory)
     _refuse_links(root)
+    check_records(root, manifest.files, full=full, progress=progress)
+
+
+def check_records(
+    root: Path,
+    files: Mapping[str, FileRecord],
+    *,
+    full: bool = False,
+    progress: Progress | None = None,
+    remedy: str = _REMEDY,
+) -> None:
+    """Compare the files of these plain names in `root` with their records; see `check_files`.
+
+    remedy: what to do, as the end of an error's line.
+    """
     # Sizes first: they are free, and a missing file should not show after minutes of hashing.
-    for name, record in manifest.files.items():
+    for name, record in files.items():
         with open_plain(root / name) as file:
-            _check_size(name, _size(file), record)
-    whole = {name for name, record in manifest.files.items() if full or record.bytes <= FULL_HASH_LIMIT}
-    meter = _Meter(progress, sum(manifest.files[name].bytes for name in whole))
-    for name, record in manifest.files.items():
+            _check_size(name, _size(file), record, remedy)
+    whole = {name for name, record in files.items() if full or record.bytes <= FULL_HASH_LIMIT}
+    meter = _Meter(progress, sum(files[name].bytes for name in whole))
+    for name, record in files.items():
         with open_plain(root / name) as file:
             same = (
                 _hash(file, meter) == record.sha256
@@ -81,19 +105,13 @@ def check_files(
                 else _sample(file) == record.sample_sha256
             )
         if not same:
-            raise BundleError(
-                f"{name} was changed after the bundle was written (its sha256 differs); "
-                "copy the bundle again or export the checkpoint again"
-            )
+            raise BundleError(f"{name} was changed after it was written (its sha256 differs); {remedy}")
 
 
-def _check_size(name: str, size: int, record: FileRecord) -> None:
+def _check_size(name: str, size: int, record: FileRecord, remedy: str) -> None:
     if size != record.bytes:
         state = "is truncated" if size < record.bytes else "has extra bytes"
-        raise BundleError(
-            f"{name} {state}: it has {size} bytes, the manifest says {record.bytes}; "
-            "copy the bundle again or export the checkpoint again"
-        )
+        raise BundleError(f"{name} {state}: it has {size} bytes, the manifest says {record.bytes}; {remedy}")
 
 
 def _refuse_links(root: Path) -> None:

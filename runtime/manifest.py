@@ -21,17 +21,29 @@ from ._fields import AGAIN, MANIFEST_NAME, Fields, fault, file_name, is_whole, r
 from .errors import BltError, BundleError
 from .files import open_plain
 from .patching import PATCHING_MODES, PatchingRule
-from .specs import TABLE_ITEMSIZE, Axis, EmbeddingSpec, FileRecord, ModelSpec, Source, StageSpec
+from .specs import (
+    TABLE_PRECISIONS,
+    Axis,
+    CalibrationSpec,
+    EmbeddingSpec,
+    FileRecord,
+    ModelSpec,
+    QuantizationSpec,
+    Source,
+    StageSpec,
+)
 
 __all__ = [
     "MANIFEST_NAME",
     "SCHEMA",
     "STAGES",
     "Axis",
+    "CalibrationSpec",
     "EmbeddingSpec",
     "FileRecord",
     "Manifest",
     "ModelSpec",
+    "QuantizationSpec",
     "Source",
     "StageSpec",
     "load_manifest",
@@ -42,7 +54,8 @@ SCHEMA = 1
 STAGES = ("patcher", "encoder", "latent", "decoder")
 AXES = ("batch", "bytes", "patches")
 LAYOUTS = ("huggingface", "meta")
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "int8", "int8w", "int4")
+SEARCHES = ("mse", "rtn")
 
 _VOCAB_SIZE = 260
 _WIDTH = 1_000_000
@@ -77,6 +90,8 @@ class Manifest:
     """Every file of the bundle but the manifest."""
     schema: int = SCHEMA
     """Version of this description's layout."""
+    quantization: QuantizationSpec | None = None
+    """How integers were found; None when no stage has any."""
 
     @classmethod
     def from_dict(cls, data: object) -> Manifest:
@@ -90,6 +105,7 @@ class Manifest:
         """The JSON form, ready for `json.dumps`; `from_dict` gives an equal manifest back."""
         # A folder's name may hold what a terminal would obey; the name is for people only.
         name = "".join(letter if letter.isprintable() else "?" for letter in self.source.name) or "?"
+        quantization = {} if self.quantization is None else {"quantization": asdict(self.quantization)}
         return {
             "schema": self.schema,
             "blt_edge": self.generator,
@@ -99,6 +115,7 @@ class Manifest:
             "embedding": {**asdict(self.embedding), "group_sizes": list(self.embedding.group_sizes)},
             "stages": {name: _stage_dict(self.stages[name]) for name in STAGES if name in self.stages},
             "axes": {name: asdict(axis) for name, axis in self.axes.items()},
+            **_plain(quantization),
             "validation": _plain(self.validation),
             "files": {name: asdict(self.files[name]) for name in sorted(self.files)},
         }
@@ -229,6 +246,7 @@ def _manifest(fields: Fields) -> Manifest:
         embedding=fields.part("embedding", _embedding),
         stages=fields.parts("stages", _stage_name, _stage),
         axes=fields.parts("axes", _axis_name, _axis),
+        quantization=fields.part("quantization", _quantization) if "quantization" in fields else None,
         validation=fields.tree_or_none("validation"),
         files=fields.parts("files", file_name, _file),
     )
@@ -276,7 +294,7 @@ def _patching(fields: Fields) -> PatchingRule:
 def _embedding(fields: Fields) -> EmbeddingSpec:
     spec = EmbeddingSpec(
         file=fields.file_name("file"),
-        dtype=fields.choice("dtype", tuple(TABLE_ITEMSIZE)),
+        dtype=fields.choice("dtype", tuple(TABLE_PRECISIONS)),
         width=fields.whole("width", 1, _WIDTH),
         byte_rows=fields.whole("byte_rows", _VOCAB_SIZE, _VOCAB_SIZE),
         group_sizes=fields.wholes("group_sizes", 1, 1000, most=100),
@@ -302,6 +320,25 @@ def _stage(fields: Fields) -> StageSpec:
         max_positions=fields.whole("max_positions", 1, _POSITIONS),
         parameters=fields.whole("parameters", 0, _COUNT),
         patch_values=fields.whole_or_none("patch_values", 1, _COUNT) if "patch_values" in fields else None,
+    )
+
+
+def _quantization(fields: Fields) -> QuantizationSpec:
+    return QuantizationSpec(
+        search=fields.choice("search", SEARCHES),
+        block_size=fields.whole("block_size", 1, _WIDTH),
+        calibration=fields.part_or_none("calibration", _calibration),
+    )
+
+
+def _calibration(fields: Fields) -> CalibrationSpec:
+    return CalibrationSpec(
+        method=fields.text("method"),
+        texts=fields.texts("texts", most=10_000),
+        windows=fields.whole("windows", 1, _COUNT),
+        window_bytes=fields.whole("window_bytes", 1, _COUNT),
+        seed=fields.whole("seed", 0, _COUNT),
+        smooth=fields.number_or_none("smooth"),
     )
 
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from .backends.base import StageBackend
 from .embedding import EmbeddingTable
+from .engines import PORTABLE, Engine, find_engine, open_stages
 from .errors import BundleError, OptionError
 from .generation import GenerationChunk, GenerationResult, generate, stream
 from .integrity import check_files
@@ -39,10 +40,12 @@ class BltModel:
         table: EmbeddingTable,
         limits: SequenceLimits,
         path: Path,
+        engine: Engine = PORTABLE,
     ) -> None:
         self.manifest = manifest
         self.limits = limits
         self.path = path
+        self.engine = engine
         self._backends = backends
         self._table = table
 
@@ -56,6 +59,7 @@ class BltModel:
         verify: bool = False,
         prefill_chunk: int = 256,
         rollback: int = 64,
+        portable: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> BltModel:
         """Load the bundle directory `path`.
@@ -64,6 +68,8 @@ class BltModel:
         engine. verify: read every file and compare its sha256 (`progress(bytes done, bytes in all)`);
         otherwise files over 64 MiB are compared by samples. prefill_chunk: bytes that one pass takes at
         most (memory grows with it). rollback: bytes that can be taken back without computing again.
+        portable: run the portable graphs even where the bundle has a form for this device (`export.engines`).
+        `engine` of the model tells what it runs from, and why.
 
         Raises BundleError (missing, damaged or unsafe bundle), BackendError (no engine), OptionError.
         """
@@ -76,13 +82,12 @@ class BltModel:
         _check_count("prefill_chunk", prefill_chunk, 1, longest)
         _check_count("rollback", rollback, 0, longest)
         limits = SequenceLimits(prefill_chunk, rollback, manifest.model.max_positions)
-        from .backends.ort import OrtStage  # the engine is imported only when a model is loaded
-
-        backends: dict[str, StageBackend] = {
-            stage: OrtStage(directory, manifest, stage, threads) for stage in manifest.stages
-        }
+        chosen = PORTABLE
+        if not portable:
+            chosen = find_engine(directory, manifest, full=verify, progress=progress)
+        backends, engine = open_stages(directory, manifest, threads, chosen)
         table = EmbeddingTable.open(directory, manifest.embedding)
-        return cls(manifest, backends, table, limits, directory)
+        return cls(manifest, backends, table, limits, directory, engine)
 
     def sequence(self) -> Sequence:
         """A new, empty sequence; the first id it reads must be BOS (`vocabulary.encode` puts it there)."""

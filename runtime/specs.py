@@ -7,10 +7,24 @@ from typing import Any
 
 from .hashing import HashSpec
 
-__all__ = ["TABLE_ITEMSIZE", "Axis", "EmbeddingSpec", "FileRecord", "ModelSpec", "Source", "StageSpec"]
+__all__ = [
+    "TABLE_BLOCK",
+    "TABLE_PRECISIONS",
+    "Axis",
+    "CalibrationSpec",
+    "EmbeddingSpec",
+    "FileRecord",
+    "ModelSpec",
+    "QuantizationSpec",
+    "Source",
+    "StageSpec",
+]
 
-TABLE_ITEMSIZE = {"float16": 2, "float32": 4}
-"""Bytes of a value in the embedding tables, by dtype."""
+TABLE_PRECISIONS = {"float16": "fp16", "float32": "fp32", "int8": "int8", "int4": "int4"}
+"""The embedding tables' dtypes and what a user calls them."""
+
+TABLE_BLOCK = 32
+"""Neighbouring values of a row that share a scale in int4 tables."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class EmbeddingSpec:
     file: str
     """File name in the bundle."""
     dtype: str
-    """"float16" or "float32"."""
+    """One of `TABLE_PRECISIONS`; `table_rows` has the layout of a row in each."""
     width: int
     """Values in a row."""
     byte_rows: int
@@ -75,9 +89,30 @@ class EmbeddingSpec:
         return self.byte_rows + len(self.group_sizes) * self.functions * self.hash_vocab
 
     @property
+    def precision(self) -> str:
+        """The dtype as a user calls it: "fp16", "fp32", "int8" or "int4"."""
+        return TABLE_PRECISIONS[self.dtype]
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of `TABLE_BLOCK` values in a row, the last one maybe not full."""
+        return -(-self.width // TABLE_BLOCK)
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of a row, its scales included."""
+        sizes = {
+            "float32": 4 * self.width,
+            "float16": 2 * self.width,
+            "int8": 4 + self.width,
+            "int4": self.blocks * (2 + TABLE_BLOCK // 2),
+        }
+        return sizes[self.dtype]
+
+    @property
     def bytes(self) -> int:
         """Exact size of the file."""
-        return self.rows * self.width * TABLE_ITEMSIZE[self.dtype]
+        return self.rows * self.row_bytes
 
 
 @dataclass(frozen=True)
@@ -89,7 +124,7 @@ class StageSpec:
     data: str
     """The file name of its weights."""
     precision: str
-    """"fp32", "fp16", "int8" or "int4"."""
+    """"fp32", "fp16", "int8" (weights and activations), "int8w" (weights in blocks) or "int4" (the same)."""
     layers: int
     """Transformer layers, each with a key/value cache."""
     kv_heads: int
@@ -104,6 +139,36 @@ class StageSpec:
     """Parameters in the graph."""
     patch_values: int | None = None
     """Values per patch that go from the latent stage to the decoder; None in the other two stages."""
+
+
+@dataclass(frozen=True)
+class CalibrationSpec:
+    """Where the ranges of int8 activations come from."""
+
+    method: str
+    """How a range was read from what was seen, such as "minmax" or "mse"."""
+    texts: tuple[str, ...]
+    """Names of the texts; the package's own begin with "bundled:"."""
+    windows: int
+    """Windows that were read, each from BOS."""
+    window_bytes: int
+    """Bytes of a window."""
+    seed: int
+    """What chose them."""
+    smooth: float | None = None
+    """Strength with which activations' ranges were moved into weights before; None = not."""
+
+
+@dataclass(frozen=True)
+class QuantizationSpec:
+    """How the integers in the graphs were found."""
+
+    search: str
+    """How weight scales were found: "mse" or "rtn"."""
+    block_size: int
+    """Inputs that share a weight scale in int8w and int4 stages."""
+    calibration: CalibrationSpec | None
+    """None when no stage has int8 activations."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
-"""ONNX Runtime on the CPU: sessions over mapped weights, and calls through IO binding."""
+"""ONNX Runtime on the CPU: sessions over mapped or prepacked weights, and calls through IO binding."""
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,14 @@ from ..errors import BackendError, BundleError
 from ..manifest import Manifest
 from .contract import check_contract, stage_inputs, stage_outputs
 
-__all__ = ["OrtCall", "OrtStage"]
+__all__ = [
+    "OrtCall",
+    "OrtStage",
+    "import_onnxruntime",
+    "save_optimized",
+    "session_entries",
+    "session_options",
+]
 
 Array = npt.NDArray[Any]
 
@@ -24,7 +33,8 @@ _DTYPES: dict[str, type[np.generic]] = {
 }
 
 
-def _import_onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """The onnxruntime module. Raises BackendError when it is not installed."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -34,32 +44,103 @@ def _import_onnxruntime() -> Any:
     return onnxruntime
 
 
+def session_entries(precision: str) -> dict[str, str]:
+    """Configuration of a session over a stage of this precision, whatever the threads."""
+    # Four sessions share the cores: a worker that spins after its run takes one from the next stage.
+    entries = {"session.force_spinning_stop": "1"}
+    if precision in ("fp32", "fp16"):
+        # Weights stay in the mapped file: prepacking would copy every matrix into private memory,
+        # and float32 products run at full read bandwidth without it.
+        entries["session.disable_prepacking"] = "1"
+    # Integer products need prepacking: without it a block product is some fifty times slower.
+    if precision in ("int4", "int8w"):
+        # Inputs are rounded to int8 block by block, each row by itself: five times the speed.
+        entries["session.qdq_matmulnbits_accuracy_level"] = "4"
+    if precision == "int8" and int8_saturates():
+        entries["session.x64quantprecision"] = "1"
+    return entries
+
+
+def session_options(ort: Any, precision: str, threads: int | None) -> Any:
+    """Options for a session over a stage of this precision; `ort` is the onnxruntime module.
+
+    threads None leaves the choice to ONNX Runtime.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.inter_op_num_threads = 1
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    for name, value in session_entries(precision).items():
+        options.add_session_config_entry(name, value)
+    return options
+
+
+def save_optimized(directory: Path, manifest: Manifest, stage: str, graph: Path) -> None:
+    """Write a stage as ONNX Runtime runs it here: optimized, weights in its kernels' layout beside it.
+
+    graph: the file to write; the weights go to its name with ".data", from where they are mapped. Raises
+    BackendError when ONNX Runtime is missing, refuses the portable graph, or cannot write.
+    """
+    ort = import_onnxruntime()
+    spec = manifest.stages[stage]
+    options = session_options(ort, spec.precision, threads=None)
+    options.optimized_model_filepath = str(graph)
+    data = graph.with_name(graph.name + ".data")
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data.name)
+    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    _session(ort, directory / spec.file, options)
+    data.touch()  # a graph of few weights keeps them inside
+
+
+def _session(ort: Any, path: Path, options: Any) -> Any:
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BackendError(f"{path.name}: ONNX Runtime {ort.__version__} refused it: {reason}") from error
+
+
+@lru_cache(maxsize=1)
+def int8_saturates() -> bool:
+    """Whether this processor's fast int8 products may overflow 16 bits: x86 without VNNI instructions.
+
+    Where it cannot be told, the answer is yes: slower and right.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
+        return False
+    try:
+        return "vnni" not in Path("/proc/cpuinfo").read_text(errors="replace")
+    except OSError:
+        return True
+
+
 class OrtStage:
     """One stage graph in an ONNX Runtime session."""
 
-    def __init__(self, directory: Path, manifest: Manifest, stage: str, threads: int | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        stage: str,
+        threads: int | None,
+        *,
+        optimized: Path | None = None,
+    ) -> None:
         """Load a stage of the bundle in `directory`; threads None leaves the choice to ONNX Runtime.
+
+        optimized: a graph that `save_optimized` wrote from it, to load instead.
 
         Raises BackendError when ONNX Runtime is missing or refuses the graph, BundleError when the graph is
         not what the manifest says.
         """
-        path = directory / manifest.stages[stage].file
-        ort = _import_onnxruntime()
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.inter_op_num_threads = 1
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        # Weights stay in the mapped file: prepacking would copy every matrix into private memory,
-        # and float32 products run at full read bandwidth without it.
-        options.add_session_config_entry("session.disable_prepacking", "1")
-        # Four sessions share the cores: a worker that spins after its run takes one from the next stage.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise BackendError(f"{path.name}: ONNX Runtime {ort.__version__} refused it: {reason}") from error
+        path = directory / manifest.stages[stage].file if optimized is None else optimized
+        ort = import_onnxruntime()
+        options = session_options(ort, manifest.stages[stage].precision, threads)
+        if optimized is not None:
+            # Nothing is left to do, and whatever was folded again would leave the mapped file.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = _session(ort, path, options)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._input_axes = {value.name: tuple(value.shape) for value in inputs}
         self._output_axes = {value.name: tuple(value.shape) for value in outputs}

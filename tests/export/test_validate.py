@@ -15,13 +15,8 @@ import pytest
 from blt_edge.export import export_checkpoint
 from blt_edge.export.golden import GOLDEN_TEXT, Golden, GoldenError, read_golden, write_golden
 from blt_edge.export.reference import Reference
-from blt_edge.export.validate import (
-    TOLERANCES,
-    ValidationReport,
-    ValidationRow,
-    tolerances_for,
-    validate_bundle,
-)
+from blt_edge.export.tolerances import TOLERANCES, tolerances_for
+from blt_edge.export.validate import ValidationReport, ValidationRow, validate_bundle
 from blt_edge.runtime import BltModel, GenerationOptions
 from blt_edge.runtime.errors import OptionError, PromptTooLongError
 from blt_edge.runtime.manifest import load_manifest, write_manifest

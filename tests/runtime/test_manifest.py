@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import hashlib
 import json
 import math
@@ -11,7 +12,14 @@ import numpy as np
 import pytest
 from blt_edge.runtime.errors import BundleError
 from blt_edge.runtime.hashing import HashSpec
-from blt_edge.runtime.manifest import Manifest, Source, load_manifest, write_manifest
+from blt_edge.runtime.manifest import (
+    CalibrationSpec,
+    Manifest,
+    QuantizationSpec,
+    Source,
+    load_manifest,
+    write_manifest,
+)
 from blt_edge.runtime.patching import PatchingRule
 
 from ..support.bundles import SPEC, describe, seal, write_bundle
@@ -137,7 +145,7 @@ FAULTS = [
     ("stages.decoder.file", "decoder.gguf", "a file of the list under files"),
     ("stages.decoder.data", "a\\b", "a plain file name"),
     ("stages.decoder.data", None, "a plain file name"),
-    ("stages.decoder.precision", "fp8", "one of fp32, fp16, int8, int4"),
+    ("stages.decoder.precision", "fp8", "one of fp32, fp16, int8, int8w, int4"),
     ("stages.decoder.kv_heads", 0, "a whole number from 1"),
     ("stages.decoder.head_dim", "64", "a whole number from 1"),
     ("stages.decoder.window", 0, "a whole number from 1"),
@@ -287,3 +295,48 @@ def test_seal_makes_what_write_makes(bundle: Path, payload: dict[str, Any]) -> N
     before = (bundle / "manifest.json").read_bytes()
     seal(bundle, payload)
     assert (bundle / "manifest.json").read_bytes() == before
+
+
+CALIBRATION = CalibrationSpec("mse", ("bundled:english.txt", "mine.txt"), 96, 511, 3, 0.5)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        QuantizationSpec("rtn", 64, None),
+        QuantizationSpec("mse", 32, CALIBRATION),
+        QuantizationSpec("mse", 32, CalibrationSpec("minmax", (), 1, 1, 0)),
+    ],
+)
+def test_quantization_is_read_back(bundle: Path, spec: QuantizationSpec) -> None:
+    manifest = dataclasses.replace(load_manifest(bundle), quantization=spec)
+    write_manifest(bundle, manifest)
+    assert load_manifest(bundle) == manifest
+
+
+def test_quantization_is_not_there_without_integers(payload: dict[str, Any]) -> None:
+    assert "quantization" not in payload
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("search", "best", "one of mse, rtn"),
+        ("block_size", 0, "a whole number from 1"),
+        ("calibration", [], "an object"),
+        ("calibration.method", "a\x1bb", "printable text"),
+        ("calibration.texts", "mine.txt", "a list of at most 10000 texts"),
+        ("calibration.texts", ["mine.txt", 5], "printable text"),
+        ("calibration.windows", 0, "a whole number from 1"),
+        ("calibration.window_bytes", 1.5, "a whole number from 1"),
+        ("calibration.seed", -1, "a whole number from 0"),
+        ("calibration.smooth", "much", "a number from"),
+        ("more", 1, "a field 'more'"),
+    ],
+)
+def test_bad_quantization_is_refused(payload: dict[str, Any], path: str, value: object, message: str) -> None:
+    good = {"search": "mse", "block_size": 32, "calibration": dataclasses.asdict(CALIBRATION)}
+    good["calibration"]["texts"] = list(CALIBRATION.texts)
+    changed = put({**payload, "quantization": good}, f"quantization.{path}", value)
+    with pytest.raises(BundleError, match=f"quantization.*{message}"):
+        Manifest.from_dict(changed)

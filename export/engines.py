@@ -1,0 +1,159 @@
+"""Building a device-specific form of a bundle, on the device: all of it or nothing, beside portable graphs.
+
+The form is written to a hidden sibling that takes its name at the end. `runtime.engines` says what it holds.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..runtime.backends.ort import OrtStage, save_optimized
+from ..runtime.engines import (
+    ENGINE_NAME,
+    TARGETS,
+    Engine,
+    data_file,
+    describe_engine,
+    engine_stages,
+    find_engine,
+    form_path,
+    graph_file,
+    render_engine,
+)
+from ..runtime.errors import OptionError
+from ..runtime.integrity import check_files, file_record
+from ..runtime.manifest import Manifest, load_manifest
+from ._siblings import claim, clear_abandoned, sibling
+from ._signals import termination_raises, uninterrupted
+from .bundle import WriteError
+from .progress import Meter, Progress
+
+__all__ = ["build_engine"]
+
+_GROWTH = 2.5
+"""Bytes of a form for each byte of portable weights, at most: both layouts of every weight, or float32."""
+_NEARLY_FULL = 1 << 20
+
+
+def build_engine(
+    bundle: str | Path, *, target: str = "onnxruntime", force: bool = False, progress: Progress | None = None
+) -> Engine:
+    """Write the form of `bundle` for this machine, `engines/TARGET-FINGERPRINT/`; returns it.
+
+    A sound form that is there already stays, unless `force`; forms for other machines stay. The bundle stays
+    usable everywhere. progress(what, bytes of weights done, in all). Peak memory is that of loading the
+    largest stage without a form, up to twice its weights.
+
+    Raises OptionError (unknown target, or every stage is float32, which needs no form), BundleError,
+    BackendError (no ONNX Runtime, or it refuses a graph), WriteError (disk full).
+    """
+    if target not in TARGETS:
+        raise OptionError(f"target: got {target!r}, this version builds {' or '.join(TARGETS)}")
+    directory = Path(bundle)
+    manifest = load_manifest(directory)
+    check_files(directory, manifest)
+    if not engine_stages(manifest):
+        raise OptionError(
+            f"{bundle} is float32 in every stage, which runs from the portable graphs as fast and in as "
+            "little memory: nothing to build"
+        )
+    found = find_engine(directory, manifest)
+    if found.directory is not None and not force:
+        return found
+    description = describe_engine(manifest)
+    final = form_path(directory, description)
+    weights = {stage: manifest.files[manifest.stages[stage].data].bytes for stage in engine_stages(manifest)}
+    meter = Meter(progress, sum(weights.values()))
+    with _new_form(final, needed=int(_GROWTH * sum(weights.values()))) as temporary:
+        for stage, size in weights.items():
+            advance = meter.of(f"{stage} graph")
+            advance(0)
+            _build_stage(directory, manifest, stage, temporary)
+            advance(size)
+        files = {path.name: file_record(path) for path in sorted(temporary.iterdir())}
+        (temporary / ENGINE_NAME).write_text(render_engine(description, files), encoding="ascii")
+    return Engine(final.relative_to(directory).as_posix(), directory=final)
+
+
+def _build_stage(directory: Path, manifest: Manifest, stage: str, form: Path) -> None:
+    graph = form / graph_file(stage)
+    save_optimized(directory, manifest, stage, graph)
+    assert (form / data_file(stage)).is_file()
+    # Whether it can be loaded shows here, not when somebody waits for text.
+    OrtStage(directory, manifest, stage, None, optimized=graph)
+
+
+@contextmanager
+def _new_form(final: Path, needed: int) -> Iterator[Path]:
+    """A directory to fill; on success it is at `final`, on any failure what was there is as it was."""
+    engines = final.parent
+    temporary = sibling(final, "partial")
+    with termination_raises():
+        lock = None
+        try:
+            engines.mkdir(exist_ok=True)
+            clear_abandoned(final)
+            _check_free_space(engines, needed)
+            temporary.mkdir()
+            lock = claim(temporary)
+            yield temporary
+            _publish(temporary, final)
+        except WriteError:
+            raise
+        except OSError as error:
+            raise WriteError(
+                f"{engines}: the form cannot be written ({error.strerror or error}); "
+                + (
+                    "free some space"
+                    if error.errno in (errno.ENOSPC, errno.EDQUOT)
+                    else "check its permissions"
+                )
+            ) from error
+        except Exception as error:
+            # The engine writes by itself, and says of a full disk no more than that something failed.
+            if engines.is_dir() and shutil.disk_usage(engines).free < _NEARLY_FULL:
+                raise WriteError(f"{engines}: the disk is full; free some space") from error
+            raise
+        finally:
+            with uninterrupted():
+                shutil.rmtree(temporary, ignore_errors=True)
+                if lock is not None:
+                    os.close(lock)
+                with suppress(OSError):
+                    engines.rmdir()
+
+
+def _check_free_space(engines: Path, needed: int) -> None:
+    free = shutil.disk_usage(engines).free
+    if free < needed:
+        raise WriteError(
+            f"{engines}: the form may need {needed} bytes, {free} bytes are free; free some space first"
+        )
+
+
+def _publish(temporary: Path, final: Path) -> None:
+    for path in (*temporary.iterdir(), temporary):
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError:  # Windows opens no directories
+            continue
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    replaced = sibling(final, "replaced")
+    with uninterrupted():
+        try:
+            if os.path.lexists(final):
+                final.rename(replaced)
+            temporary.rename(final)
+        except OSError:
+            if replaced.exists() and not os.path.lexists(final):
+                replaced.rename(final)
+            raise
+        shutil.rmtree(replaced, ignore_errors=True)

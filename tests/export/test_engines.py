@@ -1,0 +1,290 @@
+"""Forms for this device: equal results, whole or not at all, and never a wrong one used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from blt_edge.export import engines as building
+from blt_edge.export.engines import build_engine
+from blt_edge.export.quantize import quantize_bundle
+from blt_edge.runtime import BltModel, BundleError, GenerationOptions, OptionError
+from blt_edge.runtime import engines as forms
+from blt_edge.runtime.backends import ort as backend
+from blt_edge.runtime.integrity import file_record
+from blt_edge.runtime.manifest import load_manifest
+from support.quantized import BLOCKY
+from support.random_models import write_random_model
+
+TEXT = "Once upon a time, in a café far away. ".encode() * 3
+ALL = "patcher=int8w,encoder=fp16,latent=int4,decoder=int8"
+
+
+@pytest.fixture(scope="module")
+def float_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("transformers")
+    from blt_edge.export import export_checkpoint
+
+    folder = tmp_path_factory.mktemp("blocky")
+    write_random_model(BLOCKY, folder / "checkpoint")
+    return export_checkpoint(folder / "checkpoint", folder / "bundle")
+
+
+@pytest.fixture(scope="module")
+def built(float_bundle: Path) -> Path:
+    """A bundle with a stage of every precision but float32, and its form."""
+    bundle = quantize_bundle(float_bundle, float_bundle.parent / "mixed", precision=ALL, windows=2)
+    build_engine(bundle)
+    return bundle
+
+
+@pytest.fixture
+def bundle(built: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(built, tmp_path / "bundle"))
+
+
+def form_of(bundle: Path) -> Path:
+    (form,) = (bundle / "engines").iterdir()
+    return form
+
+
+def load(bundle: Path, **options: Any) -> BltModel:
+    return BltModel.load(bundle, "cpu", 1, prefill_chunk=16, **options)
+
+
+def refused(bundle: Path, reason: str, **options: Any) -> None:
+    """It runs from the portable graphs, and says why."""
+    model = load(bundle, **options)
+    assert model.engine.directory is None
+    assert model.engine.name == "portable graphs"
+    assert reason in str(model.engine.reason)
+    assert "\n" not in str(model.engine)
+    assert np.isfinite(model.logits(b"abc")).all()
+
+
+def test_results_are_those_of_the_portable_graphs(built: Path) -> None:
+    form, portable = load(built), load(built, portable=True)
+    assert form.engine.reason is None
+    assert form.engine.directory == form_of(built)
+    assert portable.engine == forms.PORTABLE
+    for name, values in portable.trace(TEXT).items():
+        np.testing.assert_array_equal(form.trace(TEXT)[name], values, err_msg=name)
+    options = GenerationOptions(max_new_bytes=40, temperature=0.9, seed=3)
+    assert form.generate(TEXT, options).data == portable.generate(TEXT, options).data
+
+
+def test_weights_are_kept_as_the_kernels_want_them(built: Path) -> None:
+    graph = onnx.load(form_of(built) / "latent.onnx", load_external_data=False).graph
+    kept = {tensor.name: {entry.key for entry in tensor.external_data} for tensor in graph.initializer}
+    weights = {node.input[1] for node in graph.node if node.op_type == "MatMulNBits"}
+    outside = [kept[name] for name in weights if kept[name]]  # the smallest stay inside the graph
+    assert len(outside) > len(weights) // 2
+    assert all(any(key.startswith("prepacked") for key in keys) for keys in outside)
+    assert all(node.op_type != "DequantizeLinear" for node in graph.node)
+
+
+def test_float32_stages_stay_portable(float_bundle: Path, tmp_path: Path) -> None:
+    bundle = quantize_bundle(float_bundle, tmp_path / "part", precision="latent=int4,decoder=int8w")
+    engine = build_engine(bundle)
+    assert engine.directory is not None
+    names = {path.name.split(".")[0] for path in engine.directory.iterdir()}
+    assert names == {"latent", "decoder", "engine"}
+    assert load(bundle).engine == engine
+    with pytest.raises(OptionError, match="float32 in every stage"):
+        build_engine(float_bundle)
+    assert not (float_bundle / "engines").exists()
+    assert load(float_bundle).engine.reason == "float32 needs no other form"
+
+
+def test_the_bundle_is_sound_with_a_form_and_without(bundle: Path) -> None:
+    assert load(bundle, verify=True).engine.directory == form_of(bundle)
+    shutil.rmtree(bundle / "engines")
+    refused(bundle, "no form was built for this device; blt-edge build ", verify=True)
+
+
+def test_a_sound_form_stays_and_force_replaces_it(bundle: Path) -> None:
+    before = form_of(bundle).stat().st_ino
+    assert build_engine(bundle).directory == form_of(bundle)
+    assert form_of(bundle).stat().st_ino == before
+    assert build_engine(bundle, force=True).directory == form_of(bundle)
+    assert form_of(bundle).stat().st_ino != before
+    assert load(bundle).engine.directory == form_of(bundle)
+
+
+# What a form was made for.
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "reason"),
+    [
+        (forms, {"processor": "GenuineIntel 6 1"}, "for processor 'GenuineIntel 6 1', here it is "),
+        (forms, {"features": "sse2"}, "for a processor with other instructions"),
+        (forms, {"machine": "riscv64"}, "for machine 'riscv64', here it is "),
+    ],
+)
+def test_another_machines_form_is_refused(
+    built: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Any,
+    change: dict[str, str],
+    reason: str,
+) -> None:
+    bundle = Path(shutil.copytree(built, tmp_path / "b", ignore=shutil.ignore_patterns("engines")))
+    describe = where.describe_processor
+    with monkeypatch.context() as other:
+        other.setattr(where, "describe_processor", lambda: {**describe(), **change})
+        build_engine(bundle)
+        assert load(bundle).engine.reason is None
+    refused(bundle, reason)
+    build_engine(bundle)
+    assert load(bundle).engine.reason is None
+    assert len(list((bundle / "engines").iterdir())) == 2
+
+
+def test_another_version_of_the_engine(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    here = onnxruntime.__version__
+    monkeypatch.setattr(onnxruntime, "__version__", "9.9.9")
+    refused(bundle, f"was built for ONNX Runtime '{here}', here it is '9.9.9'; blt-edge build {bundle}")
+
+
+def test_other_options(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = backend.session_entries
+    monkeypatch.setattr(forms, "session_entries", lambda precision: {**entries(precision), "session.x": "1"})
+    refused(bundle, "was built for other graphs or options")
+
+
+def test_another_bundles_form_under_the_right_name(bundle: Path, float_bundle: Path, tmp_path: Path) -> None:
+    other = quantize_bundle(float_bundle, tmp_path / "other", precision="int8w")
+    (other / "engines").mkdir()
+    wanted = forms.form_path(other, forms.describe_engine(load_manifest(other)))
+    shutil.copytree(form_of(bundle), wanted)
+    refused(other, "engine.json is damaged")
+    assert build_engine(other).reason is None
+    assert load(other).engine.reason is None
+
+
+# Damage.
+
+
+@pytest.mark.parametrize("name", ["latent.onnx", "decoder.onnx.data"])
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "is truncated"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"x"), "has extra bytes"),
+        (lambda path: path.write_bytes(b"x" + path.read_bytes()[1:]), "its sha256 differs"),
+        (lambda path: (path.unlink(), path.mkdir()), "is not a regular file"),
+    ],
+)
+def test_a_damaged_file_is_refused(
+    bundle: Path, name: str, spoil: Callable[[Path], None], reason: str
+) -> None:
+    spoil(form_of(bundle) / name)
+    refused(bundle, reason)
+    assert build_engine(bundle).reason is None
+    assert load(bundle).engine.reason is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "[" * 100_000,
+        "{}",
+        '{"description": {}, "files": 3}',
+    ],
+)
+def test_a_damaged_description_is_refused(bundle: Path, text: str) -> None:
+    (form_of(bundle) / "engine.json").write_text(text)
+    refused(bundle, "engine.json is damaged; blt-edge build --force")
+
+
+@pytest.mark.parametrize("files", [{}, None, [], {"../../manifest.json": {}}, {"latent.onnx": {"bytes": -1}}])
+def test_impossible_records_are_refused(bundle: Path, files: object) -> None:
+    path = form_of(bundle) / "engine.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "files": files}))
+    refused(bundle, "engine.json is damaged")
+
+
+def test_a_link_is_refused_like_any_in_the_bundle(bundle: Path) -> None:
+    path = form_of(bundle) / "latent.onnx.data"
+    path.rename(bundle.parent / "elsewhere")
+    path.symlink_to(bundle.parent / "elsewhere")
+    with pytest.raises(BundleError, match="is a link"):
+        load(bundle)
+    with pytest.raises(BundleError, match="is a link"):
+        build_engine(bundle, force=True)
+
+
+@pytest.mark.parametrize("other", ["encoder.onnx", "engine.json"])
+def test_a_graph_of_other_shapes_is_refused(bundle: Path, other: str) -> None:
+    form = form_of(bundle)
+    shutil.copy(form / other, form / "latent.onnx")
+    path = form / "engine.json"
+    payload = json.loads(path.read_text())
+    payload["files"]["latent.onnx"] = vars(file_record(form / "latent.onnx"))
+    path.write_text(json.dumps(payload))
+    refused(bundle, "latent.onnx")
+
+
+# Interruptions.
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError, OSError(28, "No space left")])
+@pytest.mark.parametrize("there", [False, True])
+def test_an_interrupted_build_leaves_what_was_there(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, error: Any, there: bool
+) -> None:
+    if not there:
+        shutil.rmtree(bundle / "engines")
+    before = {path: path.stat().st_ino for path in bundle.rglob("*")}
+    save = backend.save_optimized
+    made = []
+
+    def interrupted(directory: Path, manifest: Any, stage: str, graph: Path) -> None:
+        save(directory, manifest, stage, graph)
+        made.append(graph)
+        if len(made) == 2:
+            raise error
+
+    monkeypatch.setattr(building, "save_optimized", interrupted)
+    with pytest.raises(building.WriteError if isinstance(error, OSError) else error):
+        build_engine(bundle, force=True)
+    assert len(made) == 2
+    assert {path: path.stat().st_ino for path in bundle.rglob("*")} == before
+
+
+def test_too_little_space_is_seen_before(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(bundle / "engines")
+    monkeypatch.setattr(building.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
+    with pytest.raises(building.WriteError, match="1 bytes are free; free some space"):
+        build_engine(bundle)
+    assert not (bundle / "engines").exists()
+
+
+def test_what_a_killed_build_left_is_cleared(bundle: Path) -> None:
+    form = form_of(bundle)
+    left = form.with_name(f".{form.name}.partial-999999999-0123abcd")
+    left.mkdir()
+    (left / "latent.onnx").write_bytes(b"half")
+    assert load(bundle).engine.reason is None
+    build_engine(bundle, force=True)
+    assert not left.exists()
+
+
+def test_an_unknown_target(bundle: Path) -> None:
+    with pytest.raises(OptionError, match="target: got 'tensorrt', this version builds onnxruntime"):
+        build_engine(bundle, target="tensorrt")

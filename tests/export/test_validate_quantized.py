@@ -1,0 +1,188 @@
+"""Validation of quantized bundles: what is demanded, what is reported, and that damage is found."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from blt_edge.export import export_checkpoint
+from blt_edge.export.bundle_reference import BundleReference
+from blt_edge.export.quantize import quantize_bundle
+from blt_edge.export.tolerances import TOLERANCES, tolerances_of
+from blt_edge.export.validate import ValidationReport, validate_bundle
+from blt_edge.runtime import BltModel, OptionError
+from blt_edge.runtime.integrity import file_record
+from blt_edge.runtime.manifest import load_manifest, write_manifest
+
+TEXT = b"A short text, and \xd0\xbf\xd0\xbe-\xd1\x80\xd1\x83\xd1\x81\xd1\x81\xd0\xba\xd0\xb8 too. " * 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint and its float32 bundle; another one that patches without a patcher."""
+    pytest.importorskip("transformers")
+    from support.random_models import RandomModel, base_config, write_random_model
+
+    wide = {"hidden_size": 64, "intermediate_size": 64}
+    sizes = {"decoder": {"intermediate_size": 64}, "global_stack": {"intermediate_size": 96}}
+    config = base_config(patcher=wide, **sizes)
+    fixed = base_config(patch_in_forward=False, **sizes)
+    folder = tmp_path_factory.mktemp("validate-quantized")
+    write_random_model(RandomModel("even", config, share=0.3), folder / "checkpoint")
+    write_random_model(RandomModel("fixed", fixed, share=None), folder / "fixed-checkpoint")
+    export_checkpoint(folder / "checkpoint", folder / "bundle")
+    export_checkpoint(folder / "fixed-checkpoint", folder / "fixed")
+    return folder
+
+
+def validate(bundle: Path, reference: Path) -> ValidationReport:
+    return validate_bundle(BltModel.load(bundle), BundleReference.load(reference), [TEXT], greedy_bytes=10)
+
+
+def corrupt_scale(bundle: Path, stage: str, factor: float) -> None:
+    """Multiply one of the stage's weight scales, and record the files as whole."""
+    manifest = load_manifest(bundle)
+    graph = bundle / manifest.stages[stage].file
+    model = ir.load(graph)
+    named = model.graph.initializers.items()
+    value = next(value for name, value in named if str(name).endswith(".weight.scales"))
+    tensor = value.const_value
+    assert tensor is not None
+    scales = np.array(tensor.numpy())
+    scales.flat[0] *= factor
+    if isinstance(tensor, ir.ExternalTensor):
+        data = np.memmap(bundle / manifest.stages[stage].data, np.uint8, "r+")
+        start = tensor.offset or 0
+        data[start : start + scales.nbytes] = scales.reshape(-1).view(np.uint8)
+        data.flush()
+    else:
+        value.const_value = ir.tensor(scales, name=tensor.name)
+        ir.save(model, graph)
+    files = {name: file_record(bundle / name, lambda *_: None) for name in manifest.files}
+    write_manifest(bundle, manifest.with_files(files))
+
+
+def test_every_precision_has_tolerances() -> None:
+    from blt_edge.calibration.precision import STAGE_PRECISIONS
+
+    assert set(TOLERANCES) == set(STAGE_PRECISIONS)
+    limits = list(TOLERANCES.values())
+    for closer, wider in pairwise(limits):
+        assert closer.stage <= wider.stage
+        assert closer.argmax >= wider.argmax
+        assert closer.cosine >= wider.cosine
+
+
+def test_a_float32_bundle_is_its_own_reference(folder: Path) -> None:
+    report = validate(folder / "bundle", folder / "bundle")
+    assert report.passed
+    assert report.against == "the float32 bundle bundle"
+    assert {row.measured for row in report.rows if "difference" in row.check} == {0.0}
+
+
+@pytest.mark.parametrize(("precision", "tables"), [("fp16", "fp32"), ("int8w", "fp32"), ("int4", "int4")])
+def test_rows_of_a_quantized_bundle(folder: Path, tmp_path: Path, precision: str, tables: str) -> None:
+    quantize_bundle(folder / "bundle", tmp_path / "out", precision=precision, tables=tables)
+    report = validate(tmp_path / "out", folder / "bundle")
+    assert report.precision == precision
+    rows = {row.check: row for row in report.rows}
+    assert rows["patcher: boundaries, precision"].allowed == TOLERANCES["int4"].boundaries
+    assert rows["patcher: boundaries, recall"].allowed == TOLERANCES["int4"].boundaries
+    greedy = next(row for check, row in rows.items() if check.startswith("greedy"))
+    assert greedy.ok
+    assert (greedy.rule, greedy.allowed) == (">=", 0)
+    assert rows["encoder: byte states, relative error"].measured > 0
+    assert 0 <= rows["predictions: mean KL, bits per byte"].measured < 0.5
+    if precision == "fp16":
+        assert report.passed, report.breaches
+
+
+def test_tables_count_as_a_part(folder: Path, tmp_path: Path) -> None:
+    quantize_bundle(folder / "bundle", tmp_path / "out", tables="int8")
+    assert tolerances_of(load_manifest(tmp_path / "out")) == TOLERANCES["int8w"]
+    assert validate(tmp_path / "out", folder / "bundle").precision == "int8w"
+
+
+@pytest.mark.parametrize("stage", ["encoder", "latent", "decoder"])
+def test_a_damaged_scale_is_found(folder: Path, tmp_path: Path, stage: str) -> None:
+    quantize_bundle(folder / "fixed", tmp_path / "out", precision="int8w")
+    before = validate(tmp_path / "out", folder / "fixed")
+    assert before.passed, before.breaches
+    corrupt_scale(tmp_path / "out", stage, 1000.0)
+    report = validate(tmp_path / "out", folder / "fixed")
+    assert not report.passed
+    assert report.rows[0].ok  # the files are as the manifest says
+
+
+def test_a_damaged_scale_of_the_patcher_is_found(folder: Path, tmp_path: Path) -> None:
+    quantize_bundle(folder / "bundle", tmp_path / "out", precision="patcher=int8w")
+    row = "patcher: logits, relative error"
+    assert row not in {row.check for row in validate(tmp_path / "out", folder / "bundle").breaches}
+    corrupt_scale(tmp_path / "out", "patcher", 1000.0)
+    assert row in {row.check for row in validate(tmp_path / "out", folder / "bundle").breaches}
+
+
+def test_a_quantized_bundle_is_no_reference(folder: Path, tmp_path: Path) -> None:
+    quantize_bundle(folder / "bundle", tmp_path / "out", precision="int8w")
+    with pytest.raises(OptionError, match="is quantized; give the float32 bundle"):
+        BundleReference.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8w", "int4"])
+def test_the_demo_passes(tmp_path: Path, precision: str) -> None:
+    from blt_edge.export.golden import read_golden
+
+    demo = Path(str(resources.files("blt_edge.export"))) / "demo"
+    if not (demo / "golden.safetensors").is_file():
+        pytest.skip("the demo checkpoint is not here")
+    export_checkpoint(demo, tmp_path / "out", precision=precision, tables="int8")
+    report = validate_bundle(BltModel.load(tmp_path / "out"), read_golden(demo / "golden.safetensors"))
+    assert report.passed, report.breaches
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs locks that die with their process")
+def test_a_killed_calibration_is_cleaned_up(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    code = (
+        "import sys\nfrom blt_edge.export import export_checkpoint\n"
+        "export_checkpoint(sys.argv[1], sys.argv[2], precision='decoder=int8')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder / "checkpoint"), str(output)])
+    try:
+        end = time.monotonic() + 60
+        while not list(tmp_path.glob(".out.calibration-*")):
+            assert time.monotonic() < end
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert list(tmp_path.glob(".out.calibration-*"))
+    export_checkpoint(folder / "checkpoint", output)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_calibration_text_too_short_is_refused_first(folder: Path, tmp_path: Path) -> None:
+    from blt_edge.export.quantization import QuantizationOptions
+
+    (tmp_path / "short.txt").write_text("short")
+    options = QuantizationOptions(texts=(tmp_path / "short.txt",))
+    seen: list[str] = []
+    with pytest.raises(OptionError, match=r"short\.txt has 5 bytes, a calibration window needs"):
+        export_checkpoint(
+            folder / "checkpoint",
+            tmp_path / "out",
+            precision="decoder=int8",
+            quantization=options,
+            progress=lambda what, *_: seen.append(what),
+        )
+    assert seen == []
+    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
