@@ -108,10 +108,10 @@ def test_no_verb_shows_the_help_and_is_wrong_usage(cli) -> None:
         (["generate", "--top-k", "many"], "--top-k: 'many' is not a valid integer"),
         (["generate", "--top-k"], "option '--top-k' requires an argument; see blt-edge generate --help"),
         (["generate", "--device", "cuda"], "--device: got 'cuda', this version has auto or cpu"),
-        (["export", "demo", "--precision", "int8"], "--precision: got 'int8', this version has fp32"),
+        (["export", "demo", "-o", "x", "--precision", "int9"], "--precision: got 'int9', allowed are fp32"),
         (
-            ["export", "demo", "--tables", "int8"],
-            "--tables: got 'int8', this version has auto or fp16 or fp32",
+            ["export", "demo", "--tables", "int9"],
+            "--tables: got 'int9', this version has auto or fp32 or fp16 or int8 or int4",
         ),
         (["export", "demo"], "--output is missing"),
         (["export"], "MODEL is missing"),

@@ -19,9 +19,11 @@ from .memory import available_memory
 from .session import Session
 
 if TYPE_CHECKING:
+    from ...export.bundle_reference import BundleReference
     from ...export.golden import Golden
     from ...export.reference import Reference
-    from ...export.validate import Tolerances, ValidationReport
+    from ...export.tolerances import Tolerances
+    from ...export.validate import ValidationReport
     from ...runtime.manifest import Manifest
 
 __all__ = [
@@ -31,22 +33,26 @@ __all__ = [
     "choose",
     "compare",
     "note_reasons",
+    "original",
     "reference_memory",
     "show_report",
+    "validate_written",
     "verdict",
 ]
 
 _LOADING_FACTOR = 1.3
+# A float32 bundle while it is loaded takes twice its graphs, one made of it at most as much again.
+_BUNDLES_FACTOR = 3
 
 
 @dataclass(frozen=True)
 class Yardstick:
     """What a bundle will be compared with."""
 
-    kind: Literal["transformers", "golden", "nothing"]
-    """transformers on the checkpoint, or what it once computed, or nothing."""
+    kind: Literal["transformers", "golden", "bundle", "nothing"]
+    """transformers on the checkpoint, or what it once computed, or the float32 bundle, or nothing."""
     path: Path
-    """The checkpoint's folder, or the golden file."""
+    """The checkpoint's folder, or the golden file, or the bundle."""
     why_not: tuple[str, ...] = ()
     """What spoke against the better ones."""
 
@@ -105,8 +111,25 @@ def _against_transformers(layout: str, parameters: int) -> str | None:
     return None
 
 
-def load(yardstick: Yardstick) -> Reference | Golden:
-    """Load what to compare with. Raises ReferenceModelError or GoldenError."""
+def original(bundle: Path, manifest: Manifest) -> Yardstick:
+    """The float32 bundle, for those made from it; nothing where it can't be loaded."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        why = "ONNX Runtime, which would run the bundles, is not installed (pip install 'blt-edge[cpu]')"
+        return Yardstick("nothing", bundle, (why,))
+    weights = sum(manifest.files[stage.data].bytes for stage in manifest.stages.values())
+    needed, free = round(_BUNDLES_FACTOR * weights), available_memory()
+    if free is not None and needed > free:
+        why = f"both bundles would need about {size(needed)} of memory, {size(free)} are free"
+        return Yardstick("nothing", bundle, (why,))
+    return Yardstick("bundle", bundle)
+
+
+def load(yardstick: Yardstick) -> Reference | Golden | BundleReference:
+    """Load what to compare with. Raises ReferenceModelError, GoldenError or what loading a bundle raises."""
+    if yardstick.kind == "bundle":
+        from ...export.bundle_reference import BundleReference
+
+        return BundleReference.load(yardstick.path)
     if yardstick.kind == "golden":
         from ...export.golden import read_golden
 
@@ -154,10 +177,9 @@ def compare(
 def _tolerances(manifest: Manifest, rtol: float | None, atol: float | None) -> Tolerances | None:
     if rtol is None and atol is None:
         return None
-    from ...export.validate import tolerances_for
+    from ...export.tolerances import tolerances_of
 
-    precision = max((spec.precision for spec in manifest.stages.values()), key=lambda name: name != "fp32")
-    limits = tolerances_for(precision)
+    limits = tolerances_of(manifest)
     if rtol is not None:
         limits = replace(limits, stage=rtol, logits=rtol, logits_mean=rtol / 10)
     return limits if atol is None else replace(limits, entropy=atol)
@@ -168,6 +190,28 @@ def check_tolerances(rtol: float | None, atol: float | None) -> None:
     for name, value in (("--rtol", rtol), ("--atol", atol)):
         if value is not None and not 0 <= value < float("inf"):
             raise click.UsageError(f"{name} is {value}; allowed is a finite number >= 0")
+
+
+def validate_written(
+    path: Path, yardstick: Yardstick, session: Session, rtol: float | None, atol: float | None
+) -> None:
+    """Compare a bundle that was just written, and show the result. Raises ClickException for a breach."""
+    if yardstick.kind == "nothing":
+        session.note(f"not validated, nothing was compared: {yardstick.reasons}")
+        return
+    note_reasons(yardstick, session)
+    try:
+        report = compare(path, yardstick, session, rtol=rtol, atol=atol)
+    except BaseException:
+        session.note(f"{path} was written, but its validation did not end; blt-edge validate does it again")
+        raise
+    if not session.quiet and sys.stderr is not None:
+        show_report(report, sys.stderr)
+    if not report.passed:
+        failed = ", ".join(row.check for row in report.breaches)
+        raise click.ClickException(
+            f"{path} differs from {report.against} ({failed}); it is kept, and its manifest says so"
+        )
 
 
 # What people see of a report.

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -15,13 +15,13 @@ from .comparison import (
     check_tolerances,
     checkpoint_folder,
     choose,
-    compare,
-    note_reasons,
-    show_report,
+    validate_written,
 )
 from .display import count, print_table, progress_bar, size, status
 from .options import CheckpointSource, OneOf, tolerance_options, verb
+from .precision import Integers, integer_options
 from .session import Session
+from .several import SeveralFilesCommand
 
 if TYPE_CHECKING:
     from ...export import ExportPlan
@@ -29,15 +29,20 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@verb("export")
+@verb("export", SeveralFilesCommand)
 @click.argument("source", type=CheckpointSource(), metavar="MODEL")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Bundle to write.")
 @click.option(
-    "--precision", type=OneOf(["fp32"]), default="fp32", show_default=True, help="Precision of the graphs."
+    "--precision",
+    default="fp32",
+    show_default=True,
+    metavar="WORD|LIST",
+    help="fp32, fp16, int8, int8w or int4, a mix over the stages each; or stages by name, such as "
+    "patcher=fp32,encoder=int8,latent=int4,decoder=int8; or both: int4,decoder=int8w.",
 )
 @click.option(
     "--tables",
-    type=OneOf(["auto", "fp16", "fp32"]),
+    type=OneOf(["auto", "fp32", "fp16", "int8", "int4"]),
     default="auto",
     show_default=True,
     help="Precision of the embedding tables; auto is fp16 unless the checkpoint's own are float32.",
@@ -49,6 +54,7 @@ __all__ = ["command"]
     show_default="what the config says",
     help="Length in ids that the model was trained on; `score` takes windows of it.",
 )
+@integer_options
 @click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
 @click.option("--no-validate", is_flag=True, help="Don't compare the bundle with the checkpoint.")
 @tolerance_options
@@ -65,6 +71,7 @@ def command(
     rtol: float | None,
     atol: float | None,
     dry_run: bool,
+    **integers: Any,
 ) -> None:
     """Turn a checkpoint into a bundle of ONNX graphs, and check it.
 
@@ -76,11 +83,15 @@ def command(
     manifest says so. stdout carries the bundle's path.
     """
     check_tolerances(rtol, atol)
+    options = Integers(**integers).options()
     if not dry_run:
         _check_output(output, force)
+    from ...calibration.precision import parse_precision
     from ...export import export_checkpoint
+    from ...runtime.manifest import STAGES
 
-    plan = _plan(session, source, precision, tables)
+    parse_precision(precision, STAGES)  # a wrong word shows before the checkpoint is opened
+    plan = _plan(session, source, precision, tables, options.block_size)
     if dry_run:
         _show_plan(plan, output, sys.stdout)
         _show_comparison(plan, source, sys.stdout)
@@ -95,6 +106,7 @@ def command(
             precision=precision,
             tables=tables,
             context=context,
+            quantization=options,
             force=force,
             progress=progress,
         )
@@ -103,7 +115,7 @@ def command(
     if no_validate:
         session.say("not validated: --no-validate")
     else:
-        _validate(path, _yardstick(plan, source), session, rtol, atol)
+        validate_written(path, _yardstick(plan, source), session, rtol, atol)
     click.echo(path)
 
 
@@ -123,22 +135,22 @@ def _check_output(output: Path | None, force: bool) -> None:
 # 1. What will be written.
 
 
-def _plan(session: Session, source: str, precision: str, tables: str) -> ExportPlan:
+def _plan(session: Session, source: str, precision: str, tables: str, block_size: int) -> ExportPlan:
     from ...export import plan_export
 
     if source == "demo" or Path(source).expanduser().is_dir():
         with status(session, f"reading {source}"):
-            return plan_export(source, precision=precision, tables=tables)
+            return plan_export(source, precision=precision, tables=tables, block_size=block_size)
     # The hub's client draws its own progress.
     if session.quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     session.say(f"fetching {source}")
-    return plan_export(source, precision=precision, tables=tables)
+    return plan_export(source, precision=precision, tables=tables, block_size=block_size)
 
 
 def _show_plan(plan: ExportPlan, output: Path | None, file: IO[str]) -> None:
     rows = [
-        (f"{stage} graph", count(plan.parameters[stage]), plan.precision, size(bytes_))
+        (f"{stage} graph", count(plan.parameters[stage]), plan.precisions[stage], size(bytes_))
         for stage, bytes_ in plan.graph_bytes.items()
     ]
     rows.append(("embedding tables", count(plan.parameters["tables"]), plan.tables, size(plan.table_bytes)))
@@ -170,24 +182,3 @@ def _show_comparison(plan: ExportPlan, source: str, file: IO[str]) -> None:
 
 def _yardstick(plan: ExportPlan, source: str) -> Yardstick:
     return choose(checkpoint_folder(source), plan.layout, sum(plan.parameters.values()))
-
-
-def _validate(
-    path: Path, yardstick: Yardstick, session: Session, rtol: float | None, atol: float | None
-) -> None:
-    if yardstick.kind == "nothing":
-        session.note(f"not validated, nothing was compared: {yardstick.reasons}")
-        return
-    note_reasons(yardstick, session)
-    try:
-        report = compare(path, yardstick, session, rtol=rtol, atol=atol)
-    except BaseException:
-        session.note(f"{path} was written, but its validation did not end; blt-edge validate does it again")
-        raise
-    if not session.quiet and sys.stderr is not None:
-        show_report(report, sys.stderr)
-    if not report.passed:
-        failed = ", ".join(row.check for row in report.breaches)
-        raise click.ClickException(
-            f"{path} differs from {report.against} ({failed}); it is kept, and its manifest says so"
-        )

@@ -19,11 +19,13 @@ from .display import size, status
 from .documents import read_input, write_json
 from .loading import load_model
 from .memory import peak_resident
+from .messages import printable
 from .options import STDIN, InputFile, StopString, engine_options, json_option, model_option, verb
 from .session import Session, is_terminal
 
 if TYPE_CHECKING:
     from ...runtime import BltModel, GenerationChunk, GenerationOptions, GenerationStats
+    from ...runtime.engines import Engine
 
 __all__ = ["command"]
 
@@ -140,9 +142,9 @@ def command(
     last, made = _stream(session, loaded, data, options, out)
     assert last.stats is not None
     if json_file is not None:
-        write_json(json_file, _document(model, data, made, last, options))
+        write_json(json_file, _document(model, data, made, last, options, loaded.engine))
     if not session.quiet:
-        _figures(session, last.stats, str(last.finish_reason))
+        _figures(session, last.stats, str(last.finish_reason), loaded.engine)
     if last.finish_reason == "cancelled":
         raise KeyboardInterrupt
 
@@ -253,7 +255,7 @@ _ENDINGS = {
 }
 
 
-def _figures(session: Session, stats: GenerationStats, reason: str) -> None:
+def _figures(session: Session, stats: GenerationStats, reason: str, engine: Engine) -> None:
     text = stats.prompt_bytes + stats.new_bytes
     patches = _patches(stats)
     session.say(
@@ -271,6 +273,7 @@ def _figures(session: Session, stats: GenerationStats, reason: str) -> None:
     session.say(
         f"memory: {size(stats.state_bytes)} of state" + (f", {size(peak)} at peak in all" if peak else "")
     )
+    session.say(f"engine: {printable(str(engine))}")
 
 
 def _patches(stats: GenerationStats) -> int:
@@ -290,7 +293,12 @@ def _shares(stats: GenerationStats) -> dict[str, float]:
 
 
 def _document(
-    model: Path, prompt: bytes, made: bytes, last: GenerationChunk, options: GenerationOptions
+    model: Path,
+    prompt: bytes,
+    made: bytes,
+    last: GenerationChunk,
+    options: GenerationOptions,
+    engine: Engine,
 ) -> dict[str, Any]:
     stats = last.stats
     assert stats is not None
@@ -301,6 +309,7 @@ def _document(
         "text": made.decode("utf-8", "replace"),
         "data_base64": base64.b64encode(made).decode("ascii"),
         "finish_reason": last.finish_reason,
+        "engine": {"name": engine.name, "reason": engine.reason},
         "options": asked,
         "stats": {
             **asdict(stats),

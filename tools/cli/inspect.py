@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from .display import count, print_fields, print_table, size
+from .display import count, print_fields, print_table, progress_bar, size
 from .documents import write_json
 from .loading import check_bundle_files
 from .options import STDIN, bundle_argument, json_option, verb, verify_option
 from .session import Session
 
 if TYPE_CHECKING:
+    from ...runtime.engines import Engine
     from ...runtime.manifest import EmbeddingSpec, Manifest
     from ...runtime.patching import PatchingRule
     from .memory import StateMemory
@@ -38,10 +40,12 @@ def command(session: Session, bundle: Path, verify: bool, json_file: Path | None
     manifest = load_manifest(bundle)
     fault = _fault(bundle, manifest, verify, session)
     state = state_memory(manifest)
+    # A form lies inside the bundle: with links in there, nothing is looked at.
+    engine = _engine(session, bundle, manifest, verify) if fault is None else None
     if json_file is not None:
-        write_json(json_file, _document(bundle, manifest, state, verify, fault))
+        write_json(json_file, _document(bundle, manifest, state, engine, verify, fault))
     if json_file != STDIN:
-        _show(bundle, manifest, state, verify, fault)
+        _show(bundle, manifest, state, engine, verify, fault)
     if fault is not None:
         raise click.ClickException(fault)
 
@@ -56,19 +60,41 @@ def _fault(bundle: Path, manifest: Manifest, verify: bool, session: Session) -> 
     return None
 
 
+def _engine(session: Session, bundle: Path, manifest: Manifest, verify: bool) -> Engine:
+    from ...runtime.engines import find_engine
+
+    if not verify:
+        return find_engine(bundle, manifest)
+    with progress_bar(session) as progress:
+        return find_engine(bundle, manifest, full=True, progress=partial(progress, "checking the form"))
+
+
 def _document(
-    bundle: Path, manifest: Manifest, state: StateMemory, verify: bool, fault: str | None
+    bundle: Path,
+    manifest: Manifest,
+    state: StateMemory,
+    engine: Engine | None,
+    verify: bool,
+    fault: str | None,
 ) -> dict[str, Any]:
     return {
         "bundle": str(bundle),
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "check": {"whole_files": verify, "fault": fault},
+        "engine": engine and {"name": engine.name, "reason": engine.reason},
         "state_memory": {**asdict(state), "at_full_length": state.at_full_length},
         "manifest": manifest.to_dict(),
     }
 
 
-def _show(bundle: Path, manifest: Manifest, state: StateMemory, verify: bool, fault: str | None) -> None:
+def _show(
+    bundle: Path,
+    manifest: Manifest,
+    state: StateMemory,
+    engine: Engine | None,
+    verify: bool,
+    fault: str | None,
+) -> None:
     total = sum(record.bytes for record in manifest.files.values())
     checked = "whole files" if verify else "fast check; --verify reads whole files"
     source, model = manifest.source, manifest.model
@@ -88,6 +114,7 @@ def _show(bundle: Path, manifest: Manifest, state: StateMemory, verify: bool, fa
             ("patches", _rule(manifest.patching)),
             ("positions", f"{model.max_positions:,}, trained on {model.trained_context:,}"),
             ("validation", _validation(manifest.validation)),
+            ("engine", "not looked for, the bundle is damaged" if engine is None else str(engine)),
         ]
     )
     for table in (_stages, _axes):
@@ -136,9 +163,8 @@ def _stages(manifest: Manifest) -> None:
         for name, spec in manifest.stages.items()
     ]
     table = manifest.embedding
-    kind = {"float16": "fp16", "float32": "fp32"}[table.dtype]
     parameters = count(table.rows * table.width)
-    rows.append(("tables", kind, "", "", "", parameters, size(table.bytes), table.file))
+    rows.append(("tables", table.precision, "", "", "", parameters, size(table.bytes), table.file))
     columns = ("stage", "precision", ">layers", ">kv heads", ">window", ">parameters", ">size", "file")
     print_table(columns, rows, total=True)
 

@@ -79,9 +79,10 @@ def usage_line(error: click.UsageError) -> str:
 
 def flagged(message: str, command: click.Command) -> str:
     """A message about a field of an options class, as one about the option: "top_k is" to "--top-k is"."""
-    word = re.match(r"[a-z_]+(?=:? )", message)
+    word = re.match(r"[a-z]+ [a-z]+(?=: )|[a-z_]+(?=:? )", message)
+    name = word[0].replace(" ", "_") if word else ""
     for parameter in command.params:
-        if word and isinstance(parameter, click.Option) and parameter.name == word[0]:
+        if word and isinstance(parameter, click.Option) and parameter.name == name:
             return option_name(parameter) + message[word.end() :]
     return message
 

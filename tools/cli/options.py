@@ -74,11 +74,13 @@ class VerbCommand(click.Command):
             raise click.BadParameter(flagged(str(error), self), ctx) from error
 
 
-def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
+def verb(
+    name: str, kind: type[click.Command] = VerbCommand
+) -> Callable[[Callable[..., None]], click.Command]:
     """Make a function a verb: its docstring is the help, its first argument the session."""
 
     def wrap(function: Callable[..., None]) -> click.Command:
-        command = click.command(name, cls=VerbCommand)(click.pass_obj(function))
+        command = click.command(name, cls=kind)(click.pass_obj(function))
         return verbosity(command)
 
     return wrap
@@ -306,7 +308,7 @@ def tolerance_options(function: F) -> F:
         "--rtol",
         type=float,
         metavar="X",
-        show_default="1e-4 for fp32",
+        show_default="1e-4 for fp32, more for others",
         help="Largest difference of stage outputs and logits, as a share of their scale (at least 1); "
         "the mean may be a tenth of it.",
     )
@@ -314,7 +316,7 @@ def tolerance_options(function: F) -> F:
         "--atol",
         type=float,
         metavar="X",
-        show_default="1e-4 for fp32",
+        show_default="1e-4 for fp32, more for others",
         help="Largest difference of entropies, in nats.",
     )
     return relative(absolute(function))

@@ -27,8 +27,11 @@ NAME = "blt-edge"
 VERBS = {
     "export": "Turn a checkpoint into a bundle of ONNX graphs, and check it.",
     "validate": "Compare a bundle with its reference; the exit code is the verdict.",
+    "quantize": "Write a bundle at lower precision: FP16, INT8, INT4, smaller tables.",
+    "build": "Prepare a bundle for this device: loads faster, takes less memory.",
     "generate": "Continue a text, printed as it comes.",
     "score": "Measure bits per byte of files.",
+    "compare": "Set bundles side by side: size, quality, speed, memory.",
     "inspect": "Show what is in a bundle and how much memory it takes.",
 }
 """Verbs and their help, so that `--help` imports none of them: `command` of the module of that name."""

@@ -1,0 +1,99 @@
+"""`blt-edge compare`: tables of what `calibration.compare` measures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+QUICK = ("--context", 60, "--prompts", 2, "--lead-bytes", 4, "--prompt-bytes", 20, "--new-bytes", 4)
+QUICK = (*QUICK, "--repeat", 1, "--threads", 1)
+
+
+@pytest.fixture(scope="module")
+def small_tables(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from blt_edge.export import export_checkpoint
+
+    output = tmp_path_factory.mktemp("small") / "small"
+    return export_checkpoint(tiny_model.checkpoint, output, tables="int4")
+
+
+def test_tables_json_and_picture(cli, tiny_model, small_tables: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"The first text, and some more of it.")
+    (tmp_path / "b.txt").write_bytes(bytes(range(256)))
+    files = (tmp_path / "a.txt", tmp_path / "b.txt", "--json", tmp_path / "out.json")
+    result = cli("compare", tiny_model.bundle, small_tables, "--text", *files, *QUICK)
+    assert result.exit_code == 0, result.stderr
+    document = json.loads((tmp_path / "out.json").read_text())
+    assert document["text_bytes"] == {"a.txt": 36, "b.txt": 256}
+    first, second = document["bundles"]
+    assert [first["tables"], second["tables"]] == ["fp32", "int4"]
+    assert first["total"]["mean_kl_bits"] == 0 < second["total"]["mean_kl_bits"]
+    lines = result.stdout.splitlines()
+    assert lines[0] == "a.txt, 36 bytes"
+    assert lines[1].split() == ["bundle", "bits/byte", "KL", "bits", "argmax", "precision", "recall"]
+    assert lines[4].split()[:2] == ["small", f"{second['texts']['a.txt']['bits_per_byte']:.4f}"]
+    assert "b.txt, 256 bytes" in lines
+    assert "bundle: loading\n" in result.stderr
+    assert "small: text 2 of 2\n" in result.stderr
+
+
+def test_json_alone_on_stdout(cli, tiny_model) -> None:
+    flags = ("--json", "-", "-q", "--max-bytes", 30)
+    result = cli("compare", tiny_model.bundle, "--text", "-", *flags, *QUICK, stdin=b"some text " * 10)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    assert json.loads(result.stdout)["text_bytes"] == {"stdin": 30}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["--text", "gone.txt"], 2, "--text: gone.txt does not exist"),
+        ([], 2, "--text is missing"),
+        (["--text", "empty.txt"], 2, "--text: empty.txt is empty; there is nothing to compare on"),
+        (["--text", "a.txt", "a.txt"], 2, "--text: a.txt is given twice"),
+        (["--text", "-", "-"], 2, "--text: - is given twice; stdin can be read only once"),
+        (["--text", "a.txt", "--plot", "out.jpg"], 2, "--plot: got out.jpg; give a file that ends with .png"),
+        (["--text", "a.txt", "--prompts", "-1"], 2, "--prompts: got -1, a whole number from 0"),
+        (["--text", "a.txt", "--context", "1"], 2, "--context: got 1, a whole number from 2"),
+        (["--text", "a.txt", "--context", "501"], 2, "--context: got 501, "),
+        (["nowhere", "--text", "a.txt"], 2, "BUNDLE...: nowhere does not exist"),
+    ],
+)
+def test_refusals(
+    cli,
+    tiny_model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    line: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_bytes(b"text")
+    (tmp_path / "empty.txt").touch()
+    result = cli("compare", tiny_model.bundle, *arguments)
+    assert (result.exit_code, result.stdout) == (code, "")
+    message = result.stderr.splitlines()[-1]
+    assert message.startswith("blt-edge: error: ")
+    assert line.replace("...", "") in message.replace("...", "")
+
+
+def test_a_picture_needs_matplotlib(cli, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    (tmp_path / "a.txt").write_bytes(b"text")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = cli("compare", tiny_model.bundle, "--text", tmp_path / "a.txt", "--plot", tmp_path / "p.png")
+    assert result.exit_code == 1
+    assert "pip install 'blt-edge[plot]'" in result.stderr
+
+
+def test_a_damaged_bundle_is_a_failed_run(cli, own_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"text")
+    (own_bundle / "decoder.onnx").write_bytes(b"")
+    result = cli("compare", own_bundle, "--text", tmp_path / "a.txt", *QUICK)
+    assert result.exit_code == 1
+    assert "decoder.onnx" in result.stderr.splitlines()[-1]

@@ -1,0 +1,179 @@
+"""`blt-edge quantize`: what reaches `export.quantize`, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from blt_edge.runtime.manifest import load_manifest
+
+
+@pytest.fixture(scope="module")
+def even_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 bundle whose widths blocks of 32 divide."""
+    pytest.importorskip("transformers")
+    from blt_edge.export import export_checkpoint
+    from support.random_models import RandomModel, base_config, write_random_model
+
+    wide = {"hidden_size": 64, "intermediate_size": 64}
+    config = base_config(
+        patcher=wide,
+        decoder={"intermediate_size": 64},
+        global_stack={"intermediate_size": 96},
+        encoder={"max_position_embeddings": 500},
+    )
+    folder = tmp_path_factory.mktemp("even")
+    write_random_model(RandomModel("even", config, share=0.3), folder / "checkpoint")
+    return export_checkpoint(folder / "checkpoint", folder / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("flags", "precisions", "tables"),
+    [
+        (["--precision", "fp16"], {"fp16"}, "fp32"),
+        (["--precision", "int8w"], {"int8w"}, "int8"),
+        (["--precision", "int8w", "--tables", "keep"], {"int8w"}, "fp32"),
+        (["--precision", "decoder=int8w", "--tables", "int4"], {"int8w", "fp32"}, "int4"),
+        (["--tables", "fp16"], {"fp32"}, "fp16"),
+    ],
+)
+def test_bundle(
+    cli, even_bundle: Path, tmp_path: Path, flags: list[str], precisions: set[str], tables: str
+) -> None:
+    result = cli("quantize", even_bundle, "-o", tmp_path / "out", "--no-validate", *flags)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"{tmp_path / 'out'}\n"
+    manifest = load_manifest(tmp_path / "out")
+    assert {stage.precision for stage in manifest.stages.values()} == precisions
+    assert manifest.embedding.precision == tables
+    assert f"wrote {tmp_path / 'out'}; blt-edge compare" in result.stderr
+    assert "not validated: --no-validate" in result.stderr
+    assert "embedding tables" in result.stderr
+
+
+def test_calibration_files(cli, even_bundle: Path, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(f"This is text {name}. " * 100)
+    flags = (
+        "--precision",
+        "decoder=int8",
+        "--calibration-method",
+        "minmax",
+        "--windows",
+        2,
+        "--seed",
+        5,
+        "-q",
+        "--no-validate",
+    )
+    files = ("--calibration", tmp_path / "a.txt", tmp_path / "b.txt")
+    result = cli("quantize", *files, even_bundle, "-o", tmp_path / "out", *flags)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    calibration = load_manifest(tmp_path / "out").to_dict()["quantization"]["calibration"]
+    assert list(calibration["texts"]) == ["a.txt", "b.txt"]
+    assert (calibration["method"], calibration["seed"], calibration["windows"]) == ("minmax", 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        ([], "--output is missing"),
+        (["-o", "out"], "nothing to change"),
+        (["-o", "out", "--precision", "int3"], "--precision: got 'int3', allowed are"),
+        (["-o", "out", "--precision", "middle=int8"], "--precision: got stage 'middle', this model has"),
+        (["-o", "out", "--precision", "decoder=int9"], "--precision: got 'int9' for decoder"),
+        (["-o", "out", "--precision", "int4", "--block-size", "31"], "block"),
+        (["-o", "out", "--tables", "int2"], "--tables: got 'int2', this version has"),
+        (["-o", "out", "--precision", "int8", "--calibration", "empty.txt"], "empty.txt"),
+        (["-o", "out", "--precision", "int8", "--calibration", "short.txt"], "short.txt"),
+        (["-o", "out", "--precision", "int8", "--calibration", "binary.txt"], "binary.txt"),
+        (["-o", "out", "--precision", "int8", "--calibration", "gone.txt"], "gone.txt does not exist"),
+        (["-o", "out", "--precision", "int8", "--calibration", "-"], "--calibration: stdin can't be read"),
+        (["-o", "out", "--precision", "int8", "--smooth", "2"], "smooth"),
+        (["-o", "out", "--precision", "int4", "--block-size", "128"], "128 does not divide"),
+        (["-o", "out", "--precision", "int8", "--rtol", "-1"], "--rtol is -1.0"),
+        (["-o", "here", "--precision", "int8w"], "exists; give a new name, or --force"),
+    ],
+)
+def test_refusals(
+    cli, even_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "short.txt").write_text("short")
+    (tmp_path / "binary.txt").write_bytes(bytes(5000))
+    (tmp_path / "here").mkdir()
+    result = cli("quantize", even_bundle, *flags)
+    assert (result.exit_code, result.stdout) == (2, ""), result.stderr
+    message = result.stderr.splitlines()[-1]
+    assert message.startswith("blt-edge: error: ")
+    assert line in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_bundle_is_refused(cli, even_bundle: Path, tmp_path: Path) -> None:
+    cli("quantize", even_bundle, "-o", tmp_path / "once", "--precision", "int8w", "--no-validate")
+    result = cli("quantize", tmp_path / "once", "-o", tmp_path / "twice", "--precision", "int4")
+    assert result.exit_code == 2
+    assert "is quantized already (int8w); give the float32 bundle it was made from" in result.stderr
+
+
+def test_the_result_is_validated(cli, even_bundle: Path, tmp_path: Path) -> None:
+    result = cli("quantize", even_bundle, "-o", tmp_path / "out", "--precision", "fp16")
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'out'}\n"), result.stderr
+    assert "against the float32 bundle" in result.stderr
+    validation = load_manifest(tmp_path / "out").validation
+    assert validation is not None
+    assert (validation["passed"], validation["precision"]) == (True, "fp16")
+
+
+def test_a_breach_fails_and_keeps_the_bundle(cli, even_bundle: Path, tmp_path: Path) -> None:
+    flags = ("--precision", "int8w", "--rtol", "1e-9", "-q")
+    result = cli("quantize", even_bundle, "-o", tmp_path / "out", *flags)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "differs from the float32 bundle" in result.stderr
+    validation = load_manifest(tmp_path / "out").validation
+    assert validation is not None
+    assert validation["passed"] is False
+
+
+def test_export_takes_the_same_options(cli, even_bundle: Path, tmp_path: Path) -> None:
+    checkpoint = even_bundle.parent / "checkpoint"
+    (tmp_path / "a.txt").write_text("This is text. " * 100)
+    flags = ("--precision", "decoder=int8", "--calibration-method", "percentile", "--windows", 2, "--seed", 3)
+    files = ("--calibration", tmp_path / "a.txt")
+    result = cli("export", checkpoint, "-o", tmp_path / "out", *flags, *files, "--no-validate", "-q")
+    assert result.exit_code == 0, result.stderr
+    calibration = load_manifest(tmp_path / "out").to_dict()["quantization"]["calibration"]
+    assert (calibration["method"], calibration["seed"], calibration["windows"]) == ("percentile", 3, 2)
+    assert list(calibration["texts"]) == ["a.txt"]
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "line"),
+    [
+        (b"", [], "is empty; calibration needs text"),
+        (bytes(5000), [], "is binary"),
+        (b"short", [], "a calibration window needs"),
+        (b"text " * 500, ["--calibration-method", "best"], "--calibration-method: got 'best'"),
+        (b"text " * 500, ["--windows", "0"], "--windows: got 0"),
+        (b"text " * 500, ["--smooth", "2"], "smooth"),
+        (b"text " * 500, ["--block-size", "48"], "--block-size: got 48, allowed are"),
+        (b"text " * 500, ["--precision", "int4", "--block-size", "128"], "128 does not divide"),
+        (b"text " * 500, ["--precision", "int3"], "--precision: got 'int3', allowed are"),
+        (b"text " * 500, ["--precision", "middle=int8"], "--precision: got stage 'middle'"),
+    ],
+)
+def test_export_refuses(
+    cli, even_bundle: Path, tmp_path: Path, content: bytes, flags: list[str], line: str
+) -> None:
+    (tmp_path / "text.txt").write_bytes(content)
+    files = ("--calibration", tmp_path / "text.txt")
+    checkpoint = even_bundle.parent / "checkpoint"
+    result = cli(
+        "export", checkpoint, "-o", tmp_path / "out", "--precision", "decoder=int8", *files, "-q", *flags
+    )
+    assert (result.exit_code, result.stdout) == (2, ""), result.stderr
+    assert line in result.stderr.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]

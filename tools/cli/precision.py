@@ -1,0 +1,108 @@
+"""Options of the verbs that make a bundle of lower precision: `quantize` and `export`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from .options import STDIN, InputFile, OneOf
+
+if TYPE_CHECKING:
+    from ...export.quantization import QuantizationOptions
+
+__all__ = ["Integers", "integer_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_METHODS = ("minmax", "percentile", "entropy", "mse")
+_SEARCHES = ("mse", "rtn")
+
+
+@dataclass(frozen=True)
+class Integers:
+    """What the user said about how weights and activations become integers."""
+
+    block_size: int
+    search: str
+    calibration: tuple[Path, ...]
+    calibration_method: str
+    windows: int | None
+    smooth: float | None
+    seed: int
+
+    def options(self) -> QuantizationOptions:
+        """As the library takes them; what was not given keeps the library's own default."""
+        from ...export.quantization import QuantizationOptions
+
+        if STDIN in self.calibration:
+            raise click.UsageError("--calibration: stdin can't be read in windows; give files")
+        given: dict[str, Any] = {} if self.windows is None else {"windows": self.windows}
+        return QuantizationOptions(
+            block_size=self.block_size,
+            search=self.search,
+            texts=self.calibration or None,
+            method=self.calibration_method,
+            seed=self.seed,
+            smooth=self.smooth,
+            **given,
+        )
+
+
+def integer_options(function: F) -> F:
+    """--block-size, --search, --calibration, --calibration-method, --windows, --smooth and --seed."""
+    options = [
+        click.option(
+            "--block-size",
+            type=int,
+            default=32,
+            show_default=True,
+            metavar="N",
+            help="Weights that share a scale in int8w and int4 stages: 32, 64 or 128.",
+        ),
+        click.option(
+            "--search",
+            type=OneOf(_SEARCHES),
+            default="mse",
+            show_default=True,
+            help="How weight scales are found: by squared error, or rounding to nearest.",
+        ),
+        click.option(
+            "--calibration",
+            type=InputFile(),
+            multiple=True,
+            metavar="FILE...",
+            show_default="English and multilingual text that comes with the package",
+            help="Texts that ranges of int8 activations are collected on.",
+        ),
+        click.option(
+            "--calibration-method",
+            type=OneOf(_METHODS),
+            default="mse",
+            show_default=True,
+            help="How a range is chosen from what was seen.",
+        ),
+        click.option(
+            "--windows",
+            type=int,
+            metavar="N",
+            show_default="enough for every language of the bundled text",
+            help="Windows of the calibration texts that are read.",
+        ),
+        click.option(
+            "--smooth",
+            type=float,
+            metavar="X",
+            show_default="off",
+            help="Move the ranges of int8 activations into the weights before, 0 to 1 (SmoothQuant's alpha).",
+        ),
+        click.option(
+            "--seed", type=int, default=0, show_default=True, metavar="N", help="What chooses the windows."
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
