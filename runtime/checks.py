@@ -14,15 +14,17 @@ from .errors import OptionError
 __all__ = ["checked_flag", "checked_int", "checked_real", "shown"]
 
 
-def checked_int(name: str, value: object, minimum: int, hint: str = "") -> int:
-    """`value` as an int >= `minimum`. A bool is refused: True for 1 is nearly always a mistake.
+def checked_int(name: str, value: object, minimum: int, maximum: int | None = None, *, hint: str = "") -> int:
+    """`value` as an int from minimum to maximum (None: no bound). A bool is refused: True for 1 is nearly
+    always a mistake.
 
     `hint` is added to the message's description of what is allowed, e.g. "0 turns it off".
     """
-    allowed = _allowed(f"a whole number >= {minimum}", hint)
+    bounds = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+    allowed = _allowed(f"a whole number {bounds}", hint)
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise OptionError(f"{name} is {shown(value)}; allowed is {allowed}")
-    if value < minimum:
+    if value < minimum or (maximum is not None and value > maximum):
         raise OptionError(f"{name} is {shown(value)}; allowed is {allowed}")
     return int(value)
 

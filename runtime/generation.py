@@ -1,4 +1,4 @@
-"""Generation: prefill, then one byte at a time, as a stream of text that is certain.
+"""Generation: prefill, then round after round of new bytes, as a stream of text that is certain.
 
 `stream` is the primitive; `generate` is a loop over it, so that the two cannot drift.
 """
@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from .options import GenerationOptions
-from .sampling import make_sampler
+from .sampling import Sampler
 from .sequence import Sequence
+from .speculation import DraftFigures, Speculator
 from .stopping import StopMatcher
 from .utf8 import Utf8Stream
 from .vocabulary import BYTE_OFFSET, EOS, encode
@@ -52,6 +51,12 @@ class GenerationStats:
     """Runs of each stage's graph."""
     state_bytes: int = 0
     """Memory of caches and recent states at the end."""
+    rounds: int = 0
+    """Rounds of decoding that guessed bytes ahead."""
+    drafted: int = 0
+    """Bytes guessed in them."""
+    accepted: int = 0
+    """Guesses that were right."""
 
     @property
     def bytes_per_second(self) -> float:
@@ -135,35 +140,42 @@ def stream(
     data = prompt.encode("utf-8", "surrogateescape") if isinstance(prompt, str) else bytes(prompt)
     clock = _Clock()
     sequence = model.sequence()
-    sampler = make_sampler(options)
+    speculator = Speculator(sequence, Sampler(options), options, model.costs)
     out = _TextStream(options.stop_bytes)
     # 1. Prefill.
     reason = _prefill(sequence, data, cancel)
     clock.prefilled = clock.first_byte = time.perf_counter()
-    # 2. One byte at a time. The last one is never read back: nothing will follow it.
+    # 2. Round after round. The last id chosen is never read: nothing will follow it.
     new_bytes, stopped = 0, False
-    chosen: int | None = None
+    pending: int | None = None
     while reason is None:
         reason = _reason_to_end(sequence, options, new_bytes, cancel)
         if reason is not None:
             break
-        if chosen is not None:
-            sequence.append(np.array([chosen], np.int64))
-        chosen = sampler(sequence.logits, sequence.ids)
-        if chosen == EOS:
-            reason = "eos"
-            break
-        new_bytes += 1
-        if new_bytes == 1:
+        chosen = (
+            [speculator.begin()]
+            if pending is None
+            else speculator.round(pending, options.max_new_bytes - new_bytes)
+        )
+        pending = chosen[-1]
+        if new_bytes == 0:
             clock.first_byte = time.perf_counter()
-        text, certain, stopped = out.push(bytes([chosen - BYTE_OFFSET]))
-        if certain:
-            yield GenerationChunk(text, certain)
-        if stopped:
-            reason = "stop"
+        for number in chosen:
+            if number == EOS:
+                reason = "eos"
+                break
+            new_bytes += 1
+            text, certain, stopped = out.push(bytes([number - BYTE_OFFSET]))
+            if certain:
+                yield GenerationChunk(text, certain)
+            if stopped:
+                reason = "stop"
+                break
     # 3. What was held back, and the figures.
     text, certain = out.flush(stopped)
-    yield GenerationChunk(text, certain, reason, _stats(sequence, len(data), new_bytes, clock))
+    yield GenerationChunk(
+        text, certain, reason, _stats(sequence, len(data), new_bytes, clock, speculator.figures)
+    )
 
 
 @dataclass
@@ -194,7 +206,9 @@ def _reason_to_end(
     return None
 
 
-def _stats(sequence: Sequence, prompt_bytes: int, new_bytes: int, clock: _Clock) -> GenerationStats:
+def _stats(
+    sequence: Sequence, prompt_bytes: int, new_bytes: int, clock: _Clock, drafts: DraftFigures
+) -> GenerationStats:
     times = sequence.times
     return GenerationStats(
         prompt_bytes=prompt_bytes,
@@ -206,6 +220,9 @@ def _stats(sequence: Sequence, prompt_bytes: int, new_bytes: int, clock: _Clock)
         stage_seconds={name: spent.seconds for name, spent in times.items()},
         stage_calls={name: spent.calls for name, spent in times.items()},
         state_bytes=sequence.state_bytes,
+        rounds=drafts.rounds,
+        drafted=drafts.drafted,
+        accepted=drafts.accepted,
     )
 
 

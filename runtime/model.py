@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends.base import StageBackend
+from .costs import CostTable
 from .embedding import EmbeddingTable
 from .engines import PORTABLE, Engine, find_engine, open_stages
 from .errors import BundleError, OptionError
@@ -20,6 +21,7 @@ from .options import GenerationOptions
 from .patching import PatchBoundaries
 from .scoring import Score, score
 from .sequence import PatcherState, Sequence, SequenceLimits
+from .stages import Observer
 from .vocabulary import encode
 
 __all__ = ["DEVICES", "BltModel"]
@@ -46,6 +48,10 @@ class BltModel:
         self.limits = limits
         self.path = path
         self.engine = engine
+        self.observer: Observer | None = None
+        """Told of every run of a stage in sequences made from now on; None = nobody."""
+        self.costs = CostTable()
+        """What runs of the stages have cost so far, which automatic drafting goes by."""
         self._backends = backends
         self._table = table
 
@@ -91,7 +97,8 @@ class BltModel:
 
     def sequence(self) -> Sequence:
         """A new, empty sequence; the first id it reads must be BOS (`vocabulary.encode` puts it there)."""
-        return Sequence(self.manifest, self._backends, self._table, self.limits)
+        observers = (self.costs.observe,) if self.observer is None else (self.costs.observe, self.observer)
+        return Sequence(self.manifest, self._backends, self._table, self.limits, observers)
 
     def logits(self, data: bytes) -> Floats:
         """float32 [1 + n, 260] for n bytes: row i follows BOS and the first i bytes."""

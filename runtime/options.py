@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from .checks import checked_int, checked_real, shown
 from .errors import OptionError
 
-__all__ = ["GenerationOptions"]
+__all__ = ["DRAFTS", "LONGEST_DRAFT", "GenerationOptions"]
+
+DRAFTS = ("auto", "none", "decoder", "patcher", "lookup")
+"""Where guesses at the next bytes may come from (`drafting`): `auto` goes by what pays, `none` makes none."""
+
+LONGEST_DRAFT = 32
+"""Guesses in a round, at most."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,15 @@ class GenerationOptions:
     """Strings that end the text when they appear, and are not part of it. str is taken as UTF-8; surrogate
     escapes, which a command line's invalid bytes become, as those bytes. After construction all are bytes."""
 
+    draft: str = "auto"
+    """One of `DRAFTS`. Drafts make decoding faster; the text, sampled or greedy, stays what it is."""
+
+    draft_length: int | None = None
+    """Guesses in a round, 1 to `LONGEST_DRAFT`; None goes by what pays. No effect when `draft` is none."""
+
     def __post_init__(self) -> None:
+        if self.draft not in DRAFTS:
+            raise OptionError(f"draft is {shown(self.draft)}; allowed are {', '.join(DRAFTS)}")
         checked = {
             "max_new_bytes": checked_int("max_new_bytes", self.max_new_bytes, 1),
             "temperature": checked_real("temperature", self.temperature, 0, hint="0 = greedy"),
@@ -56,6 +70,9 @@ class GenerationOptions:
             ),
             "seed": None if self.seed is None else checked_int("seed", self.seed, 0, hint="or none"),
             "stop": _stop_bytes(self.stop),
+            "draft_length": None
+            if self.draft_length is None
+            else checked_int("draft_length", self.draft_length, 1, LONGEST_DRAFT, hint="or none"),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)

@@ -4,11 +4,15 @@ In this order: suppress ids 0, 1 and 3 -> repetition penalty (CTRL's rule: logit
 text are divided by it when positive, multiplied when negative) -> temperature -> top-k -> top-p -> min-p
 -> draw. At temperature 0 the penalised logits' largest wins, the lowest id on ties, and nothing is drawn.
 Each filter sees what the one before left, renormalised. Everything is in float64.
+
+The n-th choice always takes the n-th random number of the seed, however the ids were computed. A guess at a
+later choice may look at that choice's number ahead of time: where the guessed distribution is close to the
+real one, both fall on the same id. So speculation compares guess and choice, and changes no text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,33 +21,41 @@ from .errors import BltError
 from .options import GenerationOptions
 from .vocabulary import SUPPRESSED
 
-__all__ = ["Sampler", "count_seen", "draw", "make_sampler", "probabilities"]
-
-Sampler = Callable[[NDArray[np.float32], ArrayLike], int]
-"""sampler(logits float32 [260], ids of the whole text so far, prompt and generated) -> the next id."""
+__all__ = ["Sampler", "count_seen", "draw", "probabilities"]
 
 _SUPPRESSED = list(SUPPRESSED)
 _LARGEST = float(np.finfo(np.float64).max)
 
 
-def make_sampler(options: GenerationOptions) -> Sampler:
-    """A sampler that follows `options`; with a seed, the same calls give the same ids.
+class Sampler:
+    """Chooses ids by `GenerationOptions`; with a seed, the same calls give the same ids.
 
-    The sampler reads its second argument only when there is a repetition penalty. It raises BltError when
-    the logits hold a NaN, which means that the model's computation is broken.
+    `ids` is read only when there is a repetition penalty (`reads_ids`): those of the whole text before the
+    choice, prompt and generated. Both methods raise BltError when the logits hold a NaN, which means that
+    the model's computation is broken.
     """
-    generator = np.random.Generator(np.random.PCG64(options.seed))
-    penalised = options.repetition_penalty != 1.0
 
-    def greedy(logits: NDArray[np.float32], ids: ArrayLike) -> int:
-        seen = count_seen(ids, len(logits)) if penalised else None
-        return int(np.argmax(_allowed(logits, options, seen)))
+    def __init__(self, options: GenerationOptions) -> None:
+        self._options = options
+        self._generator = np.random.Generator(np.random.PCG64(options.seed))
+        self._numbers: deque[float] = deque()  # drawn for guesses, not yet used up by a choice
+        self.reads_ids = options.repetition_penalty != 1.0
 
-    def sampled(logits: NDArray[np.float32], ids: ArrayLike) -> int:
-        seen = count_seen(ids, len(logits)) if penalised else None
-        return draw(probabilities(logits, options, seen), generator)
+    def __call__(self, logits: NDArray[np.float32], ids: ArrayLike) -> int:
+        """The next id, from logits float32 [260]."""
+        chosen = self.guess(logits, ids, 0)
+        if self._numbers:
+            self._numbers.popleft()
+        return chosen
 
-    return greedy if options.temperature == 0.0 else sampled
+    def guess(self, logits: NDArray[np.float32], ids: ArrayLike, ahead: int) -> int:
+        """What the choice after `ahead` more will be, if its logits are these; nothing is used up."""
+        seen = count_seen(ids, len(logits)) if self.reads_ids else None
+        if self._options.temperature == 0.0:
+            return int(np.argmax(_allowed(logits, self._options, seen)))
+        while len(self._numbers) <= ahead:
+            self._numbers.append(self._generator.random())
+        return draw(probabilities(logits, self._options, seen), self._numbers[ahead])
 
 
 def probabilities(
@@ -71,11 +83,11 @@ def probabilities(
     return weights
 
 
-def draw(distribution: NDArray[np.float64], generator: np.random.Generator) -> int:
-    """One id by its probability, from one random number; never an id of probability 0."""
+def draw(distribution: NDArray[np.float64], number: float) -> int:
+    """One id by its probability, from one random number in [0, 1); never an id of probability 0."""
     support = np.flatnonzero(distribution)
     cumulative = np.cumsum(distribution[support])
-    place = np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right")
+    place = np.searchsorted(cumulative, number * cumulative[-1], side="right")
     return int(support[min(int(place), len(support) - 1)])
 
 

@@ -1,9 +1,10 @@
 """One text being read: all state of the four stages, extended byte by byte or in chunks, and rolled back.
 
-A chunk of bytes goes through five phases (numbered in `Sequence._extend`): the patcher's entropies, the
+A chunk of bytes goes through five phases (numbered in `Sequence.read`): the patcher's entropies, the
 patch boundaries they decide, the encoder, the latent stage over the patches that closed, the
 decoder. Patch boundaries depend on earlier bytes only, so nothing is ever computed twice, whatever the
-chunks. What it does not know: text, sampling, stop strings, bundles.
+chunks. `Draft` brings in phases that guessing has run before (`drafting`).
+What it does not know: text, sampling, where guesses come from, stop strings, bundles.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from .embedding import EmbeddingTable
 from .errors import OptionError, PromptTooLongError
 from .manifest import Manifest
 from .patching import PatchBoundaries
-from .stages import CachedStage, StageTime, next_power_of_two
+from .stages import CachedStage, Observer, StageTime, next_power_of_two
 
-__all__ = ["ChunkResult", "PatcherState", "Sequence", "SequenceLimits"]
+__all__ = ["ChunkResult", "Draft", "PatcherState", "Sequence", "SequenceLimits"]
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -54,12 +55,40 @@ class ChunkResult:
     """[S] in nats; None when the patching rule needs none."""
 
 
+@dataclass(frozen=True)
+class Draft:
+    """Ids that may come next, and what was computed of them while guessing.
+
+    The caches of phases that were computed are ahead of the sequence by as many positions: `Sequence.read` of
+    these ids comes next, nothing else.
+    """
+
+    ids: Ids
+    """int64 [S]: the chosen id that was not read yet, then the guesses."""
+    entropies: Floats | None = None
+    """[S], nats, when the patcher has read all ids."""
+    states: Floats | None = None
+    """[S, D], when the encoder has read all ids."""
+
+
 class PatcherState:
     """The entropy model's own state: entropies of a text without the main model."""
 
-    def __init__(self, backend: StageBackend, manifest: Manifest, limits: SequenceLimits) -> None:
-        spec = manifest.stages["patcher"]
-        self.stage = CachedStage(backend, spec, rollback=limits.rollback, limit=limits.max_positions)
+    def __init__(
+        self,
+        backend: StageBackend,
+        manifest: Manifest,
+        limits: SequenceLimits,
+        observers: tuple[Observer, ...] = (),
+    ) -> None:
+        self.stage = CachedStage(
+            backend,
+            manifest.stages["patcher"],
+            rollback=limits.rollback,
+            limit=limits.max_positions,
+            name="patcher",
+            observers=observers,
+        )
         self.last_logits: Floats | None = None
 
     def extend(self, ids: Ids) -> Floats:
@@ -82,9 +111,12 @@ class Sequence:
         backends: dict[str, StageBackend],
         table: EmbeddingTable,
         limits: SequenceLimits,
+        observers: tuple[Observer, ...] = (),
     ) -> None:
+        """observers: told of every run of a stage."""
         self._manifest, self._backends, self._table = manifest, backends, table
         self.limits = limits
+        self._observers = observers
         # A chunk's bytes may read one patch each and the last `rollback` bytes too, plus the patch before.
         decoder = manifest.stages["decoder"]
         assert decoder.patch_values is not None
@@ -99,7 +131,9 @@ class Sequence:
         self.length = 0
         self.boundaries = PatchBoundaries(manifest.patching)
         self.patcher = (
-            PatcherState(backends["patcher"], manifest, limits) if manifest.patching.needs_entropy else None
+            PatcherState(backends["patcher"], manifest, limits, self._observers)
+            if manifest.patching.needs_entropy
+            else None
         )
         self._encoder = self._stage("encoder")
         self._latent = self._stage("latent")
@@ -110,9 +144,15 @@ class Sequence:
         self._oldest_logits = 0
 
     def _stage(self, name: str, **shared: Floats) -> CachedStage:
-        spec, limits = self._manifest.stages[name], self.limits
-        backend = self._backends[name]
-        return CachedStage(backend, spec, rollback=limits.rollback, limit=limits.max_positions, shared=shared)
+        return CachedStage(
+            self._backends[name],
+            self._manifest.stages[name],
+            rollback=self.limits.rollback,
+            limit=self.limits.max_positions,
+            name=name,
+            shared=shared,
+            observers=self._observers,
+        )
 
     @property
     def ids(self) -> Ids:
@@ -137,6 +177,12 @@ class Sequence:
         stages = {"encoder": self._encoder, "latent": self._latent, "decoder": self._decoder}
         times = {name: stage.time for name, stage in stages.items()}
         return {"patcher": self.patcher.stage.time, **times} if self.patcher else times
+
+    @property
+    def stage_seconds(self) -> float:
+        """Seconds that all stages have run."""
+        seconds = self._encoder.time.seconds + self._latent.time.seconds + self._decoder.time.seconds
+        return seconds + (self.patcher.stage.time.seconds if self.patcher else 0.0)
 
     @property
     def state_bytes(self) -> int:
@@ -166,38 +212,59 @@ class Sequence:
             )
         step = self.limits.prefill_chunk
         for start in range(0, len(ids), step):
-            yield self._extend(ids[start : start + step])
+            yield self.read(Draft(ids[start : start + step]))
 
-    def _extend(self, ids: Ids) -> ChunkResult:
-        first, count = self.length, len(ids)
-        self._store_ids(ids)
+    def read(self, draft: Draft) -> ChunkResult:
+        """Read the ids of a draft, at most `limits.prefill_chunk` and as many as there are positions."""
+        ids, first, count = draft.ids, self.length, len(draft.ids)
+        self.store_ids(first, ids)
         # 1. How uncertain is the next byte after each of these?
-        entropies = self.patcher.extend(ids) if self.patcher else None
+        entropies = draft.entropies
+        if entropies is None and self.patcher:
+            entropies = self.patcher.extend(ids)
         # 2. Which patches end here: decided now, since a boundary after byte i depends on bytes up to i.
         self.boundaries.extend(ids, entropies)
         # 3. One state per byte.
-        call = self._encoder.prepare(count, {"byte_embeds": (1, count, self._manifest.model.width)})
-        past = max(0, first - self._history)
-        call.inputs["byte_embeds"][0] = self._table.embed(self._ids[past : first + count], count)
-        states = self._encoder.run(call)["byte_states"]
-        self._states.append(first, states[0])
+        states = self.encode(first, count) if draft.states is None else draft.states
+        self._states.append(first, states)
         # 4. The patches that closed go through the global transformer.
         patch_values = self._run_latent()
         # 5. Each byte reads the last patch that is complete before the next byte.
-        call = self._decoder.prepare(count, {"byte_states": states.shape, "patch_index": (1, count)})
-        call.inputs["byte_states"][:] = states
-        call.inputs["patch_index"][0] = self.boundaries.latent_index(first, count) % self._slots
-        logits: Floats = self._decoder.run(call)["logits"][0]
+        logits = self.decode(states, self.boundaries.latent_index(first, count))
         self.length += count
         self._keep_logits(first, logits)
         self._drop_old_states()
-        return ChunkResult(logits, states[0], patch_values, entropies)
+        return ChunkResult(logits, states, patch_values, entropies)
 
-    def _store_ids(self, ids: Ids) -> None:
-        needed = self.length + len(ids)
+    # The phases that drafts run ahead of `read`; each leaves its cache `count` positions further.
+
+    def store_ids(self, first: int, ids: Ids) -> None:
+        """Keep int64 ids [S] at positions first.. for the hashes of the bytes after them."""
+        needed = first + len(ids)
         if needed > len(self._ids):
             self._ids = np.resize(self._ids, max(needed, 2 * len(self._ids)))
-        self._ids[self.length : needed] = ids
+        self._ids[first:needed] = ids
+
+    def encode(self, first: int, count: int) -> Floats:
+        """States [S, D] of the `count` stored ids at positions first..; the next call overwrites them."""
+        call = self._encoder.prepare(count, {"byte_embeds": (1, count, self._manifest.model.width)})
+        past = max(0, first - self._history)
+        call.inputs["byte_embeds"][0] = self._table.embed(self._ids[past : first + count], count)
+        states: Floats = self._encoder.run(call)["byte_states"][0]
+        return states
+
+    def decode(self, states: Floats, patches: Ids) -> Floats:
+        """Logits [S, 260] after bytes of these states [S, D] that read the patches int64 [S]; likewise."""
+        count = len(states)
+        call = self._decoder.prepare(count, {"byte_states": (1, *states.shape), "patch_index": (1, count)})
+        call.inputs["byte_states"][0] = states
+        call.inputs["patch_index"][0] = patches % self._slots
+        logits: Floats = self._decoder.run(call)["logits"][0]
+        return logits
+
+    def forget_decoded(self) -> None:
+        """Take back what `decode` did since the last `read`."""
+        self._decoder.cache.roll_back(self.length)
 
     def _keep_logits(self, first: int, logits: Floats) -> None:
         kept = min(len(logits), len(self._recent_logits))

@@ -1,12 +1,14 @@
 """Stage graphs with their caches, called at whatever shapes a sequence needs.
 
-`CachedStage` keeps one bound call per shape, so that a decode step binds nothing, and times every run.
+`CachedStage` keeps the bound calls of small shapes, so that a decode step or a round of drafts binds nothing,
+and times every run.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +19,19 @@ from .backends.base import StageBackend, StageCall
 from .cache import KvCache
 from .manifest import StageSpec
 
-__all__ = ["CachedStage", "StageTime", "next_power_of_two"]
+__all__ = ["CachedStage", "Observer", "StageTime", "next_power_of_two"]
 
 Array = npt.NDArray[Any]
 
+Observer = Callable[[str, float, float, int], None]
+"""observer(stage, moment it began on time.perf_counter's clock, seconds, new positions that it took in)."""
+
 _Shapes = tuple[tuple[int, ...], ...]
+
+# A call of more positions is bulk: prefill, whose shapes seldom come back and whose buffers are large.
+_SMALL = 32
+# A draft's lengths times the shapes of the patches that close in it.
+_KEPT_CALLS = 64
 
 
 @dataclass
@@ -42,12 +52,16 @@ class CachedStage:
         *,
         rollback: int,
         limit: int,
+        name: str = "",
         shared: Mapping[str, Array] | None = None,
+        observers: tuple[Observer, ...] = (),
     ) -> None:
         self._backend = backend
+        self._name = name
         self._shared = dict(shared or {})
-        self._steps: dict[_Shapes, StageCall] = {}  # calls for one position: a step binds nothing
-        self._bulk: tuple[_Shapes, StageCall] | None = None  # the last call for several
+        self._observers = observers
+        self._calls: OrderedDict[_Shapes, StageCall] = OrderedDict()  # of few positions, the last used last
+        self._bulk: tuple[_Shapes, StageCall] | None = None  # the last call of many
         self._generation = -1
         self.cache = KvCache(
             spec.layers, spec.kv_heads, spec.head_dim, window=spec.window, rollback=rollback, limit=limit
@@ -60,22 +74,25 @@ class CachedStage:
         cache.reserve(count)
         if cache.generation != self._generation:
             # Calls hold on to the buffers they were bound to: drop them with the old buffers.
-            self._steps.clear()
+            self._calls.clear()
             self._bulk = None
             self._generation = cache.generation
         key = tuple(shapes.values())
-        call = self._steps.get(key) if count == 1 else self._bulk_call(key)
+        call = self._small_call(key) if count <= _SMALL else self._bulk_call(key)
         if call is None:
             call = self._backend.bind({**shapes, "positions": (1, count)}, cache, self._shared)
-            if count == 1:
-                self._steps[key] = call
-            else:
-                self._bulk = (key, call)
+            self._keep(count, key, call)
         positions = call.inputs["positions"]
         if count == 1:
             positions[0, 0] = cache.length
         else:
             positions[0] = np.arange(cache.length, cache.length + count)
+        return call
+
+    def _small_call(self, key: _Shapes) -> StageCall | None:
+        call = self._calls.get(key)
+        if call is not None:
+            self._calls.move_to_end(key)
         return call
 
     def _bulk_call(self, key: _Shapes) -> StageCall | None:
@@ -84,13 +101,25 @@ class CachedStage:
         self._bulk = None  # its buffers are large: gone before the next ones come
         return None
 
+    def _keep(self, count: int, key: _Shapes, call: StageCall) -> None:
+        if count > _SMALL:
+            self._bulk = (key, call)
+            return
+        self._calls[key] = call
+        if len(self._calls) > _KEPT_CALLS:
+            self._calls.popitem(last=False)
+
     def run(self, call: StageCall) -> dict[str, Array]:
         """Run, append new keys and values to the cache, return the outputs (reused by the next run)."""
         started = time.perf_counter()
         call.run()
-        self.time.seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.time.seconds += seconds
         self.time.calls += 1
-        self.cache.append(call.outputs["new_kv"])
+        new_kv = call.outputs["new_kv"]
+        self.cache.append(new_kv)
+        for observe in self._observers:
+            observe(self._name, started, seconds, new_kv.shape[3])
         return call.outputs
 
 

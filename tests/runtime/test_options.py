@@ -21,6 +21,7 @@ REFUSED: dict[str, tuple[str, list[Any]]] = {
     "min_p": ("a finite number >= 0 and <= 1", [-0.1, 1.1, NAN, INF, False, None]),
     "repetition_penalty": ("a finite number > 0", [0, -1.0, NAN, INF, True, None]),
     "seed": ("a whole number >= 0", [-1, 1.0, True, "7", NAN]),
+    "draft_length": ("a whole number from 1 to 32", [0, -1, 33, 2.0, True, "4", NAN]),
 }
 
 ACCEPTED: dict[str, list[Any]] = {
@@ -31,6 +32,8 @@ ACCEPTED: dict[str, list[Any]] = {
     "min_p": [0, 0.0, 1, 1.0],
     "repetition_penalty": [5e-324, 1, 1.0, 1e308],
     "seed": [None, 0, 2**200],
+    "draft": ["auto", "none", "decoder", "patcher", "lookup"],
+    "draft_length": [None, 1, 32, np.int64(8)],
 }
 
 
@@ -51,6 +54,12 @@ def test_the_whole_range_is_accepted(field: str, value: object) -> None:
     assert getattr(options, field) == value
 
 
+@pytest.mark.parametrize("draft", ["", "Decoder", None, 3, ["auto"]])
+def test_an_unknown_draft_is_refused_with_those_there_are(draft: Any) -> None:
+    with pytest.raises(OptionError, match=r"^draft is .*; allowed are auto, none, decoder, patcher, lookup$"):
+        GenerationOptions(draft=draft)
+
+
 def test_values_are_kept_as_plain_numbers() -> None:
     options = GenerationOptions(np.int32(9), temperature=np.float32(0.5), top_k=np.int64(3), min_p=1)
     assert json.loads(json.dumps(dataclasses.asdict(options)))["temperature"] == 0.5
@@ -67,6 +76,8 @@ def test_the_defaults_are_greedy_with_everything_off() -> None:
         "repetition_penalty": 1.0,
         "seed": None,
         "stop": (),
+        "draft": "auto",
+        "draft_length": None,
     }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from blt_edge.runtime.errors import BltError
 from blt_edge.runtime.options import GenerationOptions
-from blt_edge.runtime.sampling import count_seen, draw, make_sampler, probabilities
+from blt_edge.runtime.sampling import Sampler, count_seen, draw, probabilities
 from blt_edge.runtime.vocabulary import EOS, SUPPRESSED, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -79,12 +79,12 @@ def test_a_distribution_sums_to_one_and_leaves_out_special_ids(seed: int, option
 def test_the_end_of_the_text_may_be_chosen() -> None:
     logits = some_logits(0)
     logits[EOS] = 50.0
-    assert make_sampler(GenerationOptions())(logits, NO_IDS) == EOS
-    assert make_sampler(GenerationOptions(temperature=1.0, seed=0))(logits, NO_IDS) == EOS
+    assert Sampler(GenerationOptions())(logits, NO_IDS) == EOS
+    assert Sampler(GenerationOptions(temperature=1.0, seed=0))(logits, NO_IDS) == EOS
 
 
 def test_greedy_takes_the_largest_and_the_lowest_of_equals() -> None:
-    greedy = make_sampler(GenerationOptions())
+    greedy = Sampler(GenerationOptions())
     logits = np.zeros(260, dtype=np.float32)
     assert greedy(logits, NO_IDS) == EOS  # ids 0, 1 and 3 are out
     logits[[200, 100, 0, 1, 3]] = [2.0, 2.0, 9.0, 9.0, 9.0]
@@ -98,7 +98,7 @@ def test_greedy_is_certain_and_heeds_only_the_penalty(seed: int, text: bytes, pe
     logits, ids = some_logits(seed), encode(text)
     options = GenerationOptions(repetition_penalty=penalty, top_k=5, top_p=0.3, min_p=0.9, seed=1)
     warm = by_transformers(logits, GenerationOptions(temperature=1.0, repetition_penalty=penalty), ids)
-    chosen = make_sampler(options)(logits, ids)
+    chosen = Sampler(options)(logits, ids)
     assert chosen == int(warm.argmax())
     assert type(chosen) is int
     certain = probabilities(logits, options, count_seen(ids, 260))
@@ -110,7 +110,7 @@ def test_the_penalty_is_for_ids_seen_however_often() -> None:
     logits = np.full(260, -9.0, dtype=np.float32)
     logits[[10, 20, 30]] = [2.0, 3.0, -1.0]
     options = GenerationOptions(repetition_penalty=2.0)
-    greedy = make_sampler(options)
+    greedy = Sampler(options)
     assert greedy(logits, NO_IDS) == 20
     assert greedy(logits, np.array([20, 20, 20])) == 10  # 3 / 2 < 2, and not 3 / 8
     assert greedy(logits, [10, 20]) == 20
@@ -168,14 +168,14 @@ def test_logits_that_are_no_numbers_are_an_error(options: GenerationOptions) -> 
     logits = some_logits(0)
     logits[77] = np.nan
     with pytest.raises(BltError, match="not a number"):
-        make_sampler(options)(logits, NO_IDS)
+        Sampler(options)(logits, NO_IDS)
 
 
 def test_a_seed_repeats_and_seeds_differ() -> None:
     logits = some_logits(5, scale=1.0)
 
     def run(seed: int | None) -> list[int]:
-        sampler = make_sampler(GenerationOptions(temperature=1.0, seed=seed))
+        sampler = Sampler(GenerationOptions(temperature=1.0, seed=seed))
         return [sampler(logits, NO_IDS) for _ in range(50)]
 
     assert run(7) == run(7)
@@ -190,7 +190,7 @@ def test_a_seed_means_the_same_numbers_in_every_version() -> None:
     options = GenerationOptions(temperature=1.0, seed=7)
     cumulative = np.cumsum(probabilities(logits, options))
     expected = [int((cumulative <= u).sum()) for u in uniforms]
-    sampler = make_sampler(options)
+    sampler = Sampler(options)
     assert [sampler(logits, NO_IDS) for _ in uniforms] == expected
 
 
@@ -205,7 +205,7 @@ def test_what_is_drawn_follows_the_distribution(options: GenerationOptions) -> N
     """Pearson's chi-square over the likely ids and the rest together, 5 deviations, fixed seeds."""
     draws, ids = 20_000, encode(b"seen before")
     logits = some_logits(11, scale=2.0)
-    sampler = make_sampler(options)
+    sampler = Sampler(options)
     counts = np.bincount([sampler(logits, ids) for _ in range(draws)], minlength=260)
     expected = by_transformers(logits, options, ids) * draws
     assert not counts[expected == 0].any()
@@ -220,19 +220,10 @@ def test_what_is_drawn_follows_the_distribution(options: GenerationOptions) -> N
 
 
 def test_nothing_of_probability_zero_is_ever_drawn() -> None:
-    class Fixed:
-        """Stands for a generator at the ends of its range."""
-
-        def __init__(self, value: float) -> None:
-            self.value = value
-
-        def random(self) -> float:
-            return self.value
-
     distribution = np.zeros(260)
     distribution[[5, 6, 250]] = [0.1, 0.2, 0.7]
     last = float(np.nextafter(1.0, 0.0))
-    drawn = [draw(distribution, Fixed(u)) for u in (0.0, 0.0999, 0.1001, 0.2999, 0.3001, last, 1.0)]  # type: ignore[arg-type]
+    drawn = [draw(distribution, u) for u in (0.0, 0.0999, 0.1001, 0.2999, 0.3001, last, 1.0)]
     assert drawn == [5, 5, 6, 6, 250, 250, 250]
 
 
@@ -242,3 +233,15 @@ def test_seen_ids_are_counted() -> None:
     assert np.flatnonzero(counts).tolist() == [5, 259]
     assert counts[5] == 2
     assert not count_seen([], 260).any()
+
+
+@settings(max_examples=50, deadline=None)
+@given(SEEDS, st.lists(st.integers(0, 5), max_size=30))
+def test_guesses_look_ahead_and_use_nothing_up(seed: int, guesses: list[int]) -> None:
+    logits = some_logits(seed, scale=1.0)
+    options = GenerationOptions(temperature=1.0, seed=seed)
+    plain, guessing = Sampler(options), Sampler(options)
+    expected = [plain(logits, NO_IDS) for _ in range(len(guesses) + 6)]
+    for index, ahead in enumerate(guesses):
+        assert guessing.guess(logits, NO_IDS, ahead) == expected[index + ahead]
+        assert guessing(logits, NO_IDS) == expected[index]

@@ -20,7 +20,16 @@ from .documents import read_input, write_json
 from .loading import load_model
 from .memory import peak_resident
 from .messages import printable
-from .options import STDIN, InputFile, StopString, engine_options, json_option, model_option, verb
+from .options import (
+    STDIN,
+    InputFile,
+    StopString,
+    draft_options,
+    engine_options,
+    json_option,
+    model_option,
+    verb,
+)
 from .session import Session, is_terminal
 
 if TYPE_CHECKING:
@@ -110,6 +119,7 @@ _VISIBLE = {
     metavar="TEXT",
     help=r"End before this text; may be given several times. Escapes: \n \r \t \0 \\ \xNN \uNNNN.",
 )
+@draft_options
 @engine_options
 @json_option
 def command(
@@ -268,6 +278,13 @@ def _figures(session: Session, stats: GenerationStats, reason: str, engine: Engi
         each = 1000 * stats.decode_seconds / stats.new_bytes
         speed += f", then {stats.bytes_per_second:.1f} bytes/s ({each:.2f} ms/byte)"
     session.say(speed)
+    if stats.rounds:
+        session.say(
+            f"drafts: {stats.accepted} of {stats.drafted} guesses right "
+            f"({_ratio(stats.accepted, stats.drafted):.0%}), {stats.rounds} rounds of "
+            f"{_ratio(stats.accepted + stats.rounds, stats.rounds):.1f} bytes; "
+            f"{_ratio(stats.stage_calls['decoder'], stats.new_bytes):.2f} decoder calls a byte"
+        )
     session.say("time: " + ", ".join(f"{name} {share:.0%}" for name, share in _shares(stats).items()))
     peak = peak_resident()
     session.say(
@@ -318,6 +335,10 @@ def _document(
             "bytes_per_second": stats.bytes_per_second,
             "milliseconds_per_byte": 1000 * _ratio(stats.decode_seconds, stats.new_bytes),
             "stage_shares": _shares(stats),
+            "draft_acceptance": _ratio(stats.accepted, stats.drafted),
+            "stage_calls_per_byte": {
+                name: _ratio(calls, stats.new_bytes) for name, calls in stats.stage_calls.items()
+            },
             "peak_resident_bytes": peak_resident(),
         },
     }

@@ -15,6 +15,7 @@ from .session import Session
 
 __all__ = [
     "DEVICES",
+    "DRAFTS",
     "STDIN",
     "BundleDirectory",
     "CheckpointSource",
@@ -24,6 +25,7 @@ __all__ = [
     "StopString",
     "VerbCommand",
     "bundle_argument",
+    "draft_options",
     "engine_options",
     "json_option",
     "model_option",
@@ -49,6 +51,9 @@ STDIN = Path("-")
 
 DEVICES = ("auto", "cpu")
 """The runtime's devices; repeated here because asking it would import numpy."""
+
+DRAFTS = ("auto", "none", "decoder", "patcher", "lookup")
+"""The runtime's sources of guesses; repeated here likewise."""
 
 _MANIFEST = "manifest.json"
 
@@ -280,6 +285,26 @@ def engine_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def draft_options(function: F) -> F:
+    """--draft and --draft-length, as `GenerationOptions` takes them."""
+    source = click.option(
+        "--draft",
+        type=OneOf(DRAFTS),
+        default="auto",
+        show_default=True,
+        help="Guess bytes ahead and check them together, which is faster and changes no text: by the "
+        "decoder, the patcher, or what followed earlier in the text; auto goes by what pays.",
+    )
+    length = click.option(
+        "--draft-length",
+        type=int,
+        metavar="N",
+        show_default="as many as pay",
+        help="Guesses at a time, 1 to 32.",
+    )
+    return source(length(function))
 
 
 def verify_option(function: F) -> F:

@@ -1,0 +1,228 @@
+"""Which draft to try next, and when to stop guessing: what pays by measured costs and acceptance, or none.
+
+Every guess comes with a confidence, and how often guesses of about that confidence turn out right is learned
+as the text goes. A round goes on guessing while one more guess is likelier to save a step than its share of
+the pass over all guesses costs. Which source guesses is decided by what its recent rounds gave, bytes over
+seconds, against plain decoding; what did not pay is tried again after a while, since texts change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .costs import CostTable
+from .drafting import Match
+from .options import LONGEST_DRAFT, GenerationOptions
+
+__all__ = ["PLAIN", "Acceptance", "Gate", "Plan", "Planner"]
+
+_LONGEST_CHOSEN = 16
+_MARGIN = 1.03
+# Rounds after which costs and the patches' density are looked at again, and an idle source is tried again.
+_REFRESH = 32
+_IDLE = 160
+_BUCKETS = 8
+# Rows at which the slope of a pass over several guesses is read.
+_SLOPE_ROWS = 9
+
+
+class Acceptance:
+    """How often guesses are right, as far as recent ones tell."""
+
+    def __init__(self, expected: float, weight: float = 3.0) -> None:
+        """expected: what to believe before there is any evidence, worth `weight` guesses."""
+        self._prior = (expected * weight, weight)
+        self._right = self._seen = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Estimated probability that a guess is right when those before it were."""
+        right, seen = self._prior
+        return (right + self._right) / (seen + self._seen)
+
+    def add(self, right: bool) -> None:
+        """One guess's outcome."""
+        self._right = 0.98 * self._right + right
+        self._seen = 0.98 * self._seen + 1
+
+    def fade(self) -> None:
+        """Forget some of the evidence."""
+        self._right *= 0.9
+        self._seen *= 0.9
+
+
+class Gate:
+    """Lets guesses of a round pass while they are likely enough to be reached and right."""
+
+    def __init__(self, rates: Sequence[Acceptance], floor: float) -> None:
+        self._rates, self._floor = rates, floor
+        self._survival = 1.0
+        self.buckets: list[int] = []
+        """Of each guess that passed, the kind of confidence it had."""
+
+    def admits(self, confidence: float) -> bool:
+        """Whether a guess of this confidence, 0 to 1, is worth checking; it counts as made then."""
+        bucket = min(_BUCKETS - 1, int(confidence * _BUCKETS))
+        survival = self._survival * self._rates[bucket].rate
+        if survival < self._floor:
+            return False
+        self._survival = survival
+        self.buckets.append(bucket)
+        return True
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do in a round."""
+
+    source: str
+    """"decoder", "patcher", "lookup", or "none"."""
+    length: int
+    """Guesses at most."""
+    gate: Gate
+    """Which of them pass."""
+    match: Match | None = None
+    """Where a lookup reads on."""
+
+
+PLAIN = Plan("none", 0, Gate((), 1.0))
+"""One byte, no guess."""
+
+
+class _Source:
+    """What is known of one source of guesses."""
+
+    def __init__(self, lowest: float) -> None:
+        # Before there is evidence: likelier right the more confident, from `lowest` on.
+        self.rates = [
+            Acceptance(lowest + (1 - lowest) * (bucket + 0.5) / _BUCKETS) for bucket in range(_BUCKETS)
+        ]
+        self.bytes = self.seconds = 0.0
+        self.rounds = self.idle = 0
+
+    @property
+    def speed(self) -> float:
+        """Bytes a second of recent rounds; 0 before the first."""
+        return self.bytes / self.seconds if self.seconds else 0.0
+
+    def add(self, count: int, seconds: float) -> None:
+        """One round's bytes and seconds."""
+        self.bytes = 0.93 * self.bytes + count
+        self.seconds = 0.93 * self.seconds + seconds
+        self.rounds += 1
+        self.idle = 0
+
+    def untried(self) -> bool:
+        """Whether its rounds are too few or too long ago to judge it."""
+        return self.rounds < 3 or self.idle > _IDLE
+
+
+class Planner:
+    """Plans rounds of one text and learns from them."""
+
+    def __init__(self, costs: CostTable, options: GenerationOptions, *, has_patcher: bool) -> None:
+        self._costs, self._has_patcher = costs, has_patcher
+        self._fixed_length = options.draft_length
+        wanted = ("patcher", "decoder", "lookup") if options.draft == "auto" else (options.draft,)
+        lowest = {"patcher": 0.3, "decoder": 0.5, "lookup": 0.4}
+        self._sources = {
+            name: _Source(lowest[name])
+            for name in wanted
+            if name in lowest and (name != "patcher" or has_patcher)
+        }
+        self._automatic = options.draft == "auto"
+        self._floors: dict[str, float] = {}
+        self._plain = 0.0  # seconds of a byte without guesses
+        self._patches = 0.25
+        self._age = 0
+
+    def plan(self, match: Match | None, room: int, patches: float) -> Plan:
+        """What to try when at most `room` guesses fit; `patches`: patches per byte of the text so far."""
+        if not self._sources or room < 1:
+            return PLAIN
+        if self._age % _REFRESH == 0:
+            self._refresh(patches)
+        self._age += 1
+        name = self._choose(match)
+        if name is None:
+            return PLAIN
+        length = min(room, self._fixed_length or _LONGEST_CHOSEN, LONGEST_DRAFT)
+        floor = 0.0 if self._fixed_length is not None else self._floors[name]
+        return Plan(name, length, Gate(self._sources[name].rates, floor), match)
+
+    def learn(self, plan: Plan, drafted: int, accepted: int, host_seconds: float) -> None:
+        """What came of a plan, and the seconds it took outside the stages."""
+        self._costs.observe(f"host {plan.source}", 0.0, host_seconds, drafted + 1)
+        for name, source in self._sources.items():
+            if name != plan.source:
+                source.idle += 1
+                continue
+            source.add(accepted + 1, self._round_seconds(name, drafted))
+            for index, bucket in enumerate(plan.gate.buckets[: accepted + 1]):
+                source.rates[bucket].add(index < accepted)
+
+    # 1. Which source.
+
+    def _choose(self, match: Match | None) -> str | None:
+        usable = [name for name in self._sources if name != "lookup" or match is not None]
+        if not self._automatic:
+            return usable[0] if usable else None
+        if self._plain == 0.0:
+            return None  # nothing was measured yet: a plain round tells
+        best, speed = None, _MARGIN / self._plain
+        for name in usable:
+            source = self._sources[name]
+            expected = self._lookup_speed(match) if name == "lookup" and match is not None else source.speed
+            if name == "decoder" and source.untried() and self._may_pay(name):
+                return name
+            if name == "patcher" and source.untried():
+                expected = max(expected, speed)
+            if expected >= speed:
+                best, speed = name, expected
+        return best
+
+    def _may_pay(self, name: str) -> bool:
+        """Whether a source would, if nearly every guess were right."""
+        return 0.9 * _LONGEST_CHOSEN * self._plain > self._round_seconds(name, _LONGEST_CHOSEN)
+
+    def _lookup_speed(self, match: Match) -> float:
+        gate = Gate(self._sources["lookup"].rates, self._floors["lookup"])
+        expected = chance = 1.0
+        for index in range(_LONGEST_CHOSEN):
+            if not gate.admits(match.confidence(index)):
+                break
+            chance *= self._sources["lookup"].rates[gate.buckets[-1]].rate
+            expected += chance
+        return expected / self._round_seconds("lookup", len(gate.buckets))
+
+    # 2. Costs.
+
+    def _refresh(self, patches: float) -> None:
+        self._patches = patches
+        for source in self._sources.values():
+            if source.idle > _IDLE // 2:
+                for rate in source.rates:
+                    rate.fade()
+        self._plain = self._round_seconds("none", 0) if self._costs.known("decoder") else 0.0
+        for name in self._sources:
+            marginal = self._round_seconds(name, _SLOPE_ROWS - 1) - self._round_seconds(name, 0)
+            share = marginal / (_SLOPE_ROWS - 1) / self._plain if self._plain else 0.3
+            self._floors[name] = min(0.95, max(0.05, share))
+
+    def _round_seconds(self, source: str, length: int) -> float:
+        """Expected seconds of a round with `length` guesses by `source`."""
+        costs, rows = self._costs, length + 1
+        closed = self._patches * rows
+        total = costs.seconds("decoder", rows)
+        total += costs.seconds(f"host {source}", rows) or costs.seconds("host none", 1)
+        total += min(closed, 1.0) * costs.seconds("latent", max(1, round(closed)))
+        if source == "decoder":
+            total += rows * costs.seconds("encoder", 1) + length * costs.seconds("decoder", 1)
+        else:
+            total += costs.seconds("encoder", rows)
+        if self._has_patcher and source == "patcher":
+            total += rows * costs.seconds("patcher", 1)
+        elif self._has_patcher:
+            total += costs.seconds("patcher", rows)
+        return total

@@ -1,0 +1,169 @@
+"""Costs, acceptance, and what follows from them."""
+
+from __future__ import annotations
+
+import pytest
+from blt_edge.runtime.costs import CostTable
+from blt_edge.runtime.drafting import LookupIndex, Match
+from blt_edge.runtime.options import GenerationOptions
+from blt_edge.runtime.planning import Acceptance, Gate, Planner
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def costs_of(per_pass: float, per_row: float) -> CostTable:
+    """A machine where each stage takes as much for starting a pass and for each position in it."""
+    costs = CostTable()
+    for stage in ("patcher", "encoder", "latent", "decoder"):
+        for rows in (1, 2, 4, 8, 16, 32):
+            costs.observe(stage, 0.0, per_pass + per_row * rows, rows)
+    return costs
+
+
+# 1. Costs.
+
+
+def test_unknown_row_counts_lie_on_the_line_between_known_ones() -> None:
+    costs = CostTable()
+    assert costs.seconds("decoder", 4) == 0.0
+    costs.observe("decoder", 0.0, 1.0, 1)
+    assert costs.known("decoder")
+    assert 1.0 < costs.seconds("decoder", 5) < 5.0
+    costs.observe("decoder", 0.0, 3.0, 9)
+    assert costs.seconds("decoder", 1) == 1.0
+    assert costs.seconds("decoder", 5) == pytest.approx(2.0)
+    assert costs.seconds("decoder", 9) == 3.0
+    assert costs.seconds("decoder", 18) > 3.0
+
+
+def test_one_slow_moment_counts_little_and_a_fast_one_at_once() -> None:
+    costs = CostTable()
+    costs.observe("decoder", 0.0, 1.0, 1)
+    costs.observe("decoder", 0.0, 5.0, 1)
+    assert costs.seconds("decoder", 1) < 1.5
+    costs.observe("decoder", 0.0, 0.5, 1)
+    assert costs.seconds("decoder", 1) == 0.5
+    for _ in range(60):
+        costs.observe("decoder", 0.0, 2.0, 1)
+    assert costs.seconds("decoder", 1) > 1.9
+
+
+# 2. Acceptance and gates.
+
+
+def test_acceptance_goes_from_belief_to_evidence() -> None:
+    acceptance = Acceptance(0.5)
+    assert acceptance.rate == 0.5
+    for _ in range(100):
+        acceptance.add(True)
+    assert acceptance.rate > 0.95
+    for _ in range(100):
+        acceptance.add(False)
+    assert acceptance.rate < 0.2
+
+
+def test_a_gate_closes_when_a_round_is_unlikely_to_get_there() -> None:
+    rates = [Acceptance(0.8) for _ in range(8)]
+    gate = Gate(rates, 0.5)
+    assert [gate.admits(0.5) for _ in range(5)] == [True, True, True, False, False]
+    assert gate.buckets == [4, 4, 4]
+    always = Gate(rates, 0.0)
+    assert all(always.admits(1.0) for _ in range(32))
+
+
+# 3. Plans.
+
+
+def planned(costs: CostTable, draft: str, match: Match | None, rounds: int, share: float) -> dict[str, int]:
+    """What is chosen how often when of each round's guesses this share is right."""
+    planner = Planner(costs, GenerationOptions(draft=draft), has_patcher=True)
+    chosen: dict[str, int] = {}
+    for _ in range(rounds):
+        plan = planner.plan(match, 100, 0.25)
+        chosen[plan.source] = chosen.get(plan.source, 0) + 1
+        guesses = 0
+        confidence = match.confidence if plan.source == "lookup" and match else lambda index: 0.9
+        while guesses < plan.length and plan.gate.admits(confidence(guesses)):
+            guesses += 1
+        planner.learn(plan, guesses, int(share * guesses), 0.0)
+    return chosen
+
+
+def test_right_guesses_are_used_where_a_pass_costs_more_than_its_rows() -> None:
+    chosen = planned(costs_of(1.0, 0.02), "auto", Match(10, 12), 400, 1.0)
+    assert chosen.get("none", 0) < 40
+
+
+def test_wrong_guesses_are_given_up() -> None:
+    chosen = planned(costs_of(1.0, 0.3), "auto", Match(10, 12), 400, 0.0)
+    # Guessing by the patcher costs nothing where it then makes no guess.
+    assert chosen.get("lookup", 0) + chosen.get("decoder", 0) < 60
+
+
+def test_nothing_is_guessed_where_rows_cost_as_much_as_passes() -> None:
+    chosen = planned(costs_of(0.0, 1.0), "auto", Match(10, 12), 400, 1.0)
+    assert chosen.get("lookup", 0) + chosen.get("decoder", 0) < 20
+
+
+@pytest.mark.parametrize("draft", ["decoder", "patcher"])
+def test_a_source_asked_for_is_used_whatever_comes_of_it(draft: str) -> None:
+    assert planned(costs_of(0.0, 1.0), draft, None, 50, 0.0) == {draft: 50}
+
+
+def test_no_room_no_match_no_draft() -> None:
+    planner = Planner(costs_of(1.0, 0.1), GenerationOptions(draft="lookup"), has_patcher=True)
+    assert planner.plan(None, 10, 0.25).source == "none"
+    assert planner.plan(Match(3, 9), 0, 0.25).source == "none"
+    assert planner.plan(Match(3, 9), 5, 0.25).length == 5
+
+
+def test_a_given_length_is_kept() -> None:
+    planner = Planner(
+        costs_of(1.0, 0.1), GenerationOptions(draft="decoder", draft_length=7), has_patcher=False
+    )
+    plan = planner.plan(None, 100, 0.25)
+    assert plan.length == 7
+    assert all(plan.gate.admits(0.0) for _ in range(7))
+
+
+# 4. The text's own past.
+
+
+@given(st.lists(st.integers(4, 7), max_size=80), st.integers(1, 40))
+def test_a_match_is_the_last_place_with_the_same_end(ids: list[int], count: int) -> None:
+    index = LookupIndex()
+    for number in ids:
+        index.extend([number])
+    size = LookupIndex.SHORTEST
+    places = [at for at in range(size, len(ids)) if ids[at - size : at] == ids[-size:]]
+    match = index.find()
+    if len(ids) <= size or not places:
+        assert match is None
+        return
+    assert match is not None
+    assert match.next == places[-1]
+    longest = size
+    while (
+        longest < LookupIndex.LONGEST
+        and longest < match.next
+        and (ids[match.next - longest - 1] == ids[len(ids) - longest - 1])
+    ):
+        longest += 1
+    assert match.length == longest
+    guesses = index.guesses(match, count)
+    assert len(guesses) == count
+    endless = list(ids)
+    for guess in guesses:
+        assert guess == endless[match.next + len(endless) - len(ids)]
+        endless.append(guess)
+    assert 0 < match.confidence(0) <= match.confidence(3) < 1
+
+
+@given(st.lists(st.lists(st.integers(4, 6), max_size=9), max_size=12))
+def test_how_a_text_was_cut_does_not_matter(parts: list[list[int]]) -> None:
+    whole, pieces = LookupIndex(), LookupIndex()
+    whole.extend([number for part in parts for number in part])
+    for part in parts:
+        if part:
+            pieces.extend(part)
+    assert whole.find() == pieces.find()

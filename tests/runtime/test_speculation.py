@@ -1,0 +1,179 @@
+"""Drafts change how fast a text comes, never the text: rounds against decoding byte by byte."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from blt_edge.runtime import BltModel, GenerationOptions, OptionError
+from blt_edge.runtime.sampling import probabilities
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+PROMPTS = [
+    b"Alice was beginning to get very tired of sitting by her sister on the bank",
+    b"def add(a, b):\n    return a + b\n\ndef sub(a, b):\n    return a - b\n\ndef ",
+    "すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。".encode(),
+    bytes(range(256)),
+    b"",
+]
+GUESSING = [
+    ("lookup", None),
+    ("lookup", 7),
+    ("decoder", None),
+    ("decoder", 1),
+    ("decoder", 8),
+    ("patcher", None),
+]
+GUESSING += [("patcher", 4), ("auto", None), ("auto", 32)]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bundle: Path) -> BltModel:
+    return BltModel.load(tiny_bundle, threads=1)
+
+
+def both(model: BltModel, prompt: bytes, options: GenerationOptions) -> None:
+    plain = model.generate(prompt, replace(options, draft="none", draft_length=None))
+    drafted = model.generate(prompt, options)
+    assert drafted.data == plain.data
+    assert drafted.finish_reason == plain.finish_reason
+    assert drafted.stats.new_bytes == plain.stats.new_bytes
+    assert drafted.stats.accepted <= drafted.stats.drafted
+
+
+@pytest.mark.parametrize(("draft", "length"), GUESSING)
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_text_is_that_of_no_drafts(
+    model: BltModel, prompt: bytes, draft: str, length: int | None
+) -> None:
+    both(model, prompt, GenerationOptions(max_new_bytes=100, draft=draft, draft_length=length))
+
+
+@pytest.mark.parametrize(("draft", "length"), GUESSING)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_k": 20, "top_p": 0.9, "min_p": 0.01},
+        {"temperature": 0.5, "repetition_penalty": 1.3},
+        {"repetition_penalty": 1.5},
+    ],
+    ids=["warm", "filtered", "penalised", "greedy-penalised"],
+)
+def test_a_seed_gives_the_text_of_no_drafts(
+    model: BltModel, how: dict[str, float], draft: str, length: int | None
+) -> None:
+    for seed in range(3):
+        options = GenerationOptions(
+            max_new_bytes=60,
+            seed=seed,
+            draft=draft,
+            draft_length=length,
+            **how,  # type: ignore[arg-type]
+        )
+        both(model, PROMPTS[0], options)
+
+
+@pytest.mark.parametrize("draft", ["decoder", "patcher", "lookup"])
+def test_what_is_drawn_after_a_guess_follows_the_model(model: BltModel, draft: str) -> None:
+    """Pearson's chi-square of the byte that a draft guessed first, over many seeds, 5 deviations."""
+    prompt, draws = PROMPTS[0] * 2, 600
+    options = GenerationOptions(
+        max_new_bytes=2, temperature=0.3, top_k=4, draft=draft, draft_length=1, repetition_penalty=1.0
+    )
+    counts: dict[int, np.ndarray] = {}
+    for seed in range(draws):
+        data = model.generate(prompt, replace(options, seed=seed)).data
+        if len(data) == 2:
+            counts.setdefault(data[0], np.zeros(260))[4 + data[1]] += 1
+    first = max(counts, key=lambda byte: counts[byte].sum())
+    observed = counts[first]
+    expected = probabilities(model.logits(prompt + bytes([first]))[-1], options)
+    expected[2] = 0.0  # the end of the text leaves no second byte
+    expected *= observed.sum() / expected.sum()
+    kept = expected > 0
+    assert not observed[~kept].any()
+    statistic = float(((observed[kept] - expected[kept]) ** 2 / expected[kept]).sum())
+    freedom = max(1, int(kept.sum()) - 1)
+    assert observed.sum() > 50
+    assert statistic < freedom + 5 * np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize(("draft", "length"), GUESSING)
+def test_every_length_limit_is_kept_exactly(model: BltModel, draft: str, length: int | None) -> None:
+    for count in (1, 2, 3, 9):
+        both(model, PROMPTS[1], GenerationOptions(max_new_bytes=count, draft=draft, draft_length=length))
+
+
+@pytest.mark.parametrize(("draft", "length"), GUESSING)
+def test_a_stop_string_inside_a_round_ends_the_text_there(
+    model: BltModel, draft: str, length: int | None
+) -> None:
+    free = model.generate(PROMPTS[0], GenerationOptions(max_new_bytes=60, draft="none")).data
+    for start in (0, 5, 11):
+        options = GenerationOptions(max_new_bytes=60, stop=(free[start : start + 2],), draft=draft)
+        both(model, PROMPTS[0], replace(options, draft_length=length))
+
+
+@pytest.mark.parametrize(("draft", "length"), GUESSING)
+def test_the_last_positions_are_used_up_exactly(model: BltModel, draft: str, length: int | None) -> None:
+    for used in (380, 396, 398):
+        options = GenerationOptions(max_new_bytes=50, draft=draft, draft_length=length)
+        both(model, (b"abc " * 100)[:used], options)
+
+
+@pytest.mark.parametrize(("rollback", "chunk"), [(0, 16), (1, 16), (3, 16), (64, 1), (64, 2), (64, 4)])
+@pytest.mark.parametrize("draft", ["decoder", "patcher", "lookup", "auto"])
+def test_drafts_fit_whatever_limits_a_model_was_loaded_with(
+    tiny_bundle: Path, rollback: int, chunk: int, draft: str
+) -> None:
+    model = BltModel.load(tiny_bundle, threads=1, rollback=rollback, prefill_chunk=chunk)
+    both(model, PROMPTS[0], GenerationOptions(max_new_bytes=50, draft=draft, draft_length=8))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    prompt=st.binary(max_size=60),
+    draft=st.sampled_from(["decoder", "patcher", "lookup", "auto"]),
+    length=st.one_of(st.none(), st.integers(1, 32)),
+    temperature=st.sampled_from([0.0, 0.4, 1.5]),
+    seed=st.integers(0, 5),
+)
+def test_any_draft_on_any_prompt(
+    model: BltModel, prompt: bytes, draft: str, length: int | None, temperature: float, seed: int
+) -> None:
+    options = GenerationOptions(max_new_bytes=40, temperature=temperature, seed=seed)
+    both(model, prompt, replace(options, draft=draft, draft_length=length))
+
+
+def test_guesses_save_passes_over_the_stages(model: BltModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Random weights seldom repeat themselves: let one id in common be enough.
+    monkeypatch.setattr("blt_edge.runtime.drafting.LookupIndex.SHORTEST", 1)
+    options = GenerationOptions(max_new_bytes=200, draft="lookup", draft_length=8)
+    stats = model.generate(PROMPTS[0], options).stats
+    assert stats.rounds > 0
+    assert stats.accepted > 0
+    assert stats.stage_calls["decoder"] == stats.stage_calls["encoder"]
+    assert stats.stage_calls["decoder"] == stats.new_bytes - stats.accepted
+
+
+def test_figures_count_guesses(model: BltModel) -> None:
+    plain = model.generate(PROMPTS[0], GenerationOptions(max_new_bytes=30, draft="none")).stats
+    assert (plain.rounds, plain.drafted, plain.accepted) == (0, 0, 0)
+    drafted = model.generate(PROMPTS[0], GenerationOptions(max_new_bytes=30, draft="decoder", draft_length=4))
+    assert drafted.stats.rounds > 0
+    assert drafted.stats.drafted >= drafted.stats.rounds
+
+
+def test_the_patcher_guesses_only_where_there_is_one(model: BltModel) -> None:
+    rule = replace(model.manifest.patching, mode="space")
+    other = BltModel(
+        replace(model.manifest, patching=rule), model._backends, model._table, model.limits, model.path
+    )
+    with pytest.raises(OptionError, match=r"draft: got 'patcher'.*auto, decoder or lookup"):
+        other.generate(b"abc", GenerationOptions(max_new_bytes=5, draft="patcher"))
+    for draft in ("auto", "decoder", "lookup"):
+        both(other, PROMPTS[0], GenerationOptions(max_new_bytes=60, draft=draft))
