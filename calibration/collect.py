@@ -126,8 +126,8 @@ def check_texts(
     texts: Sequence[str | Path] | None, windows: int, trained_context: int, seed: int = 0
 ) -> None:
     """Raise OptionError when `collect_ranges` would refuse the texts for a model of this context."""
-    if texts is not None:
-        choose_windows(open_texts(texts), windows, min(_WINDOW_IDS, trained_context) - 1, seed)
+    opened = bundled_texts() if texts is None else open_texts(texts)
+    choose_windows(opened, windows, min(_WINDOW_IDS, trained_context) - 1, seed)
 
 
 def check_method(method: str) -> None:

@@ -76,8 +76,10 @@ def choose_windows(texts: Sequence[CalibrationText], count: int, size: int, seed
 
     Each text gets windows by its share of all bytes, at least one, and no more than it has room for; each
     lies at a random place within its own equal part of the text. Raises OptionError for a text shorter than a
-    window, and for a count below the number of texts.
+    window, for a count below the number of texts, and for a seed below 0.
     """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise OptionError(f"seed: got {seed!r}, a whole number of at least 0 is needed")
     if isinstance(count, bool) or not isinstance(count, int) or count < len(texts):
         raise OptionError(
             f"windows: got {count!r}, a whole number of at least {len(texts)} is needed, one for each text"

@@ -190,7 +190,10 @@ def entropy(histogram: Histogram, bins: int = 2048) -> float:
     """The limit whose 128 levels keep the distribution's shape best (least Kullback-Leibler divergence).
 
     The search that TensorRT's calibrator made known: for each candidate, the clipped distribution P, with all
-    that lies beyond added to its last bin, against Q, the same bins averaged within each level.
+    that lies beyond added to its last bin, against Q, the same bins averaged within each level. But here a
+    value counts by its magnitude, as it does in a product: in plain counts the many values near zero decide,
+    and the search cut 0.1 to 0.8 % off a gated product, to a tenth of its range, which lost more than
+    clipping nothing.
     """
     linear = _linear(histogram, bins)
     beyond = linear.sum() - np.cumsum(linear)
@@ -202,11 +205,12 @@ def entropy(histogram: Histogram, bins: int = 2048) -> float:
 
 
 def _linear(histogram: Histogram, bins: int) -> Doubles:
-    # The histogram over `bins` equal bins of [0, maximum]: cumulative counts interpolated at their edges.
+    # Sums of magnitudes in `bins` equal bins of [0, maximum]: cumulative ones interpolated at their edges.
     lower, upper, counts = histogram.masses()
     edges = np.stack([lower, upper], axis=1).reshape(-1)
-    below = np.cumsum(counts)
-    cumulative = np.stack([below - counts, below], axis=1).reshape(-1)
+    sums = counts * (lower + upper) / 2
+    below = np.cumsum(sums)
+    cumulative = np.stack([below - sums, below], axis=1).reshape(-1)
     return np.diff(np.interp(np.linspace(0, histogram.maximum, bins + 1), edges, cumulative))
 
 

@@ -99,7 +99,7 @@ def find_smoothing(
 def check_strength(strength: float) -> None:
     """Raise OptionError for a strength outside 0 to 1."""
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
-        raise OptionError(f"smoothing: got {strength!r}, a number from 0 to 1 is needed")
+        raise OptionError(f"smooth: got {strength!r}, a number from 0 to 1 is needed")
 
 
 def _factors(graph: ir.Graph, migration: Migration, ranges: Ranges, strength: float) -> Floats:

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ..runtime.backends.base import CacheLimits, ring_cache
 from ..runtime.backends.contract import check_contract, stage_inputs, stage_outputs
-from ..runtime.cache import KvCache
+from ..runtime.cache import RingCache, StageCache
 from ..runtime.errors import BackendError
 from ..runtime.manifest import Manifest
 from .rewrite import linear_products
@@ -90,15 +91,18 @@ class TappedStage:
         whole = {name for name, kind in types.items() if kind == "tensor(int64)"}
         self._types = {name: np.int64 if name in whole else np.float32 for name in types}
         self._watch = watch
+        self._spec = manifest.stages[stage]
+
+    def new_cache(self, limits: CacheLimits) -> RingCache:
+        """See StageBackend.new_cache."""
+        return ring_cache(self._spec, limits)
 
     def bind(
-        self, shapes: Mapping[str, tuple[int, ...]], cache: KvCache, shared: Mapping[str, Array]
+        self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Array]
     ) -> TappedCall:
         """See StageBackend.bind."""
         inputs: dict[str, Array] = {name: np.zeros(size, self._types[name]) for name, size in shapes.items()}
-        feeds = {**inputs, **shared, "past_positions": cache.positions}
-        for plane in range(cache.buffer.shape[0]):
-            feeds[f"past.{plane // 2}.{'value' if plane % 2 else 'key'}"] = cache.buffer[plane]
+        feeds = {**inputs, **shared, **cache.inputs()}
         return TappedCall(self._session, inputs, feeds, self._results, self.products, self._watch)
 
 

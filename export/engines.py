@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import onnx_ir as ir
+
 from ..runtime.backends.ort import OrtStage, save_optimized
 from ..runtime.engines import (
     ENGINE_NAME,
@@ -19,7 +21,6 @@ from ..runtime.engines import (
     Engine,
     data_file,
     describe_engine,
-    engine_stages,
     find_engine,
     form_path,
     graph_file,
@@ -31,7 +32,9 @@ from ..runtime.manifest import Manifest, load_manifest
 from ._siblings import claim, clear_abandoned, sibling
 from ._signals import termination_raises, uninterrupted
 from .bundle import WriteError
+from .fused_attention import fuse_attention
 from .progress import Meter, Progress
+from .stage_files import load_stage
 
 __all__ = ["build_engine"]
 
@@ -49,7 +52,7 @@ def build_engine(
     usable everywhere. progress(what, bytes of weights done, in all). Peak memory is that of loading the
     largest stage without a form, up to twice its weights.
 
-    Raises OptionError (unknown target, or every stage is float32, which needs no form), BundleError,
+    Raises OptionError (unknown target), BundleError,
     BackendError (no ONNX Runtime, or it refuses a graph), WriteError (disk full).
     """
     if target not in TARGETS:
@@ -57,17 +60,12 @@ def build_engine(
     directory = Path(bundle)
     manifest = load_manifest(directory)
     check_files(directory, manifest)
-    if not engine_stages(manifest):
-        raise OptionError(
-            f"{bundle} is float32 in every stage, which runs from the portable graphs as fast and in as "
-            "little memory: nothing to build"
-        )
     found = find_engine(directory, manifest)
     if found.directory is not None and not force:
         return found
     description = describe_engine(manifest)
     final = form_path(directory, description)
-    weights = {stage: manifest.files[manifest.stages[stage].data].bytes for stage in engine_stages(manifest)}
+    weights = {stage: manifest.files[spec.data].bytes for stage, spec in manifest.stages.items()}
     meter = Meter(progress, sum(weights.values()))
     with _new_form(final, needed=int(_GROWTH * sum(weights.values()))) as temporary:
         for stage, size in weights.items():
@@ -81,8 +79,11 @@ def build_engine(
 
 
 def _build_stage(directory: Path, manifest: Manifest, stage: str, form: Path) -> None:
-    graph = form / graph_file(stage)
-    save_optimized(directory, manifest, stage, graph)
+    spec, graph = manifest.stages[stage], form / graph_file(stage)
+    model = load_stage(directory, spec)
+    if spec.fusable:
+        fuse_attention(model, spec)
+    save_optimized(ir.to_proto(model).SerializeToString(), directory, spec.precision, graph)
     assert (form / data_file(stage)).is_file()
     # Whether it can be loaded shows here, not when somebody waits for text.
     OrtStage(directory, manifest, stage, None, optimized=graph)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,17 +11,17 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ..calibration.collect import DEFAULT_METHOD, DEFAULT_WINDOWS
+from ..calibration.collect import DEFAULT_METHOD, DEFAULT_WINDOWS, check_texts
 from ..calibration.precision import format_precision, needs_ranges, parse_precision
 from ..calibration.ranges import Ranges
 from ..calibration.rewrite import rewrite_stage
-from ..runtime.errors import BundleError, OptionError
+from ..runtime.errors import OptionError
 from ..runtime.integrity import check_files
 from ..runtime.manifest import EmbeddingSpec, Manifest, StageSpec, load_manifest
 from .bundle import finish, new_bundle
 from .progress import Meter, Progress
 from .quantization import AnyRange, QuantizationOptions, calibrated
-from .stage_files import data_name, graph_name, save_stage, saved_bytes
+from .stage_files import data_name, graph_name, load_stage, save_stage, saved_bytes
 from .tables import requantize_tables, table_dtype
 
 __all__ = ["quantize_bundle"]
@@ -50,8 +51,9 @@ def quantize_bundle(
     The others are the fields of `QuantizationOptions`. force: replace an existing bundle. progress(what,
     done, in all). The directory appears whole or not at all; peak memory is a few times the largest weight.
 
-    Raises OptionError (options, texts, a bundle whose stages are quantized already, nothing to change),
-    BundleError, or BltError (existing output, disk full, a weight beyond float16, no usable range).
+    Raises OptionError (options, texts, a bundle whose stages are quantized already, nothing to change, an
+    output that is the bundle itself), BundleError, or BltError (existing output, disk full, a weight beyond
+    float16, no usable range).
     """
     texts = None if calibration is None else tuple(Path(text) for text in calibration)
     options = QuantizationOptions(
@@ -62,6 +64,9 @@ def quantize_bundle(
     manifest = load_manifest(source)
     precisions = parse_precision(precision, list(manifest.stages))
     _check_source(source, manifest, precisions, tables)
+    _check_apart(source, Path(output))
+    if options.ranges is None:
+        check_texts(options.texts, options.windows, manifest.model.trained_context, options.seed)
     check_files(source, manifest)
     sizes = {stage: _planned_bytes(source, manifest, stage, precisions, options) for stage in manifest.stages}
     target = _table_target(manifest.embedding, tables)
@@ -94,6 +99,15 @@ def _check_source(
     unchanged = tables is None or table_dtype(tables) == manifest.embedding.dtype
     if set(precisions.values()) == {"fp32"} and unchanged:
         raise OptionError(f"{source} has this precision and these tables already: nothing to change")
+
+
+def _check_apart(source: Path, output: Path) -> None:
+    # Even with `force`: no way leads back from integers to the weights they were made from.
+    final = Path(os.path.abspath(output))  # noqa: PTH100 - as in `new_bundle`
+    if final.exists() and final.samefile(source):
+        raise OptionError(
+            f"output {output} is the bundle that is read, and would be lost; give the name of a new directory"
+        )
 
 
 def _planned_bytes(
@@ -133,25 +147,10 @@ def _changed(
 
 
 def _load(source: Path, spec: StageSpec) -> ir.Model:
-    path = source / spec.file
-    try:
-        model = ir.load(path)
-    except Exception as error:  # a damaged graph can fail in many ways
-        raise BundleError(f"{path} is not a graph that can be read ({type(error).__name__})") from error
-    end = (source / spec.data).stat().st_size
+    model = load_stage(source, spec)
     for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        # A graph is untrusted: its weights come from the one file that the manifest lists.
-        offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
-        inside = tensor.location == spec.data and 0 <= offset <= offset + length <= end
-        if not inside or length != tensor.nbytes:
-            raise BundleError(
-                f"{path}: weight {str(value.name)[:60]!r} does not lie in {spec.data}; "
-                "copy the bundle again or export the checkpoint again"
-            )
-        value.const_value = _lazy(tensor)
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = _lazy(value.const_value)
     return model
 
 

@@ -17,9 +17,20 @@ from ..calibration.rewrite import Recipe, rewrite_stage
 from ..graphs.config import ModelConfig
 from ..graphs.stages import build_stage
 from ..graphs.weights import Weight
+from ..runtime.errors import BundleError
+from ..runtime.specs import StageSpec
 from .checkpoint_base import Checkpoint, CheckpointError
 
-__all__ = ["FLOAT32", "data_name", "graph_name", "save_stage", "saved_bytes", "stage_bytes", "write_stage"]
+__all__ = [
+    "FLOAT32",
+    "data_name",
+    "graph_name",
+    "load_stage",
+    "save_stage",
+    "saved_bytes",
+    "stage_bytes",
+    "write_stage",
+]
 
 FLOAT32 = Recipe("fp32")
 """The graph as it is built."""
@@ -79,6 +90,32 @@ def saved_bytes(model: ir.Model) -> int:
     """Bytes of a graph's weights on disk."""
     tensors = [value.const_value for value in model.graph.initializers.values()]
     return sum(tensor.nbytes for tensor in tensors if tensor is not None and tensor.nbytes > _INLINE_BYTES)
+
+
+def load_stage(bundle: Path, spec: StageSpec) -> ir.Model:
+    """A stage's graph from a bundle; its weights stay in their file until they are read.
+
+    Raises BundleError for a file that is no graph, or weights that do not lie in the stage's own file.
+    """
+    path = bundle / spec.file
+    try:
+        model = ir.load(path)
+    except Exception as error:  # a damaged graph can fail in many ways
+        raise BundleError(f"{path} is not a graph that can be read ({type(error).__name__})") from error
+    end = (bundle / spec.data).stat().st_size
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        # A graph is untrusted: its weights come from the one file that the manifest lists.
+        offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
+        inside = tensor.location == spec.data and 0 <= offset <= offset + length <= end
+        if not inside or length != tensor.nbytes:
+            raise BundleError(
+                f"{path}: weight {str(value.name)[:60]!r} does not lie in {spec.data}; "
+                "copy the bundle again or export the checkpoint again"
+            )
+    return model
 
 
 def save_stage(directory: Path, stage: str, model: ir.Model, progress: Callable[[int], None]) -> None:

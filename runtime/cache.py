@@ -1,21 +1,72 @@
-"""The key/value cache of one stage for one sequence: a ring of positions that never moves its contents.
+"""The key/value cache of one stage for one sequence, in the two layouts that graphs read.
 
-A slot's position is stored beside it, and the graph masks by positions, so neither order nor gaps
-matter: a window is a ring of fixed size, rolling back marks slots empty, and no step copies the
-cache. What it does not know: layers' meaning, windows' masks (the graph has them), other stages.
+- `RingCache`, for portable graphs: a slot's position is stored beside it, and the graph masks by positions,
+  so neither order nor gaps matter. A window is a ring of fixed size, and rolling back marks slots empty. The
+  graph hands out new keys and values, which are written into the ring.
+- `OrderedCache`, for graphs with fused attention: positions lie in order, and the graph writes new keys and
+  values behind them itself. A window slides through a buffer somewhat larger than it, and is moved to the
+  buffer's start when it gets to the end. Rolling back moves a counter.
+
+What they do not know: layers' meaning, windows' masks (the graph has them), other stages.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Protocol
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["KvCache"]
+__all__ = ["OrderedCache", "RingCache", "StageCache"]
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
 
 _FIRST_CAPACITY = 64
+# Positions that an ordered window slides before it is moved: moving them costs as much as reading them past.
+_SLIDE = 64
 
 
-class KvCache:
+class StageCache(Protocol):
+    """What a stage asks of its cache."""
+
+    length: int
+    """Positions read so far."""
+    generation: int
+    """Changes when the buffers do, so that whoever bound them binds anew."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the buffers, in bytes."""
+
+    def reserve(self, count: int) -> None:
+        """Make room for `count` more positions before a call binds the buffers."""
+
+    def inputs(self) -> dict[str, Array]:
+        """The graph inputs that are this cache's buffers."""
+
+    def outputs(self) -> dict[str, Array]:
+        """The graph outputs that are written into this cache's buffers."""
+
+    def prepare(self, inputs: Mapping[str, Array], count: int) -> None:
+        """Fill in what the graph is told of the cache before a run over `count` new positions."""
+
+    def advance(self, outputs: Mapping[str, Array], count: int) -> None:
+        """Take in what a run over `count` new positions gave."""
+
+    def can_roll_back(self, length: int) -> bool:
+        """Whether everything that position `length` may see is still here."""
+
+    def roll_back(self, length: int) -> None:
+        """Forget positions from `length` on; the caller has asked `can_roll_back`."""
+
+
+def _past_names(planes: int) -> list[str]:
+    return [f"past.{plane // 2}.{'value' if plane % 2 else 'key'}" for plane in range(planes)]
+
+
+class RingCache:
     """Keys and values [2 * layers, 1, Hkv, C, head_dim] float32 and the position of each slot.
 
     Position p lives in slot p mod C. With a window, C stops growing at window - 1 + rollback: all
@@ -35,9 +86,7 @@ class KvCache:
         self._allocate(2 * layers, kv_heads, head_dim, min(_FIRST_CAPACITY, self._largest))
 
     def _allocate(self, planes: int, kv_heads: int, head_dim: int, capacity: int) -> None:
-        self.buffer: npt.NDArray[np.float32] = np.zeros(
-            (planes, 1, kv_heads, capacity, head_dim), dtype=np.float32
-        )
+        self.buffer: Floats = np.zeros((planes, 1, kv_heads, capacity, head_dim), dtype=np.float32)
         self.positions: npt.NDArray[np.int64] = np.full((1, capacity), -1, dtype=np.int64)
 
     @property
@@ -62,6 +111,22 @@ class KvCache:
         self.buffer[:, :, :, : old.shape[3]] = old
         self.positions[:, : old_positions.shape[1]] = old_positions
         self.generation += 1
+
+    def inputs(self) -> dict[str, Array]:
+        """Keys and values of each layer, and the slots' positions."""
+        named = dict(zip(_past_names(len(self.buffer)), self.buffer, strict=True))
+        return {"past_positions": self.positions, **named}
+
+    def outputs(self) -> dict[str, Array]:
+        """None: the graph's new keys and values are its own."""
+        return {}
+
+    def prepare(self, inputs: Mapping[str, Array], count: int) -> None:
+        """Nothing: the graph sees the slots' positions."""
+
+    def advance(self, outputs: Mapping[str, Array], count: int) -> None:
+        """Write the run's `new_kv` at the next positions."""
+        self.append(outputs["new_kv"])
 
     def append(self, new_kv: npt.NDArray[np.float32]) -> None:
         """Write new_kv [2 * layers, 1, Hkv, S, head_dim] at the next S positions."""
@@ -93,3 +158,93 @@ class KvCache:
         self.positions[self.positions >= length] = -1
         self.length = length
         self._oldest = min(self._oldest, length)
+
+
+class OrderedCache:
+    """Keys and values [2 * layers, 1, Hkv, C, head_dim] float32; position p lies in slot p - base.
+
+    With a window, only the last window - 1 + rollback positions stay when the window is moved, and C stops
+    growing at those, what the window slides, and `chunk`, the most positions a call takes. Without, C grows
+    by half. Capacity starts small, so that a short text allocates no full window.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        window: int | None,
+        rollback: int,
+        limit: int,
+        chunk: int,
+    ) -> None:
+        self._window = window
+        self._kept = limit if window is None else window - 1 + rollback
+        self._largest = max(1, min(limit, limit if window is None else self._kept + _SLIDE + chunk))
+        self.length = 0
+        self.generation = 0
+        self._base = 0
+        shape = (2 * layers, 1, kv_heads, min(_FIRST_CAPACITY, self._largest), head_dim)
+        self.buffer: Floats = np.zeros(shape, np.float32)
+
+    @property
+    def capacity(self) -> int:
+        """Slots now."""
+        return int(self.buffer.shape[3])
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the buffer, in bytes."""
+        return self.buffer.nbytes
+
+    def reserve(self, count: int) -> None:
+        """Make room for `count` more positions before a call binds the buffers."""
+        held = self.length - self._base
+        if held >= self._kept + _SLIDE or held + count > self._largest:
+            self._slide(held - self._kept)
+            held = self.length - self._base
+        needed = held + count
+        assert needed <= self._largest, "a call takes more positions than the cache was made for"
+        if needed <= self.capacity:
+            return
+        old = self.buffer
+        grown = min(self._largest, max(needed, self.capacity + self.capacity // 2))
+        self.buffer = np.zeros((*old.shape[:3], grown, old.shape[4]), np.float32)
+        self.buffer[:, :, :, :held] = old[:, :, :, :held]
+        self.generation += 1
+
+    def _slide(self, shift: int) -> None:
+        if shift <= 0:
+            return
+        for plane in self.buffer:  # one by one: where source and target overlap numpy takes a copy
+            plane[:, :, : self._kept] = plane[:, :, shift : shift + self._kept]
+        self._base += shift
+
+    def inputs(self) -> dict[str, Array]:
+        """Keys and values of each layer."""
+        return dict(zip(_past_names(len(self.buffer)), self.buffer, strict=True))
+
+    def outputs(self) -> dict[str, Array]:
+        """The same buffers: the graph writes new keys and values into them."""
+        return {name.replace("past.", "present.", 1): plane for name, plane in self.inputs().items()}
+
+    def prepare(self, inputs: Mapping[str, Array], count: int) -> None:
+        """Tell the graph how many slots will be full."""
+        total = self.length - self._base + count
+        inputs["past_length"][0] = total - 1
+        inputs["total_length"][...] = total
+
+    def advance(self, outputs: Mapping[str, Array], count: int) -> None:
+        """The graph has written the new positions already."""
+        self.length += count
+
+    def can_roll_back(self, length: int) -> bool:
+        """Whether everything that position `length` may see is still here."""
+        first_visible = 0 if self._window is None else max(0, length - self._window + 1)
+        return first_visible >= self._base
+
+    def roll_back(self, length: int) -> None:
+        """Forget positions from `length` on; the caller has asked `can_roll_back`."""
+        assert length >= self._base
+        self.length = length

@@ -24,9 +24,10 @@ def checked_int(name: str, value: object, minimum: int, maximum: int | None = No
     allowed = _allowed(f"a whole number {bounds}", hint)
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise OptionError(f"{name} is {shown(value)}; allowed is {allowed}")
-    if value < minimum or (maximum is not None and value > maximum):
+    number = int(value)
+    if number < minimum or (maximum is not None and number > maximum):
         raise OptionError(f"{name} is {shown(value)}; allowed is {allowed}")
-    return int(value)
+    return number
 
 
 def checked_real(

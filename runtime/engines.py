@@ -1,4 +1,5 @@
-"""Device-specific forms of a bundle: stage graphs that an engine has optimized, with weights laid out for it.
+"""Device-specific forms of a bundle: stage graphs that an engine has optimized, with weights laid out for it
+and attention fused (`export.fused_attention`).
 
 A form lies in `engines/TARGET-FINGERPRINT/` of the bundle. It is a cache: the portable graphs give the same
 results, so a form that is missing, damaged, or made for something else is passed over, with the reason.
@@ -30,7 +31,6 @@ __all__ = [
     "Engine",
     "data_file",
     "describe_engine",
-    "engine_stages",
     "find_engine",
     "form_path",
     "graph_file",
@@ -43,7 +43,7 @@ TARGETS = ("onnxruntime",)
 ENGINE_NAME = "engine.json"
 """The form's description, beside its files."""
 
-_SCHEMA = 1
+_SCHEMA = 2
 _MAX_BYTES = 1 << 20
 _WHAT = {
     "onnxruntime": "ONNX Runtime",
@@ -77,14 +77,6 @@ PORTABLE = Engine("portable graphs")
 """No form, and none was looked for."""
 
 
-def engine_stages(manifest: Manifest) -> tuple[str, ...]:
-    """Stages that a form holds: those that loading would otherwise repack or widen in private memory.
-
-    Float32 stages run from the mapped portable file already, with nothing to gain.
-    """
-    return tuple(stage for stage, spec in manifest.stages.items() if spec.precision != "fp32")
-
-
 def graph_file(stage: str) -> str:
     """Name of a stage's graph in a form."""
     return f"{stage}.onnx"
@@ -105,7 +97,7 @@ def describe_engine(manifest: Manifest) -> dict[str, Any]:
             "data_sha256": manifest.files[manifest.stages[stage].data].sha256,
             "options": session_entries(manifest.stages[stage].precision),
         }
-        for stage in engine_stages(manifest)
+        for stage in manifest.stages
     }
     return {
         "blt_edge_form": _SCHEMA,
@@ -136,8 +128,6 @@ def find_engine(
 
     full and progress: as for `integrity.check_files`. Never raises for what is wrong with a form.
     """
-    if not engine_stages(manifest):
-        return Engine(PORTABLE.name, "float32 needs no other form")
     try:
         description = describe_engine(manifest)
         path = form_path(directory, description)
@@ -157,11 +147,10 @@ def open_stages(
     A form that the engine refuses is passed over as a whole. Raises as `OrtStage` for portable graphs.
     """
     if engine.directory is not None:
-        held = engine_stages(manifest)
-        forms = {stage: engine.directory / graph_file(stage) for stage in held}
+        form = engine.directory
         try:
             return {
-                stage: OrtStage(directory, manifest, stage, threads, optimized=forms.get(stage))
+                stage: OrtStage(directory, manifest, stage, threads, optimized=form / graph_file(stage))
                 for stage in manifest.stages
             }, engine
         except BltError as error:
@@ -207,7 +196,7 @@ def _record(fields: Fields) -> FileRecord:
 
 def _missing(directory: Path, description: dict[str, Any]) -> str:
     """Why there is no form: none was built, or those that are there are for something else."""
-    remedy = f"blt-edge build {directory} makes one that loads faster and takes less memory"
+    remedy = f"blt-edge build {directory} makes one, which is faster and takes less memory"
     others = sorted(form_path(directory, description).parent.glob(f"{description['target']}-*"))
     for other in others:
         payload = _payload(other / ENGINE_NAME)

@@ -174,7 +174,7 @@ class BltModel:
     def _patcher_state(self) -> PatcherState:
         if "patcher" not in self._backends:
             raise BundleError("this model has no entropy patcher (patch_in_forward is false): no entropies")
-        return PatcherState(self._backends["patcher"], self.manifest, self.limits)
+        return PatcherState(self._backends["patcher"], self.limits)
 
     def _chunks(self, data: bytes) -> Iterator[npt.NDArray[np.int64]]:
         ids = encode(data)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .backends.base import StageBackend
+from .backends.base import CacheLimits, StageBackend
 from .embedding import EmbeddingTable
 from .errors import OptionError, PromptTooLongError
 from .manifest import Manifest
@@ -39,6 +39,11 @@ class SequenceLimits:
     """Bytes that can always be taken back without computing anything again."""
     max_positions: int
     """Positions the model has, BOS included."""
+
+    @property
+    def cache(self) -> CacheLimits:
+        """The same for a stage's cache."""
+        return CacheLimits(self.rollback, self.max_positions, self.prefill_chunk)
 
 
 @dataclass(frozen=True)
@@ -75,20 +80,9 @@ class PatcherState:
     """The entropy model's own state: entropies of a text without the main model."""
 
     def __init__(
-        self,
-        backend: StageBackend,
-        manifest: Manifest,
-        limits: SequenceLimits,
-        observers: tuple[Observer, ...] = (),
+        self, backend: StageBackend, limits: SequenceLimits, observers: tuple[Observer, ...] = ()
     ) -> None:
-        self.stage = CachedStage(
-            backend,
-            manifest.stages["patcher"],
-            rollback=limits.rollback,
-            limit=limits.max_positions,
-            name="patcher",
-            observers=observers,
-        )
+        self.stage = CachedStage(backend, limits=limits.cache, name="patcher", observers=observers)
         self.last_logits: Floats | None = None
 
     def extend(self, ids: Ids) -> Floats:
@@ -131,7 +125,7 @@ class Sequence:
         self.length = 0
         self.boundaries = PatchBoundaries(manifest.patching)
         self.patcher = (
-            PatcherState(backends["patcher"], manifest, limits, self._observers)
+            PatcherState(backends["patcher"], limits, self._observers)
             if manifest.patching.needs_entropy
             else None
         )
@@ -146,9 +140,7 @@ class Sequence:
     def _stage(self, name: str, **shared: Floats) -> CachedStage:
         return CachedStage(
             self._backends[name],
-            self._manifest.stages[name],
-            rollback=self.limits.rollback,
-            limit=self.limits.max_positions,
+            limits=self.limits.cache,
             name=name,
             shared=shared,
             observers=self._observers,

@@ -140,6 +140,11 @@ class StageSpec:
     patch_values: int | None = None
     """Values per patch that go from the latent stage to the decoder; None in the other two stages."""
 
+    @property
+    def fusable(self) -> bool:
+        """Whether ONNX Runtime's fused attention takes heads of this width."""
+        return self.head_dim % 16 == 0
+
 
 @dataclass(frozen=True)
 class CalibrationSpec:

@@ -15,9 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .backends.base import StageBackend, StageCall
-from .cache import KvCache
-from .manifest import StageSpec
+from .backends.base import CacheLimits, StageBackend, StageCall
 
 __all__ = ["CachedStage", "Observer", "StageTime", "next_power_of_two"]
 
@@ -48,10 +46,8 @@ class CachedStage:
     def __init__(
         self,
         backend: StageBackend,
-        spec: StageSpec,
         *,
-        rollback: int,
-        limit: int,
+        limits: CacheLimits,
         name: str = "",
         shared: Mapping[str, Array] | None = None,
         observers: tuple[Observer, ...] = (),
@@ -63,9 +59,7 @@ class CachedStage:
         self._calls: OrderedDict[_Shapes, StageCall] = OrderedDict()  # of few positions, the last used last
         self._bulk: tuple[_Shapes, StageCall] | None = None  # the last call of many
         self._generation = -1
-        self.cache = KvCache(
-            spec.layers, spec.kv_heads, spec.head_dim, window=spec.window, rollback=rollback, limit=limit
-        )
+        self.cache = backend.new_cache(limits)
         self.time = StageTime()
 
     def prepare(self, count: int, shapes: Mapping[str, tuple[int, ...]]) -> StageCall:
@@ -87,6 +81,7 @@ class CachedStage:
             positions[0, 0] = cache.length
         else:
             positions[0] = np.arange(cache.length, cache.length + count)
+        cache.prepare(call.inputs, count)
         return call
 
     def _small_call(self, key: _Shapes) -> StageCall | None:
@@ -116,10 +111,10 @@ class CachedStage:
         seconds = time.perf_counter() - started
         self.time.seconds += seconds
         self.time.calls += 1
-        new_kv = call.outputs["new_kv"]
-        self.cache.append(new_kv)
+        count = call.inputs["positions"].shape[1]
+        self.cache.advance(call.outputs, count)
         for observe in self._observers:
-            observe(self._name, started, seconds, new_kv.shape[3])
+            observe(self._name, started, seconds, count)
         return call.outputs
 
 

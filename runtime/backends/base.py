@@ -8,15 +8,43 @@ run of the same call: whoever keeps a result copies it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from ..cache import KvCache
+from ..cache import OrderedCache, RingCache, StageCache
+from ..specs import StageSpec
 
-__all__ = ["StageBackend", "StageCall"]
+__all__ = ["CacheLimits", "StageBackend", "StageCall", "ordered_cache", "ring_cache"]
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class CacheLimits:
+    """Sizes that a stage's cache is made for."""
+
+    rollback: int
+    """Positions that can always be taken back."""
+    positions: int
+    """Positions that the model has."""
+    chunk: int
+    """Positions that one call takes at most."""
+
+
+def ring_cache(spec: StageSpec, limits: CacheLimits) -> RingCache:
+    """What a portable stage graph reads."""
+    sizes = (spec.layers, spec.kv_heads, spec.head_dim)
+    return RingCache(*sizes, window=spec.window, rollback=limits.rollback, limit=limits.positions)
+
+
+def ordered_cache(spec: StageSpec, limits: CacheLimits) -> OrderedCache:
+    """What a stage graph with fused attention reads."""
+    sizes = (spec.layers, spec.kv_heads, spec.head_dim)
+    return OrderedCache(
+        *sizes, window=spec.window, rollback=limits.rollback, limit=limits.positions, chunk=limits.chunk
+    )
 
 
 class StageCall(Protocol):
@@ -34,8 +62,11 @@ class StageCall(Protocol):
 class StageBackend(Protocol):
     """One loaded stage graph."""
 
+    def new_cache(self, limits: CacheLimits) -> StageCache:
+        """An empty cache, in the layout that the graph reads."""
+
     def bind(
-        self, shapes: Mapping[str, tuple[int, ...]], cache: KvCache, shared: Mapping[str, Array]
+        self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Array]
     ) -> StageCall:
         """A call with inputs of these shapes; `shared` inputs are read from the caller's own arrays.
 

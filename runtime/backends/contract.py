@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import BundleError
-from ..manifest import Manifest
+from ..manifest import Manifest, StageSpec
 
 __all__ = ["Shapes", "check_contract", "stage_inputs", "stage_outputs"]
 
@@ -17,8 +17,8 @@ Shapes = dict[str, tuple["int | str", ...]]
 """Tensor name -> its axes: a number, or the name of a dynamic axis."""
 
 
-def stage_inputs(manifest: Manifest, stage: str) -> Shapes:
-    """Inputs of a stage's graph."""
+def stage_inputs(manifest: Manifest, stage: str, *, fused: bool = False) -> Shapes:
+    """Inputs of a stage's graph; fused: with fused attention, over a cache whose positions lie in order."""
     spec, width = manifest.stages[stage], manifest.model.width
     axis = _axis(stage)
     own: dict[str, Shapes] = {
@@ -34,16 +34,14 @@ def stage_inputs(manifest: Manifest, stage: str) -> Shapes:
             "patch_index": ("batch", axis),
         },
     }
-    cache: Shapes = {
-        f"past.{layer}.{kind}": ("batch", spec.kv_heads, "past", spec.head_dim)
-        for layer in range(spec.layers)
-        for kind in ("key", "value")
-    }
-    return {**own[stage], "positions": ("batch", axis), "past_positions": ("batch", "past"), **cache}
+    told: Shapes = {"past_positions": ("batch", "past")}
+    if fused:
+        told = {"past_length": ("batch",), "total_length": ()}
+    return {**own[stage], "positions": ("batch", axis), **told, **_cache(spec, "past")}
 
 
-def stage_outputs(manifest: Manifest, stage: str) -> Shapes:
-    """Outputs of a stage's graph."""
+def stage_outputs(manifest: Manifest, stage: str, *, fused: bool = False) -> Shapes:
+    """Outputs of a stage's graph; fused: as for `stage_inputs`."""
     spec, model = manifest.stages[stage], manifest.model
     axis = _axis(stage)
     logits: Shapes = {"logits": ("batch", axis, model.vocab_size)}
@@ -53,7 +51,17 @@ def stage_outputs(manifest: Manifest, stage: str) -> Shapes:
         "latent": {"patch_values": ("batch", axis, spec.patch_values or 0)},
         "decoder": logits,
     }
+    if fused:
+        return {**own[stage], **_cache(spec, "present")}
     return {**own[stage], "new_kv": (2 * spec.layers, "batch", spec.kv_heads, axis, spec.head_dim)}
+
+
+def _cache(spec: StageSpec, when: str) -> Shapes:
+    return {
+        f"{when}.{layer}.{kind}": ("batch", spec.kv_heads, "past", spec.head_dim)
+        for layer in range(spec.layers)
+        for kind in ("key", "value")
+    }
 
 
 def check_contract(

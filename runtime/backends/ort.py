@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..cache import KvCache
+from ..cache import StageCache
 from ..errors import BackendError, BundleError
 from ..manifest import Manifest
+from .base import CacheLimits, ordered_cache, ring_cache
 from .contract import check_contract, stage_inputs, stage_outputs
 
 __all__ = [
@@ -29,6 +30,7 @@ Array = npt.NDArray[Any]
 
 _DTYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
     "tensor(float)": np.float32,
 }
 
@@ -76,29 +78,30 @@ def session_options(ort: Any, precision: str, threads: int | None) -> Any:
     return options
 
 
-def save_optimized(directory: Path, manifest: Manifest, stage: str, graph: Path) -> None:
+def save_optimized(model: bytes, weights: Path, precision: str, graph: Path) -> None:
     """Write a stage as ONNX Runtime runs it here: optimized, weights in its kernels' layout beside it.
 
-    graph: the file to write; the weights go to its name with ".data", from where they are mapped. Raises
-    BackendError when ONNX Runtime is missing, refuses the portable graph, or cannot write.
+    model: the stage's graph, serialized; weights: the directory of its external data; graph: the file to
+    write, whose weights go to its name with ".data", from where they are mapped. Raises BackendError when
+    ONNX Runtime is missing, refuses the graph, or cannot write.
     """
     ort = import_onnxruntime()
-    spec = manifest.stages[stage]
-    options = session_options(ort, spec.precision, threads=None)
+    options = session_options(ort, precision, threads=None)
     options.optimized_model_filepath = str(graph)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     data = graph.with_name(graph.name + ".data")
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data.name)
     options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-    _session(ort, directory / spec.file, options)
+    _session(ort, graph.name, model, options)
     data.touch()  # a graph of few weights keeps them inside
 
 
-def _session(ort: Any, path: Path, options: Any) -> Any:
+def _session(ort: Any, name: str, model: bytes | str, options: Any) -> Any:
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BackendError(f"{path.name}: ONNX Runtime {ort.__version__} refused it: {reason}") from error
+        raise BackendError(f"{name}: ONNX Runtime {ort.__version__} refused it: {reason}") from error
 
 
 @lru_cache(maxsize=1)
@@ -129,7 +132,8 @@ class OrtStage:
     ) -> None:
         """Load a stage of the bundle in `directory`; threads None leaves the choice to ONNX Runtime.
 
-        optimized: a graph that `save_optimized` wrote from it, to load instead.
+        optimized: a graph that `save_optimized` wrote from it, attention fused where the stage is `fusable`,
+        to load instead.
 
         Raises BackendError when ONNX Runtime is missing or refuses the graph, BundleError when the graph is
         not what the manifest says.
@@ -140,18 +144,28 @@ class OrtStage:
         if optimized is not None:
             # Nothing is left to do, and whatever was folded again would leave the mapped file.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = _session(ort, path, options)
+        self._session = _session(ort, path.name, str(path), options)
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         self._input_axes = {value.name: tuple(value.shape) for value in inputs}
         self._output_axes = {value.name: tuple(value.shape) for value in outputs}
-        check_contract(path.name, "input", stage_inputs(manifest, stage), self._input_axes)
-        check_contract(path.name, "output", stage_outputs(manifest, stage), self._output_axes)
+        self._spec = manifest.stages[stage]
+        self._fused = optimized is not None and self._spec.fusable
+        wanted_inputs = stage_inputs(manifest, stage, fused=self._fused)
+        wanted_outputs = stage_outputs(manifest, stage, fused=self._fused)
+        check_contract(path.name, "input", wanted_inputs, self._input_axes)
+        check_contract(path.name, "output", wanted_outputs, self._output_axes)
         self._input_types = {value.name: _dtype(path.name, value) for value in inputs}
 
+    def new_cache(self, limits: CacheLimits) -> StageCache:
+        """See StageBackend.new_cache."""
+        return ordered_cache(self._spec, limits) if self._fused else ring_cache(self._spec, limits)
+
     def bind(
-        self, shapes: Mapping[str, tuple[int, ...]], cache: KvCache, shared: Mapping[str, Array]
+        self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Array]
     ) -> OrtCall:
         """See StageBackend.bind."""
+        if self._fused:
+            shapes = {**shapes, "past_length": (1,), "total_length": ()}
         inputs = {name: np.zeros(shape, self._input_types[name]) for name, shape in shapes.items()}
         sizes: dict[str, int] = {}
         for name, array in inputs.items():
@@ -161,6 +175,7 @@ class OrtStage:
         outputs = {
             name: np.zeros([sizes[axis] if isinstance(axis, str) else axis for axis in axes], np.float32)
             for name, axes in self._output_axes.items()
+            if name not in cache.outputs()
         }
         return OrtCall(self._session, inputs, outputs, cache, shared)
 
@@ -179,26 +194,20 @@ class OrtCall:
         session: Any,
         inputs: dict[str, Array],
         outputs: dict[str, Array],
-        cache: KvCache,
+        cache: StageCache,
         shared: Mapping[str, Array],
     ) -> None:
         self.inputs, self.outputs = inputs, outputs
         self._session = session
         self._binding = session.io_binding()
         # The binding holds plain addresses: keep every array alive as long as the call.
-        self._kept: list[Array] = [cache.buffer, cache.positions, *shared.values()]
-        for name, array in {**inputs, **shared, "past_positions": cache.positions}.items():
-            self._bind_input(name, array)
-        for plane in range(cache.buffer.shape[0]):
-            kind = "value" if plane % 2 else "key"
-            self._bind_input(f"past.{plane // 2}.{kind}", cache.buffer[plane])
-        for name, array in outputs.items():
+        self._kept: list[Array] = [*cache.inputs().values(), *shared.values()]
+        for name, array in {**inputs, **shared, **cache.inputs()}.items():
+            assert array.flags.c_contiguous, name
+            self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name, array in {**outputs, **cache.outputs()}.items():
             self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         self.run = self._make_run()
-
-    def _bind_input(self, name: str, array: Array) -> None:
-        assert array.flags.c_contiguous, name
-        self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 
     def _make_run(self) -> Any:
         run, binding = self._session.run_with_iobinding, self._binding

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from blt_edge.runtime import engines as forms
 from blt_edge.runtime.backends import ort as backend
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest
+from blt_edge.runtime.vocabulary import encode
 from support.quantized import BLOCKY
-from support.random_models import write_random_model
+from support.random_models import RandomModel, base_config, write_random_model
 
 TEXT = "Once upon a time, in a café far away. ".encode() * 3
 ALL = "patcher=int8w,encoder=fp16,latent=int4,decoder=int8"
@@ -38,7 +40,7 @@ def float_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(float_bundle: Path) -> Path:
-    """A bundle with a stage of every precision but float32, and its form."""
+    """A bundle with stages of four precisions, and its form."""
     bundle = quantize_bundle(float_bundle, float_bundle.parent / "mixed", precision=ALL, windows=2)
     build_engine(bundle)
     return bundle
@@ -74,10 +76,68 @@ def test_results_are_those_of_the_portable_graphs(built: Path) -> None:
     assert form.engine.reason is None
     assert form.engine.directory == form_of(built)
     assert portable.engine == forms.PORTABLE
+    assert form.patch_lengths(TEXT) == portable.patch_lengths(TEXT)
     for name, values in portable.trace(TEXT).items():
-        np.testing.assert_array_equal(form.trace(TEXT)[name], values, err_msg=name)
-    options = GenerationOptions(max_new_bytes=40, temperature=0.9, seed=3)
-    assert form.generate(TEXT, options).data == portable.generate(TEXT, options).data
+        # Sums in another order may round an activation to the next integer: rare, and small beside the scale.
+        difference = np.abs(form.trace(TEXT)[name] - values)
+        assert difference.mean() < 1e-3 * np.abs(values).max(), name
+
+
+@pytest.fixture(scope="module", params=["windows", "no-windows"])
+def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 bundle whose heads all are wide enough to be fused, and its form."""
+    pytest.importorskip("transformers")
+    from blt_edge.export import export_checkpoint
+
+    windowed = request.param == "windows"
+    config = base_config(
+        width=64,
+        local_attention_window_len=24 if windowed else None,
+        patcher={"hidden_size": 64, "sliding_window": 16 if windowed else None, "num_key_value_heads": 2},
+        decoder={"num_key_value_heads": 2},
+        global_stack={"hidden_size": 128, "num_key_value_heads": 1},
+    )
+    folder = tmp_path_factory.mktemp(request.param)
+    write_random_model(RandomModel(request.param, config, share=0.3), folder / "checkpoint")
+    bundle = export_checkpoint(folder / "checkpoint", folder / "bundle")
+    build_engine(bundle)
+    return bundle
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 256])
+def test_fused_attention_gives_what_the_portable_graphs_give(wide: Path, chunk: int) -> None:
+    text = bytes(range(256)) + TEXT * 4
+    form = BltModel.load(wide, threads=1, prefill_chunk=chunk)
+    portable = BltModel.load(wide, threads=1, portable=True)
+    assert form.engine.directory is not None
+    assert all(spec.fusable for spec in load_manifest(wide).stages.values())
+    assert form.patch_lengths(text) == portable.patch_lengths(text)
+    found = form.trace(text)
+    for name, values in portable.trace(text).items():
+        scale = max(1.0, float(np.abs(values).max()))
+        np.testing.assert_allclose(found[name], values, rtol=0, atol=1e-5 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("draft", ["none", "decoder", "patcher", "lookup", "auto"])
+def test_fused_attention_generates_what_the_portable_graphs_do(wide: Path, draft: str) -> None:
+    form, portable = BltModel.load(wide, threads=1), BltModel.load(wide, threads=1, portable=True)
+    for temperature in (0.0, 0.8):
+        options = GenerationOptions(max_new_bytes=150, temperature=temperature, seed=3, draft=draft)
+        plain = portable.generate(TEXT, replace(options, draft="none"))
+        assert form.generate(TEXT, options).data == plain.data
+
+
+def test_fused_attention_takes_bytes_back(wide: Path) -> None:
+    model = BltModel.load(wide, threads=1, rollback=10)
+    sequence, ids = model.sequence(), encode(TEXT * 2)
+    sequence.append(ids)
+    for back in (3, 10, 40):
+        sequence.roll_back(back)
+        sequence.append(ids[len(ids) - back : len(ids) - back + 1])
+        fresh = model.sequence()
+        fresh.append(sequence.ids.copy())
+        np.testing.assert_allclose(sequence.logits, fresh.logits, rtol=0, atol=1e-4)
+        sequence.append(ids[len(ids) - back + 1 :])
 
 
 def test_weights_are_kept_as_the_kernels_want_them(built: Path) -> None:
@@ -90,17 +150,12 @@ def test_weights_are_kept_as_the_kernels_want_them(built: Path) -> None:
     assert all(node.op_type != "DequantizeLinear" for node in graph.node)
 
 
-def test_float32_stages_stay_portable(float_bundle: Path, tmp_path: Path) -> None:
-    bundle = quantize_bundle(float_bundle, tmp_path / "part", precision="latent=int4,decoder=int8w")
-    engine = build_engine(bundle)
-    assert engine.directory is not None
-    names = {path.name.split(".")[0] for path in engine.directory.iterdir()}
-    assert names == {"latent", "decoder", "engine"}
-    assert load(bundle).engine == engine
-    with pytest.raises(OptionError, match="float32 in every stage"):
-        build_engine(float_bundle)
-    assert not (float_bundle / "engines").exists()
-    assert load(float_bundle).engine.reason == "float32 needs no other form"
+def test_attention_is_fused_in_every_layer(built: Path) -> None:
+    for stage, spec in load_manifest(built).stages.items():
+        graph = onnx.load(form_of(built) / f"{stage}.onnx", load_external_data=False).graph
+        fused = [node.op_type for node in graph.node].count("GroupQueryAttention")
+        assert fused == (0 if spec.head_dim % 16 else spec.layers), stage
+        assert ("past_positions" in [value.name for value in graph.input]) == (fused == 0)
 
 
 def test_the_bundle_is_sound_with_a_form_and_without(bundle: Path) -> None:
@@ -254,8 +309,8 @@ def test_an_interrupted_build_leaves_what_was_there(
     save = backend.save_optimized
     made = []
 
-    def interrupted(directory: Path, manifest: Any, stage: str, graph: Path) -> None:
-        save(directory, manifest, stage, graph)
+    def interrupted(model: bytes, weights: Path, precision: str, graph: Path) -> None:
+        save(model, weights, precision, graph)
         made.append(graph)
         if len(made) == 2:
             raise error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -203,7 +204,7 @@ def test_smoothing_changes_no_more_than_rounding(bundle: Path, tmp_path: Path) -
         ({"precision": "int4", "block_size": 128}, "block size: 128 does not divide the 64 inputs of"),
         ({"precision": "int4", "search": "best"}, "search: got 'best', allowed are mse, rtn"),
         ({"precision": "int8", "calibration_method": "guess"}, "calibration method: got 'guess'"),
-        ({"precision": "int8", "smooth": 2.0}, "smoothing: got 2.0"),
+        ({"precision": "int8", "smooth": 2.0}, "smooth: got 2.0"),
         ({"precision": "int8", "calibration": ["absent.txt"]}, "absent.txt"),
         ({"precision": "int8", "smooth": 0.5, "ranges": ranges()}, "smoothing: ranges were given"),
         ({"precision": "fp32"}, "nothing to change"),
@@ -228,6 +229,49 @@ def test_existing_output_stays(bundle: Path, quantized: dict[str, Path]) -> None
     with pytest.raises(BltError, match="exists"):
         quantize_bundle(bundle, quantized["int4"], precision="fp16")
     assert load_manifest(quantized["int4"]).stages["latent"].precision == "int4"
+
+
+def test_a_bundle_is_not_replaced_by_what_is_made_of_it(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    with pytest.raises(OptionError, match="is the bundle that is read, and would be lost"):
+        quantize_bundle(copy, tmp_path / "elsewhere" / ".." / "bundle", precision="int4", force=True)
+    assert (copy / "manifest.json").read_bytes() == (bundle / "manifest.json").read_bytes()
+    assert list(tmp_path.iterdir()) == [copy]
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8"])
+@pytest.mark.parametrize("windows", [0, 96])
+def test_texts_are_refused_before_anything_is_made(
+    bundle: Path, checkpoint: Path, tmp_path: Path, precision: str, windows: int
+) -> None:
+    text = tmp_path / "short.txt"
+    text.write_bytes(b"short")
+    # Bundled texts are fine, but not in no windows.
+    texts = (text,) if windows else None
+    options = QuantizationOptions(texts=texts, windows=windows)
+    made: list[str] = []
+    for make in (
+        lambda: quantize_bundle(
+            bundle,
+            tmp_path / "out",
+            precision=precision,
+            calibration=texts,
+            windows=windows,
+            progress=lambda what, *_: made.append(what),
+        ),
+        lambda: export_checkpoint(
+            checkpoint,
+            tmp_path / "out",
+            precision=precision,
+            quantization=options,
+            progress=lambda what, *_: made.append(what),
+        ),
+        lambda: plan_export(str(checkpoint), precision=precision, quantization=options),
+    ):
+        with pytest.raises(OptionError, match=r"has 5 bytes|windows: got 0"):
+            make()
+    assert made == []
+    assert list(tmp_path.iterdir()) == [text]
 
 
 @pytest.mark.parametrize("location", ["../secret", "tables.bin", "/etc/passwd"])

@@ -1,10 +1,10 @@
-"""The ring against a plain list of every position ever written."""
+"""Both layouts against a plain list of every position ever written."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from blt_edge.runtime.cache import KvCache
+from blt_edge.runtime.cache import OrderedCache, RingCache
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ def entries(first: int, count: int) -> np.ndarray:
     return (planes + heads + positions + np.zeros(3)).astype(np.float32)
 
 
-def check(cache: KvCache, length: int, window: int | None) -> None:
+def check(cache: RingCache, length: int, window: int | None) -> None:
     """Every position that the next byte may see is in the ring once, with its own contents."""
     assert cache.length == length
     first = 0 if window is None else max(0, length - window + 1)
@@ -36,7 +36,7 @@ def check(cache: KvCache, length: int, window: int | None) -> None:
 def test_ring_holds_what_the_window_sees(
     window: int | None, rollback: int, steps: list[tuple[bool, int]]
 ) -> None:
-    cache = KvCache(2, 2, 3, window=window, rollback=rollback, limit=500)
+    cache = RingCache(2, 2, 3, window=window, rollback=rollback, limit=500)
     length = furthest = 0
     for forward, count in steps:
         if forward:
@@ -57,7 +57,7 @@ def test_ring_holds_what_the_window_sees(
 
 @given(window=st.integers(1, 40), rollback=st.integers(0, 20), length=st.integers(0, 300))
 def test_the_promised_roll_back_is_always_possible(window: int, rollback: int, length: int) -> None:
-    cache = KvCache(1, 1, 2, window=window, rollback=rollback, limit=500)
+    cache = RingCache(1, 1, 2, window=window, rollback=rollback, limit=500)
     for position in range(length):
         cache.reserve(1)
         cache.append(np.full((2, 1, 1, 1, 2), position, np.float32))
@@ -65,7 +65,7 @@ def test_the_promised_roll_back_is_always_possible(window: int, rollback: int, l
 
 
 def test_windowed_memory_stops_growing_and_keeps_its_buffers() -> None:
-    cache = KvCache(1, 1, 2, window=100, rollback=28, limit=10**6)
+    cache = RingCache(1, 1, 2, window=100, rollback=28, limit=10**6)
     sizes = []
     for position in range(2000):
         cache.reserve(1)
@@ -78,4 +78,69 @@ def test_windowed_memory_stops_growing_and_keeps_its_buffers() -> None:
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_a_model_of_few_positions_needs_few_slots(limit: int) -> None:
-    assert KvCache(1, 1, 2, window=512, rollback=64, limit=limit).capacity == limit
+    assert RingCache(1, 1, 2, window=512, rollback=64, limit=limit).capacity == limit
+
+
+def write(cache: OrderedCache, count: int) -> None:
+    """What a graph with fused attention does: new entries behind the old ones."""
+    cache.reserve(count)
+    told = {"past_length": np.zeros(1, np.int32), "total_length": np.zeros((), np.int32)}
+    cache.prepare(told, count)
+    total = int(told["total_length"])
+    assert told["past_length"].tolist() == [total - 1]
+    new = entries(cache.length, count)
+    for plane in range(len(new)):
+        name = f"present.{plane // 2}.{'value' if plane % 2 else 'key'}"
+        cache.outputs()[name][:, :, total - count : total] = new[plane]
+    cache.advance({}, count)
+
+
+@given(
+    window=st.one_of(st.none(), st.integers(1, 40)),
+    rollback=st.integers(0, 20),
+    chunk=st.integers(1, 90),
+    steps=st.lists(st.tuples(st.booleans(), st.integers(1, 90)), max_size=40),
+)
+def test_ordered_positions_hold_what_the_window_sees(
+    window: int | None, rollback: int, chunk: int, steps: list[tuple[bool, int]]
+) -> None:
+    cache = OrderedCache(2, 2, 3, window=window, rollback=rollback, limit=500, chunk=chunk)
+    length = furthest = 0
+    for forward, count in steps:
+        if forward:
+            count = min(count, chunk, 500 - length)
+            if count:
+                write(cache, count)
+                length += count
+                furthest = max(furthest, length)
+        elif cache.can_roll_back(max(0, length - count)):
+            length = max(0, length - count)
+            cache.roll_back(length)
+        else:
+            assert furthest - max(0, length - count) > rollback
+        assert cache.length == length
+        # What the next byte may see lies in order right before its own slot.
+        told = {"past_length": np.zeros(1, np.int32), "total_length": np.zeros((), np.int32)}
+        cache.prepare(told, 1)
+        end = int(told["total_length"]) - 1
+        seen = length if window is None else min(length, window - 1)
+        if seen:
+            held = np.stack(list(cache.inputs().values()))[:, :, :, end - seen : end]
+            np.testing.assert_array_equal(held, entries(length - seen, seen))
+
+
+def test_an_ordered_window_stops_growing_and_keeps_its_buffer() -> None:
+    cache = OrderedCache(1, 1, 2, window=100, rollback=28, limit=10**6, chunk=16)
+    for _ in range(400):
+        write_small(cache)
+    before = (cache.bytes, cache.generation, cache.buffer.ctypes.data)
+    for _ in range(1600):
+        write_small(cache)
+    assert (cache.bytes, cache.generation, cache.buffer.ctypes.data) == before
+    assert cache.capacity <= 100 - 1 + 28 + 64 + 16
+    assert all(cache.can_roll_back(cache.length - back) for back in range(29))
+
+
+def write_small(cache: OrderedCache) -> None:
+    cache.reserve(1)
+    cache.advance({}, 1)

@@ -29,6 +29,8 @@ def test_a_form_is_built_used_and_shown(cli, bundle: Path) -> None:
     form = Path(built.stdout.strip())
     assert form.parent == bundle / "engines"
     assert [line.split()[0] for line in built.stderr.splitlines() if " graph  " in line] == [
+        "patcher",
+        "encoder",
         "latent",
         "decoder",
     ]
@@ -59,9 +61,5 @@ def test_a_damaged_form_is_told_of(cli, bundle: Path) -> None:
 
 
 def test_refusals(cli, tiny_model, tmp_path: Path) -> None:
-    result = cli("build", tiny_model.bundle)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert "is float32 in every stage" in result.stderr
-    assert not (tiny_model.bundle / "engines").exists()
     assert cli("build", tmp_path / "none").exit_code == 2
     assert cli("build", tiny_model.bundle, "--target", "x").exit_code == 2

@@ -25,14 +25,14 @@ __all__ = ["command"]
 )
 @click.option("--force", is_flag=True, help="Build again what is there already.")
 def command(session: Session, bundle: Path, target: str, force: bool) -> None:
-    """Prepare a bundle for this device: loads faster, takes less memory.
+    """Prepare a bundle for this device: runs and loads faster, takes less memory.
 
-    Writes BUNDLE/engines/TARGET-FINGERPRINT: the stages that are not float32, optimized, their weights as
-    this processor's kernels want them. It is used from then on, on machines like this one with the same
-    version of the engine; elsewhere the portable graphs are, with the same results. stdout carries its path.
+    Writes BUNDLE/engines/TARGET-FINGERPRINT: the stages optimized, attention fused, weights as this
+    processor's kernels want them. It is used from then on, on machines like this one with the same version of
+    the engine; elsewhere the portable graphs are, with the same results. stdout carries its path.
     """
     from ...export.engines import build_engine
-    from ...runtime.engines import data_file, engine_stages, graph_file
+    from ...runtime.engines import data_file, graph_file
     from ...runtime.manifest import load_manifest
 
     with progress_bar(session) as progress:
@@ -41,8 +41,7 @@ def command(session: Session, bundle: Path, target: str, force: bool) -> None:
     if not session.quiet and sys.stderr is not None:
         manifest = load_manifest(bundle)
         rows = []
-        for stage in engine_stages(manifest):
-            spec = manifest.stages[stage]
+        for stage, spec in manifest.stages.items():
             portable = sum(manifest.files[file].bytes for file in (spec.file, spec.data))
             own = sum((engine.directory / file(stage)).stat().st_size for file in (graph_file, data_file))
             rows.append((f"{stage} graph", spec.precision, size(portable), size(own)))

@@ -1,0 +1,148 @@
+"""Rewriting a stage graph's attention into ONNX Runtime's fused operator, for forms built for one device.
+
+The portable graph spells attention out in some thirty standard operators a layer, which any engine takes. At
+one position a step, starting them takes as long as reading the weights of a small model, and reading the
+cache through general products takes longer than its bytes. `com.microsoft.GroupQueryAttention` rotates,
+appends to the cache in place, masks and mixes in one operator, over a cache whose positions lie in order:
+
+    past.N.key, past.N.value [B, Hkv, C, head_dim]  the layer's cache; present.N.* are the same buffers
+    past_length int32 [B]                           positions in the cache after this call, less one
+    total_length int32 []                           the same, without less one
+
+What it does not know: files, weights, how a cache is kept (`runtime.cache`).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from ..runtime.errors import BltError
+from ..runtime.specs import StageSpec
+
+__all__ = ["fuse_attention"]
+
+_DOMAIN = "com.microsoft"
+_SCOPE = "/self_attn/"
+
+
+def fuse_attention(model: ir.Model, spec: StageSpec) -> None:
+    """Change a portable stage graph in place; `spec` is the stage's description in the manifest.
+
+    Raises BltError when the graph is not one that this version writes.
+    """
+    graph = model.graph
+    layers = _layers(graph)
+    if len(layers) != spec.layers:
+        raise BltError(f"{spec.file}: {len(layers)} attention layers found, the manifest has {spec.layers}")
+    cos, sin = _rotary_tables(graph, spec)
+    lengths = [
+        ir.Value(name="past_length", shape=ir.Shape(["batch"]), type=ir.TensorType(ir.DataType.INT32)),
+        ir.Value(name="total_length", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT32)),
+    ]
+    inputs = {str(value.name): value for value in graph.inputs}
+    presents: list[ir.Value] = []
+    for index, nodes in enumerate(layers):
+        past = [inputs[f"past.{index}.{kind}"] for kind in ("key", "value")]
+        presents += _fuse_layer(graph, nodes, spec, [*past, *lengths, cos, sin, inputs["positions"]])
+    for value in list(graph.outputs):
+        if value.name == "new_kv":
+            graph.outputs.remove(value)
+    graph.outputs.extend(presents)
+    graph.inputs.remove(inputs["past_positions"])
+    graph.inputs.extend(lengths)
+    model.opset_imports[_DOMAIN] = 1
+    RemoveUnusedNodesPass()(model)
+
+
+def _layers(graph: ir.Graph) -> list[list[ir.Node]]:
+    """Nodes of each layer's attention between its two weight products, in the layers' order."""
+    scopes: dict[str, list[ir.Node]] = {}
+    for node in graph:
+        scope, found, rest = str(node.name).partition(_SCOPE)
+        if found and "/" not in rest and "." not in rest:
+            scopes.setdefault(scope, []).append(node)
+    return list(scopes.values())
+
+
+def _fuse_layer(
+    graph: ir.Graph, nodes: list[ir.Node], spec: StageSpec, operands: list[ir.Value]
+) -> list[ir.Value]:
+    """Put one operator in place of a layer's nodes; returns the layer's caches after the call."""
+    first, last = nodes[0], nodes[-1]
+    joined, mixed = first.inputs[0], last.outputs[0]
+    assert joined is not None
+    past_key, past_value, past_length, total_length, cos, sin, positions = operands
+    heads = _heads(first, spec)
+    attributes = {
+        "num_heads": heads,
+        "kv_num_heads": spec.kv_heads,
+        "do_rotary": 1,
+        # Weights are stored so that the two of a pair lie in the two halves of a head (graphs.layers).
+        "rotary_interleaved": 0,
+        "local_window_size": -1 if spec.window is None else spec.window,
+    }
+    node = ir.node(
+        "GroupQueryAttention",
+        [joined, None, None, past_key, past_value, past_length, total_length, cos, sin, positions],
+        attributes,
+        domain=_DOMAIN,
+        num_outputs=3,
+        name=str(last.name).rpartition("/")[0] + "/attention",
+    )
+    graph.insert_before(last, node)
+    output, *presents = node.outputs
+    output.name = f"{node.name}.output"
+    for user, place in list(mixed.uses()):
+        user.replace_input_with(place, output)
+    for past, present in zip((past_key, past_value), presents, strict=True):
+        present.name = str(past.name).replace("past.", "present.", 1)
+        present.shape, present.type = past.shape, past.type
+    return presents
+
+
+def _heads(reshape: ir.Node, spec: StageSpec) -> int:
+    """Query heads, from the shape [0, 0, heads + 2 * kv_heads, head_dim] that the joined product is given."""
+    shape = reshape.inputs[1]
+    if reshape.op_type != "Reshape" or shape is None or shape.const_value is None:
+        raise BltError(f"{spec.file}: its attention is not what this version writes; export it again")
+    rows = [int(size) for size in shape.const_value.numpy()]
+    heads = rows[2] - 2 * spec.kv_heads if len(rows) == 4 else 0
+    if heads < 1 or rows[3] != spec.head_dim:
+        raise BltError(f"{spec.file}: its heads are not those of the manifest; export it again")
+    return heads
+
+
+def _rotary_tables(graph: ir.Graph, spec: StageSpec) -> tuple[ir.Value, ir.Value]:
+    """cos and sin float32 [max_positions, head_dim / 2] as the portable graph computes them."""
+    named = {node.op_type: node for node in graph if "/rotary_emb/" in f"/{node.name}"}
+    frequencies = [
+        value for name, value in graph.initializers.items() if name.endswith("rotary_emb.inv_freq")
+    ]
+    if len(frequencies) != 1 or "Cos" not in named or frequencies[0].const_value is None:
+        raise BltError(f"{spec.file}: its rotary embedding is not what this version writes; export it again")
+    scale = np.float32(_rotary_scale(named["Cos"]))
+    angles = np.arange(spec.max_positions, dtype=np.float32)[:, None] * frequencies[0].const_value.numpy()
+    tables = []
+    for name, values in (("cos", np.cos(angles) * scale), ("sin", np.sin(angles) * scale)):
+        tensor = ir.tensor(values.astype(np.float32), name=f"rotary.{name}")
+        value = ir.Value(
+            name=tensor.name,
+            shape=ir.Shape(values.shape),
+            type=ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        graph.register_initializer(value)
+        tables.append(value)
+    return tables[0], tables[1]
+
+
+def _rotary_scale(cosine: ir.Node) -> float:
+    """What cos and sin are multiplied with (yarn), 1 when nothing is."""
+    for user, _ in cosine.outputs[0].uses():
+        other = user.inputs[1]
+        if "/rotary_emb/" in f"/{user.name}" and user.op_type == "Mul" and other is not None:
+            assert other.const_value is not None
+            return float(other.const_value.numpy())
+    return 1.0
