@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from typing import IO, Any
 
 from ..runtime.errors import BltError, OptionError
 from ..runtime.manifest import Manifest, load_manifest
+from .machine import describe_machine
 from .quality import Tally
 
 __all__ = ["BundleReport", "CompareError", "CompareOptions", "Comparison", "compare_bundles"]
@@ -186,7 +186,7 @@ def compare_bundles(
             }
             figures = _run(job, path, progress)
             reports.append(_report(path, manifest, list(texts), figures, manifests[0]))
-    return Comparison(reports, options, context, sizes, _machine(options))
+    return Comparison(reports, options, context, sizes, describe_machine(options.threads))
 
 
 _PASSED_ON = ("lead_bytes", "prompt_bytes", "new_bytes", "repeat", "device", "threads")
@@ -336,28 +336,3 @@ def _report(
         tables_resident=figures["tables_resident"],
         note="made from another checkpoint than the first bundle" if other else "",
     )
-
-
-def _machine(options: CompareOptions) -> dict[str, Any]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        engine = version("onnxruntime")
-    except PackageNotFoundError:
-        engine = "unknown"
-    return {
-        "processor": _processor(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "cpus": os.cpu_count(),
-        "threads": options.threads,
-        "onnxruntime": engine,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.lower().startswith("model name")]
-    return names[0] if names and names[0] else platform.processor() or platform.machine()

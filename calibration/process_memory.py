@@ -6,16 +6,26 @@ import threading
 from pathlib import Path
 from types import TracebackType
 
-__all__ = ["PrivatePeak", "mapped_resident", "peak_resident"]
+__all__ = ["PrivatePeak", "mapped_resident", "peak_resident", "reset_peak_resident"]
 
 _STATUS = Path("/proc/self/status")
 _SMAPS = Path("/proc/self/smaps")
+_CLEAR = Path("/proc/self/clear_refs")
 _INTERVAL = 0.01
 
 
 def peak_resident() -> int | None:
     """Most resident memory so far, mapped files included, in bytes."""
     return _status("VmHWM:")
+
+
+def reset_peak_resident() -> bool:
+    """Let `peak_resident` count from now on; False where the kernel does not do that."""
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def mapped_resident(path: Path) -> int | None:

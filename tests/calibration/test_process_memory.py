@@ -3,7 +3,13 @@ import os
 from pathlib import Path
 
 import pytest
-from blt_edge.calibration.process_memory import PrivatePeak, mapped_resident, peak_resident
+from blt_edge.calibration import process_memory
+from blt_edge.calibration.process_memory import (
+    PrivatePeak,
+    mapped_resident,
+    peak_resident,
+    reset_peak_resident,
+)
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
 _MB = 1 << 20
@@ -51,3 +57,20 @@ def test_unknown_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     with PrivatePeak() as watch:
         pass
     assert (watch.bytes, peak_resident(), mapped_resident(tmp_path)) == (None, None, None)
+
+
+def test_the_peak_counts_from_a_reset_on() -> None:
+    block = bytearray(os.urandom(1024)) * (100 * 1024)
+    before = peak_resident()
+    del block
+    if not reset_peak_resident():
+        pytest.skip("this kernel can't")
+    after = peak_resident()
+    assert before is not None
+    assert after is not None
+    assert after < before - 50 * _MB
+
+
+def test_a_kernel_that_cannot_reset_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_memory, "_CLEAR", tmp_path / "gone" / "clear_refs")
+    assert not reset_peak_resident()

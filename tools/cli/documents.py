@@ -1,4 +1,4 @@
-"""Inputs read whole and JSON documents written whole: the files that a verb is given by the user."""
+"""Inputs read whole, and documents and pictures written whole: the files that a verb is given by the user."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 import os
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .options import STDIN
 from .session import Session, is_terminal
 
-__all__ = ["read_input", "shown_name", "write_json"]
+__all__ = ["json_line", "read_input", "shown_name", "write_json", "write_whole"]
 
 
 def read_input(path: Path, session: Session, what: str) -> bytes:
@@ -40,12 +40,22 @@ def write_json(target: Path, document: Mapping[str, Any]) -> None:
         if sys.stdout is not None:
             sys.stdout.write(text)
         return
+    write_whole(target, lambda path: path.write_text(text, encoding="ascii"))
+
+
+def json_line(document: Mapping[str, Any]) -> str:
+    """The document on one line, without a newline after it."""
+    return json.dumps(_finite(document), ensure_ascii=True)
+
+
+def write_whole(target: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file that becomes `target`, whole or not at all. Raises what `write` does."""
     if target.exists() and not target.is_file():
-        target.write_text(text, encoding="ascii")  # a pipe or a device
+        write(target)  # a pipe or a device
         return
     temporary = target.with_name(f".{target.name[:100]}.partial-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        temporary.write_text(text, encoding="ascii")
+        write(temporary)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

@@ -28,9 +28,10 @@ VERBS = {
     "export": "Turn a checkpoint into a bundle of ONNX graphs, and check it.",
     "validate": "Compare a bundle with its reference; the exit code is the verdict.",
     "quantize": "Write a bundle at lower precision: FP16, INT8, INT4, smaller tables.",
-    "build": "Prepare a bundle for this device: loads faster, takes less memory.",
+    "build": "Prepare a bundle for this device: runs and loads faster, takes less memory.",
     "generate": "Continue a text, printed as it comes.",
     "score": "Measure bits per byte of files.",
+    "profile": "Measure where time goes, and how near it is to what memory allows.",
     "compare": "Set bundles side by side: size, quality, speed, memory.",
     "inspect": "Show what is in a bundle and how much memory it takes.",
 }

@@ -1,0 +1,135 @@
+"""Generations that never were, with round numbers, and profiles of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from blt_edge.runtime import GenerationStats
+from blt_edge.runtime.manifest import EmbeddingSpec, FileRecord, Manifest, ModelSpec, StageSpec
+from blt_edge.tools.profiling.bandwidth import Bandwidth
+from blt_edge.tools.profiling.cost import cost_card
+from blt_edge.tools.profiling.figures import figures
+from blt_edge.tools.profiling.measure import Case, Profile, ProfileOptions
+from blt_edge.tools.profiling.recorder import Arrival, Round, StageEvent
+
+from .bundles import describe
+
+__all__ = ["STAGES", "demo_manifest", "make_case", "make_profile", "make_round"]
+
+STAGES = ("patcher", "encoder", "latent", "decoder")
+_DEMO = Path(__file__).parents[2] / "export" / "demo" / "config.json"
+
+
+def demo_manifest() -> Manifest:
+    """The description of the bundled demo's float32 bundle, as far as costs go."""
+    sizes = {"patcher": 1_873_920, "encoder": 1_622_016, "latent": 10_665_984, "decoder": 7_867_392}
+    shapes = {"patcher": (2, 4, 128), "encoder": (1, 3, 128), "latent": (3, 4, None), "decoder": (4, 3, 128)}
+    stages = {
+        name: StageSpec(
+            f"{name}.onnx", f"{name}.onnx.data", "fp32", layers, heads, 32, window, 16384, size // 4, values
+        )
+        for (name, (layers, heads, window)), size, values in zip(
+            shapes.items(), sizes.values(), (None, None, 1536, 1536), strict=True
+        )
+    }
+    manifest = describe()
+    return replace(
+        manifest,
+        source=replace(manifest.source, name="demo", config=json.loads(_DEMO.read_text())),
+        model=ModelSpec(260, 192, 2, 16384, 1024, {}),
+        embedding=EmbeddingSpec("tables.bin", "float16", 192, 260, (3, 4, 5, 6, 7, 8), 1, 2053),
+        stages=stages,
+        files={f"{name}.onnx.data": FileRecord(size, "", "") for name, size in sizes.items()},
+    )
+
+
+def make_round(start: float = 100.0, slower: float = 1.0, **stats: Any) -> Round:
+    """A prompt of 4 bytes in two chunks, three new bytes: two steps of `slower` seconds each, of which the
+    second ends a patch.
+    """
+
+    def run(stage: str, moment: float, seconds: float, rows: int = 1) -> StageEvent:
+        return StageEvent(stage, start + moment, seconds, rows)
+
+    step = 1.2 + slower
+    events = (
+        run("patcher", 0.0, 0.1, 3),
+        run("encoder", 0.1, 0.1, 3),
+        run("latent", 0.2, 0.2, 2),
+        run("decoder", 0.4, 0.2, 3),
+        run("patcher", 0.7, 0.1, 2),
+        run("encoder", 0.8, 0.05, 2),
+        run("decoder", 0.85, 0.05, 2),
+        run("patcher", 1.2, 0.1),
+        run("encoder", 1.3, 0.1),
+        run("decoder", 1.4, 0.2),
+        run("patcher", step, 0.1),
+        run("encoder", step + 0.1, 0.1),
+        run("latent", step + 0.2, 0.3),
+        run("decoder", step + 0.5, 0.2),
+    )
+    end = step + slower
+    given = {
+        "prompt_bytes": 4,
+        "new_bytes": 3,
+        "patches": 4,
+        "prefill_seconds": 1.0,
+        "first_byte_seconds": 1.2,
+        "decode_seconds": end - 1.0,
+        "state_bytes": 5000,
+        **stats,
+    }
+    arrivals = (Arrival(start + 1.2, 1, 7), Arrival(start + step, 1, 10), Arrival(start + end, 1, 14))
+    return Round(start, events, arrivals, GenerationStats(**given), "length")
+
+
+def make_case(*rounds: Round, threads: int | None = 2, draft: str = "none", **changes: Any) -> Case:
+    """A case of these rounds (one when none is given) on a memory of 1 GB/s."""
+    rounds = rounds or (make_round(),)
+    found = figures(rounds, STAGES, drafting=draft != "none")
+    cost = cost_card(
+        demo_manifest(),
+        positions=found.positions,
+        bytes_per_patch=found.bytes_per_patch,
+        calls_per_byte={name: stage.calls_per_byte for name, stage in found.stages.items()},
+        state_bytes=found.state_bytes,
+        bandwidth=1e9,
+    )
+    case = Case(
+        threads=threads,
+        draft=draft,
+        figures=found,
+        cost=cost,
+        bandwidth=Bandwidth(1e9, 2, 1 << 28, 1 << 20, 6),
+        load_seconds=0.5,
+        first_run=None,
+        other_load=0.0,
+        peak_resident=2_000_000,
+        peak_private=None,
+        byte_latencies=tuple(value for one in rounds for value in one.byte_latencies()),
+        last_round=rounds[-1],
+    )
+    return replace(case, **changes)
+
+
+def make_profile(*cases: Case, **options: Any) -> Profile:
+    """A profile of these cases (one when none is given)."""
+    cases = cases or (make_case(),)
+    asked = ProfileOptions(
+        threads=tuple(dict.fromkeys(case.threads for case in cases)),
+        **{"new_bytes": 3, "prompt_bytes": (4,), **options},
+    )
+    return Profile(
+        path="demo-bundle",
+        manifest=demo_manifest(),
+        engine="portable graphs",
+        prefill_chunk=256,
+        options=asked,
+        text_bytes=1000,
+        machine={"processor": "Abacus", "system": "Linux x86_64", "cpus": 2, "onnxruntime": "1.0"},
+        peaks_reset=True,
+        cases=cases,
+    )

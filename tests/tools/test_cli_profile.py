@@ -1,0 +1,137 @@
+"""`blt-edge profile`: the tables, the document, pictures and timelines, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from blt_edge.tools.profiling.bandwidth import measure_bandwidth
+
+QUICK = ("--prompt-bytes", 40, "--new-bytes", 12, "--repeat", 2, "--threads", 1)
+
+
+@pytest.fixture(autouse=True)
+def small_bandwidth_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blt_edge.tools.profiling import bandwidth, measure
+
+    monkeypatch.setattr(bandwidth, "_SECONDS", 0.01)
+    monkeypatch.setattr(measure, "measure_bandwidth", lambda threads: measure_bandwidth(threads, 1 << 20))
+
+
+def test_one_case(cli, tiny_model, tmp_path: Path) -> None:
+    files = {name: tmp_path / f"out.{name}" for name in ("json", "svg", "trace")}
+    outputs = ("--json", files["json"], "--plot", files["svg"], "--trace", files["trace"])
+    result = cli("profile", "-m", tiny_model.bundle, *QUICK, *outputs)
+    assert result.exit_code == 0, result.stderr
+    *lines, last = result.stdout.splitlines()
+    document = json.loads(last)
+    assert document == json.loads(files["json"].read_text())
+    (case,) = document["cases"]
+    assert (case["threads"], case["prompt_bytes"], case["draft"]) == (1, 40, "none")
+    assert case["cost"]["table_rows"] == 4
+    assert case["decode"]["stages"]["encoder"]["calls_per_byte"] == 1
+    assert [f"warning: {line}" for line in document["warnings"]] == [
+        line for line in lines if line.startswith("warning: ")
+    ]
+    # The cost card comes first.
+    header = next(line for line in lines if line.startswith("stage "))
+    assert header.split() == ["stage", "precision", "weights", "cache", "runs/byte", "read/byte"]
+    words = [line.split()[0] for line in lines if line]
+    order = ["bundle", "stage", "tables", "bandwidth", "ceiling", "prefill", "decode", "ms/byte", "time"]
+    places = [words.index(word) for word in order]
+    assert places == sorted(places)
+    assert files["svg"].read_text().startswith("<?xml")
+    assert json.loads(files["trace"].read_text())["traceEvents"]
+    assert sorted(tmp_path.iterdir()) == sorted(files.values())
+    assert "round 2 of 2" in result.stderr
+
+
+def test_a_sweep_with_json_alone(cli, tiny_model) -> None:
+    sweep = ("--prompt-bytes", "10,20", "--prompt-bytes", "10", "--draft", "none,lookup", "--threads", "1,2")
+    flags = ("--new-bytes", 8, "--repeat", 1, "--warmup", 0, "--json", "-", "-q")
+    result = cli("profile", "-m", tiny_model.bundle, *sweep, *flags)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    (line,) = result.stdout.splitlines()
+    cases = json.loads(line)["cases"]
+    assert [(case["threads"], case["prompt_bytes"], case["draft"]) for case in cases] == [
+        (threads, size, draft) for threads in (1, 2) for size in (10, 20) for draft in ("none", "lookup")
+    ]
+
+
+def test_tables_of_a_sweep(cli, tiny_model, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"the cat and the hat and the cat")
+    sweep = ("--draft", "decoder", "--text", tmp_path / "a.txt", "--threads", "1", "--prompt-bytes", "10,50")
+    result = cli("profile", "-m", tiny_model.bundle, *sweep, "--new-bytes", 8, "--repeat", 1)
+    assert result.exit_code == 0, result.stderr
+    headers = [line.split() for line in result.stdout.splitlines() if line.startswith("threads")]
+    assert [header[:3] for header in headers] == [["threads", "draft", "prompt"]] * 3
+    assert headers[0][3:] == ["prefill", "first", "decode", "p50", "p99", "ceiling", "reached"]
+    assert headers[1][-3:] == ["other", "accepted", "bytes/round"]
+    assert "warning: the text has 31 bytes and is repeated to make prompts of 50" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["--threads", "2,many"], 2, "--threads: got '2,many'; give a whole number, or several with commas"),
+        (["--threads", "0"], 2, "--threads: got 0, a whole number from 1 to 1024 is needed"),
+        (
+            ["--prompt-bytes", "495"],
+            2,
+            "--prompt-bytes: got 495, with 128 new bytes this model has positions",
+        ),
+        (["--new-bytes", "1"], 2, "--new-bytes: got 1, a whole number from 2"),
+        (["--draft", "none,oracle"], 2, "--draft: got 'oracle', this version has auto or none or decoder"),
+        (["--draft-length", "0"], 2, "--draft-length"),
+        (["--repeat", "0"], 2, "--repeat: got 0, a whole number from 1"),
+        (["--device", "tpu"], 2, "--device: got 'tpu'"),
+        (["--text", "gone.txt"], 2, "--text: gone.txt does not exist"),
+        (["--text", "-"], 2, "--text: stdin is empty; there is nothing to take prompts from"),
+        (["--plot", "out.jpg"], 2, "--plot: got out.jpg; give a file that ends with .png, .svg or .pdf"),
+        (["--trace", "-"], 2, "--trace: got -; give a file"),
+        (["--trace", "a.json", "--json", "a.json"], 2, "--json, --plot and --trace: a file is given twice"),
+        (["--trace", "no/such/a.json"], 2, "--trace: the directory no/such does not exist"),
+    ],
+)
+def test_refusals(
+    cli,
+    tiny_model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    line: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = cli("profile", "-m", tiny_model.bundle, "-q", *arguments)
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr.startswith(f"blt-edge: error: {line}")
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_needs_matplotlib(cli, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    result = cli("profile", "-m", tiny_model.bundle, "--plot", tmp_path / "p.png")
+    assert result.exit_code == 1
+    assert "pip install 'blt-edge[plot]'" in result.stderr
+
+
+def test_a_failed_picture_leaves_nothing_behind(
+    cli, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from blt_edge.tools.profiling import plot
+
+    def fail(profile: object, path: Path, kind: str) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr(plot, "draw_profile", fail)
+    result = cli("profile", "-m", tiny_model.bundle, *QUICK, "--plot", tmp_path / "p.png")
+    assert result.exit_code == 1
+    assert "No space left on device" in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,187 @@
+"""One generation as it happened: when each stage ran, and when bytes came."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ...runtime import BltModel, GenerationOptions, GenerationStats
+
+__all__ = ["Arrival", "ByteLatency", "Round", "StageEvent", "record_round"]
+
+
+@dataclass(frozen=True)
+class StageEvent:
+    """One run of a stage's graph."""
+
+    stage: str
+    """Its name."""
+    start: float
+    """`time.perf_counter` seconds."""
+    seconds: float
+    """How long it took."""
+    rows: int
+    """Bytes, or patches in the latent stage, that it read."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Bytes that came at once."""
+
+    moment: float
+    """`time.perf_counter` seconds."""
+    count: int
+    """Bytes."""
+    calls: int
+    """Stage runs so far: bytes with the same number came out of the same ones."""
+
+
+@dataclass(frozen=True)
+class ByteLatency:
+    """How long a byte took."""
+
+    seconds: float
+    """With everything: stages, sampling, the host's work."""
+    latent: bool
+    """Whether the latent stage ran meanwhile, because a patch ended."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """A generation that ended. Moments are `time.perf_counter` seconds."""
+
+    start: float
+    """When it was asked for."""
+    events: tuple[StageEvent, ...]
+    """Stage runs, in order."""
+    arrivals: tuple[Arrival, ...]
+    """Bytes, in order; those that came out of the same stage runs are one arrival."""
+    stats: GenerationStats
+    """The runtime's own figures."""
+    finish_reason: str
+    """Why it ended."""
+
+    @property
+    def prefilled(self) -> float:
+        """The moment when the prompt had been read."""
+        return self.start + self.stats.prefill_seconds
+
+    @property
+    def first_byte(self) -> float:
+        """The moment when the first byte was chosen."""
+        return self.start + self.stats.first_byte_seconds
+
+    @property
+    def end(self) -> float:
+        """The moment when it ended."""
+        return self.prefilled + self.stats.decode_seconds
+
+    @property
+    def prefill_events(self) -> list[StageEvent]:
+        """Stage runs over the prompt."""
+        return [event for event in self.events if self._in_prefill(event)]
+
+    @property
+    def decode_events(self) -> list[StageEvent]:
+        """Stage runs after it."""
+        return [event for event in self.events if not self._in_prefill(event)]
+
+    def _in_prefill(self, event: StageEvent) -> bool:
+        # By its middle: the runtime's clock starts a few microseconds after ours.
+        return event.start + event.seconds / 2 < self.prefilled
+
+    @property
+    def decode_steps(self) -> int:
+        """Bytes that were read after the prompt: all but the last, which nothing follows.
+
+        The step that ended the text by itself is one, too.
+        """
+        return max(0, self.stats.new_bytes - (self.finish_reason != "eos"))
+
+    @property
+    def decode_seconds(self) -> float:
+        """Time of those steps: from the first byte to the end."""
+        return max(self.end - self.first_byte, 1e-9)
+
+    @property
+    def prefill_chunks(self) -> list[tuple[int, float]]:
+        """Ids and seconds of each pass over the stages that the prompt took, in order."""
+        events = self.prefill_events
+        first = [event for event in events if event.stage == events[0].stage]
+        ends = [*(event.start for event in first[1:]), self.prefilled]
+        return [(event.rows, end - event.start) for event, end in zip(first, ends, strict=True)]
+
+    @property
+    def prompt_patches(self) -> int:
+        """Patches of the prompt that had ended when it had been read, with the one that BOS is alone in."""
+        return sum(event.rows for event in self.prefill_events if event.stage == "latent")
+
+    def byte_latencies(self) -> Iterator[ByteLatency]:
+        """One for each byte after the first.
+
+        Without drafts from one step's beginning to the next one's: text comes later where a character has
+        several bytes. With drafts from arrival to arrival, and bytes that came together share their time.
+        """
+        return self._arrival_latencies() if self.stats.rounds else self._step_latencies()
+
+    def _step_latencies(self) -> Iterator[ByteLatency]:
+        events = self.decode_events
+        starts = [event.start for event in events if event.stage == events[0].stage]
+        latents = [event.start for event in events if event.stage == "latent"]
+        for start, end in zip(starts, [*starts[1:], self.end], strict=True):
+            ran = bisect_left(latents, start) < bisect_left(latents, end)
+            yield ByteLatency(end - start, ran)
+
+    def _arrival_latencies(self) -> Iterator[ByteLatency]:
+        for before, arrival in zip(self.arrivals, self.arrivals[1:], strict=False):
+            each = (arrival.moment - before.moment) / arrival.count
+            runs = self.events[before.calls : arrival.calls]
+            latent = any(event.stage == "latent" for event in runs)
+            for _ in range(arrival.count):
+                yield ByteLatency(each, latent)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Bytes whose latency is an even share of what several took."""
+        if not self.stats.rounds:
+            return 0
+        return sum(arrival.count for arrival in self.arrivals[1:] if arrival.count > 1)
+
+
+@dataclass
+class _Recorder:
+    # What the model calls after each stage run. Appending is all it does: it is inside what is timed.
+    events: list[StageEvent] = field(default_factory=list)
+
+    def __call__(self, stage: str, start: float, seconds: float, rows: int) -> None:
+        self.events.append(StageEvent(stage, start, seconds, rows))
+
+
+def record_round(model: BltModel, prompt: bytes, options: GenerationOptions) -> Round:
+    """Generate once and write down what happened. Raises what `BltModel.stream` does."""
+    recorder = _Recorder()
+    arrivals: list[Arrival] = []
+    model.observer = recorder
+    try:
+        start = time.perf_counter()
+        for chunk in model.stream(prompt, options):
+            if chunk.data:
+                arrivals.append(Arrival(time.perf_counter(), len(chunk.data), len(recorder.events)))
+    finally:
+        model.observer = None
+    assert chunk.stats is not None
+    assert chunk.finish_reason is not None
+    return Round(start, tuple(recorder.events), _merged(arrivals), chunk.stats, chunk.finish_reason)
+
+
+def _merged(arrivals: list[Arrival]) -> tuple[Arrival, ...]:
+    """A draft's bytes may come one by one, but they came out of one round: its last moment counts."""
+    rounds = (list(group) for _, group in groupby(arrivals, key=lambda arrival: arrival.calls))
+    return tuple(
+        Arrival(group[-1].moment, sum(arrival.count for arrival in group), group[0].calls) for group in rounds
+    )
