@@ -3,6 +3,7 @@
 Theory: transformers' BLT has no working cache, so each new byte recomputes the whole context: its time
 grows with the context. The cached runtime touches each weight once per byte (the global transformer's
 once per patch) and its windowed caches. Rounds alternate between the two; the ratio is that of the medians.
+Compiling (`--compile`) fuses the reference's small operations, but still recomputes the whole context.
 
     python -m blt_edge.tools.bench.decode --bundle demo-bundle --checkpoint export/demo --text FILE
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 from ...runtime import BltModel, GenerationOptions
 from .common import Spread, machine, print_json
@@ -32,38 +34,51 @@ def main() -> None:
     parser.add_argument(
         "--reference-bytes", type=int, default=16, help="bytes that transformers generates a round"
     )
+    parser.add_argument(
+        "--compile", action="store_true", help="also transformers under torch.compile (needs a C++ compiler)"
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 
     model = BltModel.load(args.bundle, threads=args.threads)
-    reference = _load_reference(args.checkpoint, args.threads)
     text = args.text.read_bytes()
+    prompts = [text[2000 + number * args.context :][: args.context] for number in range(args.rounds)]
+    references = {"transformers": _load_reference(args.checkpoint, args.threads)}
+    document: dict[str, Any] = {"benchmark": "decode", "context": args.context, "threads": args.threads}
+    if args.compile:
+        references["compiled"] = _load_reference(args.checkpoint, args.threads)
+        seconds = _compile(references["compiled"], text[: args.context], args.reference_bytes)
+        document["compile_seconds"] = seconds
+        print(f"torch.compile and its first {args.reference_bytes} bytes: {seconds:.0f} s")
     print(f"{machine()}; {args.threads} threads; {args.context} bytes of context; float32")
-    print(f"{'round':>5}  {'runtime B/s':>12}  {'transformers B/s':>16}  same bytes")
-    cached, uncached = [], []
-    for number in range(args.rounds):
-        start = 2000 + number * args.context
-        prompt = text[start : start + args.context]
-        stats, data = _decode(model, prompt, args.new_bytes)
-        speed, expected = _decode_reference(reference, prompt, args.reference_bytes)
-        cached.append(stats)
-        uncached.append(speed)
-        same = data[: len(expected)] == expected
-        print(f"{number:>5}  {stats:>12.1f}  {speed:>16.2f}  {'yes' if same else 'NO'}")
-    fast, slow = Spread.of(cached), Spread.of(uncached)
-    ratio = fast.median / slow.median
-    print(f"runtime {fast} bytes/s, transformers {slow} bytes/s: {ratio:.1f} times as fast")
-    print_json(
-        {
-            "benchmark": "decode",
-            "context": args.context,
-            "threads": args.threads,
-            "runtime_bytes_per_second": fast.to_dict(),
-            "transformers_bytes_per_second": slow.to_dict(),
-            "ratio": ratio,
-        }
-    )
+    columns = "".join(f"{name} B/s".rjust(18) for name in references)
+    print(f"{'round':>5}  {'runtime B/s':>12}{columns}  same bytes")
+    cached: list[float] = []
+    uncached: dict[str, list[float]] = {name: [] for name in references}
+    for number, prompt in enumerate(prompts):
+        speed, data = _decode(model, prompt, args.new_bytes)
+        cached.append(speed)
+        same = True
+        for name, reference in references.items():
+            slow_speed, expected = _decode_reference(reference, prompt, args.reference_bytes)
+            uncached[name].append(slow_speed)
+            same = same and data[: len(expected)] == expected
+        speeds = "".join(f"{values[-1]:>18.2f}" for values in uncached.values())
+        print(f"{number:>5}  {speed:>12.1f}{speeds}  {'yes' if same else 'NO'}")
+    _report(cached, uncached, document)
+
+
+def _report(cached: list[float], uncached: dict[str, list[float]], document: dict[str, Any]) -> None:
+    fast = Spread.of(cached)
+    document["runtime_bytes_per_second"] = fast.to_dict()
+    for name, values in uncached.items():
+        slow = Spread.of(values)
+        ratio = fast.median / slow.median
+        print(f"runtime {fast} bytes/s, {name} {slow} bytes/s: {ratio:.1f} times as fast")
+        document[f"{name}_bytes_per_second"] = slow.to_dict()
+        document["ratio" if name == "transformers" else f"ratio_{name}"] = ratio
+    print_json(document)
 
 
 def _decode(model: BltModel, prompt: bytes, count: int) -> tuple[float, bytes]:
@@ -77,6 +92,16 @@ def _load_reference(folder: Path, threads: int):  # type: ignore[no-untyped-def]
 
     torch.set_num_threads(threads)
     return BltForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def _compile(reference, prompt: bytes, count: int) -> float:  # type: ignore[no-untyped-def]
+    # Seconds of compiling, which the first pass does. Dynamic shapes: else each new byte compiles again.
+    import torch
+
+    started = time.perf_counter()
+    reference.forward = torch.compile(reference.forward, dynamic=True)
+    _decode_reference(reference, prompt, count)
+    return time.perf_counter() - started
 
 
 def _decode_reference(reference, prompt: bytes, count: int) -> tuple[float, bytes]:  # type: ignore[no-untyped-def]

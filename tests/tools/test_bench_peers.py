@@ -1,0 +1,174 @@
+"""The pure pieces of the comparison with other engines: no engine runs here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from blt_edge.tools.bench import peers
+from blt_edge.tools.bench.engine import BenchError, Card, Reading, Round, TokenBudget, need
+from blt_edge.tools.bench.llama_shape import LLAMA_1B, LlamaShape
+from blt_edge.tools.bench.random_gguf import q4_0_rows, write_random_llama
+from blt_edge.tools.bench.table import Measured, document, in_units, paired_ratio, render
+from blt_edge.tools.bench.worker import Worker
+
+SMALL = LlamaShape(layers=2, width=64, heads=4, kv_heads=2, ffn=96, vocabulary=7)
+
+
+class FakeEngine:
+    """Answers with the length of what it is given."""
+
+    def __init__(self) -> None:
+        self.card = Card("fake", 1, 2, "test")
+
+    def read(self, task: Round) -> Reading:
+        if task.new_bytes > 100:
+            raise BenchError("too many")
+        return Reading(len(task.prompt), task.new_bytes)
+
+
+class FakeSpec:
+    """Loads in another process; `failure` is raised there."""
+
+    name = "fake"
+    memory_bytes = 0
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.failure = failure
+
+    def open(self) -> FakeEngine:
+        if self.failure is not None:
+            raise self.failure
+        return FakeEngine()
+
+
+def measured(name: str, *decode: float) -> Measured:
+    return Measured(Card(name, 5_000_000, 2_000, "test"), [Reading(10.0, value) for value in decode])
+
+
+def test_a_ratio_is_taken_round_by_round() -> None:
+    ratio = paired_ratio([10, 30, 20], [5, 10, 20])
+    assert (ratio.median, ratio.low, ratio.high) == (2, 1, 3)
+
+
+def test_the_table_has_a_row_an_engine_and_a_ratio_a_bundle() -> None:
+    tables = replace(measured("a", 20, 40).card, table_parameters=3_000_000_000, table_bytes=7_000_000)
+    rows = [Measured(tables, measured("a", 20, 40).readings), measured("peer", 10, 10)]
+    lines = render(rows, ["a"]).splitlines()
+    assert len(lines) == 3
+    assert "5M + 3G tables" in lines[1]
+    assert "2KB + 7MB tables" in lines[1]
+    assert "10 (10 to 10)" in lines[2]
+    assert lines[2].endswith("3 (2 to 4)")
+    assert document(rows, ["a"])[1]["bundle_times_as_fast"] == {"a": {"median": 3, "low": 2, "high": 4}}
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(12, "12"), (1_500, "1.5K"), (134_515_008, "135M"), (1_073_809_408, "1.07G")]
+)
+def test_numbers_are_short(number: int, text: str) -> None:
+    assert in_units(number) == text
+
+
+def test_tokens_stand_for_bytes() -> None:
+    budget = TokenBudget(threads=2, bytes_per_token=4.0, positions=512)
+    ids = budget.prompt(Round(b"x" * 256, 128), vocabulary=1000)
+    assert len(ids) == 64
+    assert min(ids) >= 100
+    assert max(ids) < 1000
+    assert budget.tokens(1) == 2
+    assert budget.bytes_per_second(steps=30, seconds=2.0) == 60.0
+
+
+def test_a_missing_package_is_named_with_its_command() -> None:
+    with pytest.raises(BenchError, match="pip install no-such-package-xyz"):
+        need("no_such_package_xyz")
+
+
+def test_the_1b_shape_counts_every_tensor() -> None:
+    layer = 2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192 + 2 * 2048
+    assert LLAMA_1B.parameters == 16 * layer + 49_152 * 2048 + 2048
+
+
+def test_random_blocks_have_the_stated_deviation() -> None:
+    data = q4_0_rows(np.random.default_rng(1), rows=64, columns=256)
+    assert data.shape == (64, 256 // 32 * 18)
+    blocks = data.reshape(-1, 18)
+    scales = blocks[:, :2].copy().view(np.float16).astype(np.float32)
+    nibbles = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1).astype(np.int32) - 8
+    assert float((nibbles * scales).std()) == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_written_file_reads_back(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    vocabulary = tmp_path / "vocabulary.gguf"
+    source = gguf.GGUFWriter(vocabulary, "llama")
+    source.add_tokenizer_model("gpt2")
+    source.add_token_list([f"w{number}" for number in range(SMALL.vocabulary)])
+    source.add_chat_template("{{ left out }}")
+    source.write_header_to_file()
+    source.write_kv_data_to_file()
+    source.write_ti_data_to_file()
+    source.close()
+
+    reader = gguf.GGUFReader(write_random_llama(tmp_path / "random.gguf", SMALL, vocabulary))
+    assert reader.fields["llama.block_count"].contents() == SMALL.layers
+    assert reader.fields["llama.attention.head_count_kv"].contents() == SMALL.kv_heads
+    assert reader.fields["tokenizer.ggml.tokens"].contents() == [f"w{n}" for n in range(SMALL.vocabulary)]
+    assert "tokenizer.chat_template" not in reader.fields
+    assert sum(int(tensor.n_elements) for tensor in reader.tensors) == SMALL.parameters
+    embedding = reader.tensors[0]
+    assert (embedding.name, embedding.tensor_type.name) == ("token_embd.weight", "Q4_0")
+    assert list(embedding.shape) == [SMALL.width, SMALL.vocabulary]
+    weights = gguf.dequantize(embedding.data, embedding.tensor_type)
+    assert weights.shape == (SMALL.vocabulary, SMALL.width)
+    assert float(weights.std()) == pytest.approx(0.02, rel=0.2)
+    assert [file.name for file in tmp_path.iterdir() if "tmp" in file.name] == []
+
+
+def test_an_engine_answers_from_its_own_process() -> None:
+    with Worker(FakeSpec(), Round(b"", 1)) as worker:
+        assert worker.card.name == "fake"
+        assert worker.read(Round(b"abc", 5)) == Reading(3, 5)
+        with pytest.raises(BenchError, match="too many"):
+            worker.read(Round(b"", 101))
+
+
+def test_an_engine_that_cannot_load_says_why() -> None:
+    with pytest.raises(BenchError, match="no such thing"):
+        Worker(FakeSpec(BenchError("no such thing")), Round(b"", 1))
+
+
+def test_an_engine_whose_process_dies_is_named() -> None:
+    with pytest.raises(BenchError, match="fake: its process ended with code"):
+        Worker(FakeSpec(SystemExit(3)), Round(b"", 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--bundle", "missing"], "missing"),
+        (["--gguf", "missing.gguf"], "neither a file nor one of smollm2, random-1b"),
+        (["--genai", "missing"], "neither a folder with genai_config.json nor random-1b"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["peers", "--workdir", str(tmp_path), *arguments]
+    if "--bundle" not in arguments:
+        command += ["--bundle", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as caught:
+        peers.main()
+    assert caught.value.code == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]

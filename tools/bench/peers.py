@@ -1,0 +1,215 @@
+"""How fast does a bundle add bytes beside token models in llama.cpp and onnxruntime-genai, in one run?
+
+Theory: decoding reads every weight that a step needs, so a step takes about weights / memory bandwidth. A
+token model's step adds some 4.3 bytes of English, a byte model's one byte or as many as its drafts get right,
+with most of its weights read once a patch. Bytes a second compare them at like size and like precision;
+how good the text is, is not measured. Random weights may patch more finely than trained ones (4 bytes a
+patch), which slows a byte model down: the bytes a patch are printed beside its speed.
+
+Each engine has a process of its own and starts every round with an empty cache. One round before the first
+is not counted, so weights are in memory; then engines take turns, so that ratios are paired. Prefill and
+decoding are told apart; the first new byte or token, which the prompt's logits give, is no decoding. Where
+memory is too small for all engines, each is loaded again for each round. `llama_cpp`, `genai` and
+`blt_engine` say what exactly runs. The machine must be idle: engines whose threads wait for each other by
+spinning, llama.cpp's above all, collapse beside other work, and then a ratio says nothing.
+
+    python -m blt_edge.tools.bench.peers --bundle demo-bundle --gguf smollm2 --gguf random-1b
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.resources
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from .blt_engine import BltSpec
+from .common import machine, print_json
+from .engine import BenchError, EngineSpec, Reading, Round, TokenBudget
+from .genai import GenaiSpec, build_random
+from .llama_cpp import PACKAGES, LlamaCppSpec, smollm2
+from .llama_shape import LLAMA_1B
+from .random_gguf import write_random_llama
+from .table import Measured, document, render
+from .worker import Worker
+
+__all__ = ["main"]
+
+_MEMORY_SHARE = 0.8
+_BUSY = 0.5
+
+
+def main() -> None:
+    """Command-line entry. Exit code 1 and one line on stderr when an engine can't be measured."""
+    args = _parser().parse_args()
+    try:
+        _compare(args)
+    except BenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--bundle", action="append", type=Path, required=True, help="blt-edge bundle; repeatable")
+    add("--draft", help="where drafts come from, as in GenerationOptions; default: the runtime's own choice")
+    add("--gguf", action="append", default=[], help="GGUF file, smollm2 or random-1b; repeatable")
+    add("--llama-cpp", action="append", choices=PACKAGES, help="llama.cpp's package; repeatable (xllamacpp)")
+    add("--genai", action="append", default=[], help="onnxruntime-genai folder, or random-1b; repeatable")
+    add("--text", type=Path, help="prompts are taken from here; default: a bundled English text")
+    add("--context", type=_positive, default=256, help="bytes before the first new one")
+    add("--new-bytes", type=_positive, default=128, help="new bytes a round")
+    add("--bytes-per-token", type=float, default=4.3)
+    add("--rounds", type=_positive, default=5)
+    add("--threads", type=_positive, default=2)
+    add("--workdir", type=Path, help="where random-1b is written, once; default: the temporary folder")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}: at least 1 is needed")
+    return number
+
+
+def _compare(args: argparse.Namespace) -> None:
+    specs = _specs(args)
+    needed = sum(spec.memory_bytes for spec in specs)  # looks into every model: mistakes show before work
+    load = os.getloadavg()[0]
+    bundles = [spec.name for spec in specs[: len(args.bundle)]]
+    tasks = _rounds(args.text, args.context, args.new_bytes, args.rounds)
+    print(
+        f"{machine()}; {args.threads} threads; {args.rounds} rounds; {args.context} bytes of context, "
+        f"{args.new_bytes} new; {args.bytes_per_token} bytes a token; greedy"
+    )
+    if load > _BUSY:
+        _say(f"warning: other work is running (load average {load:.1f}); these figures will mean little")
+    measured = _measure(specs, tasks, needed)
+    for row in measured:
+        patches = "" if row.bytes_per_patch is None else f"; {row.bytes_per_patch:.2f} new bytes a patch"
+        print(f"{row.card.name}: {row.card.build}{patches}")
+    print(render(measured, bundles))
+    print_json(
+        {
+            "benchmark": "peers",
+            "threads": args.threads,
+            "rounds": args.rounds,
+            "context": args.context,
+            "new_bytes": args.new_bytes,
+            "bytes_per_token": args.bytes_per_token,
+            "load_average_before": load,
+            "engines": document(measured, bundles),
+        }
+    )
+
+
+def _specs(args: argparse.Namespace) -> list[EngineSpec]:
+    # Bundles first. Names must differ: rows and ratios go by them.
+    positions = math.ceil((args.context + args.new_bytes) / args.bytes_per_token) + 16
+    budget = TokenBudget(args.threads, args.bytes_per_token, positions)
+    workdir = args.workdir or Path(tempfile.gettempdir(), "blt-edge-bench")
+    workdir.mkdir(parents=True, exist_ok=True)
+    specs: list[EngineSpec] = [BltSpec(bundle, args.threads, args.draft) for bundle in args.bundle]
+    for choice in args.gguf:
+        gguf = _gguf(choice, workdir)
+        specs += [LlamaCppSpec(gguf, budget, package) for package in args.llama_cpp or PACKAGES[:1]]
+    specs += [GenaiSpec(_genai(choice, workdir), budget) for choice in args.genai]
+    names = [spec.name for spec in specs]
+    for name in names:
+        if names.count(name) > 1:
+            raise BenchError(
+                f"{name} was given {names.count(name)} times; give each once, with its own folder name"
+            )
+    return specs
+
+
+def _gguf(choice: str, workdir: Path) -> Path:
+    if choice == "smollm2":
+        return smollm2()
+    if choice != "random-1b":
+        path = Path(choice)
+        if not path.is_file():
+            raise BenchError(f"--gguf: {choice} is neither a file nor one of smollm2, random-1b")
+        return path
+    path = workdir / "random-llama-1b-q4_0.gguf"
+    if not path.is_file():
+        _say(f"writing {path}")
+        write_random_llama(path, LLAMA_1B, smollm2())
+    return path
+
+
+def _genai(choice: str, workdir: Path) -> Path:
+    if choice != "random-1b":
+        if not Path(choice, "genai_config.json").is_file():
+            raise BenchError(f"--genai: {choice} is neither a folder with genai_config.json nor random-1b")
+        return Path(choice)
+    folder = workdir / "random-llama-1b-int4"
+    if not folder.is_dir():
+        _say(f"building {folder} (minutes)")
+        build_random(folder, LLAMA_1B)
+    return folder
+
+
+def _rounds(text: Path | None, context: int, new_bytes: int, count: int) -> list[Round]:
+    # The first is the warm-up; each starts further on in the text.
+    if text is None:
+        data = importlib.resources.files("blt_edge.calibration").joinpath("text/english.txt").read_bytes()
+    else:
+        try:
+            data = text.read_bytes()
+        except OSError as error:
+            raise BenchError(f"--text: {text}: {error.strerror}") from None
+    step = (len(data) - context) // (count + 1)
+    if step < 1:
+        raise BenchError(
+            f"--text: {len(data)} bytes are too few for {count} rounds of {context} bytes of context"
+        )
+    return [Round(data[number * step :][:context], new_bytes) for number in range(count + 1)]
+
+
+def _measure(specs: Sequence[EngineSpec], tasks: Sequence[Round], needed: int) -> list[Measured]:
+    warm_up, *counted = tasks
+    free = _free_memory()
+    results: dict[str, Measured] = {}
+    with contextlib.ExitStack() as stack:
+        workers = {}
+        if needed < _MEMORY_SHARE * free:
+            for spec in specs:
+                _say(f"loading {spec.name}")
+                workers[spec.name] = stack.enter_context(Worker(spec, warm_up))
+        else:
+            _say(f"about {needed / 1e9:.1f} GB for all engines, {free / 1e9:.1f} GB free: one at a time")
+        for number, task in enumerate(counted, 1):
+            # Every other round goes backwards, so that nobody always follows the same neighbour.
+            for spec in specs if number % 2 else reversed(specs):
+                with contextlib.ExitStack() as alone:
+                    worker = workers.get(spec.name) or alone.enter_context(Worker(spec, warm_up))
+                    reading: Reading = worker.read(task)
+                results.setdefault(spec.name, Measured(worker.card)).readings.append(reading)
+                _say(f"round {number}: {spec.name}: {reading.decode:.1f} bytes/s")
+    return [results[spec.name] for spec in specs]
+
+
+def _free_memory() -> int:
+    # What Linux says can be had without swapping; elsewhere all physical memory.
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = [line.split() for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")]
+        if lines:
+            return int(lines[0][1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
