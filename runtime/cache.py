@@ -35,6 +35,8 @@ class StageCache(Protocol):
     """Positions read so far."""
     generation: int
     """Changes when the buffers do, so that whoever bound them binds anew."""
+    binding: Any
+    """What a backend has bound to these buffers; None when they are new."""
 
     @property
     def bytes(self) -> int:
@@ -82,7 +84,8 @@ class RingCache:
         self._largest = max(1, min(limit, wanted))
         self.length = 0
         self._oldest = 0  # every position from here to length is in the ring
-        self.generation = 0  # changes when the buffers do, so that whoever bound them binds anew
+        self.generation = 0
+        self.binding: Any = None
         self._allocate(2 * layers, kv_heads, head_dim, min(_FIRST_CAPACITY, self._largest))
 
     def _allocate(self, planes: int, kv_heads: int, head_dim: int, capacity: int) -> None:
@@ -111,6 +114,7 @@ class RingCache:
         self.buffer[:, :, :, : old.shape[3]] = old
         self.positions[:, : old_positions.shape[1]] = old_positions
         self.generation += 1
+        self.binding = None
 
     def inputs(self) -> dict[str, Array]:
         """Keys and values of each layer, and the slots' positions."""
@@ -184,6 +188,7 @@ class OrderedCache:
         self._largest = max(1, min(limit, limit if window is None else self._kept + _SLIDE + chunk))
         self.length = 0
         self.generation = 0
+        self.binding: Any = None
         self._base = 0
         shape = (2 * layers, 1, kv_heads, min(_FIRST_CAPACITY, self._largest), head_dim)
         self.buffer: Floats = np.zeros(shape, np.float32)
@@ -213,6 +218,7 @@ class OrderedCache:
         self.buffer = np.zeros((*old.shape[:3], grown, old.shape[4]), np.float32)
         self.buffer[:, :, :, :held] = old[:, :, :, :held]
         self.generation += 1
+        self.binding = None
 
     def _slide(self, shift: int) -> None:
         if shift <= 0:

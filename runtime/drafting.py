@@ -103,7 +103,7 @@ class Match:
 class LookupIndex:
     """The text so far, and where each of its n-grams was last."""
 
-    SHORTEST = 5
+    SHORTEST = 4
     """Ids that must have been there before."""
     LONGEST = 24
     """A longer match says nothing more."""

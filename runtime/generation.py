@@ -57,6 +57,8 @@ class GenerationStats:
     """Bytes guessed in them."""
     accepted: int = 0
     """Guesses that were right."""
+    missed: int = 0
+    """Rounds that a wrong guess ended; guesses behind it were not looked at."""
 
     @property
     def bytes_per_second(self) -> float:
@@ -223,6 +225,7 @@ def _stats(
         rounds=drafts.rounds,
         drafted=drafts.drafted,
         accepted=drafts.accepted,
+        missed=drafts.missed,
     )
 
 

@@ -2,8 +2,9 @@
 
 Every guess comes with a confidence, and how often guesses of about that confidence turn out right is learned
 as the text goes. A round goes on guessing while one more guess is likelier to save a step than its share of
-the pass over all guesses costs. Which source guesses is decided by what its recent rounds gave, bytes over
-seconds, against plain decoding; what did not pay is tried again after a while, since texts change.
+the pass over all guesses costs. What followed in the text before is taken where it promises more than a plain
+step; else the source whose recent rounds gave the most bytes a second guesses, or none does. What did not pay
+is tried again after a while, since texts change.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _MARGIN = 1.03
 # Rounds after which costs and the patches' density are looked at again, and an idle source is tried again.
 _REFRESH = 32
 _IDLE = 160
+# Rounds of each source before it is judged.
+_TRIALS = 4
 _BUCKETS = 8
 # Rows at which the slope of a pass over several guesses is read.
 _SLOPE_ROWS = 9
@@ -115,7 +118,7 @@ class _Source:
 
     def untried(self) -> bool:
         """Whether its rounds are too few or too long ago to judge it."""
-        return self.rounds < 3 or self.idle > _IDLE
+        return self.rounds < _TRIALS or self.idle > _IDLE
 
 
 class Planner:
@@ -126,6 +129,7 @@ class Planner:
         self._fixed_length = options.draft_length
         wanted = ("patcher", "decoder", "lookup") if options.draft == "auto" else (options.draft,)
         lowest = {"patcher": 0.3, "decoder": 0.5, "lookup": 0.4}
+        self._plain_rounds = _Source(0.0)
         self._sources = {
             name: _Source(lowest[name])
             for name in wanted
@@ -151,14 +155,14 @@ class Planner:
         floor = 0.0 if self._fixed_length is not None else self._floors[name]
         return Plan(name, length, Gate(self._sources[name].rates, floor), match)
 
-    def learn(self, plan: Plan, drafted: int, accepted: int, host_seconds: float) -> None:
-        """What came of a plan, and the seconds it took outside the stages."""
+    def learn(self, plan: Plan, drafted: int, accepted: int, seconds: float, host_seconds: float) -> None:
+        """What came of a plan, the seconds it took, and those of them outside the stages."""
         self._costs.observe(f"host {plan.source}", 0.0, host_seconds, drafted + 1)
-        for name, source in self._sources.items():
+        for name, source in (("none", self._plain_rounds), *self._sources.items()):
             if name != plan.source:
                 source.idle += 1
                 continue
-            source.add(accepted + 1, self._round_seconds(name, drafted))
+            source.add(accepted + 1, seconds)
             for index, bucket in enumerate(plan.gate.buckets[: accepted + 1]):
                 source.rates[bucket].add(index < accepted)
 
@@ -168,23 +172,29 @@ class Planner:
         usable = [name for name in self._sources if name != "lookup" or match is not None]
         if not self._automatic:
             return usable[0] if usable else None
-        if self._plain == 0.0:
-            return None  # nothing was measured yet: a plain round tells
-        best, speed = None, _MARGIN / self._plain
+        if self._plain == 0.0 or self._plain_rounds.rounds < _TRIALS:
+            return None
+        if match is not None and "lookup" in usable and self._lookup_speed(match) > _MARGIN / self._plain:
+            return "lookup"
+        best, speed = None, _MARGIN * self._plain_rounds.speed
         for name in usable:
             source = self._sources[name]
-            expected = self._lookup_speed(match) if name == "lookup" and match is not None else source.speed
-            if name == "decoder" and source.untried() and self._may_pay(name):
+            if name == "lookup":
+                continue
+            if source.untried() and self._may_pay(name):
                 return name
-            if name == "patcher" and source.untried():
-                expected = max(expected, speed)
-            if expected >= speed:
-                best, speed = name, expected
-        return best
+            if source.speed > speed:
+                best, speed = name, source.speed
+        # What plain decoding gives is asked again, now and then, as everything else is.
+        return None if self._plain_rounds.idle > _IDLE else best
 
     def _may_pay(self, name: str) -> bool:
-        """Whether a source would, if nearly every guess were right."""
-        return 0.9 * _LONGEST_CHOSEN * self._plain > self._round_seconds(name, _LONGEST_CHOSEN)
+        """Whether a source would, if nine guesses in ten were right."""
+        bytes_of = {length: (1 - 0.9 ** (length + 1)) / 0.1 for length in (2, 4, 8)}
+        return any(
+            count * self._plain > _MARGIN * self._round_seconds(name, length)
+            for length, count in bytes_of.items()
+        )
 
     def _lookup_speed(self, match: Match) -> float:
         gate = Gate(self._sources["lookup"].rates, self._floors["lookup"])

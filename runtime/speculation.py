@@ -36,6 +36,8 @@ class DraftFigures:
     """Guesses in them."""
     accepted: int = 0
     """Guesses that were right."""
+    missed: int = 0
+    """Rounds that a wrong guess ended."""
 
 
 class Speculator:
@@ -75,8 +77,10 @@ class Speculator:
             self.figures.rounds += 1
             self.figures.drafted += drafted
             self.figures.accepted += accepted
-        seconds = time.perf_counter() - started - (self._sequence.stage_seconds - staged)
-        self._planner.learn(plan, drafted, accepted, seconds)
+            self.figures.missed += accepted < drafted
+        seconds = time.perf_counter() - started
+        host_seconds = seconds - (self._sequence.stage_seconds - staged)
+        self._planner.learn(plan, drafted, accepted, seconds, host_seconds)
         return chosen
 
     def _plan(self, most: int) -> Plan:

@@ -85,7 +85,8 @@ def planned(costs: CostTable, draft: str, match: Match | None, rounds: int, shar
         confidence = match.confidence if plan.source == "lookup" and match else lambda index: 0.9
         while guesses < plan.length and plan.gate.admits(confidence(guesses)):
             guesses += 1
-        planner.learn(plan, guesses, int(share * guesses), 0.0)
+        seconds = planner._round_seconds(plan.source, guesses)
+        planner.learn(plan, guesses, int(share * guesses), seconds, 0.0)
     return chosen
 
 
