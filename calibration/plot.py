@@ -12,8 +12,10 @@ __all__ = ["draw_comparison"]
 
 # Bits per byte.
 _LEAST_RANGE = 0.02
-# Points above its point that a name stands.
+# Points: how far above its point a name stands, what a line of text takes, and a panel's height, about.
 _NAME_HEIGHT = 5.0
+_LINE = 12.0
+_PANEL_HEIGHT = 250.0
 
 
 def draw_comparison(comparison: Comparison, path: Path) -> None:
@@ -62,8 +64,7 @@ def _draw_panel(panel: Any, comparison: Comparison, text: str, speeds: list[floa
             arrowprops={"arrowstyle": "-", "linewidth": 0.6} if place[1] > _NAME_HEIGHT else None,
         )
     panel.set_xlim(0, 1.15 * max(sizes))
-    # A difference that means nothing must not fill the picture.
-    middle, half = (max(bits) + min(bits)) / 2, max(0.7 * (max(bits) - min(bits)), _LEAST_RANGE / 2)
+    middle, half = (max(bits) + min(bits)) / 2, _half_range(bits)
     panel.set_ylim(middle - half, middle + half)
     panel.ticklabel_format(useOffset=False)
     panel.set_title(f"{text}, {comparison.text_bytes[text]:,} bytes", fontsize=10)
@@ -74,13 +75,20 @@ def _draw_panel(panel: Any, comparison: Comparison, text: str, speeds: list[floa
 
 
 def _places(sizes: list[float], bits: list[float]) -> list[tuple[float, float]]:
-    """Where each name goes, in points from its point: right of it, above the last one where two are near."""
-    wide, high = max(sizes), max(max(bits) - min(bits), _LEAST_RANGE)
-    places: list[tuple[float, float]] = []
-    for at, (across, up) in enumerate(zip(sizes, bits, strict=True)):
-        near = sum(
-            abs(across - sizes[other]) < 0.25 * wide and abs(up - bits[other]) < 0.08 * high
-            for other in range(at)
-        )
-        places.append((-8.0 if across > 0.75 * wide else 8.0, _NAME_HEIGHT + 16.0 * near))
+    """Where each name goes, in points from its point: beside it, and above lower names that are near."""
+    wide, high = max(sizes), _half_range(bits) * 2 / _PANEL_HEIGHT
+    places = [(0.0, 0.0)] * len(sizes)
+    taken: list[tuple[float, float]] = []  # where along, and how many points up
+    for at in sorted(range(len(sizes)), key=lambda at: bits[at]):
+        height = _NAME_HEIGHT
+        near = [level for across, level in taken if abs(across - sizes[at]) < 0.25 * wide]
+        while any(abs(bits[at] / high + height - level) < _LINE for level in near):
+            height += 1
+        taken.append((sizes[at], bits[at] / high + height))
+        places[at] = (-8.0 if sizes[at] > 0.75 * wide else 8.0, height)
     return places
+
+
+def _half_range(bits: list[float]) -> float:
+    # A difference that means nothing must not fill the picture.
+    return max(0.7 * (max(bits) - min(bits)), _LEAST_RANGE / 2)

@@ -63,11 +63,15 @@ class ExportPlan:
 
 
 def plan_export(
-    source: str, *, precision: str = "fp32", tables: str = "auto", block_size: int = 32
+    source: str,
+    *,
+    precision: str = "fp32",
+    tables: str = "auto",
+    quantization: QuantizationOptions | None = None,
 ) -> ExportPlan:
     """What exporting `source` would write; nothing is written. Raises like `export_checkpoint`."""
     with open_checkpoint(source) as checkpoint:
-        return _plan(checkpoint, precision, tables, QuantizationOptions(block_size=block_size))
+        return _plan(checkpoint, precision, tables, quantization or QuantizationOptions())
 
 
 def export_checkpoint(
@@ -122,9 +126,6 @@ def _calibrated(
     options: QuantizationOptions,
     progress: Progress | None,
 ) -> QuantizationOptions:
-    # Refused before gigabytes are written.
-    trained = _context(None, plan.config)
-    check_texts(options.texts, options.windows, trained, options.seed)
     # On the output's disk: a bundle of gigabytes may not fit where temporary files usually go.
     with scratch(output.absolute(), "calibration") as folder:
         bundle = export_checkpoint(source, folder / "fp32", tables=plan.tables, progress=progress)
@@ -135,6 +136,8 @@ def _plan(checkpoint: Checkpoint, precision: str, tables: str, options: Quantiza
     config = parse_config(checkpoint.config)
     precisions = parse_precision(precision, stage_names(config))
     options.check()
+    if options.ranges is None:
+        check_texts(options.texts, options.windows, _context(None, config), options.seed)
     check_tensors(checkpoint, config)
     kind = _table_kind(checkpoint, tables)
     sizes = {

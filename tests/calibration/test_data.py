@@ -135,6 +135,12 @@ def test_windows_are_apart_inside_and_repeatable(
         assert all(len(window.read()) == size for window in own)
 
 
+@pytest.mark.parametrize("seed", [-1, True, 1.5])
+def test_a_seed_that_is_none_is_refused(tmp_path: Path, seed: int) -> None:
+    with pytest.raises(OptionError, match=f"seed: got {seed}, a whole number of at least 0"):
+        choose_windows([text(tmp_path, 600)], 2, 100, seed)
+
+
 def test_seeds_choose_differently(tmp_path: Path) -> None:
     texts = [text(tmp_path, 100_000)]
     assert choose_windows(texts, 5, 100, 1) != choose_windows(texts, 5, 100, 2)

@@ -136,11 +136,26 @@ def divergence_by_hand(counts: list[float], size: int) -> float:
 def test_entropy_finds_the_least_divergence(shape: str) -> None:
     # In nats, to a thousandth: bins of relative width smooth the thin tail a little.
     data = np.abs(samples(shape)).astype(np.float64)
-    counts = np.histogram(data, 512, (0, data.max()))[0].astype(float).tolist()
-    least = min(divergence_by_hand(counts, size) for size in range(128, 513, 4))
+    sums = np.histogram(data, 512, (0, data.max()), weights=data)[0].tolist()
+    least = min(divergence_by_hand(sums, size) for size in range(128, 513, 4))
     limit = entropy(observed(data.astype(np.float32)).histogram, bins=512)
-    found = divergence_by_hand(counts, round(limit / data.max() * 512))
+    found = divergence_by_hand(sums, round(limit / data.max() * 512))
     assert found <= 1.1 * least + 1e-3
+
+
+def test_entropy_keeps_the_tail_of_a_gated_product() -> None:
+    # Most values near zero, a few large: what enters a feed-forward's last product.
+    random = np.random.default_rng(7)
+    data = (random.laplace(size=(10_000, 20)) * random.laplace(size=(10_000, 20))).astype(np.float32)
+    largest = float(np.abs(data).max())
+    limit = observed(data).limit("entropy")
+    assert limit < largest
+
+    def error(limit: float) -> float:
+        step = limit / LEVELS
+        return float(((data - np.clip(np.rint(data / step), -LEVELS, LEVELS) * step) ** 2).sum())
+
+    assert error(limit) < error(largest)
 
 
 def test_a_single_outlier_is_clipped_by_all_methods_but_the_plain_one() -> None:

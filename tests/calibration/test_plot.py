@@ -1,11 +1,12 @@
 import builtins
 import math
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 from blt_edge.calibration.compare import BundleReport, CompareOptions, Comparison
-from blt_edge.calibration.plot import draw_comparison
+from blt_edge.calibration.plot import _places, draw_comparison
 from blt_edge.calibration.quality import Tally
 from blt_edge.runtime.errors import BltError
 
@@ -57,6 +58,20 @@ def test_points_lie_where_the_figures_are(tmp_path: Path, monkeypatch: pytest.Mo
     draw_comparison(comparison(1.5, 1.6), tmp_path / "out.png")
     assert drawn == [([15.0, 10.0], [1.5, 1.6], [100.0, 200.0])] * 2
     assert math.isclose(drawn[0][0][0], 15)
+
+
+@pytest.mark.parametrize(
+    "bits", [(1.8759, 1.8759, 1.8770, 1.8760, 1.8789), (1.5,) * 5, (1.5, 1.5001, 1.5, 9, 9.0001)]
+)
+def test_names_do_not_cover_each_other(bits: tuple[float, ...]) -> None:
+    sizes = [27.3, 16.6, 9.1, 9.6, 7.3]
+    places = _places(sizes, list(bits))
+    # 250 points for 1.4 of the range, or for 0.02 where that is more.
+    point = max(1.4 * (max(bits) - min(bits)), 0.02) / 250
+    for one, other in combinations(range(5), 2):
+        if abs(sizes[one] - sizes[other]) < 5:
+            heights = [bits[at] / point + places[at][1] for at in (one, other)]
+            assert abs(heights[0] - heights[1]) >= 12
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,5 +137,5 @@ def test_only_the_stages_asked_for_are_smoothed(float_bundle: Path, observations
 def test_a_strength_outside_its_range_is_refused(
     float_bundle: Path, observations: Observations, strength: Any
 ) -> None:
-    with pytest.raises(OptionError, match=r"smoothing: got .* from 0 to 1"):
+    with pytest.raises(OptionError, match=r"smooth: got .* from 0 to 1"):
         find_smoothing(float_bundle, observations.ranges("minmax"), strength=strength)

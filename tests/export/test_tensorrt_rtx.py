@@ -41,12 +41,13 @@ def test_stage_builds_with_prefill_and_decode_profiles(stage: str, precision: st
 def test_engine_sizes_show_that_precisions_are_real(tmp_path: Path) -> None:
     config = config_of(WIDE)
     sizes = {}
-    for precision in ("fp16", "int8w", "int4"):
+    for precision in ("fp16", "int8", "int8w", "int4"):
         folder = tmp_path / precision
         folder.mkdir()
         # Plain rounding: the search would change no size.
-        recipe = Recipe(precision, search="rtn")
+        recipe = Recipe(precision, search="rtn", ranges=UnitRanges())
         path = save_random_stage(folder, config, "latent", recipe)
         sizes[precision] = engine_bytes(path, axis_ranges(config))
+    assert sizes["int8"] <= 0.65 * sizes["fp16"]
     assert sizes["int8w"] <= 0.65 * sizes["fp16"]
     assert sizes["int4"] <= 0.4 * sizes["fp16"]

@@ -90,7 +90,9 @@ def test_calibration_files(cli, even_bundle: Path, tmp_path: Path) -> None:
         (["-o", "out", "--precision", "int8", "--calibration", "binary.txt"], "binary.txt"),
         (["-o", "out", "--precision", "int8", "--calibration", "gone.txt"], "gone.txt does not exist"),
         (["-o", "out", "--precision", "int8", "--calibration", "-"], "--calibration: stdin can't be read"),
-        (["-o", "out", "--precision", "int8", "--smooth", "2"], "smooth"),
+        (["-o", "out", "--precision", "int8", "--smooth", "2"], "--smooth: got 2.0"),
+        (["-o", "out", "--precision", "int8", "--seed", "-1"], "--seed: got -1"),
+        (["-o", "out", "--precision", "int4", "--calibration", "empty.txt"], "empty.txt is empty"),
         (["-o", "out", "--precision", "int4", "--block-size", "128"], "128 does not divide"),
         (["-o", "out", "--precision", "int8", "--rtol", "-1"], "--rtol is -1.0"),
         (["-o", "here", "--precision", "int8w"], "exists; give a new name, or --force"),
@@ -110,6 +112,32 @@ def test_refusals(
     assert message.startswith("blt-edge: error: ")
     assert line in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "unused"),
+    [
+        (["--precision", "int4", "--seed", 3], "--seed changes nothing: no stage is int8"),
+        (
+            ["--precision", "fp16", "--block-size", 32],
+            "--block-size changes nothing: no stage is int8w or int4",
+        ),
+        (
+            ["--precision", "fp16", "--search", "mse"],
+            "--search changes nothing: no stage is int8 or int8w or int4",
+        ),
+        (["--precision", "int8w", "--block-size", 32, "--search", "rtn"], None),
+    ],
+)
+def test_options_that_change_nothing_are_named(
+    cli, even_bundle: Path, tmp_path: Path, flags: list[object], unused: str | None
+) -> None:
+    result = cli("quantize", even_bundle, "-o", tmp_path / "out", "--no-validate", "-q", *flags)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ("" if unused is None else f"note: {unused}\n")
+    checkpoint = even_bundle.parent / "checkpoint"
+    result = cli("export", checkpoint, "--dry-run", *flags)
+    assert (f"note: {unused}" in result.stderr) == (unused is not None)
 
 
 def test_a_quantized_bundle_is_refused(cli, even_bundle: Path, tmp_path: Path) -> None:
@@ -158,7 +186,10 @@ def test_export_takes_the_same_options(cli, even_bundle: Path, tmp_path: Path) -
         (b"short", [], "a calibration window needs"),
         (b"text " * 500, ["--calibration-method", "best"], "--calibration-method: got 'best'"),
         (b"text " * 500, ["--windows", "0"], "--windows: got 0"),
-        (b"text " * 500, ["--smooth", "2"], "smooth"),
+        (b"text " * 500, ["--smooth", "2"], "--smooth: got 2.0"),
+        (b"text " * 500, ["--seed", "-1"], "--seed: got -1"),
+        (b"", ["--precision", "int4"], "is empty; calibration needs text"),
+        (b"", ["--dry-run"], "is empty; calibration needs text"),
         (b"text " * 500, ["--block-size", "48"], "--block-size: got 48, allowed are"),
         (b"text " * 500, ["--precision", "int4", "--block-size", "128"], "128 does not divide"),
         (b"text " * 500, ["--precision", "int3"], "--precision: got 'int3', allowed are"),

@@ -19,12 +19,13 @@ from .comparison import (
 )
 from .display import count, print_table, progress_bar, size, status
 from .options import CheckpointSource, OneOf, tolerance_options, verb
-from .precision import Integers, integer_options
+from .precision import Integers, integer_options, note_unused
 from .session import Session
 from .several import SeveralFilesCommand
 
 if TYPE_CHECKING:
     from ...export import ExportPlan
+    from ...export.quantization import QuantizationOptions
 
 __all__ = ["command"]
 
@@ -90,8 +91,9 @@ def command(
     from ...export import export_checkpoint
     from ...runtime.manifest import STAGES
 
-    parse_precision(precision, STAGES)  # a wrong word shows before the checkpoint is opened
-    plan = _plan(session, source, precision, tables, options.block_size)
+    # A wrong word shows before the checkpoint is opened.
+    note_unused(session, parse_precision(precision, STAGES))
+    plan = _plan(session, source, precision, tables, options)
     if dry_run:
         _show_plan(plan, output, sys.stdout)
         _show_comparison(plan, source, sys.stdout)
@@ -135,17 +137,19 @@ def _check_output(output: Path | None, force: bool) -> None:
 # 1. What will be written.
 
 
-def _plan(session: Session, source: str, precision: str, tables: str, block_size: int) -> ExportPlan:
+def _plan(
+    session: Session, source: str, precision: str, tables: str, options: QuantizationOptions
+) -> ExportPlan:
     from ...export import plan_export
 
     if source == "demo" or Path(source).expanduser().is_dir():
         with status(session, f"reading {source}"):
-            return plan_export(source, precision=precision, tables=tables, block_size=block_size)
+            return plan_export(source, precision=precision, tables=tables, quantization=options)
     # The hub's client draws its own progress.
     if session.quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     session.say(f"fetching {source}")
-    return plan_export(source, precision=precision, tables=tables, block_size=block_size)
+    return plan_export(source, precision=precision, tables=tables, quantization=options)
 
 
 def _show_plan(plan: ExportPlan, output: Path | None, file: IO[str]) -> None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from .options import STDIN, InputFile, OneOf
+from .session import Session
 
 if TYPE_CHECKING:
     from ...export.quantization import QuantizationOptions
 
-__all__ = ["Integers", "integer_options"]
+__all__ = ["Integers", "integer_options", "note_unused"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_FOR = {
+    "block_size": ("int8w", "int4"),
+    "search": ("int8", "int8w", "int4"),
+    **dict.fromkeys(("calibration", "calibration_method", "windows", "smooth", "seed"), ("int8",)),
+}
+"""Precisions of a stage for which an option says something."""
 
 _METHODS = ("minmax", "percentile", "entropy", "mse")
 _SEARCHES = ("mse", "rtn")
@@ -106,3 +115,13 @@ def integer_options(function: F) -> F:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+def note_unused(session: Session, precisions: Mapping[str, str]) -> None:
+    """Name the options above that were given although no stage has a precision that they are for."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        needed = _FOR.get(str(option.name), ())
+        given = context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+        if given and needed and not set(needed) & set(precisions.values()):
+            session.note(f"note: {option.opts[0]} changes nothing: no stage is {' or '.join(needed)}")

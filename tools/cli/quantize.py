@@ -11,7 +11,7 @@ import click
 from .comparison import check_tolerances, original, validate_written
 from .display import print_table, progress_bar, size
 from .options import BundleDirectory, OneOf, tolerance_options, verbosity
-from .precision import Integers, integer_options
+from .precision import Integers, integer_options, note_unused
 from .session import Session
 from .several import SeveralFilesCommand
 
@@ -71,10 +71,12 @@ def command(
     if output is None:
         raise click.UsageError("--output is missing; give the name of a new directory")
     options = Integers(**integers).options()
+    from ...calibration.precision import parse_precision
     from ...export.quantize import quantize_bundle
     from ...runtime.manifest import load_manifest
 
     before = load_manifest(bundle)
+    note_unused(session, parse_precision(precision, list(before.stages)))
     with progress_bar(session) as progress:
         path = quantize_bundle(
             bundle,
