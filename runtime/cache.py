@@ -168,7 +168,7 @@ class OrderedCache:
     """Keys and values [2 * layers, 1, Hkv, C, head_dim] float32; position p lies in slot p - base.
 
     With a window, only the last window - 1 + rollback positions stay when the window is moved, and C stops
-    growing at those, what the window slides, and `chunk`, the most positions a call takes. Without, C grows
+    growing at those and what the window slides, or `chunk`, the most positions a call takes. Without, C grows
     by half. Capacity starts small, so that a short text allocates no full window.
     """
 
@@ -185,7 +185,8 @@ class OrderedCache:
     ) -> None:
         self._window = window
         self._kept = limit if window is None else window - 1 + rollback
-        self._largest = max(1, min(limit, limit if window is None else self._kept + _SLIDE + chunk))
+        most = limit if window is None else self._kept + max(_SLIDE, chunk)
+        self._largest = max(1, min(limit, most))
         self.length = 0
         self.generation = 0
         self.binding: Any = None

@@ -137,7 +137,7 @@ def test_an_ordered_window_stops_growing_and_keeps_its_buffer() -> None:
     for _ in range(1600):
         write_small(cache)
     assert (cache.bytes, cache.generation, cache.buffer.ctypes.data) == before
-    assert cache.capacity <= 100 - 1 + 28 + 64 + 16
+    assert cache.capacity <= 100 - 1 + 28 + 64
     assert all(cache.can_roll_back(cache.length - back) for back in range(29))
 
 

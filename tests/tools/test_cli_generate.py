@@ -159,3 +159,31 @@ def test_a_terminal_is_not_given_what_it_would_obey(monkeypatch) -> None:
     monkeypatch.setattr("sys.stdout", terminal)
     _Output(shown=True).write("a\x1b[2J\x00\tb\n\x7f\x9bé")
     assert terminal.text == "a␛[2J␀\tb\n␡\ufffdé"
+
+
+def test_more_memory_than_allowed_is_refused_before_loading(cli, tiny_model) -> None:
+    refused = cli("generate", "-m", tiny_model.bundle, "-p", "Once", "--max-memory", "1MB")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "would need about" in refused.stderr
+    assert "--max-memory allows 1.0 MB" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    wrong = cli("generate", "-m", tiny_model.bundle, "-p", "Once", "--max-memory", "plenty")
+    assert wrong.exit_code == 2
+    enough = cli("generate", "-m", tiny_model.bundle, "-p", "Once", "-n", 4, "--max-memory", "2GB", "-q")
+    assert enough.exit_code == 0
+
+
+def test_drafts_change_no_text_and_are_told_of(cli, tiny_model) -> None:
+    texts = set()
+    for draft in ("none", "auto", "decoder", "patcher", "lookup"):
+        result = cli(
+            "generate", "-m", tiny_model.bundle, "-p", "Once", "-n", 40, "--draft", draft, "--json", "-"
+        )
+        assert result.exit_code == 0, result.stderr
+        texts.add(json.loads(result.stdout)["data_base64"])
+        assert ("guesses right" in result.stderr) == (json.loads(result.stdout)["stats"]["rounds"] > 0)
+    assert len(texts) == 1
+    for wrong in (("--draft", "best"), ("--draft-length", "0"), ("--draft-length", "33")):
+        refused = cli("generate", "-m", tiny_model.bundle, "-p", "Once", *wrong)
+        assert refused.exit_code == 2
+        assert wrong[0] in refused.stderr

@@ -8,15 +8,47 @@ from pathlib import Path
 import click
 import pytest
 from blt_edge.runtime import DEVICES as RUNTIME_DEVICES
+from blt_edge.runtime.options import DRAFTS as RUNTIME_DRAFTS
 from blt_edge.tools.cli.generate import command as generate
 from blt_edge.tools.cli.messages import flagged, printable
-from blt_edge.tools.cli.options import DEVICES, STDIN, CheckpointSource, InputFile, OutputFile, StopString
+from blt_edge.tools.cli.options import (
+    DEVICES,
+    DRAFTS,
+    STDIN,
+    CheckpointSource,
+    InputFile,
+    MemorySize,
+    OutputFile,
+    StopString,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 
 def test_devices_are_the_runtimes() -> None:
     assert DEVICES == RUNTIME_DEVICES
+    assert DRAFTS == RUNTIME_DRAFTS
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("1000", 1000),
+        ("800MB", 800_000_000),
+        ("1.5g", 1_500_000_000),
+        ("2 GiB", 2 << 30),
+        ("64k", 64_000),
+        ("3KiB", 3072),
+    ],
+)
+def test_memory_sizes(text: str, count: int) -> None:
+    assert MemorySize().convert(text, None, None) == count
+
+
+@pytest.mark.parametrize("text", ["", "0", "0MB", "-1", "1e9", "many", "5XB", "1.GB", "nan", "G"])
+def test_wrong_memory_sizes(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="800MB or"):
+        MemorySize().convert(text, None, None)
 
 
 @pytest.mark.parametrize(

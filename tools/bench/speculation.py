@@ -79,7 +79,11 @@ def _measure(model: BltModel, args: argparse.Namespace) -> None:
         texts: dict[str, bytes] = {}
         for _ in range(args.rounds):
             for draft in drafts:
-                result = model.generate(prompt, GenerationOptions(args.new_bytes, draft=draft))
+                source, _, length = draft.partition(":")
+                options = GenerationOptions(
+                    args.new_bytes, draft=source, draft_length=int(length) if length else None
+                )
+                result = model.generate(prompt, options)
                 readings[draft].append(result.stats.bytes_per_second)
                 texts[draft] = result.data
                 _add(totals[draft], result.stats)

@@ -132,6 +132,7 @@ def command(
     threads: int | None,
     prefill_chunk: int,
     verify: bool,
+    max_memory: int | None,
     json_file: Path | None,
     **sampling: Any,
 ) -> None:
@@ -145,7 +146,10 @@ def command(
 
     options = GenerationOptions(**sampling)
     data = _prompt(session, prompt, prompt_file)
-    loaded = load_model(session, model, device, threads, prefill_chunk, verify)
+    positions = 1 + len(data) + options.max_new_bytes
+    loaded = load_model(
+        session, model, device, threads, prefill_chunk, verify, max_memory=max_memory, positions=positions
+    )
     out = _Output(shown=json_file != STDIN)
     if echo:
         out.write(data.decode("utf-8", "replace"))

@@ -6,7 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .display import progress_bar
+import click
+
+from .display import progress_bar, size
+from .memory import running_memory
 from .session import Session
 
 if TYPE_CHECKING:
@@ -17,11 +20,25 @@ __all__ = ["check_bundle_files", "load_model"]
 
 
 def load_model(
-    session: Session, bundle: Path, device: str, threads: int | None, prefill_chunk: int, verify: bool
+    session: Session,
+    bundle: Path,
+    device: str,
+    threads: int | None,
+    prefill_chunk: int,
+    verify: bool,
+    *,
+    max_memory: int | None = None,
+    positions: int | None = None,
 ) -> BltModel:
-    """Load a bundle; with `verify`, which may take minutes, show how far it is. Raises BltError."""
+    """Load a bundle; with `verify`, which may take minutes, show how far it is. Raises BltError.
+
+    max_memory: bytes that running it on a text of `positions` ids may take (None: as many as the model has);
+    when the estimate is over it, nothing is loaded and ClickException raised.
+    """
     from ...runtime import BltModel
 
+    if max_memory is not None:
+        _check_memory(bundle, max_memory, positions, prefill_chunk)
     if not verify:
         return BltModel.load(bundle, device, threads, prefill_chunk=prefill_chunk)
     with progress_bar(session) as progress:
@@ -32,6 +49,25 @@ def load_model(
             verify=True,
             prefill_chunk=prefill_chunk,
             progress=partial(progress, "checking files"),
+        )
+
+
+def _check_memory(bundle: Path, limit: int, positions: int | None, prefill_chunk: int) -> None:
+    from ...runtime.engines import find_engine
+    from ...runtime.manifest import load_manifest
+
+    manifest = load_manifest(bundle)
+    prepared = find_engine(bundle, manifest).directory is not None
+    wanted = manifest.model.max_positions if positions is None else positions
+    chunk = max(1, min(prefill_chunk, wanted))
+    parts = running_memory(manifest, prepared=prepared, positions=wanted, prefill_chunk=chunk)
+    needed = sum(parts.values())
+    if needed > limit:
+        told = ", ".join(f"{name} {size(part)}" for name, part in parts.items())
+        advice = "" if prepared else "blt-edge build, "
+        raise click.ClickException(
+            f"{bundle} would need about {size(needed)} ({told}), --max-memory allows {size(limit)}; "
+            f"try {advice}blt-edge quantize, a smaller --prefill-chunk or a shorter text"
         )
 
 

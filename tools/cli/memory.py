@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ...runtime.manifest import Manifest, StageSpec
 
-__all__ = ["StateMemory", "available_memory", "peak_resident", "state_memory"]
+__all__ = ["StateMemory", "available_memory", "peak_resident", "running_memory", "state_memory"]
 
 _CGROUP = Path("/sys/fs/cgroup")
+
+# Resident bytes for each byte of a stage's weights, by whether a form is used. Float16 is widened; integers
+# are laid out anew in private memory, or come with a second layout in the form, of which a part is touched.
+_RESIDENT: dict[bool, dict[str, float]] = {
+    True: {"fp16": 2.0, "int8": 1.4, "int8w": 1.4, "int4": 1.4},
+    False: {"fp16": 3.0, "int8": 2.0, "int8w": 2.0, "int4": 2.0},
+}
+_PROGRAM = 80_000_000
+"""Python, numpy and the engine themselves, in bytes."""
 
 
 def peak_resident() -> int | None:
@@ -92,9 +101,30 @@ class StateMemory:
         return self.fixed + self.windowed + self.patches * self.per_patch
 
 
-def state_memory(manifest: Manifest, *, prefill_chunk: int = 256, rollback: int = 64) -> StateMemory:
-    """What the runtime will hold for one text, by the manifest; the defaults are `BltModel.load`'s."""
+def running_memory(
+    manifest: Manifest, *, prepared: bool, positions: int, prefill_chunk: int = 256
+) -> dict[str, int]:
+    """Estimated resident memory for a text of so many ids, by part, in bytes; the tables' pages left out.
+
+    prepared: whether a form for this device is used (`blt-edge build`).
+    """
+    weights = 0.0
+    for spec in manifest.stages.values():
+        weights += manifest.files[spec.data].bytes * _RESIDENT[prepared].get(spec.precision, 1.0)
+    state = state_memory(manifest, prefill_chunk=prefill_chunk, positions=positions)
+    # A chunk's activations: about what its states and patch values take.
+    return {"weights": round(weights), "state": state.at_full_length + state.fixed, "program": _PROGRAM}
+
+
+def state_memory(
+    manifest: Manifest, *, prefill_chunk: int = 256, rollback: int = 64, positions: int | None = None
+) -> StateMemory:
+    """What the runtime will hold for one text, by the manifest; the defaults are `BltModel.load`'s.
+
+    positions: ids of the text; None is as many as the model has.
+    """
     limit, width = manifest.model.max_positions, manifest.model.width
+    limit = limit if positions is None else max(1, min(limit, positions))
     rule, stages = manifest.patching, manifest.stages
     local = [spec for name, spec in stages.items() if name != "latent"]
     if not rule.needs_entropy:

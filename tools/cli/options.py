@@ -20,6 +20,7 @@ __all__ = [
     "BundleDirectory",
     "CheckpointSource",
     "InputFile",
+    "MemorySize",
     "OneOf",
     "OutputFile",
     "StopString",
@@ -39,9 +40,10 @@ if TYPE_CHECKING:
     PathType = click.ParamType[Path]
     BytesType = click.ParamType[bytes]
     TextType = click.ParamType[str]
+    SizeType = click.ParamType[int]
     TextChoice = click.Choice[str]
 else:  # generic from click 8.2 on
-    PathType = BytesType = TextType = click.ParamType
+    PathType = BytesType = TextType = SizeType = click.ParamType
     TextChoice = click.Choice
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -175,6 +177,22 @@ class OutputFile(PathType):
         return path
 
 
+class MemorySize(SizeType):
+    """An amount of memory such as 800MB, 1.5GB or a number of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
+        if found is None or float(found[1]) == 0:
+            self.fail(f"got {printable(str(value))!r}; give an amount such as 800MB or 1.5GB", param, ctx)
+        step = 1024 if found[3] else 1000
+        return int(float(found[1]) * step ** " kmgt".index(found[2] or " "))
+
+
 class OneOf(TextChoice):
     """A choice whose refusal names what was got and what this version has."""
 
@@ -260,7 +278,7 @@ def model_option(function: F) -> F:
 
 
 def engine_options(function: F) -> F:
-    """--device, --threads, --prefill-chunk and --verify, as `BltModel.load` takes them."""
+    """--device, --threads, --prefill-chunk and --verify, as `BltModel.load` takes them, and --max-memory."""
     options = [
         click.option(
             "--device", type=OneOf(DEVICES), default="auto", show_default=True, help="Where to run."
@@ -279,6 +297,14 @@ def engine_options(function: F) -> F:
             show_default=True,
             metavar="N",
             help="Bytes read in one pass; memory grows with it, the result does not change.",
+        ),
+        click.option(
+            "--max-memory",
+            type=MemorySize(),
+            metavar="SIZE",
+            show_default="no limit",
+            help="Refuse to load when the estimate is over this, such as 800MB or 2GB; the memory-mapped "
+            "tables are not counted.",
         ),
         verify_option,
     ]

@@ -69,6 +69,7 @@ def command(
     threads: int | None,
     prefill_chunk: int,
     verify: bool,
+    max_memory: int | None,
     json_file: Path | None,
 ) -> None:
     """Measure bits per byte of files.
@@ -77,7 +78,9 @@ def command(
     windows without overlap.
     """
     texts = _read(files, session)
-    loaded = load_model(session, model, device, threads, prefill_chunk, verify)
+    loaded = load_model(
+        session, model, device, threads, prefill_chunk, verify, max_memory=max_memory, positions=context
+    )
     with progress_bar(session) as progress:
         scores = [
             loaded.score(text, context=context, progress=partial(progress, f"scoring {Path(name).name}"))

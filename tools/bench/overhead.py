@@ -1,0 +1,93 @@
+"""What does a decode step cost beside the graphs? The same loop, with graphs that compute nothing.
+
+Theory: a step hashes, looks up rows, fills inputs, decides patches, keeps caches and logits, samples. None of
+that depends on the model's size but for the copies, so on a small model it is what is left to save. Calls are
+bound as ever; only the engine's run is taken out. Without entropies patches have a given length.
+
+    python -m blt_edge.tools.bench.overhead --bundle demo-bundle
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ...runtime import BltModel, GenerationOptions
+from ...runtime.backends.base import CacheLimits, StageBackend, StageCall
+from ...runtime.cache import StageCache
+from .common import Spread, machine, print_json
+
+__all__ = ["main"]
+
+
+class _Empty:
+    """A stage whose calls are bound and then compute nothing: outputs stay as they are."""
+
+    def __init__(self, stage: StageBackend) -> None:
+        self._stage = stage
+
+    def new_cache(self, limits: CacheLimits) -> StageCache:
+        """See StageBackend.new_cache."""
+        return self._stage.new_cache(limits)
+
+    def bind(self, *arguments: Any) -> StageCall:
+        """See StageBackend.bind."""
+        call = self._stage.bind(*arguments)
+        call.run = _nothing  # type: ignore[method-assign]
+        if "logits" in call.outputs:
+            call.outputs["logits"][..., 100] = 1.0  # else every text would end at once
+        return call
+
+
+def _nothing() -> None:
+    pass
+
+
+def main() -> None:
+    """Command-line entry."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bundle", required=True, type=Path)
+    parser.add_argument("--prompt-bytes", type=int, default=256)
+    parser.add_argument("--new-bytes", type=int, default=256)
+    parser.add_argument("--bytes-a-patch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    model = BltModel.load(args.bundle, threads=1)
+    print(f"{machine()}; {args.bundle}; engine: {model.engine}")
+    runs: dict[str, Callable[[], float]] = {
+        "the loop without graphs": lambda: _seconds_a_byte(_emptied(model, args.bytes_a_patch), args),
+        "with graphs": lambda: _seconds_a_byte(model, args),
+    }
+    document: dict[str, Any] = {"benchmark": "overhead", "bundle": str(args.bundle)}
+    for name, run in runs.items():
+        spread = Spread.of([1000 * run() for _ in range(args.rounds)])
+        print(f"{name:<26} {spread} ms a byte")
+        document[name.replace(" ", "_")] = spread.to_dict()
+    print_json(document)
+
+
+def _emptied(model: BltModel, bytes_a_patch: int) -> BltModel:
+    # The patcher runs all the same, as it does when patches go by entropy.
+    rule = replace(model.manifest.patching, mode="entropy", threshold=1e9, max_patch_length=bytes_a_patch)
+    stages: dict[str, StageBackend] = {name: _Empty(stage) for name, stage in model._backends.items()}
+    return BltModel(replace(model.manifest, patching=rule), stages, model._table, model.limits, model.path)
+
+
+def _seconds_a_byte(model: BltModel, args: argparse.Namespace) -> float:
+    prompt = bytes(97 + index % 26 for index in range(args.prompt_bytes))
+    options = GenerationOptions(args.new_bytes, draft="none")
+    chunks = model.stream(prompt, options)
+    next(chunks)  # the prompt, and the first byte
+    started = time.perf_counter()
+    for last in chunks:
+        stats = last.stats
+    assert stats is not None
+    return (time.perf_counter() - started) / max(1, stats.new_bytes - 1)
+
+
+if __name__ == "__main__":
+    main()
