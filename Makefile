@@ -13,6 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate
+	$(BIN)/blt-edge build $(DEMO)
 	$(BIN)/blt-edge validate $(DEMO) --golden export/demo/golden.safetensors
 	$(BIN)/blt-edge generate -m $(DEMO) -p "Once upon a time" -n 200 --temperature 0.7 --seed 7
 
@@ -34,8 +35,11 @@ pytest: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate -q
+	$(BIN)/blt-edge build $(DEMO) -q
 	$(BIN)/python -m blt_edge.tools.bench.decode --bundle $(DEMO) --checkpoint export/demo --text tests/data/alice.txt
 	$(BIN)/python -m blt_edge.tools.bench.positions --bundle $(DEMO) --text tests/data/alice.txt
+	$(BIN)/python -m blt_edge.tools.bench.speculation --bundle $(DEMO) --text tests/data/alice.txt
+	$(BIN)/python -m blt_edge.tools.bench.overhead --bundle $(DEMO)
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -90,9 +90,10 @@ def export_checkpoint(
     precision: see `precision.parse_precision`; quantization: how integers are found, None takes the defaults.
     Where activations are quantized and it brings no ranges, a float32 bundle is written beside the output,
     calibrated, and removed.
-    tables: fp32, fp16, int8, int4, or auto = fp16 unless the checkpoint's own tables are float32. context:
-    ids of a scoring window, None takes the config's. force: replace an existing bundle. progress(what, bytes
-    done, bytes in all), of the writing and then of the hashing. The directory appears whole or not at all.
+    tables: fp32, fp16, int8, int4, or auto = int8 where a stage becomes integers, else fp16 unless the
+    checkpoint's own tables are float32. context: ids of a scoring window, None takes the config's. force:
+    replace an existing bundle. progress(what, bytes done, bytes in all), of the writing and then of the
+    hashing. The directory appears whole or not at all.
 
     Raises CheckpointError, ConfigError, OptionError, or BltError (existing output, disk full).
     """
@@ -139,7 +140,7 @@ def _plan(checkpoint: Checkpoint, precision: str, tables: str, options: Quantiza
     if options.ranges is None:
         check_texts(options.texts, options.windows, _context(None, config), options.seed)
     check_tensors(checkpoint, config)
-    kind = _table_kind(checkpoint, tables)
+    kind = _table_kind(checkpoint, tables, set(precisions.values()))
     sizes = {
         stage: stage_bytes(config, stage, options.recipe(word, AnyRange()))
         for stage, word in precisions.items()
@@ -160,8 +161,10 @@ def _plan(checkpoint: Checkpoint, precision: str, tables: str, options: Quantiza
     )
 
 
-def _table_kind(checkpoint: Checkpoint, tables: str) -> str:
+def _table_kind(checkpoint: Checkpoint, tables: str, words: set[str]) -> str:
     if tables == "auto":
+        if words - {"fp32", "fp16"}:  # integers in the stages: in the tables too, as `quantize` does
+            return "int8"
         wide = {checkpoint.dtype(EMBEDDING), checkpoint.dtype(HASH_EMBEDDING)} == {"float32"}
         return "fp32" if wide else "fp16"
     table_dtype(tables)

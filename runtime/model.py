@@ -63,7 +63,7 @@ class BltModel:
         threads: int | None = None,
         *,
         verify: bool = False,
-        prefill_chunk: int = 256,
+        prefill_chunk: int = 128,
         rollback: int = 64,
         portable: bool = False,
         progress: Callable[[int, int], None] | None = None,
@@ -130,7 +130,7 @@ class BltModel:
         parts: dict[str, list[Floats]] = {"byte_states": [], "patch_values": [], "logits": []}
         for result in sequence.extend(encode(data)):
             parts["byte_states"].append(result.byte_states.copy())
-            parts["patch_values"] += [value[None] for value in result.patch_values]
+            parts["patch_values"].append(sequence.patch_values(result.closed))
             parts["logits"].append(result.logits.copy())
             if sequence.patcher is not None and result.entropies is not None:
                 assert sequence.patcher.last_logits is not None

@@ -25,6 +25,9 @@ _REFRESH = 32
 _IDLE = 160
 # Rounds of each source before it is judged.
 _TRIALS = 4
+# The patcher reads the chosen byte anyway: a round in which it makes no guess costs nothing.
+_FREE_TRIALS = 12
+_BENEFIT_OF_DOUBT = 0.9
 _BUCKETS = 8
 # Rows at which the slope of a pass over several guesses is read.
 _SLOPE_ROWS = 9
@@ -116,9 +119,9 @@ class _Source:
         self.rounds += 1
         self.idle = 0
 
-    def untried(self) -> bool:
+    def untried(self, trials: int = _TRIALS) -> bool:
         """Whether its rounds are too few or too long ago to judge it."""
-        return self.rounds < _TRIALS or self.idle > _IDLE
+        return self.rounds < trials or self.idle > _IDLE
 
 
 class Planner:
@@ -162,7 +165,7 @@ class Planner:
             if name != plan.source:
                 source.idle += 1
                 continue
-            source.add(accepted + 1, seconds)
+            source.add(accepted + 1, seconds / self._costs.pace)
             for index, bucket in enumerate(plan.gate.buckets[: accepted + 1]):
                 source.rates[bucket].add(index < accepted)
 
@@ -181,9 +184,10 @@ class Planner:
             source = self._sources[name]
             if name == "lookup":
                 continue
-            if source.untried() and self._may_pay(name):
+            trials = _FREE_TRIALS if name == "patcher" else _TRIALS
+            if source.untried(trials) and self._may_pay(name):
                 return name
-            if source.speed > speed:
+            if source.speed > (_BENEFIT_OF_DOUBT * speed if name == "patcher" and best is None else speed):
                 best, speed = name, source.speed
         # What plain decoding gives is asked again, now and then, as everything else is.
         return None if self._plain_rounds.idle > _IDLE else best

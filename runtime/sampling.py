@@ -24,6 +24,7 @@ from .vocabulary import SUPPRESSED
 __all__ = ["Sampler", "count_seen", "draw", "probabilities"]
 
 _SUPPRESSED = list(SUPPRESSED)
+_NOT_A_NUMBER = "the model gave logits that are not a number; validate the bundle, or export it again"
 _LARGEST = float(np.finfo(np.float64).max)
 
 
@@ -50,6 +51,8 @@ class Sampler:
 
     def guess(self, logits: NDArray[np.float32], ids: ArrayLike, ahead: int) -> int:
         """What the choice after `ahead` more will be, if its logits are these; nothing is used up."""
+        if self._options.temperature == 0.0 and not self.reads_ids:
+            return _largest_allowed(logits)
         seen = count_seen(ids, len(logits)) if self.reads_ids else None
         if self._options.temperature == 0.0:
             return int(np.argmax(_allowed(logits, self._options, seen)))
@@ -96,13 +99,23 @@ def count_seen(ids: ArrayLike, size: int) -> NDArray[np.int64]:
     return np.bincount(np.asarray(ids, dtype=np.int64), minlength=size)
 
 
+def _largest_allowed(logits: NDArray[np.float32]) -> int:
+    """The argmax of `_allowed` without a penalty, in a tenth of the time."""
+    scores = logits.copy()
+    scores[_SUPPRESSED] = -np.inf
+    best = int(scores.argmax())
+    if np.isnan(scores[best]):  # argmax stops at the first NaN
+        raise BltError(_NOT_A_NUMBER)
+    return best
+
+
 def _allowed(
     logits: NDArray[np.float32], options: GenerationOptions, seen_counts: NDArray[np.int64] | None
 ) -> NDArray[np.float64]:
     """float64 [V]: penalised logits, -inf for the suppressed ids, otherwise finite."""
     scores = np.array(logits, dtype=np.float64)
     if np.isnan(scores).any():
-        raise BltError("the model gave logits that are not a number; validate the bundle, or export it again")
+        raise BltError(_NOT_A_NUMBER)
     if options.repetition_penalty != 1.0 and seen_counts is not None:
         penalty = options.repetition_penalty
         with np.errstate(over="ignore", under="ignore"):

@@ -54,8 +54,8 @@ class ChunkResult:
     """[S, 260]: next-byte logits after each byte."""
     byte_states: Floats
     """[S, D]: encoder output."""
-    patch_values: list[Floats]
-    """One [V] for each patch that closed in the chunk: the decoder's keys and values of it."""
+    closed: range
+    """Patches that closed in the chunk; `Sequence.patch_values` has what the latent stage made of them."""
     entropies: Floats | None
     """[S] in nats; None when the patching rule needs none."""
 
@@ -220,13 +220,13 @@ class Sequence:
         states = self.encode(first, count) if draft.states is None else draft.states
         self._states.append(first, states)
         # 4. The patches that closed go through the global transformer.
-        patch_values = self._run_latent()
+        closed = self._run_latent()
         # 5. Each byte reads the last patch that is complete before the next byte.
         logits = self.decode(states, self.boundaries.latent_index(first, count))
         self.length += count
         self._keep_logits(first, logits)
         self._drop_old_states()
-        return ChunkResult(logits, states, patch_values, entropies)
+        return ChunkResult(logits, states, closed, entropies)
 
     # The phases that drafts run ahead of `read`; each leaves its cache `count` positions further.
 
@@ -264,17 +264,23 @@ class Sequence:
         self._recent_logits[rows] = logits[len(logits) - kept :]
         self._oldest_logits = max(self._oldest_logits, first + len(logits) - len(self._recent_logits))
 
-    def _run_latent(self) -> list[Floats]:
-        starts = self.boundaries.starts
-        done, closed = self._latent.cache.length, len(starts) - 1
-        values: list[Floats] = []
-        while done < closed:
-            group = _patch_group(starts, done, closed, 2 * self.limits.prefill_chunk)
-            values += self._run_patches(starts[done : done + group + 1])
-            done += group
+    def patch_values(self, patches: range) -> Floats:
+        """The decoder's keys and values [n, V] of closed patches, at least of the last chunk; a copy."""
+        assert not patches or self._oldest_patch <= patches.start <= patches.stop <= self.patches_closed
+        values: Floats = self._patch_values[np.asarray(patches, np.int64) % self._slots]
         return values
 
-    def _run_patches(self, edges: list[int]) -> list[Floats]:
+    def _run_latent(self) -> range:
+        starts = self.boundaries.starts
+        first, closed = self._latent.cache.length, len(starts) - 1
+        done = first
+        while done < closed:
+            group = _patch_group(starts, done, closed, 2 * self.limits.prefill_chunk)
+            self._run_patches(starts[done : done + group + 1])
+            done += group
+        return range(first, closed)
+
+    def _run_patches(self, edges: list[int]) -> None:
         # edges: starts of consecutive closed patches and the end of the last one.
         patches = len(edges) - 1
         lengths = [edges[index + 1] - edges[index] for index in range(patches)]
@@ -290,7 +296,6 @@ class Sequence:
         values: Floats = self._latent.run(call)["patch_values"][0]
         self._patch_values[np.arange(first, first + patches) % self._slots] = values
         self._oldest_patch = max(self._oldest_patch, first + patches - self._slots)
-        return list(values.copy())
 
     def _drop_old_states(self) -> None:
         # A roll-back may open again the patch that holds the byte `rollback` positions ago.
@@ -359,7 +364,7 @@ def _patch_group(starts: list[int], first: int, closed: int, budget: int) -> int
 
 def _copied(result: ChunkResult) -> ChunkResult:
     entropies = None if result.entropies is None else result.entropies.copy()
-    return ChunkResult(result.logits.copy(), result.byte_states.copy(), result.patch_values, entropies)
+    return ChunkResult(result.logits.copy(), result.byte_states.copy(), result.closed, entropies)
 
 
 class _ByteStates:

@@ -113,6 +113,7 @@ def test_from_the_checkpoint_it_is_the_same_bundle(
     }
     assert ours.stages == theirs.stages
     assert ours.quantization == theirs.quantization
+    assert ours.embedding.dtype == "int8"
 
 
 def test_planned_sizes_are_what_is_written(checkpoint: Path, quantized: dict[str, Path]) -> None:

@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument(
         "--compile", action="store_true", help="also transformers under torch.compile (needs a C++ compiler)"
     )
+    parser.add_argument("--draft", default="none", help="where the runtime's guesses come from")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -45,19 +46,25 @@ def main() -> None:
     text = args.text.read_bytes()
     prompts = [text[2000 + number * args.context :][: args.context] for number in range(args.rounds)]
     references = {"transformers": _load_reference(args.checkpoint, args.threads)}
-    document: dict[str, Any] = {"benchmark": "decode", "context": args.context, "threads": args.threads}
+    document: dict[str, Any] = {
+        "benchmark": "decode",
+        "context": args.context,
+        "threads": args.threads,
+        "draft": args.draft,
+    }
     if args.compile:
         references["compiled"] = _load_reference(args.checkpoint, args.threads)
         seconds = _compile(references["compiled"], text[: args.context], args.reference_bytes)
         document["compile_seconds"] = seconds
         print(f"torch.compile and its first {args.reference_bytes} bytes: {seconds:.0f} s")
-    print(f"{machine()}; {args.threads} threads; {args.context} bytes of context; float32")
+    print(f"{machine()}; {args.threads} threads; {args.context} bytes of context")
+    print(f"{args.bundle}; engine: {model.engine}; draft: {args.draft}")
     columns = "".join(f"{name} B/s".rjust(18) for name in references)
     print(f"{'round':>5}  {'runtime B/s':>12}{columns}  same bytes")
     cached: list[float] = []
     uncached: dict[str, list[float]] = {name: [] for name in references}
     for number, prompt in enumerate(prompts):
-        speed, data = _decode(model, prompt, args.new_bytes)
+        speed, data = _decode(model, prompt, args.new_bytes, args.draft)
         cached.append(speed)
         same = True
         for name, reference in references.items():
@@ -81,8 +88,8 @@ def _report(cached: list[float], uncached: dict[str, list[float]], document: dic
     print_json(document)
 
 
-def _decode(model: BltModel, prompt: bytes, count: int) -> tuple[float, bytes]:
-    result = model.generate(prompt, GenerationOptions(max_new_bytes=count))
+def _decode(model: BltModel, prompt: bytes, count: int, draft: str) -> tuple[float, bytes]:
+    result = model.generate(prompt, GenerationOptions(max_new_bytes=count, draft=draft))
     return result.stats.bytes_per_second, result.data
 
 

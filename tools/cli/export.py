@@ -46,7 +46,8 @@ __all__ = ["command"]
     type=OneOf(["auto", "fp32", "fp16", "int8", "int4"]),
     default="auto",
     show_default=True,
-    help="Precision of the embedding tables; auto is fp16 unless the checkpoint's own are float32.",
+    help="Precision of the embedding tables; auto is int8 where a stage becomes integers, else fp16 unless "
+    "the checkpoint's own are float32.",
 )
 @click.option(
     "--context",

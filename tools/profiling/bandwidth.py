@@ -29,6 +29,9 @@ _LEAST, _MOST = 1 << 30, 4 << 30
 _SECONDS, _LEAST_PASSES = 0.5, 3
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
+# Both halves are ordinary float32 numbers from 1 on: no sum meets a subnormal or a nan.
+_ORDINARY = 0x3F8000003F800000
+
 Reduction = Callable[[NDArray[Any]], object]
 # Which one reaches the memory's speed depends on the processor's vectors; the fastest counts.
 _REDUCTIONS: tuple[tuple[type[np.generic], Reduction], ...] = (
@@ -102,8 +105,9 @@ def measure_bandwidth(threads: int | None = None, buffer_bytes: int | None = Non
     free = available_memory()
     if buffer_bytes is None and free is not None:
         wanted = min(wanted, free // 4)
-    # Every page must be one of its own, which pages that were never written are not.
-    buffer = np.ones(max(wanted // 8, threads), np.int64)
+    # Every page must be one of its own: unwritten pages are not, and a host may join equal ones.
+    buffer = np.arange(max(wanted // 8, threads), dtype=np.int64)
+    buffer += _ORDINARY
     seconds: list[float] = []
     with ThreadPoolExecutor(threads) as pool:
         for kind, reduction in _REDUCTIONS:
