@@ -6,8 +6,8 @@ cache through general products takes longer than its bytes. `com.microsoft.Group
 appends to the cache in place, masks and mixes in one operator, over a cache whose positions lie in order:
 
     past.N.key, past.N.value [B, Hkv, C, head_dim]  the layer's cache; present.N.* are the same buffers
-    past_length int32 [B]                           positions in the cache after this call, less one
-    total_length int32 []                           the same, without less one
+    past_length int32 [B]                           total_length - 1, which the operator calls seqlens_k
+    total_length int32 []                           positions in the cache after this call
 
 What it does not know: files, weights, how a cache is kept (`runtime.cache`).
 """
@@ -32,6 +32,16 @@ def fuse_attention(model: ir.Model, spec: StageSpec) -> None:
 
     Raises BltError when the graph is not one that this version writes.
     """
+    try:
+        _fuse(model, spec)
+    except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        # A bundle is untrusted: its graph may be anything.
+        raise BltError(
+            f"{spec.file}: its attention is not what this version writes; export it again"
+        ) from error
+
+
+def _fuse(model: ir.Model, spec: StageSpec) -> None:
     graph = model.graph
     layers = _layers(graph)
     if len(layers) != spec.layers:
@@ -123,7 +133,9 @@ def _rotary_tables(graph: ir.Graph, spec: StageSpec) -> tuple[ir.Value, ir.Value
     if len(frequencies) != 1 or "Cos" not in named or frequencies[0].const_value is None:
         raise BltError(f"{spec.file}: its rotary embedding is not what this version writes; export it again")
     scale = np.float32(_rotary_scale(named["Cos"]))
-    angles = np.arange(spec.max_positions, dtype=np.float32)[:, None] * frequencies[0].const_value.numpy()
+    inverse = frequencies[0].const_value.numpy().astype(np.float32, copy=False)
+    assert inverse.shape == (spec.head_dim // 2,)
+    angles = np.arange(spec.max_positions, dtype=np.float32)[:, None] * inverse
     tables = []
     for name, values in (("cos", np.cos(angles) * scale), ("sin", np.sin(angles) * scale)):
         tensor = ir.tensor(values.astype(np.float32), name=f"rotary.{name}")
@@ -141,8 +153,9 @@ def _rotary_tables(graph: ir.Graph, spec: StageSpec) -> tuple[ir.Value, ir.Value
 def _rotary_scale(cosine: ir.Node) -> float:
     """What cos and sin are multiplied with (yarn), 1 when nothing is."""
     for user, _ in cosine.outputs[0].uses():
-        other = user.inputs[1]
-        if "/rotary_emb/" in f"/{user.name}" and user.op_type == "Mul" and other is not None:
+        if "/rotary_emb/" in f"/{user.name}" and user.op_type == "Mul":
+            other = user.inputs[1]
+            assert other is not None
             assert other.const_value is not None
             return float(other.const_value.numpy())
     return 1.0

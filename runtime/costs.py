@@ -35,7 +35,6 @@ class CostTable:
 
     def __init__(self) -> None:
         self._points: dict[str, dict[int, _Point]] = {}
-        self._rows: dict[str, list[int]] = {}
         self.pace = 1.0
         """How much slower than the costs say runs are just now."""
 
@@ -45,7 +44,6 @@ class CostTable:
         point = points.get(rows)
         if point is None:
             points[rows] = _Point(seconds / self.pace)
-            self._rows[stage] = sorted(points)
             return
         point.runs += 1
         if point.seconds > 0:
@@ -68,7 +66,7 @@ class CostTable:
             return 0.0
         if rows in known:
             return known[rows].seconds
-        points = self._rows[stage]
+        points = sorted(tuple(known))  # noqa: C414 - a copy first: another thread may add to it
         place = bisect_left(points, rows)
         if place == 0:
             return known[points[0]].seconds

@@ -72,10 +72,12 @@ def _guess(
     sequence: Sequence, logits: Floats, ids: list[int], count: int, sampler: Sampler, admits: Admits
 ) -> bool:
     """Add a guess to `ids`, whose first was chosen; whether there is one. The text's end is never guessed."""
-    if len(ids) > count:
-        return False
+    if len(ids) > count or not np.isfinite(logits).all():
+        return False  # what is wrong with a guess's logits must not end a text
     guess = sampler.guess(logits, _text(sequence, ids, sampler), len(ids) - 1)
-    if guess == EOS or not admits(float(1.0 / np.exp(logits - logits[guess]).sum())):
+    with np.errstate(over="ignore"):
+        confidence = float(1.0 / np.exp(logits - logits[guess]).sum())
+    if guess == EOS or not admits(confidence):
         return False
     ids.append(guess)
     return True
@@ -109,7 +111,6 @@ class LookupIndex:
     """A longer match says nothing more."""
 
     def __init__(self) -> None:
-        # A character per id: a slice of the text is a key.
         self._text: list[int] = []
         self._places: dict[tuple[int, ...], int] = {}
         self._match: Match | None = None

@@ -136,8 +136,8 @@ def stream(
     """Continue `prompt` (a str is taken as UTF-8), yielding text as soon as it is certain.
 
     The model's end-of-sequence ends it and is no text; other special ids are never chosen. The last chunk
-    carries the finish reason and figures. `cancel` is looked at before every byte and every chunk of
-    the prompt. Raises PromptTooLongError before anything is computed.
+    carries the finish reason and figures. `cancel` is looked at before every round of bytes and
+    every chunk of the prompt. Raises PromptTooLongError before anything is computed.
     """
     data = prompt.encode("utf-8", "surrogateescape") if isinstance(prompt, str) else bytes(prompt)
     clock = _Clock()
@@ -173,7 +173,9 @@ def stream(
             if stopped:
                 reason = "stop"
                 break
-    # 3. What was held back, and the figures.
+    # 3. What was held back, and the figures: of the text alone, if the last round has read on behind it.
+    if stopped:
+        sequence.roll_back(max(0, sequence.length - len(data) - new_bytes))
     text, certain = out.flush(stopped)
     yield GenerationChunk(
         text, certain, reason, _stats(sequence, len(data), new_bytes, clock, speculator.figures)

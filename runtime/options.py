@@ -54,7 +54,8 @@ class GenerationOptions:
     """One of `DRAFTS`. Drafts make decoding faster; the text, sampled or greedy, stays what it is."""
 
     draft_length: int | None = None
-    """Guesses in a round, 1 to `LONGEST_DRAFT`; None goes by what pays. No effect when `draft` is none."""
+    """Guesses in a round, 1 to `LONGEST_DRAFT`; None goes by what pays. Fewer where the model was loaded with
+    a smaller `rollback`, or `prefill_chunk` less one. No effect when `draft` is none."""
 
     def __post_init__(self) -> None:
         if self.draft not in DRAFTS:

@@ -3,8 +3,8 @@
 Every guess comes with a confidence, and how often guesses of about that confidence turn out right is learned
 as the text goes. A round goes on guessing while one more guess is likelier to save a step than its share of
 the pass over all guesses costs. What followed in the text before is taken where it promises more than a plain
-step; else the source whose recent rounds gave the most bytes a second guesses, or none does. What did not pay
-is tried again after a while, since texts change.
+step; else the source whose recent rounds gave the most bytes a second guesses (the patcher with some benefit
+of the doubt), or none does. What did not pay is tried again after a while, since texts change.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _IDLE = 160
 _TRIALS = 4
 # The patcher reads the chosen byte anyway: a round in which it makes no guess costs nothing.
 _FREE_TRIALS = 12
+# For the same reason it need not be measured faster than no guesses to be asked: noise would keep it out.
 _BENEFIT_OF_DOUBT = 0.9
 _BUCKETS = 8
 # Rows at which the slope of a pass over several guesses is read.
@@ -188,7 +189,7 @@ class Planner:
             if source.untried(trials) and self._may_pay(name):
                 return name
             if source.speed > (_BENEFIT_OF_DOUBT * speed if name == "patcher" and best is None else speed):
-                best, speed = name, source.speed
+                best, speed = name, max(speed, source.speed)
         # What plain decoding gives is asked again, now and then, as everything else is.
         return None if self._plain_rounds.idle > _IDLE else best
 

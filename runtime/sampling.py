@@ -24,7 +24,6 @@ from .vocabulary import SUPPRESSED
 __all__ = ["Sampler", "count_seen", "draw", "probabilities"]
 
 _SUPPRESSED = list(SUPPRESSED)
-_NOT_A_NUMBER = "the model gave logits that are not a number; validate the bundle, or export it again"
 _LARGEST = float(np.finfo(np.float64).max)
 
 
@@ -100,13 +99,12 @@ def count_seen(ids: ArrayLike, size: int) -> NDArray[np.int64]:
 
 
 def _largest_allowed(logits: NDArray[np.float32]) -> int:
-    """The argmax of `_allowed` without a penalty, in a tenth of the time."""
+    """The argmax of `_allowed` without a penalty, in a fraction of the time."""
+    if not np.isfinite(logits).all():
+        return int(np.argmax(_allowed(logits, GenerationOptions(), None)))
     scores = logits.copy()
     scores[_SUPPRESSED] = -np.inf
-    best = int(scores.argmax())
-    if np.isnan(scores[best]):  # argmax stops at the first NaN
-        raise BltError(_NOT_A_NUMBER)
-    return best
+    return int(scores.argmax())
 
 
 def _allowed(
@@ -115,7 +113,7 @@ def _allowed(
     """float64 [V]: penalised logits, -inf for the suppressed ids, otherwise finite."""
     scores = np.array(logits, dtype=np.float64)
     if np.isnan(scores).any():
-        raise BltError(_NOT_A_NUMBER)
+        raise BltError("the model gave logits that are not a number; validate the bundle, or export it again")
     if options.repetition_penalty != 1.0 and seen_counts is not None:
         penalty = options.repetition_penalty
         with np.errstate(over="ignore", under="ignore"):

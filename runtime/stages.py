@@ -26,8 +26,8 @@ Observer = Callable[[str, float, float, int], None]
 
 _Shapes = tuple[tuple[int, ...], ...]
 
-# A call of more positions is bulk: prefill, whose shapes seldom come back and whose buffers are large.
-_SMALL = 32
+# A call with larger buffers, in bytes, is one of prefill, whose shapes seldom come back.
+_SMALL = 1 << 20
 # A draft's lengths times the shapes of the patches that close in it.
 _KEPT_CALLS = 64
 
@@ -72,10 +72,10 @@ class CachedStage:
             self._bulk = None
             self._generation = cache.generation
         key = tuple(shapes.values())
-        call = self._small_call(key) if count <= _SMALL else self._bulk_call(key)
+        call = self._kept_call(key)
         if call is None:
             call = self._backend.bind({**shapes, "positions": (1, count)}, cache, self._shared)
-            self._keep(count, key, call)
+            self._keep(key, call)
         positions = call.inputs["positions"]
         if count == 1:
             positions[0, 0] = cache.length
@@ -84,20 +84,18 @@ class CachedStage:
         cache.prepare(call.inputs, count)
         return call
 
-    def _small_call(self, key: _Shapes) -> StageCall | None:
+    def _kept_call(self, key: _Shapes) -> StageCall | None:
         call = self._calls.get(key)
         if call is not None:
             self._calls.move_to_end(key)
+        elif self._bulk is not None and self._bulk[0] == key:
+            call = self._bulk[1]
+        else:
+            self._bulk = None  # its buffers are large: gone before the next ones come
         return call
 
-    def _bulk_call(self, key: _Shapes) -> StageCall | None:
-        if self._bulk is not None and self._bulk[0] == key:
-            return self._bulk[1]
-        self._bulk = None  # its buffers are large: gone before the next ones come
-        return None
-
-    def _keep(self, count: int, key: _Shapes, call: StageCall) -> None:
-        if count > _SMALL:
+    def _keep(self, key: _Shapes, call: StageCall) -> None:
+        if sum(array.nbytes for array in (*call.inputs.values(), *call.outputs.values())) > _SMALL:
             self._bulk = (key, call)
             return
         self._calls[key] = call

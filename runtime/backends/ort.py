@@ -201,8 +201,8 @@ class OrtCall:
     def run(self) -> None:
         """See StageCall.run."""
         binding = self._binding
-        if binding.bound is not self:
-            binding.bind(self)
+        if binding.bound is not self.inputs:
+            binding.bind(self.inputs, self.outputs)
         binding.run()
 
 
@@ -215,14 +215,18 @@ class _Binding:
         self._kept: list[Array] = [*cache.inputs().values(), *shared.values()]
         self._inputs({**shared, **cache.inputs()})
         self._outputs(cache.outputs())
-        self.bound: OrtCall | None = None
+        self.bound: dict[str, Array] | None = None
+        """The inputs of the call that is bound. Not the call, which knows this: a cycle would keep the cache
+        until Python looks for cycles, which a loop over numpy arrays hardly ever makes it do."""
+        self._bound_outputs: dict[str, Array] | None = None
         self.run = partial(session.run_with_iobinding, self._native)
 
-    def bind(self, call: OrtCall) -> None:
-        """Let the next run read and write the call's own buffers: a few microseconds, whatever the layers."""
-        self._inputs(call.inputs)
-        self._outputs(call.outputs)
-        self.bound = call
+    def bind(self, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
+        """Let the next run read and write a call's own buffers: a few microseconds, whatever the layers."""
+        self.bound = None  # until all of them are bound
+        self._inputs(inputs)
+        self._outputs(outputs)
+        self.bound, self._bound_outputs = inputs, outputs
 
     def _inputs(self, arrays: Mapping[str, Array]) -> None:
         for name, array in arrays.items():

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from blt_edge.export import engines as building
 from blt_edge.export.engines import build_engine
+from blt_edge.export.fused_attention import fuse_attention
 from blt_edge.export.quantize import quantize_bundle
-from blt_edge.runtime import BltModel, BundleError, GenerationOptions, OptionError
+from blt_edge.export.stage_files import load_stage
+from blt_edge.runtime import BltError, BltModel, BundleError, GenerationOptions, OptionError
 from blt_edge.runtime import engines as forms
 from blt_edge.runtime.backends import ort as backend
 from blt_edge.runtime.integrity import file_record
@@ -138,6 +141,27 @@ def test_fused_attention_takes_bytes_back(wide: Path) -> None:
         fresh.append(sequence.ids.copy())
         np.testing.assert_allclose(sequence.logits, fresh.logits, rtol=0, atol=1e-4)
         sequence.append(ids[len(ids) - back + 1 :])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda graph: graph.inputs.remove(next(v for v in graph.inputs if v.name == "past_positions")),
+        lambda graph: graph.inputs.remove(next(v for v in graph.inputs if v.name == "past.0.key")),
+        lambda graph: graph.initializers.pop("decoder.rotary_emb.inv_freq"),
+        lambda graph: [setattr(node, "name", "x") for node in graph],
+        lambda graph: [setattr(node, "op_type", "Identity") for node in graph if node.op_type == "Reshape"],
+        lambda graph: [setattr(node, "op_type", "Neg") for node in graph if node.op_type == "Cos"],
+    ],
+)
+def test_a_graph_of_another_making_is_refused_in_one_line(
+    wide: Path, spoil: Callable[[ir.Graph], object]
+) -> None:
+    spec = load_manifest(wide).stages["decoder"]
+    model = load_stage(wide, spec)
+    spoil(model.graph)
+    with pytest.raises(BltError, match=r"^decoder\.onnx: .*[^\n]$"):
+        fuse_attention(model, spec)
 
 
 def test_weights_are_kept_as_the_kernels_want_them(built: Path) -> None:

@@ -122,6 +122,19 @@ def test_a_source_asked_for_is_used_whatever_comes_of_it(draft: str) -> None:
     assert planned(costs_of(0.0, 1.0), draft, None, 50, 0.0) == {draft: 50}
 
 
+def test_a_source_slower_than_no_guesses_is_not_taken_for_being_faster_than_the_patcher() -> None:
+    planner = Planner(costs_of(1.0, 0.1), GenerationOptions(draft="auto"), has_patcher=True)
+    planner.plan(None, 10, 0.25)
+    speeds = {"patcher": 0.93, "decoder": 0.95}
+    for _ in range(50):
+        planner._plain_rounds.add(1, 1.0)
+        for name, speed in speeds.items():
+            planner._sources[name].add(1, 1 / speed)
+    assert planner.plan(None, 10, 0.25).source == "patcher"
+    planner._sources["patcher"].seconds *= 2
+    assert planner.plan(None, 10, 0.25).source == "none"
+
+
 def test_no_room_no_match_no_draft() -> None:
     planner = Planner(costs_of(1.0, 0.1), GenerationOptions(draft="lookup"), has_patcher=True)
     assert planner.plan(None, 10, 0.25).source == "none"

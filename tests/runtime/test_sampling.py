@@ -245,3 +245,29 @@ def test_guesses_look_ahead_and_use_nothing_up(seed: int, guesses: list[int]) ->
     for index, ahead in enumerate(guesses):
         assert guessing.guess(logits, NO_IDS, ahead) == expected[index + ahead]
         assert guessing(logits, NO_IDS) == expected[index]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    SEEDS,
+    st.lists(
+        st.tuples(st.integers(0, 259), st.sampled_from([np.inf, -np.inf, np.nan, 3.0, -1e38])), max_size=6
+    ),
+    st.booleans(),
+)
+def test_greedy_is_the_certain_id_whatever_the_logits(
+    seed: int, changes: list[tuple[int, float]], all_minus_infinity: bool
+) -> None:
+    logits = some_logits(seed)
+    if all_minus_infinity:
+        logits[:] = -np.inf
+    for index, value in changes:
+        logits[index] = value
+    options = GenerationOptions()
+    try:
+        expected = int(probabilities(logits, options).argmax())
+    except BltError:
+        with pytest.raises(BltError, match="not a number"):
+            Sampler(options)(logits, NO_IDS)
+        return
+    assert Sampler(options)(logits, NO_IDS) == expected

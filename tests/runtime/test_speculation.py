@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from blt_edge.runtime import BltModel, GenerationOptions, OptionError
-from blt_edge.runtime.sampling import probabilities
+from blt_edge.runtime.drafting import draft_with_decoder, draft_with_patcher
+from blt_edge.runtime.sampling import Sampler, probabilities
+from blt_edge.runtime.sequence import Draft
+from blt_edge.runtime.vocabulary import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,6 +48,7 @@ def both(model: BltModel, prompt: bytes, options: GenerationOptions) -> None:
     assert drafted.data == plain.data
     assert drafted.finish_reason == plain.finish_reason
     assert drafted.stats.new_bytes == plain.stats.new_bytes
+    assert drafted.stats.patches == plain.stats.patches
     assert drafted.stats.accepted <= drafted.stats.drafted
 
 
@@ -177,3 +185,47 @@ def test_the_patcher_guesses_only_where_there_is_one(model: BltModel) -> None:
         other.generate(b"abc", GenerationOptions(max_new_bytes=5, draft="patcher"))
     for draft in ("auto", "decoder", "lookup"):
         both(other, PROMPTS[0], GenerationOptions(max_new_bytes=60, draft=draft))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("draft", [draft_with_decoder, draft_with_patcher])
+def test_a_guess_from_broken_logits_is_none(
+    model: BltModel, monkeypatch: pytest.MonkeyPatch, draft: Callable[..., Draft], value: float
+) -> None:
+    sequence = model.sequence()
+    sequence.append(encode(PROMPTS[0]))
+    decode = sequence.decode
+
+    def broken(*arguments: Any) -> Any:
+        logits = decode(*arguments).copy()
+        logits[0, 77] = value
+        return logits
+
+    monkeypatch.setattr(sequence, "decode", broken)
+    patcher = sequence.patcher
+    assert patcher is not None
+    extend = patcher.extend
+
+    def broken_extend(ids: Any) -> Any:
+        entropies = extend(ids)
+        assert patcher.last_logits is not None
+        patcher.last_logits = patcher.last_logits.copy()
+        patcher.last_logits[0, 77] = value
+        return entropies
+
+    monkeypatch.setattr(patcher, "extend", broken_extend)
+    found = draft(sequence, 70, 8, Sampler(GenerationOptions()), lambda confidence: True)
+    assert found.ids.tolist() == [70]
+
+
+def test_a_finished_text_leaves_no_cache_behind(model: BltModel) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        sequence = model.sequence()
+        sequence.append(encode(PROMPTS[0]))
+        buffers = [weakref.ref(stage.cache.buffer) for stage in (sequence._decoder, sequence._latent)]
+        del sequence
+        assert [buffer() for buffer in buffers] == [None, None]
+    finally:
+        gc.enable()

@@ -71,8 +71,17 @@ def main() -> None:
 
 
 def _emptied(model: BltModel, bytes_a_patch: int) -> BltModel:
-    # The patcher runs all the same, as it does when patches go by entropy.
-    rule = replace(model.manifest.patching, mode="entropy", threshold=1e9, max_patch_length=bytes_a_patch)
+    # The patcher runs as ever, where there is one.
+    mode = "entropy" if "patcher" in model.manifest.stages else "static"
+    rule = replace(
+        model.manifest.patching,
+        mode=mode,
+        threshold=1e9,
+        patch_size=bytes_a_patch,
+        max_patch_length=bytes_a_patch,
+        monotonic=False,
+        threshold_add=None,
+    )
     stages: dict[str, StageBackend] = {name: _Empty(stage) for name, stage in model._backends.items()}
     return BltModel(replace(model.manifest, patching=rule), stages, model._table, model.limits, model.path)
 
@@ -81,12 +90,15 @@ def _seconds_a_byte(model: BltModel, args: argparse.Namespace) -> float:
     prompt = bytes(97 + index % 26 for index in range(args.prompt_bytes))
     options = GenerationOptions(args.new_bytes, draft="none")
     chunks = model.stream(prompt, options)
-    next(chunks)  # the prompt, and the first byte
+    last = next(chunks)  # the prompt, and the first byte
     started = time.perf_counter()
-    for last in chunks:
-        stats = last.stats
-    assert stats is not None
-    return (time.perf_counter() - started) / max(1, stats.new_bytes - 1)
+    for chunk in chunks:
+        last = chunk
+    seconds = time.perf_counter() - started
+    assert last.stats is not None
+    if last.stats.new_bytes < 2:
+        raise SystemExit("the text ended at its first byte; there is nothing to measure")
+    return seconds / (last.stats.new_bytes - 1)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..cli.memory import available_memory
 from .blt_engine import BltSpec
 from .common import machine, print_json
 from .engine import BenchError, EngineSpec, Reading, Round, TokenBudget
@@ -176,7 +177,7 @@ def _rounds(text: Path | None, context: int, new_bytes: int, count: int) -> list
 
 def _measure(specs: Sequence[EngineSpec], tasks: Sequence[Round], needed: int) -> list[Measured]:
     warm_up, *counted = tasks
-    free = _free_memory()
+    free = available_memory() or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     results: dict[str, Measured] = {}
     with contextlib.ExitStack() as stack:
         workers = {}
@@ -195,16 +196,6 @@ def _measure(specs: Sequence[EngineSpec], tasks: Sequence[Round], needed: int) -
                 results.setdefault(spec.name, Measured(worker.card)).readings.append(reading)
                 _say(f"round {number}: {spec.name}: {reading.decode:.1f} bytes/s")
     return [results[spec.name] for spec in specs]
-
-
-def _free_memory() -> int:
-    # What Linux says can be had without swapping; elsewhere all physical memory.
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = [line.split() for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable")]
-        if lines:
-            return int(lines[0][1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _say(line: str) -> None:

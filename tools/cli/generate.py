@@ -278,7 +278,7 @@ def _figures(session: Session, stats: GenerationStats, reason: str, engine: Engi
         f"{_ENDINGS.get(reason, reason)}"
     )
     speed = f"first byte after {1000 * stats.first_byte_seconds:.1f} ms"
-    if stats.new_bytes and stats.decode_seconds > 0:
+    if stats.new_bytes > 1 and stats.decode_seconds > 0:
         each = 1000 * stats.decode_seconds / stats.new_bytes
         speed += f", then {stats.bytes_per_second:.1f} bytes/s ({each:.2f} ms/byte)"
     session.say(speed)

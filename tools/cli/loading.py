@@ -32,8 +32,8 @@ def load_model(
 ) -> BltModel:
     """Load a bundle; with `verify`, which may take minutes, show how far it is. Raises BltError.
 
-    max_memory: bytes that running it on a text of `positions` ids may take (None: as many as the model has);
-    when the estimate is over it, nothing is loaded and ClickException raised.
+    max_memory: bytes that running it on a text of `positions` ids may take (None: the trained context); when
+    the estimate is over it, nothing is loaded and ClickException raised.
     """
     from ...runtime import BltModel
 
@@ -58,7 +58,7 @@ def _check_memory(bundle: Path, limit: int, positions: int | None, prefill_chunk
 
     manifest = load_manifest(bundle)
     prepared = find_engine(bundle, manifest).directory is not None
-    wanted = manifest.model.max_positions if positions is None else positions
+    wanted = manifest.model.trained_context if positions is None else positions
     chunk = max(1, min(prefill_chunk, wanted))
     parts = running_memory(manifest, prepared=prepared, positions=wanted, prefill_chunk=chunk)
     needed = sum(parts.values())

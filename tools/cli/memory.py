@@ -143,7 +143,9 @@ def state_memory(
         per_byte=sum(map(_position_bytes, local)),
         per_patch=_position_bytes(stages["latent"]),
         fixed=4 * (slots * values + (prefill_chunk + rollback) * width + (rollback + 1) * 260),
-        windowed=sum(_position_bytes(spec) * _capacity(spec, limit, rollback) for spec in local),
+        windowed=sum(
+            _position_bytes(spec) * _capacity(spec, limit, rollback, prefill_chunk) for spec in local
+        ),
         patches=round(limit / typical),
         bytes_per_patch=typical,
         open_patch=4 * width * longest,
@@ -156,5 +158,6 @@ def _position_bytes(spec: StageSpec) -> int:
     return 4 * 2 * spec.layers * spec.kv_heads * spec.head_dim + 8
 
 
-def _capacity(spec: StageSpec, limit: int, rollback: int) -> int:
-    return limit if spec.window is None else max(1, min(limit, spec.window - 1 + rollback))
+def _capacity(spec: StageSpec, limit: int, rollback: int, chunk: int) -> int:
+    # What the layout of fused attention takes; a ring takes a chunk less.
+    return limit if spec.window is None else max(1, min(limit, spec.window - 1 + rollback + max(64, chunk)))

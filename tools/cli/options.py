@@ -187,10 +187,11 @@ class MemorySize(SizeType):
         if isinstance(value, int):
             return value
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
-        if found is None or float(found[1]) == 0:
+        step = 1024 if found and found[3] else 1000
+        amount = float(found[1]) * step ** " kmgt".index(found[2] or " ") if found else 0.0
+        if not 1 <= amount < 1e18:
             self.fail(f"got {printable(str(value))!r}; give an amount such as 800MB or 1.5GB", param, ctx)
-        step = 1024 if found[3] else 1000
-        return int(float(found[1]) * step ** " kmgt".index(found[2] or " "))
+        return int(amount)
 
 
 class OneOf(TextChoice):
