@@ -63,7 +63,7 @@ class BltModel:
         threads: int | None = None,
         *,
         verify: bool = False,
-        prefill_chunk: int = 128,
+        prefill_chunk: int = 256,
         rollback: int = 64,
         portable: bool = False,
         progress: Callable[[int, int], None] | None = None,

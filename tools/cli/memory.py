@@ -102,7 +102,7 @@ class StateMemory:
 
 
 def running_memory(
-    manifest: Manifest, *, prepared: bool, positions: int, prefill_chunk: int = 128
+    manifest: Manifest, *, prepared: bool, positions: int, prefill_chunk: int = 256
 ) -> dict[str, int]:
     """Estimated resident memory for a text of so many ids, by part, in bytes; the tables' pages left out.
 
@@ -117,7 +117,7 @@ def running_memory(
 
 
 def state_memory(
-    manifest: Manifest, *, prefill_chunk: int = 128, rollback: int = 64, positions: int | None = None
+    manifest: Manifest, *, prefill_chunk: int = 256, rollback: int = 64, positions: int | None = None
 ) -> StateMemory:
     """What the runtime will hold for one text, by the manifest; the defaults are `BltModel.load`'s.
 

@@ -294,7 +294,7 @@ def engine_options(function: F) -> F:
         click.option(
             "--prefill-chunk",
             type=int,
-            default=128,
+            default=256,
             show_default=True,
             metavar="N",
             help="Bytes read in one pass; memory grows with it, the result does not change.",
