@@ -321,8 +321,9 @@ def draft_options(function: F) -> F:
         type=OneOf(DRAFTS),
         default="auto",
         show_default=True,
-        help="Guess bytes ahead and check them together, which is faster and changes no text: by the "
-        "decoder, the patcher, or what followed earlier in the text; auto goes by what pays.",
+        help="Guess bytes ahead and check them together, which is faster and changes no text (but for "
+        "near-ties in quantized bundles): by the decoder, the patcher, or what followed earlier in the text; "
+        "auto goes by what pays.",
     )
     length = click.option(
         "--draft-length",
