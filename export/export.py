@@ -129,7 +129,8 @@ def _calibrated(
 ) -> QuantizationOptions:
     # On the output's disk: a bundle of gigabytes may not fit where temporary files usually go.
     with scratch(output.absolute(), "calibration") as folder:
-        bundle = export_checkpoint(source, folder / "fp32", tables=plan.tables, progress=progress)
+        # With the checkpoint's own tables, as a float32 bundle that `quantize` starts from has.
+        bundle = export_checkpoint(source, folder / "fp32", progress=progress)
         return calibrated(bundle, plan.precisions, options, progress)
 
 

@@ -51,8 +51,8 @@ class GenerationOptions:
     escapes, which a command line's invalid bytes become, as those bytes. After construction all are bytes."""
 
     draft: str = "auto"
-    """One of `DRAFTS`. Drafts make decoding faster; the text, sampled or greedy, stays what it is. In quantized
-    bundles a near-tie may fall the other way: sums over several positions are rounded in another order."""
+    """One of `DRAFTS`. Drafts make decoding faster; the text, sampled or greedy, stays what it is. Only in
+    quantized bundles may a near-tie fall the other way: passes over several positions round otherwise."""
 
     draft_length: int | None = None
     """Guesses in a round, 1 to `LONGEST_DRAFT`; None goes by what pays. Fewer where the model was loaded with

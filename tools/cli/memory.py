@@ -111,17 +111,23 @@ def running_memory(
     weights = 0.0
     for spec in manifest.stages.values():
         weights += manifest.files[spec.data].bytes * _RESIDENT[prepared].get(spec.precision, 1.0)
-    state = state_memory(manifest, prefill_chunk=prefill_chunk, positions=positions)
+    state = state_memory(manifest, prefill_chunk=prefill_chunk, positions=positions, prepared=prepared)
     # A chunk's activations: about what its states and patch values take.
     return {"weights": round(weights), "state": state.at_full_length + state.fixed, "program": _PROGRAM}
 
 
 def state_memory(
-    manifest: Manifest, *, prefill_chunk: int = 256, rollback: int = 64, positions: int | None = None
+    manifest: Manifest,
+    *,
+    prefill_chunk: int = 256,
+    rollback: int = 64,
+    positions: int | None = None,
+    prepared: bool = False,
 ) -> StateMemory:
     """What the runtime will hold for one text, by the manifest; the defaults are `BltModel.load`'s.
 
-    positions: ids of the text; None is as many as the model has.
+    positions: ids of the text; None is as many as the model has. prepared: whether a form for this device is
+    used, whose windows slide through somewhat larger buffers.
     """
     limit, width = manifest.model.max_positions, manifest.model.width
     limit = limit if positions is None else max(1, min(limit, positions))
@@ -138,13 +144,15 @@ def state_memory(
         typical, longest = float(rule.patch_size), min(longest, rule.patch_size)
     typical = min(typical, longest)
     slots = prefill_chunk + rollback + 2
+    slack = max(64, prefill_chunk) if prepared else 0
     return StateMemory(
         positions=limit,
         per_byte=sum(map(_position_bytes, local)),
         per_patch=_position_bytes(stages["latent"]),
         fixed=4 * (slots * values + (prefill_chunk + rollback) * width + (rollback + 1) * 260),
         windowed=sum(
-            _position_bytes(spec) * _capacity(spec, limit, rollback, prefill_chunk) for spec in local
+            _position_bytes(spec) * _capacity(spec, limit, rollback, slack if spec.fusable else 0)
+            for spec in local
         ),
         patches=round(limit / typical),
         bytes_per_patch=typical,
@@ -158,6 +166,5 @@ def _position_bytes(spec: StageSpec) -> int:
     return 4 * 2 * spec.layers * spec.kv_heads * spec.head_dim + 8
 
 
-def _capacity(spec: StageSpec, limit: int, rollback: int, chunk: int) -> int:
-    # What the layout of fused attention takes; a ring takes a chunk less.
-    return limit if spec.window is None else max(1, min(limit, spec.window - 1 + rollback + max(64, chunk)))
+def _capacity(spec: StageSpec, limit: int, rollback: int, slack: int) -> int:
+    return limit if spec.window is None else max(1, min(limit, spec.window - 1 + rollback + slack))
