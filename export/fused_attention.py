@@ -115,8 +115,9 @@ def _fuse_layer(
 def _heads(reshape: ir.Node, spec: StageSpec) -> int:
     """Query heads, from the shape [0, 0, heads + 2 * kv_heads, head_dim] that the joined product is given."""
     shape = reshape.inputs[1]
-    if reshape.op_type != "Reshape" or shape is None or shape.const_value is None:
-        raise BltError(f"{spec.file}: its attention is not what this version writes; export it again")
+    assert reshape.op_type == "Reshape"
+    assert shape is not None
+    assert shape.const_value is not None
     rows = [int(size) for size in shape.const_value.numpy()]
     heads = rows[2] - 2 * spec.kv_heads if len(rows) == 4 else 0
     if heads < 1 or rows[3] != spec.head_dim:

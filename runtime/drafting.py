@@ -2,8 +2,8 @@
 
 All three cost less than the bytes they stand for, and none decides anything: whoever reads a draft compares
 every guess with what the model chooses there (`speculation`), and a guess comes with a confidence by which
-guessing goes on or stops (`Admits`). A guess uses the random number that the choice
-will use (`sampling.Sampler.guess`), so sampling accepts as greedy decoding does, and no text changes.
+guessing goes on or stops (`Admits`). A guess uses the random number that the choice will use
+(`sampling.Sampler.guess`), so sampling accepts as greedy decoding does, and no text changes.
 
 - decoder: encoder and decoder run byte by byte on the last closed patch, boundaries ignored, which leaves
   patcher and latent stage one pass over all guesses (BLT-S, arXiv 2605.08044).

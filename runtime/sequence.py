@@ -132,6 +132,9 @@ class Sequence:
         self._encoder = self._stage("encoder")
         self._latent = self._stage("latent")
         self._decoder = self._stage("decoder", patch_values=self._patch_values)
+        self._stages = {"encoder": self._encoder, "latent": self._latent, "decoder": self._decoder}
+        if self.patcher:
+            self._stages = {"patcher": self.patcher.stage, **self._stages}
         self._states = _ByteStates(manifest.model.width)
         self._oldest_patch = 0
         self._recent_logits = np.zeros((limits.rollback + 1, manifest.model.vocab_size), np.float32)
@@ -166,23 +169,18 @@ class Sequence:
     @property
     def times(self) -> dict[str, StageTime]:
         """Calls and seconds by stage."""
-        stages = {"encoder": self._encoder, "latent": self._latent, "decoder": self._decoder}
-        times = {name: stage.time for name, stage in stages.items()}
-        return {"patcher": self.patcher.stage.time, **times} if self.patcher else times
+        return {name: stage.time for name, stage in self._stages.items()}
 
     @property
     def stage_seconds(self) -> float:
         """Seconds that all stages have run."""
-        seconds = self._encoder.time.seconds + self._latent.time.seconds + self._decoder.time.seconds
-        return seconds + (self.patcher.stage.time.seconds if self.patcher else 0.0)
+        return sum(stage.time.seconds for stage in self._stages.values())
 
     @property
     def state_bytes(self) -> int:
         """Memory of caches and recent states, in bytes."""
-        stages = [self._encoder, self._latent, self._decoder]
-        stages += [self.patcher.stage] if self.patcher else []
         own = self._patch_values.nbytes + self._states.buffer.nbytes + self._recent_logits.nbytes
-        return own + sum(stage.cache.bytes for stage in stages)
+        return own + sum(stage.cache.bytes for stage in self._stages.values())
 
     def append(self, ids: Ids) -> list[ChunkResult]:
         """Read int64 ids [n], in chunks; one result for each, its arrays copied when there are several.
@@ -319,11 +317,8 @@ class Sequence:
             return
         self.boundaries.rollback(length)
         closed = len(self.boundaries.starts) - 1
-        for stage in (self._encoder, self._decoder):
-            stage.cache.roll_back(length)
-        if self.patcher:
-            self.patcher.stage.cache.roll_back(length)
-        self._latent.cache.roll_back(closed)
+        for name, stage in self._stages.items():
+            stage.cache.roll_back(closed if name == "latent" else length)
         self._oldest_patch = min(self._oldest_patch, closed)
         self._states.roll_back(length)
         self._oldest_logits = min(self._oldest_logits, length)
@@ -332,11 +327,11 @@ class Sequence:
     def _can_roll_back(self, length: int) -> bool:
         starts = self.boundaries.starts
         opened = bisect_right(starts, length) - 1  # the patch that position `length` would be in
-        caches = [self._encoder.cache, self._decoder.cache]
-        caches += [self.patcher.stage.cache] if self.patcher else []
         return (
-            all(cache.can_roll_back(length) for cache in caches)
-            and self._latent.cache.can_roll_back(opened)
+            all(
+                stage.cache.can_roll_back(opened if name == "latent" else length)
+                for name, stage in self._stages.items()
+            )
             and opened - 1 >= self._oldest_patch
             and starts[opened] >= self._states.base
             and length - 1 >= self._oldest_logits

@@ -47,7 +47,7 @@ class Speculator:
         self, sequence: Sequence, sampler: Sampler, options: GenerationOptions, costs: CostTable
     ) -> None:
         """Raises OptionError when the model cannot draft as the options ask."""
-        self._sequence, self._sampler, self._costs = sequence, sampler, costs
+        self._sequence, self._sampler = sequence, sampler
         if options.draft == "patcher" and sequence.patcher is None:
             raise OptionError(
                 "draft: got 'patcher', but this model's patches need no entropy model; "

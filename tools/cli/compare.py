@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .display import print_table, progress_bar, size
-from .documents import read_input, shown_name, write_json
+from .documents import check_plot, read_input, shown_name, write_json
 from .options import DEVICES, STDIN, BundleDirectory, InputFile, OneOf, OutputFile, json_option, verbosity
 from .session import Session
 from .several import SeveralFilesCommand
@@ -66,7 +65,7 @@ def command(
     those of the first that the bundle has too (recall). Lead is how long greedy texts stay the same. Each
     bundle is measured in a process of its own; private memory is the part that belongs to no file.
     """
-    _check_plot(plot)
+    check_plot(plot)
     read = _read(texts, session)
     from ...calibration.compare import CompareOptions, compare_bundles
 
@@ -93,18 +92,6 @@ command.params[-3:-3] = [
     _whole("repeat", 3, "Timings; the median counts."),
     _whole("threads", None, "CPU threads.", "as many as the engine likes"),
 ]
-
-
-def _check_plot(plot: Path | None) -> None:
-    """Refuse what can't be drawn before minutes of measuring."""
-    if plot is None:
-        return
-    if plot == STDIN or plot.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise click.UsageError(f"--plot: got {plot}; give a file that ends with .png, .svg or .pdf")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise click.ClickException(
-            "--plot needs matplotlib, which is not installed: pip install 'blt-edge[plot]'"
-        )
 
 
 def _read(paths: Sequence[Path], session: Session) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -11,10 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
+
 from .options import STDIN
 from .session import Session, is_terminal
 
-__all__ = ["json_line", "read_input", "shown_name", "write_json", "write_whole"]
+__all__ = ["check_plot", "json_line", "read_input", "shown_name", "write_json", "write_whole"]
 
 
 def read_input(path: Path, session: Session, what: str) -> bytes:
@@ -41,6 +44,18 @@ def write_json(target: Path, document: Mapping[str, Any]) -> None:
             sys.stdout.write(text)
         return
     write_whole(target, lambda path: path.write_text(text, encoding="ascii"))
+
+
+def check_plot(plot: Path | None) -> None:
+    """Refuse a picture that can't be drawn, before minutes of measuring. Raises ClickException."""
+    if plot is None:
+        return
+    if plot == STDIN or plot.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise click.UsageError(f"--plot: got {plot}; give a file that ends with .png, .svg or .pdf")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise click.ClickException(
+            "--plot needs matplotlib, which is not installed: pip install 'blt-edge[plot]'"
+        )
 
 
 def json_line(document: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .display import status
-from .documents import json_line, read_input, shown_name, write_json, write_whole
+from .documents import check_plot, json_line, read_input, shown_name, write_json, write_whole
 from .options import DEVICES, DRAFTS, STDIN, InputFile, OneOf, OutputFile, json_option, model_option, verb
 from .session import Session
 
@@ -23,8 +22,6 @@ else:  # generic from click 8.2 on
     NumbersType = WordsType = click.ParamType
 
 __all__ = ["command"]
-
-_PICTURES = (".png", ".svg", ".pdf")
 
 
 class Numbers(NumbersType):
@@ -183,14 +180,7 @@ def _check_outputs(json_file: Path | None, plot: Path | None, trace: Path | None
     files = [path for path in (json_file, plot, trace) if path not in (None, STDIN)]
     if len(set(files)) < len(files):
         raise click.UsageError("--json, --plot and --trace: a file is given twice; give each its own")
-    if plot is None:
-        return
-    if plot == STDIN or plot.suffix.lower() not in _PICTURES:
-        raise click.UsageError(f"--plot: got {plot}; give a file that ends with .png, .svg or .pdf")
-    if importlib.util.find_spec("matplotlib") is None:
-        raise click.ClickException(
-            "--plot needs matplotlib, which is not installed: pip install 'blt-edge[plot]'"
-        )
+    check_plot(plot)
 
 
 def _options(
