@@ -6,6 +6,7 @@ result runs from memory over the bundle's own mapped weights: nothing in the bun
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..runtime.backends.base import CacheLimits, ring_cache
+from ..runtime.backends.base import CacheLimits, Done, ring_cache
 from ..runtime.backends.contract import check_contract, stage_inputs, stage_outputs
+from ..runtime.backends.memory import HOST
 from ..runtime.cache import RingCache, StageCache
 from ..runtime.errors import BackendError
 from ..runtime.manifest import Manifest
@@ -65,6 +67,8 @@ Watch = Callable[[WeightProduct, Floats], None]
 
 class TappedStage:
     """A StageBackend that calls `watch` for every weight product of every run."""
+
+    memory = HOST
 
     def __init__(
         self, directory: Path, manifest: Manifest, stage: str, watch: Watch, threads: int | None = None
@@ -125,8 +129,12 @@ class TappedCall:
         tapped = dict.fromkeys(product.activation for product in products)
         self._taps = [name for name in tapped if name not in feeds]
 
-    def run(self) -> None:
+    def begin(self) -> None:
+        """See StageCall.begin."""
+
+    def run(self, done: Done) -> None:
         """Compute the outputs and call `watch` for each product."""
+        started = time.perf_counter()
         names = [*self._results, *self._taps]
         computed = self._session.run(names, self._feeds)
         values = {**self._feeds, **dict(zip(names, computed, strict=True))}
@@ -137,6 +145,7 @@ class TappedCall:
                 slots = np.arange(value.shape[2])
                 value = value[slots < self.inputs["patch_lengths"][..., None]]
             self._watch(product, value.reshape(-1, product.inputs))
+        done(time.perf_counter() - started)
 
 
 def _with_taps(model: ir.Model, products: list[WeightProduct]) -> bytes:

@@ -72,25 +72,44 @@ class RingCache:
     """Keys and values [2 * layers, 1, Hkv, C, head_dim] float32 and the position of each slot.
 
     Position p lives in slot p mod C. With a window, C stops growing at window - 1 + rollback: all
-    that the next byte can see after taking back up to `rollback` positions. Without, C grows by half.
-    Capacity starts small, so that a short text neither allocates nor reads a full window.
+    that the next byte can see after taking back up to `rollback` positions. Without, C grows by
+    half (`growth`). Capacity starts small, so that a short text neither allocates nor reads a full window.
     """
 
     def __init__(
-        self, layers: int, kv_heads: int, head_dim: int, *, window: int | None, rollback: int, limit: int
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        window: int | None,
+        rollback: int,
+        limit: int,
+        first_capacity: int = _FIRST_CAPACITY,
+        growth: float = 1.5,
     ) -> None:
         self._window = window
         wanted = limit if window is None else window - 1 + rollback
         self._largest = max(1, min(limit, wanted))
+        self._growth = growth
         self.length = 0
         self._oldest = 0  # every position from here to length is in the ring
         self.generation = 0
         self.binding: Any = None
-        self._allocate(2 * layers, kv_heads, head_dim, min(_FIRST_CAPACITY, self._largest))
+        self._allocate(2 * layers, kv_heads, head_dim, max(1, min(first_capacity, self._largest)))
 
     def _allocate(self, planes: int, kv_heads: int, head_dim: int, capacity: int) -> None:
-        self.buffer: Floats = np.zeros((planes, 1, kv_heads, capacity, head_dim), dtype=np.float32)
+        self.buffer = self._new_buffer((planes, 1, kv_heads, capacity, head_dim))
         self.positions: npt.NDArray[np.int64] = np.full((1, capacity), -1, dtype=np.int64)
+
+    # What a ring in other memory does otherwise.
+
+    def _new_buffer(self, shape: tuple[int, ...]) -> Any:
+        return np.zeros(shape, np.float32)
+
+    def _copy_slots(self, target: Any, source: Any, slot: int, first: int, count: int) -> None:
+        """Slots slot.. of `target` become slots first.. of `source`, `count` of them."""
+        target[:, :, :, slot : slot + count] = source[:, :, :, first : first + count]
 
     @property
     def capacity(self) -> int:
@@ -100,7 +119,7 @@ class RingCache:
     @property
     def bytes(self) -> int:
         """Memory of the buffers, in bytes."""
-        return self.buffer.nbytes + self.positions.nbytes
+        return int(self.buffer.nbytes + self.positions.nbytes)
 
     def reserve(self, count: int) -> None:
         """Make room for `count` more positions before a call binds the buffers."""
@@ -108,10 +127,10 @@ class RingCache:
         if needed <= self.capacity:
             return
         old, old_positions = self.buffer, self.positions
-        grown = min(self._largest, max(needed, self.capacity + self.capacity // 2))
+        grown = min(self._largest, max(needed, int(self._growth * self.capacity)))
         # Growing happens only while no slot was reused: position p is in slot p of both rings.
         self._allocate(old.shape[0], old.shape[2], old.shape[4], grown)
-        self.buffer[:, :, :, : old.shape[3]] = old
+        self._copy_slots(self.buffer, old, 0, 0, old.shape[3])
         self.positions[:, : old_positions.shape[1]] = old_positions
         self.generation += 1
         self.binding = None
@@ -132,21 +151,21 @@ class RingCache:
         """Write the run's `new_kv` at the next positions."""
         self.append(outputs["new_kv"])
 
-    def append(self, new_kv: npt.NDArray[np.float32]) -> None:
+    def append(self, new_kv: Any) -> None:
         """Write new_kv [2 * layers, 1, Hkv, S, head_dim] at the next S positions."""
         count, capacity = new_kv.shape[3], self.capacity
         if count == 1:
             slot = self.length % capacity
-            self.buffer[:, :, :, slot] = new_kv[:, :, :, 0]
+            self._copy_slots(self.buffer, new_kv, slot, 0, 1)
             self.positions[0, slot] = self.length
         else:
             kept = min(count, capacity)
             first = self.length + count - kept
             start = first % capacity
             head = min(kept, capacity - start)
-            tail = new_kv[:, :, :, count - kept :]
-            self.buffer[:, :, :, start : start + head] = tail[:, :, :, :head]
-            self.buffer[:, :, :, : kept - head] = tail[:, :, :, head:]
+            self._copy_slots(self.buffer, new_kv, start, count - kept, head)
+            if head < kept:
+                self._copy_slots(self.buffer, new_kv, 0, count - kept + head, kept - head)
             numbers = np.arange(first, first + kept)
             self.positions[0, numbers % capacity] = numbers
         self.length += count

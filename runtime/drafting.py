@@ -53,19 +53,19 @@ def draft_with_decoder(
     """At most `count` guesses after the chosen id `pending`, as if no patch ended among them."""
     first = sequence.length
     last_closed = np.array([len(sequence.boundaries.starts) - 2], np.int64)
-    ids, states = [pending], []
+    ids, states = [pending], sequence.draft_states(count + 1)
     while True:
-        at = first + len(ids) - 1
-        sequence.store_ids(at, np.array(ids[-1:], np.int64))
-        states.append(sequence.encode(at, 1).copy())
+        last = len(ids) - 1
+        sequence.store_ids(first + last, np.array(ids[-1:], np.int64))
+        states[last : last + 1] = sequence.encode(first + last, 1)
         if len(ids) > count:
             break
-        logits = sequence.decode(states[-1], last_closed)
+        logits = sequence.decode(states[last : last + 1], last_closed)
         if not _guess(sequence, logits[0], ids, count, sampler, admits):
             break
     # What it read of a stale patch must not be seen by the pass over the right ones.
     sequence.forget_decoded()
-    return Draft(np.array(ids, np.int64), states=np.concatenate(states))
+    return Draft(np.array(ids, np.int64), states=states[: len(ids)])
 
 
 def _guess(

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ._fields import Fields
-from .backends.base import StageBackend
-from .backends.ort import OrtStage, import_onnxruntime, session_entries
+from .backends.ort import import_onnxruntime, session_entries
 from .errors import BltError, BundleError
 from .files import open_plain
 from .integrity import check_records
@@ -27,19 +26,17 @@ from .processor import describe_processor
 __all__ = [
     "ENGINE_NAME",
     "PORTABLE",
-    "TARGETS",
     "Engine",
+    "check_form",
     "data_file",
     "describe_engine",
     "find_engine",
     "form_path",
     "graph_file",
-    "open_stages",
+    "read_description",
     "render_engine",
 ]
 
-TARGETS = ("onnxruntime",)
-"""What forms can be built for."""
 ENGINE_NAME = "engine.json"
 """The form's description, beside its files."""
 
@@ -67,10 +64,13 @@ class Engine:
     """Why no form is used; None when one is, or none was looked for."""
     directory: Path | None = None
     """The form's directory; None = portable graphs."""
+    device: str = "CPU"
+    """What computes: "CPU", or a GPU's name and the engine on it."""
 
     def __str__(self) -> str:
         """One line for people."""
-        return self.name if self.reason is None else f"{self.name}: {self.reason}"
+        where = self.name if self.device == "CPU" else f"{self.name} on {self.device}"
+        return where if self.reason is None else f"{where}: {self.reason}"
 
 
 PORTABLE = Engine("portable graphs")
@@ -133,44 +133,47 @@ def find_engine(
         path = form_path(directory, description)
         if not os.path.lexists(path):
             return Engine(PORTABLE.name, _missing(directory, description))
-        _check_form(path, description, full, progress)
+        names = {name for stage in manifest.stages for name in (graph_file(stage), data_file(stage))}
+        again = f"blt-edge build --force {directory} makes it again"
+        check_form(path, description, names, again, full, progress)
     except BltError as error:
         return Engine(PORTABLE.name, str(error))
     return Engine(path.relative_to(directory).as_posix(), directory=path)
 
 
-def open_stages(
-    directory: Path, manifest: Manifest, threads: int | None, engine: Engine
-) -> tuple[dict[str, StageBackend], Engine]:
-    """Every stage's backend, and what they run from in the end.
+def check_form(
+    path: Path,
+    description: dict[str, Any],
+    names: set[str],
+    again: str,
+    full: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Compare a form with its description and its files with their records.
 
-    A form that the engine refuses is passed over as a whole. Raises as `OrtStage` for portable graphs.
+    names: the files it must have; again: the remedy, for the error. full and progress: as for
+    `integrity.check_files`. Raises BundleError.
     """
-    if engine.directory is not None:
-        form = engine.directory
-        try:
-            return {
-                stage: OrtStage(directory, manifest, stage, threads, optimized=form / graph_file(stage))
-                for stage in manifest.stages
-            }, engine
-        except BltError as error:
-            engine = Engine(PORTABLE.name, f"{engine.name}: {error}")
-    return {stage: OrtStage(directory, manifest, stage, threads) for stage in manifest.stages}, engine
-
-
-def _check_form(path: Path, description: dict[str, Any], full: bool, progress: Progress | None) -> None:
-    again = f"blt-edge build --force {path.parent.parent} makes it again"
     payload = _payload(path / ENGINE_NAME)
     if payload is None or payload.get("description") != description:
         raise BundleError(f"{path.name}: its {ENGINE_NAME} is damaged; {again}")
-    expected = {name for stage in description["stages"] for name in (graph_file(stage), data_file(stage))}
     try:
         files = Fields(payload, "").parts("files", _name, _record)
     except BundleError:
         files = {}
-    if set(files) != expected:
+    if set(files) != names:
         raise BundleError(f"{path.name}: its {ENGINE_NAME} is damaged; {again}")
+    for name in sorted(names):
+        if not os.path.lexists(path / name):
+            raise BundleError(f"{path.name}: {name} is missing; {again}")
     check_records(path, files, full=full, progress=progress, remedy=again)
+
+
+def read_description(path: Path) -> dict[str, Any] | None:
+    """What an `engine.json` says its form was made for; None when it is damaged."""
+    payload = _payload(path)
+    description = payload.get("description") if payload else None
+    return description if isinstance(description, dict) else None
 
 
 def _payload(path: Path) -> dict[str, Any] | None:
@@ -199,9 +202,8 @@ def _missing(directory: Path, description: dict[str, Any]) -> str:
     remedy = f"blt-edge build {directory} makes one, which is faster and takes less memory"
     others = sorted(form_path(directory, description).parent.glob(f"{description['target']}-*"))
     for other in others:
-        payload = _payload(other / ENGINE_NAME)
-        theirs = payload.get("description") if payload else None
-        if isinstance(theirs, dict):
+        theirs = read_description(other / ENGINE_NAME)
+        if theirs is not None:
             return f"{other.name} was built {_difference(theirs, description)}; {remedy}"
     return f"no form was built for this device; {remedy}"
 

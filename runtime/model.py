@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from .backends.base import StageBackend
 from .costs import CostTable
+from .devices import DEVICES, LoadRequest, open_device
 from .embedding import EmbeddingTable
-from .engines import PORTABLE, Engine, find_engine, open_stages
-from .errors import BundleError, OptionError
+from .engines import PORTABLE, Engine
+from .errors import BackendError, BundleError, OptionError
 from .generation import GenerationChunk, GenerationResult, generate, stream
 from .integrity import check_files
 from .manifest import Manifest, load_manifest
@@ -27,9 +28,6 @@ from .vocabulary import encode
 __all__ = ["DEVICES", "BltModel"]
 
 Floats = npt.NDArray[np.float32]
-
-DEVICES = ("auto", "cpu")
-"""Devices that this version runs on."""
 
 
 class BltModel:
@@ -66,21 +64,22 @@ class BltModel:
         prefill_chunk: int = 256,
         rollback: int = 64,
         portable: bool = False,
+        provider_options: Mapping[str, str] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> BltModel:
         """Load the bundle directory `path`.
 
-        device: one of `DEVICES`; auto takes the best there is. threads: CPU threads, None leaves it to the
-        engine. verify: read every file and compare its sha256 (`progress(bytes done, bytes in all)`);
-        otherwise files over 64 MiB are compared by samples. prefill_chunk: bytes that one pass takes at
-        most (memory grows with it). rollback: bytes that can be taken back without computing again.
-        portable: run the portable graphs even where the bundle has a form for this device (`export.engines`).
-        `engine` of the model tells what it runs from, and why.
+        device: one of `DEVICES` (`devices` says what each is); auto takes the best there is, another is used
+        or refused. threads: CPU threads, None leaves it to the engine. verify: read every file and compare
+        its sha256 (`progress(bytes done, bytes in all)`); otherwise large files are compared by samples.
+        prefill_chunk: bytes that one pass takes at most (memory grows with it). rollback: bytes that can be
+        taken back without computing again. portable: run the portable graphs even where the bundle has a
+        form for this device (`export.engines`). provider_options: options of ONNX Runtime's provider, for the
+        devices that are one. `engine` of the model tells what it runs from and on, and why.
 
         Raises BundleError (missing, damaged or unsafe bundle), BackendError (no engine), OptionError.
         """
         directory = Path(path)
-        _check_device(device)
         _check_count("threads", threads if threads is not None else 1, 1, 1024)
         manifest = load_manifest(directory)
         check_files(directory, manifest, full=verify, progress=progress)
@@ -88,12 +87,31 @@ class BltModel:
         _check_count("prefill_chunk", prefill_chunk, 1, longest)
         _check_count("rollback", rollback, 0, longest)
         limits = SequenceLimits(prefill_chunk, rollback, manifest.model.max_positions)
-        chosen = PORTABLE
-        if not portable:
-            chosen = find_engine(directory, manifest, full=verify, progress=progress)
-        backends, engine = open_stages(directory, manifest, threads, chosen)
+        request = LoadRequest(
+            directory,
+            manifest,
+            device,
+            threads,
+            prefill_chunk,
+            rollback,
+            provider_options or {},
+            portable,
+            verify,
+            progress,
+        )
+        backends, engine = open_device(request)
         table = EmbeddingTable.open(directory, manifest.embedding)
-        return cls(manifest, backends, table, limits, directory, engine)
+        model = cls(manifest, backends, table, limits, directory, engine)
+        if engine.device != "CPU":
+            model.probe()
+        return model
+
+    def probe(self) -> None:
+        """Run every stage once, whatever the device says of itself. Raises BackendError when that fails."""
+        sequence = self.sequence()
+        sequence.append(encode(b" "))  # which closes the patch that BOS is
+        if not np.isfinite(sequence.logits).all():
+            raise BackendError(f"{self.engine.device} computes no finite numbers; see blt-edge doctor")
 
     def sequence(self) -> Sequence:
         """A new, empty sequence; the first id it reads must be BOS (`vocabulary.encode` puts it there)."""
@@ -129,7 +147,7 @@ class BltModel:
         sequence = self.sequence()
         parts: dict[str, list[Floats]] = {"byte_states": [], "patch_values": [], "logits": []}
         for result in sequence.extend(encode(data)):
-            parts["byte_states"].append(result.byte_states.copy())
+            parts["byte_states"].append(np.array(result.byte_states))
             parts["patch_values"].append(sequence.patch_values(result.closed))
             parts["logits"].append(result.logits.copy())
             if sequence.patcher is not None and result.entropies is not None:
@@ -156,20 +174,22 @@ class BltModel:
         prompt: str | bytes,
         options: GenerationOptions | None = None,
         *,
+        sequence: Sequence | None = None,
         cancel: threading.Event | None = None,
     ) -> Iterator[GenerationChunk]:
-        """Generate, yielding text as it becomes certain; see `generation.stream`."""
-        return stream(self, prompt, options or GenerationOptions(), cancel=cancel)
+        """Generate, yielding text as it becomes certain, and go on in `sequence`; see `generation.stream`."""
+        return stream(self, prompt, options or GenerationOptions(), sequence=sequence, cancel=cancel)
 
     def generate(
         self,
         prompt: str | bytes,
         options: GenerationOptions | None = None,
         *,
+        sequence: Sequence | None = None,
         cancel: threading.Event | None = None,
     ) -> GenerationResult:
-        """Generate to the end; see `generation.stream`."""
-        return generate(self, prompt, options or GenerationOptions(), cancel=cancel)
+        """Generate to the end, and go on in `sequence`; see `generation.stream`."""
+        return generate(self, prompt, options or GenerationOptions(), sequence=sequence, cancel=cancel)
 
     def _patcher_state(self) -> PatcherState:
         if "patcher" not in self._backends:
@@ -180,11 +200,6 @@ class BltModel:
         ids = encode(data)
         for start in range(0, len(ids), self.limits.prefill_chunk):
             yield ids[start : start + self.limits.prefill_chunk]
-
-
-def _check_device(device: str) -> None:
-    if device not in DEVICES:
-        raise OptionError(f"device: got {device!r}, this version runs on {' or '.join(map(repr, DEVICES))}")
 
 
 def _check_count(name: str, value: int, least: int, most: int) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends.base import CacheLimits, StageBackend
+from .backends.memory import Memory, Tensor, ring_runs
 from .embedding import EmbeddingTable
 from .errors import OptionError, PromptTooLongError
 from .manifest import Manifest
@@ -52,8 +53,8 @@ class ChunkResult:
 
     logits: Floats
     """[S, 260]: next-byte logits after each byte."""
-    byte_states: Floats
-    """[S, D]: encoder output."""
+    byte_states: Tensor
+    """[S, D]: encoder output, in the backend's memory."""
     closed: range
     """Patches that closed in the chunk; `Sequence.patch_values` has what the latent stage made of them."""
     entropies: Floats | None
@@ -72,8 +73,8 @@ class Draft:
     """int64 [S]: the chosen id that was not read yet, then the guesses."""
     entropies: Floats | None = None
     """[S], nats, when the patcher has read all ids."""
-    states: Floats | None = None
-    """[S, D], when the encoder has read all ids."""
+    states: Tensor | None = None
+    """[S, D] in the backend's memory, when the encoder has read all ids."""
 
 
 class PatcherState:
@@ -115,8 +116,11 @@ class Sequence:
         decoder = manifest.stages["decoder"]
         assert decoder.patch_values is not None
         self._slots = limits.prefill_chunk + limits.rollback + 2
-        self._patch_values = np.zeros((self._slots, decoder.patch_values), np.float32)
+        self._memory: Memory = backends["encoder"].memory
+        self._patch_values = self._memory.zeros((self._slots, decoder.patch_values))
+        self._draft_states: Tensor | None = None
         self._ids: Ids = np.zeros(256, np.int64)
+        self._entropies: Floats = np.zeros(256, np.float32)
         self._history = manifest.embedding.hash.history
         self._reset()
 
@@ -135,12 +139,12 @@ class Sequence:
         self._stages = {"encoder": self._encoder, "latent": self._latent, "decoder": self._decoder}
         if self.patcher:
             self._stages = {"patcher": self.patcher.stage, **self._stages}
-        self._states = _ByteStates(manifest.model.width)
+        self._states = _ByteStates(self._memory, manifest.model.width)
         self._oldest_patch = 0
         self._recent_logits = np.zeros((limits.rollback + 1, manifest.model.vocab_size), np.float32)
         self._oldest_logits = 0
 
-    def _stage(self, name: str, **shared: Floats) -> CachedStage:
+    def _stage(self, name: str, **shared: Tensor) -> CachedStage:
         return CachedStage(
             self._backends[name],
             limits=self.limits.cache,
@@ -153,6 +157,11 @@ class Sequence:
     def ids(self) -> Ids:
         """int64 [length]: every id read, BOS included. A view."""
         return self._ids[: self.length]
+
+    @property
+    def entropies(self) -> Floats | None:
+        """float32 [length], nats: the patcher's uncertainty after each id; None without one. A view."""
+        return self._entropies[: self.length] if self.patcher else None
 
     @property
     def logits(self) -> Floats:
@@ -212,6 +221,8 @@ class Sequence:
         entropies = draft.entropies
         if entropies is None and self.patcher:
             entropies = self.patcher.extend(ids)
+        if entropies is not None:
+            self._entropies[first : first + count] = entropies
         # 2. Which patches end here: decided now, since a boundary after byte i depends on bytes up to i.
         self.boundaries.extend(ids, entropies)
         # 3. One state per byte.
@@ -233,17 +244,25 @@ class Sequence:
         needed = first + len(ids)
         if needed > len(self._ids):
             self._ids = np.resize(self._ids, max(needed, 2 * len(self._ids)))
+            self._entropies = np.resize(self._entropies, len(self._ids))
         self._ids[first:needed] = ids
 
-    def encode(self, first: int, count: int) -> Floats:
+    def encode(self, first: int, count: int) -> Tensor:
         """States [S, D] of the `count` stored ids at positions first..; the next call overwrites them."""
         call = self._encoder.prepare(count, {"byte_embeds": (1, count, self._manifest.model.width)})
         past = max(0, first - self._history)
         call.inputs["byte_embeds"][0] = self._table.embed(self._ids[past : first + count], count)
-        states: Floats = self._encoder.run(call)["byte_states"][0]
+        states: Tensor = self._encoder.run(call)["byte_states"][0]
         return states
 
-    def decode(self, states: Floats, patches: Ids) -> Floats:
+    def draft_states(self, count: int) -> Tensor:
+        """Room for the states [count, D] of a draft, the same each time."""
+        if self._draft_states is None or len(self._draft_states) < count:
+            self._draft_states = self._memory.zeros((count, self._manifest.model.width))
+        room: Tensor = self._draft_states[:count]
+        return room
+
+    def decode(self, states: Tensor, patches: Ids) -> Floats:
         """Logits [S, 260] after bytes of these states [S, D] that read the patches int64 [S]; likewise."""
         count = len(states)
         call = self._decoder.prepare(count, {"byte_states": (1, *states.shape), "patch_index": (1, count)})
@@ -265,7 +284,9 @@ class Sequence:
     def patch_values(self, patches: range) -> Floats:
         """The decoder's keys and values [n, V] of closed patches, at least of the last chunk; a copy."""
         assert not patches or self._oldest_patch <= patches.start <= patches.stop <= self.patches_closed
-        values: Floats = self._patch_values[np.asarray(patches, np.int64) % self._slots]
+        values = np.empty((len(patches), self._patch_values.shape[1]), np.float32)
+        for slots, which in ring_runs(patches.start, len(patches), self._slots):
+            values[which] = self._patch_values[slots]
         return values
 
     def _run_latent(self) -> range:
@@ -291,8 +312,9 @@ class Sequence:
             target[index, :length] = self._states.get(edges[index], edges[index + 1])
         call.inputs["patch_lengths"][0] = lengths
         first = self._latent.cache.length
-        values: Floats = self._latent.run(call)["patch_values"][0]
-        self._patch_values[np.arange(first, first + patches) % self._slots] = values
+        values: Tensor = self._latent.run(call)["patch_values"][0]
+        for slots, which in ring_runs(first, patches, self._slots):
+            self._patch_values[slots] = values[which]
         self._oldest_patch = max(self._oldest_patch, first + patches - self._slots)
 
     def _drop_old_states(self) -> None:
@@ -365,13 +387,14 @@ def _copied(result: ChunkResult) -> ChunkResult:
 class _ByteStates:
     """Encoder states of recent positions base..end, contiguous, so that a patch is a slice."""
 
-    def __init__(self, width: int) -> None:
-        self.buffer: Floats = np.zeros((64, width), np.float32)
+    def __init__(self, memory: Memory, width: int) -> None:
+        self._memory = memory
+        self.buffer = memory.zeros((64, width))
         self.base = 0  # position of the first state that is kept
         self._offset = 0  # its row
         self._end = 0
 
-    def append(self, first: int, states: Floats) -> None:
+    def append(self, first: int, states: Tensor) -> None:
         live = first - self.base
         if self._offset + live + len(states) > len(self.buffer):
             self._make_room(live, live + len(states))
@@ -382,17 +405,17 @@ class _ByteStates:
     def _make_room(self, live: int, needed: int) -> None:
         kept = self.buffer[self._offset : self._offset + live]
         if 2 * needed > len(self.buffer):
-            grown = np.zeros((2 * next_power_of_two(needed), self.buffer.shape[1]), np.float32)
+            grown = self._memory.zeros((2 * next_power_of_two(needed), self.buffer.shape[1]))
             grown[:live] = kept
             self.buffer = grown
         else:
             self.buffer[:live] = kept.copy()
         self._offset = 0
 
-    def get(self, start: int, stop: int) -> Floats:
+    def get(self, start: int, stop: int) -> Tensor:
         assert self.base <= start <= stop <= self._end
         row = self._offset + start - self.base
-        view: Floats = self.buffer[row : row + stop - start]
+        view: Tensor = self.buffer[row : row + stop - start]
         return view
 
     def drop_before(self, position: int) -> None:

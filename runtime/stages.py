@@ -10,16 +10,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .backends.base import CacheLimits, StageBackend, StageCall
 
 __all__ = ["CachedStage", "Observer", "StageTime", "next_power_of_two"]
-
-Array = npt.NDArray[Any]
 
 Observer = Callable[[str, float, float, int], None]
 """observer(stage, moment it began on time.perf_counter's clock, seconds, new positions that it took in)."""
@@ -49,7 +47,7 @@ class CachedStage:
         *,
         limits: CacheLimits,
         name: str = "",
-        shared: Mapping[str, Array] | None = None,
+        shared: Mapping[str, Any] | None = None,
         observers: tuple[Observer, ...] = (),
     ) -> None:
         self._backend = backend
@@ -76,6 +74,7 @@ class CachedStage:
         if call is None:
             call = self._backend.bind({**shapes, "positions": (1, count)}, cache, self._shared)
             self._keep(key, call)
+        call.begin()
         positions = call.inputs["positions"]
         if count == 1:
             positions[0, 0] = cache.length
@@ -102,18 +101,18 @@ class CachedStage:
         if len(self._calls) > _KEPT_CALLS:
             self._calls.popitem(last=False)
 
-    def run(self, call: StageCall) -> dict[str, Array]:
+    def run(self, call: StageCall) -> dict[str, Any]:
         """Run, append new keys and values to the cache, return the outputs (reused by the next run)."""
-        started = time.perf_counter()
-        call.run()
-        seconds = time.perf_counter() - started
+        count = call.inputs["positions"].shape[1]
+        call.run(partial(self._ran, time.perf_counter(), count))
+        self.cache.advance(call.outputs, count)
+        return call.outputs
+
+    def _ran(self, started: float, count: int, seconds: float) -> None:
         self.time.seconds += seconds
         self.time.calls += 1
-        count = call.inputs["positions"].shape[1]
-        self.cache.advance(call.outputs, count)
         for observe in self._observers:
             observe(self._name, started, seconds, count)
-        return call.outputs
 
 
 def next_power_of_two(number: int) -> int:

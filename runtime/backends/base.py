@@ -1,13 +1,16 @@
 """What a backend offers: bound calls of a stage graph.
 
-A call is a graph with its input and output buffers fixed. The owner fills `inputs`, calls `run`, and
-reads `outputs`; nothing is allocated or bound per step. Buffers are reused by the next
+A call is a graph with its input and output buffers fixed. The owner says `begin`, fills `inputs`, calls
+`run`, and reads `outputs`; nothing is allocated or bound per step. Buffers are reused by the next
 run of the same call: whoever keeps a result copies it.
+
+Values that pass from stage to stage (`RESIDENT`) stay where the backend computes: on a GPU they are device
+memory, runs are queued on one stream, and only a run with outputs for the host waits for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,10 +18,17 @@ import numpy.typing as npt
 
 from ..cache import OrderedCache, RingCache, StageCache
 from ..specs import StageSpec
+from .memory import Memory
 
-__all__ = ["CacheLimits", "StageBackend", "StageCall", "ordered_cache", "ring_cache"]
+__all__ = ["RESIDENT", "CacheLimits", "Done", "StageBackend", "StageCall", "ordered_cache", "ring_cache"]
 
 Array = npt.NDArray[Any]
+
+RESIDENT = ("byte_states", "patch_bytes", "patch_values")
+"""Inputs and outputs that pass from stage to stage and are in the backend's memory, not the host's."""
+
+Done = Callable[[float], None]
+"""done(seconds that a run took), called when that is known: on a GPU, when the host next waits for it."""
 
 
 @dataclass(frozen=True)
@@ -50,25 +60,31 @@ def ordered_cache(spec: StageSpec, limits: CacheLimits) -> OrderedCache:
 class StageCall(Protocol):
     """One stage graph at one set of shapes, bound to one cache."""
 
-    inputs: dict[str, Array]
-    """Host buffers to fill before `run`: every graph input but the cache."""
-    outputs: dict[str, Array]
-    """Host buffers that hold the results after `run`."""
+    inputs: dict[str, Any]
+    """Buffers to fill before `run`, every graph input but the cache: `Tensor` if `RESIDENT`, else numpy."""
+    outputs: dict[str, Any]
+    """Buffers that hold the results after `run`, likewise."""
 
-    def run(self) -> None:
+    def begin(self) -> None:
+        """Wait until `inputs` may be written: an earlier run may still be reading them."""
+
+    def run(self, done: Done) -> None:
         """Compute outputs from inputs and the cache as it stands."""
 
 
 class StageBackend(Protocol):
     """One loaded stage graph."""
 
+    memory: Memory
+    """Where its `RESIDENT` values are: the same for all stages of a model."""
+
     def new_cache(self, limits: CacheLimits) -> StageCache:
         """An empty cache, in the layout that the graph reads."""
 
     def bind(
-        self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Array]
+        self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Any]
     ) -> StageCall:
-        """A call with inputs of these shapes; `shared` inputs are read from the caller's own arrays.
+        """A call with inputs of these shapes; `shared` inputs are read from the caller's own tensors.
 
         shapes: graph input name -> shape, for every input that is neither the cache's nor shared.
         """

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from ..errors import BundleError
 from ..manifest import Manifest, StageSpec
 
-__all__ = ["Shapes", "check_contract", "stage_inputs", "stage_outputs"]
+__all__ = ["Shapes", "check_contract", "input_type", "output_shapes", "stage_inputs", "stage_outputs"]
 
 Shapes = dict[str, tuple["int | str", ...]]
 """Tensor name -> its axes: a number, or the name of a dynamic axis."""
+
+_WHOLE_NUMBERS = ("byte_ids", "patch_index", "patch_lengths", "past_positions", "positions")
 
 
 def stage_inputs(manifest: Manifest, stage: str, *, fused: bool = False) -> Shapes:
@@ -61,6 +65,28 @@ def _cache(spec: StageSpec, when: str) -> Shapes:
         f"{when}.{layer}.{kind}": ("batch", spec.kv_heads, "past", spec.head_dim)
         for layer in range(spec.layers)
         for kind in ("key", "value")
+    }
+
+
+def input_type(name: str) -> type[np.generic]:
+    """int64 or float32; outputs are float32, all of them."""
+    return np.int64 if name in _WHOLE_NUMBERS else np.float32
+
+
+def output_shapes(
+    inputs: Mapping[str, tuple[int | str, ...]],
+    given: Mapping[str, tuple[int, ...]],
+    outputs: Mapping[str, tuple[int | str, ...]],
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of a graph's outputs when its inputs, with these named axes, are `given` these shapes."""
+    sizes: dict[str, int] = {}
+    for name, shape in given.items():
+        for axis, size in zip(inputs[name], shape, strict=True):
+            if isinstance(axis, str):
+                sizes[axis] = size
+    return {
+        name: tuple(sizes[axis] if isinstance(axis, str) else axis for axis in axes)
+        for name, axes in outputs.items()
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Mapping
 from functools import lru_cache, partial
 from pathlib import Path
@@ -14,8 +15,9 @@ import numpy.typing as npt
 from ..cache import StageCache
 from ..errors import BackendError, BundleError
 from ..manifest import Manifest
-from .base import CacheLimits, ordered_cache, ring_cache
-from .contract import check_contract, stage_inputs, stage_outputs
+from .base import CacheLimits, Done, ordered_cache, ring_cache
+from .contract import check_contract, output_shapes, stage_inputs, stage_outputs
+from .memory import HOST
 
 __all__ = [
     "OrtCall",
@@ -124,6 +126,8 @@ def int8_saturates() -> bool:
 class OrtStage:
     """One stage graph in an ONNX Runtime session."""
 
+    memory = HOST
+
     def __init__(
         self,
         directory: Path,
@@ -170,16 +174,9 @@ class OrtStage:
         if self._fused:
             shapes = {**shapes, "past_length": (1,), "total_length": ()}
         inputs = {name: np.zeros(shape, self._input_types[name]) for name, shape in shapes.items()}
-        sizes: dict[str, int] = {}
-        for name, array in inputs.items():
-            for axis, size in zip(self._input_axes[name], array.shape, strict=True):
-                if isinstance(axis, str):
-                    sizes[axis] = size
-        outputs = {
-            name: np.zeros([sizes[axis] if isinstance(axis, str) else axis for axis in axes], np.float32)
-            for name, axes in self._output_axes.items()
-            if not name.startswith("present.")
-        }
+        own = {name: axes for name, axes in self._output_axes.items() if not name.startswith("present.")}
+        shaped = output_shapes(self._input_axes, shapes, own)
+        outputs = {name: np.zeros(shape, np.float32) for name, shape in shaped.items()}
         if not isinstance(cache.binding, _Binding):
             cache.binding = _Binding(self._session, cache, shared)
         return OrtCall(cache.binding, inputs, outputs)
@@ -198,12 +195,17 @@ class OrtCall:
         self.inputs, self.outputs = inputs, outputs
         self._binding = binding
 
-    def run(self) -> None:
+    def begin(self) -> None:
+        """See StageCall.begin: a run is over when it returns."""
+
+    def run(self, done: Done) -> None:
         """See StageCall.run."""
+        started = time.perf_counter()
         binding = self._binding
         if binding.bound is not self.inputs:
             binding.bind(self.inputs, self.outputs)
         binding.run()
+        done(time.perf_counter() - started)
 
 
 class _Binding:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blt_edge.runtime import BltModel, OptionError, PromptTooLongError, Sequence
+from blt_edge.runtime.backends.memory import HOST
 from blt_edge.runtime.sequence import _ByteStates, _patch_group
 from blt_edge.runtime.vocabulary import encode
 from hypothesis import given, settings
@@ -127,7 +128,7 @@ def test_patch_groups_cover_all_patches_within_the_budget(lengths: list[int], bu
 
 @given(steps=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 60), st.integers(0, 30)), max_size=25))
 def test_byte_states_are_slices_of_all_states(steps: list[tuple[int, int, int]]) -> None:
-    store, truth = _ByteStates(2), np.zeros((0, 2), np.float32)
+    store, truth = _ByteStates(HOST, 2), np.zeros((0, 2), np.float32)
     for count, dropped, back in steps:
         new = np.arange(len(truth), len(truth) + count, dtype=np.float32)[:, None].repeat(2, 1)
         store.append(len(truth), new)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime import BltModel, GenerationOptions
-from ...runtime.backends.base import CacheLimits, StageBackend, StageCall
+from ...runtime.backends.base import CacheLimits, Done, StageBackend, StageCall
 from ...runtime.cache import StageCache
 from .common import Spread, machine, print_json
 
@@ -29,6 +29,7 @@ class _Empty:
 
     def __init__(self, stage: StageBackend) -> None:
         self._stage = stage
+        self.memory = stage.memory
 
     def new_cache(self, limits: CacheLimits) -> StageCache:
         """See StageBackend.new_cache."""
@@ -43,8 +44,8 @@ class _Empty:
         return call
 
 
-def _nothing() -> None:
-    pass
+def _nothing(done: Done) -> None:
+    done(0.0)
 
 
 def main() -> None:

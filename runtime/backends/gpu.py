@@ -1,0 +1,269 @@
+"""Arrays, caches and staging on a GPU, over a driver (`cuda.CudaDriver`): what all GPU backends share.
+
+Everything is queued on one stream. The host waits in two places only: for outputs it reads
+(`Gpu.synchronize`), and before it writes inputs that a queued copy may still be reading (`GpuCall.begin`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..cache import RingCache
+from ..errors import BackendError
+from ..specs import StageSpec
+from .base import CacheLimits, Done
+
+__all__ = ["DeviceArray", "DeviceRingCache", "Gpu", "Packed"]
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+
+# Parts of one block start where any kernel may want them to.
+_ALIGNMENT = 256
+
+
+class Gpu:
+    """One device, its stream, and what was queued there and not yet waited for."""
+
+    def __init__(self, driver: Any) -> None:
+        """driver: a `cuda.CudaDriver`, or what stands for one in tests."""
+        self.driver = driver
+        self.lock = threading.RLock()
+        """Held while something is queued: a graph must not capture another thread's work."""
+        self.waits = 0
+        """How often the host has waited for the stream."""
+        self._events: list[Any] = []
+        self._running: list[tuple[Done, Any, Any]] = []
+        self._scratch: _Block | None = None
+
+    def zeros(self, shape: tuple[int, ...]) -> DeviceArray:
+        """See Memory.zeros."""
+        array = DeviceArray.empty(self, shape, np.float32)
+        with self.lock:
+            self.driver.clear(array.address, array.nbytes)
+        return array
+
+    def timed(self, work: Callable[[], None], done: Done) -> None:
+        """Queue `work`; `done` is told how long the device took, when the host next waits."""
+        start, end = self._event(), self._event()
+        self.driver.record(start)
+        work()
+        self.driver.record(end)
+        self._running.append((done, start, end))
+
+    def _event(self) -> Any:
+        return self._events.pop() if self._events else self.driver.new_event()
+
+    def synchronize(self) -> None:
+        """Wait for everything that is queued, and tell what it took. Raises BackendError if it failed."""
+        with self.lock:
+            self.driver.synchronize()
+            self.waits += 1
+            running, self._running = self._running, []
+            for done, start, end in running:
+                done(self.driver.seconds(start, end))
+                self._events += [start, end]
+
+    def scratch(self, count: int) -> int:
+        """Address of `count` bytes that any run may use while it runs. Ask for the most before the first run:
+        a larger request moves them, and captured graphs keep the old address."""
+        if self._scratch is None or self._scratch.bytes < count:
+            assert not self._running, "scratch memory may not move under queued work"
+            self._scratch = _Block(self, count)
+        return self._scratch.address
+
+
+def _give_back(holder: object, free: Callable[[int], None], address: int) -> None:
+    # Not when the process ends: the driver may be gone by then, and gives all back itself.
+    weakref.finalize(holder, free, address).atexit = False
+
+
+class _Block:
+    """Device memory that is given back when nobody holds it."""
+
+    def __init__(self, gpu: Gpu, count: int) -> None:
+        try:
+            self.address = gpu.driver.allocate(max(count, 1))
+        except BackendError as error:
+            raise BackendError(f"{count} bytes of device memory: {error}; free some, or quantize") from error
+        self.bytes = count
+        _give_back(self, gpu.driver.free, self.address)
+
+
+class _Pinned:
+    """Host memory that the device reaches, given back likewise."""
+
+    def __init__(self, gpu: Gpu, count: int) -> None:
+        self.address = gpu.driver.allocate_pinned(count)
+        _give_back(self, gpu.driver.free_pinned, self.address)
+
+
+class DeviceArray:
+    """An array on the device, C order: a `Tensor`. Slices of leading axes are views; assignment copies."""
+
+    __slots__ = ("_gpu", "_owner", "address", "dtype", "shape")
+
+    def __init__(
+        self, gpu: Gpu, address: int, shape: tuple[int, ...], dtype: npt.DTypeLike, owner: object
+    ) -> None:
+        """owner: whatever keeps the memory at `address`."""
+        self._gpu, self._owner = gpu, owner
+        self.address, self.shape, self.dtype = address, shape, np.dtype(dtype)
+
+    @classmethod
+    def empty(cls, gpu: Gpu, shape: tuple[int, ...], dtype: npt.DTypeLike) -> DeviceArray:
+        """New memory, with whatever is in it."""
+        block = _Block(gpu, math.prod(shape) * np.dtype(dtype).itemsize)
+        return cls(gpu, block.address, shape, dtype, block)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[DeviceArray]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, key: Any, /) -> DeviceArray:
+        """A view: whole numbers of leading axes, then at most one slice of the next axis."""
+        keys = key if isinstance(key, tuple) else (key,)
+        address, shape = self.address, self.shape
+        for place, part in enumerate(keys):
+            stride = math.prod(shape[1:]) * self.dtype.itemsize
+            if isinstance(part, slice):
+                assert place == len(keys) - 1, "what follows a slice would not be contiguous"
+                start, stop, step = part.indices(shape[0])
+                assert step == 1, "only contiguous slices"
+                address, shape = address + start * stride, (max(0, stop - start), *shape[1:])
+            else:
+                index = int(part)
+                assert -shape[0] <= index < shape[0], (index, shape)
+                address, shape = address + index % shape[0] * stride, shape[1:]
+        return DeviceArray(self._gpu, address, shape, self.dtype, self._owner)
+
+    def __setitem__(self, key: Any, value: Any, /) -> None:
+        """Copy in: from the device, or from numpy, which may change as soon as this returns."""
+        target = self[key]
+        if not isinstance(value, DeviceArray):
+            value = np.ascontiguousarray(value, self.dtype)
+        assert target.shape == value.shape, (target.shape, value.shape)
+        if target.nbytes:
+            source = value.address if isinstance(value, DeviceArray) else value.ctypes.data
+            with self._gpu.lock:
+                self._gpu.driver.copy(target.address, source, target.nbytes)
+
+    def copy(self) -> DeviceArray:
+        """The same values in memory of their own."""
+        made = DeviceArray.empty(self._gpu, self.shape, self.dtype)
+        made[:] = self
+        return made
+
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
+        """The values, fetched: waits for what is queued."""
+        fetched = np.empty(self.shape, self.dtype)
+        if self.nbytes:
+            with self._gpu.lock:
+                self._gpu.driver.copy(fetched.ctypes.data, self.address, self.nbytes)
+                self._gpu.synchronize()
+        return fetched if dtype is None else fetched.astype(dtype)
+
+
+class DeviceRingCache(RingCache):
+    """A ring whose keys and values are on the device; slots' positions are the host's, and go along with a
+    run's other inputs.
+
+    A window's ring has its full size at once and others grow by doubling: whatever was captured for the old
+    buffers is lost when they grow.
+    """
+
+    def __init__(self, gpu: Gpu, spec: StageSpec, limits: CacheLimits) -> None:
+        self._gpu = gpu
+        super().__init__(
+            spec.layers,
+            spec.kv_heads,
+            spec.head_dim,
+            window=spec.window,
+            rollback=limits.rollback,
+            limit=limits.positions,
+            first_capacity=256 if spec.window is None else spec.window - 1 + limits.rollback,
+            growth=2.0,
+        )
+
+    def _new_buffer(self, shape: tuple[int, ...]) -> Any:
+        return self._gpu.zeros(shape)
+
+    def _copy_slots(self, target: Any, source: Any, slot: int, first: int, count: int) -> None:
+        planes, _, heads, capacity, width = target.shape
+        row = width * target.dtype.itemsize
+        with self._gpu.lock:
+            self._gpu.driver.copy_2d(
+                target.address + slot * row,
+                capacity * row,
+                source.address + first * row,
+                source.shape[3] * row,
+                count * row,
+                planes * heads,
+            )
+
+    def inputs(self) -> dict[str, Any]:
+        """Keys and values of each layer."""
+        named = super().inputs()
+        del named["past_positions"]
+        return named
+
+    def prepare(self, inputs: Mapping[str, Any], count: int) -> None:
+        """Tell the graph the slots' positions."""
+        inputs["past_positions"][...] = self.positions
+
+
+class Packed:
+    """Arrays that the host reads or writes, side by side in pinned memory, and their twins on the device:
+    one copy moves them all."""
+
+    def __init__(self, gpu: Gpu, shapes: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]) -> None:
+        """shapes: name -> (shape, dtype)."""
+        self._gpu = gpu
+        offsets, end = {}, 0
+        for name, (shape, dtype) in shapes.items():
+            offsets[name] = end
+            size = math.prod(shape) * np.dtype(dtype).itemsize
+            end += -(-size // _ALIGNMENT) * _ALIGNMENT
+        self.bytes = end
+        self._device = _Block(gpu, end)
+        pinned = _Pinned(gpu, max(end, 1))
+        self._pinned = pinned.address
+        raw = (ctypes.c_ubyte * max(end, 1)).from_address(pinned.address)
+        # Arrays hold on to `raw`, and by it to the memory: a result may outlive its sequence.
+        raw._pinned = pinned  # type: ignore[attr-defined]
+        whole = np.frombuffer(raw, np.uint8)
+        whole[:] = 0
+        self.host: dict[str, Array] = {}
+        """The host's side."""
+        self.device: dict[str, int] = {}
+        """Addresses of the device's side."""
+        for name, (shape, dtype) in shapes.items():
+            size = math.prod(shape) * np.dtype(dtype).itemsize
+            part = whole[offsets[name] : offsets[name] + size]
+            self.host[name] = part.view(dtype).reshape(shape)
+            self.device[name] = self._device.address + offsets[name]
+
+    def upload(self) -> None:
+        """Queue the copy to the device."""
+        if self.bytes:
+            self._gpu.driver.copy(self._device.address, self._pinned, self.bytes)
+
+    def download(self) -> None:
+        """Queue the copy to the host."""
+        if self.bytes:
+            self._gpu.driver.copy(self._pinned, self._device.address, self.bytes)

@@ -1,0 +1,109 @@
+"""A bound call of a stage on a GPU: one copy up, the engine's run, and one copy down of what the host reads.
+
+What an engine is stands behind `Execution`. Where it allows that, a call is captured as a CUDA graph the
+second time it runs, copies and all, and launched from then on.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from .base import RESIDENT, Done
+from .gpu import DeviceArray, Gpu, Packed
+
+__all__ = ["Execution", "GpuCall", "Shape"]
+
+Shape = tuple[tuple[int, ...], npt.DTypeLike]
+"""A tensor's axes and type."""
+
+# The first run of a shape may still set something up, which no graph may hold.
+_FIRST_CAPTURED = 2
+
+
+class Execution(Protocol):
+    """An engine at one set of shapes and addresses."""
+
+    capturable: bool
+    """Whether `enqueue` may be captured as a CUDA graph."""
+
+    def enqueue(self) -> None:
+        """Queue one run on the stream. Raises BackendError when the engine refuses it."""
+
+
+class GpuCall:
+    """See StageCall. Cache and shared tensors are bound by the execution, not here."""
+
+    def __init__(self, gpu: Gpu, inputs: Mapping[str, Shape], outputs: Mapping[str, Shape]) -> None:
+        """Buffers for these; `connect` an execution before the first run."""
+        self._gpu = gpu
+        self._up = Packed(gpu, {name: shape for name, shape in inputs.items() if name not in RESIDENT})
+        kept = (*RESIDENT, "new_kv")
+        self._down = Packed(gpu, {name: shape for name, shape in outputs.items() if name not in kept})
+        resident = {
+            name: DeviceArray.empty(gpu, *shape)
+            for name, shape in {**inputs, **outputs}.items()
+            if name in kept
+        }
+        for name in inputs:
+            if name in resident:  # padding is read, if not used: it must be finite
+                gpu.driver.clear(resident[name].address, resident[name].nbytes)
+        self.inputs: dict[str, Any] = {**self._up.host, **{n: resident[n] for n in inputs if n in resident}}
+        self.outputs: dict[str, Any] = {
+            **self._down.host,
+            **{n: resident[n] for n in outputs if n in resident},
+        }
+        self.addresses: dict[str, int] = {
+            **self._up.device,
+            **self._down.device,
+            **{name: array.address for name, array in resident.items()},
+        }
+        """Device address of every input and output."""
+        self._execution: Execution | None = None
+        self._graph: Any = None
+        self._runs = 0
+        self._uploaded = -1  # the host's waits when the inputs were last queued
+        self._event: Any = None
+
+    def connect(self, execution: Execution) -> None:
+        """Run this from now on."""
+        self._execution = execution
+
+    def begin(self) -> None:
+        """See StageCall.begin."""
+        if self._uploaded == self._gpu.waits:
+            with self._gpu.lock:
+                self._gpu.driver.wait(self._event)
+
+    def run(self, done: Done) -> None:
+        """See StageCall.run."""
+        gpu = self._gpu
+        with gpu.lock:
+            gpu.timed(self._launch, done)
+            self._uploaded = gpu.waits
+            if self._down.bytes:
+                gpu.synchronize()
+            else:
+                if self._event is None:
+                    self._event = gpu.driver.new_event()
+                gpu.driver.record(self._event)
+
+    def _launch(self) -> None:
+        assert self._execution is not None
+        self._runs += 1
+        if self._graph is None and self._runs >= _FIRST_CAPTURED and self._execution.capturable:
+            self._graph = self._gpu.driver.capture(self._queue)
+            weakref.finalize(self, self._gpu.driver.release, self._graph).atexit = False
+        if self._graph is not None:
+            self._gpu.driver.launch(self._graph)
+        else:
+            self._queue()
+
+    def _queue(self) -> None:
+        assert self._execution is not None
+        self._up.upload()
+        self._execution.enqueue()
+        self._down.download()

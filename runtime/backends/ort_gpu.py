@@ -1,0 +1,236 @@
+"""ONNX Runtime's GPU providers: CUDA, and its own TensorRT and TensorRT-RTX, everything resident on the GPU.
+
+Sessions compute on the stream that copies and caches use, and do not wait at a run's end. Calls of few
+positions run as CUDA graphs, each under an id of its own: ONNX Runtime does not notice when shapes or
+addresses of an id change. No provider falls back to the CPU in silence: where a session really runs is looked
+at when it is opened.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..cache import StageCache
+from ..errors import BackendError
+from ..manifest import Manifest
+from ..tensorrt_forms import ProfileAxes
+from .base import CacheLimits
+from .contract import Shapes, check_contract, input_type, output_shapes, stage_inputs, stage_outputs
+from .gpu import DeviceRingCache, Gpu
+from .gpu_call import GpuCall
+from .ort import import_onnxruntime
+
+__all__ = ["PROVIDERS", "OrtGpuStage", "Provider", "check_available"]
+
+# A run over more positions is one of prefill, whose shapes seldom come back.
+_GRAPH_POSITIONS = 32
+_graph_ids = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Provider:
+    """An execution provider of ONNX Runtime."""
+
+    name: str
+    """ONNX Runtime's name."""
+    graph_option: str
+    """Its option that turns CUDA graphs on."""
+    caches: Mapping[str, str]
+    """Its options for keeping what it compiles; values are formatted with the directory."""
+    profile_option: str | None
+    """Its options for ranges of shapes, to be formatted with min, opt or max; None = it needs none."""
+    exact: Mapping[str, str]
+    """Its options for float32 products in float32; without them a product keeps ten bits (TF32)."""
+    install: str
+    """How to get it."""
+
+
+PROVIDERS = {
+    "cuda": Provider(
+        "CUDAExecutionProvider",
+        "enable_cuda_graph",
+        {},
+        None,
+        {"use_tf32": "0"},
+        "pip install 'blt-edge[gpu]'",
+    ),
+    "ort-tensorrt": Provider(
+        "TensorrtExecutionProvider",
+        "trt_cuda_graph_enable",
+        {
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": "{directory}",
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": "{directory}",
+        },
+        "trt_profile_{}_shapes",
+        {},
+        "pip install 'blt-edge[gpu]' and TensorRT 10's libraries (libnvinfer.so.10)",
+    ),
+    "ort-tensorrt-rtx": Provider(
+        "NvTensorRTRTXExecutionProvider",
+        "enable_cuda_graph",
+        {"nv_runtime_cache_path": "{directory}"},
+        "nv_profile_{}_shapes",
+        {},
+        "install an ONNX Runtime built with the TensorRT-RTX provider",
+    ),
+}
+"""Devices of ONNX Runtime, and what runs them."""
+
+
+def check_available(device: str) -> Any:
+    """The onnxruntime module, when it has the provider of a device. Raises BackendError."""
+    ort = import_onnxruntime()
+    provider = PROVIDERS[device]
+    there = ort.get_available_providers()
+    if provider.name not in there:
+        raise BackendError(
+            f"device {device!r} needs ONNX Runtime's {provider.name}; version {ort.__version__} here has "
+            f"{', '.join(there)}; {provider.install}, and uninstall onnxruntime, which hides it"
+        )
+    return ort
+
+
+class OrtGpuStage:
+    """One portable stage graph in a session on the GPU."""
+
+    def __init__(
+        self,
+        gpu: Gpu,
+        directory: Path,
+        manifest: Manifest,
+        stage: str,
+        device: str,
+        options: Mapping[str, str],
+        *,
+        ranges: tuple[ProfileAxes, ProfileAxes],
+        caches: Path | None = None,
+    ) -> None:
+        """device: one of `PROVIDERS`; options: of the provider, before ours; ranges: of the axes, for prefill
+        and decode steps; caches: a directory for what the provider compiles.
+
+        Raises BackendError when ONNX Runtime refuses the graph or runs it elsewhere, BundleError when the
+        graph is not what the manifest says.
+        """
+        self.memory = gpu
+        self._gpu = gpu
+        self._spec = manifest.stages[stage]
+        self._file = self._spec.file
+        ort = check_available(device)
+        self._provider = PROVIDERS[device]
+        self._axes, self._output_axes = stage_inputs(manifest, stage), stage_outputs(manifest, stage)
+        settings = {**_settings(self._provider, gpu, caches), **_ranges(self._provider, self._axes, ranges)}
+        settings.update(options)
+        self._session = self._open(ort, directory / self._file, settings)
+        self._graphs = settings[self._provider.graph_option] not in ("0", "false", "False")
+        self._run_options = ort.RunOptions
+        for kind, wanted, found in (
+            ("input", self._axes, self._session.get_inputs()),
+            ("output", self._output_axes, self._session.get_outputs()),
+        ):
+            check_contract(self._file, kind, wanted, {value.name: tuple(value.shape) for value in found})
+
+    def _open(self, ort: Any, path: Path, settings: Mapping[str, str]) -> Any:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        name = self._provider.name
+        try:
+            session = ort.InferenceSession(str(path), options, providers=[(name, dict(settings))])
+        except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BackendError(f"{path.name}: {name} refused it: {reason}") from error
+        ran = session.get_providers()
+        if not ran or ran[0] != name:
+            raise BackendError(
+                f"{path.name}: {name} was asked for, but ONNX Runtime {ort.__version__} would run it on "
+                f"{', '.join(ran) or 'nothing'}; its libraries are missing or too old: see blt-edge doctor"
+            )
+        return session
+
+    def new_cache(self, limits: CacheLimits) -> StageCache:
+        """See StageBackend.new_cache."""
+        return DeviceRingCache(self._gpu, self._spec, limits)
+
+    def bind(
+        self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Any]
+    ) -> GpuCall:
+        """See StageBackend.bind."""
+        assert isinstance(cache, DeviceRingCache)
+        shapes = {**shapes, "past_positions": (1, cache.capacity)}
+        bound = {**cache.inputs(), **shared}
+        given = {**shapes, **{name: tensor.shape for name, tensor in bound.items()}}
+        outputs = output_shapes(self._axes, given, self._output_axes)
+        call = GpuCall(
+            self._gpu,
+            {name: (shape, input_type(name)) for name, shape in shapes.items()},
+            {name: (shape, np.float32) for name, shape in outputs.items()},
+        )
+        addresses = {**call.addresses, **{name: tensor.address for name, tensor in bound.items()}}
+        binding = self._session.io_binding()
+        for name, shape in given.items():
+            binding.bind_input(name, "cuda", 0, input_type(name), shape, addresses[name])
+        for name, shape in outputs.items():
+            binding.bind_output(name, "cuda", 0, np.float32, shape, addresses[name])
+        run_options = self._run_options()
+        run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        few = shapes["positions"][1] <= _GRAPH_POSITIONS
+        graph = next(_graph_ids) if self._graphs and few else -1
+        run_options.add_run_config_entry("gpu_graph_id", str(graph))
+        call.connect(_Execution(self._session, self._file, binding, run_options, bound))
+        return call
+
+
+def _settings(provider: Provider, gpu: Gpu, caches: Path | None) -> dict[str, str]:
+    kept = {}
+    if caches is not None and provider.caches:
+        caches.mkdir(parents=True, exist_ok=True)
+        kept = {name: value.format(directory=caches) for name, value in provider.caches.items()}
+    stream = {"has_user_compute_stream": "1", "user_compute_stream": str(gpu.driver.stream)}
+    return {"device_id": "0", **stream, provider.graph_option: "1", **provider.exact, **kept}
+
+
+def _ranges(provider: Provider, inputs: Shapes, ranges: tuple[ProfileAxes, ProfileAxes]) -> dict[str, str]:
+    """One profile that covers both, tuned for decode steps; without it the provider would compile an engine
+    anew for every longer shape it meets."""
+    if provider.profile_option is None:
+        return {}
+    prefill, decode = ranges
+
+    def size(axis: int | str, bound: str) -> int:
+        if not isinstance(axis, str):
+            return axis
+        both = [getattr(axes[axis], bound) for axes in (prefill, decode)]
+        return int({"min": min(both), "opt": both[1], "max": max(both)}[bound])
+
+    return {
+        provider.profile_option.format(bound): ",".join(
+            f"{name}:{'x'.join(str(size(axis, bound)) for axis in axes)}" for name, axes in inputs.items()
+        )
+        for bound in ("min", "opt", "max")
+    }
+
+
+class _Execution:
+    """An IO binding at one set of shapes and addresses."""
+
+    capturable = False  # ONNX Runtime captures by itself
+
+    def __init__(self, session: Any, file: str, binding: Any, options: Any, kept: Mapping[str, Any]) -> None:
+        """kept: tensors that must live as long as this."""
+        self._session, self._file, self._binding, self._options = session, file, binding, options
+        self._kept = kept
+
+    def enqueue(self) -> None:
+        """See Execution.enqueue."""
+        try:
+            self._session.run_with_iobinding(self._binding, self._options)
+        except Exception as error:  # likewise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise BackendError(f"{self._file}: ONNX Runtime could not run it: {reason}") from error

@@ -1,0 +1,194 @@
+"""Where a model runs: the stages of a bundle on the device that was asked for, or the best there is.
+
+| device             | stages                                        | needs                           |
+|--------------------|-----------------------------------------------|---------------------------------|
+| `cpu`              | ONNX Runtime, with the form `build` made      | onnxruntime                     |
+| `tensorrt`         | engines that `build --target tensorrt` made   | tensorrt, cuda-bindings         |
+| `tensorrt-rtx`     | engines of `build --target tensorrt-rtx`      | tensorrt-rtx, cuda-bindings     |
+| `cuda`             | ONNX Runtime's CUDA provider                  | onnxruntime-gpu, cuda-bindings  |
+| `ort-tensorrt`     | ONNX Runtime's TensorRT provider              | TensorRT 10's libraries as well |
+| `ort-tensorrt-rtx` | ONNX Runtime's TensorRT-RTX provider          | an ONNX Runtime that has it     |
+
+A device that was asked for by name is the device used, or an error says why not. `auto` takes engines for
+this GPU where the bundle has any, else `cuda`, else `cpu`; `Engine.reason` says what was in the way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from .backends.base import StageBackend
+from .backends.cuda import CudaDriver
+from .backends.gpu import Gpu
+from .backends.ort import OrtStage, import_onnxruntime
+from .backends.ort_gpu import PROVIDERS, OrtGpuStage, check_available
+from .backends.tensorrt import TensorRtStage
+from .backends.tensorrt_flavour import TENSORRT_TARGETS, load_flavour
+from .engines import PORTABLE, Engine, Progress, find_engine, graph_file
+from .errors import BackendError, BltError, OptionError
+from .manifest import Manifest
+from .tensorrt_forms import engine_profiles, find_tensorrt_engine, plan_file, profile_limits, profiles
+
+__all__ = ["DEVICES", "LoadRequest", "open_device"]
+
+DEVICES = ("auto", "cpu", "tensorrt", "tensorrt-rtx", "cuda", "ort-tensorrt", "ort-tensorrt-rtx")
+"""What a model can be loaded on."""
+
+Stages = dict[str, StageBackend]
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """A bundle, and how it is to be opened."""
+
+    directory: Path
+    """The bundle."""
+    manifest: Manifest
+    """Its description."""
+    device: str
+    """One of `DEVICES`."""
+    threads: int | None
+    """CPU threads; None leaves it to the engine."""
+    prefill_chunk: int
+    """Bytes that one pass takes at most."""
+    rollback: int
+    """Bytes that can be taken back."""
+    provider_options: Mapping[str, str]
+    """Options of ONNX Runtime's GPU providers, before ours."""
+    portable: bool
+    """On the CPU: pass over forms."""
+    full: bool
+    """Compare whole files of a form with their sha256."""
+    progress: Progress | None
+    """Told of that."""
+
+
+def open_device(request: LoadRequest) -> tuple[Stages, Engine]:
+    """Every stage's backend on the device, and what they run from.
+
+    Raises OptionError for options that the device does not have, BackendError when it can't be used,
+    BundleError when the bundle's graphs are not what its manifest says.
+    """
+    device = request.device
+    if device not in DEVICES:
+        raise OptionError(f"device: got {device!r}, allowed are {', '.join(DEVICES)}")
+    if request.provider_options and device not in PROVIDERS:
+        raise OptionError(
+            f"provider_options: device {device!r} has none; the devices that do are {', '.join(PROVIDERS)}"
+        )
+    if device not in ("auto", "cpu") and request.threads is not None:
+        raise OptionError(
+            f"threads: got {request.threads!r}, device {device!r} computes on the GPU; leave it out"
+        )
+    if device == "cpu":
+        return _open_cpu(request)
+    if device in TENSORRT_TARGETS:
+        return _open_tensorrt(request, device)
+    if device in PROVIDERS:
+        return _open_provider(request, device)
+    return _open_best(request)
+
+
+# 1. The best there is.
+
+
+def _open_best(request: LoadRequest) -> tuple[Stages, Engine]:
+    openers: list[Callable[[], tuple[Stages, Engine]]] = []
+    for target in TENSORRT_TARGETS:
+        # Not those of another target whose name begins alike.
+        forms = (request.directory / "engines").glob(f"{target}-*")
+        if any(form.name.rpartition("-")[0] == target for form in forms):
+            openers.append(partial(_open_tensorrt, request, target))
+    if _has_cuda_provider():
+        openers.append(partial(_open_provider, request, "cuda"))
+    refusals = []
+    for opener in openers:
+        try:
+            return opener()
+        except BackendError as error:
+            refusals.append(str(error))
+    stages, engine = _open_cpu(request)
+    if refusals:
+        reasons = [*refusals, *([engine.reason] if engine.reason else [])]
+        engine = replace(engine, reason="; ".join(dict.fromkeys(reasons)))
+    return stages, engine
+
+
+def _has_cuda_provider() -> bool:
+    try:
+        return PROVIDERS["cuda"].name in import_onnxruntime().get_available_providers()
+    except BackendError:
+        return False
+
+
+# 2. One device.
+
+
+def _open_cpu(request: LoadRequest) -> tuple[Stages, Engine]:
+    directory, manifest, threads = request.directory, request.manifest, request.threads
+    engine = PORTABLE
+    if not request.portable:
+        engine = find_engine(directory, manifest, full=request.full, progress=request.progress)
+    if engine.directory is not None:
+        form = engine.directory
+        try:
+            return {
+                stage: OrtStage(directory, manifest, stage, threads, optimized=form / graph_file(stage))
+                for stage in manifest.stages
+            }, engine
+        except BltError as error:  # a form that the engine refuses is passed over as a whole
+            engine = Engine(PORTABLE.name, f"{engine.name}: {error}")
+    return {stage: OrtStage(directory, manifest, stage, threads) for stage in manifest.stages}, engine
+
+
+def _open_tensorrt(request: LoadRequest, target: str) -> tuple[Stages, Engine]:
+    directory, manifest, flavour = request.directory, request.manifest, load_flavour(target)
+    gpu = Gpu(CudaDriver())
+    found = find_tensorrt_engine(
+        directory,
+        manifest,
+        flavour,
+        ".".join(map(str, gpu.driver.compute_capability)),
+        prefill_chunk=request.prefill_chunk,
+        rollback=request.rollback,
+        full=request.full,
+        progress=request.progress,
+    )
+    if found.directory is None:
+        raise BackendError(found.reason or f"{flavour.name} has no engines here")
+    form, ranges = found.directory, engine_profiles(found, manifest)
+    stages: Stages = {
+        stage: TensorRtStage(gpu, flavour, manifest, stage, form / plan_file(stage), ranges, directory)
+        for stage in manifest.stages
+    }
+    return stages, replace(found, device=f"{gpu.driver.name}, {flavour.name} {flavour.version}")
+
+
+def _open_provider(request: LoadRequest, device: str) -> tuple[Stages, Engine]:
+    directory, manifest = request.directory, request.manifest
+    version = check_available(device).__version__
+    gpu = Gpu(CudaDriver())
+    limits = profile_limits(manifest, prefill_chunk=request.prefill_chunk, rollback=request.rollback)
+    ranges = profiles(manifest, limits)
+    caches = directory / "engines" / f"{device}-cache"
+    # A bundle may be on a medium that can't be written; then engines are compiled at each start.
+    writable = os.access(caches if caches.is_dir() else directory, os.W_OK)
+    stages: Stages = {
+        stage: OrtGpuStage(
+            gpu,
+            directory,
+            manifest,
+            stage,
+            device,
+            request.provider_options,
+            ranges=ranges.stages[stage],
+            caches=caches if writable else None,
+        )
+        for stage in manifest.stages
+    }
+    told = f"{gpu.driver.name}, {PROVIDERS[device].name} of ONNX Runtime {version}"
+    return stages, replace(PORTABLE, device=told)

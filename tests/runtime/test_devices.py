@@ -1,0 +1,134 @@
+"""Which device a model runs on: the one that was asked for, the best there is, or a reason."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from blt_edge.runtime import BackendError, BltModel, OptionError, devices
+from blt_edge.runtime.backends import cuda, ort_gpu
+from blt_edge.runtime.backends.ort_gpu import PROVIDERS
+from support.simulated_gpu import SimulatedOrt, SimulatedTensorRt, simulate, write_engines
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy to put engines into."""
+    return Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+
+
+def test_an_unknown_device_is_refused(tiny_bundle: Path) -> None:
+    with pytest.raises(
+        OptionError, match=r"device: got 'gpu', allowed are auto, cpu, tensorrt, tensorrt-rtx, "
+    ):
+        BltModel.load(tiny_bundle, "gpu")
+
+
+def test_auto_takes_engines_first(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = simulate(monkeypatch, "tensorrt", "cuda")
+    write_engines(bundle, SimulatedTensorRt(driver).flavour("tensorrt"))
+    model = BltModel.load(bundle)
+    assert model.engine.device == "Simulated, TensorRT 10.3.0"
+    assert str(model.engine).startswith("engines/tensorrt-")
+
+
+def test_auto_takes_cuda_where_there_are_no_engines(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate(monkeypatch, "tensorrt", "cuda")
+    model = BltModel.load(bundle)
+    assert model.engine.device == "Simulated, CUDAExecutionProvider of ONNX Runtime 1.99"
+
+
+def test_auto_says_why_the_gpu_is_not_used(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = simulate(monkeypatch, "tensorrt")
+    write_engines(bundle, SimulatedTensorRt(driver).flavour("tensorrt"), capability="8.7")
+    model = BltModel.load(bundle)
+    assert model.engine.device == "CPU"
+    assert "was built for compute capability 8.7, here it is 8.6" in str(model.engine.reason)
+    with pytest.raises(BackendError, match=r"built for compute capability 8\.7, here it is 8\.6"):
+        BltModel.load(bundle, "tensorrt")
+
+
+def test_engines_for_less_than_asked_are_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = simulate(monkeypatch, "tensorrt-rtx")
+    write_engines(bundle, SimulatedTensorRt(driver).flavour("tensorrt-rtx"), prefill_chunk=64)
+    with pytest.raises(BackendError, match=r"prefill_chunk of up to 64, here it is 256"):
+        BltModel.load(bundle, "tensorrt-rtx")
+    assert BltModel.load(bundle, "tensorrt-rtx", prefill_chunk=64).engine.device.startswith("Simulated")
+
+
+def test_without_engines_it_says_how_to_build_them(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate(monkeypatch, "tensorrt")
+    with pytest.raises(BackendError, match=r"no engines here; blt-edge build .* --target tensorrt makes"):
+        BltModel.load(bundle, "tensorrt")
+
+
+def test_a_provider_that_falls_back_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = simulate(monkeypatch, "cuda")
+    module = SimulatedOrt(driver, PROVIDERS["cuda"].name, falls_back=True)
+    monkeypatch.setattr(ort_gpu, "import_onnxruntime", lambda: module)
+    with pytest.raises(BackendError, match=r"CUDAExecutionProvider was asked for, but .* run it on nothing"):
+        BltModel.load(bundle, "cuda")
+
+
+def test_a_provider_that_is_not_there_is_refused(bundle: Path) -> None:
+    with pytest.raises(BackendError, match=r"needs ONNX Runtime's CUDAExecutionProvider.*blt-edge\[gpu\]"):
+        BltModel.load(bundle, "cuda")
+
+
+def test_providers_are_told_stream_ranges_and_caches(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = simulate(monkeypatch, "ort-tensorrt")
+    BltModel.load(bundle, "ort-tensorrt", provider_options={"trt_fp16_enable": "1"})
+    told = ort_gpu.import_onnxruntime().options
+    assert len(told) == 4
+    for options in told:
+        assert options["user_compute_stream"] == str(driver.stream)
+        assert options["trt_fp16_enable"] == "1"
+        assert Path(options["trt_engine_cache_path"]).is_dir()
+        assert Path(options["trt_engine_cache_path"]).parent.parent == bundle
+        names = {part.split(":")[0] for part in options["trt_profile_max_shapes"].split(",")}
+        assert {"positions", "past_positions", "past.0.key"} <= names
+        assert "0x" not in options["trt_profile_min_shapes"]
+
+
+def test_provider_options_need_a_provider(bundle: Path) -> None:
+    with pytest.raises(OptionError, match=r"provider_options: device 'cpu' has none; .* cuda, ort-tensorrt"):
+        BltModel.load(bundle, "cpu", provider_options={"a": "b"})
+
+
+def test_threads_are_the_cpus(bundle: Path) -> None:
+    with pytest.raises(OptionError, match=r"threads: got 2, device 'tensorrt' computes on the GPU"):
+        BltModel.load(bundle, "tensorrt", threads=2)
+
+
+def test_a_device_that_computes_nonsense_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate(monkeypatch, "cuda")
+    monkeypatch.setattr(
+        "support.simulated_gpu._compute", lambda *arguments: None
+    )  # memory stays as it was: NaN
+    with pytest.raises(BackendError, match=r"computes no finite numbers; see blt-edge doctor"):
+        BltModel.load(bundle, "cuda")
+
+
+def test_without_a_gpu_the_driver_says_so() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    if runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess:
+        pytest.skip("there is a GPU")
+    with pytest.raises(BackendError, match=r"no CUDA device: .*; see blt-edge doctor, or take --device cpu"):
+        cuda.CudaDriver()
+    assert devices.DEVICES[0] == "auto"
+
+
+def test_the_cuda_runtime_has_what_the_driver_calls() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    source = Path(cuda.__file__).read_text()
+    names = set(re.findall(r"[\"(.](cuda[A-Z]\w+)", source))
+    assert len(names) > 20
+    kinds = (runtime.cudaMemcpyKind, runtime.cudaStreamCaptureMode, runtime.cudaError_t)
+    missing = [
+        name
+        for name in names
+        if not hasattr(runtime, name) and not any(hasattr(kind, name) for kind in kinds)
+    ]
+    assert missing == []
