@@ -1,5 +1,6 @@
 """blt_edge.runtime: run a BLT bundle. Needs numpy and an inference engine, never torch or onnx."""
 
+from .details import ByteDetail
 from .errors import BackendError, BltError, BundleError, OptionError, PromptTooLongError
 from .generation import FinishReason, GenerationChunk, GenerationResult, GenerationStats
 from .model import DEVICES, BltModel
@@ -13,6 +14,7 @@ __all__ = [
     "BltError",
     "BltModel",
     "BundleError",
+    "ByteDetail",
     "FinishReason",
     "GenerationChunk",
     "GenerationOptions",

@@ -1,6 +1,7 @@
 """Generation: prefill, then round after round of new bytes, as a stream of text that is certain.
 
-`stream` is the primitive; `generate` is a loop over it, so that the two cannot drift.
+`stream` is the primitive; `generate` is a loop over it, so that the two cannot drift. Either can go on in a
+sequence that holds earlier text, and leaves it at the end of what was handed out.
 """
 
 from __future__ import annotations
@@ -8,16 +9,19 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
+from .details import ByteDetail, DetailRecorder
 from .options import GenerationOptions
 from .sampling import Sampler
 from .sequence import Sequence
-from .speculation import DraftFigures, Speculator
+from .speculation import Speculator
 from .stopping import StopMatcher
 from .utf8 import Utf8Stream
-from .vocabulary import BYTE_OFFSET, EOS, encode
+from .vocabulary import BYTE_OFFSET, EOS, byte_ids, encode
 
 if TYPE_CHECKING:
     from .model import BltModel
@@ -38,7 +42,7 @@ class GenerationStats:
     new_bytes: int
     """Bytes sampled, those of a stop string and an incomplete tail included."""
     patches: int
-    """Patches of prompt and new bytes, with the BOS patch."""
+    """Patches that begin in prompt and new bytes, with the BOS patch of a new text."""
     prefill_seconds: float
     """From the start until the prompt's last logits."""
     first_byte_seconds: float
@@ -78,6 +82,8 @@ class GenerationChunk:
     """Set in the last chunk only."""
     stats: GenerationStats | None = None
     """Set in the last chunk only."""
+    details: tuple[ByteDetail, ...] = ()
+    """One for each byte of `data`, when `GenerationOptions.details` asks for them."""
 
     def __str__(self) -> str:
         return self.text
@@ -95,6 +101,8 @@ class GenerationResult:
     """Why it ended."""
     stats: GenerationStats
     """Figures."""
+    details: tuple[ByteDetail, ...] = ()
+    """One for each byte of `data`, when `GenerationOptions.details` asks for them."""
 
 
 class _TextStream:
@@ -131,6 +139,7 @@ def stream(
     prompt: str | bytes,
     options: GenerationOptions,
     *,
+    sequence: Sequence | None = None,
     cancel: threading.Event | None = None,
 ) -> Iterator[GenerationChunk]:
     """Continue `prompt` (a str is taken as UTF-8), yielding text as soon as it is certain.
@@ -138,48 +147,126 @@ def stream(
     The model's end-of-sequence ends it and is no text; other special ids are never chosen. The last chunk
     carries the finish reason and figures. `cancel` is looked at before every round of bytes and
     every chunk of the prompt. Raises PromptTooLongError before anything is computed.
+
+    `sequence` (from `model.sequence()`) holds the text before the prompt, which may be empty then; BOS is put
+    in where it has read nothing. When the last chunk comes, or the iterator is closed before that, it has
+    read all of earlier text + prompt + the `data` that was yielded, and nothing else: no stop string, no
+    guess, no byte that was held back. In two cases it lacks `text[sequence.length - 1:]`, which the next
+    call's prompt has to begin with: the prompt's rest when `cancel` was set inside the prompt; the last
+    byte at reason "context", where no position is left for it. After an exception it is of no more use.
     """
     data = prompt.encode("utf-8", "surrogateescape") if isinstance(prompt, str) else bytes(prompt)
-    clock = _Clock()
-    sequence = model.sequence()
-    speculator = Speculator(sequence, Sampler(options), options, model.costs)
-    out = _TextStream(options.stop_bytes)
-    # 1. Prefill.
-    reason = _prefill(sequence, data, cancel)
-    clock.prefilled = clock.first_byte = time.perf_counter()
-    # 2. Round after round. The last id chosen is never read: nothing will follow it.
-    new_bytes, stopped = 0, False
-    pending: int | None = None
-    while reason is None:
-        reason = _reason_to_end(sequence, options, new_bytes, cancel)
-        if reason is not None:
-            break
-        chosen = (
-            [speculator.begin()]
-            if pending is None
-            else speculator.round(pending, options.max_new_bytes - new_bytes)
+    yield from _Generation(model, data, options, sequence, cancel).run()
+
+
+class _Generation:
+    """One call of `stream`: a sequence, and how much of what it reads was handed out."""
+
+    def __init__(
+        self,
+        model: BltModel,
+        prompt: bytes,
+        options: GenerationOptions,
+        sequence: Sequence | None,
+        cancel: threading.Event | None,
+    ) -> None:
+        self._clock = _Clock()
+        self._kept = sequence is not None
+        self._sequence = model.sequence() if sequence is None else sequence
+        self._past = _Past.of(self._sequence)
+        self._prompt, self._options, self._cancel = prompt, options, cancel
+        self._speculator = Speculator(self._sequence, Sampler(options), options, model.costs)
+        self._recorder = DetailRecorder(self._sequence, options.logprobs) if options.details else None
+        self._out = _TextStream(options.stop_bytes)
+        self._new_bytes = 0
+        self._pending = EOS  # the id chosen last, which the sequence has not read
+        self._length = 0  # of BOS, prompt and everything handed out; 0 before the prompt was read
+
+    def run(self) -> Iterator[GenerationChunk]:
+        """See `stream`."""
+        # 1. Prefill.
+        reason = self._prefill()
+        self._clock.prefilled = self._clock.first_byte = time.perf_counter()
+        # 2. Round after round.
+        stopped = False
+        try:
+            while reason is None:
+                reason = _reason_to_end(self._sequence, self._options, self._new_bytes, self._cancel)
+                for number in self._choose() if reason is None else ():
+                    if number == EOS:
+                        reason = "eos"
+                        break
+                    self._new_bytes += 1
+                    text, certain, stopped = self._out.push(bytes([number - BYTE_OFFSET]))
+                    if certain:
+                        yield self._chunk(text, certain)
+                    if stopped:
+                        reason = "stop"
+                        break
+        except GeneratorExit:
+            self._settle(stopped)
+            raise
+        # 3. What was held back, and the figures.
+        last = self._chunk(*self._out.flush(stopped))
+        self._settle(stopped)
+        yield replace(last, finish_reason=reason, stats=self._stats())
+
+    def _prefill(self) -> FinishReason | None:
+        sequence, data = self._sequence, self._prompt
+        for _ in sequence.extend(byte_ids(data) if sequence.length else encode(data)):
+            if self._cancel is not None and self._cancel.is_set():
+                return "cancelled"
+        self._length = sequence.length
+        return None
+
+    def _choose(self) -> list[int]:
+        # The next ids; the last of them is read in the next round, if there is one.
+        if self._new_bytes == 0:
+            chosen = [self._speculator.begin()]
+            self._clock.first_byte = time.perf_counter()
+        else:
+            chosen = self._speculator.round(self._pending, self._options.max_new_bytes - self._new_bytes)
+        self._pending = chosen[-1]
+        if self._recorder is not None:
+            self._recorder.add(chosen, self._speculator.rows)
+        return chosen
+
+    def _chunk(self, text: str, data: bytes) -> GenerationChunk:
+        self._length += len(data)
+        details = () if self._recorder is None else self._recorder.take(len(data))
+        return GenerationChunk(text, data, details=details)
+
+    def _settle(self, stopped: bool) -> None:
+        """Let the sequence stand where the text does."""
+        sequence = self._sequence
+        if not self._kept:
+            if stopped:  # figures are of the text alone, if the last round has read on behind it
+                sequence.roll_back(max(0, sequence.length - len(self._prompt) - self._new_bytes))
+            return
+        if not self._length:
+            return  # cancelled inside the prompt
+        sequence.roll_back(max(0, sequence.length - self._length))
+        if sequence.length < min(self._length, sequence.limits.max_positions):
+            sequence.append(np.array([self._pending], np.int64))
+
+    def _stats(self) -> GenerationStats:
+        clock, drafts, sequence, past = self._clock, self._speculator.figures, self._sequence, self._past
+        times = sequence.times
+        return GenerationStats(
+            prompt_bytes=len(self._prompt),
+            new_bytes=self._new_bytes,
+            patches=len(sequence.boundaries.patch_lengths()) - past.patches,
+            prefill_seconds=clock.prefilled - clock.started,
+            first_byte_seconds=clock.first_byte - clock.started,
+            decode_seconds=time.perf_counter() - clock.prefilled,
+            stage_seconds={name: spent.seconds - past.seconds[name] for name, spent in times.items()},
+            stage_calls={name: spent.calls - past.calls[name] for name, spent in times.items()},
+            state_bytes=sequence.state_bytes,
+            rounds=drafts.rounds,
+            drafted=drafts.drafted,
+            accepted=drafts.accepted,
+            missed=drafts.missed,
         )
-        pending = chosen[-1]
-        if new_bytes == 0:
-            clock.first_byte = time.perf_counter()
-        for number in chosen:
-            if number == EOS:
-                reason = "eos"
-                break
-            new_bytes += 1
-            text, certain, stopped = out.push(bytes([number - BYTE_OFFSET]))
-            if certain:
-                yield GenerationChunk(text, certain)
-            if stopped:
-                reason = "stop"
-                break
-    # 3. What was held back, and the figures: of the text alone, if the last round has read on behind it.
-    if stopped:
-        sequence.roll_back(max(0, sequence.length - len(data) - new_bytes))
-    text, certain = out.flush(stopped)
-    yield GenerationChunk(
-        text, certain, reason, _stats(sequence, len(data), new_bytes, clock, speculator.figures)
-    )
 
 
 @dataclass
@@ -190,11 +277,21 @@ class _Clock:
     first_byte: float = 0.0
 
 
-def _prefill(sequence: Sequence, data: bytes, cancel: threading.Event | None) -> FinishReason | None:
-    for _ in sequence.extend(encode(data)):
-        if cancel is not None and cancel.is_set():
-            return "cancelled"
-    return None
+@dataclass(frozen=True)
+class _Past:
+    # What a sequence had behind it before, which figures leave out.
+    patches: int
+    seconds: dict[str, float]
+    calls: dict[str, int]
+
+    @classmethod
+    def of(cls, sequence: Sequence) -> _Past:
+        times = sequence.times
+        return cls(
+            len(sequence.boundaries.patch_lengths()) if sequence.length else 0,
+            {name: spent.seconds for name, spent in times.items()},
+            {name: spent.calls for name, spent in times.items()},
+        )
 
 
 def _reason_to_end(
@@ -210,39 +307,23 @@ def _reason_to_end(
     return None
 
 
-def _stats(
-    sequence: Sequence, prompt_bytes: int, new_bytes: int, clock: _Clock, drafts: DraftFigures
-) -> GenerationStats:
-    times = sequence.times
-    return GenerationStats(
-        prompt_bytes=prompt_bytes,
-        new_bytes=new_bytes,
-        patches=len(sequence.boundaries.patch_lengths()),
-        prefill_seconds=clock.prefilled - clock.started,
-        first_byte_seconds=clock.first_byte - clock.started,
-        decode_seconds=time.perf_counter() - clock.prefilled,
-        stage_seconds={name: spent.seconds for name, spent in times.items()},
-        stage_calls={name: spent.calls for name, spent in times.items()},
-        state_bytes=sequence.state_bytes,
-        rounds=drafts.rounds,
-        drafted=drafts.drafted,
-        accepted=drafts.accepted,
-        missed=drafts.missed,
-    )
-
-
 def generate(
     model: BltModel,
     prompt: str | bytes,
     options: GenerationOptions,
     *,
+    sequence: Sequence | None = None,
     cancel: threading.Event | None = None,
 ) -> GenerationResult:
     """Run `stream` to its end."""
-    text, data = [], []
-    for chunk in stream(model, prompt, options, cancel=cancel):
-        text.append(chunk.text)
-        data.append(chunk.data)
-    assert chunk.finish_reason is not None
-    assert chunk.stats is not None
-    return GenerationResult("".join(text), b"".join(data), chunk.finish_reason, chunk.stats)
+    chunks = list(stream(model, prompt, options, sequence=sequence, cancel=cancel))
+    last = chunks[-1]
+    assert last.finish_reason is not None
+    assert last.stats is not None
+    return GenerationResult(
+        "".join(chunk.text for chunk in chunks),
+        b"".join(chunk.data for chunk in chunks),
+        last.finish_reason,
+        last.stats,
+        tuple(detail for chunk in chunks for detail in chunk.details),
+    )

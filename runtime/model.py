@@ -125,13 +125,13 @@ class BltModel:
     def entropies(self, data: bytes) -> Floats:
         """float32 [1 + n], nats: the patcher's uncertainty of the next byte after the same prefixes.
 
-        Raises BundleError when the model has no entropy patcher.
+        Raises BundleError when the model has no entropy patcher, PromptTooLongError.
         """
         patcher = self._patcher_state()
         return np.concatenate([patcher.extend(ids).copy() for ids in self._chunks(data)])
 
     def patch_lengths(self, data: bytes) -> list[int]:
-        """Lengths (> 0) of the patches of BOS and the n bytes; their sum is 1 + n."""
+        """Lengths (> 0) of the patches of BOS and the n bytes; their sum is 1 + n. PromptTooLongError."""
         boundaries = PatchBoundaries(self.manifest.patching)
         patcher = self._patcher_state() if self.manifest.patching.needs_entropy else None
         for ids in self._chunks(data):
@@ -198,6 +198,7 @@ class BltModel:
 
     def _chunks(self, data: bytes) -> Iterator[npt.NDArray[np.int64]]:
         ids = encode(data)
+        self.limits.check_positions(len(ids))
         for start in range(0, len(ids), self.limits.prefill_chunk):
             yield ids[start : start + self.limits.prefill_chunk]
 

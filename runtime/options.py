@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .checks import checked_int, checked_real, shown
+from .checks import checked_flag, checked_int, checked_real, shown
 from .errors import OptionError
 
-__all__ = ["DRAFTS", "LONGEST_DRAFT", "GenerationOptions"]
+__all__ = ["DRAFTS", "LONGEST_DRAFT", "MOST_LOGPROBS", "GenerationOptions"]
 
 DRAFTS = ("auto", "none", "decoder", "patcher", "lookup")
 """Where guesses at the next bytes may come from (`drafting`): `auto` goes by what pays, `none` makes none."""
 
 LONGEST_DRAFT = 32
 """Guesses in a round, at most."""
+
+MOST_LOGPROBS = 20
+"""Likely ids that are told of a byte, at most."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,14 @@ class GenerationOptions:
     """Guesses in a round, 1 to `LONGEST_DRAFT`; None goes by what pays. Fewer where the model was loaded with
     a smaller `rollback`, or `prefill_chunk` less one. No effect when `draft` is none."""
 
+    details: bool = False
+    """Tell of each byte where patches start, how uncertain the patcher was, and whether it was guessed
+    (`details.ByteDetail`). Changes no byte."""
+
+    logprobs: int | None = None
+    """Tell, too, how probable each byte was, and this many of the ids that were most likely there, 0 to
+    `MOST_LOGPROBS`. None tells nothing of it. Anything else turns `details` on."""
+
     def __post_init__(self) -> None:
         if self.draft not in DRAFTS:
             raise OptionError(f"draft is {shown(self.draft)}; allowed are {', '.join(DRAFTS)}")
@@ -75,6 +86,10 @@ class GenerationOptions:
             "draft_length": None
             if self.draft_length is None
             else checked_int("draft_length", self.draft_length, 1, LONGEST_DRAFT, hint="or none"),
+            "details": checked_flag("details", self.details) or self.logprobs is not None,
+            "logprobs": None
+            if self.logprobs is None
+            else checked_int("logprobs", self.logprobs, 0, MOST_LOGPROBS, hint="or none"),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)

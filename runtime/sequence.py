@@ -41,6 +41,14 @@ class SequenceLimits:
     max_positions: int
     """Positions the model has, BOS included."""
 
+    def check_positions(self, wanted: int) -> None:
+        """Raise PromptTooLongError when a text of so many ids, BOS included, has more than there are."""
+        if wanted > self.max_positions:
+            raise PromptTooLongError(
+                f"the text needs {wanted} positions (BOS included), "
+                f"the model has {self.max_positions}; shorten it"
+            )
+
     @property
     def cache(self) -> CacheLimits:
         """The same for a stage's cache."""
@@ -203,12 +211,7 @@ class Sequence:
 
     def extend(self, ids: Ids) -> Iterator[ChunkResult]:
         """Like `append`, one chunk at a time: yields a ChunkResult that the next step overwrites."""
-        wanted = self.length + len(ids)
-        if wanted > self.limits.max_positions:
-            raise PromptTooLongError(
-                f"the text needs {wanted} positions (BOS included), "
-                f"the model has {self.limits.max_positions}; shorten it"
-            )
+        self.limits.check_positions(self.length + len(ids))
         step = self.limits.prefill_chunk
         for start in range(0, len(ids), step):
             yield self.read(Draft(ids[start : start + step]))

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from .costs import CostTable
 from .drafting import LookupIndex, draft_with_decoder, draft_with_patcher
@@ -24,6 +25,8 @@ from .sequence import Draft, Sequence
 from .vocabulary import EOS
 
 __all__ = ["DraftFigures", "Speculator"]
+
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass
@@ -56,12 +59,17 @@ class Speculator:
         self._index = LookupIndex() if options.draft in ("auto", "lookup") else None
         self._planner = Planner(costs, options, has_patcher=sequence.patcher is not None)
         self.figures = DraftFigures()
+        self.rows: Floats = np.empty((0, 0), np.float32)
+        """Logits [S, 260] that the last ids were chosen from, one row each, maybe more rows behind. A view
+        that the sequence's next step overwrites."""
 
     def begin(self) -> int:
         """The first id after what the sequence has read."""
         if self._index is not None:
             self._index.extend(self._sequence.ids.tolist())
-        chosen = self._sampler(self._sequence.logits, self._sequence.ids)
+        logits = self._sequence.logits
+        self.rows = logits[None]
+        chosen = self._sampler(logits, self._sequence.ids)
         self._learn([chosen])
         return chosen
 
@@ -113,7 +121,7 @@ class Speculator:
         """Read the draft, choose after each of its ids until a choice is another, forget the rest."""
         sequence, sampler = self._sequence, self._sampler
         first, count = sequence.length, len(draft.ids)
-        rows = sequence.read(draft).logits
+        self.rows = rows = sequence.read(draft).logits
         chosen: list[int] = []
         for row in range(count):
             chosen.append(sampler(rows[row], sequence.ids[: first + row + 1]))

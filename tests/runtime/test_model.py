@@ -62,8 +62,9 @@ def test_score_refuses_nothing_and_bad_contexts(model: BltModel) -> None:
 def test_texts_longer_than_the_model_are_refused(model: BltModel) -> None:
     with pytest.raises(PromptTooLongError, match=r"401 positions .* 400"):
         model.logits(b"x" * 400)
-    with pytest.raises(PromptTooLongError):
-        model.generate(b"x" * 400)
+    for read in (model.generate, model.entropies, model.patch_lengths):
+        with pytest.raises(PromptTooLongError):
+            read(b"x" * 400)
     assert model.logits(b"x" * 399).shape == (400, 260)
 
 

@@ -22,6 +22,8 @@ REFUSED: dict[str, tuple[str, list[Any]]] = {
     "repetition_penalty": ("a finite number > 0", [0, -1.0, NAN, INF, True, None]),
     "seed": ("a whole number >= 0", [-1, 1.0, True, "7", NAN]),
     "draft_length": ("a whole number from 1 to 32", [0, -1, 33, 2.0, True, "4", NAN]),
+    "details": ("true or false", [0, 1, "yes", None]),
+    "logprobs": ("a whole number from 0 to 20", [-1, 21, 1.0, True, "5", NAN]),
 }
 
 ACCEPTED: dict[str, list[Any]] = {
@@ -34,6 +36,8 @@ ACCEPTED: dict[str, list[Any]] = {
     "seed": [None, 0, 2**200],
     "draft": ["auto", "none", "decoder", "patcher", "lookup"],
     "draft_length": [None, 1, 32, np.int64(8)],
+    "details": [False, True],
+    "logprobs": [None, 0, 20, np.int64(3)],
 }
 
 
@@ -60,6 +64,12 @@ def test_an_unknown_draft_is_refused_with_those_there_are(draft: Any) -> None:
         GenerationOptions(draft=draft)
 
 
+@pytest.mark.parametrize("logprobs", [0, 5])
+def test_logprobs_imply_details(logprobs: int) -> None:
+    assert GenerationOptions(logprobs=logprobs).details
+    assert GenerationOptions(details=True).logprobs is None
+
+
 def test_values_are_kept_as_plain_numbers() -> None:
     options = GenerationOptions(np.int32(9), temperature=np.float32(0.5), top_k=np.int64(3), min_p=1)
     assert json.loads(json.dumps(dataclasses.asdict(options)))["temperature"] == 0.5
@@ -78,6 +88,8 @@ def test_the_defaults_are_greedy_with_everything_off() -> None:
         "stop": (),
         "draft": "auto",
         "draft_length": None,
+        "details": False,
+        "logprobs": None,
     }
 
 

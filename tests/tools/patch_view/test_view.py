@@ -1,0 +1,161 @@
+"""Patches, reasons and numbers of a view, against the rules written out in plain loops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from blt_edge.runtime import BltModel
+from blt_edge.runtime.errors import BundleError, PromptTooLongError
+from blt_edge.runtime.patching import PatchingRule
+from blt_edge.tools.patch_view.view import PatchView, cut, fixed_starts, look, rule_words
+from hypothesis import given
+from hypothesis import strategies as st
+
+RULES = {
+    "entropy": {"threshold": 2.5},
+    "monotonic": {"threshold": 0.7, "monotonic": True},
+    "threshold_add": {"threshold": 1.5, "threshold_add": 0.5},
+    "space": {"mode": "space"},
+    "static": {"mode": "static", "patch_size": 5},
+    "byte": {"mode": "byte"},
+    "limited": {"threshold": 3.5, "max_patch_length": 4},
+    "limited_static": {"mode": "static", "patch_size": 9, "max_patch_length": 4},
+}
+
+
+def expected(data: bytes, rule: PatchingRule, entropies: np.ndarray) -> list[tuple[int, str]]:
+    """(position, reason) of each start, by the module's own words for positions in the text."""
+    found = [(0, "first")]
+    for at in range(1, len(data) + 1):  # position at + 1 with BOS, so H[i] is entropies[at]
+        if rule.mode == "entropy":
+            rise = entropies[at] - entropies[at - 1]
+            if rule.monotonic:
+                starts = at == 1 or rise > np.float32(rule.threshold)
+            elif rule.threshold_add is not None:
+                over = entropies[at] > np.float32(rule.threshold) and rise > np.float32(rule.threshold_add)
+                starts = at == 1 or (at > 2 and over)
+            else:
+                starts = entropies[at] > np.float32(rule.threshold)
+        elif rule.mode == "space":
+
+            def space(byte: int) -> bool:
+                return byte >= 0xC0 or (byte < 0x80 and not chr(byte).isalnum())
+
+            starts = space(data[at - 1]) and not (at > 1 and space(data[at - 2]))
+            starts = starts and at > 1  # before the first byte stands BOS, which is space-like
+        else:
+            starts = rule.mode == "byte" or at % (rule.patch_size or 1) == 0
+        if starts:
+            found.append((at, "first" if at < fixed_starts(rule) else rule.mode))
+        elif rule.max_patch_length and at - found[-1][0] == rule.max_patch_length:
+            found.append((at, "max_patch_length"))
+    return found
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_starts_and_reasons(make_view, odd_text: bytes, name: str) -> None:
+    view = make_view(odd_text, **RULES[name])
+    wanted = expected(odd_text, view.rule, view.entropies)
+    assert view.next_starts == (wanted[-1][0] == len(odd_text))
+    wanted = [pair for pair in wanted if pair[0] < len(odd_text)]
+    assert list(zip(view.starts, view.reasons, strict=True)) == wanted
+
+
+@given(st.binary(min_size=1, max_size=60), st.floats(0, 1), st.integers(0, 5))
+def test_numbers_fit_together(data: bytes, share: float, seed: int) -> None:
+    values = np.random.default_rng(seed).uniform(0, 4, len(data) + 1).astype(np.float32)
+    view = cut(data, PatchingRule("entropy", threshold=4 * share), values)
+    assert sum(view.lengths) == len(data)
+    assert len(view.patches) == len(data)
+    for at, number in enumerate(view.patches):
+        assert (at in view.starts) == (at == 0 or number != view.patches[at - 1])
+    assert view.patches[-1] == len(view.lengths)
+    assert sum(view.starts_with(piece) + view.inner_starts(piece) for piece in view.pieces) == len(
+        view.starts
+    )
+    for before, piece, this, after in zip(
+        view.pieces, view.pieces[1:], view.visible_patches, view.visible_patches[1:], strict=False
+    ):
+        changed = view.patches[before.start] != view.patches[piece.start]
+        assert after - this == changed
+    assert view.top >= max(1.0, float(values.max()))
+
+
+def test_colours_alternate_over_patches_that_lie_inside_a_character() -> None:
+    view = cut("a你b".encode(), PatchingRule("byte"), None)
+    assert view.patches == [1, 2, 3, 4, 5]
+    assert view.visible_patches == [0, 1, 2]
+    assert [view.inner_starts(piece) for piece in view.pieces] == [0, 2, 0]
+
+
+def test_over_threshold_and_rises(make_view) -> None:
+    plain = make_view(b"some text")
+    assert plain.rises is None
+    assert (
+        plain.over_threshold.tolist() == (plain.entropies[1:-1] > np.float32(plain.rule.threshold)).tolist()
+    )
+    rising = make_view(b"some text", threshold=0.5, monotonic=True)
+    rises = rising.entropies[1:-1] - rising.entropies[:-2]
+    np.testing.assert_array_equal(rising.rises[1:], rises)
+    assert rising.over_threshold.tolist() == (rises[1:] > 0.5).tolist()
+    assert rising.level is None
+    assert make_view(b"some text", mode="space").over_threshold is None
+    assert make_view(b"x", patcher=False, mode="byte").top == 1.0
+
+
+def test_empty_text_and_missing_entropies() -> None:
+    with pytest.raises(ValueError, match="empty"):
+        cut(b"", PatchingRule("byte"), None)
+    with pytest.raises(ValueError, match="no entropies"):
+        cut(b"x", PatchingRule("entropy", threshold=1.0), None)
+
+
+def test_look_runs_the_patcher_only(tiny_model, odd_text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = BltModel.load(tiny_model.bundle, threads=1)
+    data = odd_text[:400]
+    lengths, entropies = model.patch_lengths(data), model.entropies(data)
+    for stage in ("encoder", "latent", "decoder"):
+        monkeypatch.delitem(model._backends, stage)
+    view = look(model, data, model.manifest.patching)
+    assert [1, *view.lengths] == lengths
+    np.testing.assert_array_equal(view.entropies, entropies)
+
+
+def test_look_refuses_a_text_that_is_too_long(tiny_model) -> None:
+    model = BltModel.load(tiny_model.bundle, threads=1)
+    assert isinstance(look(model, b"x" * 499, model.manifest.patching), PatchView)
+    with pytest.raises(
+        PromptTooLongError, match=r"needs 501 positions \(BOS included\), the model has 500; shorten"
+    ):
+        look(model, b"x" * 500, model.manifest.patching)
+
+
+def test_look_without_a_patcher(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from blt_edge.export import export_checkpoint
+    from support.random_models import RandomModel, base_config, write_random_model
+
+    no_patcher = RandomModel("bytes", base_config(patch_in_forward=False), share=None, seed=71)
+    write_random_model(no_patcher, tmp_path / "checkpoint")
+    model = BltModel.load(export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle"), threads=1)
+    view = look(model, b"abc", PatchingRule("static", patch_size=2))
+    assert view.entropies is None
+    assert view.lengths == [2, 1]
+    with pytest.raises(BundleError, match="no entropy patcher"):
+        look(model, b"abc", PatchingRule("entropy", threshold=1.0))
+
+
+def test_rules_in_words() -> None:
+    words = {name: rule_words(PatchingRule(**{"mode": "entropy", **rule})) for name, rule in RULES.items()}
+    assert words == {
+        "entropy": "where entropy is over 2.5 nats",
+        "monotonic": "where entropy rises by more than 0.7 nats",
+        "threshold_add": "where entropy is over 1.5 nats and rises by more than 0.5",
+        "space": "behind the first of some spaces or signs",
+        "static": "every 5 bytes",
+        "byte": "with every byte",
+        "limited": "where entropy is over 3.5 nats, and after 4 bytes at the latest",
+        "limited_static": "every 9 bytes, and after 4 bytes at the latest",
+    }

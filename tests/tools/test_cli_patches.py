@@ -1,0 +1,238 @@
+"""`blt-edge patches`: the text with its patches, files for people and programs, and other rules."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from blt_edge.runtime import BltModel
+from blt_edge.runtime.patching import PATCHING_MODES, PatchBoundaries, PatchingRule
+from blt_edge.runtime.vocabulary import encode
+from blt_edge.tools.cli.patches import MODES
+
+TEXT = "Alice, né 你|好\n\tx".encode() + b"\xff\0"
+
+
+def test_modes_are_the_runtimes() -> None:
+    assert MODES == PATCHING_MODES
+
+
+def test_pipe(cli, tiny_model) -> None:
+    result = cli("patches", "-m", tiny_model.bundle, "-", stdin=TEXT)
+    assert result.exit_code == 0
+    lengths = BltModel.load(tiny_model.bundle, threads=1).patch_lengths(TEXT)[1:]
+    lines = result.stdout.splitlines()
+    assert len(lines) == 2
+    assert lines[0].endswith("⏎")
+    text = result.stdout
+    assert text.count("│") + text.count("¦") == len(lengths)  # | is in the text
+    shown = text.replace("│", "").replace("¦", "").replace("\n", "")
+    assert shown == "Alice, né 你|好⏎⇥x\\xff␀"
+    legend, counts, rule, *_ = result.stderr.splitlines()
+    assert legend.startswith("│ stands before each patch")
+    assert counts.startswith(
+        f"{len(TEXT)} bytes, 17 characters, 1 invalid byte, {len(lengths)} patches: mean "
+    )
+    assert rule.startswith("a patch starts where entropy is over ")
+    assert "patch lengths in bytes" in result.stderr
+
+
+def test_quiet(cli, tiny_model) -> None:
+    loud = cli("patches", "-m", tiny_model.bundle, "some text")
+    quiet = cli("patches", "-q", "-m", tiny_model.bundle, "some text")
+    assert quiet.stderr == ""
+    assert quiet.stdout == loud.stdout
+    assert loud.stdout.startswith("|s")
+
+
+def test_files(cli, tiny_model, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    (tmp_path / "text").write_bytes(TEXT)
+    paths = {kind: tmp_path / f"out.{kind}" for kind in ("png", "html", "json", "csv")}
+    result = cli(
+        *("patches", "-m", tiny_model.bundle, "--prompt-file", tmp_path / "text", "--plot", paths["png"]),
+        *("--html", paths["html"], "--json", paths["json"], "--csv", paths["csv"]),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("│")
+    assert paths["png"].read_bytes().startswith(b"\x89PNG")
+    assert paths["html"].read_text().startswith("<!DOCTYPE html>")
+    document = json.loads(paths["json"].read_text())
+    table = list(csv.DictReader(io.StringIO(paths["csv"].read_text())))
+    model = BltModel.load(tiny_model.bundle, threads=1)
+    entropies = model.entropies(TEXT)
+    for rows in (document["bytes"], table):
+        assert bytes(int(row["byte"]) for row in rows) == TEXT
+        assert [np.float32(row["entropy"]) for row in rows] == entropies[:-1].tolist()
+    starts = np.cumsum([0, *model.patch_lengths(TEXT)[1:-1]]).tolist()
+    assert [row["position"] for row in document["bytes"] if row["starts_patch"]] == starts
+    assert [int(row["position"]) for row in table if row["starts_patch"] == "1"] == starts
+    assert document["summary"]["patches"] == len(starts)
+    assert document["rule"] == document["bundle_rule"]
+    assert document["source"] == "checkpoint"
+    assert {path.name for path in tmp_path.iterdir()} == {"text", *(path.name for path in paths.values())}
+
+
+@pytest.mark.parametrize("flag", ["--json", "--csv", "--html"])
+def test_stdout_carries_one_thing(cli, tiny_model, flag: str) -> None:
+    result = cli("patches", "-m", tiny_model.bundle, "text", flag, "-")
+    assert result.exit_code == 0
+    if flag == "--json":
+        assert json.loads(result.stdout)["text"] == "text"
+    elif flag == "--csv":
+        assert len(result.stdout.splitlines()) == 5
+    else:
+        assert result.stdout.startswith("<!DOCTYPE")
+        assert result.stdout.endswith("</html>\n")
+    assert "stands before" not in result.stderr
+    assert result.stderr.startswith("4 bytes, ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "rule"),
+    [
+        (["--threshold", "1"], PatchingRule("entropy", threshold=1.0)),
+        (["--threshold", "0.1", "--monotonic"], PatchingRule("entropy", threshold=0.1, monotonic=True)),
+        (["--threshold", "1", "--threshold-add", "0.2"], PatchingRule("entropy", 1.0, 0.2)),
+        (["--threshold", "9", "--max-patch-length", "3"], PatchingRule("entropy", 9.0, max_patch_length=3)),
+        (["--mode", "space", "--max-patch-length", "0"], PatchingRule("space")),
+        (["--mode", "static", "--patch-size", "4"], PatchingRule("static", patch_size=4)),
+        (["--mode", "byte"], PatchingRule("byte")),
+    ],
+    ids=str,
+)
+def test_other_rules(cli, tiny_model, flags: list[str], rule: PatchingRule) -> None:
+    before = (tiny_model.bundle / "manifest.json").read_bytes()
+    result = cli("patches", "-q", "-m", tiny_model.bundle, "some more text, né", *flags, "--json", "-")
+    assert result.exit_code == 0, result.stderr
+    data = "some more text, né".encode()
+    boundaries = PatchBoundaries(rule)
+    boundaries.extend(encode(data), BltModel.load(tiny_model.bundle, threads=1).entropies(data))
+    document = json.loads(result.stdout)
+    starts = [row["position"] for row in document["bytes"] if row["starts_patch"]]
+    assert starts == [start - 1 for start in boundaries.starts[1:] if start <= len(data)]
+    assert document["bundle_rule"]["mode"] == "entropy"
+    assert (tiny_model.bundle / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "TEXT is missing; give a text, - for stdin, or --prompt-file FILE"),
+        (["x", "--prompt-file", __file__], "TEXT and --prompt-file are both given"),
+        ([""], "TEXT is empty"),
+        (["-"], "TEXT: stdin is empty"),
+        (["--prompt-file", os.devnull], "--prompt-file: /dev/null is empty; give at least one byte"),
+        (["x", "--mode", "bpe"], "--mode: got 'bpe', this version has entropy or space or static or byte"),
+        (["x", "--mode", "space", "--threshold", "1"], "--threshold has no effect in mode space; add --mode"),
+        (["x", "--mode", "byte", "--no-monotonic"], "--monotonic has no effect in mode byte"),
+        (["x", "--patch-size", "3"], "--patch-size has no effect in mode entropy; add --mode static"),
+        (["x", "--monotonic", "--threshold-add", "1"], "--threshold-add has no effect in a monotonic rule"),
+        (["x", "--mode", "static"], "--mode static has no patch_size; give one, in bytes"),
+        (["x", "--mode", "static", "--patch-size", "0"], "--patch-size is 0; allowed is a whole number >= 1"),
+        (["x", "--max-patch-length", "-1"], "--max-patch-length is -1; allowed is a whole number >= 1"),
+        (["x", "--threshold", "nan"], "--threshold is nan; allowed is a finite number"),
+        (["x", "--threshold-add", "inf"], "--threshold-add is inf; allowed is a finite number"),
+        (["x", "--plot", "picture.gif"], "--plot: got picture.gif; give a file that ends with .png"),
+        (["x", "--plot", "-"], "--plot: got -"),
+        (["x", "--csv", "-", "--json", "-"], "--plot, --html, --json, --csv: a file is given twice"),
+        (["x", "--html", "/nowhere/x.html"], "--html: the directory /nowhere does not exist"),
+        (["x" * 500], "the text needs 501 positions (BOS included), the model has 500; shorten it"),
+        (["x", "--max-memory", "1KB"], "{bundle} would need about"),
+    ],
+)
+def test_refusals(cli, tiny_model, arguments: list[str], line: str) -> None:
+    result = cli("patches", "-m", tiny_model.bundle, *arguments)
+    assert result.exit_code == (1 if "--max-memory" in arguments else 2)
+    assert result.stdout == ""
+    assert result.stderr.startswith("blt-edge: error: " + line.format(bundle=tiny_model.bundle))
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_failure_leaves_no_file(cli, tiny_model, tmp_path: Path) -> None:
+    outputs = ("--csv", tmp_path / "a.csv", "--html", tmp_path / "a.html", "--json", tmp_path / "a.json")
+    assert cli("patches", "-m", tiny_model.bundle, "x" * 500, *outputs).exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_of_a_file_is_taken_as_text_and_said_so(cli, tiny_model) -> None:
+    result = cli("patches", "-m", tiny_model.bundle, __file__)
+    assert result.stderr.startswith(f"note: this shows the name itself; --prompt-file {__file__} shows what")
+
+
+def test_without_a_patcher(cli, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from blt_edge.export import export_checkpoint
+    from support.random_models import RandomModel, base_config, write_random_model
+
+    write_random_model(
+        RandomModel("bytes", base_config(patch_in_forward=False), share=None), tmp_path / "checkpoint"
+    )
+    bundle = export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle")
+    result = cli("patches", "-m", bundle, "é b", "--html", tmp_path / "p.html")
+    assert result.exit_code == 0
+    assert result.stdout == "|é¦| |b\n"
+    assert "nats" not in result.stderr
+    static = cli("patches", "-q", "-m", bundle, "abc", "--mode", "static", "--patch-size", "2", "--csv", "-")
+    assert static.stdout.splitlines()[1:] == ["0,97,a,0,,1,1,first", "1,98,b,1,,1,0,", "2,99,c,2,,2,1,static"]
+    refused = cli("patches", "-m", bundle, "abc", "--mode", "entropy", "--threshold", "1")
+    assert refused.exit_code == 1
+    assert refused.stderr.startswith("blt-edge: error: this model has no entropy patcher")
+    assert cli("patches", "-m", bundle, "abc", "--mode", "entropy").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("environment", "colours"),
+    [
+        ({"TERM": "xterm-256color", "COLORTERM": "truecolor"}, True),
+        ({"TERM": "xterm-256color"}, True),
+        ({"TERM": "xterm"}, False),
+        ({"TERM": "xterm-256color", "NO_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+    ],
+    ids=str,
+)
+def test_terminal(tiny_model, environment: dict[str, str], colours: bool) -> None:
+    out = _on_terminal(["patches", "-m", str(tiny_model.bundle), "Some né text\x1b[31m"], environment)
+    assert ("\x1b[38;" in out) == colours
+    assert ("|S" in out) == (not colours)
+    assert "\x1b[31m" not in out
+    assert "␛" in out
+    assert ("a patch starts where the colour changes" in out) == colours
+
+
+def _on_terminal(arguments: list[str], environment: dict[str, str]) -> str:
+    """What the command writes on a terminal."""
+    ours, theirs = pty.openpty()
+    clean = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLORTERM")}
+    code = f"from blt_edge.tools.cli import main; main({arguments!r})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**clean, "COLUMNS": "80", **environment},
+    )
+    os.close(theirs)
+    read = b""
+    while True:
+        ready, _, _ = select.select([ours], [], [], 60)
+        try:
+            part = os.read(ours, 65536) if ready else b""
+        except OSError:  # the other side is closed
+            part = b""
+        if not part:
+            break
+        read += part
+    os.close(ours)
+    assert process.wait(60) == 0, read
+    return read.decode()
