@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from blt_edge.runtime import BltModel, GenerationOptions
-from blt_edge.tools.cli.generate import _Output
+from blt_edge.tools.cli.text_output import TextOutput
 
 PROMPT = "Once upon a time"
 
@@ -157,7 +157,7 @@ def test_a_terminal_is_not_given_what_it_would_obey(monkeypatch) -> None:
 
     terminal = Terminal()
     monkeypatch.setattr("sys.stdout", terminal)
-    _Output(shown=True).write("a\x1b[2J\x00\tb\n\x7f\x9bé")
+    TextOutput(shown=True).write("a\x1b[2J\x00\tb\n\x7f\x9bé")
     assert terminal.text == "a␛[2J␀\tb\n␡\ufffdé"
 
 

@@ -17,7 +17,7 @@ import click
 from .options import STDIN
 from .session import Session, is_terminal
 
-__all__ = ["check_plot", "json_line", "read_input", "shown_name", "write_json", "write_whole"]
+__all__ = ["check_plot", "json_line", "read_input", "read_prompt", "shown_name", "write_json", "write_whole"]
 
 
 def read_input(path: Path, session: Session, what: str) -> bytes:
@@ -29,6 +29,17 @@ def read_input(path: Path, session: Session, what: str) -> bytes:
     if is_terminal(sys.stdin):
         session.say(f"reading {what} from the terminal; end it with Ctrl-D on a line of its own")
     return sys.stdin.buffer.read()
+
+
+def read_prompt(prompt: str | None, prompt_file: Path | None, session: Session) -> bytes | None:
+    """What --prompt or --prompt-file give, `-` being stdin; None without either. Raises OSError."""
+    if prompt is not None and prompt_file is not None:
+        raise click.UsageError("--prompt and --prompt-file are both given; give one of them")
+    if prompt is not None and prompt != "-":
+        return os.fsencode(prompt)
+    if prompt is None and prompt_file is None:
+        return None
+    return read_input(prompt_file or STDIN, session, "the prompt")
 
 
 def shown_name(path: Path) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,34 +14,27 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .display import size, status
-from .documents import read_input, write_json
+from .documents import read_prompt, write_json
 from .loading import load_model
 from .memory import peak_resident
 from .messages import printable
 from .options import (
     STDIN,
     InputFile,
-    StopString,
-    draft_options,
     engine_options,
     json_option,
     model_option,
     verb,
 )
+from .sampling_options import sampling_options
 from .session import Session, is_terminal
+from .text_output import TextOutput, interrupt_sets
 
 if TYPE_CHECKING:
     from ...runtime import BltModel, GenerationChunk, GenerationOptions, GenerationStats
     from ...runtime.engines import Engine
 
 __all__ = ["command"]
-
-# What a terminal would obey becomes visible; a pipe gets everything as it is.
-_VISIBLE = {
-    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-}
 
 
 @verb("generate")
@@ -56,70 +47,7 @@ _VISIBLE = {
     help="Continue this file's bytes, exactly as they are (a last newline included).",
 )
 @click.option("--echo", is_flag=True, help="Print the prompt, too, before what continues it.")
-@click.option(
-    "-n",
-    "--max-new-bytes",
-    "--max-new-tokens",
-    "max_new_bytes",
-    type=int,
-    default=256,
-    show_default=True,
-    metavar="N",
-    help="Generate at most this many bytes.",
-)
-@click.option(
-    "--temperature",
-    "--temp",
-    "temperature",
-    type=float,
-    default=0.0,
-    show_default=True,
-    metavar="X",
-    help="Divide logits by it; 0 is greedy: the most likely byte, and the filters below don't matter.",
-)
-@click.option(
-    "--top-k",
-    type=int,
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Keep the N most likely bytes; 0 turns it off.",
-)
-@click.option(
-    "--top-p",
-    type=float,
-    default=1.0,
-    show_default=True,
-    metavar="X",
-    help="Keep the most likely bytes whose probabilities sum to X; 1 turns it off.",
-)
-@click.option(
-    "--min-p",
-    type=float,
-    default=0.0,
-    show_default=True,
-    metavar="X",
-    help="Keep bytes at least X times as likely as the most likely one; 0 turns it off.",
-)
-@click.option(
-    "--repetition-penalty",
-    type=float,
-    default=1.0,
-    show_default=True,
-    metavar="X",
-    help="Make bytes that are in the text already less likely; 1 turns it off.",
-)
-@click.option(
-    "--seed", type=int, metavar="N", show_default="another one each time", help="Seed of the random numbers."
-)
-@click.option(
-    "--stop",
-    type=StopString(),
-    multiple=True,
-    metavar="TEXT",
-    help=r"End before this text; may be given several times. Escapes: \n \r \t \0 \\ \xNN \uNNNN.",
-)
-@draft_options
+@sampling_options
 @engine_options
 @json_option
 def command(
@@ -145,12 +73,14 @@ def command(
     from ...runtime import GenerationOptions
 
     options = GenerationOptions(**sampling)
-    data = _prompt(session, prompt, prompt_file)
+    data = read_prompt(prompt, prompt_file, session)
+    if data is None:
+        raise click.UsageError("--prompt is missing; give a text, - for stdin, or --prompt-file FILE")
     positions = 1 + len(data) + options.max_new_bytes
     loaded = load_model(
         session, model, device, threads, prefill_chunk, verify, max_memory=max_memory, positions=positions
     )
-    out = _Output(shown=json_file != STDIN)
+    out = TextOutput(shown=json_file != STDIN)
     if echo:
         out.write(data.decode("utf-8", "replace"))
     last, made = _stream(session, loaded, data, options, out)
@@ -168,48 +98,11 @@ def _nothing() -> Iterator[None]:
     yield None
 
 
-# 1. The prompt.
-
-
-def _prompt(session: Session, prompt: str | None, prompt_file: Path | None) -> bytes:
-    if prompt is not None and prompt_file is not None:
-        raise click.UsageError("--prompt and --prompt-file are both given; give one of them")
-    if prompt is None and prompt_file is None:
-        raise click.UsageError("--prompt is missing; give a text, - for stdin, or --prompt-file FILE")
-    if prompt is not None and prompt != "-":
-        return os.fsencode(prompt)
-    return read_input(prompt_file or STDIN, session, "the prompt")
-
-
-# 2. The text, and Ctrl-C while it comes.
-
-
-class _Output:
-    """stdout, as far as text goes there."""
-
-    def __init__(self, shown: bool) -> None:
-        self._stream = sys.stdout if shown else None
-        self._visible = is_terminal(self._stream)
-        self.open_line = False  # something was written, and no newline after it
-
-    def write(self, text: str) -> None:
-        """Write text at once."""
-        if self._stream is None or not text:
-            return
-        self._stream.write(text.translate(_VISIBLE) if self._visible else text)
-        self._stream.flush()
-        self.open_line = not text.endswith("\n")
-
-    def end_line(self) -> None:
-        """Let what follows on stderr begin on a line of its own, without adding to stdout."""
-        if self.open_line and sys.stderr is not None:
-            sys.stderr.write("\n")
-            sys.stderr.flush()
-        self.open_line = False
+# 1. The text, and Ctrl-C while it comes.
 
 
 def _stream(
-    session: Session, model: BltModel, prompt: bytes, options: GenerationOptions, out: _Output
+    session: Session, model: BltModel, prompt: bytes, options: GenerationOptions, out: TextOutput
 ) -> tuple[GenerationChunk, bytes]:
     """Print the text; returns the last chunk, with the reason and figures, and all new bytes."""
     made: list[bytes] = []
@@ -218,7 +111,7 @@ def _stream(
     try:
         with status(session, f"reading the prompt, {len(prompt)} bytes") if _slow(prompt) else _nothing():
             chunk = next(chunks)
-        with _interrupt_sets(cancel):
+        with interrupt_sets(cancel):
             while True:
                 out.write(chunk.text)
                 made.append(chunk.data)
@@ -239,26 +132,7 @@ def _slow(prompt: bytes) -> bool:
     return is_terminal(sys.stderr) and len(prompt) > 200
 
 
-@contextmanager
-def _interrupt_sets(event: threading.Event) -> Iterator[None]:
-    """Inside, the first Ctrl-C sets the event, so that the last byte and the figures are not lost."""
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
-        yield
-        return
-
-    def set_event(number: int, frame: object) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, set_event)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-# 3. Figures.
+# 2. Figures.
 
 _ENDINGS = {
     "length": "--max-new-bytes reached",
@@ -330,7 +204,7 @@ def _document(
         "text": made.decode("utf-8", "replace"),
         "data_base64": base64.b64encode(made).decode("ascii"),
         "finish_reason": last.finish_reason,
-        "engine": {"name": engine.name, "reason": engine.reason},
+        "engine": {"name": engine.name, "device": engine.device, "reason": engine.reason},
         "options": asked,
         "stats": {
             **asdict(stats),

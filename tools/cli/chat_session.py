@@ -1,0 +1,237 @@
+"""A text that a person and the model continue in turns, and the one sequence that has read it.
+
+The sequence holds the text, or a beginning of it: then `unread` comes with the next turn. So a stopped
+answer, a prompt that was interrupted and a state that had to be dropped are all the same case, and but for
+the last nothing is ever read twice.
+What it does not know: terminals, commands, lines (but for `typed_text`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ...runtime import BltModel, FinishReason, GenerationOptions, GenerationStats
+
+__all__ = ["Answer", "ChatError", "ChatSession", "Totals", "Turn", "typed_text"]
+
+
+class ChatError(Exception):
+    """What can't be done now, in one line; nothing has changed."""
+
+
+def typed_text(line: bytes, text: bytes) -> bytes:
+    r"""What a typed line, given without its newline, adds to a text.
+
+    The line stands on a line of its own: it ends with a newline, and one comes before it where the text does
+    not end with one. A backslash at either end leaves that newline out; two are one that is meant. An
+    empty line adds nothing; a single backslash adds just a newline.
+    """
+    if not line:
+        return b""
+    before, after = b"" if not text or text.endswith(b"\n") else b"\n", b"\n"
+    if line.startswith(b"\\\\"):
+        before, line = before + b"\\", line[2:]
+    elif line.startswith(b"\\"):
+        before, line = b"", line[1:]
+    if line.endswith(b"\\\\"):
+        line = line[:-1]
+    elif line.endswith(b"\\"):
+        line, after = line[:-1], b""
+    return before + line + after
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What was added in one go, first by the person, then by the model."""
+
+    start: int
+    """Bytes of text before it."""
+    typed: int
+    """Bytes the person added; those of the model reach up to the next turn."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a turn ended."""
+
+    reason: FinishReason
+    stats: GenerationStats
+    patches: int
+    """Patches that begin in the turn, without the one that BOS is alone in."""
+    cut: bool
+    """The last character lacks bytes, which the next turn may bring."""
+
+
+@dataclass
+class Totals:
+    """Figures of all turns, those taken back included."""
+
+    turns: int = 0
+    read: int = 0
+    """Bytes read as prompts."""
+    new: int = 0
+    """Bytes generated."""
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    drafted: int = 0
+    accepted: int = 0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, stats: GenerationStats) -> None:
+        """Count one more turn."""
+        self.turns += 1
+        self.read += stats.prompt_bytes
+        self.new += stats.new_bytes
+        self.prefill_seconds += stats.prefill_seconds
+        self.decode_seconds += stats.decode_seconds
+        self.drafted += stats.drafted
+        self.accepted += stats.accepted
+        for name, seconds in stats.stage_seconds.items():
+            self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + seconds
+
+
+class ChatSession:
+    """The text, its turns and its state."""
+
+    def __init__(self, model: BltModel, options: GenerationOptions, start: bytes = b"") -> None:
+        """start: the text before the first turn. Raises OptionError when the model can't do what is asked."""
+        self.model, self.totals = model, Totals()
+        self._start = start
+        self.reset()
+        self.set_options(options)
+
+    def reset(self) -> None:
+        """Back to the text before the first turn."""
+        from ...runtime.utf8 import Utf8Stream
+
+        self._text = bytearray(self._start)
+        self.turns: list[Turn] = []
+        self._utf8 = Utf8Stream()
+        self.drop_state()
+
+    def drop_state(self) -> None:
+        """Forget what was computed; the text is read again with the next turn."""
+        self.sequence = self.model.sequence()
+
+    def set_options(self, options: GenerationOptions) -> None:
+        """Use these from the next turn on. Raises OptionError, with nothing changed."""
+        from ...runtime.sampling import Sampler
+        from ...runtime.speculation import Speculator
+
+        Speculator(self.sequence, Sampler(options), options, self.model.costs)  # refuses what it can't do
+        self.options = options
+
+    def change(self, **fields: Any) -> None:
+        """Set some fields of the options. Raises OptionError, with nothing changed."""
+        self.set_options(replace(self.options, **fields))
+
+    @property
+    def text(self) -> bytes:
+        """Everything so far."""
+        return bytes(self._text)
+
+    @property
+    def unread(self) -> bytes:
+        """The end of the text that the sequence has not read."""
+        return bytes(self._text[max(0, self.sequence.length - 1) :])
+
+    @property
+    def positions(self) -> int:
+        """Positions the model has, that of BOS included."""
+        return self.sequence.limits.max_positions
+
+    @property
+    def positions_left(self) -> int:
+        """Bytes that can still be added."""
+        return max(0, self.positions - 1 - len(self._text))
+
+    def read(self) -> None:
+        """Read what is unread now, instead of with the next turn. Raises PromptTooLongError."""
+        from ...runtime.vocabulary import byte_ids, encode
+
+        data = self.unread
+        with self._state_at_risk():
+            for _ in self.sequence.extend(byte_ids(data) if self.sequence.length else encode(data)):
+                pass
+
+    def turn(self, typed: bytes, write: Callable[[str], None], cancel: threading.Event) -> Answer:
+        """Add `typed`, let the model go on, and `write` its text as it comes until `cancel` is set.
+
+        Raises ChatError, with nothing changed, when no position is left. After any other exception the text
+        keeps what was written.
+        """
+        from ...runtime.utf8 import Utf8Stream
+
+        self._check_room(typed)
+        prompt, new = self.unread + typed, self.sequence.length == 0
+        self.turns.append(Turn(len(self._text), len(typed)))
+        self._text += typed
+        if typed:
+            self._utf8 = Utf8Stream()  # what was cut stays cut
+        reason, stats = None, None
+        with self._state_at_risk():
+            for chunk in self.model.stream(prompt, self.options, sequence=self.sequence, cancel=cancel):
+                self._text += chunk.data
+                reason, stats = chunk.finish_reason, chunk.stats
+                write(self._utf8.push(chunk.data))
+        assert reason is not None
+        assert stats is not None
+        self.totals.add(stats)
+        return Answer(reason, stats, stats.patches - new, self._utf8.pending > 0)
+
+    def undo_reads(self) -> int:
+        """Bytes that `undo` may have to read again."""
+        start = self.turns[-1].start if self.turns else len(self._text)
+        return start if self.sequence.length - 1 - start > self.sequence.limits.rollback else 0
+
+    def undo(self) -> tuple[int, int]:
+        """Take back the last turn: how many bytes were the person's and how many the model's.
+
+        Raises ChatError when there is none.
+        """
+        from ...runtime.utf8 import Utf8Stream
+
+        if not self.turns:
+            raise ChatError("there is no turn to take back")
+        turn = self.turns.pop()
+        made = len(self._text) - turn.start - turn.typed
+        del self._text[turn.start :]
+        self._utf8 = Utf8Stream()
+        with self._state_at_risk():
+            self.sequence.roll_back(max(0, self.sequence.length - 1 - turn.start))
+        return turn.typed, made
+
+    def _check_room(self, added: bytes) -> None:
+        wanted = 1 + len(self._text) + len(added)
+        if wanted <= self.positions:
+            return
+        if self.positions_left == 0:
+            raise ChatError(f"all {self.positions} positions of the model are used; {_ADVICE}")
+        raise ChatError(
+            f"this needs {len(added)} positions, {self.positions_left} of {self.positions} are left; "
+            f"add less, or {_ADVICE}"
+        )
+
+    def _state_at_risk(self) -> _StateAtRisk:
+        return _StateAtRisk(self)
+
+
+_ADVICE = "/undo takes back the last turn, /reset starts over"
+
+
+class _StateAtRisk:
+    """Drops the state when the block is left by an exception: what a broken pass leaves is of no use."""
+
+    def __init__(self, chat: ChatSession) -> None:
+        self._chat = chat
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if error is not None:
+            self._chat.drop_state()
