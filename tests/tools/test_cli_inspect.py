@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 from blt_edge.runtime import BltModel
+from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest
 from blt_edge.runtime.vocabulary import encode
+from blt_edge.tools.cli.inspect import LINTS
 from blt_edge.tools.cli.memory import available_memory, peak_resident, state_memory
 
 
@@ -97,3 +100,61 @@ def test_wrong_bundle(cli, tmp_path: Path, flag: str) -> None:
     result = cli("inspect", tmp_path, flag)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "has no manifest.json" in result.stderr
+
+
+@pytest.fixture
+def two_findings(tmp_path: Path) -> Path:
+    """A bundle whose encoder has two nodes of one kind that no TensorRT takes."""
+    onnx = pytest.importorskip("onnx")
+    from support.bundles import describe, write_bundle
+
+    directory = tmp_path / "bundle"
+    write_bundle(directory)
+    value = partial(onnx.helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT, shape=[4])
+    for stage in describe().stages:
+        operator = "Unique" if stage == "encoder" else "Relu"
+        nodes = [onnx.helper.make_node(operator, ["x"], [name], name=f"make {name}") for name in ("y", "z")]
+        graph = onnx.helper.make_graph(nodes, stage, [value("x")], [value("y"), value("z")])
+        imports = [onnx.helper.make_opsetid("", 20)]
+        onnx.save(onnx.helper.make_model(graph, opset_imports=imports), directory / f"{stage}.onnx")
+    names = [path for path in directory.iterdir() if path.name != "manifest.json"]
+    write_manifest(directory, describe().with_files({path.name: file_record(path) for path in names}))
+    return directory
+
+
+def test_lint_lists_each_kind_once_and_fails(cli, two_findings: Path) -> None:
+    result = cli("inspect", two_findings, "--lint", "tensorrt-10.3")
+    assert result.exit_code == 1
+    assert (
+        "encoder: 2 x Unique, first make y\n    there is no such operator; use the portable" in result.stdout
+    )
+    assert result.stderr.startswith("blt-edge: error: TensorRT 10.3 (JetPack 6.1 and 6.2) would refuse ")
+    assert result.stderr.endswith(": encoder\n")
+    document = json.loads(cli("inspect", two_findings, "--lint", "tensorrt-10.3", "--json", "-").stdout)
+    assert document["lint"]["target"] == "tensorrt-10.3"
+    assert [finding["node"] for finding in document["lint"]["findings"]] == ["make y", "make z"]
+
+
+@pytest.mark.parametrize("target", LINTS)
+def test_lint_of_our_own(cli, tiny_model, target: str) -> None:
+    result = cli("inspect", tiny_model.bundle, "--lint", target)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.endswith("would refuse nothing that can be seen in the graphs\n")
+    document = json.loads(cli("inspect", tiny_model.bundle, "--lint", target, "--json", "-").stdout)
+    assert document["lint"] == {"target": target, "findings": []}
+
+
+def test_lint_of_a_damaged_bundle_is_not_made(cli, own_bundle: Path) -> None:
+    (own_bundle / "encoder.onnx").write_bytes(b"")
+    result = cli("inspect", own_bundle, "--lint", "tensorrt-11", "--json", "-")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["lint"] == {"target": "tensorrt-11", "findings": None}
+
+
+def test_lint_knows_its_targets(cli, tiny_model) -> None:
+    from blt_edge.export.tensorrt_rules import RULES
+
+    assert tuple(RULES) == LINTS
+    result = cli("inspect", tiny_model.bundle, "--lint", "tensorrt-7")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "--lint: got 'tensorrt-7', this version has tensorrt-10.3 or tensorrt-11 or" in result.stderr

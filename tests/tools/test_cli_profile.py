@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from blt_edge.tools.cli.profile_tables import show
+from blt_edge.tools.diagnosis.jetson import read_jetson
 from blt_edge.tools.profiling.bandwidth import measure_bandwidth
+from support.machines import ORIN, system
+from support.profiles import make_profile
 
 QUICK = ("--prompt-bytes", 40, "--new-bytes", 12, "--repeat", 2, "--threads", 1)
 
@@ -135,3 +140,14 @@ def test_a_failed_picture_leaves_nothing_behind(
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_jetson_is_shown_with_its_power(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    jetson = read_jetson(system(tmp_path, ORIN))
+    profile = replace(make_profile(), jetson=jetson)
+    show(profile, [])
+    shown = capsys.readouterr().out
+    assert "Developer Kit Super, JetPack 6.2, 8.0 GB shared by processors and GPU\n" in shown
+    assert "power     mode 25W, clocks moving\n" in shown
+    assert profile.to_dict()["machine"]["jetson"]["power_mode"] == "25W"
+    assert make_profile().to_dict()["machine"]["jetson"] is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,27 +13,39 @@ import click
 from .display import count, print_fields, print_table, progress_bar, size
 from .documents import write_json
 from .loading import check_bundle_files
-from .options import STDIN, bundle_argument, json_option, verb, verify_option
+from .messages import printable
+from .options import STDIN, OneOf, bundle_argument, json_option, verb, verify_option
 from .session import Session
 
 if TYPE_CHECKING:
+    from ...export.tensorrt_lint import Finding
     from ...runtime.engines import Engine
     from ...runtime.manifest import EmbeddingSpec, Manifest
     from ...runtime.patching import PatchingRule
     from .memory import StateMemory
 
-__all__ = ["command"]
+__all__ = ["LINTS", "command"]
+
+LINTS = ("tensorrt-10.3", "tensorrt-11", "tensorrt-rtx")
+"""The linter's rule sets; repeated here because asking it would import onnx."""
 
 
 @verb("inspect")
 @bundle_argument
 @verify_option
+@click.option(
+    "--lint",
+    type=OneOf(LINTS),
+    show_default="no lint",
+    metavar="TARGET",
+    help=f"List what TARGET would refuse in the graphs: {', '.join(LINTS)}. JetPack 6.2 has tensorrt-10.3.",
+)
 @json_option
-def command(session: Session, bundle: Path, verify: bool, json_file: Path | None) -> None:
+def command(session: Session, bundle: Path, verify: bool, lint: str | None, json_file: Path | None) -> None:
     """Show what is in a bundle and how much memory it takes.
 
     Source, stages, tables, axes, memory of a text's state, and the last validation. The files are checked
-    against the manifest; if they differ, the exit code is 1.
+    against the manifest; if they differ, or --lint finds something, the exit code is 1.
     """
     from ...runtime.manifest import load_manifest
     from .memory import state_memory
@@ -42,12 +55,53 @@ def command(session: Session, bundle: Path, verify: bool, json_file: Path | None
     state = state_memory(manifest)
     # A form lies inside the bundle: with links in there, nothing is looked at.
     engine = _engine(session, bundle, manifest, verify) if fault is None else None
+    findings = _findings(bundle, manifest, lint) if lint is not None and fault is None else None
     if json_file is not None:
-        write_json(json_file, _document(bundle, manifest, state, engine, verify, fault))
+        document = _document(bundle, manifest, state, engine, verify, fault)
+        if lint is not None:
+            document["lint"] = {"target": lint, "findings": findings and list(map(asdict, findings))}
+        write_json(json_file, document)
     if json_file != STDIN:
         _show(bundle, manifest, state, engine, verify, fault)
+        if lint is not None and findings is not None:
+            _show_findings(lint, findings)
     if fault is not None:
         raise click.ClickException(fault)
+    if findings:
+        stages = ", ".join(dict.fromkeys(finding.stage for finding in findings))
+        raise click.ClickException(f"{_title(str(lint))} would refuse {bundle}: {stages}")
+
+
+def _findings(bundle: Path, manifest: Manifest, lint: str) -> list[Finding]:
+    from ...export.tensorrt_lint import lint_bundle
+
+    return lint_bundle(bundle, manifest, lint)
+
+
+def _title(lint: str) -> str:
+    from ...export.tensorrt_rules import RULES
+
+    return RULES[lint].title
+
+
+def _without_node(finding: Finding) -> tuple[str, str, str, str]:
+    return finding.stage, finding.operator, finding.reason, finding.remedy
+
+
+def _show_findings(lint: str, findings: list[Finding]) -> None:
+    """Findings that differ in their node only are one."""
+    click.echo()
+    if not findings:
+        click.echo(f"{_title(lint)} would refuse nothing that can be seen in the graphs")
+        return
+    click.echo(f"{_title(lint)} would refuse")
+    alike = Counter(map(_without_node, findings))
+    first = {_without_node(finding): finding.node for finding in reversed(findings)}
+    for group, times in alike.items():
+        stage, operator, reason, remedy = map(printable, group)
+        what = f"{times} x {operator}, first {first[group]}" if operator else first[group]
+        click.echo(f"  {stage}: {printable(what)}")
+        click.echo(f"    {reason}; {remedy}")
 
 
 def _fault(bundle: Path, manifest: Manifest, verify: bool, session: Session) -> str | None:

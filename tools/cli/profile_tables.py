@@ -45,10 +45,20 @@ def _show_head(profile: Profile) -> None:
                 f"{machine['processor']}, {machine['cpus']} CPUs, {machine['system']}, "
                 f"ONNX Runtime {machine['onnxruntime']}",
             ),
+            *_board(profile),
             ("engine", profile.engine),
             ("measured", f"{rounds} of {options.new_bytes} greedy bytes after {warmup}"),
         ]
     )
+
+
+def _board(profile: Profile) -> Iterator[tuple[str, str]]:
+    jetson = profile.jetson
+    if jetson is not None:
+        memory = f", {size(jetson.memory)} shared by processors and GPU" if jetson.memory else ""
+        clocks = {True: "fixed", False: "moving", None: "unknown"}[jetson.clocks_fixed]
+        yield "board", f"{jetson.board}, JetPack {jetson.jetpack or 'unknown'}{memory}"
+        yield "power", f"mode {jetson.power_mode or 'unknown'}, clocks {clocks}"
 
 
 # 1. What a byte costs.

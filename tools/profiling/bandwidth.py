@@ -1,7 +1,8 @@
 """How fast this machine reads memory: what bounds decoding, since a byte reads every weight once.
 
 Threads read one large buffer, a part each, with reductions that numpy vectorizes and during which it
-holds no lock. The buffer is several times as large as the caches, so that what is measured is memory.
+holds no lock. The buffer is several times as large as the caches, so that what is measured is memory. On a
+GPU a buffer is copied on the device, and both the bytes read and the bytes written count.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ from numpy.typing import NDArray
 
 from ..cli.memory import available_memory
 
-__all__ = ["Bandwidth", "available_cores", "last_level_cache", "measure_bandwidth"]
+__all__ = [
+    "Bandwidth",
+    "available_cores",
+    "last_level_cache",
+    "measure_bandwidth",
+    "measure_device_bandwidth",
+]
 
 _CPUS = Path("/sys/devices/system/cpu")
 # A guest may run on a larger cache than it is told of: 256 MB have been read at twice the memory's speed.
@@ -47,17 +54,24 @@ class Bandwidth:
     bytes_per_second: float
     """The best pass."""
     threads: int
-    """Threads that read at the same time."""
+    """Threads that read at the same time; 0 on a GPU."""
     buffer_bytes: int
     """What they read in a pass, together."""
     cache_bytes: int | None
     """The processor's last level of cache; None where unknown."""
     passes: int
     """How often they did."""
+    device: str = "CPU"
+    """"CPU", or the GPU's name."""
 
     @property
     def method(self) -> str:
         """How it was measured, in words."""
+        if self.device != "CPU":
+            return (
+                f"best of {self.passes} copies of {self.buffer_bytes / 1e6:.0f} MB on {self.device}, "
+                "bytes read and written"
+            )
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
         caches = f", caches hold {self.cache_bytes / 1e6:.0f} MB" if self.cache_bytes else ""
         return (
@@ -119,3 +133,25 @@ def measure_bandwidth(threads: int | None = None, buffer_bytes: int | None = Non
                 own.append(time.perf_counter() - started)
             seconds += own
     return Bandwidth(buffer.nbytes / min(seconds), threads, buffer.nbytes, cache, len(seconds))
+
+
+def measure_device_bandwidth(driver: Any = None, buffer_bytes: int = 256 << 20) -> Bandwidth:
+    """Memory bandwidth of the GPU; `driver` None opens the first one. Raises BackendError without one."""
+    if driver is None:
+        from ...runtime.backends.cuda import CudaDriver
+
+        driver = CudaDriver()
+    source = driver.allocate(2 * buffer_bytes)
+    try:
+        driver.clear(source, 2 * buffer_bytes)
+        start, end = driver.new_event(), driver.new_event()
+        seconds: list[float] = []
+        while sum(seconds) < _SECONDS or len(seconds) < _LEAST_PASSES:
+            driver.record(start)
+            driver.copy(source + buffer_bytes, source, buffer_bytes)
+            driver.record(end)
+            driver.synchronize()
+            seconds.append(driver.seconds(start, end))
+    finally:
+        driver.free(source)
+    return Bandwidth(2 * buffer_bytes / min(seconds), 0, buffer_bytes, None, len(seconds), driver.name)

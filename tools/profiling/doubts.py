@@ -43,6 +43,8 @@ def doubts(profile: Profile) -> list[str]:
 
 
 def _about_all(profile: Profile) -> Iterator[str]:
+    if profile.jetson is not None:
+        yield from profile.jetson.warnings()
     cores = available_cores()
     most = max((threads for threads in profile.options.threads if threads), default=0)
     if most > cores:

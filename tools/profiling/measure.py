@@ -16,7 +16,9 @@ from ...calibration.machine import describe_machine
 from ...calibration.process_memory import PrivatePeak, peak_resident, reset_peak_resident
 from ...runtime.errors import BltError, OptionError
 from ...runtime.manifest import Manifest, load_manifest
-from .bandwidth import Bandwidth, measure_bandwidth
+from ..diagnosis.jetson import Jetson, read_jetson
+from ..diagnosis.system import System
+from .bandwidth import Bandwidth, measure_bandwidth, measure_device_bandwidth
 from .cost import CostCard, cost_card
 from .figures import Figures, figures
 from .load import OtherLoad
@@ -154,6 +156,8 @@ class Profile:
     """Length of the text that prompts came from, which is repeated where it is too short."""
     machine: dict[str, Any]
     """Where it was measured."""
+    jetson: Jetson | None
+    """The Jetson that it was measured on, as it was set; None where it was none."""
     peaks_reset: bool
     """Whether peak memory was that of each load alone."""
     cases: tuple[Case, ...]
@@ -165,7 +169,10 @@ class Profile:
             "model": self.path,
             "source": self.manifest.source.name,
             "engine": self.engine,
-            "machine": {name: value for name, value in self.machine.items() if name != "threads"},
+            "machine": {
+                **{name: value for name, value in self.machine.items() if name != "threads"},
+                "jetson": self.jetson and self.jetson.to_dict(),
+            },
             "options": {**asdict(self.options), "temperature": 0.0},
             "prefill_chunk": self.prefill_chunk,
             "cases": [case.to_dict() for case in self.cases],
@@ -185,14 +192,17 @@ def profile(
     manifest = load_manifest(bundle)
     _check(manifest, text, options)
     measured: list[_Measured] = []
-    engine, chunk, reset = "", 0, True
+    engine, chunk, reset, on_cpu = "", 0, True, True
     for index, threads in enumerate(options.threads):
         reset = reset_peak_resident() and reset if index else reset
         setting = _Setting(Path(bundle), threads, options, text, say)
         measured += setting.measure()
-        engine, chunk = setting.engine, setting.prefill_chunk
+        engine, chunk, on_cpu = setting.engine, setting.prefill_chunk, setting.on_cpu
     say("measuring memory bandwidth")
-    bandwidths = {threads: measure_bandwidth(threads) for threads in options.threads}
+    bandwidths = {
+        threads: measure_bandwidth(threads) if on_cpu else measure_device_bandwidth()
+        for threads in options.threads
+    }
     return Profile(
         path=str(bundle),
         manifest=manifest,
@@ -201,6 +211,7 @@ def profile(
         options=options,
         text_bytes=len(text),
         machine=describe_machine(),
+        jetson=read_jetson(System()),
         peaks_reset=reset,
         cases=tuple(one.case(manifest, bandwidths[one.threads]) for one in measured),
     )
@@ -280,7 +291,7 @@ class _Setting:
             text,
             say,
         )
-        self.engine, self.prefill_chunk = "", 0
+        self.engine, self.prefill_chunk, self.on_cpu = "", 0, True
 
     def measure(self) -> list[_Measured]:
         """Load, and measure every case."""
@@ -292,6 +303,7 @@ class _Setting:
             model = BltModel.load(self._bundle, self._options.device, self._threads)
             loaded = time.perf_counter() - started
         self.engine, self.prefill_chunk = str(model.engine), model.limits.prefill_chunk
+        self.on_cpu = model.engine.device == "CPU"
         self._private = private.bytes
         pairs = [(size, draft) for size in self._options.prompt_bytes for draft in self._options.drafts]
         return [

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 from blt_edge.tools.profiling import bandwidth
-from blt_edge.tools.profiling.bandwidth import available_cores, last_level_cache, measure_bandwidth
+from blt_edge.tools.profiling.bandwidth import (
+    available_cores,
+    last_level_cache,
+    measure_bandwidth,
+    measure_device_bandwidth,
+)
+from support.simulated_gpu import SimulatedDriver
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +51,11 @@ def test_measuring_reads_the_buffer_it_says() -> None:
 
 def test_no_number_of_threads_is_every_core() -> None:
     assert measure_bandwidth(None, buffer_bytes=1 << 16).threads == available_cores()
+
+
+def test_a_gpu_is_measured_by_copies_on_it() -> None:
+    driver = SimulatedDriver()
+    measured = measure_device_bandwidth(driver, 1 << 20)
+    assert measured.bytes_per_second > 0
+    assert "copies of 1 MB on Simulated, bytes read and written" in measured.method
+    assert driver.allocated == 0

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from blt_edge.tools.diagnosis.jetson import read_jetson
 from blt_edge.tools.profiling import doubts as module
 from blt_edge.tools.profiling.bandwidth import Bandwidth
 from blt_edge.tools.profiling.doubts import case_doubts, doubts
+from support.machines import ORIN, system
 from support.profiles import make_case, make_profile, make_round
 
 
@@ -23,6 +26,13 @@ def lines(case=None, **options) -> list[str]:
 
 def test_nothing_to_doubt() -> None:
     assert lines() == []
+
+
+def test_a_jetson_that_is_held_back(tmp_path: Path) -> None:
+    profile = replace(make_profile(), jetson=read_jetson(system(tmp_path, ORIN)))
+    mode, clocks = doubts(profile)
+    assert mode.startswith("the power mode is 25W, which limits clocks and cores")
+    assert clocks.startswith("clocks move with the load (GPU 306 to 918 MHz")
 
 
 def test_rounds_that_differ() -> None:

@@ -1,0 +1,114 @@
+"""`blt-edge doctor` on this machine, and its words about others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from blt_edge.tools.cli import doctor
+from blt_edge.tools.diagnosis import report as module
+from blt_edge.tools.diagnosis.jetson import read_jetson
+from blt_edge.tools.diagnosis.machine import read_driver, read_memory, read_processor
+from blt_edge.tools.diagnosis.report import Report, examine
+from blt_edge.tools.diagnosis.state import Engine, Gpu, State
+from support.machines import ORIN, PC_WITH_CARD, system
+
+
+@pytest.fixture(scope="module")
+def here() -> Report:
+    return examine()
+
+
+@pytest.fixture
+def told(cli, monkeypatch: pytest.MonkeyPatch):
+    """`told(report)`: what the verb says about it."""
+
+    def tell(report: Report, *arguments: str):
+        monkeypatch.setattr(module, "examine", lambda *_, **__: report)
+        return cli("doctor", *arguments)
+
+    return tell
+
+
+def test_this_machine_runs_bundles(here: Report) -> None:
+    assert here.cpu_works
+    assert here.state.cpu.ran == ("CPUExecutionProvider",)
+    assert here.versions["numpy"]
+    json.dumps(here.to_dict())
+
+
+def test_the_verb_as_one_calls_it(cli, tiny_model) -> None:
+    result = cli("doctor", "-m", tiny_model.bundle)
+    assert result.exit_code == 0
+    for word in (
+        "versions",
+        "ONNX Runtime, CPU",
+        "computed a product itself",
+        "precision",
+        "portable graphs: ",
+    ):
+        assert word in result.stdout
+    assert "trying ONNX Runtime's CPUExecutionProvider" in result.stderr
+
+
+def test_json(told, here: Report) -> None:
+    result = told(here, "--json", "-", "-q")
+    assert (result.exit_code, result.stderr) == (0, "")
+    document = json.loads(result.stdout)
+    assert document["cpu_works"] is True
+    assert document["engines"][0]["provider"] == "CPUExecutionProvider"
+
+
+def test_without_the_processors_path_the_exit_code_is_1(told, here: Report) -> None:
+    broken = Engine("ONNX Runtime", "CPUExecutionProvider", error="crashed (SIGILL)")
+    result = told(replace(here, state=replace(here.state, engines=(broken,))))
+    assert result.exit_code == 1
+    assert "crashed (SIGILL)" in result.stdout
+    assert result.stderr == "blt-edge: error: bundles can't run on the processor: crashed (SIGILL)\n"
+
+
+def test_a_jetson_in_words(told, here: Report, tmp_path: Path) -> None:
+    orin = system(tmp_path, ORIN)
+    state = State((Gpu("Orin", "8.7", 8 << 30, True),), None, "12.6", here.state.engines, ())
+    report = replace(
+        here,
+        processor=read_processor(orin),
+        memory=read_memory(orin),
+        jetson=read_jetson(orin),
+        driver=read_driver(orin),
+        state=state,
+    )
+    words = told(report).stdout
+    for line in (
+        "processor   Cortex-A78AE, 6 cores: NEON, NEON FP16, NEON dot product",
+        "memory      8.0 GB, of it 5.1 GB available, 4.0 GB of swap, shared with the GPU",
+        "JetPack     6.2 (Jetson Linux 36.4.3)",
+        "power mode  25W (limited)",
+        "clocks      GPU 306 to 918 MHz; CPU 730 to 1344 MHz",
+        "GPU         Orin, compute capability 8.7, 8.6 GB (driver 540.4.0, CUDA 12.6)",
+    ):
+        assert line in words
+
+
+def test_a_gpu_that_cannot_be_used(told, here: Report, tmp_path: Path) -> None:
+    card = system(tmp_path, PC_WITH_CARD)
+    state = replace(here.state, gpus=(), gpu_error="crashed (SIGSEGV)")
+    words = told(replace(here, driver=read_driver(card), state=state)).stdout
+    assert "NVIDIA GeForce RTX 3060, not usable (driver 550.54.14): crashed (SIGSEGV)" in words
+
+
+def test_a_bundle_with_a_problem(told, here: Report) -> None:
+    words = told(replace(here, bundle={"path": "x", "error": "manifest.json was changed"})).stdout
+    assert "problem  manifest.json was changed" in words
+
+
+def test_no_bundle(cli, tmp_path: Path) -> None:
+    result = cli("doctor", "-m", tmp_path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "has no manifest.json" in result.stderr
+
+
+def test_the_module_is_light() -> None:
+    assert doctor.command.name == "doctor"
