@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     PathType = click.ParamType[Path]
     BytesType = click.ParamType[bytes]
     TextType = click.ParamType[str]
@@ -51,7 +53,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 STDIN = Path("-")
 """Stands for stdin where a file is read, and for stdout where one is written."""
 
-DEVICES = ("auto", "cpu")
+DEVICES = ("auto", "cpu", "tensorrt", "tensorrt-rtx", "cuda", "ort-tensorrt", "ort-tensorrt-rtx")
 """The runtime's devices; repeated here because asking it would import numpy."""
 
 DRAFTS = ("auto", "none", "decoder", "patcher", "lookup")
@@ -70,6 +72,10 @@ class VerbCommand(click.Command):
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
             raise
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """What a shell may offer where no argument is open: options, also before their first dash."""
+        return super().shell_complete(ctx, incomplete or "-")
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the verb."""
@@ -96,10 +102,30 @@ def verb(
 # 1. Types.
 
 
-class BundleDirectory(PathType):
+class _Offered:
+    """What a shell that completes words may offer for a type: paths, and some words."""
+
+    offered = "file"
+    words: tuple[str, ...] = ()
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The words that begin so; the shell itself looks for paths."""
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+        # bash forgets words that come with paths.
+        if incomplete and found and not any(Path().glob(f"{incomplete}*/")):
+            return found
+        return [*found, CompletionItem(incomplete, type=self.offered)]
+
+
+class BundleDirectory(_Offered, PathType):
     """A directory that holds a manifest; what is in it, the runtime checks."""
 
     name = "bundle"
+    offered = "dir"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """The path."""
@@ -116,10 +142,12 @@ class BundleDirectory(PathType):
         return path
 
 
-class CheckpointSource(TextType):
+class CheckpointSource(_Offered, TextType):
     """A folder that is there, a hub id, or `demo`."""
 
     name = "model"
+    offered = "dir"
+    words = ("demo",)
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """The same string."""
@@ -139,7 +167,7 @@ class CheckpointSource(TextType):
         return value
 
 
-class InputFile(PathType):
+class InputFile(_Offered, PathType):
     """A file that can be read, or `-` for stdin."""
 
     name = "file"
@@ -158,7 +186,7 @@ class InputFile(PathType):
         return path
 
 
-class OutputFile(PathType):
+class OutputFile(_Offered, PathType):
     """A file to write, or `-` for stdout: refused before any work when it could not be written."""
 
     name = "file"

@@ -13,16 +13,22 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from .messages import crash_line, error_line, foreseen_line, is_usage, usage_line
 from .session import Session
 
-__all__ = ["VERBS", "Program", "program"]
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+__all__ = ["COMPLETION", "VERBS", "Program", "program"]
 
 NAME = "blt-edge"
+
+COMPLETION = "_BLT_EDGE_COMPLETE"
+"""The environment variable that holds what a shell asks at Tab (`completion`)."""
 
 VERBS = {
     "export": "Turn a checkpoint into a bundle of ONNX graphs, and check it.",
@@ -30,10 +36,15 @@ VERBS = {
     "quantize": "Write a bundle at lower precision: FP16, INT8, INT4, smaller tables.",
     "build": "Prepare a bundle for this device: runs and loads faster, takes less memory.",
     "generate": "Continue a text, printed as it comes.",
+    "chat": "Continue a text together, turn by turn.",
+    "serve": "Answer HTTP completions, and show a page.",
     "score": "Measure bits per byte of files.",
+    "patches": "Show how a text is cut into patches, and why.",
     "profile": "Measure where time goes, and how near it is to what memory allows.",
     "compare": "Set bundles side by side: size, quality, speed, memory.",
     "inspect": "Show what is in a bundle and how much memory it takes.",
+    "completion": "Print a script that completes verbs and options in a shell.",
+    "doctor": "Show versions, devices, and which engines really run here.",
 }
 """Verbs and their help, so that `--help` imports none of them: `command` of the module of that name."""
 
@@ -58,12 +69,21 @@ class Program(click.Group):
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Verbs and options that begin so, without importing a verb."""
+        from click.shell_completion import CompletionItem
+
+        verbs = [
+            CompletionItem(name, help=told) for name, told in VERBS.items() if name.startswith(incomplete)
+        ]
+        return verbs + click.Command.shell_complete(self, ctx, incomplete)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb that `args` begin with; an unknown one is refused with the nearest names."""
         name = args[0]
-        if name.startswith("-") or name in VERBS:
+        if name.startswith("-") or name in VERBS or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
         from difflib import get_close_matches
 
@@ -90,6 +110,11 @@ class Program(click.Group):
 def _run(group: Program, arguments: list[str], session: Session) -> int:
     _prepare_streams()
     try:
+        asked = os.environ.get(COMPLETION)
+        if asked:
+            from .completion import complete
+
+            return complete(group, asked)
         if not arguments:
             with group.make_context(NAME, ["--help"], resilient_parsing=True) as ctx:
                 click.echo(group.get_help(ctx), err=True)

@@ -9,9 +9,10 @@ import click
 
 from .options import VerbCommand
 
-__all__ = ["SeveralFilesCommand", "spread"]
+__all__ = ["FLAGS", "SeveralFilesCommand", "spread"]
 
-_FLAGS = ("--text", "--calibration")
+FLAGS = ("--text", "--calibration")
+"""The options that take several files."""
 
 
 class SeveralFilesCommand(VerbCommand):
@@ -19,7 +20,7 @@ class SeveralFilesCommand(VerbCommand):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse `args` with each file under a flag of its own."""
-        return super().parse_args(ctx, spread(args, _FLAGS))
+        return super().parse_args(ctx, spread(args, FLAGS))
 
 
 def spread(args: Sequence[str], flags: Sequence[str]) -> list[str]:

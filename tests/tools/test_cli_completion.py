@@ -1,0 +1,213 @@
+"""What shells are told about verbs, options and values; real shells where they are installed."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+from blt_edge.tools.cli.completion import SHELLS
+from blt_edge.tools.cli.program import COMPLETION, VERBS, program
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+BIN = str(Path(sys.executable).parent)
+
+
+def offered(*words: str) -> list[str]:
+    """What bash is told for a command line whose last word is being typed: "type,value" each."""
+    told = CliRunner().invoke(
+        program,
+        [],
+        env={COMPLETION: "bash_complete", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)},
+    )
+    assert (told.exit_code, told.stderr) == (0, "")
+    return told.stdout.split()
+
+
+def test_verbs_and_nothing_imported() -> None:
+    assert offered("blt-edge", "") == [f"plain,{verb}" for verb in VERBS]
+    assert offered("blt-edge", "--ver") == ["plain,--version"]
+    code = """
+import sys
+from blt_edge.tools.cli import main
+try:
+    main()
+except SystemExit as left:
+    assert left.code == 0
+heavy = ("numpy", "rich", "onnxruntime", "onnx", "blt_edge.tools.cli.export", "blt_edge.tools.cli.score")
+print("loaded:", [name for name in heavy if name in sys.modules])
+"""
+    for words, verbs in (("blt-edge ex", 1), ("blt-edge generate --dr", 2)):
+        environment = {
+            **os.environ,
+            COMPLETION: "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(verbs),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_options_of_a_verb(verb: str) -> None:
+    command = program.get_command(click.Context(program), verb)
+    assert command is not None
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    flags = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
+    assert {word.removeprefix("plain,") for word in offered("blt-edge", verb, "-")} == {
+        *flags,
+        "-h",
+        "--help",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("generate", "--draft", "l"), ["plain,lookup"]),
+        (("generate", "--draft=l"), ["plain,lookup"]),
+        (("generate", "-m", ""), ["dir,"]),
+        (("generate", "-m", "a", "--prompt-file", "x/y"), ["file,x/y"]),
+        (("inspect", "x"), ["dir,x"]),
+        (("score", "-m", "a", "b"), ["file,b"]),
+        (("score", "--json", ""), ["file,"]),
+        (("compare", "a", "b"), ["dir,b"]),
+        (("compare", "a", "--text", "b", ""), ["file,"]),
+        (("export", ""), ["plain,demo", "dir,"]),
+        (("export", "no-such-folder"), ["dir,no-such-folder"]),
+        (("export", "demo", "--tables", "f"), ["plain,fp32", "plain,fp16"]),
+        (("completion", "b"), ["plain,bash"]),
+        (("bogus", "x"), []),
+        (("bogus",), []),
+    ],
+    ids=" ".join,
+)
+def test_values(words: tuple[str, ...], expected: list[str]) -> None:
+    assert offered("blt-edge", *words) == expected
+
+
+def test_demo_alone_where_no_folder_begins_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert offered("blt-edge", "export", "de") == ["plain,demo"]
+    (tmp_path / "demo-bundle").mkdir()
+    assert offered("blt-edge", "export", "de") == ["plain,demo", "dir,de"]
+
+
+def test_a_verb_offers_its_options_where_no_argument_is_open() -> None:
+    assert "plain,--temperature" in offered("blt-edge", "generate", "")
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=8), max_size=4))
+def test_nothing_typed_breaks_it(words: list[str]) -> None:
+    offered("blt-edge", *words, "")
+
+
+@pytest.mark.parametrize("asked", ["bogus", "bash", "bash_bogus", "powershell_source", "_", "\x1b"])
+def test_an_unknown_question_is_one_line(asked: str) -> None:
+    told = CliRunner().invoke(program, ["--help"], env={COMPLETION: asked})
+    assert (told.exit_code, told.stdout, told.stderr.count("\n")) == (2, "", 1)
+    assert "allowed is bash_source or" in told.stderr
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_scripts_say_how_to_install_them(cli, shell: str) -> None:
+    done = cli("completion", shell)
+    assert (done.exit_code, done.stderr) == (0, "")
+    head = done.stdout.splitlines()[:2]
+    assert any(line.startswith("# ") and f"blt-edge completion {shell}" in line for line in head)
+    assert COMPLETION in done.stdout
+    if shell == "zsh":
+        assert head[0] == "#compdef blt-edge"
+
+
+def test_an_unknown_shell_is_one_line(cli) -> None:
+    done = cli("completion", "csh")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == "blt-edge: error: SHELL: got 'csh', this version has bash or zsh or fish\n"
+
+
+# Real shells.
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_bash_at_a_terminal(tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty")
+    for name in ("bundle", "more"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "text.txt").touch()
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PS1": "$ ", "TERM": "dumb"}
+    terminal, bash_side = pty.openpty()
+    bash = subprocess.Popen(
+        ["bash", "--norc", "--noprofile", "-i"],
+        stdin=bash_side,
+        stdout=bash_side,
+        stderr=bash_side,
+        cwd=tmp_path,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        setup = 'bind "set enable-bracketed-paste off"; eval "$(blt-edge completion bash)"; echo rea""dy\n'
+        os.write(terminal, setup.encode())
+        assert _read_until(terminal, b"ready\r\n")
+        for typed, completed in (
+            ("blt-edge gen", "blt-edge generate "),
+            ("blt-edge generate --draft lo", "--draft lookup "),
+            ("blt-edge score -m bu", "-m bundle/"),
+            ("blt-edge score -m bundle te", "bundle text.txt "),
+        ):
+            os.write(terminal, typed.encode() + b"\t")
+            assert _read_until(terminal, completed.encode()), typed
+            os.write(terminal, b"\x15")  # forgets the line
+    finally:
+        bash.kill()
+        bash.wait()
+        os.close(terminal)
+        os.close(bash_side)
+
+
+def _read_until(terminal: int, mark: bytes, seconds: float = 60) -> bool:
+    seen, end = b"", time.monotonic() + seconds
+    while mark not in seen and time.monotonic() < end:
+        if select.select([terminal], [], [], 0.1)[0]:
+            seen += os.read(terminal, 65536)
+    return mark in seen
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish")
+def test_fish(tmp_path: Path) -> None:
+    (tmp_path / "bundle").mkdir()
+    script = """
+        blt-edge completion fish | source
+        complete -C "blt-edge generate --draft l"
+        complete -C "blt-edge generate -m b"
+        complete -C "blt-edge insp"
+    """
+    shown = _shell(["fish", "--no-config", "-c", script], tmp_path)
+    assert [line.split("\t")[0] for line in shown.splitlines()] == ["lookup", "bundle/", "inspect"]
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")
+def test_zsh(tmp_path: Path) -> None:
+    script = """
+        autoload -U compinit; compinit -u -D
+        eval "$(blt-edge completion zsh)"; print $_comps[blt-edge]
+    """
+    assert _shell(["zsh", "-f", "-c", script], tmp_path) == "_blt_edge_completion\n"
+
+
+def _shell(command: list[str], folder: Path) -> str:
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(folder)}
+    return subprocess.run(
+        command, env=environment, cwd=folder, capture_output=True, text=True, check=True, timeout=60
+    ).stdout

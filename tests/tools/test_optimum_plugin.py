@@ -1,0 +1,148 @@
+"""`optimum-cli export blt`: found by optimum-cli, and the same export as `blt-edge export`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from argparse import ArgumentParser
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from blt_edge.tools.cli.export import command
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("optimum.commands.optimum_cli")
+
+from optimum.commands import optimum_cli
+from optimum.commands.register import blt_edge as plugin
+
+Optimum = Callable[..., int]
+
+
+@pytest.fixture
+def optimum(monkeypatch: pytest.MonkeyPatch) -> Optimum:
+    """`optimum("-m", "demo")` -> exit code of `optimum-cli export blt -m demo`."""
+
+    def run(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["optimum-cli", "export", "blt", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            optimum_cli.main()
+        assert isinstance(left.value.code, int)
+        return left.value.code
+
+    return run
+
+
+def _words(*given_: str) -> list[str]:
+    parser = ArgumentParser()
+    plugin.BltExportCommand.parse_args(parser)
+    return plugin.arguments(parser.parse_args(given_))
+
+
+def test_help_has_every_option_of_blt_edge_export(optimum: Optimum, capsys) -> None:
+    assert optimum("--help") == 0
+    shown = capsys.readouterr().out
+    for option in plugin._options():
+        assert all(flag in shown for flag in option.opts)
+    assert "[default: fp32]" in shown
+    assert "--model" in shown
+
+
+def test_optimum_cli_starts_without_anything_heavy() -> None:
+    code = """
+import sys
+from optimum.commands import optimum_cli
+sys.argv = ["optimum-cli", "export", "--help"]
+try:
+    optimum_cli.main()
+except SystemExit as left:
+    assert left.code == 0
+print("loaded:", [name for name in ("numpy", "torch", "onnx", "onnxruntime", "rich") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "blt " in done.stdout
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
+@given(
+    precision=st.none() | st.sampled_from(["fp32", "int4,decoder=int8w"]),
+    tables=st.none() | st.sampled_from(["auto", "int4"]),
+    rtol=st.none() | st.floats(-1, 1, allow_nan=False),
+    windows=st.none() | st.integers(-3, 3),
+    texts=st.lists(st.sampled_from([__file__, "-"]), max_size=3),
+    flags=st.sets(st.sampled_from(["--force", "--no-validate", "--dry-run"])),
+    output=st.none() | st.sampled_from(["a", "a b", "x=y", "-o"]),
+)
+def test_blt_edge_gets_what_was_typed(
+    precision: str | None,
+    tables: str | None,
+    rtol: float | None,
+    windows: int | None,
+    texts: list[str],
+    flags: set[str],
+    output: str | None,
+) -> None:
+    typed = ["-m", "demo", *flags]
+    for flag, value in (("--precision", precision), ("--tables", tables), ("--output", output)):
+        typed += [] if value is None else [f"{flag}={value}"]
+    typed += [] if rtol is None else [f"--rtol={rtol}"]
+    typed += [] if windows is None else ["--windows", str(windows)]
+    typed += ["--calibration", *texts] if texts else []
+    words = _words(*typed)
+    assert words[0] == "export"
+    got = command.make_context("export", words[1:]).params
+    assert got["source"] == "demo"
+    assert (got["precision"], got["tables"]) == (precision or "fp32", tables or "auto")
+    assert (got["rtol"], got["windows"]) == (rtol, windows)
+    assert got["calibration"] == tuple(map(Path, texts))
+    assert got["output"] == (None if output is None else Path(output))
+    for flag in ("--force", "--no-validate", "--dry-run"):
+        assert got[flag.strip("-").replace("-", "_")] == (flag in flags)
+
+
+def test_exports_what_blt_edge_exports(optimum: Optimum, cli, tiny_model, tmp_path: Path, capsys) -> None:
+    options = ("--precision", "fp16", "--no-validate", "-q")
+    assert optimum("-m", tiny_model.checkpoint, tmp_path / "theirs", *options) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == (f"{tmp_path / 'theirs'}\n", "")
+    assert cli("export", tiny_model.checkpoint, "-o", tmp_path / "ours", *options).exit_code == 0
+    theirs, ours = (
+        json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("theirs", "ours")
+    )
+    assert theirs == ours
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([], "--model is missing; see optimum-cli export blt --help"),
+        (["-m", "demo"], "--output is missing; give the name of a new directory"),
+        (["-m", "demo", "a", "-o", "b"], "the output is given twice; see"),
+        (["-m", "./gone", "x"], "MODEL: ./gone does not exist; give a checkpoint's folder"),
+        (["-m", "demo", "x", "--tables", "int9"], "--tables: got 'int9', this version has auto or"),
+        (["-m", "demo", "x", "--precision", "int9"], "--precision: got 'int9', allowed are fp32"),
+        (["-m", "demo", "x", "--rtol", "-1"], "--rtol is -1.0; allowed is a finite number >= 0"),
+        (["-m", "demo", "x", "--rtol"], "argument --rtol: expected one argument; see optimum-cli"),
+        (["-m", "demo", "/"], "--output / exists"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(
+    optimum: Optimum, capsys, words: list[str], line: str
+) -> None:
+    assert optimum(*words) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"blt-edge: error: {line}")
+    assert shown.err.count("\n") == 1
+
+
+def test_a_failed_export_is_one_line_and_exit_code_1(optimum: Optimum, tmp_path: Path, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    assert optimum("-m", tmp_path / "empty", tmp_path / "bundle", "-q") == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("blt-edge: error: ")
+    assert shown.err.count("\n") == 1
+    assert not (tmp_path / "bundle").exists()
