@@ -75,8 +75,9 @@ class StageCall(Protocol):
 class StageBackend(Protocol):
     """One loaded stage graph."""
 
-    memory: Memory
-    """Where its `RESIDENT` values are: the same for all stages of a model."""
+    @property
+    def memory(self) -> Memory:
+        """Where its `RESIDENT` values are: the same for all stages of a model."""
 
     def new_cache(self, limits: CacheLimits) -> StageCache:
         """An empty cache, in the layout that the graph reads."""

@@ -78,7 +78,7 @@ class Gpu:
         if self._scratch is None or self._scratch.bytes < count:
             assert not self._running, "scratch memory may not move under queued work"
             self._scratch = _Block(self, count)
-        return self._scratch.address
+        return int(self._scratch.address)
 
 
 def _give_back(holder: object, free: Callable[[int], None], address: int) -> None:
@@ -246,7 +246,7 @@ class Packed:
         raw = (ctypes.c_ubyte * max(end, 1)).from_address(pinned.address)
         # Arrays hold on to `raw`, and by it to the memory: a result may outlive its sequence.
         raw._pinned = pinned  # type: ignore[attr-defined]
-        whole = np.frombuffer(raw, np.uint8)
+        whole = np.frombuffer(memoryview(raw), np.uint8)
         whole[:] = 0
         self.host: dict[str, Array] = {}
         """The host's side."""

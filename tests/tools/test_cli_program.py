@@ -25,6 +25,8 @@ HEAVY = (
     "onnxscript",
     "transformers",
     "safetensors",
+    "starlette",
+    "uvicorn",
 )
 HELPS = [["--help"], ["--version"], [], *([verb, "--help"] for verb in VERBS)]
 
@@ -107,7 +109,7 @@ def test_no_verb_shows_the_help_and_is_wrong_usage(cli) -> None:
         ),
         (["generate", "--top-k", "many"], "--top-k: 'many' is not a valid integer"),
         (["generate", "--top-k"], "option '--top-k' requires an argument; see blt-edge generate --help"),
-        (["generate", "--device", "cuda"], "--device: got 'cuda', this version has auto or cpu"),
+        (["generate", "--device", "gpu"], "--device: got 'gpu', this version has auto or cpu or tensorrt"),
         (["export", "demo", "-o", "x", "--precision", "int9"], "--precision: got 'int9', allowed are fp32"),
         (
             ["export", "demo", "--tables", "int9"],
