@@ -17,7 +17,6 @@ import onnx_ir as ir
 from ..runtime.backends.ort import OrtStage, save_optimized
 from ..runtime.engines import (
     ENGINE_NAME,
-    TARGETS,
     Engine,
     data_file,
     describe_engine,
@@ -26,7 +25,6 @@ from ..runtime.engines import (
     graph_file,
     render_engine,
 )
-from ..runtime.errors import OptionError
 from ..runtime.integrity import check_files, file_record
 from ..runtime.manifest import Manifest, load_manifest
 from ._siblings import claim, clear_abandoned, sibling
@@ -36,27 +34,22 @@ from .fused_attention import fuse_attention
 from .progress import Meter, Progress
 from .stage_files import load_stage
 
-__all__ = ["build_engine"]
+__all__ = ["build_engine", "form_bytes", "new_form"]
 
 _GROWTH = 2.5
 """Bytes of a form for each byte of portable weights, at most: both layouts of every weight, or float32."""
 _NEARLY_FULL = 1 << 20
 
 
-def build_engine(
-    bundle: str | Path, *, target: str = "onnxruntime", force: bool = False, progress: Progress | None = None
-) -> Engine:
-    """Write the form of `bundle` for this machine, `engines/TARGET-FINGERPRINT/`; returns it.
+def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress | None = None) -> Engine:
+    """Write ONNX Runtime's form of `bundle` for this machine, `engines/TARGET-FINGERPRINT/`; returns it.
 
     A sound form that is there already stays, unless `force`; forms for other machines stay. The bundle stays
     usable everywhere. progress(what, bytes of weights done, in all). Peak memory is that of loading the
     largest stage without a form, up to twice its weights.
 
-    Raises OptionError (unknown target), BundleError,
-    BackendError (no ONNX Runtime, or it refuses a graph), WriteError (disk full).
+    Raises BundleError, BackendError (no ONNX Runtime, or it refuses a graph), WriteError (disk full).
     """
-    if target not in TARGETS:
-        raise OptionError(f"target: got {target!r}, this version builds {' or '.join(TARGETS)}")
     directory = Path(bundle)
     manifest = load_manifest(directory)
     check_files(directory, manifest)
@@ -67,7 +60,7 @@ def build_engine(
     final = form_path(directory, description)
     weights = {stage: manifest.files[spec.data].bytes for stage, spec in manifest.stages.items()}
     meter = Meter(progress, sum(weights.values()))
-    with _new_form(final, needed=int(_GROWTH * sum(weights.values()))) as temporary:
+    with new_form(final, needed=form_bytes(manifest)) as temporary:
         for stage, size in weights.items():
             advance = meter.of(f"{stage} graph")
             advance(0)
@@ -76,6 +69,11 @@ def build_engine(
         files = {path.name: file_record(path) for path in sorted(temporary.iterdir())}
         (temporary / ENGINE_NAME).write_text(render_engine(description, files), encoding="ascii")
     return Engine(final.relative_to(directory).as_posix(), directory=final)
+
+
+def form_bytes(manifest: Manifest) -> int:
+    """Disk that ONNX Runtime's form of a bundle takes, at most."""
+    return int(_GROWTH * sum(manifest.files[spec.data].bytes for spec in manifest.stages.values()))
 
 
 def _build_stage(directory: Path, manifest: Manifest, stage: str, form: Path) -> None:
@@ -90,8 +88,11 @@ def _build_stage(directory: Path, manifest: Manifest, stage: str, form: Path) ->
 
 
 @contextmanager
-def _new_form(final: Path, needed: int) -> Iterator[Path]:
-    """A directory to fill; on success it is at `final`, on any failure what was there is as it was."""
+def new_form(final: Path, needed: int) -> Iterator[Path]:
+    """A directory to fill; on success it is at `final`, on any failure what was there is as it was.
+
+    needed: bytes that it may take. Raises WriteError when they are not free, or the disk refuses.
+    """
     engines = final.parent
     temporary = sibling(final, "partial")
     with termination_raises():

@@ -18,7 +18,7 @@ from blt_edge.export.engines import build_engine
 from blt_edge.export.fused_attention import fuse_attention
 from blt_edge.export.quantize import quantize_bundle
 from blt_edge.export.stage_files import load_stage
-from blt_edge.runtime import BltError, BltModel, BundleError, GenerationOptions, OptionError
+from blt_edge.runtime import BltError, BltModel, BundleError, GenerationOptions
 from blt_edge.runtime import engines as forms
 from blt_edge.runtime.backends import ort as backend
 from blt_edge.runtime.integrity import file_record
@@ -362,8 +362,3 @@ def test_what_a_killed_build_left_is_cleared(bundle: Path) -> None:
     assert load(bundle).engine.reason is None
     build_engine(bundle, force=True)
     assert not left.exists()
-
-
-def test_an_unknown_target(bundle: Path) -> None:
-    with pytest.raises(OptionError, match="target: got 'tensorrt', this version builds onnxruntime"):
-        build_engine(bundle, target="tensorrt")

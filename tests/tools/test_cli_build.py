@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,8 @@ def test_a_form_is_built_used_and_shown(cli, bundle: Path) -> None:
         "decoder",
     ]
     after = cli("generate", "-m", bundle, "-p", "Once", "-n", 8, "--json", "-")
-    assert json.loads(after.stdout)["engine"] == {"name": f"engines/{form.name}", "reason": None}
+    used = {"name": f"engines/{form.name}", "device": "CPU", "reason": None}
+    assert json.loads(after.stdout)["engine"] == used
     assert json.loads(after.stdout)["data_base64"] == json.loads(before.stdout)["data_base64"]
     assert after.stderr.endswith(f"engine: engines/{form.name}\n")
     assert f"engines/{form.name}" in cli("inspect", bundle).stdout
@@ -60,6 +62,79 @@ def test_a_damaged_form_is_told_of(cli, bundle: Path) -> None:
     assert f"engines/{form.name}" in cli("inspect", bundle, "--verify").stdout
 
 
-def test_refusals(cli, tiny_model, tmp_path: Path) -> None:
+def test_a_dry_run_writes_nothing(cli, tiny_model) -> None:
+    shown = cli("build", tiny_model.bundle, "--dry-run")
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert [line.split()[0] for line in shown.stdout.splitlines() if " graph  " in line] == [
+        "patcher",
+        "encoder",
+        "latent",
+        "decoder",
+    ]
+    assert f"would write {tiny_model.bundle}/engines/onnxruntime-" in shown.stdout
+    assert not (tiny_model.bundle / "engines").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "message"),
+    [
+        (["--target", "x"], 2, "--target: got 'x', this version has onnxruntime or tensorrt or tensorrt-rtx"),
+        (["--max-patches", "9"], 2, "--max-patches is for --target tensorrt and tensorrt-rtx; leave it out"),
+        (
+            ["--compute-capability", "8.6", "--dry-run"],
+            2,
+            "--compute-capability is for --target tensorrt and tensorrt-rtx; leave it out",
+        ),
+        (
+            ["--target", "tensorrt-rtx", "--max-bytes", "501"],
+            2,
+            "--max-bytes is 501; allowed is a whole number from 1 to 500",
+        ),
+        (["--target", "tensorrt", "--workspace", "x"], 2, "--workspace: got 'x'; give an amount such as"),
+    ],
+)
+def test_refusals(cli, tiny_model, arguments: list[str], exit_code: int, message: str) -> None:
+    result = cli("build", tiny_model.bundle, *arguments)
+    assert result.exit_code == exit_code
+    assert message in result.stderr
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tiny_model.bundle / "engines").exists()
+
+
+def test_no_bundle(cli, tmp_path: Path) -> None:
     assert cli("build", tmp_path / "none").exit_code == 2
-    assert cli("build", tiny_model.bundle, "--target", "x").exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
+def test_what_to_install_is_told(cli, tiny_model, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    for module in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, module, None)
+    result = cli("build", tiny_model.bundle, "--target", name)
+    assert result.exit_code == 1
+    assert f"pip install 'blt-edge[{name}]'" in result.stderr
+
+
+def test_the_demos_engines_are_built_and_told_of(cli, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is an optional wheel")
+    bundle = tmp_path / "demo"
+    assert cli("export", "demo", "-o", bundle, "--no-validate", "-q").exit_code == 0
+    target = ("--target", "tensorrt-rtx", "--compute-capability", "8.6", "--max-patches", "1000")
+    planned = cli("build", bundle, *target, "--dry-run")
+    assert (planned.exit_code, planned.stderr) == (0, "")
+    assert "latent   past          1 to 1000, tuned for 512  1 to 1000, tuned for 512" in planned.stdout
+    assert not (bundle / "engines").exists()
+    built = cli("build", bundle, *target)
+    assert built.exit_code == 0, built.stderr
+    form = Path(built.stdout.strip())
+    assert f"would write {form}: about " in planned.stdout
+    assert {path.name for path in form.iterdir()} == {
+        "engine.json",
+        *(f"{stage}.plan" for stage in ("patcher", "encoder", "latent", "decoder")),
+    }
+    assert "for texts of up to 16384 bytes and 1000 patches, patches of up to 512 bytes" in built.stderr
+    again = cli("build", bundle, *target)
+    assert (again.exit_code, again.stdout) == (0, built.stdout)
+    assert again.stderr == "they are there already, and sound; --force builds them again\n"
+    # Neither target's forms are the other's old ones.
+    assert "to remove by hand" not in cli("build", bundle).stderr

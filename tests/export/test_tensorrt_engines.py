@@ -1,0 +1,267 @@
+"""TensorRT engines of a bundle: all of them or none, and only where they make sense."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from blt_edge.export import export_checkpoint, tensorrt_engines
+from blt_edge.export.bundle import WriteError
+from blt_edge.export.engines import new_form
+from blt_edge.export.tensorrt_engines import TensorRtOptions, build_tensorrt, plan_tensorrt
+from blt_edge.export.tensorrt_stage import PlanFacts, PlanOptions
+from blt_edge.export.tensorrt_worker import Moment
+from blt_edge.graphs.stages import STAGE_NAMES
+from blt_edge.runtime.backends.tensorrt_flavour import Flavour, load_flavour
+from blt_edge.runtime.errors import BackendError, BundleError, OptionError
+from blt_edge.runtime.manifest import load_manifest
+from blt_edge.runtime.tensorrt_forms import find_tensorrt_engine
+
+Ranges = tuple[dict[str, tuple[int, int, int]], ...]
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Flavour:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is an optional wheel")
+    return load_flavour("tensorrt-rtx")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_checkpoint("demo", tmp_path_factory.mktemp("demo") / "bundle")
+
+
+@pytest.fixture
+def bundle(demo: Path, tmp_path: Path) -> Path:
+    """A copy to spoil."""
+    return Path(shutil.copytree(demo, tmp_path / "bundle"))
+
+
+ORIN = Flavour("tensorrt", "10.3.0", None)
+OPTIONS = TensorRtOptions("tensorrt")
+
+
+@pytest.fixture
+def orin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]:
+    """A machine with a GPU and TensorRT whose plans are noise; the stages that were built."""
+    built: list[str] = []
+
+    def build(
+        target: str, graph: Path, ranges: Ranges, plan: Path, options: PlanOptions, watch: Any
+    ) -> PlanFacts:
+        assert (target, options.capabilities) == ("tensorrt", ())
+        assert options.timing_cache == tmp_path / "cache" / "blt-edge" / "tensorrt-10.3.0-sm87.timing"
+        plan.write_bytes(graph.name.encode() * 99)
+        built.append(graph.stem)
+        if watch is not None:
+            watch(Moment("building", 1, 2, 0.1, None))
+        return PlanFacts(plan.stat().st_size, 1.0, None, None)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tensorrt_engines, "load_flavour", lambda target: ORIN)
+    monkeypatch.setattr(tensorrt_engines, "device_compute_capability", lambda: "8.7")
+    monkeypatch.setattr(tensorrt_engines, "build_in_child", build)
+    return built
+
+
+def snapshot(bundle: Path) -> dict[Path, int]:
+    return {path: path.stat().st_ino for path in bundle.rglob("*")}
+
+
+def test_engines_are_built_found_and_kept(bundle: Path, orin: list[str]) -> None:
+    told: list[tuple[str, Moment | None]] = []
+    result = build_tensorrt(bundle, OPTIONS, watch=lambda *what: told.append(what))
+    assert orin == list(result.facts) == list(STAGE_NAMES)
+    assert [stage for stage, moment in told if moment is None] == list(STAGE_NAMES)
+    manifest = load_manifest(bundle)
+    assert find_tensorrt_engine(bundle, manifest, ORIN, "8.7") == result.engine
+    description = json.loads((result.engine.directory or bundle).joinpath("engine.json").read_text())
+    assert set(description["files"]) == {f"{stage}.plan" for stage in STAGE_NAMES}
+    # Again: nothing to do, until it is damaged, or something else is wanted.
+    assert build_tensorrt(bundle, OPTIONS).facts == {}
+    assert build_tensorrt(bundle, OPTIONS, force=True).facts.keys() == result.facts.keys()
+    assert result.engine.directory is not None
+    (result.engine.directory / "latent.plan").write_bytes(b"x")
+    assert plan_tensorrt(bundle, OPTIONS).there is False
+    assert build_tensorrt(bundle, OPTIONS).engine == result.engine
+    other = build_tensorrt(bundle, replace(OPTIONS, max_patches=100))
+    assert other.engine != result.engine
+    assert len(list((bundle / "engines").iterdir())) == 2
+
+
+def test_a_plan_writes_nothing(bundle: Path, orin: list[str]) -> None:
+    before = snapshot(bundle)
+    plan = plan_tensorrt(bundle, replace(OPTIONS, max_bytes=1000))
+    assert snapshot(bundle) == before
+    assert orin == []
+    assert plan.capabilities == ("8.7",)
+    assert plan.profiles.limits.max_patches == 1000
+    weights = sum(part.weights for part in plan.stages.values())
+    assert weights < plan.plan_bytes < 10 * weights
+    assert plan.peak_memory > weights
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (TensorRtOptions("x"), OptionError, "target: got 'x'"),
+        (replace(OPTIONS, max_bytes=10**6), OptionError, "max_bytes is 1000000"),
+        (replace(OPTIONS, workspace=0), OptionError, "workspace is 0"),
+        (replace(OPTIONS, optimization_level=6), OptionError, "optimization_level is 6"),
+        (
+            replace(OPTIONS, compute_capability=("8.6",)),
+            OptionError,
+            "compute_capability: TensorRT builds only for the GPU that it runs on",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("orin")
+def test_options_that_are_refused(
+    demo: Path, options: TensorRtOptions, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        build_tensorrt(demo, options)
+    assert not (demo / "engines").exists()
+
+
+def test_targets_that_are_refused(demo: Path, rtx: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = TensorRtOptions("tensorrt-rtx")
+    with pytest.raises(OptionError, match=r"got '8\.7', TensorRT-RTX .* builds for 7\.5, 8\.0.* tensorrt$"):
+        plan_tensorrt(demo, replace(options, compute_capability=("8.7",)))
+    monkeypatch.setattr(tensorrt_engines, "device_compute_capability", lambda: None)
+    with pytest.raises(BackendError, match=r"no GPU .*name one with --compute-capability: 7\.5, 8\.0"):
+        plan_tensorrt(demo, options)
+    monkeypatch.setattr(tensorrt_engines, "device_compute_capability", lambda: "8.7")
+    with pytest.raises(BackendError, match=r"this machine's GPU has compute capability 8\.7"):
+        plan_tensorrt(demo, options)
+    monkeypatch.setattr(tensorrt_engines, "device_compute_capability", lambda: "8.9")
+    assert plan_tensorrt(demo, options).capabilities == ("8.9",)
+    several = plan_tensorrt(demo, replace(options, compute_capability=("12.0", "8.6", "8.6")))
+    assert several.capabilities == ("8.6", "12.0")
+    assert several.timing_cache is None
+
+
+def test_full_tensorrt_needs_a_gpu(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt_engines, "load_flavour", lambda target: ORIN)
+    monkeypatch.setattr(tensorrt_engines, "device_compute_capability", lambda: None)
+    with pytest.raises(BackendError, match=r"no GPU .*build on the device"):
+        plan_tensorrt(demo, OPTIONS)
+
+
+@pytest.mark.usefixtures("orin")
+def test_a_graph_of_another_making_is_not_shown_to_tensorrt(bundle: Path, orin: list[str]) -> None:
+    manifest = load_manifest(bundle)
+    for change in ("weights elsewhere", "another input"):
+        graph = onnx.load(bundle / "latent.onnx", load_external_data=False)
+        if change == "weights elsewhere":
+            entries = next(t.external_data for t in graph.graph.initializer if t.external_data)
+            next(entry for entry in entries if entry.key == "location").value = "../../secret"
+        else:
+            graph.graph.input[0].name = "other"
+        spoiled = bundle.parent / change
+        shutil.copytree(bundle, spoiled)
+        onnx.save(graph, spoiled / "latent.onnx")
+        with pytest.raises(BundleError, match=r"latent\.onnx"):
+            tensorrt_engines._check_graph(spoiled, manifest, "latent")
+    assert orin == []
+
+
+# Interrupted.
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (BackendError("latent.onnx: TensorRT crashed"), BackendError),
+        (OSError(errno.ENOSPC, "No space left on device"), WriteError),
+    ],
+)
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.usefixtures("orin")
+def test_a_build_that_ends_early_leaves_what_was_there(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, raised: type, there: bool
+) -> None:
+    if there:
+        build_tensorrt(bundle, OPTIONS)
+    before = snapshot(bundle)
+    build = tensorrt_engines.build_in_child
+
+    def interrupted(target: str, graph: Path, *more: Any) -> PlanFacts:
+        facts = build(target, graph, *more)
+        if graph.stem == "latent":
+            raise error
+        return facts
+
+    monkeypatch.setattr(tensorrt_engines, "build_in_child", interrupted)
+    with pytest.raises(raised):
+        build_tensorrt(bundle, OPTIONS, force=True)
+    assert snapshot(bundle) == before
+
+
+@pytest.mark.usefixtures("orin")
+def test_too_little_space_is_seen_before(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
+    with pytest.raises(WriteError, match="1 bytes are free; free some space"):
+        build_tensorrt(bundle, OPTIONS)
+    assert not (bundle / "engines").exists()
+
+
+def children(process: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in /proc")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_the_build_and_its_child(rtx: Flavour, bundle: Path, number: signal.Signals) -> None:
+    arguments = ["build", str(bundle), "--target", "tensorrt-rtx", "--compute-capability", "8.6"]
+    start = "import sys; from blt_edge.tools.cli import main; sys.exit(main())"
+    with subprocess.Popen(
+        [sys.executable, "-c", start, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        while "encoder graph\n" not in (line := process.stderr.readline()):
+            assert line, "the build ended"
+        wait_until(lambda: bool(children(process.pid)))
+        (child,) = children(process.pid)
+        os.kill(process.pid, number)
+        output, _ = process.communicate(timeout=60)
+    assert output == ""
+    assert process.returncode != 0
+    wait_until(lambda: not is_running(child))
+    if number == signal.SIGKILL:  # nobody could clear up: the next build does
+        assert [path.name[0] for path in (bundle / "engines").iterdir()] == ["."]
+        form = plan_tensorrt(bundle, TensorRtOptions("tensorrt-rtx", ("8.6",))).form
+        with pytest.raises(RuntimeError), new_form(form, needed=0):
+            raise RuntimeError
+    assert not (bundle / "engines").exists()
+
+
+def wait_until(condition: Any) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not happen within half a minute")

@@ -1,0 +1,259 @@
+"""Every stage and precision builds for GPUs that are not here, and what is refused is named."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from blt_edge.calibration.precision import STAGE_PRECISIONS
+from blt_edge.calibration.rewrite import Recipe
+from blt_edge.export.tensorrt_stage import PlanFacts, PlanOptions, build_plan
+from blt_edge.graphs.config import ModelConfig
+from blt_edge.graphs.stages import STAGE_NAMES, axis_ranges, stage_stack
+from blt_edge.runtime.backends.tensorrt_flavour import Flavour, load_flavour
+from blt_edge.runtime.errors import BackendError
+from blt_edge.runtime.specs import Axis
+from blt_edge.runtime.tensorrt_forms import profile_limits, profiles
+from support.bundles import describe
+from support.onnx_graphs import FEW, plain_product, save_graph
+from support.quantized import UnitRanges, config_of, save_random_stage
+from support.random_models import RandomModel, base_config
+
+Ranges = tuple[dict[str, tuple[int, int, int]], ...]
+
+ONE = {"num_hidden_layers": 1}
+
+# Grouped queries and several blocks of 32 in every matrix.
+SMALL = RandomModel(
+    "small",
+    base_config(
+        width=32,
+        local_attention_window_len=24,
+        patcher={**ONE, "hidden_size": 64, "intermediate_size": 96, "sliding_window": 16},
+        encoder={**ONE, "intermediate_size": 64},
+        decoder={**ONE, "intermediate_size": 96, "num_key_value_heads": 2},
+        global_stack={**ONE, "intermediate_size": 96},
+    ),
+)
+# The released 1B's heads, windows and positions, an eighth as wide, one layer of each.
+SHRUNKEN = RandomModel(
+    "shrunken",
+    base_config(
+        width=128,
+        local_attention_window_len=512,
+        patcher={
+            **ONE,
+            "hidden_size": 128,
+            "num_attention_heads": 2,
+            "intermediate_size": 256,
+            "sliding_window": 512,
+            "max_position_embeddings": 8192,
+        },
+        encoder={**ONE, "num_attention_heads": 2, "intermediate_size": 352, "max_position_embeddings": 24576},
+        decoder={**ONE, "num_attention_heads": 2, "intermediate_size": 352, "max_position_embeddings": 24576},
+        global_stack={
+            **ONE,
+            "num_attention_heads": 2,
+            "intermediate_size": 704,
+            "max_position_embeddings": 4096,
+        },
+    ),
+)
+# One layer as wide as the released 1B's: an engine's size is then its weights, not its kernels.
+WIDE = RandomModel(
+    "wide",
+    base_config(
+        width=1024,
+        encoder={"num_attention_heads": 16, "intermediate_size": 2816},
+        decoder={"num_attention_heads": 16, "intermediate_size": 2816},
+        global_stack={**ONE, "num_attention_heads": 16, "intermediate_size": 5632},
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Flavour:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is an optional wheel")
+    return load_flavour("tensorrt-rtx")
+
+
+def ranges_of(config: ModelConfig, stage: str) -> Ranges:
+    """Both profiles of a stage that is in no bundle."""
+    base = describe()
+    manifest = replace(
+        base,
+        model=replace(base.model, max_positions=config.encoder.max_positions),
+        stages={
+            name: replace(
+                base.stages[name],
+                window=stage_stack(config, name).window,
+                max_positions=stage_stack(config, name).max_positions,
+            )
+            for name in STAGE_NAMES
+        },
+        axes={name: Axis(axis.min, axis.opt, axis.max) for name, axis in axis_ranges(config).items()},
+    )
+    pair = profiles(manifest, profile_limits(manifest)).stages[stage]
+    return tuple({name: (axis.min, axis.opt, axis.max) for name, axis in axes.items()} for axes in pair)
+
+
+def build_random(
+    flavour: Flavour, folder: Path, model: RandomModel, stage: str, precision: str, *capabilities: str
+) -> PlanFacts:
+    config = config_of(model)
+    # Plain rounding: the search would change nothing that TensorRT sees.
+    path = save_random_stage(folder, config, stage, Recipe(precision, search="rtn", ranges=UnitRanges()))
+    return build_plan(
+        flavour, path, ranges_of(config, stage), folder / "stage.plan", PlanOptions(capabilities or ("8.6",))
+    )
+
+
+# 1. Graphs.
+
+
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("precision", STAGE_PRECISIONS)
+@pytest.mark.parametrize("model", [SMALL, SHRUNKEN], ids=lambda model: model.name)
+def test_a_stage_builds_with_both_profiles(
+    rtx: Flavour, model: RandomModel, stage: str, precision: str, tmp_path: Path
+) -> None:
+    facts = build_random(rtx, tmp_path, model, stage, precision)
+    assert facts.bytes == (tmp_path / "stage.plan").stat().st_size > 0
+    assert facts.activations is not None
+
+
+@pytest.mark.parametrize("stage", STAGE_NAMES)
+def test_fp16_builds_for_other_gpus(rtx: Flavour, stage: str, tmp_path: Path) -> None:
+    build_random(rtx, tmp_path, SMALL, stage, "fp16", "8.0", "8.9", "12.0")
+
+
+def test_engine_sizes_show_that_precisions_are_real(rtx: Flavour, tmp_path: Path) -> None:
+    sizes = {}
+    for precision in ("fp16", "int8", "int8w", "int4"):
+        (tmp_path / precision).mkdir()
+        sizes[precision] = build_random(rtx, tmp_path / precision, WIDE, "latent", precision).bytes
+    assert sizes["int8"] <= 0.65 * sizes["fp16"]
+    assert sizes["int8w"] <= 0.65 * sizes["fp16"]
+    assert sizes["int4"] <= 0.4 * sizes["fp16"]
+
+
+def test_fewer_patches_take_less_gpu_memory(rtx: Flavour, tmp_path: Path) -> None:
+    config = config_of(SMALL)
+    path = save_random_stage(tmp_path, config, "latent", Recipe("fp16"))
+    taken = []
+    for most in (4096, 512):
+        ranges = tuple({**axes, "past": (1, 512, most)} for axes in ranges_of(config, "latent"))
+        facts = build_plan(rtx, path, ranges, tmp_path / f"{most}.plan", PlanOptions(("8.6",)))
+        taken.append(facts.activations or 0)
+    assert taken[0] > 2 * taken[1] > 0
+
+
+# 2. What TensorRT refuses: the node, the reason, and nothing on stderr.
+
+
+def refusal(
+    flavour: Flavour,
+    path: Path,
+    capfd: pytest.CaptureFixture[str],
+    ranges: Ranges = FEW,
+    capability: str = "8.6",
+    **options: Any,
+) -> str:
+    plan = path.with_suffix(".plan")
+    with pytest.raises(BackendError) as caught:
+        build_plan(flavour, path, ranges, plan, PlanOptions((capability,), **options))
+    assert not plan.exists()
+    assert capfd.readouterr().err == ""
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith("broken.onnx: ")
+    return message
+
+
+def test_scatter_with_a_reduction(rtx: Flavour, tmp_path: Path, capfd: Any) -> None:
+    indices = helper.make_tensor_value_info("i", TensorProto.INT64, ["bytes", 4])
+    nodes = [
+        helper.make_node("Add", ["x", "x"], ["twice"], name="double"),
+        helper.make_node("ScatterElements", ["twice", "i", "x"], ["y"], name="pool/max", reduction="max"),
+    ]
+    assert refusal(rtx, save_graph(tmp_path, nodes, inputs=[indices]), capfd) == (
+        f"broken.onnx: TensorRT-RTX {rtx.version} refused it for compute capability 8.6: "
+        "node 'pool/max' (ScatterElements): Unsupported reduction type"
+    )
+
+
+def test_an_operator_of_another_domain(rtx: Flavour, tmp_path: Path, capfd: Any) -> None:
+    node = helper.make_node(
+        "GroupQueryAttention", ["x"], ["y"], name="attn", domain="com.microsoft", num_heads=1, kv_num_heads=1
+    )
+    assert refusal(rtx, save_graph(tmp_path, [node]), capfd).endswith(
+        "node 'attn' (GroupQueryAttention): the operator is com.microsoft's own, not one of standard ONNX"
+    )
+
+
+def fp8_product(folder: Path) -> Path:
+    nodes = []
+    for name in ("x", "w"):
+        pair = (f"{name}8", f"{name}_back")
+        nodes.append(
+            helper.make_node("QuantizeLinear", [name, "scale", "zero"], pair[:1], name=f"quantize_{name}")
+        )
+        nodes.append(
+            helper.make_node(
+                "DequantizeLinear", [pair[0], "scale", "zero"], pair[1:], name=f"dequantize_{name}"
+            )
+        )
+    nodes.append(helper.make_node("MatMul", ["x_back", "w_back"], ["y"], name="product"))
+    inits = [
+        numpy_helper.from_array(np.ones((4, 4), np.float32), "w"),
+        numpy_helper.from_array(np.float32(0.1), "scale"),
+        helper.make_tensor("zero", TensorProto.FLOAT8E4M3FN, [], [0.0]),
+    ]
+    return save_graph(folder, nodes, inits)
+
+
+def test_a_type_that_the_gpu_lacks(rtx: Flavour, tmp_path: Path, capfd: Any) -> None:
+    path = fp8_product(tmp_path)
+    message = refusal(rtx, path, capfd)
+    assert "node 'quantize_x' gives FP8; Cannot compile for target(s) sm86" in message
+    assert "fp8_e4m3" in message
+    build_plan(rtx, path, FEW, tmp_path / "ada.plan", PlanOptions(("8.9",)))
+
+
+def test_a_profile_out_of_order(rtx: Flavour, tmp_path: Path, capfd: Any) -> None:
+    assert refusal(rtx, plain_product(tmp_path), capfd, ({"bytes": (4, 2, 1)},)) == (
+        "broken.onnx: the profile's range of bytes is 4, 2, 1; smallest <= tuned for <= largest is needed"
+    )
+
+
+def test_a_profile_without_an_axis(rtx: Flavour, tmp_path: Path, capfd: Any) -> None:
+    assert refusal(rtx, plain_product(tmp_path), capfd, ({"past": (1, 1, 1)},)) == (
+        "broken.onnx: input 'x' has an axis 'bytes', for which the profiles have no range; they have past"
+    )
+
+
+def test_a_profile_beyond_the_graphs_range(rtx: Flavour, tmp_path: Path, capfd: Any) -> None:
+    rows = numpy_helper.from_array(np.ones((3, 4), np.float32), "w")
+    path = save_graph(tmp_path, [helper.make_node("Add", ["x", "w"], ["y"], name="sum")], [rows])
+    message = refusal(rtx, path, capfd, ({"bytes": (2, 2, 2)},))
+    assert message.endswith("IElementWiseLayer sum: broadcast dimensions must be conformable")
+
+
+def test_too_small_a_workspace(rtx: Flavour, tmp_path: Path, capfd: Any) -> None:
+    message = refusal(rtx, plain_product(tmp_path), capfd, workspace=1)
+    assert message.endswith("; give a larger --workspace")
+
+
+@pytest.mark.parametrize("data", [b"hello" * 100, b""])
+def test_a_file_that_is_no_graph(rtx: Flavour, tmp_path: Path, capfd: Any, data: bytes) -> None:
+    path = tmp_path / "broken.onnx"
+    path.write_bytes(data)
+    assert "refused it" in refusal(rtx, path, capfd)

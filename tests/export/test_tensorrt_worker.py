@@ -1,0 +1,77 @@
+"""A stage built in a process of its own: results, errors and deaths come through."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from blt_edge.export import tensorrt_worker
+from blt_edge.export.tensorrt_stage import PlanOptions
+from blt_edge.export.tensorrt_worker import Moment, build_in_child
+from blt_edge.runtime.errors import BackendError
+from support.onnx_graphs import FEW, plain_product
+
+needs_rtx = pytest.mark.usefixtures("rtx")
+
+
+@pytest.fixture
+def rtx() -> None:
+    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is an optional wheel")
+
+
+@needs_rtx
+def test_a_child_builds_and_reports(tmp_path: Path) -> None:
+    moments: list[Moment] = []
+    facts = build_in_child(
+        "tensorrt-rtx",
+        plain_product(tmp_path),
+        FEW,
+        tmp_path / "x.plan",
+        PlanOptions(("8.6",)),
+        moments.append,
+    )
+    assert facts.bytes == (tmp_path / "x.plan").stat().st_size
+    assert moments
+    assert all(0 <= moment.done <= moment.steps for moment in moments)
+
+
+@needs_rtx
+def test_a_childs_errors_come_through(tmp_path: Path, capfd: Any) -> None:
+    path, options = plain_product(tmp_path), PlanOptions(("8.6",))
+    with pytest.raises(BackendError, match="the profile's range of bytes is 4, 2, 1"):
+        build_in_child("tensorrt-rtx", path, ({"bytes": (4, 2, 1)},), tmp_path / "x", options)
+    with pytest.raises(FileNotFoundError, match="none/x"):
+        build_in_child("tensorrt-rtx", path, FEW, tmp_path / "none" / "x", options)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (
+            "import os; os.kill(os.getpid(), 9)",
+            "broken.onnx: the system killed TensorRT while it built this, most likely because memory ran out",
+        ),
+        (
+            "import os; os.kill(os.getpid(), 11)",
+            "broken.onnx: TensorRT crashed while it built this (SIGSEGV)",
+        ),
+        (
+            "raise ImportError('no such library')",
+            "broken.onnx: the process that builds this failed: ImportError: no such library",
+        ),
+        ("raise SystemExit(7)", "broken.onnx: the process that builds this failed: exit code 7"),
+    ],
+)
+def test_a_child_that_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
+) -> None:
+    monkeypatch.setattr(tensorrt_worker, "_START", script)
+    with pytest.raises(BackendError) as caught:
+        build_in_child("tensorrt-rtx", plain_product(tmp_path), FEW, tmp_path / "x", PlanOptions(("8.6",)))
+    assert str(caught.value).startswith(message)
