@@ -16,7 +16,7 @@ import numpy.typing as npt
 from .sequence import Sequence
 from .vocabulary import BYTE_OFFSET, EOS
 
-__all__ = ["ByteDetail", "DetailRecorder", "log_probabilities"]
+__all__ = ["ByteDetail", "DetailRecorder", "likelihood"]
 
 _LARGEST = float(np.finfo(np.float64).max)
 
@@ -62,7 +62,7 @@ class DetailRecorder:
                 break
             place = first + index
             at = bisect_left(starts, place)
-            logprob, top = _likelihood(rows[index], number, self._logprobs)
+            logprob, top = likelihood(rows[index], number, self._logprobs)
             self._waiting.append(
                 ByteDetail(
                     byte=number - BYTE_OFFSET,
@@ -80,18 +80,20 @@ class DetailRecorder:
         return tuple(self._waiting.popleft() for _ in range(count))
 
 
-def _likelihood(
-    row: npt.NDArray[np.float32], number: int, count: int | None
+def likelihood(
+    logits: npt.NDArray[np.float32], number: int, count: int | None
 ) -> tuple[float | None, tuple[tuple[int, float], ...]]:
+    """Natural log probability of an id under logits [V], and the `count` most likely ids with theirs, the
+    lower id on ties; (None, ()) when count is None."""
     if count is None:
         return None, ()
-    logs = log_probabilities(row)
+    logs = _log_probabilities(logits)
     order = np.argsort(-logs, kind="stable")[:count] if count else ()
     return float(logs[number]), tuple((int(one), float(logs[one])) for one in order)
 
 
-def log_probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Natural log of the softmax of logits [V]: float64 [V], finite even where a logit is infinite."""
+def _log_probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    # float64 [V], finite even where a logit is infinite.
     scores = np.clip(logits.astype(np.float64), -_LARGEST, _LARGEST)
     with np.errstate(over="ignore", under="ignore"):  # towards -inf and 0, which is what is meant
         scores -= scores.max()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from blt_edge.runtime import BltModel, ByteDetail, GenerationOptions
-from blt_edge.runtime.details import log_probabilities
+from blt_edge.runtime.details import likelihood
 from blt_edge.runtime.vocabulary import BYTE_OFFSET
 
 PROMPT = "Alice était fatiguée".encode()
@@ -123,12 +123,14 @@ def test_other_patching_has_no_entropies(model: BltModel) -> None:
 def test_infinite_logits_have_finite_logs(value: float) -> None:
     logits = np.zeros(260, np.float32)
     logits[7] = value
-    logs = log_probabilities(logits)
+    chosen, top = likelihood(logits, 7, 260)
+    logs = np.array([log for _, log in top])
     assert np.isfinite(logs).all()
     assert np.exp(logs).sum() == pytest.approx(1)
-    assert (logs[7] == pytest.approx(0)) == (value > 0)
+    assert (chosen == pytest.approx(0)) == (value > 0)
 
 
-def test_logs_of_equal_logits_name_the_lowest_ids_first(model: BltModel) -> None:
-    logs = log_probabilities(np.zeros(260, np.float32))
-    assert logs == pytest.approx(np.full(260, -np.log(260)))
+def test_logs_of_equal_logits_name_the_lowest_ids_first() -> None:
+    chosen, top = likelihood(np.zeros(260, np.float32), 200, 3)
+    assert chosen == pytest.approx(-np.log(260))
+    assert top == tuple((number, pytest.approx(-np.log(260))) for number in range(3))

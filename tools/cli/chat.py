@@ -13,9 +13,10 @@ import click
 from .chat_session import Answer, ChatError, ChatSession, typed_text
 from .display import status
 from .documents import read_prompt
+from .engine_options import EngineOptions, engine_options
 from .loading import load_model
 from .messages import foreseen_line, printable
-from .options import STDIN, InputFile, engine_options, model_option, verb
+from .options import STDIN, InputFile, model_option, verb
 from .sampling_options import sampling_options
 from .session import Session, is_terminal
 from .text_output import TextOutput, interrupt_sets
@@ -43,11 +44,7 @@ def command(
     model: Path,
     prompt: str | None,
     prompt_file: Path | None,
-    device: str,
-    threads: int | None,
-    prefill_chunk: int,
-    verify: bool,
-    max_memory: int | None,
+    engine: EngineOptions,
     **sampling: Any,
 ) -> None:
     """Continue a text together, turn by turn.
@@ -65,7 +62,7 @@ def command(
     if prompt == "-" or prompt_file == STDIN:
         raise click.UsageError("stdin is where lines come from; give a text, or --prompt-file FILE")
     start = read_prompt(prompt, prompt_file, session) or b""
-    loaded = load_model(session, model, device, threads, prefill_chunk, verify, max_memory=max_memory)
+    loaded = load_model(session, model, engine)
     chat = Chat(session, ChatSession(loaded, options, start), TextOutput(shown=True))
     reader = line_reader(complete)
     _begin(chat, reader, model)

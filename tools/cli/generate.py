@@ -15,13 +15,13 @@ import click
 
 from .display import size, status
 from .documents import read_prompt, write_json
+from .engine_options import EngineOptions, engine_options
 from .loading import load_model
 from .memory import peak_resident
 from .messages import printable
 from .options import (
     STDIN,
     InputFile,
-    engine_options,
     json_option,
     model_option,
     verb,
@@ -56,11 +56,7 @@ def command(
     prompt: str | None,
     prompt_file: Path | None,
     echo: bool,
-    device: str,
-    threads: int | None,
-    prefill_chunk: int,
-    verify: bool,
-    max_memory: int | None,
+    engine: EngineOptions,
     json_file: Path | None,
     **sampling: Any,
 ) -> None:
@@ -77,9 +73,7 @@ def command(
     if data is None:
         raise click.UsageError("--prompt is missing; give a text, - for stdin, or --prompt-file FILE")
     positions = 1 + len(data) + options.max_new_bytes
-    loaded = load_model(
-        session, model, device, threads, prefill_chunk, verify, max_memory=max_memory, positions=positions
-    )
+    loaded = load_model(session, model, engine, positions=positions)
     out = TextOutput(shown=json_file != STDIN)
     if echo:
         out.write(data.decode("utf-8", "replace"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .display import progress_bar, size
+from .engine_options import EngineOptions
 from .memory import running_memory
 from .session import Session
 
@@ -20,36 +21,29 @@ __all__ = ["check_bundle_files", "load_model"]
 
 
 def load_model(
-    session: Session,
-    bundle: Path,
-    device: str,
-    threads: int | None,
-    prefill_chunk: int,
-    verify: bool,
-    *,
-    max_memory: int | None = None,
-    positions: int | None = None,
+    session: Session, bundle: Path, engine: EngineOptions, *, positions: int | None = None
 ) -> BltModel:
     """Load a bundle; with `verify`, which may take minutes, show how far it is. Raises BltError.
 
-    max_memory: bytes that running it on a text of `positions` ids may take (None: the trained context); when
-    the estimate is over it, nothing is loaded and ClickException raised.
+    When the estimate for a text of `positions` ids (None: the trained context) is over `engine.max_memory`,
+    nothing is loaded and ClickException raised.
     """
     from ...runtime import BltModel
 
-    if max_memory is not None:
-        _check_memory(bundle, max_memory, positions, prefill_chunk)
-    if not verify:
-        return BltModel.load(bundle, device, threads, prefill_chunk=prefill_chunk)
+    if engine.max_memory is not None:
+        _check_memory(bundle, engine.max_memory, positions, engine.prefill_chunk)
+    load = partial(
+        BltModel.load,
+        bundle,
+        engine.device,
+        engine.threads,
+        prefill_chunk=engine.prefill_chunk,
+        provider_options=engine.provider_options,
+    )
+    if not engine.verify:
+        return load()
     with progress_bar(session) as progress:
-        return BltModel.load(
-            bundle,
-            device,
-            threads,
-            verify=True,
-            prefill_chunk=prefill_chunk,
-            progress=partial(progress, "checking files"),
-        )
+        return load(verify=True, progress=partial(progress, "checking files"))
 
 
 def _check_memory(bundle: Path, limit: int, positions: int | None, prefill_chunk: int) -> None:

@@ -29,6 +29,9 @@ _EXTRAS = {
     "huggingface_hub": "export",
     "torch": "validate",
     "transformers": "validate",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
 }
 _SEVERAL_LINES = re.compile(r"\s*\n\s*")
 

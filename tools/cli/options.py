@@ -27,7 +27,6 @@ __all__ = [
     "VerbCommand",
     "bundle_argument",
     "draft_options",
-    "engine_options",
     "json_option",
     "model_option",
     "tolerance_options",
@@ -304,42 +303,6 @@ def model_option(function: F) -> F:
     return click.option(
         "-m", "--model", type=BundleDirectory(), required=True, metavar="BUNDLE", help="Bundle directory."
     )(function)
-
-
-def engine_options(function: F) -> F:
-    """--device, --threads, --prefill-chunk and --verify, as `BltModel.load` takes them, and --max-memory."""
-    options = [
-        click.option(
-            "--device", type=OneOf(DEVICES), default="auto", show_default=True, help="Where to run."
-        ),
-        click.option(
-            "--threads",
-            type=int,
-            metavar="N",
-            show_default="as many as the engine likes",
-            help="CPU threads.",
-        ),
-        click.option(
-            "--prefill-chunk",
-            type=int,
-            default=256,
-            show_default=True,
-            metavar="N",
-            help="Bytes read in one pass; memory grows with it, the result does not change.",
-        ),
-        click.option(
-            "--max-memory",
-            type=MemorySize(),
-            metavar="SIZE",
-            show_default="no limit",
-            help="Refuse to load when the estimate is over this, such as 800MB or 2GB; the memory-mapped "
-            "tables are not counted.",
-        ),
-        verify_option,
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
 
 
 def draft_options(function: F) -> F:

@@ -13,9 +13,10 @@ import click
 
 from .display import status
 from .documents import check_plot, read_input, write_json, write_whole
+from .engine_options import EngineOptions, engine_options
 from .loading import load_model
 from .messages import printable
-from .options import STDIN, InputFile, OneOf, OutputFile, engine_options, json_option, model_option, verb
+from .options import STDIN, InputFile, OneOf, OutputFile, json_option, model_option, verb
 from .session import Session, is_terminal
 
 if TYPE_CHECKING:
@@ -109,11 +110,7 @@ def command(
     html_file: Path | None,
     json_file: Path | None,
     csv_file: Path | None,
-    device: str,
-    threads: int | None,
-    prefill_chunk: int,
-    verify: bool,
-    max_memory: int | None,
+    engine: EngineOptions,
     **changes: Any,
 ) -> None:
     """Show how a text is cut into patches, and why.
@@ -133,9 +130,7 @@ def command(
     _check_outputs(outputs)
     rule = _rule(load_manifest(model).patching, **changes)
     data = _text(session, text, prompt_file)
-    loaded = load_model(
-        session, model, device, threads, prefill_chunk, verify, max_memory=max_memory, positions=1 + len(data)
-    )
+    loaded = load_model(session, model, engine, positions=1 + len(data))
     from ..patch_view.view import look
 
     with _slow(session, f"reading {len(data):,} bytes", len(data) > 1000):

@@ -34,7 +34,7 @@ VERBS = {
     "export": "Turn a checkpoint into a bundle of ONNX graphs, and check it.",
     "validate": "Compare a bundle with its reference; the exit code is the verdict.",
     "quantize": "Write a bundle at lower precision: FP16, INT8, INT4, smaller tables.",
-    "build": "Prepare a bundle for this device: runs and loads faster, takes less memory.",
+    "build": "Prepare a bundle for a device: runs and loads faster, takes less memory.",
     "generate": "Continue a text, printed as it comes.",
     "chat": "Continue a text together, turn by turn.",
     "serve": "Answer HTTP completions, and show a page.",

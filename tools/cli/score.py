@@ -12,8 +12,9 @@ import click
 
 from .display import print_table, progress_bar
 from .documents import read_input, shown_name, write_json
+from .engine_options import EngineOptions, engine_options
 from .loading import load_model
-from .options import STDIN, InputFile, engine_options, json_option, model_option, verb
+from .options import STDIN, InputFile, json_option, model_option, verb
 from .session import Session
 
 if TYPE_CHECKING:
@@ -65,11 +66,7 @@ def command(
     model: Path,
     files: tuple[Path, ...],
     context: int | None,
-    device: str,
-    threads: int | None,
-    prefill_chunk: int,
-    verify: bool,
-    max_memory: int | None,
+    engine: EngineOptions,
     json_file: Path | None,
 ) -> None:
     """Measure bits per byte of files.
@@ -78,9 +75,7 @@ def command(
     windows without overlap.
     """
     texts = _read(files, session)
-    loaded = load_model(
-        session, model, device, threads, prefill_chunk, verify, max_memory=max_memory, positions=context
-    )
+    loaded = load_model(session, model, engine, positions=context)
     with progress_bar(session) as progress:
         scores = [
             loaded.score(text, context=context, progress=partial(progress, f"scoring {Path(name).name}"))

@@ -1,0 +1,288 @@
+"""Completions over loopback with OpenAI's own client: the same bytes as the runtime makes in this process."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from blt_edge.runtime import BltModel, GenerationOptions
+from blt_edge.tools.server.answers import token_text
+
+openai = pytest.importorskip("openai")
+
+PROMPT = "Once upon a time"
+SAMPLING = {"temperature": 0.9, "top_p": 0.95, "seed": 7}
+EXTRAS = {"top_k": 100, "min_p": 0.001, "repetition_penalty": 1.1, "draft": "lookup", "draft_length": 4}
+OPTIONS = GenerationOptions(40, 0.9, 100, 0.95, 0.001, 1.1, 7)
+
+
+@pytest.fixture(scope="module")
+def client(server) -> Iterator[Any]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as one:
+        yield one
+
+
+def test_whole(client, tiny: BltModel) -> None:
+    answer = client.completions.create(
+        model="tiny", prompt=PROMPT, max_tokens=40, **SAMPLING, extra_body=EXTRAS
+    )
+    expected = tiny.generate(PROMPT, OPTIONS)
+    assert answer.object == "text_completion"
+    assert answer.id.startswith("cmpl-")
+    assert answer.model == "tiny"
+    assert answer.choices[0].text == expected.text
+    assert answer.choices[0].finish_reason == ("length" if expected.finish_reason == "length" else "stop")
+    assert answer.usage.prompt_tokens == 16
+    assert answer.usage.completion_tokens == expected.stats.new_bytes
+    assert answer.usage.total_tokens == 16 + expected.stats.new_bytes
+
+
+def test_streamed(client, tiny: BltModel) -> None:
+    chunks = list(
+        client.completions.create(
+            model="tiny",
+            prompt=PROMPT,
+            max_tokens=40,
+            **SAMPLING,
+            extra_body=EXTRAS,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    expected = tiny.generate(PROMPT, OPTIONS)
+    *texts, counts = chunks
+    assert "".join(chunk.choices[0].text for chunk in texts) == expected.text
+    assert len(texts) > 5
+    assert {chunk.id for chunk in chunks} == {chunks[0].id}
+    assert [chunk.choices[0].finish_reason for chunk in texts[:-1]] == [None] * (len(texts) - 1)
+    assert texts[-1].choices[0].finish_reason == "length"
+    assert counts.choices == []
+    assert counts.usage.completion_tokens == 40
+
+
+def test_temperature_is_one_unless_given_and_without_a_seed_texts_differ(client, tiny: BltModel) -> None:
+    seeded = client.completions.create(model="tiny", prompt="a", max_tokens=30, seed=3)
+    expected = tiny.generate("a", GenerationOptions(30, temperature=1.0, seed=3))
+    assert seeded.choices[0].text == expected.text
+    texts = [client.completions.create(model="tiny", prompt="a", max_tokens=30).choices[0].text for _ in "ab"]
+    assert texts[0] != texts[1]
+
+
+def test_several_prompts_and_choices(client, tiny: BltModel) -> None:
+    asked = {
+        "model": "tiny",
+        "prompt": ["a", "", "早い"],
+        "n": 2,
+        "max_tokens": 20,
+        "temperature": 1,
+        "seed": 5,
+    }
+    answer = client.completions.create(**asked)
+    assert [choice.index for choice in answer.choices] == list(range(6))
+    expected = [
+        tiny.generate(prompt, GenerationOptions(20, temperature=1.0, seed=seed))
+        for prompt in asked["prompt"]
+        for seed in (5, 6)
+    ]
+    assert [choice.text for choice in answer.choices] == [one.text for one in expected]
+    assert answer.usage.prompt_tokens == 7
+    assert answer.usage.completion_tokens == sum(one.stats.new_bytes for one in expected)
+    streamed = [""] * 6
+    for chunk in client.completions.create(**asked, stream=True):
+        streamed[chunk.choices[0].index] += chunk.choices[0].text
+    assert streamed == [one.text for one in expected]
+
+
+def test_bytes_as_tokens(client, tiny: BltModel) -> None:
+    data = bytes(range(256))
+    answer = client.completions.create(model="tiny", prompt=list(data), max_tokens=9, temperature=0)
+    assert answer.choices[0].text == tiny.generate(data, GenerationOptions(9)).text
+    assert answer.usage.prompt_tokens == 256
+
+
+def test_stop_strings(client, tiny: BltModel) -> None:
+    whole = tiny.generate(PROMPT, GenerationOptions(60)).text
+    stop = next(letter for letter in whole[10:] if letter != "\ufffd")
+    answer = client.completions.create(model="tiny", prompt=PROMPT, max_tokens=60, temperature=0, stop=stop)
+    assert answer.choices[0].text == whole[: whole.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+    expected = tiny.generate(PROMPT, GenerationOptions(60, stop=(stop,)))
+    assert answer.usage.completion_tokens == expected.stats.new_bytes
+
+
+def test_room_for_one_more_byte(client) -> None:
+    answer = client.completions.create(model="tiny", prompt="x" * 499, max_tokens=9, temperature=0)
+    assert answer.usage.completion_tokens <= 1
+    assert answer.choices[0].finish_reason in ("length", "stop")
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model="tiny", prompt="x" * 500)
+    assert refused.value.code == "context_length_exceeded"
+    assert refused.value.param == "prompt"
+
+
+def likelihoods(model: BltModel, text: bytes) -> np.ndarray:
+    """Natural log probabilities [n + 1, 260], by numpy from the model's logits."""
+    logits = model.logits(text).astype(np.float64)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logprobs_with_the_prompt_in_front(client, tiny: BltModel, stream: bool) -> None:
+    asked = {
+        "model": "tiny",
+        "prompt": "h\u00e9",
+        "max_tokens": 12,
+        "temperature": 0,
+        "logprobs": 3,
+        "echo": True,
+    }
+    parts = (
+        client.completions.create(**asked, stream=True) if stream else [client.completions.create(**asked)]
+    )
+    choices = [part.choices[0] for part in parts]
+    made = tiny.generate("h\u00e9", GenerationOptions(12))
+    assert "".join(choice.text for choice in choices) == "h\u00e9" + made.text
+    data = "h\u00e9".encode() + made.data
+    logs = likelihoods(tiny, data)
+    tokens = [token for choice in choices for token in choice.logprobs.tokens]
+    assert tokens == [token_text(byte + 4) for byte in data]
+    told = [value for choice in choices for value in choice.logprobs.token_logprobs]
+    assert told == pytest.approx([logs[place, byte + 4] for place, byte in enumerate(data)], abs=1e-4)
+    tops = [top for choice in choices for top in choice.logprobs.top_logprobs]
+    for place, top in enumerate(tops):
+        best = np.sort(logs[place])[::-1][:3]
+        assert sorted(top.values(), reverse=True)[:3] == pytest.approx(best, abs=1e-4)
+        assert 3 <= len(top) <= 4
+        assert tokens[place] in top
+
+
+def test_scoring_alone(client, tiny: BltModel) -> None:
+    text = b"It was the best of times"
+    answer = client.completions.create(
+        model="tiny",
+        prompt=text.decode(),
+        max_tokens=0,
+        echo=True,
+        logprobs=0,
+        extra_body={"blt_details": True},
+    )
+    choice = answer.choices[0]
+    assert choice.text == text.decode()
+    bits = -sum(choice.logprobs.token_logprobs) / np.log(2) / len(text)
+    assert bits == pytest.approx(tiny.score(text).bits_per_byte, abs=1e-4)
+    assert answer.usage.completion_tokens == 0
+    assert choice.blt["stats"]["patches"] == len(tiny.patch_lengths(text)) - 1
+
+
+def test_details_tell_patches_entropies_and_figures(server, tiny: BltModel) -> None:
+    asked = {"prompt": PROMPT, "max_tokens": 60, "temperature": 0.8, "seed": 1, "stream": True}
+    lines = server.post({**asked, "blt_details": True}).text.splitlines()
+    chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    plain = server.post({**asked, "stream": False}).json()["choices"][0]["text"]
+    assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == plain
+    prompt, new = chunks[0]["blt"]["prompt"], [byte for chunk in chunks for byte in chunk["blt"]["bytes"]]
+    data = bytes(byte["byte"] for byte in prompt + new)
+    expected = tiny.generate(PROMPT, GenerationOptions(60, temperature=0.8, seed=1))
+    assert data == PROMPT.encode() + expected.data
+    assert [byte["position"] for byte in prompt + new] == list(range(len(data)))
+    assert not any(byte["guessed"] for byte in prompt)
+    entropies = tiny.entropies(data)
+    assert [byte["entropy"] for byte in prompt + new] == pytest.approx(entropies[:-1].tolist(), abs=1e-4)
+    starts = [0, *np.cumsum(tiny.patch_lengths(data)).tolist()]
+    assert [byte["starts_patch"] for byte in prompt + new] == [
+        place + 1 in starts for place in range(len(data))
+    ]
+    stats = chunks[-1]["blt"]["stats"]
+    assert stats["prompt_bytes"] == 16
+    assert stats["new_bytes"] == expected.stats.new_bytes
+    assert stats["patches"] == expected.stats.patches - 1
+    assert 0 < stats["prefill_seconds"] <= stats["first_byte_seconds"]
+    assert set(stats["stage_seconds"]) == {"patcher", "encoder", "latent", "decoder"}
+    assert stats["accepted"] <= stats["drafted"]
+
+
+def test_the_same_with_logprobs_and_details_as_without(client) -> None:
+    asked = {"model": "tiny", "prompt": "aaab" * 80, "max_tokens": 50, "temperature": 0.7, "seed": 11}
+    plain = client.completions.create(**asked).choices[0].text
+    told = client.completions.create(**asked, logprobs=20, extra_body={"blt_details": True}).choices[0]
+    echoed = client.completions.create(**asked, echo=True, logprobs=0).choices[0]
+    assert told.text == plain
+    assert echoed.text == asked["prompt"] + plain
+
+
+def test_errors_as_the_client_knows_them(client) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.completions.create(model="tiny", prompt="a", extra_body={"temprature": 1})
+    assert refused.value.code == "unknown_parameter"
+    assert refused.value.param == "temprature"
+    assert refused.value.type == "invalid_request_error"
+    assert refused.value.request_id.startswith("req-")
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.completions.create(model="gpt-4", prompt="a")
+    assert missing.value.code == "model_not_found"
+
+
+def test_models(client) -> None:
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    model = client.models.retrieve("tiny")
+    assert model.owned_by == "blt-edge"
+    assert model.blt["max_positions"] == 500
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other/model")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code", "words"),
+    [
+        ("GET", "/v1/completions", 405, "method_not_allowed", "allowed is POST"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed", "GET"),
+        ("POST", "/v1/chat/completions", 404, "not_found", "/v1/completions"),
+        ("GET", "/nothing%1b[31m", 404, "not_found", "there is nothing at"),
+    ],
+)
+def test_wrong_paths_and_methods(server, method: str, path: str, status: int, code: str, words: str) -> None:
+    import httpx
+
+    answer = httpx.request(method, server.url + path)
+    assert answer.status_code == status
+    assert answer.json()["error"]["code"] == code
+    assert words in answer.json()["error"]["message"]
+    assert "\x1b" not in answer.text + server.lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "code"),
+    [
+        (b'{"prompt": ', "application/json", "invalid_json"),
+        (b"[" * 200_000, "application/json", "invalid_json"),
+        (b'{"prompt": "\xff"}', "application/json; charset=utf-8", "invalid_json"),
+        (b'"prompt"', "application/json", "invalid_json"),
+        (b'{"prompt": "a"}', "text/plain", "invalid_content_type"),
+        (b"prompt=a", "application/x-www-form-urlencoded", "invalid_content_type"),
+        (b'{"prompt": "a"}', "", "invalid_content_type"),
+        (b'{"prompt": "a", "seed": 1e999}', "application/json", "invalid_value"),
+        (b'{"prompt": "a", "temperature": NaN}', "application/json", "invalid_json"),
+        (b"", "application/json", "invalid_json"),
+    ],
+)
+def test_bodies_that_are_no_request(server, body: bytes, kind: str, code: str) -> None:
+    answer = server.post(content=body, headers={"Content-Type": kind} if kind else {})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["code"] == code
+
+
+def test_every_request_leaves_a_line_and_counts(server) -> None:
+    before = server.metric("blt_edge_generated_bytes_total")
+    answer = server.post({"max_tokens": 7, "temperature": 0})
+    made = answer.json()["usage"]["completion_tokens"]
+    server.wait_until(lambda: server.lines and server.lines[-1].startswith("POST /v1/completions 200 "))
+    assert f" 200 {len(answer.content)} bytes " in server.lines[-1]
+    assert server.metric("blt_edge_generated_bytes_total") == before + made
+    assert "queue;dur=" in answer.headers["server-timing"]
+    text = server.get("/metrics").text
+    assert 'blt_edge_http_requests_total{route="/v1/completions",status="200"}' in text
+    assert "process_resident_memory_bytes" in text or not text.count("process_")
+    assert server.get("/healthz").json() == {"status": "ok"}

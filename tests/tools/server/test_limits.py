@@ -1,0 +1,258 @@
+"""What is too much, too slow or not wanted any more."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import httpx
+import pytest
+from blt_edge.runtime import BltError
+
+LONG = {"prompt": "Once", "max_tokens": 480, "temperature": 0, "draft": "none"}
+
+
+@pytest.fixture
+def behind() -> Iterator[Callable[..., Future[httpx.Response]]]:
+    """`behind(server, document)` posts in a thread."""
+    with ThreadPoolExecutor(8) as pool:
+        yield lambda server, document: pool.submit(server.post, document)
+
+
+def codes(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+def test_a_full_queue_is_429_and_the_rest_is_answered(start, slow, behind) -> None:
+    slow(0.01)
+    server = start(queue=1)
+    running = behind(server, {**LONG, "max_tokens": 60})
+    server.wait_until(lambda: server.service.worker._running is not None)
+    waiting = behind(server, {"temperature": 0})
+    server.wait_until(lambda: server.service.worker.waiting == 1)
+    assert server.metric("blt_edge_queue_length") == 1
+    refused = server.post({})
+    assert codes(refused) == (429, "queue_full")
+    assert 1 <= int(refused.headers["retry-after"]) <= 60
+    assert running.result().status_code == waiting.result().status_code == 200
+
+
+def test_a_turn_that_does_not_come_is_503(start, slow, behind) -> None:
+    slow(0.01)
+    server = start(queue_timeout=0.2)
+    running = behind(server, {**LONG, "max_tokens": 100})
+    server.wait_until(lambda: server.service.worker._running is not None)
+    late = server.post({})
+    assert codes(late) == (503, "queue_timeout")
+    assert "retry-after" in late.headers
+    assert running.result().status_code == 200  # the limit is for waiting only
+
+
+def test_a_request_that_takes_too_long(start, slow) -> None:
+    slow(0.02)
+    server = start(timeout=0.5)
+    late = server.post(LONG)
+    assert codes(late) == (504, "timeout")
+    assert late.headers["x-should-retry"] == "false"
+    streamed = server.post({**LONG, "stream": True})
+    assert streamed.status_code == 200
+    *chunks, last = [line for line in streamed.text.splitlines() if line]
+    assert len(chunks) > 2
+    assert json.loads(last[6:])["error"]["code"] == "timeout"
+    assert "[DONE]" not in streamed.text
+    server.wait_idle()
+    assert server.lines[-1].startswith("POST /v1/completions 504 ")
+    assert server.metric("blt_edge_generated_bytes_total") < 2 * 480
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_ends_its_text(start, slow, stream: bool) -> None:
+    slow(0.01)
+    server = start()
+    with (
+        contextlib.suppress(httpx.ReadTimeout),
+        httpx.stream(
+            "POST", f"{server.url}/v1/completions", json={**LONG, "stream": stream}, timeout=0.4
+        ) as answer,
+    ):
+        next(answer.iter_lines())
+    server.wait_idle()
+    assert server.metric("blt_edge_generated_bytes_total") < 400
+    server.wait_until(lambda: any(" 499 " in line for line in server.lines))
+    assert server.post({}).status_code == 200
+
+
+def test_a_client_that_leaves_the_queue_is_forgotten(start, slow, behind) -> None:
+    slow(0.01)
+    server = start()
+    running = behind(server, {**LONG, "max_tokens": 100})
+    server.wait_until(lambda: server.service.worker._running is not None)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=0.2)
+    server.wait_until(lambda: server.service.worker.waiting == 0)
+    assert running.result().status_code == 200
+    server.wait_idle()
+    assert server.metric("blt_edge_generated_bytes_total") == 100  # nothing of the one that left
+
+
+def test_bodies_that_are_too_long(start) -> None:
+    server = start(max_body=1000)
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(20):
+            yield b"x" * 100
+
+    kind = {"Content-Type": "application/json"}
+    for content in (b"x" * 1001, b"x" * 20_000, endless()):
+        refused = server.post(content=content, headers=kind)
+        assert codes(refused) == (413, "body_too_large")
+    exact = json.dumps({"prompt": "a", "max_tokens": 1, "user": ""}).encode()
+    exact = exact[:-2] + b"x" * (1000 - len(exact)) + exact[-2:]
+    assert server.post(content=exact, headers=kind).status_code == 200
+
+
+def test_a_long_body_that_waits_to_be_asked_for_is_not_asked_for(start) -> None:
+    server = start(max_body=1000)
+    answer = raw(
+        server, b"Content-Type: application/json\r\nContent-Length: 99999\r\nExpect: 100-continue\r\n\r\n"
+    )
+    assert answer.startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_body_that_does_not_come(start) -> None:
+    server = start(timeout=0.3)
+    answer = raw(server, b'Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"prompt": ')
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"code":"timeout"' in answer
+
+
+def raw(server, rest: bytes) -> bytes:
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + rest)
+        answer = b""
+        while piece := connection.recv(65536):
+            answer += piece
+        return answer
+
+
+def test_a_client_that_does_not_read_is_cut_off(start, slow) -> None:
+    server = start(timeout=1.0)
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    body = json.dumps({**LONG, "n": 128, "logprobs": 20, "blt_details": True, "stream": True}).encode()
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(f"POST /v1/completions HTTP/1.1\r\n{head}".encode() + body)
+        server.wait_until(lambda: any(" 504 " in line for line in server.lines))
+    server.wait_idle()
+    assert server.post({}).status_code == 200
+
+
+def test_what_was_accepted_is_finished_and_what_is_new_refused(start, slow, behind) -> None:
+    slow(0.01)
+    server = start(grace=30.0)
+    running = behind(server, {**LONG, "max_tokens": 100})
+    server.wait_until(lambda: server.service.worker._running is not None)
+    waiting = behind(server, {"temperature": 0})
+    server.wait_until(lambda: server.service.worker.waiting == 1)
+    server.service.stop()
+    refused = server.post({})
+    assert codes(refused) == (503, "stopping")
+    assert server.get("/healthz").status_code == 503
+    assert running.result().json()["usage"]["completion_tokens"] == 100
+    assert waiting.result().status_code == 200
+    assert server.ended.wait(30)
+    assert any(line.startswith("stopping:") for line in server.lines)
+
+
+def test_after_the_grace_what_runs_is_cut_off(start, slow, behind) -> None:
+    slow(0.02)
+    server = start(grace=0.2)
+    running = behind(server, LONG)
+    server.wait_until(lambda: server.service.worker._running is not None)
+    streamed = behind(server, {**LONG, "stream": True})
+    server.wait_until(lambda: server.service.worker.waiting == 1)
+    server.service.stop()
+    assert codes(running.result()) == (503, "stopping")
+    assert codes(streamed.result()) == (503, "stopping")
+    assert server.ended.wait(30)
+
+
+def test_a_stream_that_has_begun_is_told_why_it_ends(start, slow, behind) -> None:
+    slow(0.02)
+    server = start(grace=0.2)
+    streamed = behind(server, {**LONG, "stream": True})
+    server.wait_until(lambda: server.service.metrics.first_byte._sum.get() > 0)
+    server.service.stop()
+    lines = [line for line in streamed.result().text.splitlines() if line]
+    assert json.loads(lines[-1][6:])["error"]["code"] == "stopping"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (BltError("the logits are broken"), "model_error", "broken"),
+        (RuntimeError("secret"), "internal_error", "failed"),
+    ],
+)
+def test_a_model_that_fails(start, monkeypatch, error: Exception, code: str, words: str) -> None:
+    server = start()
+
+    def fail(*given: object, **named: object) -> Iterator[None]:
+        raise error
+        yield
+
+    monkeypatch.setattr(type(server.service.model), "stream", fail)
+    for stream in (False, True):
+        answer = server.post({"stream": stream})
+        assert codes(answer) == (500, code)
+        assert words in answer.json()["error"]["message"]
+        assert "secret" not in answer.text
+    assert len(server.errors) == (2 if code == "internal_error" else 0)
+    monkeypatch.undo()
+    assert server.post({}).status_code == 200
+
+
+def test_an_error_in_the_middle_of_a_stream(start, monkeypatch) -> None:
+    server = start()
+    before = type(server.service.model).stream
+
+    def fail(self, *given: object, **named: object) -> Iterator[object]:
+        for count, chunk in enumerate(before(self, *given, **named)):
+            if count == 2:
+                time.sleep(0.2)  # so that the stream has begun
+                raise BltError("the logits are broken")
+            yield chunk
+
+    monkeypatch.setattr(type(server.service.model), "stream", fail)
+    lines = [line for line in server.post({**LONG, "stream": True}).text.splitlines() if line]
+    assert len(lines) >= 2
+    assert json.loads(lines[-1][6:])["error"]["code"] == "model_error"
+
+
+def test_many_at_once_are_all_answered_right(start, tiny, behind) -> None:
+    from blt_edge.runtime import GenerationOptions
+
+    server = start(queue=100)
+    asked = [
+        {"prompt": f"{number}", "max_tokens": 12, "temperature": 1, "seed": number} for number in range(24)
+    ]
+    answers: list[httpx.Response] = [None] * 24  # type: ignore[list-item]
+
+    def ask(number: int) -> None:
+        answers[number] = server.post(asked[number])
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, answer in enumerate(answers):
+        expected = tiny.generate(f"{number}", GenerationOptions(12, temperature=1.0, seed=number))
+        assert answer.json()["choices"][0]["text"] == expected.text

@@ -1,0 +1,169 @@
+"""`blt-edge serve` as a process of its own: its address, its lines, its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("starlette")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+
+MAIN = "from blt_edge.tools.cli import main; main()"
+# The tiny model is fast: slowed down, it can be stopped in the middle.
+SLOW = (
+    "import blt_edge.runtime.generation as g, time; before = g._reason_to_end\n"
+    "g._reason_to_end = lambda *a: (time.sleep(0.01), before(*a))[1]\n" + MAIN
+)
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tiny_model) -> Iterator[Start]:
+    """`start("--queue", 3, code=SLOW, env={...})` -> the process; it is killed when the test ends."""
+    processes = []
+
+    def run(*arguments: object, code: str = MAIN, **env: str) -> subprocess.Popen[str]:
+        asked = ["serve", "-m", tiny_model.bundle, "--port", 0, "--threads", 1, *arguments]
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *map(str, asked)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "BLT_EDGE_API_KEY": "", **env},
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def address(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def ended(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[int, str, str]:
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_the_address_is_all_of_stdout_and_the_example_works(start: Start, tiny_model, tmp_path: Path) -> None:
+    process = start()
+    url = address(process)
+    assert url.startswith("http://127.0.0.1:")
+    assert process.stderr is not None
+    first = [process.stderr.readline() for _ in range(4)]
+    assert first[0].startswith(f"{tiny_model.bundle.name}: 500 positions; engine: portable graphs")
+    example = "".join(first[1:3]).removeprefix("try: ").strip()
+    done = subprocess.run(["sh", "-c", f"{example} -s"], capture_output=True, text=True, check=True)
+    assert '"completion_tokens":' in done.stdout
+    assert "a page is at the same address" in first[3]
+    assert "<!doctype html>" in httpx.get(url).text.lower() or "not installed" in httpx.get(url).text
+    code, out, err = ended(process)
+    assert (code, out) == (0, "")
+    assert err.splitlines()[0].startswith("POST /v1/completions 200 ")
+    assert err.splitlines()[-1] == "stopped"
+
+
+def test_quiet_says_the_address_only(start: Start) -> None:
+    process = start("-q", "--name", "mine")
+    url = address(process)
+    assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "mine"
+    assert ended(process, signal.SIGINT) == (0, "", "")
+
+
+def test_what_runs_is_finished_before_it_ends(start: Start) -> None:
+    process = start("--grace", 30, code=SLOW)
+    asked = {"prompt": "Once", "max_tokens": 60, "temperature": 0, "stream": True, "draft": "none"}
+    with httpx.stream("POST", f"{address(process)}/v1/completions", json=asked, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        assert list(lines)[-2:] == ["data: [DONE]", ""]
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "stopping: what was accepted has 30 s" in err
+
+
+def test_a_second_signal_ends_it_at_once(start: Start) -> None:
+    process = start("--grace", 60, code=SLOW.replace("0.01", "0.2"))
+    asked = {"prompt": "Once", "max_tokens": 480, "stream": True, "draft": "none"}
+    with httpx.stream("POST", f"{address(process)}/v1/completions", json=asked, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+        while not process.stderr.readline().startswith("stopping:"):
+            pass
+        process.send_signal(signal.SIGINT)
+        assert '"code":"stopping"' in [line for line in lines if line][-1]
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_the_key_from_the_environment(start: Start) -> None:
+    process = start(BLT_EDGE_API_KEY="s3cret")
+    url = address(process)
+    assert httpx.get(f"{url}/v1/models").status_code == 401
+    answer = httpx.get(f"{url}/v1/models", headers={"Authorization": "Bearer s3cret"})
+    assert answer.status_code == 200
+    _, _, err = ended(process)
+    assert "s3cret" not in err
+    assert '-H "Authorization: Bearer $BLT_EDGE_API_KEY"' in err
+
+
+@pytest.mark.parametrize(("key", "warned"), [("", True), ("k", False)])
+def test_an_open_door_is_warned_of(start: Start, key: str, warned: bool) -> None:
+    process = start("--host", "0.0.0.0", "-q", BLT_EDGE_API_KEY=key)
+    assert address(process).startswith("http://0.0.0.0:")
+    code, _, err = ended(process)
+    assert code == 0
+    assert ("anybody who reaches 0.0.0.0 may use this server" in err) == warned
+
+
+def test_a_port_that_is_taken(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start("--port", port)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (1, "")
+    assert err == (
+        f"blt-edge: error: can't listen on http://127.0.0.1:{port}: Address already in use; "
+        "choose another --host or --port\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--port", "70000"), "--port: 70000 is not in the range"),
+        (("--queue", "-1"), "--queue: -1 is not in the range"),
+        (("--timeout", "0"), "--timeout: 0.0 is not in the range"),
+        (("--max-body", "plenty"), "--max-body: got 'plenty'; give an amount such as"),
+        (("--api-key", ""), "--api-key is empty or has characters"),
+        (("--api-key", "a b"), "--api-key is empty or has characters"),
+        (("--cors-origin", "example.org"), "--cors-origin: got example.org; give a scheme and a host"),
+        (("--draft-length", "99"), "--draft-length is 99; allowed is"),
+        (("--host", "no such host."), "can't listen on http://no such host.:0"),
+    ],
+)
+def test_wrong_values(cli: Any, tiny_model, flags: tuple[str, ...], line: str) -> None:
+    result = cli("serve", "-m", tiny_model.bundle, "--port", 0, *flags)
+    assert result.exit_code == (1 if "--host" in flags else 2)
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"blt-edge: error: {line}")
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,195 @@
+"""Does a server stay right, and of one size, when much is asked of it at once and for long?
+
+Theory: one text is computed at a time, so requests wait, and those that find the queue full are told to come
+again. A client that leaves must free its place, a malformed request must cost nothing, and memory must not
+depend on how many requests there were. Every answer is compared with what the same model makes here.
+
+First `--concurrent` requests at once: a third as usual, half of them streamed; a third whose client leaves
+midway; a third malformed. Then `--requests` short ones, eight at a time, with the server's resident memory
+after each `--every`. All over loopback. Exits 1 when an answer was wrong.
+
+    python -m blt_edge.tools.bench.serve_load --bundle demo-bundle
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from ...runtime import BltModel
+from ..profiling.readings import Latency
+from .common import machine, print_json
+from .serve_requests import MALFORMED, Case, Outcome, ask, ask_and_leave, ask_malformed, make_cases
+
+__all__ = ["main"]
+
+_AT_A_TIME = 8
+
+
+def main() -> None:
+    """Command-line entry."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--bundle", required=True, type=Path)
+    parser.add_argument("--concurrent", type=int, default=200)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--every", type=int, default=200)
+    parser.add_argument("--new-bytes", type=int, default=48, help="of a request")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    model = BltModel.load(args.bundle, threads=args.threads)
+    started = time.perf_counter()
+    cases = make_cases(model, args.new_bytes)
+    here = len(cases) / (time.perf_counter() - started)
+    print(
+        f"{machine()}; {args.bundle}; {len(cases)} different requests of {args.new_bytes} bytes, "
+        f"{here:.1f} a second in this process"
+    )
+    with _server(args.bundle, args.threads) as url:
+        document = asyncio.run(_measure(url, cases, args))
+    head = {"benchmark": "serve_load", "bundle": str(args.bundle), "in_process_per_second": here}
+    print_json({**head, **document})
+    wrong = sum(document[phase]["wrong"] for phase in ("at_once", "one_after_another"))
+    if wrong or not document["at_once"]["idle_after"]:
+        sys.exit(1)
+
+
+@contextmanager
+def _server(bundle: Path, threads: int) -> Iterator[str]:
+    """A server in a process of its own on a free port; its address. What it has to say shows on stderr."""
+    program = "from blt_edge.tools.cli import main; main()"
+    command = ["serve", "-m", str(bundle), "--port", "0", "-q", "--threads", str(threads)]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *command], stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        url = server.stdout.readline().strip()
+        if not url:
+            raise SystemExit("the server did not start")
+        try:
+            yield url
+        finally:
+            server.terminate()
+    if server.returncode != 0:
+        raise SystemExit(f"the server ended with code {server.returncode}")
+
+
+async def _measure(url: str, cases: list[Case], args: argparse.Namespace) -> dict[str, Any]:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=_AT_A_TIME)
+    async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+        at_once = await _at_once(client, cases, args.concurrent)
+        later = await _one_after_another(client, cases, args.requests, args.every)
+    return {"at_once": at_once, "one_after_another": later}
+
+
+# 1. Everything at once.
+
+
+async def _at_once(client: httpx.AsyncClient, cases: list[Case], count: int) -> dict[str, Any]:
+    kinds = [("usual", "leaves", "malformed")[number % 3] for number in range(count)]
+    started = time.perf_counter()
+    tasks = []
+    for number, kind in enumerate(kinds):
+        case = cases[number % len(cases)]
+        if kind == "usual":
+            tasks.append(ask(client, case, stream=number % 2 == 0))
+        elif kind == "leaves":
+            tasks.append(ask_and_leave(client, case, stream=number % 2 == 0))
+        else:
+            tasks.append(ask_malformed(client, MALFORMED[number % len(MALFORMED)]))
+    outcomes = await asyncio.gather(*tasks)
+    result: dict[str, Any] = {
+        "requests": count,
+        "seconds": time.perf_counter() - started,
+        "idle_after": await _idle(client),
+        **_counted(outcomes),
+        "told_to_come_again": sum(outcome.refused for outcome in outcomes),
+    }
+    for kind in sorted(set(kinds)):
+        of_kind = [outcome for outcome, other in zip(outcomes, kinds, strict=True) if other == kind]
+        result[kind] = {"requests": len(of_kind), "ms": _latency(of_kind)}
+    print(
+        f"{count} at once: {result['right']} right, {result['wrong']} wrong, {result['told_to_come_again']} "
+        f"times told to come again (429), in {result['seconds']:.1f} s; afterwards the server is "
+        f"{'idle' if result['idle_after'] else 'NOT idle'}"
+    )
+    return result
+
+
+def _counted(outcomes: list[Outcome]) -> dict[str, int]:
+    """Right and wrong ones; some of the wrong are shown."""
+    wrong = [outcome for outcome in outcomes if not outcome.right]
+    for outcome in wrong[:10]:
+        print(f"wrong: {outcome.said}")
+    return {"right": len(outcomes) - len(wrong), "wrong": len(wrong)}
+
+
+def _latency(outcomes: list[Outcome]) -> dict[str, float]:
+    return Latency.of([1000 * outcome.seconds for outcome in outcomes]).to_dict() if outcomes else {}
+
+
+async def _idle(client: httpx.AsyncClient) -> bool:
+    """Whether the server, within ten seconds, has nothing left to do but this question."""
+    for _ in range(100):
+        figures = await _figures(client)
+        if figures["blt_edge_queue_length"] == 0 and figures["blt_edge_http_requests_in_flight"] == 1:
+            return True
+        await asyncio.sleep(0.1)
+    return False
+
+
+async def _figures(client: httpx.AsyncClient) -> dict[str, float]:
+    lines = (await client.get("/metrics")).text.splitlines()
+    pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+    return {name: float(value) for name, value in pairs}
+
+
+# 2. Many, for long.
+
+
+async def _one_after_another(
+    client: httpx.AsyncClient, cases: list[Case], count: int, every: int
+) -> dict[str, Any]:
+    outcomes: list[Outcome] = []
+    numbers = iter(range(count))
+    memory: list[float] = []
+    started = time.perf_counter()
+
+    async def work() -> None:
+        for number in numbers:
+            outcomes.append(await ask(client, cases[number % len(cases)], stream=number % 2 == 0))
+            if len(outcomes) % every == 0:
+                figures = await _figures(client)
+                memory.append(figures.get("process_resident_memory_bytes", 0.0) / 1e6)
+                print(f"{len(outcomes):>6} requests: {memory[-1]:.1f} MB resident", flush=True)
+
+    await asyncio.gather(*(work() for _ in range(_AT_A_TIME)))
+    seconds = time.perf_counter() - started
+    counts, latency = _counted(outcomes), _latency(outcomes)
+    growth = memory[-1] - memory[0] if len(memory) > 1 else 0.0
+    print(
+        f"{count} short requests, {_AT_A_TIME} at a time: {counts['right']} right, {counts['wrong']} wrong, "
+        f"{count / seconds:.1f} a second, p50 {latency['p50']:.0f} ms, p99 {latency['p99']:.0f} ms; "
+        f"memory grew by {growth:.1f} MB from the first {every} to the last"
+    )
+    return {
+        "requests": count,
+        "seconds": seconds,
+        "requests_per_second": count / seconds,
+        **counts,
+        "ms": latency,
+        "resident_mb": memory,
+        "growth_mb": growth,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,233 @@
+"""`blt-edge serve`: a model behind an HTTP address. The address goes to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+import socket
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .engine_options import EngineOptions, engine_options
+from .loading import load_model
+from .messages import crash_line, error_line, foreseen_line, printable
+from .options import MemorySize, draft_options, model_option, verb
+from .session import Session
+
+if TYPE_CHECKING:
+    from ...runtime import BltModel
+    from ..server.settings import ServerSettings
+
+__all__ = ["command"]
+
+_SECONDS = click.FloatRange(min=0, min_open=True, max=86_400)
+
+
+@verb("serve")
+@model_option
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Listen here; the default is reached from this machine only, 0.0.0.0 from everywhere.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    metavar="N",
+    help="Listen on this port; 0 takes a free one.",
+)
+@click.option(
+    "--name",
+    metavar="NAME",
+    show_default="the bundle directory's name",
+    help="The model's id in the API.",
+)
+@click.option(
+    "--api-key",
+    metavar="KEY",
+    envvar="BLT_EDGE_API_KEY",
+    show_envvar=True,
+    show_default="no key",
+    help="Ask for this key on /v1 and /metrics. Give it in the environment: others see a command line.",
+)
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    show_default="none",
+    help="Let web pages of this origin (https://example.org) use the API; * lets all. Can be given often.",
+)
+@click.option(
+    "--allow-host",
+    "allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    show_default="none",
+    help="On a loopback address, answer to this host name, too: a proxy's. Can be given often.",
+)
+@click.option(
+    "--queue",
+    type=click.IntRange(0, 100_000),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Requests that may wait while one runs; more are answered 429.",
+)
+@click.option(
+    "--timeout",
+    type=_SECONDS,
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For a whole request, from its first byte to its last.",
+)
+@click.option(
+    "--queue-timeout",
+    type=_SECONDS,
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For its wait in the queue.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0, 86_400),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="For what was accepted, after SIGTERM or Ctrl-C; then it is cut off.",
+)
+@click.option(
+    "--max-body",
+    type=MemorySize(),
+    default="1MB",
+    show_default=True,
+    metavar="SIZE",
+    help="Of a request; longer ones are answered 413.",
+)
+@draft_options
+@engine_options
+def command(
+    session: Session,
+    model: Path,
+    engine: EngineOptions,
+    **asked: Any,
+) -> None:
+    """Answer HTTP completions, and show a page.
+
+    POST /v1/completions as OpenAI's clients send it, bytes in the place of tokens; GET /v1/models, /healthz
+    and /metrics; a page at /. One text is generated at a time, others wait. stdout gets the address,
+    stderr a line for each request. --draft and --draft-length are for requests that name none.
+    """
+    settings = _settings(model, asked)
+    bound = _bind(settings)
+    try:
+        loaded = load_model(session, model, engine)
+        _serve(session, loaded, settings, bound)
+    finally:
+        bound.close()
+
+
+# 1. What was asked for.
+
+
+def _settings(bundle: Path, asked: dict[str, Any]) -> ServerSettings:
+    from ...runtime import GenerationOptions
+    from ..server.settings import ServerSettings
+
+    GenerationOptions(
+        draft=asked["draft"], draft_length=asked["draft_length"]
+    )  # raises what is wrong with them
+    key = asked["api_key"]
+    if key is not None and not re.fullmatch(r"[!-~]+", key):
+        raise click.UsageError(
+            "--api-key is empty or has characters that headers don't carry; give letters and digits"
+        )
+    for origin in asked["cors_origins"]:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s?#@]+", origin):
+            shown = printable(origin)
+            raise click.UsageError(
+                f"--cors-origin: got {shown}; give a scheme and a host such as https://example.org"
+            )
+    name = asked.pop("name") or bundle.resolve().name
+    return ServerSettings(name=name, **asked)
+
+
+def _bind(settings: ServerSettings) -> socket.socket:
+    from ..server.run import bind, url
+
+    try:
+        return bind(settings.host, settings.port)
+    except OSError as error:
+        address = printable(url(settings.host, settings.port))
+        raise click.ClickException(
+            f"can't listen on {address}: {error.strerror}; choose another --host or --port"
+        ) from None
+
+
+# 2. Running.
+
+
+def _serve(session: Session, model: BltModel, settings: ServerSettings, bound: socket.socket) -> None:
+    from dataclasses import replace
+
+    from ..server.run import run_server, url
+    from ..server.service import Service
+
+    host, port = bound.getsockname()[:2]
+    settings = replace(settings, host=host, port=port, allowed_hosts=(*settings.allowed_hosts, settings.host))
+    address = url(host, port)
+
+    def report(error: Exception) -> None:
+        if session.verbose:
+            traceback.print_exception(error)
+        error_line(foreseen_line(error) or crash_line(error, session.verbose))
+
+    def started() -> None:
+        if sys.stdout is not None:
+            sys.stdout.write(address + "\n")
+            sys.stdout.flush()
+        _introduce(session, model, settings)
+
+    service = Service(model, settings, report)
+    run_server(service, bound, say=session.say, log=session.say, started=started)
+    session.say("stopped")
+
+
+def _introduce(session: Session, model: BltModel, settings: ServerSettings) -> None:
+    from ..server.settings import is_loopback
+
+    positions = model.manifest.model.max_positions
+    session.say(f"{printable(settings.name)}: {positions} positions; engine: {printable(str(model.engine))}")
+    for line in _example(settings):
+        session.say(line)
+    session.say("a page is at the same address; Ctrl-C ends it")
+    if not is_loopback(settings.host) and settings.api_key is None:
+        session.note(
+            f"blt-edge: warning: anybody who reaches {settings.host} may use this server; "
+            "set BLT_EDGE_API_KEY, or leave --host at 127.0.0.1"
+        )
+
+
+def _example(settings: ServerSettings) -> list[str]:
+    from ..server.run import url
+
+    host = settings.host
+    if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
+        host = "::1" if ":" in host else "127.0.0.1"
+    body = json.dumps({"prompt": "Once upon a time", "max_tokens": 64, "temperature": 0.7})
+    key = ' -H "Authorization: Bearer $BLT_EDGE_API_KEY"' if settings.api_key is not None else ""
+    return [
+        f"try: curl {url(host, settings.port)}/v1/completions{key} \\",
+        f"       -H 'Content-Type: application/json' -d '{body}'",
+    ]

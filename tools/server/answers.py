@@ -1,0 +1,219 @@
+"""Pieces of text as OpenAI's completion objects, whole or as server-sent events; usage counts bytes."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ...runtime import ByteDetail, GenerationStats
+from ...runtime.utf8 import Utf8Stream
+from ...runtime.vocabulary import BYTE_OFFSET, EOS
+from .generating import Piece
+from .requests import CompletionRequest
+
+__all__ = ["DONE", "Answer", "event", "token_text"]
+
+_REASONS = {"eos": "stop", "stop": "stop", "length": "length", "context": "length"}
+_SPECIAL = {0: "<0>", 1: "<bos>", EOS: "<eos>", 3: "<3>"}
+DONE = b"data: [DONE]\n\n"
+"""The last event of a stream that came to its end."""
+
+
+def event(document: Any) -> bytes:
+    """A server-sent event. Raises ValueError for what JSON has no word for."""
+    return b"data: " + json.dumps(document, allow_nan=False, separators=(",", ":")).encode("ascii") + b"\n\n"
+
+
+def token_text(number: int) -> str:
+    r"""A vocabulary id as OpenAI writes tokens: ASCII as it is, another byte as bytes:\xNN, <eos>."""
+    if number < BYTE_OFFSET:
+        return _SPECIAL[number]
+    byte = number - BYTE_OFFSET
+    return chr(byte) if byte < 0x80 else f"bytes:\\x{byte:02x}"
+
+
+class Answer:
+    """One request's answer while it is made."""
+
+    def __init__(self, request: CompletionRequest, model: str) -> None:
+        """model: its id."""
+        self._request = request
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+        self._choices: dict[int, _Choice] = {}
+        self._prompts = [prompt for prompt, _ in request.choices]
+        self._new_bytes = 0
+
+    def add(self, piece: Piece) -> dict[str, Any]:
+        """Take the next piece in; returns its chunk of a stream."""
+        choice = self._choices.get(piece.choice)
+        if choice is None:
+            choice = self._choices[piece.choice] = _Choice(self._request, self._prompts[piece.choice])
+        said = choice.add(piece)
+        stats = piece.chunk.stats
+        self._new_bytes += stats.new_bytes if stats is not None else 0
+        told = said.pop("blt", None)
+        document = {**self._head, "choices": [{"index": piece.choice, **said}]}
+        if self._request.include_usage:
+            document["usage"] = None
+        if told is not None:
+            document["blt"] = told
+        return document
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Bytes: each prompt once, and all that was generated, that of stop strings included."""
+        read, made = sum(map(len, self._request.prompts)), self._new_bytes
+        return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+
+    @property
+    def usage_chunk(self) -> dict[str, Any]:
+        """The stream's chunk that has no choice, only the counts."""
+        return {**self._head, "choices": [], "usage": self.usage}
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The whole answer, of every piece that was taken in."""
+        choices = [{"index": index, **choice.whole} for index, choice in sorted(self._choices.items())]
+        return {**self._head, "choices": choices, "usage": self.usage}
+
+
+class _Choice:
+    """One choice: what was said of it so far."""
+
+    def __init__(self, request: CompletionRequest, prompt: bytes) -> None:
+        self._request, self._prompt = request, prompt
+        self._said: list[dict[str, Any]] = []
+        self._offsets = _Offsets()
+
+    def add(self, piece: Piece) -> dict[str, Any]:
+        """The piece's text, logprobs, finish_reason, and blt where asked."""
+        request, chunk, first = self._request, piece.chunk, not self._said
+        text, details = chunk.text, chunk.details
+        logprobs = None
+        if request.options.logprobs is not None:
+            logprobs = _no_logprobs()
+            if first and request.echo and piece.prompt is not None:
+                _add_logprobs(logprobs, piece.prompt, self._offsets)
+                self._offsets.end()
+            _add_logprobs(logprobs, details, self._offsets)
+        if first and request.echo:
+            text = self._prompt.decode("utf-8", "replace") + text
+        reason = None if chunk.finish_reason is None else _REASONS.get(chunk.finish_reason, "stop")
+        said: dict[str, Any] = {"text": text, "logprobs": logprobs, "finish_reason": reason}
+        if request.blt_details:
+            said["blt"] = _blt(details, piece.prompt, chunk.stats, chunk.finish_reason)
+        self._said.append(said)
+        return dict(said)
+
+    @property
+    def whole(self) -> dict[str, Any]:
+        """All of it as one."""
+        said = self._said
+        whole: dict[str, Any] = {
+            "text": "".join(one["text"] for one in said),
+            "logprobs": None,
+            "finish_reason": said[-1]["finish_reason"],
+        }
+        if self._request.options.logprobs is not None:
+            whole["logprobs"] = _merged(one["logprobs"] for one in said)
+        if self._request.blt_details:
+            whole["blt"] = {
+                **said[0]["blt"],
+                **said[-1]["blt"],
+                "bytes": [byte for one in said for byte in one["blt"]["bytes"]],
+            }
+        return whole
+
+
+# 1. Logprobs, in the format of OpenAI's completions.
+
+
+class _Offsets:
+    """Which character of the text each byte is in; all bytes of one have its offset."""
+
+    def __init__(self) -> None:
+        self._utf8, self._characters = Utf8Stream(), 0
+
+    def next(self, byte: int) -> int:
+        """The offset of the next byte's character, a U+FFFD for what is none."""
+        self._characters += len(self._utf8.push(bytes([byte])))
+        return self._characters if self._utf8.pending else self._characters - 1
+
+    def end(self) -> None:
+        """What follows begins a new character."""
+        self._characters += len(self._utf8.flush())
+
+
+def _no_logprobs() -> dict[str, list[Any]]:
+    return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+
+
+def _add_logprobs(logprobs: dict[str, list[Any]], details: Iterable[ByteDetail], offsets: _Offsets) -> None:
+    for detail in details:
+        assert detail.logprob is not None
+        token = token_text(detail.byte + BYTE_OFFSET)
+        top = {token_text(number): round(logprob, 6) for number, logprob in detail.top}
+        logprobs["tokens"].append(token)
+        logprobs["token_logprobs"].append(round(detail.logprob, 6))
+        logprobs["top_logprobs"].append({**top, token: round(detail.logprob, 6)})
+        logprobs["text_offset"].append(offsets.next(detail.byte))
+
+
+def _merged(parts: Iterable[dict[str, list[Any]]]) -> dict[str, list[Any]]:
+    whole = _no_logprobs()
+    for part in parts:
+        for name, values in part.items():
+            whole[name] += values
+    return whole
+
+
+# 2. What only this server tells.
+
+
+def _blt(
+    details: Sequence[ByteDetail],
+    prompt: Sequence[ByteDetail] | None,
+    stats: GenerationStats | None,
+    reason: str | None,
+) -> dict[str, Any]:
+    told: dict[str, Any] = {"bytes": [_byte(detail) for detail in details]}
+    if prompt is not None:
+        told["prompt"] = [_byte(detail) for detail in prompt]
+    if stats is not None:
+        told["stats"] = _figures(stats)
+        told["finish_reason"] = reason  # the runtime's, which tells eos from stop and context from length
+    return told
+
+
+def _byte(detail: ByteDetail) -> dict[str, Any]:
+    return {
+        "byte": detail.byte,
+        "position": detail.position,
+        "starts_patch": detail.starts_patch,
+        "entropy": None if detail.entropy is None else round(detail.entropy, 6),
+        "guessed": detail.guessed,
+    }
+
+
+def _figures(stats: GenerationStats) -> dict[str, Any]:
+    return {
+        "prompt_bytes": stats.prompt_bytes,
+        "new_bytes": stats.new_bytes,
+        "patches": max(0, stats.patches - 1),  # without the one that BOS is alone in
+        "prefill_seconds": stats.prefill_seconds,
+        "first_byte_seconds": stats.first_byte_seconds,
+        "decode_seconds": stats.decode_seconds,
+        "bytes_per_second": stats.bytes_per_second,
+        "stage_seconds": stats.stage_seconds,
+        "drafted": stats.drafted,
+        "accepted": stats.accepted,
+        "rounds": stats.rounds,
+    }

@@ -1,0 +1,150 @@
+"""The routes, and what lies around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ...runtime.checks import shown
+from .access import Access
+from .completions import Completions
+from .errors import ApiError
+from .guard import HostGuard, KeyGuard
+from .metrics import CONTENT_TYPE
+from .page_files import page_files, page_routes
+from .service import Service
+
+__all__ = ["create_app"]
+
+_MODEL = "/v1/models/"
+_PATHS = ("/v1/completions", "/v1/models", "/healthz", "/metrics")
+
+
+def create_app(service: Service, say: Callable[[str], None]) -> ASGIApp:
+    """The application. say: gets a line for each request."""
+    settings, page = service.settings, page_files()
+    around = [Middleware(_Refusals), Middleware(HostGuard, settings=settings)]
+    if settings.cors_origins:
+        around.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["*"],
+                expose_headers=["x-request-id"],
+            )
+        )
+        around.append(Middleware(_Refusals))  # so that a page may read them
+    if settings.api_key is not None:
+        open_paths = frozenset({*page, "/healthz"})
+        around.append(Middleware(KeyGuard, key=settings.api_key, open_paths=open_paths))
+    app = Starlette(
+        routes=[*_routes(service), *page_routes(page)],
+        middleware=around,
+        exception_handlers={ApiError: _refusal, HTTPException: _http_refusal, Exception: _failure},
+    )
+    app.router.redirect_slashes = False
+
+    def route(path: str) -> str:
+        if path in _PATHS or path in page:
+            return path
+        return _MODEL + "{id}" if path.startswith(_MODEL) else "other"
+
+    return Access(app, service.metrics, say, service.report, route)
+
+
+def _routes(service: Service) -> list[Route]:
+    model = _model_document(service)
+
+    async def models(request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def one_model(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != model["id"]:
+            message = f"there is no model {shown(name)}; this server has {model['id']!r}"
+            raise ApiError(404, message, param="model", code="model_not_found")
+        return JSONResponse(model)
+
+    async def health(request: Request) -> Response:
+        if service.stopping:
+            return JSONResponse({"status": "stopping"}, 503)
+        return JSONResponse({"status": "ok"})
+
+    async def metrics(request: Request) -> Response:
+        return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    return [
+        Route("/v1/completions", Completions(service), methods=["POST"]),
+        Route("/v1/models", models, methods=["GET"]),
+        Route(_MODEL + "{name:path}", one_model, methods=["GET"]),
+        Route("/healthz", health, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
+    ]
+
+
+def _model_document(service: Service) -> dict[str, object]:
+    manifest = service.model.manifest
+    rule = manifest.patching
+    simple = rule.mode == "entropy" and not rule.monotonic and rule.threshold_add is None
+    return {
+        "id": service.facts.name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "blt-edge",
+        "blt": {
+            "source": manifest.source.name,
+            "max_positions": manifest.model.max_positions,
+            "patching": rule.mode,
+            "threshold": rule.threshold if simple else None,
+        },
+    }
+
+
+# Refusals.
+
+
+class _Refusals:
+    """Answers the ApiError of a guard, which lies outside of the routes' exception handlers."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on."""
+        try:
+            await self._app(scope, receive, send)
+        except ApiError as error:
+            await _refused(error)(scope, receive, send)
+
+
+def _refused(error: ApiError) -> Response:
+    return JSONResponse(error.document, error.status, error.headers)
+
+
+async def _refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _refused(error)
+
+
+async def _http_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    method, path = request.method, shown(request.url.path)
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        message, code = f"{method} {path} is not allowed; allowed is {allowed}", "method_not_allowed"
+    else:
+        message, code = f"there is nothing at {path}; there are {', '.join(_PATHS)}", "not_found"
+    return _refused(ApiError(error.status_code, message, code=code, headers=error.headers))
+
+
+async def _failure(request: Request, error: Exception) -> Response:
+    return _refused(ApiError(500, "the server failed", kind="server_error", code="internal_error"))

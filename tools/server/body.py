@@ -1,0 +1,93 @@
+"""A request's body: read within a limit, and JSON without surprises. What it means is not known here."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+import anyio
+from starlette.requests import ClientDisconnect, Request
+
+from ...runtime.checks import shown
+from .errors import ApiError, ClientGoneError, invalid
+
+__all__ = ["parse_json", "read_json"]
+
+# A client that hears of a refusal only after it has sent everything gets it more surely than one whose
+# connection breaks: so much, in bodies and in seconds, is read and thrown away.
+_PATIENCE_BODIES = 4
+_PATIENCE_SECONDS = 2.0
+
+
+async def read_json(request: Request, most: int) -> dict[str, Any]:
+    """The body's JSON object, of at most `most` bytes. Raises ApiError, ClientGoneError."""
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "application/json":
+        got = shown(kind) if kind else "missing"
+        raise invalid(f"the content type is {got}; allowed is application/json", code="invalid_content_type")
+    try:
+        document = parse_json(await _read(request, most))
+    except ClientDisconnect:
+        raise ClientGoneError from None
+    if not isinstance(document, dict):
+        raise invalid(f"the body is {shown(document)}; allowed is a JSON object", code="invalid_json")
+    return document
+
+
+async def _read(request: Request, most: int) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:18]) > most and "expect" in request.headers:
+        raise _too_large(most)  # it waits to be told to send anything
+    body, size = bytearray(), 0
+    with anyio.CancelScope() as scope:
+        async for piece in request.stream():
+            size += len(piece)
+            if size <= most:
+                body += piece
+                continue
+            body.clear()
+            scope.deadline = min(scope.deadline, anyio.current_time() + _PATIENCE_SECONDS)
+            if size > _PATIENCE_BODIES * most:
+                break
+    if size > most:
+        raise _too_large(most)
+    return bytes(body)
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(
+        413,
+        f"the body is longer than {most} bytes; send less, or raise the server's --max-body",
+        code="body_too_large",
+        headers={"Connection": "close"},
+    )
+
+
+def parse_json(body: bytes) -> Any:
+    """Strict JSON in UTF-8: no NaN, no key twice, no depth or number that Python refuses. Raises ApiError."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise invalid(f"the body is not UTF-8 at byte {error.start}", code="invalid_json") from None
+    try:
+        return json.loads(text, parse_constant=_no_number, object_pairs_hook=_unique)
+    except RecursionError:
+        raise invalid("the body's JSON is nested too deep", code="invalid_json") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise invalid(f"the body is no JSON: {error.msg} at {place}", code="invalid_json") from None
+    except ValueError:  # more digits than Python turns into a number
+        raise invalid("the body has a number of too many digits", code="invalid_json") from None
+
+
+def _no_number(word: str) -> NoReturn:
+    raise invalid(f"the body has {word}, which JSON has no number for", code="invalid_json")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise invalid(f"the body has {shown(twice)} twice", param=twice, code="invalid_json")
+    return found

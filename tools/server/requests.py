@@ -1,0 +1,313 @@
+"""What a completion request may say: OpenAI's parameters and ours, each checked or refused by name.
+
+The rules of a value are those of `GenerationOptions`; only the names and defaults are OpenAI's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ...runtime import GenerationOptions, OptionError
+from ...runtime.checks import checked_flag, checked_int, shown
+from .errors import ApiError, invalid
+
+__all__ = ["DEFAULT_MAX_TOKENS", "MOST_CHOICES", "CompletionRequest", "ModelFacts", "parse_completion"]
+
+DEFAULT_MAX_TOKENS = 256
+"""Bytes, as `blt-edge generate` makes by default; OpenAI's 16 tokens would be 16 bytes."""
+MOST_CHOICES = 128
+"""Choices of a request: prompts times n."""
+MOST_STOPS = 4
+LARGEST_SEED = 2**63 - 1
+
+_SAMPLING = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+    "seed": "seed",
+    "logprobs": "logprobs",
+    "draft": "draft",
+    "draft_length": "draft_length",
+}
+"""Parameters that are a field of `GenerationOptions`."""
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "suffix": ("",),
+    "logit_bias": ({},),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+}
+"""OpenAI's parameters that are not there, and what they may be because it means nothing."""
+
+_ALLOWED = (
+    "model",
+    "prompt",
+    "max_tokens",
+    *_SAMPLING,
+    "n",
+    "stop",
+    "echo",
+    "stream",
+    "stream_options",
+    "user",
+    "blt_details",
+)
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a request is checked against."""
+
+    name: str
+    """The model's id."""
+    max_positions: int
+    """Of prompt and new bytes, and one for BOS."""
+    defaults: GenerationOptions
+    """Of a request that says nothing; drafts come from the server's settings."""
+
+
+@dataclass(frozen=True)
+class CompletionRequest:
+    """A request that can be run."""
+
+    prompts: tuple[bytes, ...]
+    """At least one."""
+    options: GenerationOptions
+    """Of the first choice of each prompt; see `choices`."""
+    n: int = 1
+    """Choices of each prompt."""
+    echo: bool = False
+    """The prompt is part of the text."""
+    score_only: bool = False
+    """max_tokens is 0: nothing is generated, the prompt alone is told of."""
+    stream: bool = False
+    """As server-sent events."""
+    include_usage: bool = False
+    """One more event with the counts."""
+    blt_details: bool = False
+    """Tell of patches, entropies and times."""
+
+    @property
+    def choices(self) -> Iterator[tuple[bytes, GenerationOptions]]:
+        """Prompt and options of every choice, by its index: the n of the first prompt come first. With a
+        seed, choice j of a prompt has seed + j.
+        """
+        for prompt in self.prompts:
+            for number in range(self.n):
+                seed = self.options.seed
+                yield prompt, self.options if seed is None else replace(self.options, seed=seed + number)
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the prompt's bytes are told of, too."""
+        return self.blt_details or (self.echo and self.options.logprobs is not None)
+
+
+def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> CompletionRequest:
+    """Check a request's JSON object. A parameter that is null counts as not given. Raises ApiError."""
+    given = {name: value for name, value in document.items() if value is not None}
+    _check_names(document)
+    _check_model(given.get("model"), facts)
+    _check_neutral(given)
+    prompts = _prompts(given.get("prompt"))
+    for prompt in prompts:
+        _check_length(prompt, facts)
+    n = _whole("n", given.get("n", 1), 1, MOST_CHOICES)
+    if n * len(prompts) > MOST_CHOICES:
+        raise invalid(f"{len(prompts)} prompts times n = {n}; allowed are {MOST_CHOICES} choices", "n")
+    _check_best_of(given, n)
+    stream = _flag("stream", given)
+    echo = _flag("echo", given)
+    most = _whole("max_tokens", given.get("max_tokens", DEFAULT_MAX_TOKENS), 0, facts.max_positions)
+    if most == 0 and not echo:
+        raise invalid("max_tokens is 0, which needs echo: there would be no text at all", "max_tokens")
+    blt_details = _flag("blt_details", given)
+    return CompletionRequest(
+        prompts=prompts,
+        options=_options(given, facts.defaults, max(1, most), blt_details),
+        n=n,
+        echo=echo,
+        score_only=most == 0,
+        stream=stream,
+        include_usage=_include_usage(given.get("stream_options"), stream),
+        blt_details=blt_details,
+    )
+
+
+# 1. Names.
+
+
+def _check_names(document: Mapping[str, Any]) -> None:
+    known = {*_ALLOWED, *_NEUTRAL, "best_of"}
+    unknown = [name for name in document if name not in known]
+    if unknown:
+        names = ", ".join(map(shown, unknown[:5]))
+        raise invalid(
+            f"there is no parameter {names}; allowed are {', '.join(_ALLOWED)}",
+            unknown[0],
+            "unknown_parameter",
+        )
+
+
+def _check_model(name: Any, facts: ModelFacts) -> None:
+    if name is not None and name != facts.name:
+        raise ApiError(
+            404,
+            f"there is no model {shown(name)}; this server has {facts.name!r}",
+            param="model",
+            code="model_not_found",
+        )
+
+
+def _check_neutral(given: Mapping[str, Any]) -> None:
+    for name, neutral in _NEUTRAL.items():
+        if name in given and (isinstance(given[name], bool) or given[name] not in neutral):
+            raise _unsupported(name, given[name], f"leave it out, or give {neutral[0]!r}")
+    if not isinstance(given.get("user", ""), str):
+        raise invalid(f"user is {shown(given['user'])}; allowed is a string", "user", "invalid_type")
+
+
+def _check_best_of(given: Mapping[str, Any], n: int) -> None:
+    if "best_of" in given and _whole("best_of", given["best_of"], 1, None) != n:
+        raise _unsupported("best_of", given["best_of"], f"leave it out, or give n, which is {n}")
+
+
+def _unsupported(name: str, value: Any, advice: str) -> ApiError:
+    return invalid(
+        f"{name} is {shown(value)}, which is not supported; {advice}", name, "unsupported_parameter"
+    )
+
+
+# 2. The prompt.
+
+
+def _prompts(prompt: Any) -> tuple[bytes, ...]:
+    if prompt is None:
+        raise invalid('prompt is missing; give a text, or ""', "prompt", "missing_required_parameter")
+    if isinstance(prompt, str):
+        return (_text("prompt", prompt),)
+    if not isinstance(prompt, list):
+        raise _no_prompt(prompt)
+    if not prompt:
+        raise invalid("prompt is an empty list; give at least one text", "prompt")
+    if all(isinstance(one, str) for one in prompt):
+        return tuple(_text("prompt", one) for one in prompt)
+    if all(isinstance(one, list) for one in prompt):
+        return tuple(map(_byte_values, prompt))
+    return (_byte_values(prompt),)
+
+
+def _byte_values(values: list[Any]) -> bytes:
+    """A list of numbers: this model's tokens are bytes."""
+    for place, value in enumerate(values):
+        if type(value) is not int:
+            raise _no_prompt(value)
+        if not 0 <= value <= 255:
+            raise invalid(
+                f"prompt has {shown(value)} at place {place}; a list of numbers is taken as byte values, "
+                "0 to 255: the model has no other tokens, send the text itself",
+                "prompt",
+            )
+    return bytes(values)
+
+
+def _no_prompt(value: Any) -> ApiError:
+    return invalid(
+        f"prompt is or has {shown(value)}; allowed are a string, a list of strings, a list of byte values, "
+        "or a list of such lists",
+        "prompt",
+        "invalid_type",
+    )
+
+
+def _text(name: str, text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = text[error.start].encode("unicode_escape").decode()
+        raise invalid(
+            f"{name} has half a character, {half}, at {error.start}; bytes that are no text go as a list of "
+            "byte values",
+            name,
+        ) from None
+
+
+def _check_length(prompt: bytes, facts: ModelFacts) -> None:
+    most = facts.max_positions - 1
+    if len(prompt) > most:
+        raise invalid(
+            f"prompt has {len(prompt)} bytes, the model reads at most {most}; shorten it",
+            "prompt",
+            "context_length_exceeded",
+        )
+
+
+# 3. Values.
+
+
+def _options(
+    given: Mapping[str, Any], defaults: GenerationOptions, most: int, details: bool
+) -> GenerationOptions:
+    fields: dict[str, Any] = {"max_new_bytes": most, "details": details}
+    for name, field in _SAMPLING.items():
+        if name in given:
+            _check_option(name, field, given[name])
+            fields[field] = given[name]
+    if "seed" in given:
+        _whole("seed", given["seed"], 0, LARGEST_SEED - MOST_CHOICES)
+    fields["stop"] = _stops(given.get("stop", []))
+    return replace(defaults, **fields)
+
+
+def _check_option(name: str, field: str, value: Any) -> None:
+    try:
+        GenerationOptions(**{field: value})
+    except OptionError as error:
+        raise _wrong(name, error, value) from None
+
+
+def _stops(stop: Any) -> tuple[bytes, ...]:
+    stops = [stop] if isinstance(stop, str) else stop
+    if not isinstance(stops, list) or not all(isinstance(one, str) for one in stops):
+        message = f"stop is {shown(stop)}; allowed are a string and a list of strings"
+        raise invalid(message, "stop", "invalid_type")
+    if len(stops) > MOST_STOPS:
+        raise invalid(f"stop has {len(stops)} strings; allowed are {MOST_STOPS}", "stop")
+    found = tuple(_text("stop", one) for one in stops)
+    _check_option("stop", "stop", found)
+    return found
+
+
+def _include_usage(options: Any, stream: bool) -> bool:
+    if options is None:
+        return False
+    if not stream:
+        raise invalid("stream_options is given without stream; leave it out", "stream_options")
+    if not isinstance(options, dict) or not set(options) <= {"include_usage"}:
+        message = f"stream_options is {shown(options)}; allowed is an object with include_usage"
+        raise invalid(message, "stream_options")
+    return _flag("include_usage", options)
+
+
+def _flag(name: str, given: Mapping[str, Any]) -> bool:
+    try:
+        return checked_flag(name, given.get(name, False))
+    except OptionError as error:
+        raise invalid(str(error), name, "invalid_type") from None
+
+
+def _whole(name: str, value: Any, least: int, most: int | None) -> int:
+    try:
+        return checked_int(name, value, least, most)
+    except OptionError as error:
+        raise _wrong(name, error, value) from None
+
+
+def _wrong(name: str, error: OptionError, value: Any) -> ApiError:
+    right = {"draft": str, "stop": tuple}.get(name, (int, float))
+    fits = isinstance(value, right) and not isinstance(value, bool)
+    return invalid(str(error), name, "invalid_value" if fits else "invalid_type")

@@ -1,0 +1,121 @@
+"""A running server: the socket, uvicorn, and an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from .app import create_app
+from .service import Service
+
+__all__ = ["Server", "bind", "run_server", "url"]
+
+_LAST_SECONDS = 3
+"""For connections to take their last bytes."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A TCP socket on the address, not listening yet; port 0 is any free one. Raises OSError."""
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+def url(host: str, port: int) -> str:
+    """The address to call."""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run_server(
+    service: Service,
+    bound: socket.socket,
+    *,
+    say: Callable[[str], None],
+    log: Callable[[str], None],
+    started: Callable[[], None],
+) -> None:
+    """Serve until SIGTERM, SIGINT or `service.stop`, then close the service. say: gets the access lines.
+    log: gets uvicorn's warnings. started: called once it listens.
+    """
+    server = Server(service, say, log, started)
+    try:
+        asyncio.run(server.serve([bound]))
+    finally:
+        service.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but a signal first lets what was accepted run on, and refuses with a status what is new."""
+
+    def __init__(
+        self,
+        service: Service,
+        say: Callable[[str], None],
+        log: Callable[[str], None],
+        started: Callable[[], None],
+    ) -> None:
+        """As `run_server`."""
+        _log_to(log)
+        super().__init__(
+            uvicorn.Config(
+                create_app(service, say),
+                http="h11",
+                ws="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_graceful_shutdown=_LAST_SECONDS,
+            )
+        )
+        self._service, self._say, self._started = service, say, started
+        self._told = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        self._started()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal: stop, and when it comes again, at once."""
+        self._service.stop()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Every tenth of a second: whether to leave."""
+        leave = await super().on_tick(counter)
+        if self._service.stopping and not self._told:
+            self._told = True
+            if not self._service.finished:
+                grace = self._service.settings.grace
+                self._say(f"stopping: what was accepted has {grace:g} s; another Ctrl-C ends it now")
+        return leave or self._service.finished
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End what is left, then the connections."""
+        self._service.cut()
+        await super().shutdown(sockets)
+
+
+def _log_to(log: Callable[[str], None]) -> None:
+    # uvicorn's warnings, of broken HTTP for instance, as lines like the others.
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            log(record.getMessage().strip())
+
+    logger = logging.getLogger("uvicorn.error")
+    logger.handlers, logger.propagate = [Lines(logging.WARNING)], False

@@ -1,0 +1,48 @@
+"""How a server is set up: what `blt-edge serve` was asked for."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+__all__ = ["ServerSettings", "is_loopback"]
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Limits and access. Seconds and bytes are plain numbers."""
+
+    name: str
+    """The model's id in the API."""
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = 8080
+    """0: the system chooses one."""
+    api_key: str | None = None
+    """What /v1 and /metrics ask for; None asks for nothing."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose web pages may use the API; "*" is every one."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names to answer to besides the loopback ones, when the address is a loopback one."""
+    queue: int = 64
+    """Requests that may wait while one runs; more are answered 429."""
+    timeout: float = 600.0
+    """For a whole request, from its first header to its last byte."""
+    queue_timeout: float = 60.0
+    """For the wait until a request begins to run."""
+    grace: float = 10.0
+    """For what was accepted, once the server is told to stop."""
+    max_body: int = 1_000_000
+    """Of a request."""
+    draft: str = "auto"
+    """`GenerationOptions.draft` of requests that name none."""
+    draft_length: int | None = None
+    """`GenerationOptions.draft_length` likewise."""
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches the address; host names other than localhost are not looked up."""
+    try:
+        return ipaddress.ip_address(address.split("%", 1)[0]).is_loopback
+    except ValueError:
+        return address == "localhost" or address.endswith(".localhost")
