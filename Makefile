@@ -48,9 +48,9 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install -q -c constraints.txt -e '.[cpu,export]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[cpu,export,plot,serve]'
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/pip install -q -c constraints.txt -e '.[cpu,export,validate,plot,dev]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[cpu,export,validate,plot,serve,dev]'
 	touch $@ $(VENV)/.installed-demo

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -66,7 +67,7 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def workshop(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory like a fresh checkout after `make demo`, the current one meanwhile."""
-    shutil.copytree(demo_bundle, tmp_path / "demo-bundle", copy_function=os.link)
+    shutil.copytree(demo_bundle, tmp_path / "demo-bundle")
     for folder in ("calibration", "export", "tools"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / "tests" / "data").mkdir(parents=True)
@@ -183,6 +184,8 @@ def elsewhere(command: str) -> bool:
         named = re.findall(r"\[([\w,-]+)\]", command)
         for extra in ",".join(named).split(",") if named else ():
             assert re.search(rf"^{extra} = ", project, re.M), f"{command}: there is no extra {extra}"
+        return True
+    if "--target tensorrt-rtx" in command and find_spec("tensorrt_rtx_bindings") is None:
         return True
     return (
         words[0] in ("optimum-cli", "curl")
