@@ -1,0 +1,340 @@
+"""Chromium without a window, driven over the DevTools protocol's pipe: pages as a person uses them.
+
+Needs the program alone, no driver and no package. `Tab` presses real keys and buttons, and keeps what the
+page logged and asked for.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Browser", "BrowserError", "Tab", "find_chromium"]
+
+_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_SWITCHES = (
+    "--headless=new",
+    "--remote-debugging-pipe",
+    "--no-sandbox",  # needed as root, and there is nothing to protect from a page of our own
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--force-device-scale-factor=1",
+    "--lang=en-US",
+)
+# A launcher gives the pipe's ends the numbers that Chromium looks for, whatever they are here.
+_LAUNCH = "import os, sys; os.dup2({0}, 3); os.dup2({1}, 4); os.execv(sys.argv[1], sys.argv[1:])"
+_TIMEOUT = 15.0
+_KEYS = {
+    "Enter": ("Enter", 13, "\r"),
+    "Tab": ("Tab", 9, ""),
+    "Escape": ("Escape", 27, ""),
+    "ArrowLeft": ("ArrowLeft", 37, ""),
+    "ArrowRight": ("ArrowRight", 39, ""),
+    "Home": ("Home", 36, ""),
+    "End": ("End", 35, ""),
+    " ": ("Space", 32, " "),
+}
+CONTROL, SHIFT = 2, 8
+"""Modifiers of `Tab.press`."""
+_CONTRASTS = """(() => {
+  const canvas = new OffscreenCanvas(1, 1).getContext('2d', {willReadFrequently: true});
+  const rgb = colour => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour;
+    canvas.fillRect(0, 0, 1, 1); return [...canvas.getImageData(0, 0, 1, 1).data]; };
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const behind = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor);
+    if (c[3] === 255) return c; } return [255, 255, 255, 255]; };
+  const rows = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const e = walker.currentNode.parentElement;
+    if (!walker.currentNode.data.trim() || !e.checkVisibility() || e.closest('.unseen, :disabled')) continue;
+    const [a, b] = [light(rgb(getComputedStyle(e).color)), light(behind(e))].sort((x, y) => y - x);
+    rows.push([(a + 0.05) / (b + 0.05), e.className, e.textContent.slice(0, 30)]);
+  }
+  return rows; })()"""
+
+
+class BrowserError(Exception):
+    """Chromium did not do what was asked, or not in time."""
+
+
+def find_chromium() -> str | None:
+    """Path of an installed Chromium or Chrome, or None."""
+    return next((path for name in _NAMES if (path := shutil.which(name))), None)
+
+
+class Browser:
+    """A running Chromium with an empty profile; close it, or use it as a context manager."""
+
+    def __init__(self, program: str) -> None:
+        self._profile = tempfile.mkdtemp(prefix="chromium-")
+        ours_in, theirs_out = os.pipe()
+        theirs_in, ours_out = os.pipe()
+        high = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs_in, theirs_out)]
+        os.close(theirs_in)
+        os.close(theirs_out)
+        launcher = (sys.executable, "-S", "-c", _LAUNCH.format(*high))
+        self._process = subprocess.Popen(
+            [*launcher, program, *_SWITCHES, f"--user-data-dir={self._profile}", "about:blank"],
+            pass_fds=high,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for end in high:
+            os.close(end)
+        self._in, self._out = os.fdopen(ours_in, "rb"), os.fdopen(ours_out, "wb", buffering=0)
+        self._numbers = count(1)
+        self._answers: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {}
+        self._tabs: dict[str, Callable[[str, dict[str, Any]], None]] = {}
+        self._lock = threading.Lock()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the program and remove its profile."""
+        with suppress(BrowserError, OSError):
+            self.call("Browser.close")
+        try:
+            self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._out.close()
+        shutil.rmtree(self._profile, ignore_errors=True)
+
+    def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
+        """Run a command of the DevTools protocol and return its result. Raises BrowserError."""
+        number = next(self._numbers)
+        message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
+        if session is not None:
+            message["sessionId"] = session
+        answer: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._answers[number] = answer
+        with self._lock:
+            self._out.write(json.dumps(message).encode() + b"\0")
+        try:
+            got = answer.get(timeout=_TIMEOUT)
+        except queue.Empty:
+            raise BrowserError(f"{method}: no answer in {_TIMEOUT:.0f} s") from None
+        if got is None:
+            raise BrowserError(f"{method}: the browser has gone")
+        if "error" in got:
+            raise BrowserError(f"{method}: {got['error'].get('message')}")
+        result: dict[str, Any] = got["result"]
+        return result
+
+    def tab(self, width: int = 1200, height: int = 900) -> Tab:
+        """A new tab in a context of its own: no cookies, no storage of others."""
+        context = self.call("Target.createBrowserContext")["browserContextId"]
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        tab = Tab(self, session, context)
+        self._tabs[session] = tab._happened
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            tab.call(f"{domain}.enable")
+        tab.emulate(width, height)
+        return tab
+
+    def _read(self) -> None:
+        rest = b""
+        while piece := os.read(self._in.fileno(), 1 << 16):
+            *messages, rest = (rest + piece).split(b"\0")
+            for raw in messages:
+                message = json.loads(raw)
+                if "id" in message:
+                    self._answers.pop(message["id"]).put(message)
+                elif happened := self._tabs.get(message.get("sessionId", "")):
+                    happened(message["method"], message["params"])
+        for answer in list(self._answers.values()):
+            answer.put(None)
+
+
+class Tab:
+    """One page."""
+
+    def __init__(self, browser: Browser, session: str, context: str) -> None:
+        self._browser = browser
+        self._session = session
+        self._context = context
+        self.complaints: list[str] = []
+        """Errors and warnings of the console, and exceptions that nobody caught."""
+        self.requests: list[str] = []
+        """Addresses that the page asked for."""
+
+    def __enter__(self) -> Tab:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._browser.call("Target.disposeBrowserContext", browserContextId=self._context)
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """A command of the DevTools protocol, for this page."""
+        return self._browser.call(method, self._session, **parameters)
+
+    def emulate(
+        self, width: int, height: int, *, phone: bool = False, dark: bool = False, still: bool = False
+    ) -> None:
+        """Size of the page's window in CSS pixels, and what the reader prefers."""
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=2 if phone else 1,
+            mobile=phone,
+        )
+        self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
+        features = [
+            {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
+            {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"},
+        ]
+        self.call("Emulation.setEmulatedMedia", features=features)
+
+    def allow(self, *permissions: str) -> None:
+        """Grant the page what its browser would ask a person for: clipboardReadWrite, ..."""
+        self._browser.call(
+            "Browser.grantPermissions", browserContextId=self._context, permissions=list(permissions)
+        )
+
+    def open(self, address: str) -> None:
+        """Load a page and wait until it is complete."""
+        self.call("Page.navigate", url=address)
+        self.wait_for(f"location.href === {json.dumps(address)} && document.readyState === 'complete'")
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression (a promise's, when it is one), as JSON carries it."""
+        result = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True, userGesture=True
+        )
+        if "exceptionDetails" in result:
+            details = result["exceptionDetails"]
+            raise BrowserError(details.get("exception", {}).get("description") or details["text"])
+        return result["result"].get("value")
+
+    def wait_for(self, expression: str, timeout: float = _TIMEOUT) -> Any:
+        """Wait until an expression is true, and return its value. Raises BrowserError."""
+        end = time.monotonic() + timeout
+        while True:
+            with suppress(BrowserError):  # while a page is replaced by the next
+                value = self.evaluate(expression)
+                if value:
+                    return value
+            if time.monotonic() > end:
+                raise BrowserError(f"not in {timeout:.0f} s: {expression}")
+            time.sleep(0.02)
+
+    def text(self, selector: str) -> str:
+        """What an element says, as it is drawn."""
+        return str(self.evaluate(f"document.querySelector({json.dumps(selector)}).innerText"))
+
+    def contrasts(self) -> list[tuple[float, str, str]]:
+        """For each visible text: its contrast with what lies behind it (WCAG 2.2: 1 to 21), the classes of
+        its element, and its beginning. Texts of controls that are out of use are left out.
+        """
+        return [(ratio, classes, text) for ratio, classes, text in self.evaluate(_CONTRASTS)]
+
+    def press(self, key: str, modifiers: int = 0) -> None:
+        """Press and release a key of the keyboard."""
+        code, number, text = _KEYS[key] if key in _KEYS else (f"Key{key.upper()}", ord(key.upper()), key)
+        shared = {"key": key, "code": code, "windowsVirtualKeyCode": number, "modifiers": modifiers}
+        typed = {"text": text} if text and not modifiers & CONTROL else {}
+        kind = "keyDown" if typed else "rawKeyDown"
+        self.call("Input.dispatchKeyEvent", type=kind, **shared, **typed)
+        self.call("Input.dispatchKeyEvent", type="keyUp", **shared)
+
+    def type(self, text: str) -> None:
+        """Type text where the keyboard's focus is."""
+        self.call("Input.insertText", text=text)
+
+    def fill(self, selector: str, text: str) -> None:
+        """Put the focus into a field and replace what it says."""
+        self.evaluate(f"(e => {{ e.focus(); e.select(); }})(document.querySelector({json.dumps(selector)}))")
+        if text:
+            self.type(text)
+        else:
+            self.evaluate(f"document.querySelector({json.dumps(selector)}).value = ''")
+
+    def click(self, selector: str, number: int = 0) -> None:
+        """Press the mouse's button on the middle of the element (of those that match, number `number`)."""
+        x, y = self._middle(selector, number)
+        self.move_to(x, y)
+        shared = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        self.call("Input.dispatchMouseEvent", type="mousePressed", **shared)
+        self.call("Input.dispatchMouseEvent", type="mouseReleased", **shared)
+
+    def tap(self, selector: str, number: int = 0) -> None:
+        """Touch the middle of an element with a finger."""
+        x, y = self._middle(selector, number)
+        self.draw()  # what a finger meets is what was drawn last
+        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def hover(self, selector: str, number: int = 0) -> None:
+        """Move the mouse over the middle of an element."""
+        self.move_to(*self._middle(selector, number))
+
+    def move_to(self, x: float, y: float) -> None:
+        """Move the mouse."""
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def draw(self) -> None:
+        """Wait until the page as it is now has been drawn."""
+        self.evaluate(
+            "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
+        )
+
+    def screenshot(self, *, whole_page: bool = False) -> bytes:
+        """A PNG of what is in view, or of the whole page."""
+        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole_page)
+        return base64.b64decode(shot["data"])
+
+    def save_screenshot(self, path: Path, *, whole_page: bool = False) -> None:
+        """Write a PNG file."""
+        path.write_bytes(self.screenshot(whole_page=whole_page))
+
+    def _middle(self, selector: str, number: int) -> tuple[float, float]:
+        # An element that is out of view is brought there first; of one on several lines, the first counts.
+        box = self.evaluate(
+            f"(e => {{ e.scrollIntoView({{block: 'nearest'}}); const b = e.getClientRects()[0];"
+            " return [b.x + b.width / 2, b.y + b.height / 2]; })"
+            f"(document.querySelectorAll({json.dumps(selector)})[{number}])"
+        )
+        return box[0], box[1]
+
+    def _happened(self, event: str, details: dict[str, Any]) -> None:
+        if event == "Network.requestWillBeSent":
+            self.requests.append(details["request"]["url"])
+        elif event == "Runtime.exceptionThrown":
+            found = details["exceptionDetails"]
+            self.complaints.append(found.get("exception", {}).get("description") or found["text"])
+        elif event == "Log.entryAdded" and details["entry"]["level"] in ("error", "warning"):
+            self.complaints.append(f"{details['entry']['text']} {details['entry'].get('url', '')}")
+        elif event == "Runtime.consoleAPICalled" and details["type"] in ("error", "warning", "assert"):
+            said = [str(value.get("value", value.get("description"))) for value in details["args"]]
+            self.complaints.append(" ".join(said))

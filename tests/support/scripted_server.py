@@ -1,0 +1,188 @@
+"""A server that answers completions from a script: the page's API without a model.
+
+Its bytes come as slowly as asked; it is busy, broken or closed to strangers as asked; it keeps what it was
+asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import uvicorn
+from blt_edge.tools.server.page_files import page_files, page_routes
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, StreamingResponse
+from starlette.routing import Route
+
+__all__ = ["Script", "ScriptedServer"]
+
+THRESHOLD = 2.0
+
+
+@dataclass
+class Script:
+    """What the server does next; change it between requests."""
+
+    answer: bytes = b"there was a king"
+    """New bytes, again and again as far as max_tokens goes."""
+    patch_lengths: tuple[int, ...] = (4,)
+    """Of prompt and answer together, again and again."""
+    pause: float = 0.0
+    """Seconds before each new byte."""
+    refusals: list[tuple[int, str, dict[str, str]]] = field(default_factory=list)
+    """Status, message and headers of the next answers, before any completion."""
+    break_after: int | None = None
+    """End the stream in its middle after so many bytes."""
+    fail_after: int | None = None
+    """Send an error as an event after so many bytes."""
+    key: str | None = None
+    """What `Authorization` must bear."""
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    """The bodies of completion requests that were not refused."""
+    sent: int = 0
+    """New bytes of the last answer that were sent."""
+
+
+class ScriptedServer:
+    """The server, in a thread of its own, as a context manager."""
+
+    def __init__(self) -> None:
+        self.script = Script()
+        routes = [
+            *page_routes(page_files()),
+            Route("/v1/models", self._models),
+            Route("/v1/completions", self._completions, methods=["POST"]),
+        ]
+        config = uvicorn.Config(
+            Starlette(routes=routes), "127.0.0.1", 0, log_level="critical", timeout_graceful_shutdown=1
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, daemon=True)
+
+    def __enter__(self) -> ScriptedServer:
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.005)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Let nobody reach it any more."""
+        self._server.should_exit = True
+        self._thread.join(5)
+
+    @property
+    def address(self) -> str:
+        """Where the page is."""
+        port = self._server.servers[0].sockets[0].getsockname()[1]
+        return f"http://127.0.0.1:{port}/"
+
+    async def _models(self, request: Request) -> JSONResponse:
+        if not self._knows(request):
+            return _error(401, "the key is missing or wrong")
+        model = {"id": "scripted", "object": "model", "blt": {"threshold": THRESHOLD}}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def _completions(self, request: Request) -> JSONResponse | StreamingResponse:
+        script = self.script
+        if not self._knows(request):
+            return _error(401, "the key is missing or wrong")
+        if script.refusals:
+            return _error(*script.refusals.pop(0))
+        body = await request.json()
+        script.requests.append(body)
+        script.sent = 0
+        return StreamingResponse(self._events(body, script), media_type="text/event-stream")
+
+    def _knows(self, request: Request) -> bool:
+        return self.script.key in (None, request.headers.get("authorization", "").removeprefix("Bearer "))
+
+    async def _events(self, body: dict[str, Any], script: Script) -> AsyncIterator[bytes]:
+        prompt = body["prompt"].encode()
+        count = body["max_tokens"]
+        data = prompt + (script.answer * (count // len(script.answer) + 1))[:count]
+        details = _details(data, script.patch_lengths, len(prompt))
+        blt: dict[str, Any] = {"prompt": details[: len(prompt)]}
+        for place in range(len(prompt), len(data)):
+            if script.sent == script.break_after:
+                return
+            if script.sent == script.fail_after:
+                yield _event({"error": {"message": "the model failed", "type": "server_error"}})
+                return
+            await asyncio.sleep(script.pause)
+            # The text comes in whole characters, with its last byte.
+            text = _text_ending_at(data, place + 1)
+            yield _event(_chunk(text, None, {**blt, "bytes": [details[place]]}))
+            blt = {}
+            script.sent += 1
+        yield _event(_chunk("", "length", {**blt, "bytes": [], "stats": _stats(prompt, count, details)}))
+        yield _event({"choices": [], "usage": {"completion_tokens": count}})
+        yield b"data: [DONE]\n\n"
+
+
+def _details(data: bytes, lengths: tuple[int, ...], prompt: int) -> list[dict[str, Any]]:
+    details: list[dict[str, Any]] = []
+    turn = 0
+    while len(details) < len(data):
+        for inside in range(lengths[turn % len(lengths)]):
+            place = len(details)
+            if place == len(data):
+                break
+            details.append(
+                {
+                    "byte": data[place],
+                    "position": place,
+                    "starts_patch": inside == 0,
+                    "entropy": THRESHOLD + 0.1 * (1 + place % 9) if inside == 0 else 1.4 / (1 + inside),
+                    "guessed": place > prompt and inside > 1,
+                }
+            )
+        turn += 1
+    return details
+
+
+def _text_ending_at(data: bytes, end: int) -> str:
+    for start in range(end - 1, max(-1, end - 5), -1):
+        if data[start] & 0xC0 != 0x80:
+            try:
+                return data[start:end].decode()
+            except UnicodeDecodeError:
+                return "\ufffd" if data[start] > 0xF4 or data[start] < 0xC2 else ""
+    return ""
+
+
+def _stats(prompt: bytes, count: int, details: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "prompt_bytes": len(prompt),
+        "new_bytes": count,
+        "patches": sum(entry["starts_patch"] for entry in details),
+        "first_byte_seconds": 0.012,
+        "decode_seconds": 0.2,
+        "bytes_per_second": count / 0.2,
+        "stage_seconds": {"patcher": 0.03, "encoder": 0.03, "latent": 0.05, "decoder": 0.06},
+        "drafted": 40,
+        "accepted": 31,
+        "rounds": 10,
+    }
+
+
+def _chunk(text: str, reason: str | None, blt: dict[str, Any]) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "text": text, "finish_reason": reason}], "blt": blt}
+
+
+def _event(document: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(document).encode() + b"\n\n"
+
+
+def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    error = {"message": message, "type": "error", "param": None, "code": None}
+    return JSONResponse({"error": error}, status, headers)
