@@ -263,3 +263,18 @@ def test_a_bundle_of_the_packaged_demo_knows_its_reference(
     monkeypatch.setattr("blt_edge.export.checkpoint._demo_folder", lambda: tmp_path)
     (tmp_path / "config.json").write_text("{}")
     assert "9 files have the right sha256; nothing else was checked" in cli("validate", bundle).stdout
+
+
+def test_json_tells_what_is_planned_and_what_was_written(cli, tiny_model, tmp_path: Path) -> None:
+    planned = cli("export", tiny_model.checkpoint, "--dry-run", "--json", "-", "-q")
+    document = json.loads(planned.stdout)
+    assert document["parts"]["tables"]["precision"] == "fp32"
+    bundle = tmp_path / "bundle"
+    written = cli("export", tiny_model.checkpoint, "-o", bundle, "--no-validate", "--json", "-", "-q")
+    found = json.loads(written.stdout)
+    assert found["bundle"] == str(bundle)
+    assert found["validation"] is None
+    assert found["parts"].keys() == document["parts"].keys()
+    # The plan does not know the graphs' own size.
+    assert 0.9 < document["bytes"] / found["bytes"] < 1.1
+    assert found["parts"]["latent"]["parameters"] == document["parts"]["latent"]["parameters"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,16 @@ def test_export_refuses(
     assert (result.exit_code, result.stdout) == (2, ""), result.stderr
     assert line in result.stderr.splitlines()[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_json_tells_what_was_written(cli, tiny_model, tmp_path: Path) -> None:
+    target = tmp_path / "written.json"
+    result = cli(
+        "quantize", tiny_model.bundle, "-o", tmp_path / "half", "--precision", "fp16", "--json", target, "-q"
+    )
+    document = json.loads(target.read_text())
+    assert result.stdout == f"{tmp_path / 'half'}\n"
+    precisions = {name: part["precision"] for name, part in document["parts"].items()}
+    assert precisions.pop("tables") == "fp32"
+    assert set(precisions.values()) == {"fp16"}
+    assert document["validation"]["passed"] is True

@@ -18,10 +18,12 @@ from .comparison import (
     validate_written,
 )
 from .display import count, print_table, progress_bar, size, status
-from .options import CheckpointSource, OneOf, tolerance_options, verb
+from .documents import write_json
+from .options import STDIN, CheckpointSource, OneOf, json_option, tolerance_options, verb
 from .precision import Integers, integer_options, note_unused
 from .session import Session
 from .several import SeveralFilesCommand
+from .written import tell_written
 
 if TYPE_CHECKING:
     from ...export import ExportPlan
@@ -61,6 +63,7 @@ __all__ = ["command"]
 @click.option("--no-validate", is_flag=True, help="Don't compare the bundle with the checkpoint.")
 @tolerance_options
 @click.option("--dry-run", is_flag=True, help="Print what would be written and needed, and write nothing.")
+@json_option
 def command(
     session: Session,
     source: str,
@@ -72,6 +75,7 @@ def command(
     no_validate: bool,
     rtol: float | None,
     atol: float | None,
+    json_file: Path | None,
     dry_run: bool,
     **integers: Any,
 ) -> None:
@@ -96,8 +100,11 @@ def command(
     note_unused(session, parse_precision(precision, STAGES))
     plan = _plan(session, source, precision, tables, options)
     if dry_run:
-        _show_plan(plan, output, sys.stdout)
-        _show_comparison(plan, source, sys.stdout)
+        if json_file is not None:
+            write_json(json_file, _planned(plan))
+        if json_file != STDIN:
+            _show_plan(plan, output, sys.stdout)
+            _show_comparison(plan, source, sys.stdout)
         return
     assert output is not None
     if not session.quiet and sys.stderr is not None:
@@ -115,11 +122,15 @@ def command(
         )
     written = sum(file.stat().st_size for file in path.iterdir())
     session.say(f"wrote {path}, {size(written)}")
-    if no_validate:
-        session.say("not validated: --no-validate")
-    else:
-        validate_written(path, _yardstick(plan, source), session, rtol, atol)
-    click.echo(path)
+    passed = False
+    try:
+        if no_validate:
+            session.say("not validated: --no-validate")
+        else:
+            validate_written(path, _yardstick(plan, source), session, rtol, atol)
+        passed = True
+    finally:  # a bundle that differs is kept, and its document says so
+        tell_written(path, json_file, passed=passed)
 
 
 def _check_output(output: Path | None, force: bool) -> None:
@@ -151,6 +162,25 @@ def _plan(
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     session.say(f"fetching {source}")
     return plan_export(source, precision=precision, tables=tables, quantization=options)
+
+
+def _planned(plan: ExportPlan) -> dict[str, Any]:
+    parts = {
+        stage: {
+            "precision": plan.precisions[stage],
+            "parameters": plan.parameters[stage],
+            "bytes": bytes_,
+        }
+        for stage, bytes_ in plan.graph_bytes.items()
+    }
+    tables = {"precision": plan.tables, "parameters": plan.parameters["tables"], "bytes": plan.table_bytes}
+    return {
+        "source": plan.name,
+        "layout": plan.layout,
+        "bytes": plan.total_bytes,
+        "parts": {**parts, "tables": tables},
+        "peak_memory_bytes": plan.peak_memory,
+    }
 
 
 def _show_plan(plan: ExportPlan, output: Path | None, file: IO[str]) -> None:

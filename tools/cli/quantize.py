@@ -10,10 +10,11 @@ import click
 
 from .comparison import check_tolerances, original, validate_written
 from .display import print_table, progress_bar, size
-from .options import BundleDirectory, OneOf, tolerance_options, verbosity
+from .options import BundleDirectory, OneOf, json_option, tolerance_options, verbosity
 from .precision import Integers, integer_options, note_unused
 from .session import Session
 from .several import SeveralFilesCommand
+from .written import tell_written
 
 if TYPE_CHECKING:
     from ...runtime.manifest import Manifest
@@ -44,6 +45,7 @@ __all__ = ["command"]
 @click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
 @click.option("--no-validate", is_flag=True, help="Don't compare the new bundle with BUNDLE.")
 @tolerance_options
+@json_option
 @click.pass_obj
 def command(
     session: Session,
@@ -56,6 +58,7 @@ def command(
     no_validate: bool,
     rtol: float | None,
     atol: float | None,
+    json_file: Path | None,
     **integers: Any,
 ) -> None:
     """Write a bundle at lower precision: FP16, INT8, INT4, smaller tables.
@@ -96,11 +99,15 @@ def command(
     if not session.quiet and sys.stderr is not None:
         _show(before, load_manifest(path))
     session.say(f"wrote {path}; blt-edge compare {bundle} {path} --text FILE measures the loss")
-    if no_validate:
-        session.say("not validated: --no-validate")
-    else:
-        validate_written(path, original(bundle, before), session, rtol, atol)
-    click.echo(path)
+    passed = False
+    try:
+        if no_validate:
+            session.say("not validated: --no-validate")
+        else:
+            validate_written(path, original(bundle, before), session, rtol, atol)
+        passed = True
+    finally:  # a bundle that differs is kept, and its document says so
+        tell_written(path, json_file, passed=passed)
 
 
 def _tables(word: str, precision: str, manifest: Manifest) -> str | None:

@@ -1,0 +1,50 @@
+"""What a verb that writes a bundle says of it at the end: the path, or one document."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .documents import write_json
+from .options import STDIN
+
+__all__ = ["tell_written"]
+
+
+def tell_written(bundle: Path, json_file: Path | None, *, passed: bool) -> None:
+    """The path on stdout if it passed its validation, and the document where --json says, alone on stdout.
+
+    Raises OSError.
+    """
+    if json_file is not None:
+        write_json(json_file, _document(bundle))
+    if passed and json_file != STDIN:
+        click.echo(bundle)
+
+
+def _document(bundle: Path) -> dict[str, Any]:
+    from ...runtime.manifest import load_manifest
+
+    manifest = load_manifest(bundle)
+    parts: dict[str, dict[str, Any]] = {
+        stage: {
+            "precision": spec.precision,
+            "parameters": spec.parameters,
+            "bytes": sum(manifest.files[file].bytes for file in (spec.file, spec.data)),
+        }
+        for stage, spec in manifest.stages.items()
+    }
+    parts["tables"] = {
+        "precision": manifest.embedding.precision,
+        "parameters": manifest.model.parameters["tables"],
+        "bytes": manifest.embedding.bytes,
+    }
+    return {
+        "bundle": str(bundle),
+        "source": manifest.source.name,
+        "bytes": sum(record.bytes for record in manifest.files.values()),
+        "parts": parts,
+        "validation": manifest.validation,
+    }
