@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blt_edge.runtime import BltModel
+from blt_edge.runtime.vocabulary import encode
 from blt_edge.tools.bench import peers
 from blt_edge.tools.bench.engine import BenchError, Card, Reading, Round, TokenBudget, need
+from blt_edge.tools.bench.forced import Simulated, read_on
 from blt_edge.tools.bench.llama_shape import LLAMA_1B, LlamaShape
 from blt_edge.tools.bench.random_gguf import q4_0_rows, write_random_llama
 from blt_edge.tools.bench.table import Measured, document, in_units, paired_ratio, render
@@ -172,3 +175,25 @@ def test_a_mistake_is_one_line(
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert message in lines[0]
+
+
+@pytest.mark.parametrize("case", ["none", "decoder:3:0.5", "patcher:3:1.0", "lookup:3:0.0"])
+def test_reading_on_in_a_text(case: str, tiny_model) -> None:
+    simulated = Simulated.parse(case)
+    model = BltModel.load(tiny_model.bundle, threads=1)
+    text = bytes(range(32, 127)) * 3
+    run = read_on(model, encode(text), 101, 60, simulated, seed=1)
+    assert run.prefill > 0
+    assert run.decode > 0
+    # What was read is the text, whatever was guessed.
+    patches = model.patch_lengths(text[:159])
+    assert run.bytes_per_patch == pytest.approx(59 / (len(patches) - len(model.patch_lengths(text[:100]))))
+    if simulated.source != "none":
+        assert run.figures.rounds > 0
+        assert (run.figures.accepted == run.figures.drafted) == (simulated.rate == 1.0)
+
+
+@pytest.mark.parametrize("case", ["nobody:1:1", "decoder", "decoder:x:1"])
+def test_odd_simulations_are_refused(case: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - argparse shows whatever it says
+        Simulated.parse(case)

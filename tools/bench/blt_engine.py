@@ -1,4 +1,8 @@
-"""A blt-edge bundle in a comparison: `BltModel.load`, then `generate`, as a user would."""
+"""A blt-edge bundle in a comparison: `BltModel.load`, then `generate`, as a user would.
+
+Random weights write text with odd patches that nobody could guess: they can read on in the prompt's text
+instead, with guesses that are simulated (`forced`).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,9 @@ from typing import Any
 from ...runtime import BltModel, GenerationOptions
 from ...runtime.errors import BltError
 from ...runtime.manifest import load_manifest
+from ...runtime.vocabulary import encode
 from .engine import BenchError, Card, Reading, Round
+from .forced import Simulated, read_on
 
 __all__ = ["BltEngine", "BltSpec"]
 
@@ -22,11 +28,14 @@ class BltSpec:
     threads: int
     draft: str | None = None
     """Where guesses come from, as in `GenerationOptions.draft`; None leaves the runtime's default."""
+    reads_on: Simulated | None = None
+    """Read on in the text with these guesses; None writes."""
 
     @property
     def name(self) -> str:
-        """The bundle's folder."""
-        return self.bundle.resolve().name
+        """The bundle's folder, and how it reads on."""
+        folder = self.bundle.resolve().name
+        return folder if self.reads_on is None else f"{folder} in the text, drafts {self.reads_on}"
 
     @property
     def memory_bytes(self) -> int:
@@ -55,13 +64,15 @@ class BltEngine:
             name=spec.name,
             parameters=sum(counts.values()),
             disk_bytes=_graph_bytes(spec.bundle),
-            build=f"{precisions}; {self._model.engine}; drafts {spec.draft or 'by default'}",
+            build=f"{precisions}; {self._model.engine}; drafts {spec.reads_on or spec.draft or 'by default'}",
             table_parameters=tables,
             table_bytes=manifest.files[manifest.embedding.file].bytes,
         )
 
     def read(self, task: Round) -> Reading:
         """Greedy. Raises BenchError when the text ends at once."""
+        if self._spec.reads_on is not None:
+            return self._read_on(task, self._spec.reads_on)
         options: dict[str, Any] = {"max_new_bytes": task.new_bytes}
         if self._spec.draft is not None:
             options["draft"] = self._spec.draft
@@ -78,6 +89,11 @@ class BltEngine:
             decode=(stats.new_bytes - 1) / stats.decode_seconds,
             bytes_per_patch=stats.new_bytes / max(1, stats.patches - before),
         )
+
+    def _read_on(self, task: Round, case: Simulated) -> Reading:
+        ids = encode(task.prompt + task.following)
+        run = read_on(self._model, ids, 1 + len(task.prompt), task.new_bytes, case, seed=len(ids))
+        return Reading(run.prefill, run.decode, run.bytes_per_patch)
 
 
 def _graph_bytes(bundle: Path) -> int:

@@ -37,6 +37,8 @@ class Round:
     """The context. A token model takes as many tokens as these bytes stand for, whichever they are."""
     new_bytes: int
     """Bytes to add, greedily."""
+    following: bytes = b""
+    """What comes next in the text, for an engine that reads on in it."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from ..cli.memory import available_memory
 from .blt_engine import BltSpec
 from .common import machine, print_json
 from .engine import BenchError, EngineSpec, Reading, Round, TokenBudget
+from .forced import Simulated
 from .genai import GenaiSpec, build_random
 from .llama_cpp import PACKAGES, LlamaCppSpec, smollm2
 from .llama_shape import LLAMA_1B
@@ -43,6 +44,8 @@ __all__ = ["main"]
 
 _MEMORY_SHARE = 0.8
 _BUSY = 0.5
+# Guesses of a round, at most, behind the last byte.
+_AHEAD = 64
 
 
 def main() -> None:
@@ -60,6 +63,14 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--bundle", action="append", type=Path, required=True, help="blt-edge bundle; repeatable")
     add("--draft", help="where drafts come from, as in GenerationOptions; default: the runtime's own choice")
+    add(
+        "--read-on",
+        action="append",
+        default=[],
+        type=_simulated,
+        metavar="none|SOURCE:LENGTH:RATE",
+        help="bundles also read on in the text, with guesses that are simulated; repeatable",
+    )
     add("--gguf", action="append", default=[], help="GGUF file, smollm2 or random-1b; repeatable")
     add("--llama-cpp", action="append", choices=PACKAGES, help="llama.cpp's package; repeatable (xllamacpp)")
     add("--genai", action="append", default=[], help="onnxruntime-genai folder, or random-1b; repeatable")
@@ -73,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _simulated(text: str) -> Simulated:
+    try:
+        return Simulated.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}; give none or SOURCE:LENGTH:RATE") from None
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -84,7 +102,7 @@ def _compare(args: argparse.Namespace) -> None:
     specs = _specs(args)
     needed = sum(spec.memory_bytes for spec in specs)  # looks into every model: mistakes show before work
     load = os.getloadavg()[0]
-    bundles = [spec.name for spec in specs[: len(args.bundle)]]
+    bundles = [spec.name for spec in specs[: len(args.bundle) * (1 + len(args.read_on))]]
     tasks = _rounds(args.text, args.context, args.new_bytes, args.rounds)
     print(
         f"{machine()}; {args.threads} threads; {args.rounds} rounds; {args.context} bytes of context, "
@@ -117,7 +135,11 @@ def _specs(args: argparse.Namespace) -> list[EngineSpec]:
     budget = TokenBudget(args.threads, args.bytes_per_token, positions)
     workdir = args.workdir or Path(tempfile.gettempdir(), "blt-edge-bench")
     workdir.mkdir(parents=True, exist_ok=True)
-    specs: list[EngineSpec] = [BltSpec(bundle, args.threads, args.draft) for bundle in args.bundle]
+    specs: list[EngineSpec] = [
+        BltSpec(bundle, args.threads, args.draft, reads_on)
+        for bundle in args.bundle
+        for reads_on in (None, *args.read_on)
+    ]
     for choice in args.gguf:
         gguf = _gguf(choice, workdir)
         specs += [LlamaCppSpec(gguf, budget, package) for package in args.llama_cpp or PACKAGES[:1]]
@@ -167,12 +189,16 @@ def _rounds(text: Path | None, context: int, new_bytes: int, count: int) -> list
             data = text.read_bytes()
         except OSError as error:
             raise BenchError(f"--text: {text}: {error.strerror}") from None
-    step = (len(data) - context) // (count + 1)
+    step = (len(data) - context - new_bytes - _AHEAD) // (count + 1)
     if step < 1:
         raise BenchError(
-            f"--text: {len(data)} bytes are too few for {count} rounds of {context} bytes of context"
+            f"--text: {len(data)} bytes are too few for {count} rounds of {context} bytes of context and "
+            f"{new_bytes} new"
         )
-    return [Round(data[number * step :][:context], new_bytes) for number in range(count + 1)]
+    return [
+        Round(data[start:][:context], new_bytes, data[start + context :][: new_bytes + _AHEAD])
+        for start in range(0, (count + 1) * step, step)
+    ]
 
 
 def _measure(specs: Sequence[EngineSpec], tasks: Sequence[Round], needed: int) -> list[Measured]:

@@ -17,19 +17,14 @@ from __future__ import annotations
 
 import argparse
 import json.decoder
-import time
 from importlib import resources
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from ...runtime import BltModel, GenerationOptions, GenerationStats
-from ...runtime.sampling import Sampler
-from ...runtime.speculation import DraftFigures, Speculator
+from ...runtime.speculation import DraftFigures
 from ...runtime.vocabulary import encode
 from .common import Spread, machine, print_json
+from .forced import Simulated, read_on
 
 __all__ = ["main"]
 
@@ -163,108 +158,42 @@ def _told(total: DraftFigures) -> str:
 # 2. Simulated guesses.
 
 
-def _simulated(value: str) -> tuple[str, int, float]:
-    source, length, rate = value.split(":")
-    if source not in ("decoder", "patcher", "lookup"):
-        raise argparse.ArgumentTypeError(f"got source {source}, there are decoder, patcher and lookup")
-    return source, int(length), float(rate)
-
-
-class _Forced(Sampler):
-    """Chooses and guesses as the model's logits ask, at that cost, and returns what a text says."""
-
-    def __init__(self, text: npt.NDArray[np.int64], rate: float, seed: int) -> None:
-        super().__init__(GenerationOptions(draft="none"))
-        self._text, self._rate = text.tolist(), rate
-        self._random = np.random.default_rng(seed)
-        self.place = 0
-
-    def __call__(self, logits: npt.NDArray[np.float32], ids: Any) -> int:
-        super().guess(logits, ids, 0)
-        self.place += 1
-        return int(self._text[self.place - 1])
-
-    def guess(self, logits: npt.NDArray[np.float32], ids: Any, ahead: int) -> int:
-        super().guess(logits, ids, ahead)
-        return self.likely(ahead)
-
-    def likely(self, ahead: int) -> int:
-        """The id after `ahead` more, or with the rest of the probability another one."""
-        truth = int(self._text[self.place + ahead])
-        return truth if self._random.random() < self._rate else 4 + (truth - 3) % 256
-
-
-class _SimulatedIndex:
-    """Stands for the lookup: a match everywhere."""
-
-    def __init__(self, sampler: _Forced) -> None:
-        self._sampler = sampler
-
-    def extend(self, ids: list[int]) -> None:
-        """Nothing to remember."""
-
-    def find(self) -> Any:
-        """A match of full length."""
-        from ...runtime.drafting import LookupIndex, Match
-
-        return Match(0, LookupIndex.LONGEST)
-
-    def guesses(self, match: Any, count: int) -> list[int]:
-        """As likely right as asked."""
-        return [self._sampler.likely(index) for index in range(count)]
+def _simulated(value: str) -> Simulated:
+    try:
+        return Simulated.parse(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"got {value}: {error}; give SOURCE:LENGTH:RATE") from None
 
 
 def _simulate(model: BltModel, args: argparse.Namespace) -> None:
     text = args.text[0].read_bytes()
-    cases: list[tuple[str, int, float]] = [("none", 0, 0.0), *args.simulate]
-    readings: dict[tuple[str, int, float], list[float]] = {case: [] for case in cases}
-    details: dict[tuple[str, int, float], str] = {}
+    cases: list[Simulated] = [Simulated("none"), *args.simulate]
+    readings: dict[Simulated, list[float]] = {case: [] for case in cases}
+    details: dict[Simulated, str] = {}
     print("guesses are simulated: right with the given probability, while both sides read on in the text")
     for number in range(args.rounds):
         start = 2000 + number * 3000
         ids = encode(text[start : start + args.prompt_bytes + args.new_bytes + 64])
         for case in cases:
-            speed, detail = _forced_run(model, ids, args, case, seed=number)
-            readings[case].append(speed)
-            details[case] = detail
+            run = read_on(model, ids, args.prompt_bytes + 1, args.new_bytes, case, seed=number)
+            readings[case].append(run.decode)
+            details[case] = f"{run.bytes_per_patch:.2f} bytes a patch, {_told(run.figures)}"
     base = Spread.of(readings[cases[0]])
     rows = []
     for case in cases:
         spread = Spread.of(readings[case])
         ratio = spread.median / base.median
-        name = "none" if case[0] == "none" else f"{case[0]}, {case[1]} guesses, {case[2]:.2f} right"
-        print(f"{name:<36} {spread} bytes/s, {ratio:.2f} times; {details[case]}")
+        print(f"{case!s:<36} {spread} bytes/s, {ratio:.2f} times; {details[case]}")
         rows.append(
-            {"source": case[0], "length": case[1], "rate": case[2], "ratio": ratio, **spread.to_dict()}
+            {
+                "source": case.source,
+                "length": case.length,
+                "rate": case.rate,
+                "ratio": ratio,
+                **spread.to_dict(),
+            }
         )
     print_json({"benchmark": "speculation", "simulated": True, "bundle": str(args.bundle), "cases": rows})
-
-
-def _forced_run(
-    model: BltModel,
-    ids: npt.NDArray[np.int64],
-    args: argparse.Namespace,
-    case: tuple[str, int, float],
-    seed: int,
-) -> tuple[float, str]:
-    source, length, rate = case
-    sequence = model.sequence()
-    prompt = args.prompt_bytes + 1
-    sequence.append(ids[:prompt])
-    closed = sequence.patches_closed
-    sampler = _Forced(ids[prompt:], rate, seed)
-    options = GenerationOptions(draft=source, draft_length=length or None)
-    speculator = Speculator(sequence, sampler, options, model.costs)
-    if source == "lookup":
-        speculator._index = _SimulatedIndex(sampler)  # type: ignore[assignment]
-    pending, made = speculator.begin(), 1
-    started = time.perf_counter()
-    while made < args.new_bytes:
-        chosen = speculator.round(pending, args.new_bytes - made)
-        pending, made = chosen[-1], made + len(chosen)
-    speed = (made - 1) / (time.perf_counter() - started)
-    per_patch = (made - 1) / max(1, sequence.patches_closed - closed)
-    return speed, f"{per_patch:.2f} bytes a patch, {_told(speculator.figures)}"
 
 
 if __name__ == "__main__":
