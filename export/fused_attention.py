@@ -20,11 +20,11 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from ..runtime.errors import BltError
 from ..runtime.specs import StageSpec
+from .attention_layers import as_written, attention_layers
 
 __all__ = ["fuse_attention"]
 
 _DOMAIN = "com.microsoft"
-_SCOPE = "/self_attn/"
 
 
 def fuse_attention(model: ir.Model, spec: StageSpec) -> None:
@@ -32,18 +32,13 @@ def fuse_attention(model: ir.Model, spec: StageSpec) -> None:
 
     Raises BltError when the graph is not one that this version writes.
     """
-    try:
+    with as_written(spec.file):
         _fuse(model, spec)
-    except (AssertionError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        # A bundle is untrusted: its graph may be anything.
-        raise BltError(
-            f"{spec.file}: its attention is not what this version writes; export it again"
-        ) from error
 
 
 def _fuse(model: ir.Model, spec: StageSpec) -> None:
     graph = model.graph
-    layers = _layers(graph)
+    layers = attention_layers(graph)
     if len(layers) != spec.layers:
         raise BltError(f"{spec.file}: {len(layers)} attention layers found, the manifest has {spec.layers}")
     cos, sin = _rotary_tables(graph, spec)
@@ -64,16 +59,6 @@ def _fuse(model: ir.Model, spec: StageSpec) -> None:
     graph.inputs.extend(lengths)
     model.opset_imports[_DOMAIN] = 1
     RemoveUnusedNodesPass()(model)
-
-
-def _layers(graph: ir.Graph) -> list[list[ir.Node]]:
-    """Nodes of each layer's attention between its two weight products, in the layers' order."""
-    scopes: dict[str, list[ir.Node]] = {}
-    for node in graph:
-        scope, found, rest = str(node.name).partition(_SCOPE)
-        if found and "/" not in rest and "." not in rest:
-            scopes.setdefault(scope, []).append(node)
-    return list(scopes.values())
 
 
 def _fuse_layer(

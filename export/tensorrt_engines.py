@@ -7,7 +7,7 @@ stage. Full TensorRT builds for the GPU of this machine, TensorRT-RTX also for G
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..runtime.backends.tensorrt_flavour import (
 )
 from ..runtime.checks import checked_int
 from ..runtime.engines import ENGINE_NAME, Engine, check_form, form_path, render_engine
-from ..runtime.errors import BackendError, BltError, OptionError
+from ..runtime.errors import BackendError, BltError, BundleError, OptionError
 from ..runtime.integrity import check_files, file_record
 from ..runtime.manifest import Manifest, load_manifest
 from ..runtime.tensorrt_forms import (
@@ -33,6 +33,7 @@ from ..runtime.tensorrt_forms import (
     profiles,
 )
 from .engines import new_form
+from .joined_attention import half_attention, join_attention
 from .stage_files import load_stage
 from .tensorrt_stage import PlanFacts, PlanOptions
 from .tensorrt_worker import Moment, build_in_child
@@ -221,7 +222,7 @@ def build_tensorrt(
                     for axes in plan.profiles.stages[stage]
                 ),
                 temporary / plan_file(stage),
-                how,
+                replace(how, half_attention=half_attention(spec)),
                 _of_stage(watch, stage),
             )
         files = {path.name: file_record(path) for path in sorted(temporary.iterdir())}
@@ -268,7 +269,11 @@ def _capabilities(flavour: Flavour, wanted: tuple[str, ...]) -> tuple[str, ...]:
 def _check_graph(directory: Path, manifest: Manifest, stage: str) -> None:
     """TensorRT would read whatever file a graph names, and build whatever it is: look first."""
     spec = manifest.stages[stage]
-    graph = load_stage(directory, spec).graph
+    model = load_stage(directory, spec)
+    layers = join_attention(model, spec.file, half=half_attention(spec))
+    if layers != spec.layers:
+        raise BundleError(f"{spec.file}: {layers} attention layers found, the manifest has {spec.layers}")
+    graph = model.graph
     check_contract(spec.file, "input", stage_inputs(manifest, stage), _axes_of(graph.inputs))
     check_contract(spec.file, "output", stage_outputs(manifest, stage), _axes_of(graph.outputs))
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-__all__ = ["ALL_DATA", "ANYTHING", "RULES", "Rules"]
+__all__ = ["ALL_DATA", "ANYTHING", "RULES", "Rules", "rules_of_old"]
 
 FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"})
 NUMBERS = FLOATS | {"INT32", "INT64"}
@@ -150,3 +150,15 @@ _RTX = replace(
 
 RULES: Mapping[str, Rules] = {"tensorrt-10.3": _10_3, "tensorrt-11": _11, "tensorrt-rtx": _RTX}
 """By the name that a user gives."""
+
+_OLD = (10, 13)
+
+
+def rules_of_old(version: str) -> str | None:
+    """The name of the rules that full TensorRT of this version follows, where it is as old as JetPack 6's.
+
+    None from 10.13 on, of which NVIDIA's pages do not say what 10.3's refuse, and for what is no version.
+    """
+    numbers = version.split(".")[:2]
+    known = len(numbers) == 2 and all(number.isdecimal() for number in numbers)
+    return "tensorrt-10.3" if known and tuple(map(int, numbers)) < _OLD else None

@@ -14,9 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from ..calibration.process_memory import peak_resident
 from ..runtime.backends.tensorrt_flavour import Flavour
 from ..runtime.errors import BackendError
+from .joined_attention import join_attention
 
 __all__ = ["PlanFacts", "PlanOptions", "Report", "build_plan"]
 
@@ -46,6 +49,8 @@ class PlanOptions:
     """How hard the builder tries, 0 to 5."""
     timing_cache: Path | None = None
     """File of kernel times to start from and to add to; None = none."""
+    half_attention: bool = False
+    """Whether attention's products read float16."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,10 @@ def build_plan(
 ) -> PlanFacts:
     """Build the ONNX file `graph`, its weights beside it, and write the plan.
 
+    Attention that `graphs.layers` built is joined first, in memory; the file stays as it is.
     profiles: for each optimization profile the (smallest, tuned-for, largest) size of every dynamic axis of
     the inputs, by the axis's name in the graph. Raises BackendError when the profiles are not right for the
-    graph or TensorRT refuses either; OSError when the plan cannot be written.
+    graph or TensorRT refuses either; BltError as `join_attention`; OSError when the plan cannot be written.
     """
     started = time.perf_counter()
     report = report or (lambda what, done, steps: None)
@@ -85,7 +91,7 @@ def build_plan(
     network = flavour.create_network(builder)
     parser = flavour.module.OnnxParser(network, logger)
     report("reading the graph", 0, 1)
-    build.parse(parser, network, graph)
+    build.parse(parser, network, graph, options.half_attention)
     config = builder.create_builder_config()
     flavour.set_up(
         config,
@@ -146,9 +152,10 @@ class _Build:
             f"{self._name}: {self._flavour.name} {self._flavour.version} refused it{target}: {text}"
         )
 
-    def parse(self, parser: Any, network: Any, graph: Path) -> None:
+    def parse(self, parser: Any, network: Any, graph: Path, half_attention: bool) -> None:
         """Read the graph into the network."""
-        if not parser.parse_from_file(str(graph)):
+        # The path is where external weights are looked for.
+        if not parser.parse(_joined(graph, half_attention), str(graph)):
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
             raise self._refused(*(self._parser_reason(graph, error) for error in errors[:_MOST_REASONS]))
         if network.num_outputs == 0:
@@ -217,6 +224,17 @@ class _Build:
         return []
 
 
+def _joined(graph: Path, half: bool) -> bytes:
+    """The file's graph with its attention joined; a file that is no graph as it is."""
+    try:
+        model = ir.load(graph)
+    except Exception:  # TensorRT says what is wrong with it
+        return graph.read_bytes()
+    join_attention(model, graph.name, half=half)
+    joined: bytes = ir.to_proto(model).SerializeToString()
+    return joined
+
+
 def _cleaned(message: str) -> str:
     """A message of TensorRT's without its source files."""
     text = _CODE.sub("", " ".join(message.split()))
@@ -227,8 +245,6 @@ def _cleaned(message: str) -> str:
 
 def _domain(graph: Path, name: str, operator: str) -> str:
     """The domain of a node's operator; "" for ONNX's own, or where it can't be told."""
-    import onnx_ir as ir
-
     try:
         nodes = ir.load(graph).graph.all_nodes()
         return next((node.domain for node in nodes if (node.name, node.op_type) == (name, operator)), "")

@@ -76,6 +76,7 @@ def build_in_child(
         "workspace": options.workspace,
         "optimization_level": options.optimization_level,
         "timing_cache": None if options.timing_cache is None else str(options.timing_cache.absolute()),
+        "half_attention": options.half_attention,
     }
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -160,6 +161,7 @@ def main() -> None:
                 job["workspace"],
                 job["optimization_level"],
                 None if job["timing_cache"] is None else Path(job["timing_cache"]),
+                job["half_attention"],
             ),
             reporter.report,
         )

@@ -66,6 +66,8 @@ class Engine:
     """The form's directory; None = portable graphs."""
     device: str = "CPU"
     """What computes: "CPU", or a GPU's name and the engine on it."""
+    max_bytes: int | None = None
+    """Longest text in ids, BOS included, that the form was built for; None = as long as the model takes."""
 
     def __str__(self) -> str:
         """One line for people."""

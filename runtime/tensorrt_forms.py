@@ -44,7 +44,8 @@ PREFILL, DECODE = 0, 1
 DECODE_POSITIONS = 16
 """Bytes or patches that one pass in the decode profile takes at most: one, or a draft with its guesses."""
 
-_SCHEMA = 1
+_SCHEMA = 2
+"""2: attention over joined keys and values, float16 where the weights are not float32."""
 _LONGEST_PATCH = 512
 """Longest patch where the patching rule has no limit of its own."""
 _MOST = 2**31 - 1
@@ -390,6 +391,8 @@ def _misfit(
         return 3, f"was built for compute capability {theirs}, here it is {capability}"
     if description.get("stages") != {stage: _graph(manifest, stage) for stage in manifest.stages}:
         return 4, "was built for other graphs"
+    if description.get("blt_edge_form") != _SCHEMA:
+        return 5, "was built by another version of blt-edge"
     try:
         limits = Profiles.from_dict(description.get("profiles"), manifest).limits
     except BundleError as error:

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from blt_edge.export import export_checkpoint, tensorrt_engines
 from blt_edge.export.bundle import WriteError
 from blt_edge.export.engines import new_form
+from blt_edge.export.quantize import quantize_bundle
 from blt_edge.export.tensorrt_engines import TensorRtOptions, build_tensorrt, plan_tensorrt
 from blt_edge.export.tensorrt_stage import PlanFacts, PlanOptions
 from blt_edge.export.tensorrt_worker import Moment
@@ -102,6 +103,24 @@ def test_engines_are_built_found_and_kept(bundle: Path, orin: list[str]) -> None
     other = build_tensorrt(bundle, replace(OPTIONS, max_patches=100))
     assert other.engine != result.engine
     assert len(list((bundle / "engines").iterdir())) == 2
+
+
+@pytest.mark.usefixtures("orin")
+def test_float32_stages_keep_float32_attention(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mixed = quantize_bundle(demo, tmp_path / "mixed", precision="latent=fp16,decoder=int8w")
+    build, halves = tensorrt_engines.build_in_child, {}
+
+    def watched(
+        target: str, graph: Path, ranges: Ranges, plan: Path, options: PlanOptions, watch: Any
+    ) -> PlanFacts:
+        halves[graph.stem] = options.half_attention
+        return build(target, graph, ranges, plan, options, watch)
+
+    monkeypatch.setattr(tensorrt_engines, "build_in_child", watched)
+    build_tensorrt(mixed, OPTIONS)
+    assert halves == {"patcher": False, "encoder": False, "latent": True, "decoder": True}
 
 
 def test_a_plan_writes_nothing(bundle: Path, orin: list[str]) -> None:

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from blt_edge.calibration.precision import STAGE_PRECISIONS
 from blt_edge.calibration.rewrite import Recipe
 from blt_edge.export.tensorrt_lint import Finding, lint_bundle, lint_graph
-from blt_edge.export.tensorrt_rules import RULES
+from blt_edge.export.tensorrt_rules import RULES, rules_of_old
 from blt_edge.graphs.stages import STAGE_NAMES
 from blt_edge.runtime.errors import BundleError, OptionError
 from support.quantized import BLOCKY, UnitRanges, config_of, save_random_stage
@@ -442,3 +442,20 @@ def test_a_bundle_names_its_stages(tmp_path: Path) -> None:
     (tmp_path / "b.onnx").write_bytes(b"\xff" * 99)
     with pytest.raises(BundleError, match=r"b\.onnx is not a graph"):
         lint_bundle(tmp_path, manifest, "tensorrt-10.3")
+
+
+@pytest.mark.parametrize(
+    ("version", "rules"),
+    [
+        ("10.3.0.26", "tensorrt-10.3"),
+        ("10.0", "tensorrt-10.3"),
+        ("10.12.1", "tensorrt-10.3"),
+        ("10.13.0", None),
+        ("11.0.0", None),
+        ("10", None),
+        ("ten.three", None),
+        ("", None),
+    ],
+)
+def test_which_versions_are_old(version: str, rules: str | None) -> None:
+    assert rules_of_old(version) == rules

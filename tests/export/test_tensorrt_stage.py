@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from blt_edge.calibration.precision import STAGE_PRECISIONS
 from blt_edge.calibration.rewrite import Recipe
+from blt_edge.export import tensorrt_stage
 from blt_edge.export.tensorrt_stage import PlanFacts, PlanOptions, build_plan
 from blt_edge.graphs.config import ModelConfig
 from blt_edge.graphs.stages import STAGE_NAMES, axis_ranges, stage_stack
@@ -111,9 +112,8 @@ def build_random(
     config = config_of(model)
     # Plain rounding: the search would change nothing that TensorRT sees.
     path = save_random_stage(folder, config, stage, Recipe(precision, search="rtn", ranges=UnitRanges()))
-    return build_plan(
-        flavour, path, ranges_of(config, stage), folder / "stage.plan", PlanOptions(capabilities or ("8.6",))
-    )
+    options = PlanOptions(capabilities or ("8.6",), half_attention=precision != "fp32")
+    return build_plan(flavour, path, ranges_of(config, stage), folder / "stage.plan", options)
 
 
 # 1. Graphs.
@@ -154,6 +154,25 @@ def test_fewer_patches_take_less_gpu_memory(rtx: Flavour, tmp_path: Path) -> Non
         facts = build_plan(rtx, path, ranges, tmp_path / f"{most}.plan", PlanOptions(("8.6",)))
         taken.append(facts.activations or 0)
     assert taken[0] > 2 * taken[1] > 0
+
+
+def test_joined_attention_takes_less_gpu_memory(
+    rtx: Flavour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = {"num_attention_heads": 8, "num_hidden_layers": 3, "intermediate_size": 64}
+    config = config_of(RandomModel("deep", base_config(width=512, global_stack=stack)))
+    path = save_random_stage(tmp_path, config, "latent", Recipe("fp32"))
+    # One byte a patch, so that it is attention that takes the memory.
+    ranges = {"batch": (1, 1, 1), "patches": (1, 1, 16), "patch_length": (1, 1, 1), "past": (1, 512, 4096)}
+
+    def taken(plan: str, half: bool) -> int:
+        options = PlanOptions(("8.6",), half_attention=half)
+        return build_plan(rtx, path, (ranges,), tmp_path / plan, options).activations or 0
+
+    joined, half = taken("joined", False), taken("half", True)
+    monkeypatch.setattr(tensorrt_stage, "_joined", lambda graph, half: graph.read_bytes())
+    apart = taken("apart", False)
+    assert 0 < 2 * half < joined < apart / 2
 
 
 # 2. What TensorRT refuses: the node, the reason, and nothing on stderr.

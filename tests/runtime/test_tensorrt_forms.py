@@ -387,6 +387,17 @@ def test_damaged_engines(
     refused(bundle, manifest, reason)
 
 
+def test_engines_of_an_earlier_version(bundle: Path, manifest: Manifest) -> None:
+    """Sound by themselves, at their right path, and of another meaning."""
+    form = write_form(bundle, manifest)
+    change(form, lambda told: told.update(blt_edge_form=1))
+    form.rename(form_path(bundle, json.loads((form / "engine.json").read_text())["description"]))
+    refused(bundle, manifest, "was built by another version of blt-edge; blt-edge build ")
+    assert find(bundle, manifest).directory is None
+    newer = write_form(bundle, manifest, max_patches=100)
+    assert find(bundle, manifest).directory == newer
+
+
 def change(form: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     payload = json.loads((form / "engine.json").read_text())
     edit(payload["description"])
@@ -412,6 +423,8 @@ def change(form: Path, edit: Callable[[dict[str, Any]], object]) -> None:
         (lambda told: told.update(target="onnxruntime"), "has a damaged engine.json"),
         (lambda told: told.update(version=None), "was built by TensorRT 'None'"),
         (lambda told: told.update(version="1" * 1000), f"was built by TensorRT '{'1' * 60}', here"),
+        (lambda told: told.update(blt_edge_form=1), "was built by another version of blt-edge"),
+        (lambda told: told.pop("blt_edge_form"), "was built by another version of blt-edge"),
         (lambda told: told.update(more=1), "has a damaged engine.json"),
     ],
 )
@@ -429,7 +442,10 @@ JSON = st.recursive(
 )
 
 
-@given(st.sampled_from(["version", "target", "compute_capabilities", "stages", "profiles", "options"]), JSON)
+KEYS = ("blt_edge_form", "version", "target", "compute_capabilities", "stages", "profiles", "options")
+
+
+@given(st.sampled_from(KEYS), JSON)
 def test_no_description_makes_it_raise(key: str, value: object) -> None:
     import tempfile
 

@@ -138,3 +138,42 @@ def test_the_demos_engines_are_built_and_told_of(cli, tmp_path: Path) -> None:
     assert again.stderr == "they are there already, and sound; --force builds them again\n"
     # Neither target's forms are the other's old ones.
     assert "to remove by hand" not in cli("build", bundle).stderr
+
+
+def test_what_an_old_tensorrt_refuses_is_told_before(
+    cli, bundle: Path, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine with a GPU whose TensorRT crashes: the line comes first, and is no refusal."""
+    from blt_edge.export import tensorrt_engines
+    from blt_edge.runtime.backends.tensorrt_flavour import Flavour
+    from blt_edge.runtime.errors import BackendError
+
+    def crash(*arguments: object) -> None:
+        raise BackendError("patcher.onnx: TensorRT crashed")
+
+    def built(version: str, model: Path, *options: str) -> list[str]:
+        monkeypatch.setattr(tensorrt_engines, "load_flavour", lambda target: Flavour(target, version, None))
+        result = cli("build", model, "--target", "tensorrt", "-q", *options)
+        lines = result.stderr.splitlines()
+        if not options:
+            assert result.exit_code == 1
+            assert lines.pop() == "blt-edge: error: patcher.onnx: TensorRT crashed"
+        return lines
+
+    monkeypatch.setattr(tensorrt_engines, "device_compute_capability", lambda: "8.7")
+    monkeypatch.setattr(tensorrt_engines, "build_in_child", crash)
+    blocks = tmp_path / "blocks"
+    mix = ("--precision", "encoder=int8w,latent=fp16,decoder=fp16")
+    changed = cli("quantize", tiny_model.bundle, "-o", blocks, *mix)
+    assert changed.exit_code == 0, changed.stderr
+    for options in ((), ("--dry-run",)):
+        (line,) = built("10.3.0", blocks, *options)
+        assert line.startswith(
+            "warning: TensorRT 10.3.0 will probably refuse encoder: int8 has a scale for each block; "
+            "only int4 may (encoder"
+        )
+        assert line.endswith(
+            "; export or quantize with --precision patcher=fp32,encoder=fp16,latent=fp16,decoder=fp16"
+        )
+    assert built("10.3.0", bundle) == []
+    assert built("10.13.0", blocks) == []

@@ -116,7 +116,7 @@ def command(session: Session, bundle: Path, target: str, force: bool, dry_run: b
         flag = "--" + next(iter(given)).replace("_", "-")
         raise click.UsageError(f"{flag} is for --target tensorrt and tensorrt-rtx; leave it out")
     if dry_run:
-        _show_plan(bundle, target, given)
+        _show_plan(session, bundle, target, given)
         return
     if target == "onnxruntime":
         form = _build(session, bundle, force)
@@ -157,13 +157,13 @@ def _portable(manifest: Manifest, stage: str) -> int:
     return sum(manifest.files[file].bytes for file in (spec.file, spec.data))
 
 
-def _show_plan(bundle: Path, target: str, given: Mapping[str, Any]) -> None:
+def _show_plan(session: Session, bundle: Path, target: str, given: Mapping[str, Any]) -> None:
     if target == "onnxruntime":
         form, needed = _show_form(bundle)
     else:
         from .build_tensorrt import show_plan
 
-        form, needed = show_plan(bundle, target, given)
+        form, needed = show_plan(session, bundle, target, given)
     free = size(shutil.disk_usage(bundle).free)
     there = " again, with --force (it is there already)" if form.is_dir() else ""
     click.echo(f"would write {form}{there}: {needed}; {free} of disk are free")

@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from .display import print_table, size, status
 from .memory import available_memory
+from .messages import printable
 from .session import Session, is_terminal
 
 if TYPE_CHECKING:
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 __all__ = ["build", "show_plan"]
 
 
-def show_plan(bundle: Path, target: str, given: Mapping[str, Any]) -> tuple[Path, str]:
+def show_plan(session: Session, bundle: Path, target: str, given: Mapping[str, Any]) -> tuple[Path, str]:
     """Print on stdout what `build` would do; returns what it would write, and how much of it."""
     from ...export.tensorrt_engines import TensorRtOptions, plan_tensorrt
 
     plan = plan_tensorrt(bundle, TensorRtOptions(target=target, **given))
+    _warn_of_refusals(session, bundle, plan)
     _show_estimate(plan, sys.stdout)
     _show_profiles(plan, sys.stdout)
     if plan.timing_cache is not None:
@@ -38,6 +40,8 @@ def build(session: Session, bundle: Path, target: str, given: Mapping[str, Any],
     options = TensorRtOptions(target=target, **given)
     plan = plan_tensorrt(bundle, options)
     shown = not session.quiet and sys.stderr is not None
+    if force or not plan.there:
+        _warn_of_refusals(session, bundle, plan)
     if shown and (force or not plan.there):
         _show_estimate(plan, sys.stderr)
     with status(session) as say:
@@ -47,6 +51,27 @@ def build(session: Session, bundle: Path, target: str, given: Mapping[str, Any],
     elif shown:
         session.say("they are there already, and sound; --force builds them again")
     return plan.form
+
+
+def _warn_of_refusals(session: Session, bundle: Path, plan: BuildPlan) -> None:
+    """Say what an old TensorRT refuses as far as is known; whether it does, only building shows."""
+    from ...calibration.precision import format_precision
+    from ...export.tensorrt_lint import lint_bundle
+    from ...export.tensorrt_rules import rules_of_old
+    from ...runtime.manifest import load_manifest
+
+    rules = None if plan.flavour.ahead_of_time else rules_of_old(plan.flavour.version)
+    findings = [] if rules is None else lint_bundle(bundle, load_manifest(bundle), rules)
+    if not findings:
+        return
+    stages = list(dict.fromkeys(finding.stage for finding in findings))
+    mix = {stage: "fp16" if stage in stages else part.precision for stage, part in plan.stages.items()}
+    line = (
+        f"warning: {plan.flavour.name} {plan.flavour.version} will probably refuse {' and '.join(stages)}: "
+        f"{findings[0].reason} ({findings[0].node}{'' if len(findings) == 1 else ' and others'}); "
+        f"export or quantize with --precision {format_precision(mix)}"
+    )
+    session.note(printable(line))
 
 
 def _watch(say: Callable[[str], None], plan: BuildPlan) -> Callable[[str, Moment | None], None]:
