@@ -46,6 +46,10 @@ def test_a_form_is_built_used_and_shown(cli, bundle: Path) -> None:
     )
     again = cli("build", bundle, "-q")
     assert (again.exit_code, again.stdout, again.stderr) == (0, built.stdout, "")
+    document = json.loads(cli("build", bundle, "-q", "--json", "-").stdout)
+    assert document["form"] == str(form)
+    assert document["files"]["latent.onnx"] == (form / "latent.onnx").stat().st_size
+    assert document["built_for"]["target"] == "onnxruntime"
 
 
 def test_a_damaged_form_is_told_of(cli, bundle: Path) -> None:

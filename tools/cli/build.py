@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from .display import print_table, progress_bar, size
-from .options import MemorySize, OneOf, bundle_argument, verb
+from .documents import write_json
+from .options import STDIN, MemorySize, OneOf, bundle_argument, json_option, verb
 from .session import Session
 
 if TYPE_CHECKING:
@@ -97,7 +98,16 @@ def _tensorrt_options(function: F) -> F:
 @click.option("--force", is_flag=True, help="Build again what is there already.")
 @click.option("--dry-run", is_flag=True, help="Print what would be written and needed, and write nothing.")
 @_tensorrt_options
-def command(session: Session, bundle: Path, target: str, force: bool, dry_run: bool, **tensorrt: Any) -> None:
+@json_option
+def command(
+    session: Session,
+    bundle: Path,
+    target: str,
+    force: bool,
+    dry_run: bool,
+    json_file: Path | None,
+    **tensorrt: Any,
+) -> None:
     """Prepare a bundle for a device: runs and loads faster, takes less memory.
 
     Writes BUNDLE/engines/TARGET-FINGERPRINT. For onnxruntime: the stages optimized, attention fused, weights
@@ -115,6 +125,8 @@ def command(session: Session, bundle: Path, target: str, force: bool, dry_run: b
     if target == "onnxruntime" and given:
         flag = "--" + next(iter(given)).replace("_", "-")
         raise click.UsageError(f"{flag} is for --target tensorrt and tensorrt-rtx; leave it out")
+    if dry_run and json_file is not None:
+        raise click.UsageError("--json is for what was built; leave it or --dry-run out")
     if dry_run:
         _show_plan(session, bundle, target, given)
         return
@@ -131,7 +143,23 @@ def command(session: Session, bundle: Path, target: str, force: bool, dry_run: b
     )
     if others:
         session.say(f"forms for other machines, versions or limits, to remove by hand: {', '.join(others)}")
-    click.echo(form)
+    if json_file is not None:
+        write_json(json_file, _document(form, target))
+    if json_file != STDIN:
+        click.echo(form)
+
+
+def _document(form: Path, target: str) -> dict[str, Any]:
+    from ...runtime.engines import ENGINE_NAME, read_description
+
+    files = {path.name: path.stat().st_size for path in sorted(form.iterdir()) if path.name != ENGINE_NAME}
+    return {
+        "form": str(form),
+        "target": target,
+        "bytes": sum(files.values()),
+        "files": files,
+        "built_for": read_description(form / ENGINE_NAME),
+    }
 
 
 def _build(session: Session, bundle: Path, force: bool) -> Path:
