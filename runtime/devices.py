@@ -40,6 +40,9 @@ DEVICES = ("auto", "cpu", "tensorrt", "tensorrt-rtx", "cuda", "ort-tensorrt", "o
 
 Stages = dict[str, StageBackend]
 
+Probe = Callable[[Stages, Engine], None]
+"""Runs every stage once. Raises BackendError when that does not work."""
+
 
 @dataclass(frozen=True)
 class LoadRequest:
@@ -67,8 +70,8 @@ class LoadRequest:
     """Told of that."""
 
 
-def open_device(request: LoadRequest) -> tuple[Stages, Engine]:
-    """Every stage's backend on the device, and what they run from.
+def open_device(request: LoadRequest, probe: Probe) -> tuple[Stages, Engine]:
+    """Every stage's backend on the device, and what they run from. A GPU has to pass `probe`.
 
     Raises OptionError for options that the device does not have, BackendError when it can't be used,
     BundleError when the bundle's graphs are not what its manifest says.
@@ -86,17 +89,17 @@ def open_device(request: LoadRequest) -> tuple[Stages, Engine]:
         )
     if device == "cpu":
         return _open_cpu(request)
-    if device in TENSORRT_TARGETS:
-        return _open_tensorrt(request, device)
-    if device in PROVIDERS:
-        return _open_provider(request, device)
-    return _open_best(request)
+    if device == "auto":
+        return _open_best(request, probe)
+    opened = (_open_provider if device in PROVIDERS else _open_tensorrt)(request, device)
+    probe(*opened)
+    return opened
 
 
 # 1. The best there is.
 
 
-def _open_best(request: LoadRequest) -> tuple[Stages, Engine]:
+def _open_best(request: LoadRequest, probe: Probe) -> tuple[Stages, Engine]:
     openers: list[Callable[[], tuple[Stages, Engine]]] = []
     for target in TENSORRT_TARGETS:
         # Not those of another target whose name begins alike.
@@ -108,7 +111,9 @@ def _open_best(request: LoadRequest) -> tuple[Stages, Engine]:
     refusals = []
     for opener in openers:
         try:
-            return opener()
+            opened = opener()
+            probe(*opened)
+            return opened
         except BackendError as error:
             refusals.append(str(error))
     stages, engine = _open_cpu(request)
@@ -165,7 +170,8 @@ def _open_tensorrt(request: LoadRequest, target: str) -> tuple[Stages, Engine]:
         stage: TensorRtStage(gpu, flavour, manifest, stage, form / plan_file(stage), ranges, directory)
         for stage in manifest.stages
     }
-    return stages, replace(found, device=f"{gpu.driver.name}, {flavour.name} {flavour.version}")
+    told = f"{gpu.driver.name}, {flavour.name} {flavour.version}"
+    return stages, replace(found, device=told, max_bytes=ranges.limits.max_bytes)
 
 
 def _open_provider(request: LoadRequest, device: str) -> tuple[Stages, Engine]:
@@ -177,7 +183,7 @@ def _open_provider(request: LoadRequest, device: str) -> tuple[Stages, Engine]:
     caches = directory / "engines" / f"{device}-cache"
     # A bundle may be on a medium that can't be written; then engines are compiled at each start.
     writable = os.access(caches if caches.is_dir() else directory, os.W_OK)
-    stages: Stages = {
+    stages = {
         stage: OrtGpuStage(
             gpu,
             directory,
@@ -191,4 +197,7 @@ def _open_provider(request: LoadRequest, device: str) -> tuple[Stages, Engine]:
         for stage in manifest.stages
     }
     told = f"{gpu.driver.name}, {PROVIDERS[device].name} of ONNX Runtime {version}"
-    return stages, replace(PORTABLE, device=told)
+    plain = [name for name, stage in stages.items() if stage.graphs_refused]
+    if plain:
+        told += f", without CUDA graphs for {', '.join(plain)}"
+    return dict(stages), replace(PORTABLE, device=told)

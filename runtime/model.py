@@ -86,7 +86,6 @@ class BltModel:
         longest = manifest.axes["bytes"].max
         _check_count("prefill_chunk", prefill_chunk, 1, longest)
         _check_count("rollback", rollback, 0, longest)
-        limits = SequenceLimits(prefill_chunk, rollback, manifest.model.max_positions)
         request = LoadRequest(
             directory,
             manifest,
@@ -99,12 +98,14 @@ class BltModel:
             verify,
             progress,
         )
-        backends, engine = open_device(request)
         table = EmbeddingTable.open(directory, manifest.embedding)
-        model = cls(manifest, backends, table, limits, directory, engine)
-        if engine.device != "CPU":
-            model.probe()
-        return model
+
+        def made(backends: dict[str, StageBackend], engine: Engine) -> BltModel:
+            positions = min(manifest.model.max_positions, engine.max_bytes or manifest.model.max_positions)
+            limits = SequenceLimits(prefill_chunk, rollback, positions, manifest.model.max_positions)
+            return cls(manifest, backends, table, limits, directory, engine)
+
+        return made(*open_device(request, lambda backends, engine: made(backends, engine).probe()))
 
     def probe(self) -> None:
         """Run every stage once, whatever the device says of itself. Raises BackendError when that fails."""

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from .backends.base import CacheLimits, StageBackend
 from .backends.memory import Memory, Tensor, ring_runs
 from .embedding import EmbeddingTable
-from .errors import OptionError, PromptTooLongError
+from .errors import BackendError, OptionError, PromptTooLongError
 from .manifest import Manifest
 from .patching import PatchBoundaries
 from .stages import CachedStage, Observer, StageTime, next_power_of_two
@@ -39,14 +39,18 @@ class SequenceLimits:
     rollback: int
     """Bytes that can always be taken back without computing anything again."""
     max_positions: int
-    """Positions the model has, BOS included."""
+    """Positions a text may take, BOS included."""
+    model_positions: int | None = None
+    """Positions the model has, where its engines were built for fewer."""
 
     def check_positions(self, wanted: int) -> None:
         """Raise PromptTooLongError when a text of so many ids, BOS included, has more than there are."""
         if wanted > self.max_positions:
+            least, most = self.max_positions, self.model_positions or self.max_positions
+            holder = "the model has" if least == most else "its engines were built for"
+            remedy = f", or blt-edge build --max-bytes {wanted}" if wanted <= most else ""
             raise PromptTooLongError(
-                f"the text needs {wanted} positions (BOS included), "
-                f"the model has {self.max_positions}; shorten it"
+                f"the text needs {wanted} positions (BOS included), {holder} {least}; shorten it{remedy}"
             )
 
     @property
@@ -217,8 +221,12 @@ class Sequence:
             yield self.read(Draft(ids[start : start + step]))
 
     def read(self, draft: Draft) -> ChunkResult:
-        """Read the ids of a draft, at most `limits.prefill_chunk` and as many as there are positions."""
+        """Read the ids of a draft, at most `limits.prefill_chunk` and as many as there are positions.
+
+        Raises BackendError when the engine fails, and from then on: its stages have read different texts.
+        """
         ids, first, count = draft.ids, self.length, len(draft.ids)
+        self._check_in_step(draft)
         self.store_ids(first, ids)
         # 1. How uncertain is the next byte after each of these?
         entropies = draft.entropies
@@ -239,6 +247,15 @@ class Sequence:
         self._keep_logits(first, logits)
         self._drop_old_states()
         return ChunkResult(logits, states, closed, entropies)
+
+    def _check_in_step(self, draft: Draft) -> None:
+        # A pass that failed half-way has moved some caches on, and boundaries with them.
+        ahead = {"patcher": draft.entropies is not None, "encoder": draft.states is not None}
+        read = {name: self.length + len(draft.ids) * ahead.get(name, False) for name in self._stages}
+        read["latent"] = len(self.boundaries.starts) - 1
+        in_step = all(stage.cache.length == read[name] for name, stage in self._stages.items())
+        if not in_step or self.boundaries.length != self.length:
+            raise BackendError("an earlier pass over this text failed half-way; begin a new sequence")
 
     # The phases that drafts run ahead of `read`; each leaves its cache `count` positions further.
 

@@ -40,6 +40,10 @@ class CudaDriver:
             raise BackendError(f"no CUDA device: {missing}; see blt-edge doctor") from missing
         if error != cudart.cudaError_t.cudaSuccess or not count:
             reason = "no device is visible" if error == cudart.cudaError_t.cudaSuccess else self._told(error)
+            if error == cudart.cudaError_t.cudaErrorInsufficientDriver:
+                reason += (
+                    ", or there is none: cuda-bindings has to be of the CUDA version that the driver has"
+                )
             raise BackendError(f"no CUDA device: {reason}; see blt-edge doctor, or take --device cpu")
         self._call("cudaSetDevice", _DEVICE)
         properties = self._call("cudaGetDeviceProperties", _DEVICE)
@@ -73,7 +77,7 @@ class CudaDriver:
         return int(self._call("cudaMalloc", count))
 
     def free(self, address: int) -> None:
-        """Give back; what is queued is waited for."""
+        """Give back what no queued work uses: CUDA may wait for it, or not."""
         self._call("cudaFree", address)
 
     def allocate_pinned(self, count: int) -> int:
@@ -125,15 +129,20 @@ class CudaDriver:
     # 4. Graphs: work queued once, launched many times at the same addresses.
 
     def capture(self, work: Callable[[], None]) -> Any:
-        """What `work` queues, as a graph to launch; nothing of it runs now."""
+        """What `work` queues, as a graph to launch; nothing of it runs now.
+
+        Raises BackendError when something in it can't be captured; the stream is as before.
+        """
         cudart = self._cudart
-        # Relaxed would let another thread's calls slip in; thread-local refuses them in ours only.
+        # What no graph can hold, such as an allocation, is an error in this thread; others are free to do it.
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", self.stream, mode)
         try:
             work()
         except BaseException:
-            cudart.cudaStreamEndCapture(self.stream)
+            error, graph = cudart.cudaStreamEndCapture(self.stream)
+            if error == cudart.cudaError_t.cudaSuccess and int(graph):
+                cudart.cudaGraphDestroy(graph)
             raise
         graph = self._call("cudaStreamEndCapture", self.stream)
         try:

@@ -2,6 +2,8 @@
 
 Everything is queued on one stream. The host waits in two places only: for outputs it reads
 (`Gpu.synchronize`), and before it writes inputs that a queued copy may still be reading (`GpuCall.begin`).
+What nobody holds any longer goes back to the device when the host has waited next: queued work may still be
+reading it, and CUDA allows no freeing while a graph is captured.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import ctypes
 import math
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,13 +24,19 @@ from ..errors import BackendError
 from ..specs import StageSpec
 from .base import CacheLimits, Done
 
-__all__ = ["DeviceArray", "DeviceRingCache", "Gpu", "Packed"]
+__all__ = ["DeviceArray", "DeviceRingCache", "Gpu", "Packed", "drop"]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
 # Parts of one block start where any kernel may want them to.
 _ALIGNMENT = 256
+
+# A request for so many bytes waits for the device, so that what was left goes back before it.
+_LARGE = 1 << 20
+
+# Of the process, not of a model: while ONNX Runtime captures, no thread may allocate, whatever its model.
+_LOCK = threading.RLock()
 
 
 class Gpu:
@@ -36,10 +45,16 @@ class Gpu:
     def __init__(self, driver: Any) -> None:
         """driver: a `cuda.CudaDriver`, or what stands for one in tests."""
         self.driver = driver
-        self.lock = threading.RLock()
-        """Held while something is queued: a graph must not capture another thread's work."""
+        self.lock = _LOCK
+        """Held while something is queued or allocated: a graph must not capture another thread's work."""
         self.waits = 0
         """How often the host has waited for the stream."""
+        self.captured = 0
+        """Calls that became CUDA graphs."""
+        self.refusal: str | None = None
+        """Why one did not, the last time that happened."""
+        self._left = _Leftovers()
+        weakref.finalize(self, _close, driver, self._left).atexit = False
         self._events: list[Any] = []
         self._running: list[tuple[Done, Any, Any]] = []
         self._scratch: _Block | None = None
@@ -55,7 +70,11 @@ class Gpu:
         """Queue `work`; `done` is told how long the device took, when the host next waits."""
         start, end = self._event(), self._event()
         self.driver.record(start)
-        work()
+        try:
+            work()
+        except BaseException:
+            self._events += [start, end]
+            raise
         self.driver.record(end)
         self._running.append((done, start, end))
 
@@ -65,12 +84,34 @@ class Gpu:
     def synchronize(self) -> None:
         """Wait for everything that is queued, and tell what it took. Raises BackendError if it failed."""
         with self.lock:
+            running, self._running = self._running, []
             self.driver.synchronize()
             self.waits += 1
-            running, self._running = self._running, []
+            self._left.give_back()
             for done, start, end in running:
                 done(self.driver.seconds(start, end))
                 self._events += [start, end]
+
+    def allocate(self, count: int, pinned: bool = False) -> int:
+        """Address of new memory: the device's, or the host's that the device reaches. Raises BackendError."""
+        with self.lock:
+            new = self.driver.allocate_pinned if pinned else self.driver.allocate
+            for waited in (False, True):
+                if self._left and (waited or count >= _LARGE):
+                    self.synchronize()
+                try:
+                    return int(new(max(count, 1)))
+                except BackendError as error:
+                    if waited or not self._left:
+                        where = "pinned host" if pinned else "device"
+                        told = f"{count} bytes of {where} memory: {error}; free some, or quantize"
+                        raise BackendError(told) from error
+            raise AssertionError("the second failure is raised")
+
+    def release_with(self, holder: object, release: Callable[[Any], object], thing: Any) -> None:
+        """Once nobody holds `holder`, and the device is done with what was queued then: release(thing)."""
+        # Not when the process ends: the driver may be gone by then, and gives all back itself.
+        weakref.finalize(holder, self._left.add, release, thing).atexit = False
 
     def scratch(self, count: int) -> int:
         """Address of `count` bytes that any run may use while it runs. Ask for the most before the first run:
@@ -81,29 +122,59 @@ class Gpu:
         return int(self._scratch.address)
 
 
-def _give_back(holder: object, free: Callable[[int], None], address: int) -> None:
-    # Not when the process ends: the driver may be gone by then, and gives all back itself.
-    weakref.finalize(holder, free, address).atexit = False
+class _Leftovers:
+    """What nobody holds any longer. Python drops things whenever, in whatever thread."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Callable[[Any], object], Any]] = deque()
+        self.closed = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def add(self, release: Callable[[Any], object], thing: Any) -> None:
+        """For the next `give_back`; at once when the device is idle for good."""
+        if self.closed:
+            release(thing)
+        else:
+            self._waiting.append((release, thing))
+
+    def give_back(self) -> None:
+        """Release everything; the device must be done with it."""
+        while self._waiting:
+            release, thing = self._waiting.popleft()
+            release(thing)
+
+
+def drop(thing: object) -> None:
+    """A release that is over when nothing holds `thing` any longer."""
+
+
+def _close(driver: Any, left: _Leftovers) -> None:
+    with _LOCK:
+        left.closed = True
+        try:
+            driver.synchronize()
+            left.give_back()
+        except BackendError:
+            pass  # a device that has failed has lost all memory anyway
 
 
 class _Block:
     """Device memory that is given back when nobody holds it."""
 
     def __init__(self, gpu: Gpu, count: int) -> None:
-        try:
-            self.address = gpu.driver.allocate(max(count, 1))
-        except BackendError as error:
-            raise BackendError(f"{count} bytes of device memory: {error}; free some, or quantize") from error
+        self.address = gpu.allocate(count)
         self.bytes = count
-        _give_back(self, gpu.driver.free, self.address)
+        gpu.release_with(self, gpu.driver.free, self.address)
 
 
 class _Pinned:
     """Host memory that the device reaches, given back likewise."""
 
     def __init__(self, gpu: Gpu, count: int) -> None:
-        self.address = gpu.driver.allocate_pinned(count)
-        _give_back(self, gpu.driver.free_pinned, self.address)
+        self.address = gpu.allocate(count, pinned=True)
+        gpu.release_with(self, gpu.driver.free_pinned, self.address)
 
 
 class DeviceArray:
@@ -241,7 +312,7 @@ class Packed:
             end += -(-size // _ALIGNMENT) * _ALIGNMENT
         self.bytes = end
         self._device = _Block(gpu, end)
-        pinned = _Pinned(gpu, max(end, 1))
+        pinned = _Pinned(gpu, end)
         self._pinned = pinned.address
         raw = (ctypes.c_ubyte * max(end, 1)).from_address(pinned.address)
         # Arrays hold on to `raw`, and by it to the memory: a result may outlive its sequence.

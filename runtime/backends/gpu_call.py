@@ -1,17 +1,18 @@
 """A bound call of a stage on a GPU: one copy up, the engine's run, and one copy down of what the host reads.
 
 What an engine is stands behind `Execution`. Where it allows that, a call is captured as a CUDA graph the
-second time it runs, copies and all, and launched from then on.
+second time it runs, copies and all, and launched from then on. A call that can't be captured after all goes
+on as it began; `Gpu.refusal` has the reason.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from ..errors import BackendError
 from .base import RESIDENT, Done
 from .gpu import DeviceArray, Gpu, Packed
 
@@ -48,9 +49,10 @@ class GpuCall:
             for name, shape in {**inputs, **outputs}.items()
             if name in kept
         }
-        for name in inputs:
-            if name in resident:  # padding is read, if not used: it must be finite
-                gpu.driver.clear(resident[name].address, resident[name].nbytes)
+        with gpu.lock:
+            for name in inputs:
+                if name in resident:  # padding is read, if not used: it must be finite
+                    gpu.driver.clear(resident[name].address, resident[name].nbytes)
         self.inputs: dict[str, Any] = {**self._up.host, **{n: resident[n] for n in inputs if n in resident}}
         self.outputs: dict[str, Any] = {
             **self._down.host,
@@ -82,6 +84,10 @@ class GpuCall:
         """See StageCall.run."""
         gpu = self._gpu
         with gpu.lock:
+            assert self._execution is not None
+            self._runs += 1
+            if self._runs == _FIRST_CAPTURED and self._execution.capturable:
+                self._capture()  # before the clock starts: it takes longer than a run
             gpu.timed(self._launch, done)
             self._uploaded = gpu.waits
             if self._down.bytes:
@@ -92,15 +98,20 @@ class GpuCall:
                 gpu.driver.record(self._event)
 
     def _launch(self) -> None:
-        assert self._execution is not None
-        self._runs += 1
-        if self._graph is None and self._runs >= _FIRST_CAPTURED and self._execution.capturable:
-            self._graph = self._gpu.driver.capture(self._queue)
-            weakref.finalize(self, self._gpu.driver.release, self._graph).atexit = False
         if self._graph is not None:
             self._gpu.driver.launch(self._graph)
         else:
             self._queue()
+
+    def _capture(self) -> None:
+        gpu = self._gpu
+        try:
+            self._graph = gpu.driver.capture(self._queue)
+        except BackendError as error:
+            gpu.refusal = str(error)
+            return
+        gpu.captured += 1
+        gpu.release_with(self, gpu.driver.release, self._graph)
 
     def _queue(self) -> None:
         assert self._execution is not None

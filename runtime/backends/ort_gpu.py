@@ -1,14 +1,17 @@
 """ONNX Runtime's GPU providers: CUDA, and its own TensorRT and TensorRT-RTX, everything resident on the GPU.
 
 Sessions compute on the stream that copies and caches use, and do not wait at a run's end. Calls of few
-positions run as CUDA graphs, each under an id of its own: ONNX Runtime does not notice when shapes or
-addresses of an id change. No provider falls back to the CPU in silence: where a session really runs is looked
-at when it is opened.
+positions run as CUDA graphs, each under an id for its shapes and addresses: ONNX Runtime does not notice when
+those of an id change, and gives a captured graph back with the session only. No provider falls back to the
+CPU in silence: where a session really runs is looked at when it is opened. A graph that ONNX Runtime can't
+capture as a whole, because some nodes are on the CPU, runs without CUDA graphs; `graphs_refused` says so.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import functools
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +25,7 @@ from ..manifest import Manifest
 from ..tensorrt_forms import ProfileAxes
 from .base import CacheLimits
 from .contract import Shapes, check_contract, input_type, output_shapes, stage_inputs, stage_outputs
-from .gpu import DeviceRingCache, Gpu
+from .gpu import DeviceRingCache, Gpu, drop
 from .gpu_call import GpuCall
 from .ort import import_onnxruntime
 
@@ -30,7 +33,10 @@ __all__ = ["PROVIDERS", "OrtGpuStage", "Provider", "check_available"]
 
 # A run over more positions is one of prefill, whose shapes seldom come back.
 _GRAPH_POSITIONS = 32
-_graph_ids = itertools.count(1)
+# Of one session: freed memory comes back at the same addresses, so that a long run needs few; should it not,
+# graphs may not fill the memory.
+_MOST_GRAPHS = 1024
+_NO_GRAPH = -1
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,8 @@ class Provider:
     """ONNX Runtime's name."""
     graph_option: str
     """Its option that turns CUDA graphs on."""
+    switch: tuple[str, str]
+    """(off, on), as its options spell it."""
     caches: Mapping[str, str]
     """Its options for keeping what it compiles; values are formatted with the directory."""
     profile_option: str | None
@@ -55,6 +63,7 @@ PROVIDERS = {
     "cuda": Provider(
         "CUDAExecutionProvider",
         "enable_cuda_graph",
+        ("0", "1"),
         {},
         None,
         {"use_tf32": "0"},
@@ -63,10 +72,11 @@ PROVIDERS = {
     "ort-tensorrt": Provider(
         "TensorrtExecutionProvider",
         "trt_cuda_graph_enable",
+        ("False", "True"),
         {
-            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_enable": "True",
             "trt_engine_cache_path": "{directory}",
-            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_enable": "True",
             "trt_timing_cache_path": "{directory}",
         },
         "trt_profile_{}_shapes",
@@ -76,6 +86,7 @@ PROVIDERS = {
     "ort-tensorrt-rtx": Provider(
         "NvTensorRTRTXExecutionProvider",
         "enable_cuda_graph",
+        ("0", "1"),
         {"nv_runtime_cache_path": "{directory}"},
         "nv_profile_{}_shapes",
         {},
@@ -95,7 +106,17 @@ def check_available(device: str) -> Any:
             f"device {device!r} needs ONNX Runtime's {provider.name}; version {ort.__version__} here has "
             f"{', '.join(there)}; {provider.install}, and uninstall onnxruntime, which hides it"
         )
+    _preload(ort)
     return ort
+
+
+@functools.cache
+def _preload(ort: Any) -> None:
+    """Load CUDA's libraries where pip put them: no provider looks there by itself."""
+    preload = getattr(ort, "preload_dlls", None)
+    if preload is not None:
+        with contextlib.redirect_stdout(io.StringIO()):  # a provider that lacks one says so itself
+            preload()
 
 
 class OrtGpuStage:
@@ -128,8 +149,12 @@ class OrtGpuStage:
         self._axes, self._output_axes = stage_inputs(manifest, stage), stage_outputs(manifest, stage)
         settings = {**_settings(self._provider, gpu, caches), **_ranges(self._provider, self._axes, ranges)}
         settings.update(options)
-        self._session = self._open(ort, directory / self._file, settings)
+        self.graphs_refused = False
+        """Whether ONNX Runtime could not capture this graph."""
         self._graphs = settings[self._provider.graph_option] not in ("0", "false", "False")
+        self._session = self._open_session(ort, directory / self._file, settings)
+        gpu.release_with(self, drop, self._session)
+        self._graph_ids: dict[object, int] = {}
         self._run_options = ort.RunOptions
         for kind, wanted, found in (
             ("input", self._axes, self._session.get_inputs()),
@@ -137,12 +162,24 @@ class OrtGpuStage:
         ):
             check_contract(self._file, kind, wanted, {value.name: tuple(value.shape) for value in found})
 
+    def _open_session(self, ort: Any, path: Path, settings: dict[str, str]) -> Any:
+        try:
+            return self._open(ort, path, settings)
+        except BackendError as error:
+            if not self._graphs or "graph capture" not in str(error):
+                raise
+            self._graphs, self.graphs_refused = False, True
+            return self._open(ort, path, {**settings, self._provider.graph_option: self._provider.switch[0]})
+
     def _open(self, ort: Any, path: Path, settings: Mapping[str, str]) -> Any:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         name = self._provider.name
         try:
-            session = ort.InferenceSession(str(path), options, providers=[(name, dict(settings))])
+            # Its own way to fall back prints to stdout and hides the reason.
+            session = ort.InferenceSession(
+                str(path), options, providers=[(name, dict(settings))], enable_fallback=False
+            )
         except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BackendError(f"{path.name}: {name} refused it: {reason}") from error
@@ -180,11 +217,24 @@ class OrtGpuStage:
             binding.bind_output(name, "cuda", 0, np.float32, shape, addresses[name])
         run_options = self._run_options()
         run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        few = shapes["positions"][1] <= _GRAPH_POSITIONS
-        graph = next(_graph_ids) if self._graphs and few else -1
+        graph = self._graph_id(given, addresses)
         run_options.add_run_config_entry("gpu_graph_id", str(graph))
-        call.connect(_Execution(self._session, self._file, binding, run_options, bound))
+        advice = ""
+        if graph != _NO_GRAPH:
+            option = f"{self._provider.graph_option}={self._provider.switch[0]}"
+            advice = f"; --provider-option {option} does without CUDA graphs"
+        call.connect(_Execution(self._session, self._file, binding, run_options, bound, advice))
         return call
+
+    def _graph_id(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> int:
+        """The CUDA graph for a call of these shapes and addresses, `_NO_GRAPH` for a call without one."""
+        if not self._graphs or shapes["positions"][1] > _GRAPH_POSITIONS:
+            return _NO_GRAPH
+        with self._gpu.lock:
+            key = (tuple(shapes.items()), tuple(addresses.items()))
+            if key not in self._graph_ids and len(self._graph_ids) == _MOST_GRAPHS:
+                return _NO_GRAPH
+            return self._graph_ids.setdefault(key, len(self._graph_ids) + 1)
 
 
 def _settings(provider: Provider, gpu: Gpu, caches: Path | None) -> dict[str, str]:
@@ -192,8 +242,9 @@ def _settings(provider: Provider, gpu: Gpu, caches: Path | None) -> dict[str, st
     if caches is not None and provider.caches:
         caches.mkdir(parents=True, exist_ok=True)
         kept = {name: value.format(directory=caches) for name, value in provider.caches.items()}
-    stream = {"has_user_compute_stream": "1", "user_compute_stream": str(gpu.driver.stream)}
-    return {"device_id": "0", **stream, provider.graph_option: "1", **provider.exact, **kept}
+    # Not has_user_compute_stream: it follows from this, and TensorRT's provider does not know it.
+    stream = {"user_compute_stream": str(gpu.driver.stream)}
+    return {"device_id": "0", **stream, provider.graph_option: provider.switch[1], **provider.exact, **kept}
 
 
 def _ranges(provider: Provider, inputs: Shapes, ranges: tuple[ProfileAxes, ProfileAxes]) -> dict[str, str]:
@@ -222,10 +273,12 @@ class _Execution:
 
     capturable = False  # ONNX Runtime captures by itself
 
-    def __init__(self, session: Any, file: str, binding: Any, options: Any, kept: Mapping[str, Any]) -> None:
-        """kept: tensors that must live as long as this."""
+    def __init__(
+        self, session: Any, file: str, binding: Any, options: Any, kept: Mapping[str, Any], advice: str
+    ) -> None:
+        """kept: tensors that must live as long as this; advice: ends the message of an error."""
         self._session, self._file, self._binding, self._options = session, file, binding, options
-        self._kept = kept
+        self._kept, self._advice = kept, advice
 
     def enqueue(self) -> None:
         """See Execution.enqueue."""
@@ -233,4 +286,6 @@ class _Execution:
             self._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # likewise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BackendError(f"{self._file}: ONNX Runtime could not run it: {reason}") from error
+            raise BackendError(
+                f"{self._file}: ONNX Runtime could not run it: {reason}{self._advice}"
+            ) from error

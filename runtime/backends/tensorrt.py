@@ -8,7 +8,10 @@ runs follow each other on one stream.
 from __future__ import annotations
 
 import mmap
+from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,11 @@ import numpy as np
 from ..cache import StageCache
 from ..errors import BackendError, BundleError
 from ..manifest import Manifest
-from ..tensorrt_forms import Profiles, build_command, choose_profile
+from ..specs import StageSpec
+from ..tensorrt_forms import DECODE, Profiles, build_command, check_shape, choose_profile
 from .base import CacheLimits
 from .contract import check_contract, input_type, output_shapes, stage_inputs, stage_outputs
-from .gpu import DeviceRingCache, Gpu
+from .gpu import DeviceRingCache, Gpu, drop
 from .gpu_call import GpuCall
 from .tensorrt_flavour import Flavour
 
@@ -53,8 +57,9 @@ class TensorRtStage:
         self._build = build_command(bundle, flavour.target)
         self._axes = stage_inputs(manifest, stage)
         self._output_axes = stage_outputs(manifest, stage)
-        self._messages: list[str] = []
-        self._logger = flavour.logger(self._log)
+        self._messages: deque[str] = deque(maxlen=3)
+        # Not a method of ours: the engine holds its logger, where Python can't see the circle.
+        self._logger = flavour.logger(partial(_note, self._messages))
         self._runtime = flavour.module.Runtime(self._logger)
         self._engine = self._deserialize(plan)
         self._check()
@@ -62,13 +67,11 @@ class TensorRtStage:
         profiles = range(self._engine.num_optimization_profiles)
         self._scratch = max(self._engine.get_device_memory_size_for_profile_v2(each) for each in profiles)
         gpu.scratch(self._scratch)
-
-    def _log(self, severity: str, message: str) -> None:
-        if severity in ("ERROR", "INTERNAL_ERROR"):
-            self._messages.append(message)
+        gpu.release_with(self, drop, self._engine)
 
     def _refused(self, what: str) -> BackendError:
-        reasons = "; ".join(self._messages[-3:]) or "it gave no reason"
+        reasons = "; ".join(self._messages) or "it gave no reason"
+        self._messages.clear()
         return BackendError(f"{self._file}: {self._flavour.name} {self._flavour.version} {what}: {reasons}")
 
     def _deserialize(self, plan: Path) -> Any:
@@ -103,7 +106,7 @@ class TensorRtStage:
 
     def new_cache(self, limits: CacheLimits) -> StageCache:
         """See StageBackend.new_cache."""
-        return DeviceRingCache(self._gpu, self._spec, limits)
+        return _EngineCache(self._gpu, self._spec, limits, self._stage, self._ranges, self._build)
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Any]
@@ -132,7 +135,34 @@ class TensorRtStage:
             if context is None:
                 raise self._refused("gave no execution context")
             call.connect(_Execution(self, context, profile, given, addresses, bound))
+        # What a context holds may be in use until the device is done with its last run.
+        self._gpu.release_with(call, drop, (self._new_context, context))
         return call
+
+
+def _note(messages: deque[str], severity: str, message: str) -> None:
+    if severity in ("ERROR", "INTERNAL_ERROR"):
+        messages.append(message)
+
+
+class _EngineCache(DeviceRingCache):
+    """A ring that never has more slots than the engine takes, and refuses what would not fit."""
+
+    def __init__(
+        self, gpu: Gpu, spec: StageSpec, limits: CacheLimits, stage: str, ranges: Profiles, build: str
+    ) -> None:
+        self._refused_by = (ranges, stage, DECODE)
+        self._build = build
+        slots = ranges.stages[stage][DECODE]["past"].max
+        wanted = None if spec.window is None else spec.window - 1 + limits.rollback
+        self._most = slots if wanted is None or slots < wanted else limits.positions
+        super().__init__(gpu, spec, replace(limits, positions=min(limits.positions, self._most)))
+
+    def reserve(self, count: int) -> None:
+        """Raises BackendError when the engine was built for fewer positions."""
+        if self.length + count > self._most:
+            check_shape(*self._refused_by, {"past": self.length + count}, self._build)
+        super().reserve(count)
 
 
 def _named(sizes: tuple[int, ...], expected: tuple[int | str, ...] | None) -> tuple[int | str, ...]:
@@ -148,8 +178,6 @@ def _named(sizes: tuple[int, ...], expected: tuple[int | str, ...] | None) -> tu
 class _Execution:
     """An execution context at one set of shapes and addresses."""
 
-    capturable = True
-
     def __init__(
         self,
         stage: TensorRtStage,
@@ -161,6 +189,7 @@ class _Execution:
     ) -> None:
         """kept: tensors that must live as long as this."""
         self._stage, self._context, self._kept = stage, context, kept
+        self.capturable = not stage._flavour.captures
         gpu = stage.memory
         self._stream = gpu.driver.stream
         context.set_device_memory(gpu.scratch(stage._scratch), stage._scratch)

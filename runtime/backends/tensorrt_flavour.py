@@ -61,6 +61,15 @@ class Flavour:
         """What it builds for by name: ("7.5", "8.0", ...); nothing where it builds for its own GPU only."""
         return tuple(sorted(_capability_names(self.module), key=float)) if self.ahead_of_time else ()
 
+    @property
+    def captures(self) -> bool:
+        """Whether its contexts capture CUDA graphs by themselves.
+
+        RTX knows when: it first runs a new shape with makeshift kernels and compiles better ones meanwhile,
+        and a graph captured by others would keep the makeshift ones, or fail.
+        """
+        return self.ahead_of_time
+
     def create_network(self, builder: Any) -> Any:
         """A network whose every tensor has the type that the graph gives it."""
         # 10.x has to be told; later modules keep the flag and know nothing else.
@@ -120,8 +129,16 @@ class Flavour:
         # RTX compiles kernels for this GPU when a context first runs: once for all contexts of an engine.
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
-        config.set_runtime_cache(config.create_runtime_cache())
-        return partial(engine.create_execution_context, config)
+        graphs = getattr(self.module, "CudaGraphStrategy", None)
+        if graphs is not None:  # 1.2 and newer
+            config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE
+        cache = config.create_runtime_cache()
+        config.set_runtime_cache(cache)
+
+        def make(cache: Any = cache) -> Any:  # which must outlive the contexts
+            return engine.create_execution_context(config)
+
+        return make
 
     # The timing cache: how long kernels took on this GPU, so that the next build need not try them again.
 

@@ -6,8 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
-from blt_edge.runtime import BackendError, BltModel, OptionError, devices
+from blt_edge.runtime import BackendError, BltModel, BundleError, OptionError, devices
 from blt_edge.runtime.backends import cuda, ort_gpu
 from blt_edge.runtime.backends.ort_gpu import PROVIDERS
 from support.simulated_gpu import SimulatedOrt, SimulatedTensorRt, simulate, write_engines
@@ -79,12 +80,12 @@ def test_a_provider_that_is_not_there_is_refused(bundle: Path) -> None:
 
 def test_providers_are_told_stream_ranges_and_caches(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = simulate(monkeypatch, "ort-tensorrt")
-    BltModel.load(bundle, "ort-tensorrt", provider_options={"trt_fp16_enable": "1"})
+    BltModel.load(bundle, "ort-tensorrt", provider_options={"trt_fp16_enable": "True"})
     told = ort_gpu.import_onnxruntime().options
     assert len(told) == 4
     for options in told:
         assert options["user_compute_stream"] == str(driver.stream)
-        assert options["trt_fp16_enable"] == "1"
+        assert options["trt_fp16_enable"] == "True"
         assert Path(options["trt_engine_cache_path"]).is_dir()
         assert Path(options["trt_engine_cache_path"]).parent.parent == bundle
         names = {part.split(":")[0] for part in options["trt_profile_max_shapes"].split(",")}
@@ -132,3 +133,39 @@ def test_the_cuda_runtime_has_what_the_driver_calls() -> None:
         if not hasattr(runtime, name) and not any(hasattr(kind, name) for kind in kinds)
     ]
     assert missing == []
+
+
+def test_auto_goes_on_where_a_gpu_does_not_compute(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    simulate(monkeypatch, "cuda")
+    monkeypatch.setattr("support.simulated_gpu._compute", lambda *arguments: None)
+    model = BltModel.load(bundle)
+    assert model.engine.device == "CPU"
+    assert "computes no finite numbers" in str(model.engine.reason)
+
+
+def test_auto_does_not_hide_a_damaged_engine(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = simulate(monkeypatch, "tensorrt")
+    write_engines(bundle, SimulatedTensorRt(driver).flavour("tensorrt"))
+    monkeypatch.setattr("blt_edge.runtime.backends.tensorrt.stage_inputs", lambda *arguments: {})
+    with pytest.raises(BundleError, match=r"input .* the manifest asks for absent"):
+        BltModel.load(bundle)
+
+
+def test_what_a_provider_says_is_told(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    simulate(monkeypatch, "ort-tensorrt")
+    with pytest.raises(BackendError, match=r"refused it: The value for the key 'trt_fp16_enable' should be"):
+        BltModel.load(bundle, "ort-tensorrt", provider_options={"trt_fp16_enable": "1"})
+    assert capsys.readouterr().out == ""
+
+
+def test_graphs_that_cannot_be_captured_run_without(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = simulate(monkeypatch, "cuda")
+    module = SimulatedOrt(driver, PROVIDERS["cuda"].name, captures=False)
+    monkeypatch.setattr(ort_gpu, "import_onnxruntime", lambda: module)
+    model = BltModel.load(bundle, "cuda")
+    assert model.engine.device.endswith("1.99, without CUDA graphs for patcher, encoder, latent, decoder")
+    assert np.isfinite(model.logits(b"abc")).all()
+    model = BltModel.load(bundle, "cuda", provider_options={"enable_cuda_graph": "0"})
+    assert model.engine.device.endswith("ONNX Runtime 1.99")

@@ -1,16 +1,19 @@
 """A GPU that is not there: host memory as a device, and engines that ONNX Runtime computes on the CPU, with
 the real ones' rules and worst timing.
 
-Queued work is carried out only when the host waits, so that a buffer written or freed too early shows as a
-wrong result. Memory outside what was allocated, a captured graph that allocates or copies from pageable
-memory, and a context changed after its capture are errors. New memory holds NaN.
+Queued work is carried out only when the host waits, so that a buffer written too early shows as a wrong
+result. Memory outside what was allocated, memory or a graph given back while anything is queued (CUDA need
+not wait for it), a capture in which anything is allocated, given back, copied from pageable memory or queued
+by another thread, and a context changed after its capture are errors. New memory holds NaN.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from enum import Enum, IntEnum
 from pathlib import Path
@@ -53,7 +56,12 @@ class SimulatedDriver:
         self._pinned: dict[int, np.ndarray] = {}
         self._queue: list[Callable[[], None]] = []
         self._captured: list[Callable[[], None]] | None = None
+        self._capturing_thread = 0
         self._most = most
+        self.refuses_capture = False
+        """What is captured turns out not to be capturable."""
+        self.broken: list[str] = []
+        """Rules that were broken where no test hears an exception: when Python drops something."""
         self.launches = 0
         self.synchronized = 0
 
@@ -77,14 +85,21 @@ class SimulatedDriver:
         blocks[block.ctypes.data] = block
         return int(block.ctypes.data)
 
+    def _check_idle(self, what: str) -> None:
+        if self._queue or self._captured is not None:
+            self.broken.append(f"{what} while work is {'queued' if self._queue else 'captured'}")
+
     def free(self, address: int) -> None:
+        self._check_idle("memory freed")
         self._drain()
         self._blocks.pop(address)[:] = 0xFF
 
     def allocate_pinned(self, count: int) -> int:
+        assert self._captured is None, "a captured graph must not allocate"
         return self._new(self._pinned, count)
 
     def free_pinned(self, address: int) -> None:
+        self._check_idle("pinned memory freed")
         self._drain()
         self._pinned.pop(address)[:] = 0xFF
 
@@ -98,6 +113,8 @@ class SimulatedDriver:
 
     def enqueue(self, work: Callable[[], None]) -> None:
         """Queue anything."""
+        ours = self._captured is None or self._capturing_thread == threading.get_ident()
+        assert ours, "a graph must not hold another thread's work"
         (self._queue if self._captured is None else self._captured).append(work)
 
     def copy(self, target: int, source: int, count: int) -> None:
@@ -158,9 +175,11 @@ class SimulatedDriver:
         return end[-1] - start[-1]
 
     def capture(self, work: Callable[[], None]) -> list[Callable[[], None]]:
-        self._captured = []
+        self._captured, self._capturing_thread = [], threading.get_ident()
         try:
             work()
+            if self.refuses_capture:
+                raise BackendError("CUDA: cudaStreamEndCapture: operation failed due to a previous error")
             return self._captured
         finally:
             self._captured = None
@@ -171,7 +190,7 @@ class SimulatedDriver:
             self.enqueue(work)
 
     def release(self, graph: list[Callable[[], None]]) -> None:
-        self._drain()
+        self._check_idle("a graph released")
         graph.clear()
 
     @property
@@ -246,6 +265,7 @@ class SimulatedTensorRt:
     TensorIOMode = Enum("TensorIOMode", ["INPUT", "OUTPUT"])
     TensorLocation = Enum("TensorLocation", ["DEVICE", "HOST"])
     ExecutionContextAllocationStrategy = Enum("ExecutionContextAllocationStrategy", ["USER_MANAGED"])
+    CudaGraphStrategy = Enum("CudaGraphStrategy", ["DISABLED", "WHOLE_GRAPH_CAPTURE"])
 
     class ILogger:
         """Base of loggers."""
@@ -269,17 +289,28 @@ class SimulatedTensorRt:
         return _Runtime(self, logger)
 
 
+def _keep_alive(holder: object, held: object) -> None:
+    # As the modules' bindings do it: where Python's search for circles does not look.
+    weakref.finalize(holder, lambda held: None, held).atexit = False
+
+
 class _Runtime:
     def __init__(self, module: SimulatedTensorRt, logger: Any) -> None:
-        self._module, self._logger = module, logger
+        self._module = module
+        self._log = weakref.WeakMethod(logger.log)
+        _keep_alive(self, logger)
 
     def deserialize_cuda_engine(self, data: Any) -> _Engine | None:
         try:
             plan = json.loads(bytes(data))
         except ValueError:
-            self._logger.log(SimulatedTensorRt.ILogger.Severity.ERROR, "magic number mismatch")
+            log = self._log()
+            assert log is not None
+            log(SimulatedTensorRt.ILogger.Severity.ERROR, "magic number mismatch")
             return None
-        return _Engine(self._module, plan)
+        engine = _Engine(self._module, plan)
+        _keep_alive(engine, self)
+        return engine
 
 
 class _Engine:
@@ -316,6 +347,8 @@ class _Engine:
 
     def create_runtime_config(self) -> Any:
         class Config:
+            cuda_graph_strategy = SimulatedTensorRt.CudaGraphStrategy.DISABLED
+
             def set_execution_context_allocation_strategy(self, strategy: Any) -> None: ...
             def create_runtime_cache(self) -> object:
                 return object()
@@ -326,12 +359,16 @@ class _Engine:
         return Config()
 
     def create_execution_context(self, how: Any) -> _Context:
-        return _Context(self)
+        context = _Context(self, getattr(how, "cuda_graph_strategy", None))
+        _keep_alive(context, self)
+        return context
 
 
 class _Context:
-    def __init__(self, engine: _Engine) -> None:
+    def __init__(self, engine: _Engine, graphs: Any) -> None:
+        """graphs: RTX's strategy; None for TensorRT."""
         self._engine, self._driver = engine, engine.module.driver
+        self._graphs, self._runs = graphs, 0
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._profile = 0
@@ -363,6 +400,11 @@ class _Context:
         assert stream == self._driver.stream
         assert self._scratch[1] >= self._engine.get_device_memory_size_for_profile_v2(self._profile)
         self._captured = self._driver.capturing
+        assert self._runs or not self._captured, "the first run after a shape is set allocates"
+        if self._graphs is not None:
+            assert self._graphs is SimulatedTensorRt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            assert not self._captured, "it captures by itself"
+        self._runs += 1
         tensors = self._tensors()
 
         def work() -> None:
@@ -392,10 +434,24 @@ class SimulatedOrt:
 
     __version__ = "1.99"
 
-    def __init__(self, driver: SimulatedDriver, provider: str, *, falls_back: bool = False) -> None:
-        """falls_back: sessions run on the CPU whatever was asked for, as happens without CUDA's libraries."""
+    def __init__(
+        self,
+        driver: SimulatedDriver,
+        provider: str,
+        *,
+        falls_back: bool = False,
+        captures: bool = True,
+    ) -> None:
+        """falls_back: sessions run on the CPU whatever was asked for, as happens without CUDA's libraries.
+        captures: whether all nodes are where they can be captured."""
         self.driver, self.provider, self.falls_back = driver, provider, falls_back
+        self.captures = captures
         self.options: list[dict[str, str]] = []
+        self.preloaded = 0
+
+    def preload_dlls(self) -> None:
+        print("Failed to load libcublas.so")
+        self.preloaded += 1
 
     def get_available_providers(self) -> list[str]:
         return [self.provider, "CPUExecutionProvider"]
@@ -413,12 +469,41 @@ class SimulatedOrt:
             self.entries[name] = value
 
     def InferenceSession(  # noqa: N802
-        self, path: str, options: Any, providers: list[tuple[str, dict[str, str]]]
+        self,
+        path: str,
+        options: Any,
+        providers: list[tuple[str, dict[str, str]]],
+        enable_fallback: bool = True,
     ) -> _GpuSession:
         """As ONNX Runtime spells it."""
         assert [name for name, _ in providers] == [self.provider]
-        self.options.append(providers[0][1])
-        return _GpuSession(self, Path(path))
+        assert self.preloaded, "pip's CUDA libraries are found by nobody else"
+        given = providers[0][1]
+        self.options.append(given)
+        session = _GpuSession(self, Path(path))
+        try:
+            self._check_options(given)
+        except RuntimeError as error:
+            if not enable_fallback:
+                raise
+            print(f"*************** EP Error ***************\nEP Error {error} when using {providers}")
+            session.get_providers = lambda: ["CPUExecutionProvider"]  # type: ignore[method-assign]
+        return session
+
+    def _check_options(self, given: dict[str, str]) -> None:
+        """Names and switches as each provider reads them; others pass."""
+        is_tensorrt = self.provider == "TensorrtExecutionProvider"
+        for name, value in given.items():
+            if is_tensorrt and name == "has_user_compute_stream":
+                raise RuntimeError(f"Invalid TensorRT EP option: {name}")
+            if is_tensorrt and name.endswith("_enable") and value.lower() not in ("true", "false"):
+                raise RuntimeError(f"The value for the key '{name}' should be 'True' or 'False'.")
+        graphs = given["trt_cuda_graph_enable" if is_tensorrt else "enable_cuda_graph"]
+        if not self.captures and graphs.lower() in ("1", "true"):
+            raise RuntimeError(
+                "This session cannot use the graph capture feature as requested by the user as all compute "
+                f"graph nodes have not been partitioned to the {self.provider}"
+            )
 
 
 class _GpuSession:

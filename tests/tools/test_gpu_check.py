@@ -32,6 +32,8 @@ def test_a_device_that_is_right_passes(
     assert found["parity"]["breaches"] == []
     assert found["parity"]["greedy_bytes_equal"] == 20
     assert found["speed"]["no_drafts"]["ms_per_byte"] > 0
+    assert found["cuda_graphs"]["refusal"] is None
+    assert (found["cuda_graphs"]["captured"] > 0) == (device == "tensorrt")
     json.dumps(found)
 
 
@@ -63,6 +65,38 @@ def test_without_a_gpu_it_says_what_could_not_run(
     shown = capsys.readouterr().out
     assert "nothing ran on a GPU: see blt-edge doctor" in shown
     assert json.loads(shown.splitlines()[-1]) == {"passed": False, "json": str(target)}
+
+
+def test_what_fails_for_one_precision_does_not_end_the_others(
+    tmp_path: Path, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bundle(work: Path, checkpoint: str, precision: str, say: check.Say) -> Path:
+        if precision == "int4":
+            raise ValueError("no such kernel")
+        return own_bundle
+
+    row = {"engine": {"device": "A GPU, CUDA"}, "parity": {"breaches": []}}
+    answers = {"measure": row, "reference": {"error": "no torch"}}
+    monkeypatch.setattr(check, "_bundle", bundle)
+    monkeypatch.setattr(check, "_run", lambda arguments: answers[arguments[0]])
+    kept: list[tuple[int, bool]] = []
+    document = check.check(
+        tmp_path,
+        "demo",
+        TEXT,
+        ["int4", "fp32"],
+        ["cuda"],
+        1,
+        print,
+        lambda so_far: kept.append((len(so_far["rows"]), so_far["complete"])),
+    )
+    assert [entry["reason"] for entry in document["could_not_run"]] == [
+        "ValueError: no such kernel",
+        "no torch",
+    ]
+    assert kept == [(0, False), (1, False), (1, True)]
+    assert document["passed"]
+    assert document["gpus"] == ["A GPU"]
 
 
 def test_a_process_that_dies_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,9 @@
 
 Exports the demo at every precision, builds TensorRT engines, and measures each pair of precision and device
 in a process of its own, so that one that crashes or hangs takes no other with it. The JSON names the GPU and
-all versions, and lists what could not run, with the reason. Exit code 0 = all that ran agrees with the CPU,
-and something ran on a GPU; 1 = otherwise. `check.sh` installs what this needs first.
+all versions, and lists what could not run, with the reason; it is written after each measurement, so that a
+run that is cut short is not lost. Exit code 0 = all that ran agrees with the CPU, and something ran on a GPU;
+1 = otherwise. `check.sh` installs what this needs first.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _PATIENCE = 900
 """Seconds that one measurement may take, its provider's compiling included."""
 
 Say = Callable[[str], None]
+Keep = Callable[[dict[str, Any]], None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.devices.split(","),
             args.new_bytes,
             lambda line: print(line, file=sys.stderr, flush=True),
+            lambda document: _write(args.json, document),
         )
-    args.json.write_text(json.dumps(document, indent=1) + "\n")
     _summarize(document)
     print(json.dumps({"passed": document["passed"], "json": str(args.json)}))
     return 0 if document["passed"] else 1
@@ -76,40 +78,70 @@ def check(
     devices: Sequence[str],
     new_bytes: int,
     say: Say,
+    keep: Keep,
 ) -> dict[str, Any]:
-    """Measure every precision on every device, in bundles under `work`; the document."""
+    """Measure every precision on every device, in bundles under `work`; the document.
+
+    keep: told of the document as far as it is, after each measurement.
+    """
     work.mkdir(parents=True, exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    missing: list[dict[str, str]] = []
+    document: dict[str, Any] = {
+        "machine": machine(),
+        "gpus": [],
+        "versions": versions(),
+        "checkpoint": checkpoint,
+        "rows": [],
+        "transformers": None,
+        "could_not_run": [],
+        "passed": False,
+        "complete": False,
+    }
     for precision in precisions:
-        bundle = _bundle(work, checkpoint, precision, say)
         for device in devices:
-            error = _build(bundle, device, say) if device in TENSORRT_TARGETS else None
-            if error:
-                missing.append({"device": device, "precision": precision, "reason": error})
-                continue
-            say(f"{precision} on {device}")
-            command = ["measure", str(bundle), "--device", device, "--text", str(text)]
-            found = _run([*command, "--new-bytes", str(new_bytes)])
-            if "error" in found:
-                missing.append({"device": device, "precision": precision, "reason": found["error"]})
-            else:
-                rows.append({"device": device, "precision": precision, **found})
+            found = _measure(work, checkpoint, text, precision, device, new_bytes, say)
+            _add(document, device, precision, found)
+            keep(document)
     say("transformers on the GPU")
     reference = _run(["reference", str(_folder(checkpoint)), "--text", str(text)])
     if "error" in reference:
-        missing.append({"device": "transformers", "precision": "fp32", "reason": reference["error"]})
-    passed = bool(rows) and not any(row["parity"]["breaches"] for row in rows)
-    return {
-        "machine": machine(),
-        "gpus": sorted({row["engine"]["device"].split(",")[0] for row in rows}),
-        "versions": versions(),
-        "checkpoint": checkpoint,
-        "rows": rows,
-        "transformers": None if "error" in reference else reference,
-        "could_not_run": missing,
-        "passed": passed,
-    }
+        _add(document, "transformers", "fp32", reference)
+    else:
+        document["transformers"] = reference
+    document["complete"] = True
+    keep(document)
+    return document
+
+
+def _measure(
+    work: Path, checkpoint: str, text: Path, precision: str, device: str, new_bytes: int, say: Say
+) -> dict[str, Any]:
+    try:
+        bundle = _bundle(work, checkpoint, precision, say)
+        if device in TENSORRT_TARGETS:
+            _build(bundle, device, say)
+    except BltError as error:
+        return {"error": str(error)}
+    except Exception as error:  # one that nobody foresaw must not end the proof of the rest
+        return {"error": f"{type(error).__name__}: {error}"}
+    say(f"{precision} on {device}")
+    command = ["measure", str(bundle), "--device", device, "--text", str(text)]
+    return _run([*command, "--new-bytes", str(new_bytes)])
+
+
+def _add(document: dict[str, Any], device: str, precision: str, found: dict[str, Any]) -> None:
+    if "error" in found:
+        document["could_not_run"].append({"device": device, "precision": precision, "reason": found["error"]})
+        return
+    rows = document["rows"]
+    rows.append({"device": device, "precision": precision, **found})
+    document["gpus"] = sorted({row["engine"]["device"].split(",")[0] for row in rows})
+    document["passed"] = not any(row["parity"]["breaches"] for row in rows)
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(document, indent=1) + "\n")
+    temporary.replace(path)
 
 
 # 1. Bundles and engines.
@@ -138,18 +170,14 @@ def _folder(checkpoint: str) -> Path:
     return Path(demo.__path__[0]) if checkpoint == "demo" else Path(checkpoint)
 
 
-def _build(bundle: Path, target: str, say: Say) -> str | None:
-    """Build engines for the GPU of this machine; why not, when that fails."""
+def _build(bundle: Path, target: str, say: Say) -> None:
+    """Build engines for the GPU of this machine, if there are none."""
     from ...export.tensorrt_engines import TensorRtOptions, build_tensorrt, plan_tensorrt
 
-    say(f"building {bundle.name} for {target}")
-    try:
-        options = TensorRtOptions(target)
-        if not plan_tensorrt(bundle, options).there:
-            build_tensorrt(bundle, options)
-    except BltError as error:
-        return str(error)
-    return None
+    options = TensorRtOptions(target)
+    if not plan_tensorrt(bundle, options).there:
+        say(f"building {bundle.name} for {target}")
+        build_tensorrt(bundle, options)
 
 
 # 2. Measurements, each in a process of its own.

@@ -28,6 +28,18 @@ pip=("$venv/bin/pip" install -q --disable-pip-version-check "${source[@]}")
 # The package's own build needs setuptools, from the folder too.
 "${pip[@]}" 'setuptools>=77' wheel
 "${pip[@]}" --no-build-isolation -e '.[export]'
+# cuda-bindings of a newer CUDA than the driver's finds no device.
+cuda=$("$venv/bin/python" - 2>/dev/null <<'END' || true
+import ctypes
+version = ctypes.c_int()
+ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+print(version.value // 1000 or "")
+END
+)
+[ -z "$cuda" ] || echo "cuda-bindings<$((cuda + 1))" >"$venv/driver.txt"
+[ -z "$cuda" ] || export PIP_CONSTRAINT=$(realpath "$venv/driver.txt")
+# CUDA's and cuDNN's libraries come along where pip has them; else the system's are taken.
+"${pip[@]}" 'onnxruntime-gpu[cuda,cudnn]' 2>/dev/null || true
 for wanted in onnxruntime-gpu cuda-bindings '.[tensorrt-rtx]' 'tensorrt>=10.3' '.[validate]'; do
     "${pip[@]}" --no-build-isolation "$wanted" ||
         echo "check.sh: $wanted can't be installed: what needs it will be listed as not run" >&2

@@ -22,7 +22,7 @@ from ...export.tolerances import TOLERANCES, Tolerances, least_precise
 from ...runtime import BltError, BltModel, GenerationOptions
 from ...runtime.vocabulary import encode
 
-__all__ = ["measure", "parity", "speed"]
+__all__ = ["graphs", "measure", "parity", "speed"]
 
 _PARITY_BYTES = 1500
 _GREEDY_BYTES = 200
@@ -47,11 +47,18 @@ def main() -> None:
 def measure(bundle: Path, device: str, text: bytes, new_bytes: int) -> dict[str, Any]:
     """Parity and speed of a bundle on a device, as JSON. Raises BltError when it can't run there."""
     model = BltModel.load(bundle, device)
-    return {
+    found = {
         "engine": {"name": model.engine.name, "device": model.engine.device},
         "parity": parity(model, BltModel.load(bundle, "cpu", portable=True), text),
         "speed": speed(model, text, new_bytes),
     }
+    return {**found, "cuda_graphs": graphs(model)}
+
+
+def graphs(model: BltModel) -> dict[str, Any]:
+    """Calls that we captured, and why one was not; ONNX Runtime and TensorRT-RTX capture by themselves."""
+    memory: Any = next(iter(model._backends.values())).memory
+    return {"captured": getattr(memory, "captured", 0), "refusal": getattr(memory, "refusal", None)}
 
 
 # 1. Parity.

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from blt_edge.export import export_checkpoint
-from blt_edge.runtime import BackendError, BltModel, BundleError, GenerationOptions
+from blt_edge.runtime import BackendError, BltModel, BundleError, GenerationOptions, PromptTooLongError
+from blt_edge.runtime.backends import ort_gpu
 from blt_edge.runtime.backends.base import CacheLimits
 from blt_edge.runtime.backends.gpu import DeviceArray, DeviceRingCache, Gpu, Packed
 from blt_edge.runtime.backends.memory import HOST
@@ -20,6 +24,7 @@ from blt_edge.runtime.backends.tensorrt import TensorRtStage
 from blt_edge.runtime.cache import RingCache
 from blt_edge.runtime.manifest import StageSpec, load_manifest
 from blt_edge.runtime.tensorrt_forms import profile_limits, profiles
+from blt_edge.runtime.vocabulary import encode
 from hypothesis import given
 from hypothesis import strategies as st
 from support.parity_cases import CASES, RULE_CASES
@@ -33,18 +38,23 @@ Loader = Callable[..., tuple[BltModel, SimulatedDriver]]
 
 
 @pytest.fixture
-def on_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Loader:
+def on_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Loader]:
     """A copy of a bundle loaded on a simulated GPU, on the device that `kind` stands for."""
+    drivers: list[SimulatedDriver] = []
 
-    def load(kind: str, bundle: Path, **options: Any) -> tuple[BltModel, SimulatedDriver]:
+    def load(
+        kind: str, bundle: Path, *, limits: Any = None, **options: Any
+    ) -> tuple[BltModel, SimulatedDriver]:
         driver = simulate(monkeypatch, kind)
+        drivers.append(driver)
         own = Path(shutil.copytree(bundle, tmp_path / "on-gpu"))
         if kind in PROVIDERS:
             return BltModel.load(own, kind, **options), driver
-        write_engines(own, SimulatedTensorRt(driver).flavour(kind))
+        write_engines(own, SimulatedTensorRt(driver).flavour(kind), **(limits or {}))
         return BltModel.load(own, kind, **options), driver
 
-    return load
+    yield load
+    assert [driver.broken for driver in drivers] == [[] for _ in drivers]
 
 
 def tensorrt_stage(bundle: Path, stage: str, folder: Path, **limits: int) -> TensorRtStage:
@@ -81,7 +91,7 @@ def test_it_computes_what_transformers_computes(
         assert result.data == sample.data[:64], draft
         assert set(result.stats.stage_seconds) == set(model.manifest.stages)
         assert all(result.stats.stage_seconds.values())
-    if kind not in PROVIDERS:
+    if kind == "tensorrt":
         assert driver.launches > 100, "steps should be captured graphs"
     del model, result, trace
     gc.collect()
@@ -213,3 +223,123 @@ def test_packed_arrays_move_in_one_copy() -> None:
     assert np.array_equal(np.array(device), np.arange(6).reshape(2, 3))
     assert packed.device["b"] % 256 == packed.device["a"] % 256
     assert packed.host["c"].shape == (0, 4)
+
+
+def test_what_was_dropped_is_freed_when_memory_runs_out() -> None:
+    driver = SimulatedDriver(most=1000)
+    gpu = Gpu(driver)
+    for _ in range(5):
+        assert np.array_equal(np.array(gpu.zeros((200,))), np.zeros(200))
+        gpu.zeros((150,))  # dropped at once, while its clearing is queued
+    assert driver.broken == []
+
+
+def test_memory_dropped_during_a_capture_is_freed_after_it() -> None:
+    driver = SimulatedDriver()
+    gpu = Gpu(driver)
+    held, own = [gpu.zeros((10,))], gpu.zeros((10,))
+    gpu.synchronize()
+    graph = driver.capture(lambda: (driver.clear(own.address, own.nbytes), held.clear())[0])
+    assert driver.broken == []
+    driver.launch(graph)
+    gpu.synchronize()
+    assert driver.allocated == own.nbytes
+
+
+def test_other_threads_wait_while_a_graph_is_captured(tiny_bundle: Path, on_gpu: Loader) -> None:
+    model, driver = on_gpu("tensorrt", tiny_bundle)
+    capture = driver.capture
+    begun = threading.Event()
+
+    def slowly(work: Callable[[], None]) -> Any:
+        def waiting() -> None:
+            work()
+            begun.set()
+            time.sleep(0.02)  # the other threads get as far as they can
+
+        return capture(waiting)
+
+    driver.capture = slowly  # type: ignore[method-assign]
+    text = bytes(range(60, 100))
+    wanted = BltModel.load(tiny_bundle, threads=1).logits(text)
+
+    def read(cuts: int) -> np.ndarray:
+        sequence, rows = model.sequence(), []
+        ids = np.array([1, *(byte + 4 for byte in text)], np.int64)
+        for first in range(0, len(ids), cuts):
+            rows.append(sequence.append(ids[first : first + cuts])[0].logits.copy())
+        return np.concatenate(rows)
+
+    with ThreadPoolExecutor(3) as pool:
+        for found in pool.map(read, (1, 2, 3)):
+            assert np.allclose(found, wanted, atol=1e-4)
+    assert begun.is_set()
+    assert driver.broken == []
+
+
+def test_what_cannot_be_captured_runs_as_before(tiny_bundle: Path, on_gpu: Loader) -> None:
+    model, driver = on_gpu("tensorrt", tiny_bundle)
+    driver.refuses_capture = True
+    text = b"the same text, byte by byte"
+    wanted = BltModel.load(tiny_bundle, threads=1).logits(text)
+    sequence = model.sequence()
+    rows = [sequence.append(np.array([value], np.int64))[0].logits.copy() for value in encode(text)]
+    assert np.allclose(np.concatenate(rows), wanted, atol=1e-4)
+    assert driver.launches == 0
+    gpu: Any = model._backends["encoder"].memory
+    assert gpu.captured == 0
+    assert "cudaStreamEndCapture" in gpu.refusal
+
+
+def test_engines_for_few_patches_take_that_many(tiny_bundle: Path, on_gpu: Loader) -> None:
+    model, _ = on_gpu("tensorrt", tiny_bundle, limits={"max_bytes": 300, "max_patches": 11})
+    wanted = BltModel.load(tiny_bundle, threads=1)
+    text = bytes(range(97, 123)) * 12
+    lengths = wanted.patch_lengths(text)
+    fits = sum(lengths[:11]) - 1  # the patch that is open at the end needs no slot
+    assert np.allclose(model.logits(text[:fits])[-1], wanted.logits(text[:fits])[-1], atol=1e-4)
+    sequence = model.sequence()
+    with pytest.raises(BackendError, match=r"past is 1\d+, .* built for 1 to 11; .*--max-patches 1\d"):
+        sequence.append(encode(text[: sum(lengths[:14])]))
+    with pytest.raises(BackendError, match=r"failed half-way; begin a new sequence"):
+        sequence.append(encode(b"")[:1])
+    with pytest.raises(PromptTooLongError, match=r"its engines were built for 300; .*--max-bytes 312"):
+        model.logits(text[:311])
+
+
+def test_a_sequence_whose_engine_failed_is_refused(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = BltModel.load(tiny_bundle, threads=1)
+    sequence = model.sequence()
+    sequence.append(encode(b"some text"))
+    kept = sequence.logits.copy()
+
+    def fail(*arguments: Any) -> None:
+        raise BackendError("CUDA: out of luck")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sequence._decoder, "run", fail)
+        with pytest.raises(BackendError, match="out of luck"):
+            sequence.append(encode(b"more")[1:])
+    with pytest.raises(BackendError, match="begin a new sequence"):
+        sequence.append(encode(b"more")[1:])
+    fresh = model.sequence()
+    fresh.append(encode(b"some text"))
+    assert np.array_equal(fresh.logits, kept)
+
+
+def test_graphs_of_onnxruntime_come_back_with_their_addresses_and_end(
+    tiny_bundle: Path, on_gpu: Loader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = on_gpu("cuda", tiny_bundle)
+    stage: Any = model._backends["decoder"]
+    monkeypatch.setattr(ort_gpu, "_MOST_GRAPHS", len(stage._graph_ids) + 2)
+
+    def graph(count: int, address: int) -> int:
+        return stage._graph_id({"positions": (1, count)}, {"positions": address})
+
+    first, second = graph(1, 256), graph(2, 256)
+    assert first != second
+    assert (graph(1, 256), graph(2, 256)) == (first, second)
+    assert graph(1, 512) == graph(33, 256) == -1, "no more than the most, and none for prefill"

@@ -268,3 +268,25 @@ def test_the_installed_module_builds_for_names() -> None:
     flavour = load_flavour("tensorrt-rtx")
     assert {"7.5", "8.0", "8.6", "8.9", "12.0"} <= set(flavour.compute_capabilities)
     assert flavour.name == "TensorRT-RTX"
+
+
+# 6. Contexts.
+
+
+def test_rtx_captures_graphs_by_itself_and_keeps_what_it_compiled() -> None:
+    config = Config()
+    engine = SimpleNamespace(create_runtime_config=lambda: config, create_execution_context=lambda how: how)
+    parts = {"ExecutionContextAllocationStrategy": SimpleNamespace(USER_MANAGED="ours")}
+    graphs = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
+    flavour = Flavour("tensorrt-rtx", "1.7", module(**parts, CudaGraphStrategy=graphs))
+    assert flavour.captures
+    assert flavour.context_maker(engine)() is config
+    assert config.cuda_graph_strategy == "whole"
+    assert ("set_execution_context_allocation_strategy", "ours") in config.said
+    older = Config()
+    engine.create_runtime_config = lambda: older
+    Flavour("tensorrt-rtx", "1.1", module(**parts)).context_maker(engine)()
+    assert "cuda_graph_strategy" not in vars(older)
+    plain = Flavour("tensorrt", "10.3", module(**parts))
+    assert not plain.captures
+    assert plain.context_maker(engine)() == "ours"
