@@ -8,15 +8,19 @@ on as it began; `Gpu.refusal` has the reason.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
+from ..cache import StageCache
 from ..errors import BackendError
 from .base import RESIDENT, Done
-from .gpu import DeviceArray, Gpu, Packed
+from .contract import Shapes, input_type, output_shapes
+from .gpu import DeviceArray, DeviceRingCache, Gpu, Packed
 
-__all__ = ["Execution", "GpuCall", "Shape"]
+__all__ = ["Buffers", "Execution", "GpuCall", "Shape", "bind_buffers"]
 
 Shape = tuple[tuple[int, ...], npt.DTypeLike]
 """A tensor's axes and type."""
@@ -118,3 +122,41 @@ class GpuCall:
         self._up.upload()
         self._execution.enqueue()
         self._down.download()
+
+
+@dataclass(frozen=True)
+class Buffers:
+    """A call, and what an execution of it reads and writes."""
+
+    call: GpuCall
+    """With buffers of its own, not yet connected."""
+    inputs: dict[str, tuple[int, ...]]
+    """Shape of every input, the cache's and shared ones too."""
+    outputs: dict[str, tuple[int, ...]]
+    """Shape of every output."""
+    addresses: dict[str, int]
+    """Device address of all of them."""
+    kept: dict[str, Any]
+    """Tensors of others that must live as long as the execution."""
+
+
+def bind_buffers(
+    gpu: Gpu,
+    axes: tuple[Shapes, Shapes],
+    shapes: Mapping[str, tuple[int, ...]],
+    cache: StageCache,
+    shared: Mapping[str, Any],
+) -> Buffers:
+    """Buffers for a call; axes: of the graph's inputs and outputs; the others as in `StageBackend.bind`."""
+    assert isinstance(cache, DeviceRingCache)
+    own = {**shapes, "past_positions": (1, cache.capacity)}
+    kept = {**cache.inputs(), **shared}
+    inputs = {**own, **{name: tensor.shape for name, tensor in kept.items()}}
+    outputs = output_shapes(axes[0], inputs, axes[1])
+    call = GpuCall(
+        gpu,
+        {name: (shape, input_type(name)) for name, shape in own.items()},
+        {name: (shape, np.float32) for name, shape in outputs.items()},
+    )
+    addresses = {**call.addresses, **{name: tensor.address for name, tensor in kept.items()}}
+    return Buffers(call, inputs, outputs, addresses, kept)

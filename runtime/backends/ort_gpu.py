@@ -24,12 +24,12 @@ from ..errors import BackendError
 from ..manifest import Manifest
 from ..tensorrt_forms import ProfileAxes
 from .base import CacheLimits
-from .contract import Shapes, check_contract, input_type, output_shapes, stage_inputs, stage_outputs
+from .contract import Shapes, check_contract, input_type, stage_inputs, stage_outputs
 from .gpu import DeviceRingCache, Gpu, drop
-from .gpu_call import GpuCall
+from .gpu_call import GpuCall, bind_buffers
 from .ort import import_onnxruntime
 
-__all__ = ["PROVIDERS", "OrtGpuStage", "Provider", "check_available"]
+__all__ = ["PROVIDERS", "OrtGpuStage", "Provider", "check_available", "preload_libraries"]
 
 # A run over more positions is one of prefill, whose shapes seldom come back.
 _GRAPH_POSITIONS = 32
@@ -106,12 +106,12 @@ def check_available(device: str) -> Any:
             f"device {device!r} needs ONNX Runtime's {provider.name}; version {ort.__version__} here has "
             f"{', '.join(there)}; {provider.install}, and uninstall onnxruntime, which hides it"
         )
-    _preload(ort)
+    preload_libraries(ort)
     return ort
 
 
 @functools.cache
-def _preload(ort: Any) -> None:
+def preload_libraries(ort: Any) -> None:
     """Load CUDA's libraries where pip put them: no provider looks there by itself."""
     preload = getattr(ort, "preload_dlls", None)
     if preload is not None:
@@ -199,32 +199,23 @@ class OrtGpuStage:
         self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Any]
     ) -> GpuCall:
         """See StageBackend.bind."""
-        assert isinstance(cache, DeviceRingCache)
-        shapes = {**shapes, "past_positions": (1, cache.capacity)}
-        bound = {**cache.inputs(), **shared}
-        given = {**shapes, **{name: tensor.shape for name, tensor in bound.items()}}
-        outputs = output_shapes(self._axes, given, self._output_axes)
-        call = GpuCall(
-            self._gpu,
-            {name: (shape, input_type(name)) for name, shape in shapes.items()},
-            {name: (shape, np.float32) for name, shape in outputs.items()},
-        )
-        addresses = {**call.addresses, **{name: tensor.address for name, tensor in bound.items()}}
+        bound = bind_buffers(self._gpu, (self._axes, self._output_axes), shapes, cache, shared)
         binding = self._session.io_binding()
-        for name, shape in given.items():
-            binding.bind_input(name, "cuda", 0, input_type(name), shape, addresses[name])
-        for name, shape in outputs.items():
-            binding.bind_output(name, "cuda", 0, np.float32, shape, addresses[name])
+        for name, shape in bound.inputs.items():
+            binding.bind_input(name, "cuda", 0, input_type(name), shape, bound.addresses[name])
+        for name, shape in bound.outputs.items():
+            binding.bind_output(name, "cuda", 0, np.float32, shape, bound.addresses[name])
         run_options = self._run_options()
         run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        graph = self._graph_id(given, addresses)
+        graph = self._graph_id(bound.inputs, bound.addresses)
         run_options.add_run_config_entry("gpu_graph_id", str(graph))
         advice = ""
         if graph != _NO_GRAPH:
             option = f"{self._provider.graph_option}={self._provider.switch[0]}"
             advice = f"; --provider-option {option} does without CUDA graphs"
-        call.connect(_Execution(self._session, self._file, binding, run_options, bound, advice))
-        return call
+        execution = _Execution(self._session, self._file, binding, run_options, bound.kept, advice)
+        bound.call.connect(execution)
+        return bound.call
 
     def _graph_id(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> int:
         """The CUDA graph for a call of these shapes and addresses, `_NO_GRAPH` for a call without one."""

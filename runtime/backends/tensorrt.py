@@ -23,9 +23,9 @@ from ..manifest import Manifest
 from ..specs import StageSpec
 from ..tensorrt_forms import DECODE, Profiles, build_command, check_shape, choose_profile
 from .base import CacheLimits
-from .contract import check_contract, input_type, output_shapes, stage_inputs, stage_outputs
+from .contract import check_contract, input_type, stage_inputs, stage_outputs
 from .gpu import DeviceRingCache, Gpu, drop
-from .gpu_call import GpuCall
+from .gpu_call import GpuCall, bind_buffers
 from .tensorrt_flavour import Flavour
 
 __all__ = ["TensorRtStage"]
@@ -112,32 +112,22 @@ class TensorRtStage:
         self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Any]
     ) -> GpuCall:
         """See StageBackend.bind. Raises BackendError when no profile takes these shapes."""
-        assert isinstance(cache, DeviceRingCache)
-        shapes = {**shapes, "past_positions": (1, cache.capacity)}
-        bound = {**cache.inputs(), **shared}
-        given = {**shapes, **{name: tensor.shape for name, tensor in bound.items()}}
-        outputs = output_shapes(self._axes, given, self._output_axes)
+        bound = bind_buffers(self._gpu, (self._axes, self._output_axes), shapes, cache, shared)
         sizes = {
             axis: size
-            for name, shape in given.items()
+            for name, shape in bound.inputs.items()
             for axis, size in zip(self._axes[name], shape, strict=True)
             if isinstance(axis, str)
         }
         profile = choose_profile(self._ranges, self._stage, sizes, self._build)
-        call = GpuCall(
-            self._gpu,
-            {name: (shape, input_type(name)) for name, shape in shapes.items()},
-            {name: (shape, np.float32) for name, shape in outputs.items()},
-        )
-        addresses = {**call.addresses, **{name: tensor.address for name, tensor in bound.items()}}
         with self._gpu.lock:
             context = self._new_context()
             if context is None:
                 raise self._refused("gave no execution context")
-            call.connect(_Execution(self, context, profile, given, addresses, bound))
+            bound.call.connect(_Execution(self, context, profile, bound.inputs, bound.addresses, bound.kept))
         # What a context holds may be in use until the device is done with its last run.
-        self._gpu.release_with(call, drop, (self._new_context, context))
-        return call
+        self._gpu.release_with(bound.call, drop, (self._new_context, context))
+        return bound.call
 
 
 def _note(messages: deque[str], severity: str, message: str) -> None:

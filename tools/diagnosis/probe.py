@@ -49,10 +49,15 @@ def _provider(name: str) -> dict[str, Any]:
     import numpy as np
     import onnxruntime as ort
 
+    from ...runtime.backends.ort_gpu import preload_libraries
+
     options = ort.SessionOptions()
     options.enable_profiling = True
     options.profile_file_prefix = "probe"
-    session = ort.InferenceSession(_GRAPH, options, providers=[name])
+    if name != "CPUExecutionProvider":
+        preload_libraries(ort)
+    # Its own way to fall back prints to stdout and hides the reason.
+    session = ort.InferenceSession(_GRAPH, options, providers=[name], enable_fallback=False)
     random = np.random.default_rng(0)
     a = random.standard_normal((2, 3)).astype(np.float32)
     b = random.standard_normal((3, 2)).astype(np.float32)
