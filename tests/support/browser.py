@@ -174,6 +174,7 @@ class Browser:
                     happened(message["method"], message["params"])
         for answer in list(self._answers.values()):
             answer.put(None)
+        self._in.close()
 
 
 class Tab:

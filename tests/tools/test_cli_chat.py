@@ -420,6 +420,7 @@ def test_help_names_every_command_and_fits_a_terminal(chat) -> None:
         ("/save! ", "/save! needs a file's name"),
         ("/save /nowhere/text", "the directory /nowhere does not exist"),
         ("/save /", "/ is a directory; give a file"),
+        ("/save a\0b", r"a\x00b has a byte that no file's name can have"),
         ("/set nonsense=3", "there is no setting 'nonsense'; there are max_new_bytes,"),
         ("/set temprature=3", "there is no setting 'temprature'; did you mean temperature?"),
         ("/set temperature", "got 'temperature'; write /set temperature=VALUE"),
@@ -527,7 +528,7 @@ def test_a_save_that_fails_leaves_what_was_there(chat, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Path, "write_bytes", fails)
     result = chat("Once", f"/save! {tmp_path / 'text'}", "/text")
-    assert "error: No space left on device" in result.stderr
+    assert f"error: {tmp_path / 'text'}: No space left on device" in result.stderr
     assert (tmp_path / "text").read_bytes() == b"before"
     assert len(list(tmp_path.iterdir())) == 1
 

@@ -31,15 +31,16 @@ Start = Callable[..., "subprocess.Popen[str]"]
 def start(tiny_model) -> Iterator[Start]:
     """`start("--queue", 3, code=SLOW, env={...})` -> the process; it is killed when the test ends."""
     processes = []
+    without_key = {name: value for name, value in os.environ.items() if name != "BLT_EDGE_API_KEY"}
 
     def run(*arguments: object, code: str = MAIN, **env: str) -> subprocess.Popen[str]:
         asked = ["serve", "-m", tiny_model.bundle, "--port", 0, "--threads", 1, *arguments]
         process = subprocess.Popen(
-            [sys.executable, "-c", code, *map(str, asked)],
+            [sys.executable, "-c", code, *(one if isinstance(one, bytes) else str(one) for one in asked)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**os.environ, "BLT_EDGE_API_KEY": "", **env},
+            env={**without_key, **env},
         )
         processes.append(process)
         return process
@@ -128,11 +129,35 @@ def test_the_key_from_the_environment(start: Start) -> None:
 
 @pytest.mark.parametrize(("key", "warned"), [("", True), ("k", False)])
 def test_an_open_door_is_warned_of(start: Start, key: str, warned: bool) -> None:
-    process = start("--host", "0.0.0.0", "-q", BLT_EDGE_API_KEY=key)
+    process = start("--host", "0.0.0.0", "-q", **({"BLT_EDGE_API_KEY": key} if key else {}))
     assert address(process).startswith("http://0.0.0.0:")
     code, _, err = ended(process)
     assert code == 0
     assert ("anybody who reaches 0.0.0.0 may use this server" in err) == warned
+
+
+def test_an_empty_key_in_the_environment_opens_nothing(start: Start) -> None:
+    process = start(BLT_EDGE_API_KEY="")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("blt-edge: error: BLT_EDGE_API_KEY is empty; give it a key, or unset it")
+
+
+def test_it_goes_on_when_nobody_reads_its_log(start: Start) -> None:
+    process = start()
+    url = address(process)
+    assert process.stderr is not None
+    process.stderr.close()
+    for _ in range(3):
+        assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
+    assert httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+
+
+def test_a_name_that_is_no_text(start: Start) -> None:
+    url = address(start("--name", b"caf\xe9"))
+    assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == r"caf\udce9"
 
 
 def test_a_port_that_is_taken(start: Start) -> None:
@@ -159,6 +184,11 @@ def test_a_port_that_is_taken(start: Start) -> None:
         (("--cors-origin", "example.org"), "--cors-origin: got example.org; give a scheme and a host"),
         (("--draft-length", "99"), "--draft-length is 99; allowed is"),
         (("--host", "no such host."), "can't listen on http://no such host.:0"),
+        (("--host", "a" * 300), "can't listen on http://aaa"),
+        (("--host", "a..b"), "can't listen on http://a..b:0"),
+        (("--allow-host", "example.org:80"), "--allow-host: got example.org:80; give a name alone"),
+        (("--allow-host", "http://example.org"), "--allow-host: got http://example.org; give a name alone"),
+        (("--allow-host", "10.0.0.1:80"), "--allow-host: got 10.0.0.1:80; give a name alone"),
     ],
 )
 def test_wrong_values(cli: Any, tiny_model, flags: tuple[str, ...], line: str) -> None:

@@ -226,6 +226,8 @@ def _write(chat: Chat, argument: str, over: bool) -> None:
     name = argument.strip()
     if not name:
         raise ChatError(f"/save{'!' * over} needs a file's name")
+    if "\0" in name:
+        raise ChatError(f"{name} has a byte that no file's name can have; give another name")
     target = expanded(name)
     if target.is_dir():
         raise ChatError(f"{name} is a directory; give a file")

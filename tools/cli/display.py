@@ -90,7 +90,7 @@ def status(session: Session, first: str = "") -> Iterator[Callable[[str], None]]
     from rich.status import Status
     from rich.text import Text
 
-    with Status(Text(first), console=Console(stderr=True)) as shown:
+    with Status(Text(printable(first)), console=Console(stderr=True)) as shown:
         yield lambda what: shown.update(Text(printable(what)))
 
 

@@ -79,10 +79,15 @@ def write_whole(target: Path, write: Callable[[Path], object]) -> None:
     if target.exists() and not target.is_file():
         write(target)  # a pipe or a device
         return
-    temporary = target.with_name(f".{target.name[:100]}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+    short = os.fsencode(target.name)[:100].decode("utf-8", "ignore")  # names are limited in bytes
+    temporary = target.with_name(f".{short}.partial-{os.getpid()}-{secrets.token_hex(4)}")
     try:
         write(temporary)
         temporary.replace(target)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(target)  # the one that a person knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

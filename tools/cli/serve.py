@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import re
 import socket
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _SECONDS = click.FloatRange(min=0, min_open=True, max=86_400)
+
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,}")
+"""A name or an address, without a port."""
 
 
 @verb("serve")
@@ -149,6 +155,8 @@ def _settings(bundle: Path, asked: dict[str, Any]) -> ServerSettings:
         draft=asked["draft"], draft_length=asked["draft_length"]
     )  # raises what is wrong with them
     key = asked["api_key"]
+    if key is None and os.environ.get("BLT_EDGE_API_KEY") == "":
+        raise click.UsageError("BLT_EDGE_API_KEY is empty; give it a key, or unset it to serve without one")
     if key is not None and not re.fullmatch(r"[!-~]+", key):
         raise click.UsageError(
             "--api-key is empty or has characters that headers don't carry; give letters and digits"
@@ -159,7 +167,13 @@ def _settings(bundle: Path, asked: dict[str, Any]) -> ServerSettings:
             raise click.UsageError(
                 f"--cors-origin: got {shown}; give a scheme and a host such as https://example.org"
             )
+    for host in asked["allowed_hosts"]:
+        if not _HOST.fullmatch(host):
+            raise click.UsageError(
+                f"--allow-host: got {printable(host)}; give a name alone, such as example.org"
+            )
     name = asked.pop("name") or bundle.resolve().name
+    name = name.encode("utf-8", "backslashreplace").decode("utf-8")  # JSON has no word for other bytes
     return ServerSettings(name=name, **asked)
 
 
@@ -188,26 +202,44 @@ def _serve(session: Session, model: BltModel, settings: ServerSettings, bound: s
     settings = replace(settings, host=host, port=port, allowed_hosts=(*settings.allowed_hosts, settings.host))
     address = url(host, port)
 
+    def say(line: str) -> None:
+        with _whoever_reads():
+            session.say(line)
+
     def report(error: Exception) -> None:
-        if session.verbose:
-            traceback.print_exception(error)
+        with _whoever_reads():
+            if session.verbose:
+                traceback.print_exception(error)
         error_line(foreseen_line(error) or crash_line(error, session.verbose))
 
     def started() -> None:
         if sys.stdout is not None:
             sys.stdout.write(address + "\n")
             sys.stdout.flush()
-        _introduce(session, model, settings)
+        with _whoever_reads():
+            _introduce(session, model, settings)
 
     service = Service(model, settings, report)
-    run_server(service, bound, say=session.say, log=session.say, started=started)
-    session.say("stopped")
+    run_server(service, bound, say=say, log=say, started=started)
+    say("stopped")
+
+
+@contextmanager
+def _whoever_reads() -> Iterator[None]:
+    """Lines of the log in the block: a server goes on when its log can't."""
+    try:
+        yield
+    except BrokenPipeError:  # for good; the interpreter must not try again at its end
+        if sys.stderr is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+    except OSError:
+        pass
 
 
 def _introduce(session: Session, model: BltModel, settings: ServerSettings) -> None:
     from ..server.settings import is_loopback
 
-    positions = model.manifest.model.max_positions
+    positions = model.limits.max_positions
     session.say(f"{printable(settings.name)}: {positions} positions; engine: {printable(str(model.engine))}")
     for line in _example(settings):
         session.say(line)

@@ -7,6 +7,7 @@ an escape, so nothing becomes an empty box.
 
 from __future__ import annotations
 
+import io
 import unicodedata
 from dataclasses import dataclass
 from math import ceil
@@ -96,8 +97,10 @@ def draw_patches(view: PatchView, path: Path, kind: str, name: str) -> None:
     dpi = min(150.0, (_MOST_PIXELS / area) ** 0.5, _MOST_PIXELS_HIGH / layout.height)
     # The same text gives the same file.
     date = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    drawn = io.BytesIO()  # a pipe can't be written at any place, as a picture is
     with rc_context({"svg.hashsalt": "blt-edge"}):
-        figure.savefig(path, dpi=dpi, format=kind, metadata=date)
+        figure.savefig(drawn, dpi=dpi, format=kind, metadata=date)
+    path.write_bytes(drawn.getvalue())
 
 
 # 1. Where things are.

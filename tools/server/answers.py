@@ -90,12 +90,14 @@ class _Choice:
 
     def __init__(self, request: CompletionRequest, prompt: bytes) -> None:
         self._request, self._prompt = request, prompt
-        self._said: list[dict[str, Any]] = []
+        self._said: list[dict[str, Any]] = []  # nothing in a stream, which has sent it
+        self._first = True
         self._offsets = _Offsets()
 
     def add(self, piece: Piece) -> dict[str, Any]:
         """The piece's text, logprobs, finish_reason, and blt where asked."""
-        request, chunk, first = self._request, piece.chunk, not self._said
+        request, chunk, first = self._request, piece.chunk, self._first
+        self._first = False
         text, details = chunk.text, chunk.details
         logprobs = None
         if request.options.logprobs is not None:
@@ -110,7 +112,8 @@ class _Choice:
         said: dict[str, Any] = {"text": text, "logprobs": logprobs, "finish_reason": reason}
         if request.blt_details:
             said["blt"] = _blt(details, piece.prompt, chunk.stats, chunk.finish_reason)
-        self._said.append(said)
+        if not request.stream:
+            self._said.append(said)
         return dict(said)
 
     @property

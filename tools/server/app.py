@@ -102,7 +102,7 @@ def _model_document(service: Service) -> dict[str, object]:
         "owned_by": "blt-edge",
         "blt": {
             "source": manifest.source.name,
-            "max_positions": manifest.model.max_positions,
+            "max_positions": service.model.limits.max_positions,
             "patching": rule.mode,
             "threshold": rule.threshold if simple else None,
         },

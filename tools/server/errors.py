@@ -7,6 +7,8 @@ from typing import Any
 
 __all__ = ["ApiError", "ClientGoneError", "invalid", "retry_after"]
 
+_LONGEST_PARAM = 100
+
 
 class ApiError(Exception):
     """What a client is told instead of an answer: what was got, what is allowed, what to do."""
@@ -23,6 +25,8 @@ class ApiError(Exception):
     ) -> None:
         """kind: the document's `type`. param: the parameter at fault. code: a word for programs."""
         super().__init__(message)
+        if param is not None:  # a client's own key may be long, and have what UTF-8 has no bytes for
+            param = param[:_LONGEST_PARAM].encode("utf-8", "backslashreplace").decode("utf-8")
         self.status, self.headers = status, dict(headers or {})
         self._fields = {"message": message, "type": kind, "param": param, "code": code}
 

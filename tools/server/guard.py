@@ -14,10 +14,11 @@ __all__ = ["HostGuard", "KeyGuard", "host_name"]
 
 
 def host_name(header: str) -> str:
-    """The name in a Host header, in lower case, without port and brackets."""
+    """The name in a Host header, in lower case, without port and brackets; "" for what is none."""
     name = header.strip().lower()
     if name.startswith("["):
-        return name[1:].partition("]")[0]
+        inside, _, rest = name[1:].partition("]")
+        return inside if not rest or rest.startswith(":") else ""
     return name.rpartition(":")[0] if ":" in name else name
 
 

@@ -19,6 +19,9 @@ DEFAULT_MAX_TOKENS = 256
 """Bytes, as `blt-edge generate` makes by default; OpenAI's 16 tokens would be 16 bytes."""
 MOST_CHOICES = 128
 """Choices of a request: prompts times n."""
+MOST_TOLD = 65_536
+"""Bytes of a request's answer, or as many as the model has positions, that may have logprobs or details: each
+takes some 3 KB of memory while the answer is made."""
 MOST_STOPS = 4
 LARGEST_SEED = 2**63 - 1
 
@@ -126,7 +129,7 @@ def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> Completi
     if most == 0 and not echo:
         raise invalid("max_tokens is 0, which needs echo: there would be no text at all", "max_tokens")
     blt_details = _flag("blt_details", given)
-    return CompletionRequest(
+    request = CompletionRequest(
         prompts=prompts,
         options=_options(given, facts.defaults, max(1, most), blt_details),
         n=n,
@@ -136,6 +139,8 @@ def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> Completi
         include_usage=_include_usage(given.get("stream_options"), stream),
         blt_details=blt_details,
     )
+    _check_told(request, most, facts)
+    return request
 
 
 # 1. Names.
@@ -243,6 +248,23 @@ def _check_length(prompt: bytes, facts: ModelFacts) -> None:
             f"prompt has {len(prompt)} bytes, the model reads at most {most}; shorten it",
             "prompt",
             "context_length_exceeded",
+        )
+
+
+def _check_told(request: CompletionRequest, max_tokens: int, facts: ModelFacts) -> None:
+    if request.options.logprobs is None and not request.blt_details:
+        return
+    each = (
+        min(max_tokens, facts.max_positions - len(prompt)) + (len(prompt) if request.reads_prompt else 0)
+        for prompt in request.prompts
+    )
+    told, most = request.n * sum(each), max(MOST_TOLD, facts.max_positions)
+    if told > most:
+        name = "blt_details" if request.options.logprobs is None else "logprobs"
+        raise invalid(
+            f"{name} would be of up to {told} bytes, prompts, n and max_tokens counted; allowed are {most}; "
+            "ask for fewer or shorter choices at a time",
+            name,
         )
 
 

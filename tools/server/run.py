@@ -11,6 +11,7 @@ from types import FrameType
 import uvicorn
 
 from .app import create_app
+from .connections import Protocol
 from .service import Service
 
 __all__ = ["Server", "bind", "run_server", "url"]
@@ -21,9 +22,11 @@ _LAST_SECONDS = 3
 
 def bind(host: str, port: int) -> socket.socket:
     """A TCP socket on the address, not listening yet; port 0 is any free one. Raises OSError."""
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except UnicodeError:  # a label of no or too many letters
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known") from None
+    family, kind, protocol, _, address = found[0]
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -51,6 +54,9 @@ def run_server(
     log: gets uvicorn's warnings. started: called once it listens.
     """
     server = Server(service, say, log, started)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it: one that takes no more bytes ends
+        patience = round(1000 * service.settings.timeout)
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, patience))
     try:
         asyncio.run(server.serve([bound]))
     finally:
@@ -72,7 +78,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 create_app(service, say),
-                http="h11",
+                http=Protocol,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",

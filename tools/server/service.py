@@ -37,7 +37,7 @@ class Service:
         self.metrics = Metrics(self.worker)
         self.facts = ModelFacts(
             settings.name,
-            model.manifest.model.max_positions,
+            model.limits.max_positions,
             GenerationOptions(temperature=1.0, draft=settings.draft, draft_length=settings.draft_length),
         )
         self.created = int(time.time())

@@ -43,6 +43,8 @@ class ServerSettings:
 def is_loopback(address: str) -> bool:
     """Whether only this machine reaches the address; host names other than localhost are not looked up."""
     try:
-        return ipaddress.ip_address(address.split("%", 1)[0]).is_loopback
+        number = ipaddress.ip_address(address.split("%", 1)[0])
     except ValueError:
         return address == "localhost" or address.endswith(".localhost")
+    mapped = number.ipv4_mapped if isinstance(number, ipaddress.IPv6Address) else None
+    return (mapped or number).is_loopback

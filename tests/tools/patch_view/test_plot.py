@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -51,6 +53,15 @@ def drawn_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_formats(make_view, tmp_path: Path, kind: str, start: bytes) -> None:
     draw_patches(make_view(b"A text."), tmp_path / "picture", kind, "model $x$")
     assert (tmp_path / "picture").read_bytes().startswith(start)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX pipes")
+def test_into_a_pipe(make_view, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(["cat", str(tmp_path / "pipe")], stdout=subprocess.PIPE) as reader:
+        draw_patches(make_view(b"A text."), tmp_path / "pipe", "png", "model")
+        assert reader.stdout is not None
+        assert reader.stdout.read().startswith(b"\x89PNG")
 
 
 def test_the_same_picture_again(make_view, tmp_path: Path) -> None:

@@ -21,19 +21,24 @@ BODY = {"prompt": "a", "max_tokens": 1}
         ("example.org:80", "example.org"),
         ("", ""),
         (":80", ""),
+        ("[::1].evil.org", ""),
+        ("[::1]evil.org:80", ""),
     ],
 )
 def test_host_names(header: str, name: str) -> None:
     assert host_name(header) == name
 
 
-@pytest.mark.parametrize("name", ["localhost", "a.localhost", "127.0.0.1", "127.9.9.9", "::1"])
+@pytest.mark.parametrize(
+    "name", ["localhost", "a.localhost", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"]
+)
 def test_loopback(name: str) -> None:
     assert is_loopback(name)
 
 
 @pytest.mark.parametrize(
-    "name", ["", "0.0.0.0", "::", "10.0.0.1", "127.0.0.1.example.org", "localhost.evil.org"]
+    "name",
+    ["", "0.0.0.0", "::", "::ffff:10.0.0.1", "10.0.0.1", "127.0.0.1.example.org", "localhost.evil.org"],
 )
 def test_not_loopback(name: str) -> None:
     assert not is_loopback(name)

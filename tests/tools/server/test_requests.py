@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from blt_edge.runtime import GenerationOptions
+from blt_edge.tools.server import body as body_module
+from blt_edge.tools.server import requests
 from blt_edge.tools.server.body import parse_json
 from blt_edge.tools.server.errors import ApiError
 from blt_edge.tools.server.requests import CompletionRequest, ModelFacts, parse_completion
@@ -151,6 +153,8 @@ def test_choices_of_several_prompts_without_a_seed() -> None:
             "no parameter 'temprature'; allowed are model",
         ),
         ({"messages": []}, "messages", "unknown_parameter", "'messages'"),
+        ({"a\ud800": 1}, "a\\ud800", "unknown_parameter", r"'a\ud800'"),
+        ({"k" * 5000: 1}, "k" * 100, "unknown_parameter", "no parameter 'kkk"),
     ],
 )
 def test_refusals(document: dict[str, Any], param: str, code: str, words: str) -> None:
@@ -252,6 +256,49 @@ def test_json_that_is_refused(body: bytes, words: str) -> None:
         parse_json(body)
     assert refused.value.status == 400
     assert refused.value.document["error"]["code"] == "invalid_json"
+
+
+class _Compared(str):
+    times = 0
+
+    def __eq__(self, other: object) -> bool:
+        _Compared.times += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def test_a_key_that_is_there_twice_is_found_among_many() -> None:
+    """Without comparing each with each, which takes minutes for the keys that a body has room for."""
+    pairs = [(_Compared(number), 0) for number in range(1000)]
+    with pytest.raises(ApiError, match="'999' twice"):
+        body_module._unique([*pairs, (_Compared(999), 1)])
+    assert _Compared.times < 10_000
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        ({"prompt": "x" * 499, "echo": True, "max_tokens": 1, "n": 128, "logprobs": 0}, 64_000),
+        ({"prompt": ["x" * 499] * 128, "blt_details": True, "max_tokens": 9}, 64_000),
+        ({"prompt": "x", "max_tokens": 500, "n": 128, "logprobs": 20}, 63_872),
+        ({"prompt": ["", "x" * 9], "max_tokens": 100, "n": 64, "logprobs": 20, "blt_details": True}, 13_376),
+        ({"prompt": "x", "max_tokens": 0, "echo": True, "logprobs": 1}, 1),
+    ],
+)
+def test_how_much_may_be_told_byte_by_byte(
+    monkeypatch: pytest.MonkeyPatch, document: dict[str, Any], told: int
+) -> None:
+    monkeypatch.setattr(requests, "MOST_TOLD", max(told, 500))
+    assert parse(**document).prompts
+    monkeypatch.setattr(requests, "MOST_TOLD", told - 1)
+    if told <= 500:  # as much as the model has positions always may
+        assert parse(**document).prompts
+        return
+    with pytest.raises(ApiError, match=f"would be of up to {told} bytes.* allowed are {told - 1}; ask for"):
+        parse(**document)
+    bare = {name: value for name, value in document.items() if name not in ("logprobs", "blt_details")}
+    assert parse(**bare).prompts
 
 
 def test_json_that_is_read() -> None:

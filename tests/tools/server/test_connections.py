@@ -1,0 +1,109 @@
+"""Clients that connect and ask for nothing, or not to the end."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+from blt_edge.tools.server import connections
+from blt_edge.tools.server.run import bind, run_server
+from blt_edge.tools.server.service import Service
+from blt_edge.tools.server.settings import ServerSettings
+
+HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+OK = b'{"status":"ok"}'
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def connect(server, stack: ExitStack, first: bytes = b"") -> socket.socket:
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+    connection.sendall(first)
+    return connection
+
+
+def all_of(connection: socket.socket) -> bytes:
+    """Until the server closes it."""
+    answer = b""
+    while piece := connection.recv(65536):
+        answer += piece
+    return answer
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("first", [b"", b"GET /heal", HEAD, HEAD + b"X-Long: "])
+def test_a_head_that_does_not_come_ends_the_connection(start, stack: ExitStack, first: bytes) -> None:
+    server = start()
+    many = [connect(server, stack, first) for _ in range(20)]
+    assert [all_of(one) for one in many] == [b""] * 20
+    assert server.get("/healthz").status_code == 200
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_byte_now_and_then_does_not_help(start, stack: ExitStack) -> None:
+    connection = connect(start(), stack, HEAD + b"X: ")
+    connection.settimeout(0.01)
+    sent, is_open = 0, True
+    while is_open and sent < 3000:
+        sent += 1
+        try:
+            connection.sendall(b"a")
+            is_open = connection.recv(1) != b""
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            is_open = False
+    assert not is_open
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_answer_may_take_longer(start, slow) -> None:
+    slow(0.05)
+    server = start()
+    answer = server.post({"max_tokens": 8, "temperature": 0, "draft": "none"})
+    assert answer.status_code == 200
+    assert answer.elapsed.total_seconds() > 0.2
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_next_request_of_a_connection_has_its_own_time(start, stack: ExitStack) -> None:
+    connection = connect(start(), stack, HEAD)
+    for part in (b"\r\n", HEAD + b"\r\n"):
+        connection.sendall(part)
+        answer = b""
+        while not answer.endswith(OK):
+            answer += connection.recv(65536)
+    connection.sendall(b"GET /")
+    assert all_of(connection) == b""
+
+
+def test_an_upgrade_is_not_taken_and_no_package_advised(start, stack: ExitStack) -> None:
+    server = start()
+    asked = HEAD + b"Connection: upgrade, close\r\nUpgrade: websocket\r\n\r\n"
+    assert all_of(connect(server, stack, asked)).endswith(OK)
+    assert not any("pip install" in line for line in server.lines)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="not of this system")
+def test_who_takes_no_bytes_is_left_to_the_system(tiny) -> None:
+    service, found = Service(tiny, ServerSettings("tiny", timeout=7.5), [].append), []
+    with bind("127.0.0.1", 0) as bound:
+
+        def started() -> None:
+            found.append(bound.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+            service.stop()
+
+        run_server(service, bound, say=[].append, log=[].append, started=started)
+    assert found == [7500]
