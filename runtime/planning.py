@@ -20,6 +20,9 @@ __all__ = ["PLAIN", "Acceptance", "Gate", "Plan", "Planner"]
 
 _LONGEST_CHOSEN = 16
 _MARGIN = 1.03
+# What a lookup has to promise where its rounds have been faster than plain ones: costs of passes over many
+# guesses are read off few runs, and mostly too high.
+_PROVEN_MARGIN = 0.85
 # Rounds after which costs and the patches' density are looked at again, and an idle source is tried again.
 _REFRESH = 32
 _IDLE = 160
@@ -178,7 +181,7 @@ class Planner:
             return usable[0] if usable else None
         if self._plain == 0.0 or self._plain_rounds.rounds < _TRIALS:
             return None
-        if match is not None and "lookup" in usable and self._lookup_speed(match) > _MARGIN / self._plain:
+        if match is not None and "lookup" in usable and self._lookup_pays(match):
             return "lookup"
         best, speed = None, _MARGIN * self._plain_rounds.speed
         for name in usable:
@@ -201,6 +204,12 @@ class Planner:
             for length, count in bytes_of.items()
         )
 
+    def _lookup_pays(self, match: Match) -> bool:
+        """Whether guesses from a match promise more than a plain step, or nearly that and have given more."""
+        promise = self._lookup_speed(match) * self._plain
+        proven = self._sources["lookup"].speed > _MARGIN * self._plain_rounds.speed
+        return promise > (_PROVEN_MARGIN if proven else _MARGIN)
+
     def _lookup_speed(self, match: Match) -> float:
         gate = Gate(self._sources["lookup"].rates, self._floors["lookup"])
         expected = chance = 1.0
@@ -209,7 +218,7 @@ class Planner:
                 break
             chance *= self._sources["lookup"].rates[gate.buckets[-1]].rate
             expected += chance
-        return expected / self._round_seconds("lookup", len(gate.buckets))
+        return expected / self._round_seconds("lookup", len(gate.buckets)) if gate.buckets else 0.0
 
     # 2. Costs.
 
