@@ -35,7 +35,7 @@ class BltSpec:
     def name(self) -> str:
         """The bundle's folder, and how it reads on."""
         folder = self.bundle.resolve().name
-        return folder if self.reads_on is None else f"{folder} in the text, drafts {self.reads_on}"
+        return folder if self.reads_on is None else f"{folder} reads, {self.reads_on.spec}"
 
     @property
     def memory_bytes(self) -> int:

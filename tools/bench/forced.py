@@ -44,6 +44,11 @@ class Simulated:
             raise ValueError(f"got source {source}, there are decoder, patcher and lookup")
         return cls(source, int(length), float(rate))
 
+    @property
+    def spec(self) -> str:
+        """What `parse` reads."""
+        return "none" if self.source == "none" else f"{self.source}:{self.length}:{self.rate:g}"
+
     def __str__(self) -> str:
         if self.source == "none":
             return "none"
