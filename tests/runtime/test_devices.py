@@ -106,7 +106,7 @@ def test_threads_are_the_cpus(bundle: Path) -> None:
 def test_a_device_that_computes_nonsense_is_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(monkeypatch, "cuda")
     monkeypatch.setattr(
-        "support.simulated_gpu._compute", lambda *arguments: None
+        "support.simulated_ort.compute", lambda *arguments: None
     )  # memory stays as it was: NaN
     with pytest.raises(BackendError, match=r"computes no finite numbers; see blt-edge doctor"):
         BltModel.load(bundle, "cuda")
@@ -137,7 +137,7 @@ def test_the_cuda_runtime_has_what_the_driver_calls() -> None:
 
 def test_auto_goes_on_where_a_gpu_does_not_compute(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(monkeypatch, "cuda")
-    monkeypatch.setattr("support.simulated_gpu._compute", lambda *arguments: None)
+    monkeypatch.setattr("support.simulated_ort.compute", lambda *arguments: None)
     model = BltModel.load(bundle)
     assert model.engine.device == "CPU"
     assert "computes no finite numbers" in str(model.engine.reason)

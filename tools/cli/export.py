@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from .options import STDIN, CheckpointSource, OneOf, json_option, tolerance_opti
 from .precision import Integers, integer_options, note_unused
 from .session import Session
 from .several import SeveralFilesCommand
-from .written import tell_written
+from .written import finish_written
 
 if TYPE_CHECKING:
     from ...export import ExportPlan
@@ -122,15 +123,8 @@ def command(
         )
     written = sum(file.stat().st_size for file in path.iterdir())
     session.say(f"wrote {path}, {size(written)}")
-    passed = False
-    try:
-        if no_validate:
-            session.say("not validated: --no-validate")
-        else:
-            validate_written(path, _yardstick(plan, source), session, rtol, atol)
-        passed = True
-    finally:  # a bundle that differs is kept, and its document says so
-        tell_written(path, json_file, passed=passed)
+    check = partial(validate_written, path, _yardstick(plan, source), session, rtol, atol)
+    finish_written(session, path, json_file, None if no_validate else check)
 
 
 def _check_output(output: Path | None, force: bool) -> None:

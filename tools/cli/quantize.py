@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from .options import BundleDirectory, OneOf, json_option, tolerance_options, ver
 from .precision import Integers, integer_options, note_unused
 from .session import Session
 from .several import SeveralFilesCommand
-from .written import tell_written
+from .written import finish_written
 
 if TYPE_CHECKING:
     from ...runtime.manifest import Manifest
@@ -99,15 +100,8 @@ def command(
     if not session.quiet and sys.stderr is not None:
         _show(before, load_manifest(path))
     session.say(f"wrote {path}; blt-edge compare {bundle} {path} --text FILE measures the loss")
-    passed = False
-    try:
-        if no_validate:
-            session.say("not validated: --no-validate")
-        else:
-            validate_written(path, original(bundle, before), session, rtol, atol)
-        passed = True
-    finally:  # a bundle that differs is kept, and its document says so
-        tell_written(path, json_file, passed=passed)
+    check = partial(validate_written, path, original(bundle, before), session, rtol, atol)
+    finish_written(session, path, json_file, None if no_validate else check)
 
 
 def _tables(word: str, precision: str, manifest: Manifest) -> str | None:

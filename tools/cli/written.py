@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,30 @@ import click
 
 from .documents import write_json
 from .options import STDIN
+from .session import Session
 
-__all__ = ["tell_written"]
+__all__ = ["finish_written"]
 
 
-def tell_written(bundle: Path, json_file: Path | None, *, passed: bool) -> None:
-    """The path on stdout if it passed its validation, and the document where --json says, alone on stdout.
+def finish_written(
+    session: Session, bundle: Path, json_file: Path | None, check: Callable[[], object] | None
+) -> None:
+    """Validate by `check` (None = --no-validate), then print the path and write the document.
 
-    Raises OSError.
+    A bundle that differs is kept: the document says so, and what `check` raises goes on. Raises OSError.
     """
-    if json_file is not None:
-        write_json(json_file, _document(bundle))
-    if passed and json_file != STDIN:
-        click.echo(bundle)
+    passed = False
+    try:
+        if check is None:
+            session.say("not validated: --no-validate")
+        else:
+            check()
+        passed = True
+    finally:
+        if json_file is not None:
+            write_json(json_file, _document(bundle))
+        if passed and json_file != STDIN:
+            click.echo(bundle)
 
 
 def _document(bundle: Path) -> dict[str, Any]:
