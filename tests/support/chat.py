@@ -1,0 +1,55 @@
+"""What tests of chat share: a session on a model, an answer as it is shown, a slow program."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+from blt_edge.runtime import BltModel, GenerationOptions
+from blt_edge.runtime.vocabulary import decode
+from blt_edge.tools.cli.chat_session import ChatSession
+
+__all__ = ["MAIN", "SLOW", "assert_sound", "closed", "go_on", "posix", "state", "visible"]
+
+MAIN = "from blt_edge.tools.cli import main; main()"
+# The tiny model is fast: slowed down, it can be interrupted in the middle.
+SLOW = (
+    "import blt_edge.runtime.generation as g, time; before = g._reason_to_end\n"
+    "g._reason_to_end = lambda *a: (time.sleep(0.02), before(*a))[1]\n" + MAIN
+)
+posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals and terminals")
+
+
+def state(model: BltModel, start: bytes = b"", **fields: Any) -> ChatSession:
+    return ChatSession(model, GenerationOptions(**{"max_new_bytes": 20, "draft": "none", **fields}), start)
+
+
+def go_on(chat: ChatSession, typed: bytes = b"") -> str:
+    written: list[str] = []
+    chat.turn(typed, written.append, threading.Event())
+    return "".join(written)
+
+
+def visible(data: bytes) -> str:
+    """What is shown of an answer: a last character that is not complete waits for the next turn."""
+    return codecs.getincrementaldecoder("utf-8")("replace").decode(data)
+
+
+def closed(data: bytes) -> str:
+    """An answer on stdout, where what follows begins on a line of its own."""
+    shown = visible(data)
+    return shown if shown.endswith("\n") or not shown else shown + "\n"
+
+
+def assert_sound(chat: ChatSession) -> None:
+    """The state is that of a beginning of the text."""
+    read = chat.text[: max(0, chat.sequence.length - 1)]
+    assert decode(chat.sequence.ids) == read
+    assert read + chat.unread == chat.text
+    if chat.sequence.length:
+        expected = chat.model.logits(read)[-1]
+        np.testing.assert_allclose(chat.sequence.logits, expected, rtol=0, atol=2e-5)

@@ -1,0 +1,257 @@
+"""Chat's text and turns: what a line adds, that nothing is read twice, undoing."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import pytest
+from blt_edge.runtime import BltModel, OptionError
+from blt_edge.tools.cli.chat_session import ChatError, typed_text
+from hypothesis import given
+from hypothesis import strategies as st
+from support.chat import assert_sound, go_on, state, visible
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model) -> BltModel:
+    return BltModel.load(tiny_model.bundle, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("line", "text", "added"),
+    [
+        (b"", b"", b""),
+        (b"", b"x", b""),
+        (b"a b", b"", b"a b\n"),
+        (b"a", b"x", b"\na\n"),
+        (b"a", b"x\n", b"a\n"),
+        (b"a\\", b"x\n", b"a"),
+        (b"a\\", b"x", b"\na"),
+        (b"\\a", b"x", b"a\n"),
+        (b"\\ a\\", b"x", b" a"),
+        (b"\\", b"x", b"\n"),
+        (b"\\", b"x\n", b"\n"),
+        (b"\\\\", b"x\n", b"\\\n"),
+        (b"\\\\a\\\\", b"x\n", b"\\a\\\n"),
+        (b"\\\\\\", b"x\n", b"\\"),
+        (b"a\\b", b"", b"a\\b\n"),
+        (b"a\nb", b"x", b"\na\nb\n"),
+        (b"\xff\x00", b"", b"\xff\x00\n"),
+        (b" ", b"x\n", b" \n"),
+    ],
+)
+def test_what_a_line_adds(line: bytes, text: bytes, added: bytes) -> None:
+    assert typed_text(line, text) == added
+
+
+@given(line=st.binary(max_size=6), text=st.binary(max_size=3))
+def test_a_line_adds_itself_and_newlines(line: bytes, text: bytes) -> None:
+    added = typed_text(line, text)
+    assert added.strip(b"\n\\") == line.strip(b"\n\\")
+    assert len(added) <= len(line) + 2
+    if line and not line.startswith(b"\\") and text:
+        assert (text + added)[len(text) - text.endswith(b"\n") :].startswith(b"\n")
+
+
+# 2. Turns.
+
+
+def test_turns_are_one_text_and_nothing_is_read_twice(model: BltModel) -> None:
+    counted: list[int] = []
+    model.observer = lambda stage, began, seconds, count: stage == "encoder" and counted.append(count)
+    try:
+        chat = state(model, b"Once upon a time")
+    finally:
+        model.observer = None
+    expected, since = b"Once upon a time", b""
+    for typed in (b"", b" there was", b"\xff\n", b"", b"x" * 40):
+        shown = go_on(chat, typed)
+        made = model.generate(expected + typed, chat.options)
+        since = made.data if typed else since + made.data
+        assert visible(since).endswith(shown)
+        assert len(visible(since)) == len(shown) + (0 if typed else len(visible(since[: -len(made.data)])))
+        expected += typed + made.data
+        assert chat.text == expected
+        assert_sound(chat)
+    assert sum(counted) == 1 + len(expected)
+    chat.undo()
+    go_on(chat, b"y")
+    assert sum(counted) == 1 + len(expected) + 21  # nothing but the new turn
+    assert chat.totals.new == 6 * 20
+
+
+@pytest.mark.parametrize("after", [0, 1, 5])
+def test_a_stopped_answer_stays(model: BltModel, after: int) -> None:
+    chat, cancel, written = state(model, max_new_bytes=60), threading.Event(), []
+
+    def write(text: str) -> None:
+        written.append(text)
+        if len(written) > after:
+            cancel.set()
+
+    answer = chat.turn(b"Once", write, cancel)
+    assert answer.reason == "cancelled"
+    free = model.generate(b"Once", chat.options).data
+    made = chat.text[4:]
+    assert free.startswith(made)
+    assert len(made) < 60
+    assert_sound(chat)
+    go_on(chat)
+    assert chat.text[4:] == model.generate(b"Once", replace(chat.options, max_new_bytes=len(made) + 60)).data
+
+
+def test_stopped_inside_a_prompt_it_is_read_on_with_the_next_turn(model: BltModel) -> None:
+    chat, cancel = state(model), threading.Event()
+    cancel.set()
+    answer = chat.turn(b"x" * 400, lambda text: None, cancel)
+    assert (answer.reason, answer.stats.new_bytes, chat.text) == ("cancelled", 0, b"x" * 400)
+    assert 0 < len(chat.unread) < 400
+    go_on(chat)
+    assert chat.text == b"x" * 400 + model.generate(b"x" * 400, chat.options).data
+    assert_sound(chat)
+
+
+def test_a_broken_turn_keeps_the_text_and_drops_the_state(model: BltModel) -> None:
+    chat = state(model)
+    go_on(chat, b"Once")
+    before = chat.text
+
+    def interrupted(text: str) -> None:
+        if len(chat.text) > len(before) + 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        chat.turn(b" and", interrupted, threading.Event())
+    assert chat.sequence.length == 0
+    assert chat.text.startswith(before + b" and")
+    kept = chat.text
+    go_on(chat)
+    assert chat.text == kept + model.generate(kept, chat.options).data
+    assert_sound(chat)
+
+
+def test_a_character_cut_at_the_end_is_completed_by_the_next_turn(model: BltModel) -> None:
+    found = 0
+    for seed in range(40):
+        options = {"temperature": 1.5, "seed": seed, "max_new_bytes": 1}
+        chat = state(model, **options)
+        cut = chat.turn(b"a", lambda text: None, threading.Event()).cut
+        if not cut:
+            continue
+        found += 1
+        assert chat.text[1:] >= b"\xc2"
+        with pytest.raises(UnicodeDecodeError):
+            chat.text.decode()
+        lead = chat.text[1:]
+        shown = go_on(chat)
+        assert shown == (lead + chat.text[2:]).decode("utf-8", "replace") or chat._utf8.pending
+        go_on(chat, b"b")  # what is typed begins anew
+        assert_sound(chat)
+    assert found
+
+
+def test_undo_takes_back_question_and_answer(model: BltModel) -> None:
+    chat = state(model, b"It was")
+    texts = []
+    for typed in (b" a dark", b"", b" night"):
+        texts.append(chat.text)
+        go_on(chat, typed)
+    assert chat.undo() == (6, 20)
+    assert chat.text == texts[2]
+    assert_sound(chat)
+    assert chat.undo() == (0, 20)
+    assert chat.undo() == (7, 20)
+    assert chat.text == b"It was"
+    assert_sound(chat)
+    with pytest.raises(ChatError, match="no turn"):
+        chat.undo()
+    go_on(chat, b" x")
+    assert chat.text == b"It was x" + model.generate(b"It was x", chat.options).data
+
+
+def test_undo_beyond_the_roll_back_limit_tells_what_is_read_again(model: BltModel) -> None:
+    chat = state(model, max_new_bytes=70)
+    go_on(chat, b"Once upon")
+    assert chat.undo_reads() == 0  # all of it goes
+    before = chat.text
+    go_on(chat, b"more")
+    assert chat.undo_reads() == len(before) > 64
+    chat.undo()
+    assert chat.text == before
+    assert_sound(chat)
+
+
+def test_reset_goes_back_to_the_start(model: BltModel) -> None:
+    chat = state(model, b"It was")
+    chat.read()
+    first = go_on(chat)
+    chat.reset()
+    assert (chat.text, chat.turns) == (b"It was", [])
+    assert go_on(chat) == first
+
+
+def test_positions_run_out(model: BltModel) -> None:
+    chat = state(model, b"abc " * 120)
+    go_on(chat)
+    assert chat.positions_left == 0
+    for typed in (b"", b"x"):
+        with pytest.raises(ChatError, match=r"all 500 positions.*/undo takes back the last turn"):
+            go_on(chat, typed)
+    chat.undo()
+    assert chat.positions_left == 19
+    with pytest.raises(ChatError, match="this needs 20 positions, 19 of 500 are left; add less"):
+        go_on(chat, b"y" * 20)
+    before = chat.text
+    assert before == b"abc " * 120
+    go_on(chat, b"y" * 19)
+    assert chat.text.startswith(before + b"y" * 19)
+
+
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("turn"), st.binary(max_size=12), st.integers(1, 40)),
+        st.tuples(st.just("stop"), st.binary(max_size=12), st.integers(1, 30)),
+        st.tuples(st.sampled_from(["undo", "undo", "reset", "drop"]), st.just(b""), st.just(0)),
+        st.tuples(st.just("draft"), st.just(b""), st.integers(0, 4)),
+    ),
+    max_size=8,
+)
+
+
+@given(steps=steps)
+def test_any_walk_holds_its_text(model: BltModel, steps: list[tuple[str, bytes, int]]) -> None:
+    chat, past = state(model, b"so"), []
+    for kind, typed, number in steps:
+        if kind == "turn":
+            past.append(chat.text)
+            go_on(chat, typed)
+            assert chat.text.startswith(past[-1] + typed)
+        elif kind == "stop":
+            past.append(chat.text)
+            cancel = threading.Event()
+            chat.turn(typed, lambda text: len(chat.text) > number + len(past[-1]) and cancel.set(), cancel)  # noqa: B023
+        elif kind == "undo" and past:
+            chat.undo()
+            assert chat.text == past.pop()
+        elif kind == "reset":
+            chat.reset()
+            past = []
+        elif kind == "drop":
+            chat.drop_state()
+        elif kind == "draft":
+            chat.change(draft=("none", "auto", "decoder", "patcher", "lookup")[number], max_new_bytes=15)
+        assert_sound(chat)
+
+
+def test_what_the_model_cannot_do_is_refused_before_a_turn(model: BltModel) -> None:
+    rule = replace(model.manifest.patching, mode="space")
+    other = BltModel(
+        replace(model.manifest, patching=rule), model._backends, model._table, model.limits, model.path
+    )
+    chat = state(other)
+    with pytest.raises(OptionError, match="patcher"):
+        chat.change(draft="patcher")
+    assert chat.options.draft == "none"
+    with pytest.raises(OptionError):
+        state(other, draft="patcher")
