@@ -21,8 +21,8 @@ __all__ = ["PLAIN", "Acceptance", "Gate", "Plan", "Planner"]
 _LONGEST_CHOSEN = 16
 _MARGIN = 1.03
 # What a lookup has to promise where its rounds have been faster than plain ones: costs of passes over many
-# guesses are read off few runs, and mostly too high.
-_PROVEN_MARGIN = 0.85
+# guesses are read off few runs and for the text's usual patches: too high, where it repeats itself.
+_PROVEN_MARGIN = 0.5
 # Rounds after which costs and the patches' density are looked at again, and an idle source is tried again.
 _REFRESH = 32
 _IDLE = 160
@@ -205,7 +205,7 @@ class Planner:
         )
 
     def _lookup_pays(self, match: Match) -> bool:
-        """Whether guesses from a match promise more than a plain step, or nearly that and have given more."""
+        """Whether guesses from a match promise more than a plain step, or have given more of late."""
         promise = self._lookup_speed(match) * self._plain
         proven = self._sources["lookup"].speed > _MARGIN * self._plain_rounds.speed
         return promise > (_PROVEN_MARGIN if proven else _MARGIN)
