@@ -20,7 +20,7 @@ from ..runtime.backends.base import CacheLimits, Done, ring_cache
 from ..runtime.backends.contract import check_contract, stage_inputs, stage_outputs
 from ..runtime.backends.memory import HOST
 from ..runtime.cache import RingCache, StageCache
-from ..runtime.errors import BackendError
+from ..runtime.errors import BackendError, first_line
 from ..runtime.manifest import Manifest
 from .rewrite import linear_products
 
@@ -179,5 +179,6 @@ def _session(path: Path, graph: bytes, threads: int | None) -> Any:
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BackendError(f"{path.name}: ONNX Runtime {ort.__version__} refused it: {reason}") from error
+        raise BackendError(
+            f"{path.name}: ONNX Runtime {ort.__version__} refused it: {first_line(error)}"
+        ) from error

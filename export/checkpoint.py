@@ -6,6 +6,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
+from ..runtime.errors import first_line
 from .checkpoint_base import Checkpoint, CheckpointError, read_json
 from .huggingface import open_huggingface
 from .meta import is_meta_config, open_meta
@@ -87,5 +88,5 @@ def _fetch(hub_id: str) -> Path:
         reason = "no such folder here and no such model on the hub (or it is private: hf auth login)"
         raise CheckpointError(f"{hub_id}: {reason}") from error
     except Exception as error:  # what else the client raises differs by version and transport
-        summary = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{hub_id}: fetching from the hub failed: {summary[0]}") from error
+        told = first_line(error)
+        raise CheckpointError(f"{hub_id}: fetching from the hub failed: {told}") from error

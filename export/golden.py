@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.errors import BltError
+from ..runtime.errors import BltError, first_line
 from .checkpoint import open_checkpoint
 from .reference import Reference, ReferenceTrace, pick_margins
 
@@ -227,9 +227,8 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
                 raise GoldenError(f"{path}: holds other tensors than a golden file; is it a model?")
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GoldenError(
-            f"{path}: can't be read: {reason}; write it again with tools/write_golden.py"
+            f"{path}: can't be read: {first_line(error)}; write it again with tools/write_golden.py"
         ) from error
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.errors import first_line
 from .checkpoint_base import CheckpointError, one_line, sample_blocks
 
 __all__ = ["TorchFile"]
@@ -35,8 +36,8 @@ class TorchFile:
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # a damaged or hostile pickle can raise nearly anything
-            summary = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"{path}: not a readable file of plain tensors: {summary[:200]}") from error
+            told = first_line(error)[:200]
+            raise CheckpointError(f"{path}: not a readable file of plain tensors: {told}") from error
         for wrapper in _WRAPPERS:
             if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
                 loaded = loaded[wrapper]

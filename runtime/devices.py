@@ -28,7 +28,7 @@ from .backends.ort import OrtStage, import_onnxruntime
 from .backends.ort_gpu import PROVIDERS, OrtGpuStage, check_available
 from .backends.tensorrt import TensorRtStage
 from .backends.tensorrt_flavour import TENSORRT_TARGETS, load_flavour
-from .engines import PORTABLE, Engine, Progress, find_engine, graph_file
+from .engines import PORTABLE, Engine, Progress, find_engine, forms_of, graph_file
 from .errors import BackendError, BltError, OptionError
 from .manifest import Manifest
 from .tensorrt_forms import engine_profiles, find_tensorrt_engine, plan_file, profile_limits, profiles
@@ -61,7 +61,7 @@ class LoadRequest:
     rollback: int
     """Bytes that can be taken back."""
     provider_options: Mapping[str, str]
-    """Options of ONNX Runtime's GPU providers, before ours."""
+    """Options of ONNX Runtime's GPU providers, in the place of ours of the same name."""
     portable: bool
     """On the CPU: pass over forms."""
     full: bool
@@ -102,9 +102,7 @@ def open_device(request: LoadRequest, probe: Probe) -> tuple[Stages, Engine]:
 def _open_best(request: LoadRequest, probe: Probe) -> tuple[Stages, Engine]:
     openers: list[Callable[[], tuple[Stages, Engine]]] = []
     for target in TENSORRT_TARGETS:
-        # Not those of another target whose name begins alike.
-        forms = (request.directory / "engines").glob(f"{target}-*")
-        if any(form.name.rpartition("-")[0] == target for form in forms):
+        if forms_of(request.directory, target):
             openers.append(partial(_open_tensorrt, request, target))
     if _has_cuda_provider():
         openers.append(partial(_open_provider, request, "cuda"))

@@ -32,6 +32,7 @@ __all__ = [
     "describe_engine",
     "find_engine",
     "form_path",
+    "forms_of",
     "graph_file",
     "read_description",
     "render_engine",
@@ -115,6 +116,13 @@ def form_path(directory: Path, description: dict[str, Any]) -> Path:
     canonical = json.dumps(description, sort_keys=True, separators=(",", ":"))
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()[:16]
     return directory / "engines" / f"{description['target']}-{fingerprint}"
+
+
+def forms_of(directory: Path, target: str) -> list[Path]:
+    """Every form of a bundle for a target, whatever it was made for, by name."""
+    # Not those of another target whose name begins alike.
+    forms = (directory / "engines").glob(f"{target}-*")
+    return sorted(form for form in forms if form.name.rpartition("-")[0] == target)
 
 
 def render_engine(description: dict[str, Any], files: dict[str, FileRecord]) -> str:
@@ -202,8 +210,7 @@ def _record(fields: Fields) -> FileRecord:
 def _missing(directory: Path, description: dict[str, Any]) -> str:
     """Why there is no form: none was built, or those that are there are for something else."""
     remedy = f"blt-edge build {directory} makes one, which is faster and takes less memory"
-    others = sorted(form_path(directory, description).parent.glob(f"{description['target']}-*"))
-    for other in others:
+    for other in forms_of(directory, description["target"]):
         theirs = read_description(other / ENGINE_NAME)
         if theirs is not None:
             return f"{other.name} was built {_difference(theirs, description)}; {remedy}"

@@ -6,7 +6,7 @@ Messages say what was got, what is allowed, and what to do.
 
 from __future__ import annotations
 
-__all__ = ["BackendError", "BltError", "BundleError", "OptionError", "PromptTooLongError"]
+__all__ = ["BackendError", "BltError", "BundleError", "OptionError", "PromptTooLongError", "first_line"]
 
 
 class BltError(Exception):
@@ -27,3 +27,8 @@ class PromptTooLongError(BltError, ValueError):
 
 class BackendError(BltError):
     """The inference engine is missing or refused a graph."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, on one line: its kind where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

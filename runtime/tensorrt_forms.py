@@ -16,7 +16,16 @@ from typing import Any
 from ._fields import Fields
 from .backends.tensorrt_flavour import Flavour
 from .checks import checked_int
-from .engines import ENGINE_NAME, PORTABLE, Engine, Progress, check_form, form_path, read_description
+from .engines import (
+    ENGINE_NAME,
+    PORTABLE,
+    Engine,
+    Progress,
+    check_form,
+    form_path,
+    forms_of,
+    read_description,
+)
 from .errors import BackendError, BltError, BundleError
 from .manifest import Manifest
 from .specs import Axis
@@ -355,8 +364,8 @@ def _largest_first(directory: Path, target: str) -> list[tuple[Path, dict[str, A
     """A target's forms and their descriptions (empty for damaged ones), those for the longest texts first."""
     forms = [
         (path, read_description(path / ENGINE_NAME) or {})
-        for path in sorted((directory / "engines").glob(f"{target}-*"))
-        if path.name.rpartition("-")[0] == target and not path.is_symlink()
+        for path in forms_of(directory, target)
+        if not path.is_symlink()
     ]
     return sorted(forms, key=lambda form: _reach(form[1]), reverse=True)
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cache import StageCache
-from ..errors import BackendError, BundleError
+from ..errors import BackendError, BundleError, first_line
 from ..manifest import Manifest
 from .base import CacheLimits, Done, ordered_cache, ring_cache
 from .contract import check_contract, output_shapes, stage_inputs, stage_outputs
@@ -105,8 +105,9 @@ def _session(ort: Any, name: str, model: bytes | str, options: Any) -> Any:
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BackendError(f"{name}: ONNX Runtime {ort.__version__} refused it: {reason}") from error
+        raise BackendError(
+            f"{name}: ONNX Runtime {ort.__version__} refused it: {first_line(error)}"
+        ) from error
 
 
 @lru_cache(maxsize=1)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..cache import StageCache
-from ..errors import BackendError
+from ..errors import BackendError, first_line
 from ..manifest import Manifest
 from ..tensorrt_forms import ProfileAxes
 from .base import CacheLimits
@@ -134,7 +134,7 @@ class OrtGpuStage:
         ranges: tuple[ProfileAxes, ProfileAxes],
         caches: Path | None = None,
     ) -> None:
-        """device: one of `PROVIDERS`; options: of the provider, before ours; ranges: of the axes, for prefill
+        """device: one of `PROVIDERS`; options: of the provider, over ours; ranges: of the axes, for prefill
         and decode steps; caches: a directory for what the provider compiles.
 
         Raises BackendError when ONNX Runtime refuses the graph or runs it elsewhere, BundleError when the
@@ -181,8 +181,7 @@ class OrtGpuStage:
                 str(path), options, providers=[(name, dict(settings))], enable_fallback=False
             )
         except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise BackendError(f"{path.name}: {name} refused it: {reason}") from error
+            raise BackendError(f"{path.name}: {name} refused it: {first_line(error)}") from error
         ran = session.get_providers()
         if not ran or ran[0] != name:
             raise BackendError(
@@ -276,7 +275,6 @@ class _Execution:
         try:
             self._session.run_with_iobinding(self._binding, self._options)
         except Exception as error:  # likewise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise BackendError(
-                f"{self._file}: ONNX Runtime could not run it: {reason}{self._advice}"
+                f"{self._file}: ONNX Runtime could not run it: {first_line(error)}{self._advice}"
             ) from error

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError
+from ..errors import BackendError, first_line
 from .cuda import import_cudart
 
 __all__ = ["TENSORRT_TARGETS", "Flavour", "device_compute_capability", "load_flavour"]
@@ -188,7 +188,7 @@ def load_flavour(target: str) -> Flavour:
             continue
         except (ImportError, OSError, RuntimeError) as error:  # a library that it needs
             raise BackendError(
-                f"{_NAMES[target]} is installed, but can't be loaded: {_first_line(error)}"
+                f"{_NAMES[target]} is installed, but can't be loaded: {first_line(error)}"
             ) from error
         if not hasattr(module, "Builder"):
             continue  # a package that only names others
@@ -258,7 +258,3 @@ def _monitor(base: Any, report: Any) -> Any:
                 report(name, done, steps)
 
     return Monitor()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -136,11 +136,9 @@ def command(
         from .build_tensorrt import build
 
         form = build(session, bundle, target, given, force)
-    others = sorted(
-        path.name
-        for path in form.parent.iterdir()
-        if path.name != form.name and path.name.rpartition("-")[0] == target
-    )
+    from ...runtime.engines import forms_of
+
+    others = [other.name for other in forms_of(bundle, target) if other.name != form.name]
     if others:
         session.say(f"forms for other machines, versions or limits, to remove by hand: {', '.join(others)}")
     if json_file is not None:
