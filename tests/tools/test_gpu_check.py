@@ -49,6 +49,24 @@ def test_a_device_that_is_wrong_is_found(own_bundle: Path, monkeypatch: pytest.M
     assert [breach.split()[0] for breach in breaches] == ["logits_max", "logits_mean"]
 
 
+def test_what_is_no_number_is_out_of_bounds(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_PARITY_BYTES", 200)
+    monkeypatch.setattr(measure, "_GREEDY_BYTES", 20)
+    wrong = BltModel.load(own_bundle, "cpu", threads=1)
+    right = wrong.logits
+
+    def one_nan(data: bytes) -> np.ndarray:
+        logits = right(data).copy()
+        logits[7, 40] = np.nan
+        return logits
+
+    monkeypatch.setattr(wrong, "logits", one_nan)
+    breaches = measure.parity(wrong, BltModel.load(own_bundle, "cpu", threads=1), TEXT.read_bytes())[
+        "breaches"
+    ]
+    assert {breach.split()[0] for breach in breaches} >= {"logits_max", "logits_mean"}
+
+
 def test_without_a_gpu_it_says_what_could_not_run(
     tmp_path: Path, own_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

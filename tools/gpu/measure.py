@@ -104,8 +104,9 @@ def _breaches(figures: dict[str, Any], allowed: Tolerances) -> list[str]:
         most["mean_kl_bits"] = allowed.divergence
     else:
         least["greedy_bytes_equal"] = _GREEDY_BYTES
-    high = [name for name, bound in most.items() if figures[name] > bound]
-    low = [name for name, bound in least.items() if figures[name] < bound]
+    # Turned round, so that what is no number is out of bounds.
+    high = [name for name, bound in most.items() if not figures[name] <= bound]
+    low = [name for name, bound in least.items() if not figures[name] >= bound]
     return [
         *(f"{name} {figures[name]:.3g} > {most[name]:g}" for name in high),
         *(f"{name} {figures[name]:.4g} < {least[name]:g}" for name in low),
