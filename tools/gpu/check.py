@@ -17,18 +17,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ...calibration.precision import STAGE_PRECISIONS
 from ...runtime.backends.tensorrt_flavour import TENSORRT_TARGETS
 from ...runtime.devices import DEVICES
 from ...runtime.errors import BltError
+from ..cli.documents import write_json
 from ..diagnosis.packages import versions
 from ..profiling.readings import machine
 
-__all__ = ["DEVICES_CHECKED", "PRECISIONS", "check", "main"]
+__all__ = ["DEVICES_CHECKED", "check", "main"]
 
-PRECISIONS = ("fp32", "fp16", "int8", "int8w", "int4")
 DEVICES_CHECKED = tuple(device for device in DEVICES if device not in ("auto", "cpu"))
 _PATIENCE = 900
 """Seconds that one measurement may take, its provider's compiling included."""
@@ -42,13 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", default="demo", help="folder, hub id, or demo (the default)")
     parser.add_argument("--text", type=Path, default=Path("tests/data/alice.txt"))
-    parser.add_argument("--precisions", default=",".join(PRECISIONS))
+    parser.add_argument("--precisions", default=",".join(STAGE_PRECISIONS))
     parser.add_argument("--devices", default=",".join(DEVICES_CHECKED))
     parser.add_argument("--new-bytes", type=int, default=128)
     parser.add_argument("--work", type=Path, help="keep bundles and engines in this folder")
     parser.add_argument("--json", type=Path, default=Path("gpu.json"))
     args = parser.parse_args(arguments)
-    for option, allowed in (("precisions", PRECISIONS), ("devices", DEVICES_CHECKED)):
+    for option, allowed in (("precisions", STAGE_PRECISIONS), ("devices", DEVICES_CHECKED)):
         unknown = set(getattr(args, option).split(",")) - set(allowed)
         if unknown:
             parser.error(f"--{option}: got {', '.join(sorted(unknown))}; allowed are {', '.join(allowed)}")
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.devices.split(","),
             args.new_bytes,
             lambda line: print(line, file=sys.stderr, flush=True),
-            lambda document: _write(args.json, document),
+            partial(write_json, args.json),
         )
     _summarize(document)
     print(json.dumps({"passed": document["passed"], "json": str(args.json)}))
@@ -136,12 +138,6 @@ def _add(document: dict[str, Any], device: str, precision: str, found: dict[str,
     rows.append({"device": device, "precision": precision, **found})
     document["gpus"] = sorted({row["engine"]["device"].split(",")[0] for row in rows})
     document["passed"] = not any(row["parity"]["breaches"] for row in rows)
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(document, indent=1) + "\n")
-    temporary.replace(path)
 
 
 # 1. Bundles and engines.
