@@ -1,6 +1,7 @@
 """Building a device-specific form of a bundle, on the device: all of it or nothing, beside portable graphs.
 
-The form is written to a hidden sibling that takes its name at the end. `runtime.engines` says what it holds.
+The form is written to a hidden sibling that takes its name at the end, once it has computed what the portable
+graphs compute (`proof`). `runtime.engines` says what it holds.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import onnx_ir as ir
 
-from ..runtime.backends.ort import OrtStage, save_optimized
+from ..runtime.backends.ort import OrtStage, import_onnxruntime, save_optimized
 from ..runtime.engines import (
     ENGINE_NAME,
     Engine,
     data_file,
     describe_engine,
+    engine_reach,
     find_engine,
     form_path,
     graph_file,
@@ -27,12 +30,16 @@ from ..runtime.engines import (
 )
 from ..runtime.integrity import check_files, file_record
 from ..runtime.manifest import Manifest, load_manifest
+from ..runtime.self_test import SELF_TEST_NAME
 from ._siblings import claim, clear_abandoned, sibling
 from ._signals import termination_raises, uninterrupted
+from .block_products import BLOCK_BITS, write_block_products
 from .bundle import WriteError
 from .fused_attention import fuse_attention
+from .operator_probes import check_version, fuses_blocks, window_offset
 from .progress import Meter, Progress
-from .stage_files import load_stage
+from .proof import prove_engine
+from .stage_files import graph_name, load_stage, save_stage
 
 __all__ = ["build_engine", "form_bytes", "new_form"]
 
@@ -48,8 +55,10 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
     usable everywhere. progress(what, bytes of weights done, in all). Peak memory is that of loading the
     largest stage without a form, up to twice its weights.
 
-    Raises BundleError, BackendError (no ONNX Runtime, or it refuses a graph), WriteError (disk full).
+    Raises BundleError, BackendError (no ONNX Runtime, one that is too old, or it refuses a graph),
+    WrongEngineError (it computes something else than the portable graphs), WriteError (disk full).
     """
+    check_version("building an engine")
     directory = Path(bundle)
     manifest = load_manifest(directory)
     check_files(directory, manifest)
@@ -59,13 +68,14 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
     description = describe_engine(manifest)
     final = form_path(directory, description)
     weights = {stage: manifest.files[spec.data].bytes for stage, spec in manifest.stages.items()}
-    meter = Meter(progress, sum(weights.values()))
+    meter = Meter(progress, 2 * sum(weights.values()))
     with new_form(final, needed=form_bytes(manifest)) as temporary:
         for stage, size in weights.items():
             advance = meter.of(f"{stage} graph")
             advance(0)
             _build_stage(directory, manifest, stage, temporary)
             advance(size)
+        _prove(directory, manifest, temporary, meter)
         files = {path.name: file_record(path) for path in sorted(temporary.iterdir())}
         (temporary / ENGINE_NAME).write_text(render_engine(description, files), encoding="ascii")
     return Engine(final.relative_to(directory).as_posix(), directory=final)
@@ -79,12 +89,36 @@ def form_bytes(manifest: Manifest) -> int:
 def _build_stage(directory: Path, manifest: Manifest, stage: str, form: Path) -> None:
     spec, graph = manifest.stages[stage], form / graph_file(stage)
     model = load_stage(directory, spec)
-    if spec.fusable:
-        fuse_attention(model, spec)
-    save_optimized(ir.to_proto(model).SerializeToString(), directory, spec.precision, graph)
+    offset = window_offset()
+    # Where the operator is of no use, the portable graph's attention is optimized like the rest.
+    if spec.fusable and offset is not None:
+        fuse_attention(model, spec, offset)
+    bits = BLOCK_BITS.get(spec.precision)
+    if bits is not None and not fuses_blocks(bits) and write_block_products(model, bits):
+        with TemporaryDirectory(dir=form) as weights:
+            save_stage(Path(weights), stage, model, lambda _count: None)
+            save_optimized(
+                (Path(weights) / graph_name(stage)).read_bytes(), Path(weights), spec.precision, graph
+            )
+    else:
+        save_optimized(ir.to_proto(model).SerializeToString(), directory, spec.precision, graph)
     assert (form / data_file(stage)).is_file()
-    # Whether it can be loaded shows here, not when somebody waits for text.
-    OrtStage(directory, manifest, stage, None, optimized=graph)
+
+
+def _prove(directory: Path, manifest: Manifest, form: Path, meter: Meter) -> None:
+    def watch(stage: str) -> None:
+        meter.of(f"proving the {stage} graph")(manifest.files[manifest.stages[stage].data].bytes)
+
+    prove_engine(
+        directory,
+        manifest,
+        lambda stage: OrtStage(directory, manifest, stage, None, optimized=form / graph_file(stage)),
+        engine_reach(manifest),
+        form / SELF_TEST_NAME,
+        name=f"ONNX Runtime {import_onnxruntime().__version__}",
+        alike=True,
+        watch=watch,
+    )
 
 
 @contextmanager

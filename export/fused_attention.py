@@ -14,6 +14,8 @@ What it does not know: files, weights, how a cache is kept (`runtime.cache`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -22,21 +24,42 @@ from ..runtime.errors import BltError
 from ..runtime.specs import StageSpec
 from .attention_layers import as_written, attention_layers
 
-__all__ = ["fuse_attention"]
+__all__ = ["DOMAIN", "attention_node", "fuse_attention"]
 
-_DOMAIN = "com.microsoft"
+DOMAIN = "com.microsoft"
+"""ONNX Runtime's own operators."""
 
 
-def fuse_attention(model: ir.Model, spec: StageSpec) -> None:
+def fuse_attention(model: ir.Model, spec: StageSpec, window_offset: int = 0) -> None:
     """Change a portable stage graph in place; `spec` is the stage's description in the manifest.
 
+    window_offset: `operator_probes.window_offset` of the version that will run it.
     Raises BltError when the graph is not one that this version writes.
     """
     with as_written(spec.file):
-        _fuse(model, spec)
+        _fuse(model, spec, window_offset)
 
 
-def _fuse(model: ir.Model, spec: StageSpec) -> None:
+def attention_node(
+    joined: ir.Value, operands: Sequence[ir.Value], *, heads: int, kv_heads: int, window: int, name: str
+) -> ir.Node:
+    """The fused operator over `joined` queries, keys and values [B, S, (heads + 2 * kv_heads) * head_dim].
+
+    operands: past key and value, past_length, total_length, cos, sin, positions. window: -1 = none.
+    """
+    attributes = {
+        "num_heads": heads,
+        "kv_num_heads": kv_heads,
+        "do_rotary": 1,
+        # Weights are stored so that the two of a pair lie in the two halves of a head (graphs.layers).
+        "rotary_interleaved": 0,
+        "local_window_size": window,
+    }
+    inputs = [joined, None, None, *operands]
+    return ir.node("GroupQueryAttention", inputs, attributes, domain=DOMAIN, num_outputs=3, name=name)
+
+
+def _fuse(model: ir.Model, spec: StageSpec, window_offset: int) -> None:
     graph = model.graph
     layers = attention_layers(graph)
     if len(layers) != spec.layers:
@@ -50,40 +73,31 @@ def _fuse(model: ir.Model, spec: StageSpec) -> None:
     presents: list[ir.Value] = []
     for index, nodes in enumerate(layers):
         past = [inputs[f"past.{index}.{kind}"] for kind in ("key", "value")]
-        presents += _fuse_layer(graph, nodes, spec, [*past, *lengths, cos, sin, inputs["positions"]])
+        operands = [*past, *lengths, cos, sin, inputs["positions"]]
+        presents += _fuse_layer(graph, nodes, spec, operands, window_offset)
     for value in list(graph.outputs):
         if value.name == "new_kv":
             graph.outputs.remove(value)
     graph.outputs.extend(presents)
     graph.inputs.remove(inputs["past_positions"])
     graph.inputs.extend(lengths)
-    model.opset_imports[_DOMAIN] = 1
+    model.opset_imports[DOMAIN] = 1
     RemoveUnusedNodesPass()(model)
 
 
 def _fuse_layer(
-    graph: ir.Graph, nodes: list[ir.Node], spec: StageSpec, operands: list[ir.Value]
+    graph: ir.Graph, nodes: list[ir.Node], spec: StageSpec, operands: list[ir.Value], window_offset: int
 ) -> list[ir.Value]:
     """Put one operator in place of a layer's nodes; returns the layer's caches after the call."""
     first, last = nodes[0], nodes[-1]
     joined, mixed = first.inputs[0], last.outputs[0]
     assert joined is not None
-    past_key, past_value, past_length, total_length, cos, sin, positions = operands
-    heads = _heads(first, spec)
-    attributes = {
-        "num_heads": heads,
-        "kv_num_heads": spec.kv_heads,
-        "do_rotary": 1,
-        # Weights are stored so that the two of a pair lie in the two halves of a head (graphs.layers).
-        "rotary_interleaved": 0,
-        "local_window_size": -1 if spec.window is None else spec.window,
-    }
-    node = ir.node(
-        "GroupQueryAttention",
-        [joined, None, None, past_key, past_value, past_length, total_length, cos, sin, positions],
-        attributes,
-        domain=_DOMAIN,
-        num_outputs=3,
+    node = attention_node(
+        joined,
+        operands,
+        heads=_heads(first, spec),
+        kv_heads=spec.kv_heads,
+        window=-1 if spec.window is None else spec.window + window_offset,
         name=str(last.name).rpartition("/")[0] + "/attention",
     )
     graph.insert_before(last, node)
@@ -91,7 +105,7 @@ def _fuse_layer(
     output.name = f"{node.name}.output"
     for user, place in list(mixed.uses()):
         user.replace_input_with(place, output)
-    for past, present in zip((past_key, past_value), presents, strict=True):
+    for past, present in zip(operands[:2], presents, strict=True):
         present.name = str(past.name).replace("past.", "present.", 1)
         present.shape, present.type = past.shape, past.type
     return presents

@@ -1,5 +1,8 @@
 """Building TensorRT engines of a bundle: a plan for each stage, all of them or nothing.
 
+Before they are published they compute what the portable graphs compute (`proof`), where a GPU of theirs is
+at hand; where none is, they keep what they should give, and prove themselves when they are loaded.
+
 `runtime.tensorrt_forms` says what engines are built for and where they lie, `tensorrt_worker` builds one
 stage. Full TensorRT builds for the GPU of this machine, TensorRT-RTX also for GPUs that are not here.
 """
@@ -13,7 +16,9 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ..runtime.backends.base import StageBackend
 from ..runtime.backends.contract import check_contract, stage_inputs, stage_outputs
+from ..runtime.backends.tensorrt import TensorRtStage
 from ..runtime.backends.tensorrt_flavour import (
     TENSORRT_TARGETS,
     Flavour,
@@ -21,10 +26,12 @@ from ..runtime.backends.tensorrt_flavour import (
     load_flavour,
 )
 from ..runtime.checks import checked_int
-from ..runtime.engines import ENGINE_NAME, Engine, check_form, form_path, render_engine
+from ..runtime.devices import open_gpu
+from ..runtime.engines import ENGINE_NAME, Engine, check_form, form_path, render_engine, was_proven
 from ..runtime.errors import BackendError, BltError, BundleError, OptionError
 from ..runtime.integrity import check_files, file_record
 from ..runtime.manifest import Manifest, load_manifest
+from ..runtime.self_test import SELF_TEST_NAME
 from ..runtime.tensorrt_forms import (
     Profiles,
     describe_tensorrt,
@@ -34,6 +41,7 @@ from ..runtime.tensorrt_forms import (
 )
 from .engines import new_form
 from .joined_attention import half_attention, join_attention
+from .proof import prove_engine
 from .stage_files import load_stage
 from .tensorrt_stage import PlanFacts, PlanOptions
 from .tensorrt_worker import Moment, build_in_child
@@ -132,6 +140,8 @@ class TensorRtBuild:
     engine: Engine
     facts: dict[str, PlanFacts]
     """By stage; empty when sound engines were there already."""
+    proven: bool
+    """Whether they ran here, beside the portable graphs."""
 
 
 def plan_tensorrt(bundle: str | Path, options: TensorRtOptions) -> BuildPlan:
@@ -197,14 +207,14 @@ def build_tensorrt(
     this ends before they are complete, the bundle is as it was.
 
     Raises as `plan_tensorrt`, BackendError (TensorRT refuses a graph, crashes, or runs out of memory),
-    WriteError (disk full).
+    WrongEngineError (an engine computes something else than its portable graph), WriteError (disk full).
     """
     directory = Path(bundle)
     plan = plan_tensorrt(directory, options)
     manifest = load_manifest(directory)
     engine = Engine(plan.form.relative_to(directory).as_posix(), directory=plan.form)
     if plan.there and not force:
-        return TensorRtBuild(engine, {})
+        return TensorRtBuild(engine, {}, was_proven(plan.form))
     how = PlanOptions(
         plan.capabilities if plan.flavour.ahead_of_time else (),
         options.workspace,
@@ -225,9 +235,33 @@ def build_tensorrt(
                 replace(how, half_attention=half_attention(spec)),
                 _of_stage(watch, stage),
             )
+        proven = _prove(directory, manifest, plan, temporary)
         files = {path.name: file_record(path) for path in sorted(temporary.iterdir())}
-        (temporary / ENGINE_NAME).write_text(render_engine(plan.description, files), encoding="ascii")
-    return TensorRtBuild(engine, facts)
+        text = render_engine(plan.description, files, proven=proven)
+        (temporary / ENGINE_NAME).write_text(text, encoding="ascii")
+    return TensorRtBuild(engine, facts, proven)
+
+
+def _prove(directory: Path, manifest: Manifest, plan: BuildPlan, form: Path) -> bool:
+    """Compare engines with the portable graphs, if they run here at all; see `proof.prove_engine`."""
+    here = device_compute_capability() in plan.capabilities
+    gpu = open_gpu() if here else None
+
+    def open_stage(stage: str) -> StageBackend:
+        assert gpu is not None
+        file = form / plan_file(stage)
+        return TensorRtStage(gpu, plan.flavour, manifest, stage, file, plan.profiles, directory)
+
+    prove_engine(
+        directory,
+        manifest,
+        open_stage if here else None,
+        plan.profiles.limits.reach,
+        form / SELF_TEST_NAME,
+        name=f"{plan.flavour.name} {plan.flavour.version}",
+        alike=False,
+    )
+    return here
 
 
 def _of_stage(watch: Watch | None, stage: str) -> Callable[[Moment], None] | None:
@@ -303,7 +337,8 @@ def _is_sound(form: Path, description: dict[str, Any]) -> bool:
     if not form.is_dir():
         return False
     try:
-        check_form(form, description, {plan_file(stage) for stage in description["stages"]}, again="")
+        names = {*(plan_file(stage) for stage in description["stages"]), SELF_TEST_NAME}
+        check_form(form, description, names, again="")
     except BltError:
         return False
     return True

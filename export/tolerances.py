@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..runtime.errors import OptionError
 from ..runtime.manifest import Manifest
+from ..runtime.self_test import STAGE_TOLERANCES
 
 __all__ = ["TOLERANCES", "Tolerances", "least_precise", "tolerances_for", "tolerances_of"]
 
@@ -43,10 +44,15 @@ _BOUNDARIES = 0.97
 
 TOLERANCES: Mapping[str, Tolerances] = {
     "fp32": Tolerances(
-        stage=1e-4, entropy=1e-4, logits=1e-4, logits_mean=1e-5, cosine=0.999999, argmax=0.999
+        stage=STAGE_TOLERANCES["fp32"],
+        entropy=1e-4,
+        logits=1e-4,
+        logits_mean=1e-5,
+        cosine=0.999999,
+        argmax=0.999,
     ),
     "fp16": Tolerances(
-        stage=0.005,
+        stage=STAGE_TOLERANCES["fp16"],
         entropy=0.05,
         logits=0.05,
         logits_mean=0.001,
@@ -57,7 +63,7 @@ TOLERANCES: Mapping[str, Tolerances] = {
         bits=0.002,
     ),
     "int8w": Tolerances(
-        stage=0.04,
+        stage=STAGE_TOLERANCES["int8w"],
         entropy=0.5,
         logits=0.25,
         logits_mean=0.007,
@@ -68,7 +74,7 @@ TOLERANCES: Mapping[str, Tolerances] = {
         bits=0.02,
     ),
     "int8": Tolerances(
-        stage=0.16,
+        stage=STAGE_TOLERANCES["int8"],
         entropy=0.5,
         logits=0.25,
         logits_mean=0.01,
@@ -79,7 +85,7 @@ TOLERANCES: Mapping[str, Tolerances] = {
         bits=0.02,
     ),
     "int4": Tolerances(
-        stage=0.2,
+        stage=STAGE_TOLERANCES["int4"],
         entropy=0.5,
         logits=0.3,
         logits_mean=0.016,

@@ -63,6 +63,12 @@ class StageCache(Protocol):
     def roll_back(self, length: int) -> None:
         """Forget positions from `length` on; the caller has asked `can_roll_back`."""
 
+    def place(self, first: int, keys_values: Floats) -> None:
+        """Hold keys_values [2 * layers, 1, Hkv, S, head_dim] as those of positions first.. and nothing else.
+
+        S > 0; what a window of this size and its roll-back do not need is left out.
+        """
+
 
 def _past_names(planes: int) -> list[str]:
     return [f"past.{plane // 2}.{'value' if plane % 2 else 'key'}" for plane in range(planes)]
@@ -110,6 +116,10 @@ class RingCache:
     def _copy_slots(self, target: Any, source: Any, slot: int, first: int, count: int) -> None:
         """Slots slot.. of `target` become slots first.. of `source`, `count` of them."""
         target[:, :, :, slot : slot + count] = source[:, :, :, first : first + count]
+
+    def _upload(self, values: Floats) -> Any:
+        """The values where the ring's own are."""
+        return values
 
     @property
     def capacity(self) -> int:
@@ -181,6 +191,20 @@ class RingCache:
         self.positions[self.positions >= length] = -1
         self.length = length
         self._oldest = min(self._oldest, length)
+
+    def place(self, first: int, keys_values: Floats) -> None:
+        """See StageCache.place."""
+        end = first + keys_values.shape[3]
+        # A ring grows only while every position is in the slot of its number, so it must be large enough now.
+        capacity = max(self.capacity, min(end, self._largest))
+        if capacity > self.capacity:
+            planes, _, kv_heads, _, head_dim = self.buffer.shape
+            self._allocate(planes, kv_heads, head_dim, capacity)
+            self.generation += 1
+            self.binding = None
+        self.positions[...] = -1
+        self.length = self._oldest = first
+        self.append(self._upload(keys_values))
 
 
 class OrderedCache:
@@ -274,3 +298,12 @@ class OrderedCache:
         """Forget positions from `length` on; the caller has asked `can_roll_back`."""
         assert length >= self._base
         self.length = length
+
+    def place(self, first: int, keys_values: Floats) -> None:
+        """See StageCache.place."""
+        end = first + keys_values.shape[3]
+        self.length = self._base = max(first, end - self._kept)
+        count = end - self._base
+        self.reserve(count)
+        self.buffer[:, :, :, :count] = keys_values[:, :, :, -count:]
+        self.length = end

@@ -28,12 +28,14 @@ from .backends.ort import OrtStage, import_onnxruntime
 from .backends.ort_gpu import PROVIDERS, OrtGpuStage, check_available
 from .backends.tensorrt import TensorRtStage
 from .backends.tensorrt_flavour import TENSORRT_TARGETS, load_flavour
-from .engines import PORTABLE, Engine, Progress, find_engine, forms_of, graph_file
+from .embedding import EmbeddingTable
+from .engines import PORTABLE, Engine, Progress, engine_reach, find_engine, forms_of, graph_file, was_proven
 from .errors import BackendError, BltError, OptionError
 from .manifest import Manifest
+from .self_test import Reach, check_engine
 from .tensorrt_forms import engine_profiles, find_tensorrt_engine, plan_file, profile_limits, profiles
 
-__all__ = ["DEVICES", "LoadRequest", "open_device"]
+__all__ = ["DEVICES", "LoadRequest", "open_device", "open_gpu"]
 
 DEVICES = ("auto", "cpu", "tensorrt", "tensorrt-rtx", "cuda", "ort-tensorrt", "ort-tensorrt-rtx")
 """What a model can be loaded on."""
@@ -64,6 +66,10 @@ class LoadRequest:
     """Options of ONNX Runtime's GPU providers, in the place of ours of the same name."""
     portable: bool
     """On the CPU: pass over forms."""
+    table: EmbeddingTable
+    """The bundle's, opened."""
+    probe: bool
+    """Whether an engine has to repeat what it gave when it was built."""
     full: bool
     """Compare whole files of a form with their sha256."""
     progress: Progress | None
@@ -94,6 +100,11 @@ def open_device(request: LoadRequest, probe: Probe) -> tuple[Stages, Engine]:
     opened = (_open_provider if device in PROVIDERS else _open_tensorrt)(request, device)
     probe(*opened)
     return opened
+
+
+def open_gpu() -> Gpu:
+    """This machine's GPU. Raises BackendError where there is none, or no driver for it."""
+    return Gpu(CudaDriver())
 
 
 # 1. The best there is.
@@ -139,18 +150,30 @@ def _open_cpu(request: LoadRequest) -> tuple[Stages, Engine]:
     if engine.directory is not None:
         form = engine.directory
         try:
-            return {
+            stages: Stages = {
                 stage: OrtStage(directory, manifest, stage, threads, optimized=form / graph_file(stage))
                 for stage in manifest.stages
-            }, engine
-        except BltError as error:  # a form that the engine refuses is passed over as a whole
+            }
+            _check(request, stages, form, engine_reach(manifest))
+            return stages, engine
+        except BltError as error:  # a form that is refused, or computes something else, is passed over
             engine = Engine(PORTABLE.name, f"{engine.name}: {error}")
     return {stage: OrtStage(directory, manifest, stage, threads) for stage in manifest.stages}, engine
 
 
+def _check(request: LoadRequest, stages: Stages, form: Path, reach: Reach) -> None:
+    """Raise BltError when an engine does not compute what it did when it was built."""
+    if not request.probe:
+        return
+    try:
+        check_engine(request.manifest, stages, request.table, form, reach, alike=was_proven(form))
+    except BackendError as error:
+        raise BackendError(f"{error}; build it again") from error
+
+
 def _open_tensorrt(request: LoadRequest, target: str) -> tuple[Stages, Engine]:
     directory, manifest, flavour = request.directory, request.manifest, load_flavour(target)
-    gpu = Gpu(CudaDriver())
+    gpu = open_gpu()
     found = find_tensorrt_engine(
         directory,
         manifest,
@@ -168,6 +191,7 @@ def _open_tensorrt(request: LoadRequest, target: str) -> tuple[Stages, Engine]:
         stage: TensorRtStage(gpu, flavour, manifest, stage, form / plan_file(stage), ranges, directory)
         for stage in manifest.stages
     }
+    _check(request, stages, form, ranges.limits.reach)
     told = f"{gpu.driver.name}, {flavour.name} {flavour.version}"
     return stages, replace(found, device=told, max_bytes=ranges.limits.max_bytes)
 
@@ -175,7 +199,7 @@ def _open_tensorrt(request: LoadRequest, target: str) -> tuple[Stages, Engine]:
 def _open_provider(request: LoadRequest, device: str) -> tuple[Stages, Engine]:
     directory, manifest = request.directory, request.manifest
     version = check_available(device).__version__
-    gpu = Gpu(CudaDriver())
+    gpu = open_gpu()
     limits = profile_limits(manifest, prefill_chunk=request.prefill_chunk, rollback=request.rollback)
     ranges = profiles(manifest, limits)
     caches = directory / "engines" / f"{device}-cache"

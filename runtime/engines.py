@@ -22,6 +22,7 @@ from .files import open_plain
 from .integrity import check_records
 from .manifest import FileRecord, Manifest
 from .processor import describe_processor
+from .self_test import SELF_TEST_NAME, Reach
 
 __all__ = [
     "ENGINE_NAME",
@@ -30,18 +31,21 @@ __all__ = [
     "check_form",
     "data_file",
     "describe_engine",
+    "engine_reach",
     "find_engine",
     "form_path",
     "forms_of",
     "graph_file",
     "read_description",
     "render_engine",
+    "was_proven",
 ]
 
 ENGINE_NAME = "engine.json"
 """The form's description, beside its files."""
 
-_SCHEMA = 2
+_SCHEMA = 3
+"""3: a self-test beside the graphs."""
 _MAX_BYTES = 1 << 20
 _WHAT = {
     "onnxruntime": "ONNX Runtime",
@@ -111,6 +115,13 @@ def describe_engine(manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def engine_reach(manifest: Manifest) -> Reach:
+    """What an engine for ONNX Runtime takes: whatever the graphs do."""
+    model, latent = manifest.model, manifest.stages["latent"]
+    longest = manifest.axes["patch_length"].max if "patch_length" in manifest.axes else model.max_positions
+    return Reach(model.max_positions, latent.max_positions, longest)
+
+
 def form_path(directory: Path, description: dict[str, Any]) -> Path:
     """Where in the bundle the form of this description belongs."""
     canonical = json.dumps(description, sort_keys=True, separators=(",", ":"))
@@ -125,10 +136,10 @@ def forms_of(directory: Path, target: str) -> list[Path]:
     return sorted(form for form in forms if form.name.rpartition("-")[0] == target)
 
 
-def render_engine(description: dict[str, Any], files: dict[str, FileRecord]) -> str:
-    """The text of `engine.json`."""
+def render_engine(description: dict[str, Any], files: dict[str, FileRecord], *, proven: bool = True) -> str:
+    """The text of `engine.json`; proven: the engine was run, its self-test is what came out."""
     records = {name: asdict(files[name]) for name in sorted(files)}
-    return json.dumps({"description": description, "files": records}, indent=1) + "\n"
+    return json.dumps({"description": description, "proven": proven, "files": records}, indent=1) + "\n"
 
 
 def find_engine(
@@ -144,6 +155,7 @@ def find_engine(
         if not os.path.lexists(path):
             return Engine(PORTABLE.name, _missing(directory, description))
         names = {name for stage in manifest.stages for name in (graph_file(stage), data_file(stage))}
+        names.add(SELF_TEST_NAME)
         again = f"blt-edge build --force {directory} makes it again"
         check_form(path, description, names, again, full, progress)
     except BltError as error:
@@ -184,6 +196,11 @@ def read_description(path: Path) -> dict[str, Any] | None:
     payload = _payload(path)
     description = payload.get("description") if payload else None
     return description if isinstance(description, dict) else None
+
+
+def was_proven(path: Path) -> bool:
+    """Whether the engine in this directory was run before it was published, and gave its self-test."""
+    return bool((_payload(path / ENGINE_NAME) or {}).get("proven"))
 
 
 def _payload(path: Path) -> dict[str, Any] | None:

@@ -64,6 +64,7 @@ class BltModel:
         prefill_chunk: int = 256,
         rollback: int = 64,
         portable: bool = False,
+        probe: bool = True,
         provider_options: Mapping[str, str] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> BltModel:
@@ -74,8 +75,9 @@ class BltModel:
         its sha256 (`progress(bytes done, bytes in all)`); otherwise large files are compared by samples.
         prefill_chunk: bytes that one pass takes at most (memory grows with it). rollback: bytes that can be
         taken back without computing again. portable: run the portable graphs even where the bundle has a
-        form for this device (`export.engines`). provider_options: options of ONNX Runtime's provider, for the
-        devices that are one. `engine` of the model tells what it runs from and on, and why.
+        form for this device (`export.engines`). probe: let such a form repeat what it gave when it was
+        built, and use it only where that comes out again. provider_options: options of ONNX Runtime's
+        provider, for the devices that are one. `engine` of the model tells what it runs from and on, and why.
 
         Raises BundleError (missing, damaged or unsafe bundle), BackendError (no engine), OptionError.
         """
@@ -86,6 +88,7 @@ class BltModel:
         longest = manifest.axes["bytes"].max
         _check_count("prefill_chunk", prefill_chunk, 1, longest)
         _check_count("rollback", rollback, 0, longest)
+        table = EmbeddingTable.open(directory, manifest.embedding)
         request = LoadRequest(
             directory,
             manifest,
@@ -95,10 +98,11 @@ class BltModel:
             rollback,
             provider_options or {},
             portable,
+            table,
+            probe,
             verify,
             progress,
         )
-        table = EmbeddingTable.open(directory, manifest.embedding)
 
         def made(backends: dict[str, StageBackend], engine: Engine) -> BltModel:
             positions = min(manifest.model.max_positions, engine.max_bytes or manifest.model.max_positions)

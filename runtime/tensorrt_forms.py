@@ -28,6 +28,7 @@ from .engines import (
 )
 from .errors import BackendError, BltError, BundleError
 from .manifest import Manifest
+from .self_test import SELF_TEST_NAME, Reach
 from .specs import Axis
 
 __all__ = [
@@ -53,8 +54,8 @@ PREFILL, DECODE = 0, 1
 DECODE_POSITIONS = 16
 """Bytes or patches that one pass in the decode profile takes at most: one, or a draft with its guesses."""
 
-_SCHEMA = 2
-"""2: attention over joined keys and values, float16 where the weights are not float32."""
+_SCHEMA = 3
+"""2: attention over joined keys and values, float16 where the weights are not float32. 3: a self-test."""
 _LONGEST_PATCH = 512
 """Longest patch where the patching rule has no limit of its own."""
 _MOST = 2**31 - 1
@@ -83,6 +84,13 @@ class ProfileLimits:
     """Bytes that one pass takes at most."""
     rollback: int = 64
     """Bytes that can be taken back without computing them again."""
+
+    @property
+    def reach(self) -> Reach:
+        """The same for a self-test."""
+        return Reach(
+            self.max_bytes, self.max_patches, self.max_patch_length, self.prefill_chunk, self.rollback
+        )
 
 
 def profile_limits(
@@ -339,7 +347,7 @@ def find_tensorrt_engine(
             nearest = max(nearest, (found[0], f"{path.name} {found[1]}; {build} makes one that fits"))
             continue
         try:
-            names = {plan_file(stage) for stage in manifest.stages}
+            names = {*(plan_file(stage) for stage in manifest.stages), SELF_TEST_NAME}
             check_form(path, description, names, f"{build} --force makes it again", full, progress)
         except BltError as error:
             nearest = (_DAMAGED, str(error))

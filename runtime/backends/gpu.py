@@ -287,6 +287,11 @@ class DeviceRingCache(RingCache):
                 planes * heads,
             )
 
+    def _upload(self, values: Floats) -> Any:
+        uploaded = self._gpu.zeros(values.shape)
+        uploaded[:] = values
+        return uploaded
+
     def inputs(self) -> dict[str, Any]:
         """Keys and values of each layer."""
         named = super().inputs()

@@ -140,8 +140,8 @@ class OrtStage:
     ) -> None:
         """Load a stage of the bundle in `directory`; threads None leaves the choice to ONNX Runtime.
 
-        optimized: a graph that `save_optimized` wrote from it, attention fused where the stage is `fusable`,
-        to load instead.
+        optimized: a graph that `save_optimized` wrote from it, to load instead; with fused attention it reads
+        an ordered cache.
 
         Raises BackendError when ONNX Runtime is missing or refuses the graph, BundleError when the graph is
         not what the manifest says.
@@ -157,7 +157,7 @@ class OrtStage:
         self._input_axes = {value.name: tuple(value.shape) for value in inputs}
         self._output_axes = {value.name: tuple(value.shape) for value in outputs}
         self._spec = manifest.stages[stage]
-        self._fused = optimized is not None and self._spec.fusable
+        self._fused = optimized is not None and "past_length" in self._input_axes
         wanted_inputs = stage_inputs(manifest, stage, fused=self._fused)
         wanted_outputs = stage_outputs(manifest, stage, fused=self._fused)
         check_contract(path.name, "input", wanted_inputs, self._input_axes)

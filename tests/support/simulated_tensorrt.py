@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blt_edge.export.proof import prove_engine
 from blt_edge.runtime.backends.contract import stage_inputs
 from blt_edge.runtime.backends.tensorrt_flavour import Flavour
 from blt_edge.runtime.engines import ENGINE_NAME, form_path, render_engine
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest
+from blt_edge.runtime.self_test import SELF_TEST_NAME
 from blt_edge.runtime.tensorrt_forms import (
     ProfileAxes,
     Profiles,
@@ -54,8 +56,10 @@ def write_engines(bundle: Path, flavour: Flavour, capability: str = "8.6", **lim
     form.mkdir(parents=True)
     for stage in manifest.stages:
         write_plan(form / plan_file(stage), bundle, stage, ranges)
+    self_test = form / SELF_TEST_NAME
+    prove_engine(bundle, manifest, None, ranges.limits.reach, self_test, name=flavour.name, alike=False)
     files = {path.name: file_record(path) for path in form.iterdir()}
-    (form / ENGINE_NAME).write_text(render_engine(description, files))
+    (form / ENGINE_NAME).write_text(render_engine(description, files, proven=False))
     return form
 
 

@@ -119,7 +119,8 @@ def command(
     on the device itself; tensorrt-rtx also where there is no GPU. Building takes minutes and 3 to 5 times the
     largest stage's weights in memory.
 
-    The form appears whole or not at all. stdout carries its path.
+    Before the form is published its stages run beside the portable graphs; one that computes something else
+    is not kept. The form appears whole or not at all. stdout carries its path.
     """
     given = {name: value for name, value in tensorrt.items() if value not in (None, ())}
     if target == "onnxruntime" and given:
@@ -148,13 +149,14 @@ def command(
 
 
 def _document(form: Path, target: str) -> dict[str, Any]:
-    from ...runtime.engines import ENGINE_NAME, read_description
+    from ...runtime.engines import ENGINE_NAME, read_description, was_proven
 
     files = {path.name: path.stat().st_size for path in sorted(form.iterdir()) if path.name != ENGINE_NAME}
     return {
         "form": str(form),
         "target": target,
         "bytes": sum(files.values()),
+        "proven": was_proven(form),
         "files": files,
         "built_for": read_description(form / ENGINE_NAME),
     }

@@ -48,6 +48,12 @@ def build(session: Session, bundle: Path, target: str, given: Mapping[str, Any],
         result = build_tensorrt(bundle, options, force=force, watch=_watch(say, plan))
     if shown and result.facts:
         _show_result(plan, result, sys.stderr)
+        if not result.proven:
+            capabilities = " or ".join(plan.capabilities)
+            session.say(
+                f"not run yet: this machine has no GPU of compute capability {capabilities}; where they are "
+                "loaded, they are compared with what the portable graphs gave here"
+            )
     elif shown:
         session.say("they are there already, and sound; --force builds them again")
     return plan.form

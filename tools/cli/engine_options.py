@@ -31,12 +31,14 @@ class EngineOptions:
     """Bytes that running may take by the estimate; None = no limit."""
     verify: bool = False
     """Compare the sha256 of whole files."""
+    probe: bool = True
+    """Let an engine repeat what it gave when it was built before it is used."""
     provider_options: dict[str, str] = field(default_factory=dict)
     """Options of ONNX Runtime's GPU provider."""
 
 
 def engine_options(function: F) -> Callable[..., Any]:
-    """--device, --threads, --prefill-chunk, --max-memory, --verify, --provider-option, passed as `engine`."""
+    """The options of `EngineOptions`, passed to the function as `engine`."""
 
     @wraps(function)
     def gathered(*args: Any, **asked: Any) -> Any:
@@ -82,6 +84,14 @@ def _options() -> list[Callable[[Any], Any]]:
             show_default="no limit",
             help="Refuse to load when the estimate is over this, such as 800MB or 2GB; the memory-mapped "
             "tables are not counted.",
+        ),
+        click.option(
+            "--no-probe",
+            "probe",
+            is_flag=True,
+            flag_value=False,
+            default=True,
+            help="Use the engine that build made without repeating its self-test, which takes milliseconds.",
         ),
     ]
 

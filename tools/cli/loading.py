@@ -38,6 +38,7 @@ def load_model(
         engine.device,
         engine.threads,
         prefill_chunk=engine.prefill_chunk,
+        probe=engine.probe,
         provider_options=engine.provider_options,
     )
     if not engine.verify:

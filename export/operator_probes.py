@@ -1,0 +1,183 @@
+"""What ONNX Runtime's own operators do in the installed version, found by running them on a few numbers.
+
+An engine takes the meaning of operators outside the ONNX standard for granted, and versions differ: up to
+1.23 `GroupQueryAttention` lets a window see one key more than from 1.24 on, and products over 8-bit blocks
+are fused by later versions only. Asking the operator finds that for versions that nobody has tried, too.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from ..runtime.backends.ort import import_onnxruntime, save_optimized
+from ..runtime.errors import BackendError, BltError
+from .block_products import PRODUCT, block_product
+from .fused_attention import DOMAIN, attention_node
+
+__all__ = ["OLDEST", "check_version", "fuses_blocks", "window_offset"]
+
+OLDEST = (1, 22)
+"""ONNX Runtime's first version whose fused attention takes positions."""
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+
+_HEADS, _KV_HEADS, _WIDTH, _WINDOW, _CAPACITY = 4, 2, 16, 4, 16
+
+
+def check_version(what: str) -> None:
+    """Raise BackendError in one line when ONNX Runtime is older than `OLDEST`; what: needs a newer one."""
+    version = import_onnxruntime().__version__
+    parts = [int(part) for part in version.split(".")[:2] if part.isdecimal()]
+    if len(parts) == 2 and tuple(parts) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise BackendError(
+            f"{what} needs ONNX Runtime {oldest} or newer, here it is {version}; pip install "
+            f"'onnxruntime>={oldest}', or run the portable graphs, which need no engine"
+        )
+
+
+@cache
+def window_offset() -> int | None:
+    """What `local_window_size` must have added so that a window of w keys sees w keys, the newest included.
+
+    None when fused attention can't be had: the operator refuses our inputs or computes something else.
+    """
+    if not _attends_right(None, -1):
+        return None
+    return next((offset for offset in (0, -1, 1) if _attends_right(_WINDOW, _WINDOW + offset)), None)
+
+
+@cache
+def fuses_blocks(bits: int) -> bool:
+    """Whether a product over blocks of 4 or 8 bits, as portable graphs spell it, becomes one operator, which
+    can be saved."""
+    model = block_product(64, 32, bits)
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / "graph.onnx"
+        try:
+            ir.save(model, Path(folder) / "blocks.onnx")
+            precision = "int4" if bits == 4 else "int8w"
+            save_optimized(ir.to_proto(model).SerializeToString(), Path(folder), precision, graph)
+            return PRODUCT.encode() in graph.read_bytes()
+        except BltError:
+            return False
+
+
+# Attention: the operator beside plain numpy, whose cache is a list of all positions.
+
+
+def _attends_right(window: int | None, attribute: int) -> bool:
+    run = _attention(attribute)
+    if run is None:
+        return False
+    for past, count in ((0, 1), (0, 6), (7, 1), (7, 3)):
+        random = np.random.default_rng(past + count)
+        joined = random.standard_normal((past + count, _HEADS + 2 * _KV_HEADS, _WIDTH)).astype(np.float32)
+        wanted, keys, values = _attend(joined, window)
+        cached = [np.zeros((1, _KV_HEADS, _CAPACITY, _WIDTH), np.float32) for _ in range(2)]
+        for buffer, known in zip(cached, (keys, values), strict=True):
+            buffer[0, :, :past] = known[:past].transpose(1, 0, 2)
+        found = run(joined[past:], cached, past)
+        if found is None or not np.allclose(found, wanted[past:], rtol=0, atol=1e-4):
+            return False
+    return True
+
+
+def _rotation(count: int) -> tuple[Floats, Floats]:
+    angles = np.arange(count, dtype=np.float32)[:, None] / 3 ** np.arange(_WIDTH // 2, dtype=np.float32)
+    return np.cos(angles), np.sin(angles)
+
+
+def _attend(joined: Floats, window: int | None) -> tuple[Floats, Floats, Floats]:
+    """Mixed values [n, heads * width], rotated keys and values [n, kv heads, width] of n positions."""
+    count = len(joined)
+    cos, sin = (part[:, None] for part in _rotation(count))
+    first, second = np.split(joined[:, : _HEADS + _KV_HEADS], 2, axis=-1)
+    rotated = np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
+    queries, keys, values = rotated[:, :_HEADS], rotated[:, _HEADS:], joined[:, _HEADS + _KV_HEADS :]
+    group = _HEADS // _KV_HEADS
+    scores = np.einsum("qhd,khd->hqk", queries, keys.repeat(group, 1)) / np.sqrt(_WIDTH)
+    distance = np.arange(count)[:, None] - np.arange(count)
+    seen = (distance >= 0) & (distance < (window or count))
+    weights = np.where(seen, np.exp(scores), 0)
+    weights /= weights.sum(-1, keepdims=True)
+    mixed = np.einsum("hqk,khd->qhd", weights, values.repeat(group, 1))
+    return mixed.reshape(count, -1).astype(np.float32), keys, values
+
+
+def _attention(window: int) -> Any:
+    """run(joined [S, H + 2 Hkv, width], [keys, values], past length) -> [S, H * width]; None if refused."""
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(
+            ir.to_proto(_attention_model(window)).SerializeToString(),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
+    except Exception:  # ONNX Runtime raises many kinds; whatever it says, it does not take our inputs
+        return None
+    cos, sin = _rotation(_CAPACITY)
+
+    def run(joined: Floats, cached: list[Floats], past: int) -> Floats | None:
+        count = len(joined)
+        feeds = {
+            "joined": joined.reshape(1, count, -1),
+            "past_key": cached[0],
+            "past_value": cached[1],
+            "past_length": np.array([past + count - 1], np.int32),
+            "total_length": np.array(past + count, np.int32),
+            "cos": cos,
+            "sin": sin,
+            "positions": np.arange(past, past + count, dtype=np.int64)[None],
+        }
+        try:
+            mixed: Floats = session.run(["mixed"], feeds)[0][0]
+        except Exception:  # likewise
+            return None
+        return mixed
+
+    return run
+
+
+def _attention_model(window: int) -> ir.Model:
+    float32, int32, int64 = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
+    cache = [1, _KV_HEADS, _CAPACITY, _WIDTH]
+    kinds: dict[str, tuple[list[Any], ir.DataType]] = {
+        "joined": ([1, "count", (_HEADS + 2 * _KV_HEADS) * _WIDTH], float32),
+        "past_key": (cache, float32),
+        "past_value": (cache, float32),
+        "past_length": ([1], int32),
+        "total_length": ([], int32),
+        "cos": ([_CAPACITY, _WIDTH // 2], float32),
+        "sin": ([_CAPACITY, _WIDTH // 2], float32),
+        "positions": ([1, "count"], int64),
+    }
+    values = {
+        name: ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind))
+        for name, (shape, kind) in kinds.items()
+    }
+    node = attention_node(
+        values["joined"],
+        [value for name, value in values.items() if name != "joined"],
+        heads=_HEADS,
+        kv_heads=_KV_HEADS,
+        window=window,
+        name="attention",
+    )
+    for output, name in zip(node.outputs, ("mixed", "key", "value"), strict=True):
+        output.name = name
+        output.type = ir.TensorType(float32)
+    graph = ir.Graph(
+        list(values.values()), node.outputs, nodes=[node], opset_imports={"": 20, DOMAIN: 1}, name="probe"
+    )
+    return ir.Model(graph, ir_version=10)

@@ -1,0 +1,239 @@
+"""Proving an engine before it is published: each stage beside its portable graph on the processor.
+
+Both run over the same inputs in the ways that texts use a stage: single steps, a few rows, chunks; from an
+empty cache that grows, and past the window, where it slides; with bytes taken back and read again. Whether
+a window has the right length is asked without a tolerance, too. What an engine gave in the runs that a load
+will repeat is kept beside it (`runtime.self_test`).
+Where an engine cannot run here, what the portable graphs gave is kept instead.
+What this does not know: how engines are built or loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ..runtime.backends.base import CacheLimits, StageBackend
+from ..runtime.backends.ort import OrtStage
+from ..runtime.embedding import EmbeddingTable
+from ..runtime.errors import BackendError
+from ..runtime.manifest import Manifest
+from ..runtime.self_test import (
+    LOAD_ROWS,
+    Hold,
+    Inputs,
+    Reach,
+    Run,
+    Step,
+    TakeBack,
+    Traced,
+    allowed,
+    first_breach,
+    load_limits,
+    load_steps,
+    patch_slots,
+    percent,
+    run_steps,
+    state_inputs,
+    text_inputs,
+    write_self_test,
+)
+from ..runtime.specs import StageSpec
+
+__all__ = ["WrongEngineError", "build_steps", "prove_engine"]
+
+Floats = npt.NDArray[np.float32]
+
+OpenStage = Callable[[str], StageBackend]
+"""A stage of the new engine, loaded."""
+
+# Rows of inputs that runs take in turn; past it they begin again.
+_ROWS = 256
+_ROLLBACK = 8
+# Of the scale: an engine that runs twice on the same numbers may sum them in another order.
+_NO_EFFECT = 1e-5
+
+
+class WrongEngineError(BackendError):
+    """An engine computes something else than the graphs it was built from."""
+
+
+def prove_engine(
+    directory: Path,
+    manifest: Manifest,
+    open_stage: OpenStage | None,
+    reach: Reach,
+    self_test: Path,
+    *,
+    name: str,
+    alike: bool,
+    watch: Callable[[str], None] = lambda stage: None,
+) -> None:
+    """Compare an engine of the bundle in `directory` with its portable graphs, and write its `self_test`.
+
+    open_stage: None when the engine can't run here. reach: what it takes. name: what built it, for the error.
+    alike: it rounds activations where the portable graphs do, and is held to more than its precision asks.
+    watch: called as each stage begins. Peak memory is that of one stage, loaded twice.
+
+    Raises WrongEngineError naming stage and figure, BackendError when it can't run, OSError (disk full).
+    """
+    table = EmbeddingTable.open(directory, manifest.embedding)
+    inputs = text_inputs(manifest, table, _ROWS)
+    repeated = text_inputs(manifest, table, LOAD_ROWS)
+    kept: dict[str, Floats] = {}
+    traced: dict[str, list[Traced]] = {}
+    for stage in manifest.stages:
+        watch(stage)
+        # The portable stage comes first: what it gives is the next one's input.
+        portable = _Stage(directory, manifest, stage, OrtStage(directory, manifest, stage, None), reach)
+        if stage == "encoder":
+            states = np.resize(portable.chunk(inputs[stage])["byte_states"], (_ROWS, manifest.model.width))
+            kept["states"] = states[:LOAD_ROWS]
+            inputs["latent"], inputs["decoder"] = state_inputs(states, reach.patch_length)
+            repeated["latent"], repeated["decoder"] = state_inputs(kept["states"], reach.patch_length)
+        if stage == "latent":
+            kept["patch_values"] = patch_slots(portable.chunk(inputs[stage])["patch_values"])
+            for each in (inputs, repeated):
+                each["decoder"]["patch_values"] = kept["patch_values"]
+        engine = portable
+        if open_stage is not None:
+            engine = _Stage(directory, manifest, stage, open_stage(stage), reach)
+            engine.compare(portable, inputs[stage], name, alike)
+            engine.check_window(inputs[stage], name)
+        traced[stage] = engine.repeatable(repeated[stage])
+    write_self_test(self_test, manifest, reach, kept["states"], kept["patch_values"], traced)
+
+
+class _Stage:
+    """A loaded stage, and the runs that it is put through."""
+
+    def __init__(
+        self, directory: Path, manifest: Manifest, stage: str, backend: StageBackend, reach: Reach
+    ) -> None:
+        self._manifest, self._stage, self._backend, self._reach = manifest, stage, backend, reach
+        self._spec = manifest.stages[stage]
+
+    def _run(self, limits: CacheLimits, inputs: Inputs, steps: Sequence[Step]) -> list[Traced]:
+        return run_steps(self._manifest, self._stage, self._backend, limits, inputs, steps)
+
+    def _limits(self) -> CacheLimits:
+        reach = self._reach
+        return CacheLimits(
+            min(_ROLLBACK, reach.rollback), reach.positions(self._stage, self._spec), reach.rows
+        )
+
+    def chunk(self, inputs: Inputs) -> dict[str, Floats]:
+        """Outputs of one pass over a chunk of the inputs."""
+        rows = _chunk(self._stage, self._spec, self._reach)
+        (traced,) = self._run(self._limits(), inputs, [Run(rows)])
+        return traced.outputs
+
+    def repeatable(self, inputs: Inputs) -> list[Traced]:
+        """What a load will repeat."""
+        limits = load_limits(self._stage, self._spec, self._reach)
+        return self._run(limits, inputs, load_steps(self._stage, self._spec, self._reach))
+
+    def compare(self, portable: _Stage, inputs: Inputs, name: str, alike: bool) -> None:
+        """Raise WrongEngineError where this stage and the portable one are too far apart."""
+        steps = build_steps(self._stage, self._spec, self._reach)
+        expected = portable._run(self._limits(), inputs, steps)
+        most = allowed(self._spec.precision, alike)
+        found = self._run(self._limits(), inputs, steps)
+        breach = first_breach(self._spec.precision, found, [run.outputs for run in expected], most)
+        if breach is not None:
+            raise self._wrong(
+                name,
+                f"{breach.output} at {breach.run} differs by {percent(breach.share)} from the portable "
+                f"graph's, {percent(most)} is allowed",
+            )
+
+    def _wrong(self, name: str, what: str) -> WrongEngineError:
+        return WrongEngineError(
+            f"{self._stage}: the engine that {name} made is wrong: {what}; nothing was kept, and the "
+            "portable graphs, which are right, go on running; try another version"
+        )
+
+    def check_window(self, inputs: Inputs, name: str) -> None:
+        """Raise WrongEngineError where what the window must not see has any effect, or its oldest key none.
+
+        Precisions that round much hide a window that is one position off, but not from this.
+        """
+        held = _past_window(self._spec, self._reach)
+        quiet = Hold(*held, edge=False, unseen=False)
+        if self._spec.window is None or quiet.first + quiet.count + _ROLLBACK > self._limits().positions:
+            return
+        plain, unseen, edge = (
+            self._run(self._limits(), inputs, [hold, Run(1), Run(min(3, self._reach.rows))])
+            for hold in (quiet, replace(quiet, unseen=True), replace(quiet, edge=True))
+        )
+        if first_breach("fp32", unseen, [run.outputs for run in plain], _NO_EFFECT) is not None:
+            raise self._wrong(name, f"it reads what lies before its window of {self._spec.window} positions")
+        if first_breach("fp32", edge[:1], [run.outputs for run in plain[:1]], _NO_EFFECT) is None:
+            raise self._wrong(
+                name, f"it does not read the oldest of the {self._spec.window} positions in its window"
+            )
+
+
+def _chunk(stage: str, spec: StageSpec, reach: Reach) -> int:
+    # A chunk of bytes closes a quarter as many patches.
+    rows = reach.rows // 4 if stage == "latent" else reach.rows
+    return max(1, min(rows, reach.positions(stage, spec), _ROWS))
+
+
+def build_steps(stage: str, spec: StageSpec, reach: Reach) -> list[Step]:
+    """The ways that texts use a stage, cut to what the engine takes."""
+    script = _Script(reach.positions(stage, spec), reach)
+    chunk = _chunk(stage, spec, reach)
+    # 1. From nothing, over buffers that grow.
+    script.run(1, 1, 3, 16).take_back(2).run(4, chunk, 1)
+    # 2. As far as the window reaches and further than it slides, in steps and at once.
+    held = _past_window(spec, reach)
+    for rows in ((1, 15, 16, 16, 14, 1, 1, 1), (5, chunk, 1)):
+        if script.hold(*held):
+            script.run(*rows).take_back(_ROLLBACK).run(1, 3)
+    return script.steps
+
+
+def _past_window(spec: StageSpec, reach: Reach) -> tuple[int, int]:
+    """First position and count of a cache that holds a full window and what may be taken back before it."""
+    if spec.window is None:
+        return 0, 200
+    return 7, spec.window - 1 + min(_ROLLBACK, reach.rollback)
+
+
+class _Script:
+    """Steps that keep within an engine's reach."""
+
+    def __init__(self, most: int, reach: Reach) -> None:
+        self.steps: list[Step] = []
+        self._most, self._reach = most, reach
+        self._length = self._base = 0
+
+    def run(self, *counts: int) -> _Script:
+        """Runs of so many rows, of fewer where the reach ends."""
+        for count in counts:
+            rows = min(count, self._reach.rows, self._most - self._length)
+            if rows > 0:
+                self.steps.append(Run(rows))
+                self._length += rows
+        return self
+
+    def take_back(self, count: int) -> _Script:
+        """Forget up to `count` positions, which were read since the last `hold`."""
+        count = min(count, _ROLLBACK, self._reach.rollback, self._length - self._base - 1)
+        if count > 0:
+            self.steps.append(TakeBack(count))
+            self._length -= count
+        return self
+
+    def hold(self, first: int, count: int) -> bool:
+        """Hold `count` positions and say so, if a few more fit after them."""
+        if first + count + 4 > self._most:
+            return False
+        self.steps.append(Hold(first, count))
+        self._base = self._length = first + count
+        return True
