@@ -127,9 +127,13 @@ def _replace(graph: ir.Graph, node: ir.Node, blocks: _Blocks) -> None:
     )
     graph.insert_before(node, product)
     output, old = product.outputs[0], node.outputs[0]
-    output.name, output.shape, output.type = f"{old.name}.blocks", old.shape, old.type
+    output.name, output.shape, output.type = old.name, old.shape, old.type
+    old.name = f"{old.name}.spelled_out"
     for user, place in list(old.uses()):
         user.replace_input_with(place, output)
+    for place, value in enumerate(graph.outputs):
+        if value is old:
+            graph.outputs[place] = output
 
 
 def _constant(

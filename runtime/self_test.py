@@ -429,5 +429,7 @@ def load_limits(stage: str, spec: StageSpec, reach: Reach) -> CacheLimits:
 
 
 def percent(share: float) -> str:
-    """A share for people."""
-    return f"{100 * share:.2g} %" if np.isfinite(share) else "infinitely"
+    """A share for people, with two digits."""
+    if not np.isfinite(share):
+        return "an infinite amount"
+    return f"{100 * share:.0f} %" if share >= 1 else f"{100 * share:.2g} %"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from blt_edge.runtime.cache import OrderedCache, RingCache
@@ -144,3 +146,56 @@ def test_an_ordered_window_stops_growing_and_keeps_its_buffer() -> None:
 def write_small(cache: OrderedCache) -> None:
     cache.reserve(1)
     cache.advance({}, 1)
+
+
+@given(
+    ordered=st.booleans(),
+    window=st.one_of(st.none(), st.integers(1, 40)),
+    rollback=st.integers(0, 20),
+    first=st.integers(0, 60),
+    held=st.integers(1, 150),
+    steps=st.lists(st.integers(1, 50), max_size=6),
+)
+def test_a_cache_goes_on_from_where_it_is_placed(
+    ordered: bool, window: int | None, rollback: int, first: int, held: int, steps: list[int]
+) -> None:
+    if window is None:
+        first = 0  # without a window everything is seen, so nothing may be missing
+    limits: dict[str, Any] = {"window": window, "rollback": rollback, "limit": 600}
+    cache = OrderedCache(2, 2, 3, chunk=50, **limits) if ordered else RingCache(2, 2, 3, **limits)
+    generation = cache.generation
+    used, before = entries(0, 5), cache.inputs()["past.0.key"]
+    cache.reserve(5)
+    run(cache, used)
+    cache.place(first, entries(first, held))
+    assert cache.generation > generation or cache.inputs()["past.0.key"].shape == before.shape
+    length = first + held
+    for count in (0, *steps):
+        if count:
+            cache.reserve(count)
+            run(cache, entries(length, count))
+            length += count
+        oldest = max(first, 0 if window is None else length - window + 1)
+        assert cache.length == length
+        for position in range(oldest, length):
+            np.testing.assert_array_equal(held_at(cache, position), entries(position, 1)[:, :, :, 0])
+        if window is not None and length - first >= window - 1:
+            assert cache.can_roll_back(length)
+        assert not cache.can_roll_back(first) or window == 1 or first == 0 or held > 1
+
+
+def run(cache: OrderedCache | RingCache, new: np.ndarray) -> None:
+    """As a run of the graph does."""
+    count = new.shape[3]
+    if isinstance(cache, OrderedCache):
+        start = cache.length - cache._base
+        cache.buffer[:, :, :, start : start + count] = new
+    cache.advance({"new_kv": new}, count)
+
+
+def held_at(cache: OrderedCache | RingCache, position: int) -> np.ndarray:
+    """Keys and values of a position."""
+    if isinstance(cache, OrderedCache):
+        return cache.buffer[:, :, :, position - cache._base]
+    (slot,) = np.flatnonzero(cache.positions[0] == position)
+    return cache.buffer[:, :, :, slot]

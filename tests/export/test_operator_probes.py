@@ -1,0 +1,107 @@
+"""What the probes say of the installed version, and of versions that do otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import onnxruntime
+import pytest
+from blt_edge.export import operator_probes
+from blt_edge.export.operator_probes import check_version, fuses_blocks, window_offset
+from blt_edge.runtime.errors import BackendError
+
+VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+
+
+@pytest.fixture(autouse=True)
+def forgetful() -> Iterator[None]:
+    """Each test asks anew, and leaves nothing for others."""
+    window_offset.cache_clear()
+    fuses_blocks.cache_clear()
+    yield
+    window_offset.cache_clear()
+    fuses_blocks.cache_clear()
+
+
+def test_the_window_of_this_version() -> None:
+    # 1.22 and 1.23 let a window see one key more.
+    assert window_offset() == (-1 if VERSION < (1, 24) else 0)
+
+
+def test_whether_this_version_fuses_blocks() -> None:
+    assert fuses_blocks(4) == (VERSION >= (1, 23))
+    if VERSION >= (1, 32):
+        assert fuses_blocks(8)
+    if VERSION < (1, 24):
+        assert not fuses_blocks(8)
+
+
+@pytest.mark.parametrize("shift", [-1, 0, 1])
+def test_a_window_of_another_meaning_is_found(monkeypatch: pytest.MonkeyPatch, shift: int) -> None:
+    here, attention = window_offset(), operator_probes._attention
+    assert here is not None
+    window_offset.cache_clear()
+    monkeypatch.setattr(
+        operator_probes,
+        "_attention",
+        lambda window: attention(window if window < 0 else window + here - shift),
+    )
+    assert window_offset() == shift
+
+
+def test_a_window_that_nothing_explains_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    attention = operator_probes._attention
+    monkeypatch.setattr(
+        operator_probes, "_attention", lambda window: attention(window if window < 0 else window + 5)
+    )
+    assert window_offset() is None
+
+
+def test_wrong_attention_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = operator_probes.attention_node
+
+    def interleaved(*args: Any, **options: Any) -> Any:
+        made = node(*args, **options)
+        made.attributes["rotary_interleaved"] = operator_probes.ir.AttrInt64("rotary_interleaved", 1)
+        return made
+
+    monkeypatch.setattr(operator_probes, "attention_node", interleaved)
+    assert window_offset() is None
+
+
+def test_an_operator_that_is_refused_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    node = operator_probes.attention_node
+
+    def unknown(*args: Any, **options: Any) -> Any:
+        made = node(*args, **options)
+        made.op_type = "AttentionOfTomorrow"
+        return made
+
+    monkeypatch.setattr(operator_probes, "attention_node", unknown)
+    assert window_offset() is None
+
+
+def test_blocks_that_cannot_be_saved_are_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: Any) -> None:
+        raise BackendError("graph.onnx: ONNX Runtime 1.22.1 refused it: SystemError : 2")
+
+    monkeypatch.setattr(operator_probes, "save_optimized", refuse)
+    assert not fuses_blocks(4)
+
+
+@pytest.mark.parametrize("version", ["1.20.1", "1.21.0", "0.9", "1.21.1+cu12"])
+def test_an_old_version_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    with pytest.raises(BackendError) as refused:
+        check_version("building an engine")
+    assert str(refused.value) == (
+        f"building an engine needs ONNX Runtime 1.22 or newer, here it is {version}; "
+        "pip install 'onnxruntime>=1.22', or run the portable graphs, which need no engine"
+    )
+
+
+@pytest.mark.parametrize("version", ["1.22.0", "1.32.0", "2.0", "main"])
+def test_a_newer_version_is_taken(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    check_version("building an engine")
