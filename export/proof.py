@@ -162,20 +162,19 @@ class _Stage:
 
         Precisions that round much hide a window that is one position off, but not from this.
         """
-        held = _past_window(self._spec, self._reach)
+        window, held = self._spec.window, _past_window(self._spec, self._reach)
         quiet = Hold(*held, edge=False, unseen=False)
-        if self._spec.window is None or quiet.first + quiet.count + _ROLLBACK > self._limits().positions:
+        if window is None or not 0 < quiet.count <= self._limits().positions - quiet.first - _ROLLBACK:
             return
         plain, unseen, edge = (
             self._run(self._limits(), inputs, [hold, Run(1), Run(min(3, self._reach.rows))])
             for hold in (quiet, replace(quiet, unseen=True), replace(quiet, edge=True))
         )
         if first_breach("fp32", unseen, [run.outputs for run in plain], _NO_EFFECT) is not None:
-            raise self._wrong(name, f"it reads what lies before its window of {self._spec.window} positions")
-        if first_breach("fp32", edge[:1], [run.outputs for run in plain[:1]], _NO_EFFECT) is None:
-            raise self._wrong(
-                name, f"it does not read the oldest of the {self._spec.window} positions in its window"
-            )
+            raise self._wrong(name, f"it reads what lies before its window of {window} positions")
+        seen = first_breach("fp32", edge[:1], [run.outputs for run in plain[:1]], _NO_EFFECT) is not None
+        if not seen and window > 1:  # in a window of one there is nothing but the position itself
+            raise self._wrong(name, f"it does not read the oldest of the {window} positions in its window")
 
 
 def _chunk(stage: str, spec: StageSpec, reach: Reach) -> int:
@@ -232,7 +231,7 @@ class _Script:
 
     def hold(self, first: int, count: int) -> bool:
         """Hold `count` positions and say so, if a few more fit after them."""
-        if first + count + 4 > self._most:
+        if count < 1 or first + count + 4 > self._most:
             return False
         self.steps.append(Hold(first, count))
         self._base = self._length = first + count

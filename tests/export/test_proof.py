@@ -120,6 +120,25 @@ def test_a_right_engine_passes_and_keeps_its_self_test(bundle: Path) -> None:
     assert (model.engine.directory, model.engine.reason) == (engine.directory, None)
 
 
+@pytest.mark.parametrize("window", [1, 2, 3, 450])
+def test_windows_of_every_size_pass(tmp_path: Path, window: int) -> None:
+    from blt_edge.export import export_checkpoint
+
+    config = base_config(
+        width=64,
+        local_attention_window_len=window,
+        patcher={"hidden_size": 64, "sliding_window": window},
+        encoder={"max_position_embeddings": 400},
+    )
+    write_random_model(RandomModel("window", config, share=0.3), tmp_path / "checkpoint")
+    bundle = export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle")
+    built = build_engine(bundle)
+    model, portable = BltModel.load(bundle, "cpu", rollback=0), BltModel.load(bundle, "cpu", portable=True)
+    assert model.engine.directory == built.directory
+    text = bytes(range(256))
+    np.testing.assert_allclose(model.logits(text), portable.logits(text), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("stage", ["patcher", "encoder", "latent", "decoder"])
 def test_an_engine_that_changed_since_is_not_used(own_float: Path, stage: str) -> None:
     form = build_engine(own_float).directory

@@ -199,9 +199,11 @@ def _show_plan(session: Session, bundle: Path, target: str, given: Mapping[str, 
 
 def _show_form(bundle: Path) -> tuple[Path, str]:
     from ...export.engines import form_bytes
+    from ...export.operator_probes import check_version
     from ...runtime.engines import describe_engine, form_path
     from ...runtime.manifest import load_manifest
 
+    check_version("building an engine")
     manifest = load_manifest(bundle)
     rows = [
         (f"{stage} graph", spec.precision, size(_portable(manifest, stage)))
