@@ -73,10 +73,19 @@ def orin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]
             watch(Moment("building", 1, 2, 0.1, None))
         return PlanFacts(plan.stat().st_size, 1.0, None, None)
 
+    def prove(*args: Any, name: str, alike: bool) -> None:
+        bundle, _, open_stage, _, self_test = args
+        assert (open_stage is not None, name, alike) == (True, "TensorRT 10.3.0", False)
+        assert bundle.is_dir()
+        self_test.write_bytes(b"")
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(tensorrt_engines, "load_flavour", lambda target: ORIN)
     monkeypatch.setattr(tensorrt_engines, "device_compute_capability", lambda: "8.7")
     monkeypatch.setattr(tensorrt_engines, "build_in_child", build)
+    # Noise computes nothing: what proves engines has tests of its own.
+    monkeypatch.setattr(tensorrt_engines, "open_gpu", lambda: None)
+    monkeypatch.setattr(tensorrt_engines, "prove_engine", prove)
     return built
 
 
@@ -92,7 +101,8 @@ def test_engines_are_built_found_and_kept(bundle: Path, orin: list[str]) -> None
     manifest = load_manifest(bundle)
     assert find_tensorrt_engine(bundle, manifest, ORIN, "8.7") == result.engine
     description = json.loads((result.engine.directory or bundle).joinpath("engine.json").read_text())
-    assert set(description["files"]) == {f"{stage}.plan" for stage in STAGE_NAMES}
+    assert set(description["files"]) == {*(f"{stage}.plan" for stage in STAGE_NAMES), "self_test.bin"}
+    assert description["proven"] is result.proven is True
     # Again: nothing to do, until it is damaged, or something else is wanted.
     assert build_tensorrt(bundle, OPTIONS).facts == {}
     assert build_tensorrt(bundle, OPTIONS, force=True).facts.keys() == result.facts.keys()

@@ -23,6 +23,7 @@ from blt_edge.runtime.errors import BackendError, BundleError, OptionError
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import Manifest
 from blt_edge.runtime.patching import PatchingRule
+from blt_edge.runtime.self_test import SELF_TEST_NAME
 from blt_edge.runtime.sequence import _patch_group
 from blt_edge.runtime.specs import Axis
 from blt_edge.runtime.stages import next_power_of_two
@@ -271,6 +272,7 @@ def write_form(
     form.mkdir(parents=True)
     for stage in manifest.stages:
         (form / plan_file(stage)).write_bytes(stage.encode() * 100)
+    (form / SELF_TEST_NAME).write_bytes(b"")
     files = {path.name: file_record(path) for path in form.iterdir()}
     (form / "engine.json").write_text(render_engine(description, files))
     return form
