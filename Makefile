@@ -1,5 +1,7 @@
 # make demo   export, validate and run the bundled demo model; no torch
 # make test   everything that must hold before a change lands: lint, format, types, tests
+# make matrix every Python and version that is claimed, tried; writes docs/compatibility.md (half an hour);
+#             make matrix ONLY=corners tries three of them
 # make bench  measurements behind the README's figures (minutes; best on a quiet machine)
 
 PYTHON ?= python3
@@ -9,7 +11,7 @@ DEMO := demo-bundle
 FOLDERS := runtime graphs export calibration tools
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types pytest bench clean
+.PHONY: demo test lint types pytest matrix bench clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate
@@ -32,6 +34,9 @@ types: $(VENV)/.installed-test
 # One thread for each of two workers: more threads than cores make matrix libraries wait for each other.
 pytest: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+matrix: $(VENV)/.installed-test
+	$(BIN)/python -m blt_edge.tools.matrix $(if $(ONLY),--only '$(ONLY)',--page docs/compatibility.md)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate -q

@@ -1,0 +1,412 @@
+"""The compatibility matrix: what is planned, how a cell is judged, and the page. Nothing is installed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from blt_edge.export.golden import Golden, read_golden
+from blt_edge.tools.matrix.environments import Prepared, clean_variables, extras
+from blt_edge.tools.matrix.interpreters import Interpreter, InterpreterError, candidates, find
+from blt_edge.tools.matrix.page import render, summary
+from blt_edge.tools.matrix.plan import Cell, Kind, Plan, make_plan, select
+from blt_edge.tools.matrix.releases import Claims, ReleasesError, newest_patches
+from blt_edge.tools.matrix.results import Outcome, Report, ReportError, read_outcomes, write_report
+from blt_edge.tools.matrix.run import run_cells
+from blt_edge.tools.matrix.steps import Done, Step, Verdict, judge, run_steps, steps_for
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[2]
+METADATA = """Metadata-Version: 2.4
+Name: blt-edge
+Requires-Python: >=3.10
+Requires-Dist: numpy>=1.24
+Provides-Extra: cpu
+Requires-Dist: onnxruntime>=1.22; extra == "cpu"
+Requires-Dist: onnx_ir>=1.1; extra == "export"
+Requires-Dist: torch>=2.6; extra == "validate"
+Requires-Dist: transformers<6,>=5.23; extra == "validate"
+Requires-Dist: matplotlib>=3.8; extra == "plot"
+"""
+CLAIMS = Claims.of_metadata(METADATA, ("cpu", "export", "validate"))
+
+
+class Shelf:
+    """Releases from a table: by package, the Pythons that each has a wheel for."""
+
+    OLD = ("3.10", "3.11", "3.12")
+    NEW = ("3.11", "3.12", "3.13")
+    TABLE: ClassVar = {
+        "onnxruntime": {
+            "1.20.1": OLD,
+            "1.21.0": OLD,
+            "1.21.1": OLD,
+            "1.22.0": OLD,
+            "1.22.1": OLD,
+            "1.23.2": OLD,
+            "1.24.0": NEW,
+        },
+        "numpy": {"1.23.0": OLD, "1.24.0": OLD[:2], "1.26.4": OLD, "2.5.0": ("3.12", "3.13")},
+        "onnx-ir": {"1.1.0": (*OLD, "3.13")},
+        "transformers": {"5.23.0": OLD + NEW, "5.24.0": OLD + NEW},
+    }
+
+    def versions(self, package: str, python: str) -> list[Version]:
+        # As `pip index` does, with releases that would have to be compiled.
+        newer = [Version(v) for v, pythons in self.TABLE[package].items() if python in pythons]
+        sources = [Version("1.24.0")] if package == "numpy" else []
+        return sorted({*newer, *sources}, reverse=True)
+
+    def has_wheel(self, package: str, version: Version, python: str) -> bool:
+        return python in self.TABLE[package][str(version)]
+
+
+def planned(*found: str) -> Plan:
+    return make_plan(CLAIMS, Shelf(), found, "3.11", "2.13.0")
+
+
+PLAN = planned("3.10", "3.11", "3.12")
+SAME = ("3.12/onnxruntime-1.24.0", "3.12/numpy-2.5.0-newest", "3.11/numpy-1.24.0-minimum")
+
+
+def test_minimums_are_those_of_the_metadata() -> None:
+    assert CLAIMS.python == "3.10"
+    assert {name: str(version) for name, version in CLAIMS.packages.items()} == {
+        "numpy": "1.24",
+        "onnxruntime": "1.22",
+        "onnx-ir": "1.1",
+        "torch": "2.6",
+        "transformers": "5.23",
+    }
+
+
+def test_a_requirement_without_a_minimum_is_refused_by_name() -> None:
+    with pytest.raises(ReleasesError, match=r"click<9: no minimum to try"):
+        Claims.of_metadata(METADATA + "Requires-Dist: click<9\n", ())
+
+
+def test_the_newest_patch_of_each_minor_release_is_tried() -> None:
+    versions = [Version(text) for text in ("1.9.2", "1.10.0", "1.10.1", "1.9.10")]
+    assert [str(version) for version in newest_patches(versions)] == ["1.10.1", "1.9.10"]
+
+
+def test_every_python_and_every_onnx_runtime_from_the_minimums_on() -> None:
+    assert PLAN.pythons == ("3.10", "3.11", "3.12", "3.13")
+    assert [cell.name for cell in PLAN.cells if cell.kind is Kind.GRID] == [
+        "3.10/onnxruntime-1.23.2",
+        "3.10/onnxruntime-1.22.1",
+        *(f"{python}/onnxruntime-{v}" for python in ("3.11", "3.12") for v in ("1.24.0", "1.23.2", "1.22.1")),
+        "3.13/onnxruntime-1.24.0",
+    ]
+    below = [cell.name for cell in PLAN.cells if cell.kind is Kind.BELOW]
+    assert below == ["3.10/onnxruntime-1.21.1", "3.10/onnxruntime-1.20.1"]
+
+
+def test_other_packages_at_their_minimum_and_newest_where_there_is_a_wheel() -> None:
+    assert [cell.name for cell in PLAN.cells if cell.kind in (Kind.MINIMUM, Kind.NEWEST)] == [
+        "3.11/numpy-1.24.0-minimum",
+        "3.12/numpy-2.5.0-newest",
+        "3.12/onnx-ir-1.1.0-minimum",
+        "3.12/onnx-ir-1.1.0-newest",
+        "3.11/transformers-5.23.0-minimum",
+        "3.11/transformers-5.24.0-newest",
+    ]
+    (torch,) = {dict(cell.pins).get("torch") for cell in PLAN.cells if cell.with_torch}
+    assert torch == "2.13.0"
+    (minimums,) = (cell for cell in PLAN.cells if cell.kind is Kind.ALL_MINIMUMS)
+    assert minimums.name == "3.10/all-minimums"
+    assert minimums.pins == (("numpy", "1.24.0"), ("onnxruntime", "1.22.0"), ("onnx-ir", "1.1.0"))
+
+
+@pytest.mark.parametrize(
+    ("found", "missing", "newest"),
+    [
+        (("3.10", "3.11", "3.12", "3.13"), (), ["3.13/onnxruntime-1.24.0"]),
+        (("3.10", "3.11"), ("3.12", "3.13"), ["3.11/onnxruntime-1.24.0", "3.13/onnxruntime-1.24.0"]),
+    ],
+)
+def test_a_corner_whose_python_is_missing_stays_and_another_stands_in(
+    found: tuple[str, ...], missing: tuple[str, ...], newest: list[str]
+) -> None:
+    plan = planned(*found)
+    assert plan.missing == missing
+    names = [cell.name for cell in select(plan.cells, ["corners"])]
+    assert names == ["3.10/onnxruntime-1.23.2", *newest, "3.10/all-minimums"]
+
+
+def test_no_interpreter_or_no_index_is_said() -> None:
+    with pytest.raises(ReleasesError, match=r"no interpreter of Python 3\.10, .* give one with --python"):
+        planned("2.7")
+    empty = type("Empty", (Shelf,), {"TABLE": {"onnxruntime": {}}})()
+    with pytest.raises(ReleasesError, match=r"finds no onnxruntime for Python 3\.10"):
+        make_plan(CLAIMS, empty, ["3.10"], "3.11", "2.13.0")
+
+
+def test_cells_are_chosen_by_pattern() -> None:
+    names = [cell.name for cell in PLAN.cells]
+    assert len(set(names)) == len(names)
+    assert [cell.name for cell in select(PLAN.cells, [])] == names
+    assert [cell.name for cell in select(PLAN.cells, ["*numpy-1*", "3.13/*"])] == [
+        "3.13/onnxruntime-1.24.0",
+        "3.11/numpy-1.24.0-minimum",
+    ]
+    with pytest.raises(ReleasesError, match=r"--only 3\.9/\*: no cell of this name; give corners"):
+        select(PLAN.cells, ["3.9/*"])
+
+
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_an_interpreter_is_one_that_answers(tmp_path: Path) -> None:
+    shim = program(tmp_path / "python3.12", "echo 'pyenv: python3.12: command not found' >&2; exit 127")
+    pypy = program(tmp_path / "pypy", """echo '["3.11.9", "pypy", ""]'""")
+    threads = program(tmp_path / "python3.13", """echo '["3.13.1", "cpython", "t"]'""")
+    good = program(tmp_path / "python3.9", """echo '["3.9.18", "cpython", ""]'""")
+    other = program(tmp_path / "other", """echo '["3.9.1", "cpython", ""]'""")
+    newer = program(tmp_path / "python3.10", """echo '["3.10.13", "cpython", ""]'""")
+    found = find((), [shim, pypy, threads, tmp_path / "none", newer, good, other])
+    assert found == {"3.9": Interpreter(good, "3.9.18"), "3.10": Interpreter(newer, "3.10.13")}
+    assert list(found) == ["3.9", "3.10"]
+    assert find([other], [good])["3.9"].path == other
+    with pytest.raises(InterpreterError, match=r"--python .*pypy: not a CPython with"):
+        find([pypy], [])
+
+
+def test_interpreters_are_looked_for_on_path_and_in_pyenv(tmp_path: Path) -> None:
+    on_path = program(tmp_path / "bin" / "python3.12", "")
+    in_pyenv = program(tmp_path / ".pyenv" / "versions" / "3.10.13" / "bin" / "python3", "")
+    paths = candidates({"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)})
+    assert paths[1:] == [on_path, in_pyenv]
+
+
+def done(name: str, exit_code: int | None = 0, traceback: bool = False, lines: int = 1) -> Done:
+    ok = exit_code == 0 and not traceback
+    return Done(name, exit_code, 1.0, f"{name} said", lines, traceback, ok)
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "verdict", "step"),
+    [
+        (Kind.GRID, [done("export"), done("build")], Verdict.PASS, ""),
+        (Kind.GRID, [done("export"), done("build", 1)], Verdict.FAIL, "build"),
+        (Kind.BELOW, [done("export"), done("build", 1)], Verdict.REFUSED, "build"),
+        (Kind.BELOW, [done("export"), done("build", 1, lines=2)], Verdict.FAIL, "build"),
+        (Kind.BELOW, [done("export"), done("build", 1, traceback=True)], Verdict.FAIL, "build"),
+        (Kind.BELOW, [done("export"), done("build", None)], Verdict.FAIL, "build"),
+        (Kind.BELOW, [done("export", 1)], Verdict.FAIL, "export"),
+        (Kind.GRID, [done("export", 0, traceback=True)], Verdict.FAIL, "export"),
+    ],
+)
+def test_a_cell_is_judged_by_its_first_step_that_is_not_right(
+    kind: Kind, steps: list[Done], verdict: Verdict, step: str
+) -> None:
+    found, at, line = judge(kind, steps)
+    assert (found, at) == (verdict, step)
+    assert ("said" in line) == bool(step)
+
+
+@pytest.fixture(scope="module")
+def golden() -> Golden:
+    return read_golden(ROOT / "export" / "demo" / "golden.safetensors")
+
+
+def prepared(folder: Path, script: str) -> Prepared:
+    """An environment whose blt-edge is this shell script."""
+    program(folder / "bin" / "blt-edge", script)
+    return Prepared(folder / "bin", clean_variables(), folder / "golden.safetensors", {})
+
+
+def test_steps_end_with_the_first_that_fails(tmp_path: Path, golden: Golden) -> None:
+    here = prepared(
+        tmp_path,
+        """case $1 in
+        quiet) cat prompt.bin ;;
+        loud) echo 'Traceback (most recent call last):' >&2; echo 'ValueError: x' >&2 ;;
+        esac""",
+    )
+    steps = [Step("first", ("quiet",)), Step("second", ("loud",)), Step("third", ("quiet",))]
+    results = run_steps(steps, here, golden, tmp_path)
+    assert [(one.name, one.ok, one.traceback) for one in results] == [
+        ("first", True, False),
+        ("second", False, True),
+    ]
+    assert results[1].exit_code == 0
+    assert judge(Kind.GRID, results) == (Verdict.FAIL, "second", "traceback: ValueError: x")
+
+
+def test_a_hub_id_is_found_in_a_cache_of_the_cell_s_own(tmp_path: Path, golden: Golden) -> None:
+    here = prepared(tmp_path, "cat $HF_HOME/hub/models--blt-edge--demo/snapshots/*/config.json")
+    here.golden.with_name("config.json").write_text("the wheel's")
+    hub = next(one for one in steps_for(PLAN.cells[0], here, golden) if one.name == "export a hub id")
+    (only,) = run_steps([replace(hub, check=lambda output: output)], here, golden, tmp_path)
+    assert only.line == "the wheel's"
+
+
+def test_a_step_that_a_signal_ended_says_so(tmp_path: Path, golden: Golden) -> None:
+    here = prepared(tmp_path, "echo building >&2; kill -11 $$")
+    (only,) = run_steps([Step("build", ("build",))], here, golden, tmp_path)
+    assert (only.ok, only.line) == (False, "ended by signal 11: building")
+
+
+def step(cell: Cell, name: str, golden: Golden) -> Step:
+    here = Prepared(Path("bin"), {}, Path("golden"), {})
+    return next(one for one in steps_for(cell, here, golden) if one.name == name)
+
+
+def test_a_greedy_text_must_be_the_reference_s_from_the_engine_that_was_built(golden: Golden) -> None:
+    check = step(PLAN.cells[0], "generate", golden).check
+    assert check is not None
+
+    def output(text: bytes, engine: str, reason: str | None = None) -> str:
+        return json.dumps(
+            {
+                "data_base64": base64.b64encode(text).decode(),
+                "engine": {"name": engine, "reason": reason},
+            }
+        )
+
+    text = golden.greedy[:96]
+    assert check(output(text, "engines/onnxruntime-0")) is None
+    assert check(output(text, "portable graphs", "other version")) == (
+        "ran on portable graphs: other version"
+    )
+    assert "at byte 4 of 96" in str(check(output(text[:4] + b"\0" + text[5:], "engines/x")))
+    assert "at byte 4 of 96" in str(check(output(text[:4], "engines/x")))
+
+
+@pytest.mark.parametrize("bits", [1.9, float("nan")])
+def test_a_quantized_bundle_that_is_far_from_float32_fails(golden: Golden, bits: float) -> None:
+    check = step(PLAN.cells[0], "compare", golden).check
+    assert check is not None
+
+    def output(value: float) -> str:
+        bundles = [("b", 1.8), ("b4", 1.81), ("b8", value)]
+        return json.dumps({"bundles": [{"path": path, "total": {"bits_per_byte": b}} for path, b in bundles]})
+
+    assert check(output(1.79)) is None
+    assert str(check(output(bits))).startswith("b8: ")
+
+
+def test_transformers_must_be_the_one_that_was_asked_for(golden: Golden) -> None:
+    cell = next(cell for cell in PLAN.cells if cell.with_torch)
+    assert extras(cell) == ("cpu", "export", "validate")
+    check = step(cell, "validate", golden).check
+    assert check is not None
+    assert check('{"validation": {"against": "transformers 5.23.0"}}') is None
+    wrong = check('{"validation": {"against": "transformers 5.24.0"}}')
+    assert wrong == "compared with transformers 5.24.0, not with transformers 5.23.0"
+
+
+def test_output_that_is_no_json_is_a_failure(tmp_path: Path, golden: Golden) -> None:
+    generate = step(PLAN.cells[0], "generate", golden)
+    (only,) = run_steps([generate], prepared(tmp_path, "echo hello"), golden, tmp_path)
+    assert not only.ok
+    assert "unexpected output" in only.line
+
+
+def test_a_missing_interpreter_is_an_outcome(tmp_path: Path) -> None:
+    wheel = type("NoWheel", (), {})()
+    (outcome,) = run_cells([PLAN.cells[0]], wheel, {}, tmp_path, "2.13.0", [], lambda line: None)
+    assert (outcome.verdict, outcome.line) == (Verdict.MISSING, "no Python 3.10 on this machine")
+
+
+@pytest.fixture
+def same_versions(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Environments in which pip chooses the same for every cell; blt-edge adds a line to the file."""
+    log = tmp_path / "log"
+    shutil.copy(ROOT / "export" / "demo" / "golden.safetensors", tmp_path)
+    always = replace(prepared(tmp_path, f"echo $1 >> {log}; exit 1"), versions={"numpy": "2.5.0"})
+    environment = type("Same", (), {"__init__": lambda *_: None, "prepare": lambda *_: always})
+    monkeypatch.setattr("blt_edge.tools.matrix.run.Environment", environment)
+    return log
+
+
+def test_the_same_versions_are_run_once(same_versions: Path, tmp_path: Path) -> None:
+    cells = {cell.name: cell for cell in PLAN.cells}
+    first, second, other = (cells[name] for name in SAME)
+    wheel = type("NoWheel", (), {})()
+    pythons = {python: Interpreter(Path("python"), f"{python}.1") for python in ("3.11", "3.12")}
+    run = list(run_cells([first, second, other], wheel, pythons, tmp_path, "2.13.0", [], lambda line: None))
+    assert [outcome.same_as for outcome in run] == [None, first.name, None]
+    assert [outcome.verdict for outcome in run] == [Verdict.FAIL] * 3
+    assert same_versions.read_text().split() == ["export", "export"]
+    earlier = [(first, run[0]), (second, run[1])]
+    (again,) = run_cells([second], wheel, pythons, tmp_path, "2.13.0", earlier, lambda line: None)
+    assert (again.cell, again.same_as) == (second.name, first.name)
+
+
+def test_other_packages_are_not_let_in() -> None:
+    variables = clean_variables({"PYTHONPATH": "x", "PYTHONHOME": "y", "VIRTUAL_ENV": "z", "PATH": "p"})
+    assert set(variables) == {"PATH", "PYTHONNOUSERSITE", "PIP_DISABLE_PIP_VERSION_CHECK"}
+
+
+def report(*outcomes: Outcome) -> Report:
+    return Report(
+        blt_edge="0.1.0",
+        digest="0123456789ab",
+        day="2026-11-28",
+        machine="a processor, 2 cores",
+        interpreters={"3.10": "3.10.13", "3.11": "3.11.7"},
+        plan=PLAN,
+        outcomes={outcome.cell: outcome for outcome in outcomes},
+    )
+
+
+PASSED = Outcome("3.11/onnxruntime-1.24.0", Verdict.PASS, seconds=30, steps=(done("export"),))
+REFUSED = Outcome("3.10/onnxruntime-1.20.1", Verdict.REFUSED, "build", "error: too old | `x`")
+FAILED = Outcome("3.12/numpy-2.5.0-newest", Verdict.FAIL, "validate", "y" * 1000)
+
+
+def test_the_page_has_every_cell() -> None:
+    page = render(report(PASSED, REFUSED, FAILED))
+    assert "written by `make matrix` on 2026-11-28" in page
+    assert "| ONNX Runtime | Python 3.10 | Python 3.11 | Python 3.12 | Python 3.13 |" in page
+    assert "| 1.24.0 | - | passes | not run | missing |" in page
+    assert "| 1.20.1 | refused | - | - | - |" in page
+    assert "| numpy | 1.24.0 on Python 3.11 | not run | 2.5.0 on Python 3.12 | **fails** |" in page
+    assert r"| refused | build | `error: too old \| 'x'` |" in page
+    assert "| validate | `" + "y" * 240 + "...` |" in page
+    assert "Missing on the machine: Python 3.13." in page
+    assert "3 of 18 cells" in page
+    assert "with torch 2.13.0 only" in page
+
+
+def test_the_summary_names_what_did_not_pass() -> None:
+    told = summary(report(PASSED, REFUSED), PLAN.cells).splitlines()
+    assert told == [
+        "3.10/onnxruntime-1.20.1: refused: build: error: too old \\| 'x'",
+        "2 cells: 1 pass, 1 refused, 0 fail, 0 missing",
+    ]
+
+
+def test_outcomes_are_kept_for_the_same_code(tmp_path: Path) -> None:
+    path = tmp_path / "matrix.json"
+    assert read_outcomes(path, "0123456789ab") == {}
+    reused = replace(PASSED, cell="3.11/x", same_as=PASSED.cell, versions={"numpy": "2.5.0"})
+    write_report(report(PASSED, reused), path)
+    kept = read_outcomes(path, "0123456789ab")
+    assert {name: replace(one, steps=tuple(one.steps)) for name, one in kept.items()} == {
+        PASSED.cell: PASSED,
+        "3.11/x": reused,
+    }
+    assert read_outcomes(path, "another code") == {}
+    path.write_text('{"format": "blt-edge matrix 0"}')
+    with pytest.raises(ReportError, match="'blt-edge matrix 0', not 'blt-edge matrix 1'; delete it"):
+        read_outcomes(path, "0123456789ab")
+    path.write_text("[")
+    with pytest.raises(ReportError, match="no report of the matrix"):
+        read_outcomes(path, "0123456789ab")
+
+
+def test_this_interpreter_is_found() -> None:
+    assert f"{sys.version_info.major}.{sys.version_info.minor}" in find((), candidates({})[:1])
