@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ import pytest
 from blt_edge.export import export_checkpoint
 from blt_edge.export.reference import SUPPRESSED, byte_ids
 from blt_edge.runtime import BltModel, GenerationOptions
-from support.goldens import OUTPUTS, sample
+from support.goldens import OUTPUTS, read_golden, sample
 from support.model_store import RandomModels
 from support.parity_cases import CASES, GREEDY_BYTES, RULE_CASES, RULE_GREEDY_BYTES
-from support.random_models import PARITY_TEXT, RandomModel, choose_threshold
+from support.random_models import PARITY_TEXT, RandomModel, choose_threshold, write_random_model
 
 Bundle = Callable[[RandomModel], Path]
 
@@ -96,10 +97,10 @@ def test_every_row(case: RandomModel, random_models: RandomModels, bundle: Bundl
 @by_name
 def test_greedy_bytes(case: RandomModel, random_models: RandomModels, bundle: Bundle) -> None:
     count = GREEDY_BYTES if case in CASES else RULE_GREEDY_BYTES
-    sample = random_models.greedy(case, count)
+    greedy = random_models.greedy(case, count)
     model = BltModel.load(bundle(case), threads=1)
-    result = model.generate(sample.prompt, GenerationOptions(max_new_bytes=count))
-    assert result.data == sample.data
+    result = model.generate(greedy.prompt, GenerationOptions(max_new_bytes=count))
+    assert result.data == greedy.data
     assert len(result.data) == count
     assert result.finish_reason == "length"
 
@@ -183,3 +184,14 @@ def test_thresholds_hang_on_no_rounding(case: RandomModel, random_models: Random
     for _ in range(10):
         other = (entropies + noise.uniform(-2e-5, 2e-5, entropies.shape)).astype(np.float32)
         assert choose_threshold(other, case.config, case.share) == written["patching_threshold"]
+
+
+def test_a_golden_file_of_other_weights_is_refused(tmp_path: Path) -> None:
+    other = replace(CASES[0], seed=99)
+    folder = write_random_model(other, tmp_path)
+    with pytest.raises(
+        AssertionError, match=r"was made from other weights.*: python tests/support/write_gol"
+    ):
+        read_golden(other, folder)
+    with pytest.raises(AssertionError, match=r"none\.safetensors is missing"):
+        read_golden(replace(other, name="none"), folder)

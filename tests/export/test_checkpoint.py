@@ -171,7 +171,9 @@ def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_hub_id_offline_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip("huggingface_hub")
+    hub = pytest.importorskip(
+        "huggingface_hub", reason="needs huggingface_hub: pip install 'blt-edge[export]'"
+    )
 
     def snapshot(hub_id: str, **options: Any) -> str:
         assert options["allow_patterns"]
@@ -185,7 +187,9 @@ def test_a_hub_id_offline_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_hub_id_names_the_checkpoint(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip("huggingface_hub")
+    hub = pytest.importorskip(
+        "huggingface_hub", reason="needs huggingface_hub: pip install 'blt-edge[export]'"
+    )
     monkeypatch.setattr(hub, "snapshot_download", lambda hub_id, **options: str(single))
     with open_checkpoint("owner/name") as checkpoint:
         assert checkpoint.name == "owner/name"

@@ -55,7 +55,7 @@ def test_quiet(cli, tiny_model) -> None:
 
 
 def test_files(cli, tiny_model, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'blt-edge[plot]'")
     (tmp_path / "text").write_bytes(TEXT)
     paths = {kind: tmp_path / f"out.{kind}" for kind in ("png", "html", "json", "csv")}
     result = cli(
