@@ -73,6 +73,7 @@ def test_export_says_when_there_is_nothing_to_compare_with(
 def test_a_checkpoint_too_large_for_transformers_is_no_crash(
     cli, bare_checkpoint: Path, tmp_path: Path, monkeypatch
 ) -> None:
+    monkeypatch.setattr("blt_edge.export.reference.reference_available", lambda: True)
     monkeypatch.setattr(comparison, "available_memory", lambda: 1000)
     result = cli("export", bare_checkpoint, "-o", tmp_path / "bundle")
     assert result.exit_code == 0
@@ -212,6 +213,7 @@ def test_validate_a_changed_byte(cli, own_bundle: Path) -> None:
 def test_validate_against_another_checkpoint(
     cli, tiny_model, own_bundle: Path, bare_checkpoint: Path
 ) -> None:
+    transformers_or_skip()
     config = json.loads((bare_checkpoint / "config.json").read_text())
     config["patching_threshold"] += 0.5
     (bare_checkpoint / "config.json").write_text(json.dumps(config))
