@@ -104,15 +104,22 @@ class Golden:
             )
 
 
-def write_golden(folder: str | Path, output: str | Path | None = None, greedy_count: int = 200) -> Path:
+def write_golden(
+    folder: str | Path,
+    output: str | Path | None = None,
+    greedy_count: int = 200,
+    *,
+    reference: Reference | None = None,
+) -> Path:
     """Run the checkpoint in `folder` in transformers and write its golden file, whole or not at all.
 
-    `output` None puts `golden.safetensors` into the folder. Text and prompt are chosen such that no pick and
+    `output` None puts `golden.safetensors` into the folder. `reference` None loads the checkpoint; another
+    one of the same checkpoint is asked instead. Text and prompt are chosen such that no pick and
     no boundary is within rounding of another. Raises `ReferenceModelError`, `CheckpointError` or OSError.
     """
     with open_checkpoint(Path(folder)) as checkpoint:
         sha256 = checkpoint.sha256()
-    reference = Reference.load(folder)
+    reference = reference or Reference.load(folder)
     trace = _clear_trace(reference)
     prompt, greedy, margins = _clear_greedy(reference, trace.data, greedy_count)
     lengths = np.array(reference.patch_lengths(trace.data), np.int64)

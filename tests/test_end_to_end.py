@@ -12,19 +12,19 @@ from blt_edge.runtime import BltModel, GenerationOptions
 from blt_edge.tools.model_shapes import scaled_config
 from blt_edge.tools.random_checkpoint import write_random_checkpoint
 from support.meta_layout import write_meta
+from support.model_store import RandomModels
+from support.numpy_blt import load_reference
 from support.parity_cases import CASES
-from support.random_models import PARITY_TEXT, RandomModels
+from support.random_models import PARITY_TEXT
 
 
 def test_the_released_shape_made_small_equals_transformers(tmp_path: Path) -> None:
-    from blt_edge.export.reference import Reference
-
     config = scaled_config("blt-1b", layers_scale=0.1, width_scale=0.125, hash_vocab=5003)
     source = tmp_path / "checkpoint"
     write_random_checkpoint(source, config, dtype="bfloat16", shard_bytes=2 << 20)
     assert len(list(source.glob("*.safetensors"))) > 1, "one file shows nothing about shards"
     model = BltModel.load(export_checkpoint(source, tmp_path / "bundle"), threads=1)
-    reference = Reference.load(source)
+    reference = load_reference(source)
     text = PARITY_TEXT[:900]  # past the windows of 512
     wanted, found = reference.logits(text), model.logits(text)
     scale = max(1.0, float(np.abs(wanted).max()))
@@ -36,7 +36,7 @@ def test_the_released_shape_made_small_equals_transformers(tmp_path: Path) -> No
 def test_both_layouts_give_the_same_bundle(random_models: RandomModels, tmp_path: Path) -> None:
     # Meta's local parts have no grouped heads, nor has this case.
     source = random_models.folder(CASES[0])
-    write_meta(source, tmp_path / "meta")
+    write_meta(source, tmp_path / "meta", pickled=False)
     ours = export_checkpoint(source, tmp_path / "huggingface-bundle")
     theirs = export_checkpoint(tmp_path / "meta", tmp_path / "meta-bundle")
     for name in ("patcher", "encoder", "latent", "decoder"):

@@ -2,25 +2,33 @@
 
 The text holds every byte value and is longer than every window. Logits may differ by 1e-4 of their scale,
 patch boundaries and greedy bytes not at all, and the size of the prefill chunks must not show.
+
+The judge is what transformers once wrote into tests/data/golden, on every platform. Where torch is installed,
+transformers runs as well: all rows are compared with it, and the golden files are checked against it.
+Elsewhere a BLT in numpy takes its place, which the golden files judge too.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from blt_edge.export import export_checkpoint
+from blt_edge.export.reference import SUPPRESSED, byte_ids
 from blt_edge.runtime import BltModel, GenerationOptions
-from support.parity_cases import CASES, RULE_CASES
-from support.random_models import PARITY_TEXT, RandomModel, RandomModels
+from support.goldens import OUTPUTS, read_golden, sample
+from support.model_store import RandomModels
+from support.parity_cases import CASES, GREEDY_BYTES, RULE_CASES, RULE_GREEDY_BYTES
+from support.random_models import PARITY_TEXT, RandomModel, choose_threshold, write_random_model
 
 Bundle = Callable[[RandomModel], Path]
 
-GREEDY_BYTES = 256
-RULE_GREEDY_BYTES = 64
+WITH_THRESHOLD = [case for case in CASES + RULE_CASES if case.share is not None]
 
 by_name = pytest.mark.parametrize("case", CASES + RULE_CASES, ids=lambda case: case.name)
 
@@ -45,44 +53,77 @@ def close(found: np.ndarray, wanted: np.ndarray, share: float) -> None:
     assert float(np.abs(found.astype(np.float64) - wanted).max()) <= share * scale
 
 
+def closed_or_open(lengths: tuple[int, ...]) -> list[int]:
+    """A trace's lengths, which cover the position after the text too, as lengths over the text alone."""
+    *closed, last = lengths
+    return [*closed, last - 1] if last > 1 else closed
+
+
 @by_name
 def test_every_stage_and_boundary(case: RandomModel, random_models: RandomModels, bundle: Bundle) -> None:
-    wanted = random_models.reference(case).trace(PARITY_TEXT)
+    golden = random_models.golden(case)
     model = BltModel.load(bundle(case), threads=1)
     found = model.trace(PARITY_TEXT)
-    assert float(np.abs(wanted.logits).max()) > 1.0, "logits too small to compare"
-    assert model.patch_lengths(PARITY_TEXT) == random_models.reference(case).patch_lengths(PARITY_TEXT)
-    for name in ("patcher_logits", "byte_states", "patch_values", "logits"):
+    assert golden.reference.startswith("transformers 5")
+    assert float(np.abs(golden.samples["logits"]).max()) > 1.0, "logits too small to compare"
+    assert model.patch_lengths(PARITY_TEXT) == closed_or_open(golden.patch_lengths)
+    for name in OUTPUTS:
+        assert (name in golden.samples) == (name in found)
+        if name in found:
+            close(sample(found[name]), golden.samples[name], 1e-4)
+    if golden.entropies is not None:
+        assert np.abs(model.entropies(PARITY_TEXT) - golden.entropies).max() <= 1e-4
+    close(sample(model.logits(PARITY_TEXT)), golden.samples["logits"], 1e-4)
+
+
+@by_name
+def test_every_row(case: RandomModel, random_models: RandomModels, bundle: Bundle) -> None:
+    wanted, golden = random_models.reference(case).trace(PARITY_TEXT), random_models.golden(case)
+    found = BltModel.load(bundle(case), threads=1).trace(PARITY_TEXT)
+    assert wanted.patch_lengths == golden.patch_lengths
+    assert (wanted.entropies is None) == (golden.entropies is None)
+    for name in OUTPUTS:
         expected = getattr(wanted, name)
         assert (expected is None) == (name not in found)
         if expected is not None:
             close(found[name], expected, 1e-4)
+            # Neither may the file be stale, nor, without torch, the reference wrong.
+            close(sample(expected), golden.samples[name], 3e-5)
     if wanted.entropies is not None:
-        assert np.abs(model.entropies(PARITY_TEXT) - wanted.entropies).max() <= 1e-4
-    close(model.logits(PARITY_TEXT), wanted.logits, 1e-4)
+        assert np.abs(found["entropies"] - wanted.entropies).max() <= 1e-4
+        assert np.abs(golden.entropies - wanted.entropies).max() <= 3e-5
 
 
 @by_name
 def test_greedy_bytes(case: RandomModel, random_models: RandomModels, bundle: Bundle) -> None:
     count = GREEDY_BYTES if case in CASES else RULE_GREEDY_BYTES
-    sample = random_models.greedy(case, count)
+    greedy = random_models.greedy(case, count)
     model = BltModel.load(bundle(case), threads=1)
-    result = model.generate(sample.prompt, GenerationOptions(max_new_bytes=count))
-    assert result.data == sample.data
+    result = model.generate(greedy.prompt, GenerationOptions(max_new_bytes=count))
+    assert result.data == greedy.data
     assert len(result.data) == count
     assert result.finish_reason == "length"
 
 
 @by_name
+def test_greedy_bytes_are_the_references_picks(case: RandomModel, random_models: RandomModels) -> None:
+    # A model is causal, so one pass over prompt and bytes says what each step would have picked.
+    greedy = random_models.golden(case).greedy
+    logits = random_models.reference(case).logits(greedy.prompt + greedy.data)[len(greedy.prompt) : -1].copy()
+    logits[:, list(SUPPRESSED)] = -np.inf
+    assert logits.argmax(axis=1).tolist() == byte_ids(greedy.data)[1:]
+
+
+@by_name
 def test_prefill_chunks_do_not_show(case: RandomModel, random_models: RandomModels, bundle: Bundle) -> None:
-    wanted = random_models.reference(case).logits(PARITY_TEXT)
+    wanted = random_models.golden(case).samples["logits"]
     by_size = {
         size: BltModel.load(bundle(case), threads=1, prefill_chunk=size).logits(PARITY_TEXT)
         for size in (1, 7, 256)
     }
     for found in by_size.values():
         close(found, by_size[256], 1e-5)
-        close(found, wanted, 1e-4)
+        close(sample(found), wanted, 1e-4)
 
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[1], RULE_CASES[0]], ids=lambda case: case.name)
@@ -131,3 +172,26 @@ def test_the_cases_cover_every_shape() -> None:
         assert any(spelling in config["encoder_config"] for config in configs)
     assert {"True"} <= values("tie_word_embeddings")
     assert {"False"} <= values("patch_in_forward")
+
+
+@pytest.mark.parametrize("case", WITH_THRESHOLD, ids=lambda case: case.name)
+def test_thresholds_hang_on_no_rounding(case: RandomModel, random_models: RandomModels) -> None:
+    """Else a processor that rounds otherwise would write another config, and no golden file would fit."""
+    entropies, noise = random_models.golden(case).entropies, np.random.default_rng(0)
+    written = json.loads((random_models.folder(case) / "config.json").read_text())
+    assert entropies is not None
+    assert case.share is not None
+    for _ in range(10):
+        other = (entropies + noise.uniform(-2e-5, 2e-5, entropies.shape)).astype(np.float32)
+        assert choose_threshold(other, case.config, case.share) == written["patching_threshold"]
+
+
+def test_a_golden_file_of_other_weights_is_refused(tmp_path: Path) -> None:
+    other = replace(CASES[0], seed=99)
+    folder = write_random_model(other, tmp_path)
+    with pytest.raises(
+        AssertionError, match=r"was made from other weights.*: python tests/support/write_gol"
+    ):
+        read_golden(other, folder)
+    with pytest.raises(AssertionError, match=r"none\.safetensors is missing"):
+        read_golden(replace(other, name="none"), folder)

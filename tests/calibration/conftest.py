@@ -1,9 +1,7 @@
-"""A tiny float32 bundle to calibrate, its checkpoint, and what transformers sees in it."""
+"""A tiny float32 bundle to calibrate, its checkpoint, and what its reference sees in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,6 @@ DATA = Path(__file__).parents[1] / "data"
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Grouped-query attention everywhere, short windows, 400 positions, patches of many lengths."""
-    pytest.importorskip("transformers")
     from support.random_models import RandomModel, base_config, write_random_model
 
     model = RandomModel(
@@ -49,10 +46,10 @@ def float_bundle(checkpoint: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def reference(checkpoint: Path) -> Reference:
-    """Its model in transformers."""
-    from blt_edge.export.reference import Reference
+    """Its model in transformers, or in numpy where that is not installed."""
+    from support.numpy_blt import load_reference
 
-    return Reference.load(checkpoint)
+    return load_reference(checkpoint)
 
 
 @pytest.fixture(scope="session")
@@ -61,17 +58,22 @@ def texts() -> list[Path]:
     return [DATA / "alice.txt", DATA / "udhr_sample.txt"]
 
 
-@contextmanager
-def linear_inputs(reference: Reference) -> Iterator[dict[str, list[np.ndarray]]]:
-    """Inside, what enters each of transformers' linear layers: by module name, [rows, K] of every call."""
-    import torch
+def linear_inputs(reference: Reference, data: bytes) -> dict[str, np.ndarray[Any, Any]]:
+    """What enters each linear layer in one pass over a text: by transformers' module name, [rows, K]."""
+    from support.numpy_blt import NumpyReference
 
-    kept: dict[str, list[np.ndarray]] = {}
+    if isinstance(reference, NumpyReference):
+        return reference.linear_inputs(data)
+    import torch
+    from blt_edge.export.reference import byte_ids
+
+    kept: dict[str, np.ndarray[Any, Any]] = {}
 
     def keep(name: str) -> Any:
         def hook(_module: Any, inputs: tuple[Any, ...]) -> None:
+            assert name not in kept, "one pass calls each layer once"
             array = inputs[0].detach().numpy()
-            kept.setdefault(name, []).append(array.reshape(-1, array.shape[-1]).copy())
+            kept[name] = array.reshape(-1, array.shape[-1]).copy()
 
         return hook
 
@@ -82,10 +84,11 @@ def linear_inputs(reference: Reference) -> Iterator[dict[str, list[np.ndarray]]]
         if isinstance(module, torch.nn.Linear)
     ]
     try:
-        yield kept
+        reference._model(torch.tensor([byte_ids(data)]), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
+    return kept
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""What real sequences show an observer is what transformers computes without any cache."""
+"""What real sequences show an observer is what the reference computes without any cache."""
 
 from __future__ import annotations
 
@@ -61,10 +61,8 @@ def everything(
         assert reference.threshold is not None
         # The last patch is open, unless the very last byte closes it.
         done = lengths if reference.entropies(data)[-1] > reference.threshold else lengths[:-1]
-        with watch_linears(reference) as kept:
-            reference._model(_ids(data), use_cache=False)
-        for name, calls in kept.items():
-            rows = np.concatenate(calls).astype(np.float64)
+        for name, array in watch_linears(reference, data).items():
+            rows = array.astype(np.float64)
             if name.startswith("model.local_encoder.cross") and name.endswith("k_proj"):
                 rows = rows[: sum(done)]
             elif _per_patch(name):
@@ -79,18 +77,12 @@ def _per_patch(name: str) -> bool:
     return values or any(part in name for part in parts)
 
 
-def _ids(data: bytes) -> Any:
-    import torch
-
-    return torch.tensor([[1, *(byte + 4 for byte in data)]])
-
-
 @pytest.fixture(scope="module")
 def observations(float_bundle: Path, texts: list[Path]) -> Any:
     return collect_observations(float_bundle, texts, windows=WINDOWS, window_bytes=SIZE, seed=SEED, threads=1)
 
 
-def test_every_product_sees_what_transformers_computes(
+def test_every_product_sees_what_the_reference_computes(
     observations: Any, everything: dict[str, np.ndarray[Any, Any]]
 ) -> None:
     assert len(observations.observers) == 40

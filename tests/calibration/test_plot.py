@@ -36,7 +36,7 @@ def comparison(*bits: float, speed: float = 100.0) -> Comparison:
 
 @pytest.mark.parametrize("bits", [(1.5, 1.51, 1.7), (1.5, 1.5), (1.5,)])
 def test_a_picture(tmp_path: Path, bits: tuple[float, ...]) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'blt-edge[plot]'")
     draw_comparison(comparison(*bits), tmp_path / "out.png")
     assert (tmp_path / "out.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     draw_comparison(comparison(*bits), tmp_path / "out.svg")
@@ -44,7 +44,7 @@ def test_a_picture(tmp_path: Path, bits: tuple[float, ...]) -> None:
 
 
 def test_points_lie_where_the_figures_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'blt-edge[plot]'")
     from matplotlib.axes import Axes
 
     drawn: list[Any] = []

@@ -33,7 +33,6 @@ ALL = "patcher=int8w,encoder=fp16,latent=int4,decoder=int8"
 
 @pytest.fixture(scope="module")
 def float_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("transformers")
     from blt_edge.export import export_checkpoint
 
     folder = tmp_path_factory.mktemp("blocky")
@@ -89,7 +88,6 @@ def test_results_are_those_of_the_portable_graphs(built: Path) -> None:
 @pytest.fixture(scope="module", params=["windows", "no-windows"])
 def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float32 bundle whose heads all are wide enough to be fused, and its form."""
-    pytest.importorskip("transformers")
     from blt_edge.export import export_checkpoint
 
     windowed = request.param == "windows"

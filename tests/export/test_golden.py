@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from blt_edge.export.checkpoint import open_checkpoint
 from blt_edge.export.golden import GOLDEN_NAME, GOLDEN_TEXT, GoldenError, read_golden, write_golden
-from blt_edge.export.reference import Reference
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from support.random_models import RandomModel, RandomModels, base_config
-
-pytest.importorskip("transformers")
+from support.model_store import RandomModels
+from support.numpy_blt import load_reference
+from support.random_models import RandomModel, base_config
+from support.torch_only import transformers_or_skip
 
 CASE = RandomModel("golden", base_config(local_attention_window_len=32), share=0.4, seed=60)
 NO_PATCHER = RandomModel("golden_bytes", base_config(patch_in_forward=False), share=None, seed=61)
@@ -32,7 +32,8 @@ def folder(random_models: RandomModels, tmp_path_factory: pytest.TempPathFactory
     """A checkpoint with its golden file."""
     folder = tmp_path_factory.mktemp("golden") / "checkpoint"
     shutil.copytree(random_models.folder(CASE), folder)
-    assert write_golden(folder, greedy_count=12) == folder / GOLDEN_NAME
+    path = write_golden(folder, greedy_count=12, reference=random_models.reference(CASE))
+    assert path == folder / GOLDEN_NAME
     return folder
 
 
@@ -44,7 +45,7 @@ def test_text() -> None:
 
 
 def test_it_holds_what_the_reference_says(folder: Path) -> None:
-    golden, reference = read_golden(folder / GOLDEN_NAME), Reference.load(folder)
+    golden, reference = read_golden(folder / GOLDEN_NAME), load_reference(folder)
     np.testing.assert_array_equal(golden.logits, reference.logits(golden.data))
     np.testing.assert_array_equal(golden.entropies, reference.entropies(golden.data))
     assert list(golden.patch_lengths) == reference.patch_lengths(golden.data)
@@ -65,12 +66,19 @@ def test_it_is_small(folder: Path) -> None:
 
 
 def test_without_patcher_there_are_no_entropies(random_models: RandomModels, tmp_path: Path) -> None:
-    path = write_golden(random_models.folder(NO_PATCHER), tmp_path / "other.safetensors", greedy_count=4)
+    source, reference = random_models.folder(NO_PATCHER), random_models.reference(NO_PATCHER)
+    path = write_golden(source, tmp_path / "other.safetensors", greedy_count=4, reference=reference)
     golden = read_golden(path)
     assert golden.entropies is None
     assert golden.threshold is None
     assert set(golden.patch_lengths) == {1}
-    assert not (random_models.folder(NO_PATCHER) / GOLDEN_NAME).exists()
+    assert not (source / GOLDEN_NAME).exists()
+
+
+def test_transformers_is_asked_by_itself(folder: Path, tmp_path: Path) -> None:
+    transformers = transformers_or_skip()
+    golden = read_golden(write_golden(folder, tmp_path / "other.safetensors", greedy_count=1))
+    assert golden.name == f"transformers {transformers.__version__}"
 
 
 def test_short_positions_cut_the_text(random_models: RandomModels, tmp_path: Path) -> None:
@@ -78,7 +86,7 @@ def test_short_positions_cut_the_text(random_models: RandomModels, tmp_path: Pat
     config = json.loads((tmp_path / "config.json").read_text())
     config["decoder_config"]["max_position_embeddings"] = 41
     (tmp_path / "config.json").write_text(json.dumps(config))
-    golden = read_golden(write_golden(tmp_path, greedy_count=10))
+    golden = read_golden(write_golden(tmp_path, greedy_count=10, reference=load_reference(tmp_path)))
     assert len(golden.data) <= 40
     assert len(golden.prompt) == 30
     assert len(golden.greedy) == 10
@@ -113,7 +121,7 @@ def test_a_failed_write_leaves_the_old_file(
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="No space"):
-        write_golden(folder, path, greedy_count=1)
+        write_golden(folder, path, greedy_count=1, reference=load_reference(folder))
     assert [entry.name for entry in tmp_path.iterdir()] == ["golden.safetensors"]
     assert path.read_bytes() == b"old"
 

@@ -31,9 +31,10 @@ from blt_edge.runtime import BltModel, GenerationOptions
 from blt_edge.runtime.errors import BltError, BundleError
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest
+from support.model_store import RandomModels
 from support.parity_cases import CASES
 from support.quantized import BLOCKY, UnitRanges, build, config_of
-from support.random_models import PARITY_TEXT, RandomModel, RandomModels, base_config
+from support.random_models import PARITY_TEXT, RandomModel, base_config
 from support.simulated_gpu import SimulatedTensorRt, simulate, write_engines
 
 GQA = {"num_key_value_heads": 2}

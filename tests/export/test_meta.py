@@ -19,9 +19,9 @@ from blt_edge.graphs.config import ConfigError, parse_config
 from blt_edge.tools.checkpoint_layout import to_huggingface, to_meta
 from blt_edge.tools.model_shapes import scaled_config
 from blt_edge.tools.random_checkpoint import write_random_checkpoint
+from safetensors.numpy import load_file, save_file
 from support.meta_layout import meta_args, meta_params, write_meta
-
-torch = pytest.importorskip("torch")
+from support.torch_only import torch_or_skip, transformers_or_skip
 
 CONFIG = {
     **scaled_config("tiny", hash_vocab=53),
@@ -42,7 +42,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def converted(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_meta(source, tmp_path_factory.mktemp("meta") / "little")
+    """With safetensors only, so that no torch is needed."""
+    return write_meta(source, tmp_path_factory.mktemp("meta") / "little", pickled=False)
+
+
+@pytest.fixture
+def with_pickle(source: Path, tmp_path: Path) -> Path:
+    """With a pickle of the entropy model, as the released one has."""
+    return write_meta(source, tmp_path / "pickled")
 
 
 @pytest.fixture
@@ -50,9 +57,13 @@ def copied(converted: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(converted, tmp_path / "copy"))
 
 
-@pytest.mark.parametrize("pickled_main", [False, True])
-def test_it_is_the_same_model(pickled_main: bool, source: Path, tmp_path: Path) -> None:
-    folder = write_meta(source, tmp_path / "meta", pickled_main=pickled_main)
+@pytest.mark.parametrize(
+    ("pickled", "pickled_main"),
+    [(False, False), (True, False), (True, True)],
+    ids=["none", "entropy", "both"],
+)
+def test_it_is_the_same_model(pickled: bool, pickled_main: bool, source: Path, tmp_path: Path) -> None:
+    folder = write_meta(source, tmp_path / "meta", pickled=pickled, pickled_main=pickled_main)
     with open_checkpoint(source) as expected, open_checkpoint(folder) as got:
         assert (got.name, got.layout) == ("meta", "meta")
         assert parse_config(got.config) == parse_config(expected.config)
@@ -70,7 +81,7 @@ def test_it_is_the_same_model(pickled_main: bool, source: Path, tmp_path: Path) 
 
 
 def test_the_presented_config_is_one_for_transformers(converted: Path, source: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = transformers_or_skip()
     with open_checkpoint(converted) as checkpoint:
         theirs = transformers.BltConfig(**checkpoint.config)
     assert theirs.encoder_config.rope_parameters["rope_theta"] == 500000.0
@@ -220,27 +231,28 @@ def refused(folder: Path, *words: str) -> None:
         assert word in message
 
 
-def test_damaged_files(copied: Path) -> None:
-    pickled = copied / "entropy_model" / "consolidated.pth"
-    data = pickled.read_bytes()
-    pickled.write_bytes(data[: len(data) // 2])
-    refused(copied, "consolidated.pth")
-    pickled.write_bytes(b"")
-    refused(copied, "consolidated.pth")
-    pickled.unlink()
-    refused(copied, "entropy_model", "no weights")
-    pickled.write_bytes(data)
-    params = copied / "entropy_model" / "params.json"
+@pytest.mark.parametrize("form", ["with_pickle", "copied"])
+def test_damaged_files(form: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(form)
+    name = "consolidated.pth" if form == "with_pickle" else "model.safetensors"
+    weights = folder / "entropy_model" / name
+    data = weights.read_bytes()
+    weights.write_bytes(data[: len(data) // 2])
+    refused(folder, name)
+    weights.write_bytes(b"")
+    refused(folder, name)
+    weights.unlink()
+    refused(folder, "entropy_model", "no weights")
+    weights.write_bytes(data)
+    params = folder / "entropy_model" / "params.json"
     for text in ("{", "[]", '{"entropy_model": 3}', "{}"):
         params.write_text(text)
-        refused(copied, "entropy_model")
+        refused(folder, "entropy_model")
     params.unlink()
-    refused(copied, "params.json")
+    refused(folder, "params.json")
 
 
 def test_missing_hash_table_and_tensor(copied: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     path = copied / "model.safetensors"
     tensors = load_file(path)
     save_file({key: value for key, value in tensors.items() if "embedding.1." not in key}, path)
@@ -265,27 +277,18 @@ class Hostile:
 def test_a_pickle_that_runs_code_is_refused_and_not_run(
     wrapped: bool, copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pickled = copied / "entropy_model" / "consolidated.pth"
+    (copied / "entropy_model" / "model.safetensors").unlink()
+    path = copied / "entropy_model" / "consolidated.pth"
     if wrapped:
-        torch.save({"model": {"output.weight": Hostile()}}, pickled)
+        torch_or_skip().save({"model": {"output.weight": Hostile()}}, path)
     else:
-        pickled.write_bytes(pickle.dumps(Hostile()))
+        path.write_bytes(pickle.dumps(Hostile()))
     refused(copied, "consolidated.pth")
     assert "this pickle ran" not in capsys.readouterr().out
 
 
-def test_without_torch_one_line_says_so(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torch_one_line_says_so(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (copied / "entropy_model" / "model.safetensors").unlink()
+    (copied / "entropy_model" / "consolidated.pth").write_bytes(b"a pickle")
     monkeypatch.setitem(sys.modules, "torch", None)
-    refused(converted, "consolidated.pth", "needs torch")
-
-
-def test_entropy_weights_may_be_safetensors(copied: Path, source: Path) -> None:
-    from safetensors.torch import save_file
-
-    folder = copied / "entropy_model"
-    loaded = torch.load(folder / "consolidated.pth", weights_only=True)["model"]
-    save_file(loaded, folder / "model.safetensors")
-    (folder / "consolidated.pth").unlink()
-    with open_checkpoint(source) as expected, open_checkpoint(copied) as got:
-        name = "model.patcher.layers.1.mlp.down_proj.weight"
-        np.testing.assert_array_equal(got.tensor(name), expected.tensor(name))
+    refused(copied, "consolidated.pth", "needs torch")

@@ -43,7 +43,6 @@ def ranges(limit: float = 8.0) -> Ranges:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("transformers")
     from support.random_models import write_random_model
 
     folder = tmp_path_factory.mktemp("blocky") / "checkpoint"

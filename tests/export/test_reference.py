@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from blt_edge.export import reference as module
 from blt_edge.export.reference import Reference, ReferenceModelError, byte_ids, pick_margins
-from support.random_models import PARITY_TEXT, RandomModel, RandomModels, base_config
+from support.model_store import RandomModels
+from support.random_models import PARITY_TEXT, RandomModel, base_config
+from support.torch_only import torch_or_skip, transformers_or_skip
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+torch = torch_or_skip()
+transformers = transformers_or_skip()
 
 TEXT = PARITY_TEXT[:120] + PARITY_TEXT[620:740]
 PLAIN = RandomModel(

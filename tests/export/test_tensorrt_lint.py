@@ -205,7 +205,9 @@ def lint(graph: ModelProto, target: str) -> list[Finding]:
 @pytest.fixture(scope="module")
 def parses() -> Callable[[ModelProto], bool]:
     """Whether TensorRT-RTX's parser takes a graph."""
-    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is an optional wheel")
+    trt = pytest.importorskip(
+        "tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
+    )
     logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
     builder = trt.Builder(logger)
 
@@ -232,7 +234,9 @@ def test_what_the_parser_takes_is_not_found(parses, name: str) -> None:
 
 
 def test_the_operators_are_the_parsers() -> None:
-    trt = pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is an optional wheel")
+    trt = pytest.importorskip(
+        "tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
+    )
     logger = trt.Logger(trt.Logger.ERROR)
     network = trt.Builder(logger).create_network(0)
     parser = trt.OnnxParser(network, logger)

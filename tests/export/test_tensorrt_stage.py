@@ -82,7 +82,9 @@ WIDE = RandomModel(
 
 @pytest.fixture(scope="module")
 def rtx() -> Flavour:
-    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is an optional wheel")
+    pytest.importorskip(
+        "tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
+    )
     return load_flavour("tensorrt-rtx")
 
 

@@ -21,7 +21,9 @@ needs_rtx = pytest.mark.usefixtures("rtx")
 
 @pytest.fixture
 def rtx() -> None:
-    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is an optional wheel")
+    pytest.importorskip(
+        "tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
+    )
 
 
 @needs_rtx

@@ -14,6 +14,7 @@ from blt_edge.export.tensors import PARTS, check_tensors, expected_tensors, para
 from blt_edge.graphs.config import parse_config
 from blt_edge.tools.model_shapes import SHAPES, scaled_config
 from blt_edge.tools.random_checkpoint import write_random_checkpoint
+from support.torch_only import transformers_or_skip
 
 TINY = scaled_config("tiny", hash_vocab=53)
 
@@ -49,7 +50,7 @@ def changed(**sections: Any) -> dict[str, Any]:
     ],
 )
 def test_names_and_shapes_are_those_of_transformers(config: dict[str, Any]) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = transformers_or_skip()
     model = transformers.BltForCausalLM(transformers.BltConfig(**config))
     theirs = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert expected_tensors(parse_config(config)) == theirs

@@ -28,7 +28,6 @@ TEXT = b"A short text, and \xd0\xbf\xd0\xbe-\xd1\x80\xd1\x83\xd1\x81\xd1\x81\xd0
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random checkpoint and its float32 bundle; another one that patches without a patcher."""
-    pytest.importorskip("transformers")
     from support.random_models import RandomModel, base_config, write_random_model
 
     wide = {"hidden_size": 64, "intermediate_size": 64}

@@ -11,6 +11,7 @@ import pytest
 from blt_edge.graphs.config import ACTIVATIONS, ConfigError, ModelConfig, TransformerConfig, parse_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.torch_only import transformers_or_skip
 
 PARTS = ("patcher_config", "encoder_config", "decoder_config", "global_config")
 
@@ -43,7 +44,7 @@ def part_of(config: ModelConfig, name: str) -> TransformerConfig | None:
 
 def assert_agrees(config: dict[str, Any]) -> None:
     """Every parsed number equals the attribute that transformers' modules would read."""
-    transformers = pytest.importorskip("transformers")
+    transformers = transformers_or_skip()
     # through JSON, as a file is: transformers changes rope dicts in place, and shared ones would mix
     theirs = transformers.BltConfig(**json.loads(json.dumps(config)))
     ours = parse_config(config)

@@ -1,4 +1,4 @@
-"""Inverse frequencies against the buffers of transformers' BltRotaryEmbedding."""
+"""Inverse frequencies against the buffers of transformers' BltRotaryEmbedding, as it runs or as it wrote."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from blt_edge.graphs.config import parse_config
 from blt_edge.graphs.rope import RopeConfig, inverse_frequencies
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from support.rope_cases import EXAMPLES, raw_config, read_tables
+from support.torch_only import transformers_or_skip
 
 factors = st.floats(1.0, 40.0)
 originals = st.integers(16, 100_000)
@@ -40,6 +43,19 @@ default = st.fixed_dictionaries({"rope_type": st.just("default")}, optional={"fa
 parts = st.sampled_from(["patcher_config", "encoder_config", "decoder_config", "global_config"])
 
 
+def of_config(raw: dict[str, Any], section: str) -> tuple[NDArray[np.float32], float]:
+    """A part's inverse frequencies and factor."""
+    config = parse_config(raw)
+    stack = {
+        "patcher_config": config.patcher,
+        "encoder_config": config.encoder,
+        "decoder_config": config.decoder,
+        "global_config": config.global_stack,
+    }[section]
+    assert stack is not None
+    return inverse_frequencies(stack.rope, stack.head_dim, stack.max_positions)
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     section=parts,
@@ -61,9 +77,8 @@ def test_frequencies_equal_transformers(
     head_dim: int,
     positions: int,
 ) -> None:
-    transformers = pytest.importorskip("transformers")
-    from transformers.models.blt.modeling_blt import BltRotaryEmbedding
-
+    transformers = transformers_or_skip()
+    blt = transformers_or_skip("transformers.models.blt.modeling_blt")
     rope = dict(rope)
     part: dict[str, Any] = {"max_position_embeddings": positions}
     if theta_place == "inside":
@@ -75,26 +90,22 @@ def test_frequencies_equal_transformers(
     if spelling == "type":
         rope["type"] = rope.pop("rope_type")
     part["rope_scaling" if spelling == "rope_scaling" else "rope_parameters"] = rope
-    raw = {"model_type": "blt", **{name: {} for name in ("patcher_config", "global_config")}}
-    raw["encoder_config"] = {"hidden_size": 2 * head_dim, "num_attention_heads": 2}
-    raw["decoder_config"] = {"hidden_size": 2 * head_dim, "num_attention_heads": 2}
-    raw[section] = {"hidden_size": 2 * head_dim, "num_attention_heads": 2, **part}
-    raw["decoder_config"]["hidden_size_global"] = raw["global_config"].get("hidden_size", 2048)
-
-    theirs = BltRotaryEmbedding(getattr(transformers.BltConfig(**json.loads(json.dumps(raw))), section))
-    config = parse_config(raw)
-    stack = {
-        "patcher_config": config.patcher,
-        "encoder_config": config.encoder,
-        "decoder_config": config.decoder,
-        "global_config": config.global_stack,
-    }[section]
-    assert stack is not None
-    ours, scale = inverse_frequencies(stack.rope, stack.head_dim, stack.max_positions)
+    raw = raw_config(section, head_dim, part)
+    theirs = blt.BltRotaryEmbedding(getattr(transformers.BltConfig(**json.loads(json.dumps(raw))), section))
+    ours, scale = of_config(raw, section)
     assert ours.dtype == np.float32
     assert ours.shape == (head_dim // 2,)
     np.testing.assert_allclose(ours, theirs.inv_freq.numpy(), rtol=3e-6, atol=0)
     assert scale == pytest.approx(theirs.attention_scaling, rel=1e-12)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_frequencies_equal_the_ones_transformers_wrote(example: str) -> None:
+    section, head_dim, part = EXAMPLES[example]
+    wanted = read_tables()[example]
+    ours, scale = of_config(raw_config(section, head_dim, part), section)
+    np.testing.assert_allclose(ours, np.float32(wanted["inverse_frequencies"]), rtol=3e-6, atol=0)
+    assert scale == pytest.approx(wanted["scale"], rel=1e-12)
 
 
 def test_unknown_type_and_missing_parameter() -> None:

@@ -113,7 +113,9 @@ def test_a_device_that_computes_nonsense_is_refused(bundle: Path, monkeypatch: p
 
 
 def test_without_a_gpu_the_driver_says_so() -> None:
-    runtime = pytest.importorskip("cuda.bindings.runtime")
+    runtime = pytest.importorskip(
+        "cuda.bindings.runtime", reason="needs cuda.bindings: pip install 'blt-edge[gpu]'"
+    )
     if runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess:
         pytest.skip("there is a GPU")
     with pytest.raises(BackendError, match=r"no CUDA device: .*; see blt-edge doctor, or take --device cpu"):
@@ -122,7 +124,9 @@ def test_without_a_gpu_the_driver_says_so() -> None:
 
 
 def test_the_cuda_runtime_has_what_the_driver_calls() -> None:
-    runtime = pytest.importorskip("cuda.bindings.runtime")
+    runtime = pytest.importorskip(
+        "cuda.bindings.runtime", reason="needs cuda.bindings: pip install 'blt-edge[gpu]'"
+    )
     source = Path(cuda.__file__).read_text()
     names = set(re.findall(r"[\"(.](cuda[A-Z]\w+)", source))
     assert len(names) > 20

@@ -14,6 +14,7 @@ from blt_edge.runtime.vocabulary import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.torch_only import torch_or_skip, transformers_or_skip
 
 RELEASED = HashSpec((3, 4, 5, 6, 7, 8), 1, 500002)
 
@@ -71,8 +72,8 @@ def test_any_cut_gives_the_same_rows(spec: HashSpec, ids: list[int], cuts: list[
 
 @pytest.mark.parametrize("spec", [RELEASED, HashSpec((2, 3, 11), 3, 4093), HashSpec((1, 20), 12, 500002)])
 def test_rows_equal_transformers(spec: HashSpec) -> None:
-    torch = pytest.importorskip("torch")
-    blt = pytest.importorskip("transformers.models.blt.modeling_blt")
+    torch = torch_or_skip()
+    blt = transformers_or_skip("transformers.models.blt.modeling_blt")
     every = bytes(range(256))
     data = every + every[::-1] + b"\xff" * 32 + b"\x00" * 32 + "Ünïcödé — text, 文字".encode()
     ids = encode(data)
@@ -88,8 +89,8 @@ def test_rows_equal_transformers(spec: HashSpec) -> None:
 
 def test_rows_equal_the_ones_transformers_looks_up() -> None:
     """Order of functions, groups and primes: the fused table's rows that its own embedding reads."""
-    torch = pytest.importorskip("torch")
-    blt = pytest.importorskip("transformers.models.blt.modeling_blt")
+    torch = torch_or_skip()
+    blt = transformers_or_skip("transformers.models.blt.modeling_blt")
     spec = HashSpec((2, 5, 3), 12, 97)  # twelve functions: the primes begin again
     read: list[NDArray[np.int64]] = []
 

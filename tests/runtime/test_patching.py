@@ -13,6 +13,7 @@ from blt_edge.runtime.vocabulary import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.torch_only import torch_or_skip, transformers_or_skip
 
 RELEASED = 1.335442066192627
 
@@ -151,8 +152,8 @@ def test_lengths_and_indices_follow_from_the_starts(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(ENTROPIES, min_size=2, max_size=60), THRESHOLDS)
 def test_entropy_mode_equals_transformers(entropies: list[float], threshold: float) -> None:
-    torch = pytest.importorskip("torch")
-    blt = pytest.importorskip("transformers.models.blt.modeling_blt")
+    torch = torch_or_skip()
+    blt = transformers_or_skip("transformers.models.blt.modeling_blt")
     rows = torch.tensor([entropies], dtype=torch.float32)
     lengths = blt.BltPatcher.patch_lengths_from_entropies(rows, len(entropies), threshold=threshold)
     boundaries = PatchBoundaries(PatchingRule("entropy", threshold))
@@ -168,8 +169,8 @@ def test_entropy_mode_equals_transformers(entropies: list[float], threshold: flo
 def test_a_longest_patch_equals_transformers_but_at_the_very_end(
     entropies: list[float], threshold: float, longest: int
 ) -> None:
-    torch = pytest.importorskip("torch")
-    blt = pytest.importorskip("transformers.models.blt.modeling_blt")
+    torch = torch_or_skip()
+    blt = transformers_or_skip("transformers.models.blt.modeling_blt")
     rows = torch.tensor([entropies], dtype=torch.float32)
     raw = blt.BltPatcher.patch_lengths_from_entropies(rows, len(entropies), threshold=threshold)
     lengths = [length for length in blt.process_patch_lengths(raw, longest)[0].tolist() if length > 0]
@@ -180,15 +181,21 @@ def test_a_longest_patch_equals_transformers_but_at_the_very_end(
     assert (boundaries.starts[-1] == len(entropies)) == (raw[0, -1].item() == 0 or lengths[-1] == longest)
 
 
-def test_the_threshold_is_compared_in_float32_as_torch_does() -> None:
-    torch = pytest.importorskip("torch")
-    threshold = 0.1
+def around(threshold: float) -> NDArray[np.float32]:
+    """The threshold in float32, where it is larger, and the numbers next to it."""
     rounded = np.float32(threshold)
-    near = np.array([np.nextafter(rounded, np.float32(0)), rounded, np.nextafter(rounded, np.float32(9))])
     assert float(rounded) > threshold  # so that a comparison in float64 would start a patch
-    expected = (torch.from_numpy(near) > threshold).tolist()
-    starts = of_entropies(PatchingRule("entropy", threshold), [0.0, *near.tolist()])
-    assert [i + 1 in starts for i in (1, 2, 3)] == expected == [False, False, True]
+    return np.array([np.nextafter(rounded, np.float32(0)), rounded, np.nextafter(rounded, np.float32(9))])
+
+
+def test_the_threshold_is_compared_in_float32() -> None:
+    starts = of_entropies(PatchingRule("entropy", 0.1), [0.0, *around(0.1).tolist()])
+    assert [i + 1 in starts for i in (1, 2, 3)] == [False, False, True]
+
+
+def test_torch_compares_in_float32() -> None:
+    torch = torch_or_skip()
+    assert (torch.from_numpy(around(0.1)) > 0.1).tolist() == [False, False, True]
 
 
 @pytest.mark.parametrize(

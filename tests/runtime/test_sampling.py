@@ -13,6 +13,7 @@ from blt_edge.runtime.vocabulary import EOS, SUPPRESSED, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.torch_only import torch_or_skip, transformers_or_skip
 
 Logits = NDArray[np.float32]
 NO_IDS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -35,8 +36,7 @@ def by_transformers(
     logits: Logits, options: GenerationOptions, ids: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """transformers' own processors, in float64, in the order that our module states."""
-    torch = pytest.importorskip("torch")
-    t: Any = pytest.importorskip("transformers.generation.logits_process")
+    torch, t = torch_or_skip(), transformers_or_skip("transformers.generation.logits_process")
     chain: list[Any] = [t.SuppressTokensLogitsProcessor(list(SUPPRESSED))]
     if options.repetition_penalty != 1.0:
         chain.append(t.RepetitionPenaltyLogitsProcessor(options.repetition_penalty))
@@ -52,6 +52,40 @@ def by_transformers(
         scores = processor(torch.from_numpy(ids)[None], scores)
     result: NDArray[np.float64] = torch.softmax(scores, dim=-1)[0].numpy()
     return result
+
+
+def by_definition(logits: Logits, options: GenerationOptions, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The same from the definitions, for where transformers is not installed."""
+    scores = logits.astype(np.float64)
+    scores[list(SUPPRESSED)] = -np.inf
+    for seen in set(ids.tolist()):
+        penalty = options.repetition_penalty
+        scores[seen] *= penalty if scores[seen] < 0 else 1 / penalty
+    scores /= options.temperature
+    if options.top_k:
+        scores[scores < np.sort(scores)[-min(options.top_k, 260)]] = -np.inf
+    if options.top_p < 1:
+        order = np.argsort(scores, kind="stable")
+        tail = np.cumsum(softmax(scores)[order]) <= 1 - options.top_p
+        scores[order[:-1][tail[:-1]]] = -np.inf  # the likeliest stays
+    if options.min_p:
+        scores[softmax(scores) < options.min_p * softmax(scores).max()] = -np.inf
+    return softmax(scores)
+
+
+def softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    powers = np.exp(scores - scores.max())
+    return np.asarray(powers / powers.sum())
+
+
+@settings(max_examples=300, deadline=None)
+@given(SEEDS, OPTIONS, st.binary(max_size=30))
+def test_the_distribution_follows_the_definitions(seed: int, options: GenerationOptions, text: bytes) -> None:
+    logits, ids = some_logits(seed), encode(text)
+    expected = by_definition(logits, options, ids)
+    actual = probabilities(logits, options, count_seen(ids, 260))
+    np.testing.assert_allclose(actual, expected, atol=1e-12)
+    assert ((actual > 0) == (expected > 0)).all()
 
 
 @settings(max_examples=300, deadline=None)
@@ -97,7 +131,7 @@ def test_greedy_takes_the_largest_and_the_lowest_of_equals() -> None:
 def test_greedy_is_certain_and_heeds_only_the_penalty(seed: int, text: bytes, penalty: float) -> None:
     logits, ids = some_logits(seed), encode(text)
     options = GenerationOptions(repetition_penalty=penalty, top_k=5, top_p=0.3, min_p=0.9, seed=1)
-    warm = by_transformers(logits, GenerationOptions(temperature=1.0, repetition_penalty=penalty), ids)
+    warm = by_definition(logits, GenerationOptions(temperature=1.0, repetition_penalty=penalty), ids)
     chosen = Sampler(options)(logits, ids)
     assert chosen == int(warm.argmax())
     assert type(chosen) is int
@@ -137,7 +171,7 @@ def test_the_lowest_temperatures_are_greedy(temperature: float) -> None:
     options = GenerationOptions(temperature=temperature, seed=0, repetition_penalty=1e308)
     with np.errstate(all="raise"):
         distribution = probabilities(logits, options, count_seen(encode(b"text"), 260))
-    expected = by_transformers(logits, GenerationOptions(temperature=1.0), NO_IDS)
+    expected = by_definition(logits, GenerationOptions(temperature=1.0), NO_IDS)
     assert distribution[expected.argmax()] == 1.0
 
 
@@ -207,7 +241,7 @@ def test_what_is_drawn_follows_the_distribution(options: GenerationOptions) -> N
     logits = some_logits(11, scale=2.0)
     sampler = Sampler(options)
     counts = np.bincount([sampler(logits, ids) for _ in range(draws)], minlength=260)
-    expected = by_transformers(logits, options, ids) * draws
+    expected = by_definition(logits, options, ids) * draws
     assert not counts[expected == 0].any()
     likely = expected >= 10
     observed = np.append(counts[likely], counts[~likely].sum())

@@ -11,8 +11,14 @@ import numpy as np
 from blt_edge.export.checkpoint import open_checkpoint
 from blt_edge.graphs.config import ModelConfig, parse_config
 from blt_edge.tools.checkpoint_layout import to_meta
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from .torch_only import torch_or_skip
 
 __all__ = ["meta_args", "meta_params", "write_meta"]
+
+Array = NDArray[Any]
 
 
 def meta_args(config: ModelConfig) -> dict[str, Any]:
@@ -97,23 +103,19 @@ def write_meta(
     source: Path,
     folder: Path,
     *,
+    pickled: bool = True,
     pickled_main: bool = False,
     args: Mapping[str, Any] | None = None,
     params: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write Meta's layout of the Hugging Face checkpoint `source`; `args` and `params` replace fields.
 
-    The main weights go to model.safetensors, or to a pickle as the entropy model's always do.
+    The main weights go to model.safetensors. As in the released model, the entropy model's go to a pickle
+    unless `pickled` says that no file is one; `pickled_main` makes a pickle of both. Pickles need torch.
     """
-    import torch
-    from safetensors.torch import save_file
-
     with open_checkpoint(source) as checkpoint:
         config = parse_config(checkpoint.config)
         weights = to_meta({name: checkpoint.tensor(name) for name in checkpoint.names()}, config.hash.tables)
-
-    def tensors(arrays: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
-        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
     entropy_folder = folder / "entropy_model"
     entropy_folder.mkdir(parents=True)
@@ -122,9 +124,25 @@ def write_meta(
     written["entropy_model"].update((params or {}).get("entropy_model", {}))
     written["data"].update((params or {}).get("data", {}))
     (entropy_folder / "params.json").write_text(json.dumps(written))
-    torch.save({"model": tensors(weights.entropy), "step": 3}, entropy_folder / "consolidated.pth")
-    if pickled_main:
-        torch.save(tensors(weights.main), folder / "consolidated.pth")
+    if pickled:
+        _pickle({"model": _tensors(weights.entropy), "step": 3}, entropy_folder / "consolidated.pth")
     else:
-        save_file(tensors(weights.main), folder / "model.safetensors")
+        save_file(_contiguous(weights.entropy), entropy_folder / "model.safetensors")
+    if pickled_main:
+        _pickle(_tensors(weights.main), folder / "consolidated.pth")
+    else:
+        save_file(_contiguous(weights.main), folder / "model.safetensors")
     return folder
+
+
+def _contiguous(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _tensors(arrays: Mapping[str, Array]) -> dict[str, Any]:
+    torch = torch_or_skip()
+    return {name: torch.from_numpy(array) for name, array in _contiguous(arrays).items()}
+
+
+def _pickle(content: Mapping[str, Any], path: Path) -> None:
+    torch_or_skip().save(content, path)

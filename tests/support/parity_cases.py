@@ -10,7 +10,10 @@ from typing import Any
 
 from .random_models import RandomModel, base_config
 
-__all__ = ["CASES", "RULE_CASES"]
+__all__ = ["CASES", "GREEDY_BYTES", "RULE_CASES", "RULE_GREEDY_BYTES"]
+
+GREEDY_BYTES, RULE_GREEDY_BYTES = 256, 64
+"""Lengths of the greedy texts of `CASES` and of `RULE_CASES`."""
 
 _GQA = {"num_key_value_heads": 2}
 _MQA = {"num_key_value_heads": 1}
@@ -91,7 +94,7 @@ CASES = (
             encoder={"num_hidden_layers": 3, "cross_attn_all_layers": False},
             decoder={**_MQA, "num_hidden_layers": 3, "cross_attn_all_layers": False},
         ),
-        seed=45,
+        seed=100,
     ),
     RandomModel(
         "two_hash_functions",

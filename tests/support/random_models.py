@@ -4,20 +4,31 @@ transformers' own initialisation leaves all norms at one and all entropies alike
 wrong boundary would hardly show. Here norms differ from one, logits spread over several units, entropies over
 several nats, and the threshold lies in the middle of a wide gap between two entropies of the text, out of
 rounding's reach.
+
+Only numpy is needed, and the files come out the same on every platform and version: golden files that
+transformers wrote elsewhere are compared with them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-from blt_edge.export.reference import Reference, byte_ids, pick_margins
+from blt_edge.export.checkpoint import open_checkpoint
+from blt_edge.export.tensors import EMBEDDING, expected_tensors
+from blt_edge.graphs.config import parse_config
+from blt_edge.tools.numpy_patcher import patcher_entropies
+from blt_edge.tools.safetensors_writer import write_checkpoint_weights
+from numpy.typing import NDArray
 
-__all__ = ["PARITY_TEXT", "GreedySample", "RandomModel", "RandomModels", "base_config", "write_random_model"]
+__all__ = ["PARITY_TEXT", "RandomModel", "base_config", "choose_threshold", "write_random_model"]
 
 _DATA = Path(__file__).parents[1] / "data"
 _SCRIPTS = (
@@ -28,10 +39,20 @@ _SCRIPTS = (
 _CODE = b"def add(a, b):\n    return a + b  # 1 + 2 == 3\n\n\tx[0] = {'k': None};\r\n"
 
 
+def _stable_draws(key: str, count: int) -> NDArray[np.uint16]:
+    """uint16 [count, 4], the same for a key everywhere.
+
+    A hash's output, since no other is promised to stay: numpy may change what a Generator draws with any
+    version, and logarithms and cosines differ in the last bit from processor to processor.
+    """
+    return np.frombuffer(hashlib.shake_256(key.encode()).digest(8 * count), "<u2").reshape(count, 4)
+
+
 def _parity_text() -> bytes:
     """1,958 bytes: English, many scripts, code, every byte value in a shuffled order, and a repeated run."""
     alice = (_DATA / "alice.txt").read_bytes()
-    shuffled = np.random.default_rng(0).permutation(256).astype(np.uint8).tobytes()
+    order = np.argsort(_stable_draws("shuffled bytes", 256)[:, 0], kind="stable")
+    shuffled = order.astype(np.uint8).tobytes()
     return b"".join((alice[100:700], _SCRIPTS, _CODE, shuffled, alice[5000:5500], b"\0" * 20, _SCRIPTS[:101]))
 
 
@@ -52,14 +73,6 @@ class RandomModel:
     """The weights' type in the file."""
     prompt_bytes: int = 200
     """Length of the prompt of a greedy sample; with the greedy bytes it should pass the windows."""
-
-
-@dataclass(frozen=True)
-class GreedySample:
-    """A prompt whose greedy continuation no rounding can change."""
-
-    prompt: bytes
-    data: bytes
 
 
 def base_config(
@@ -109,104 +122,83 @@ def base_config(
 
 def write_random_model(model: RandomModel, folder: Path, text: bytes = PARITY_TEXT) -> Path:
     """Write `config.json` and `model.safetensors`; the config keeps the spelling it was given in."""
-    import torch
-    from transformers import BltConfig, BltForCausalLM
-
-    built = BltForCausalLM(BltConfig(**model.config))
-    _fill(built, model.seed)
-    built.to(getattr(torch, model.dtype)).save_pretrained(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     config = {**model.config, "dtype": model.dtype}
+    # transformers' own rule, so that a patcher is there wherever transformers wants its weights
+    parsed = parse_config({**config, "patching_mode": "entropy"})
+    shapes = expected_tensors(parsed)
+    if parsed.tie_word_embeddings:
+        del shapes[EMBEDDING]
+    element = np.dtype(getattr(ml_dtypes, model.dtype, model.dtype)).newbyteorder("<")
+
+    def blocks(name: str, shape: tuple[int, ...]) -> Iterator[bytes]:
+        yield _weight(model, name, shape).astype(element).tobytes()
+
+    write_checkpoint_weights(folder, shapes, model.dtype, blocks, shard_bytes=1 << 30)
     if model.share is not None:
-        with torch.inference_mode():
-            ids = torch.tensor([byte_ids(text)])
-            entropies = built.float().model.patcher(ids, patch_size=1, threshold=0.0)[0][0].numpy()
-        config["patching_threshold"] = _threshold(entropies, config, model.share)
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+        _write_config(folder, config)
+        with open_checkpoint(folder) as checkpoint:
+            assert parsed.patcher is not None
+            entropies = patcher_entropies(checkpoint, parsed.patcher, text)
+        config["patching_threshold"] = choose_threshold(entropies, config, model.share)
+    _write_config(folder, config)
     return folder
 
 
-def _fill(model: Any, seed: int) -> None:
-    """Weights that keep activations near unit scale, make attention choose, and spread the logits."""
-    import torch
+def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
 
-    generator = torch.Generator().manual_seed(seed)
-    tied = model.config.tie_word_embeddings
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 1:
-                weight.uniform_(0.6, 1.4, generator=generator)
-            else:
-                weight.normal_(0.0, _deviation(name, weight.shape[1], tied), generator=generator)
-        model.lm_head.weight[2] = 0.0  # else some texts would end early
+
+def _weight(model: RandomModel, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Weights that keep activations near unit scale, make attention choose, and spread the logits.
+
+    Norms are uniform from 0.6 to 1.4. All else is the sum of four uniform numbers, near enough to a normal
+    one, whose exact integers leave nothing to rounding but the scale.
+    """
+    draws = _stable_draws(f"{model.seed} {name}", math.prod(shape)).astype(np.int64)
+    if len(shape) == 1:
+        return (0.6 + 0.8 / 65535 * draws[:, 0]).astype(np.float32)
+    tied = bool(model.config.get("tie_word_embeddings"))
+    unit = math.sqrt(4 * (65536**2 - 1) / 12)
+    centred = (draws.sum(axis=1) - 2 * 65535).reshape(shape)
+    result = (centred * (_deviation(name, shape[1], tied) / unit)).astype(np.float32)
+    if name == "lm_head.weight":
+        result[2] = 0.0  # else some texts would end early
+    return result
 
 
 def _deviation(name: str, inputs: int, tied: bool) -> float:
-    if tied and name == "model.local_encoder.embed_tokens.weight":
-        return 0.8 / inputs**0.5  # the head as well: a stronger one only repeats the byte it reads
+    if tied and name == "lm_head.weight":
+        return 0.8 / math.sqrt(inputs)  # the embedding as well: a stronger one only repeats what it reads
     if "hash_tok_embedding" in name:
         return 0.5
     if "embed_tokens" in name:
         return 1.0
     gain = 2.5 if "lm_head" in name else 1.6 if "q_proj" in name or "k_proj" in name else 1.0
-    return float(gain / inputs**0.5)
+    return gain / math.sqrt(inputs)
 
 
-def _threshold(entropies: np.ndarray, config: Mapping[str, Any], share: float) -> float:
-    """The middle of the widest gap between the values that decide, near the wanted share of boundaries."""
+def choose_threshold(entropies: NDArray[np.float32], config: Mapping[str, Any], share: float) -> float:
+    """The middle of the widest gap between the values that decide, near the wanted share of boundaries.
+
+    Rounded to few binary digits, so that the last bits of entropies [n] are none of its own.
+    """
     values = np.diff(entropies)[1:] if config.get("monotonicity") else entropies[1:]
     if share <= 0:
         return 6.0  # above ln 260
     ordered = np.sort(values.astype(np.float64))
     if share >= 1:
-        return float(ordered[0] / 2)
+        return _roundest(ordered[0] / 3, ordered[0] * 2 / 3)
     middle, reach = round((1 - share) * len(ordered)), max(2, len(ordered) // 30)
     low, high = max(0, middle - reach), min(len(ordered) - 1, middle + reach)
     widest = low + int(np.argmax(np.diff(ordered[low : high + 1])))
-    return float((ordered[widest] + ordered[widest + 1]) / 2)
+    below, above = ordered[widest], ordered[widest + 1]
+    return _roundest(below + (above - below) / 3, above - (above - below) / 3)
 
 
-class RandomModels:
-    """Checkpoints, references and greedy samples by name, made once each under one folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._references: dict[str, Reference] = {}
-        self._samples: dict[tuple[str, int], GreedySample] = {}
-
-    def folder(self, model: RandomModel) -> Path:
-        """The checkpoint's folder, written at the first call."""
-        folder = self._folder / model.name
-        if not (folder / "config.json").exists():
-            folder.mkdir(parents=True)
-            write_random_model(model, folder)
-        return folder
-
-    def reference(self, model: RandomModel) -> Reference:
-        """transformers' view of the checkpoint."""
-        if model.name not in self._references:
-            self._references[model.name] = Reference.load(self.folder(model))
-        return self._references[model.name]
-
-    def greedy(self, model: RandomModel, count: int) -> GreedySample:
-        """`count` greedy bytes after a stretch of the parity text, with every pick and every boundary clear.
-
-        Prompts are tried until the picked logits lead by 1e-4, the entropies keep 1e-5 from the threshold and
-        the bytes are not the same few over and over.
-        """
-        key = (model.name, count)
-        if key not in self._samples:
-            self._samples[key] = _find_sample(self.reference(model), count, model.prompt_bytes)
-        return self._samples[key]
-
-
-def _find_sample(reference: Reference, count: int, prompt_bytes: int) -> GreedySample:
-    for start in range(0, 1200, 150):
-        prompt = PARITY_TEXT[start : start + prompt_bytes]
-        data = reference.greedy(prompt, count)
-        trace = reference.trace(prompt + data)
-        margin = float(pick_margins(trace.logits[len(prompt) : -1]).min())
-        if reference.threshold is not None and trace.entropies is not None:
-            margin = min(margin, 10 * float(np.abs(trace.entropies[1:] - reference.threshold).min()))
-        if margin >= 1e-4 and len(data) == count and len(set(data)) >= 12:
-            return GreedySample(prompt, data)
-    raise AssertionError(f"{reference.name}: no prompt gives a clear greedy text; choose another seed")
+def _roundest(low: float, high: float) -> float:
+    """The number between these two with the fewest binary digits."""
+    digits = 0
+    while math.ceil(low * 2**digits) > high * 2**digits:
+        digits += 1
+    return math.ceil(low * 2**digits) / 2**digits

@@ -29,15 +29,16 @@ class TinyModel:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """A random model of 270,000 parameters."""
-    pytest.importorskip("transformers")
     from blt_edge.export import export_checkpoint
     from blt_edge.export.golden import write_golden
+    from support.numpy_blt import load_reference
     from support.random_models import RandomModel, base_config, write_random_model
 
     config = base_config(local_attention_window_len=8, encoder={"max_position_embeddings": 500})
     folder = tmp_path_factory.mktemp("tiny-model")
     write_random_model(RandomModel("tiny", config, share=0.3), folder / "checkpoint")
-    write_golden(folder / "checkpoint", greedy_count=12)
+    checkpoint = folder / "checkpoint"
+    write_golden(checkpoint, greedy_count=12, reference=load_reference(checkpoint))
     return TinyModel(folder / "checkpoint", export_checkpoint(folder / "checkpoint", folder / "bundle"))
 
 

@@ -105,7 +105,7 @@ def test_random_blocks_have_the_stated_deviation() -> None:
 
 
 def test_a_written_file_reads_back(tmp_path: Path) -> None:
-    gguf = pytest.importorskip("gguf")
+    gguf = pytest.importorskip("gguf", reason="needs gguf: pip install 'blt-edge[bench]'")
     vocabulary = tmp_path / "vocabulary.gguf"
     source = gguf.GGUFWriter(vocabulary, "llama")
     source.add_tokenizer_model("gpt2")

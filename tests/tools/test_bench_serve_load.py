@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-pytest.importorskip("httpx")
-pytest.importorskip("starlette")
+pytest.importorskip("httpx", reason="needs httpx: pip install 'blt-edge[dev]'")
+pytest.importorskip("starlette", reason="needs starlette: pip install 'blt-edge[serve]'")
 
 
 def test_sixty_at_once_and_a_hundred_after(tiny_model) -> None:

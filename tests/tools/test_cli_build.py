@@ -120,7 +120,9 @@ def test_what_to_install_is_told(cli, tiny_model, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_demos_engines_are_built_and_told_of(cli, tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is an optional wheel")
+    pytest.importorskip(
+        "tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
+    )
     bundle = tmp_path / "demo"
     assert cli("export", "demo", "-o", bundle, "--no-validate", "-q").exit_code == 0
     target = ("--target", "tensorrt-rtx", "--compute-capability", "8.6", "--max-patches", "1000")

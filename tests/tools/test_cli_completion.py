@@ -139,7 +139,7 @@ def test_an_unknown_shell_is_one_line(cli) -> None:
 # Real shells.
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_bash_at_a_terminal(tmp_path: Path) -> None:
     pty = pytest.importorskip("pty")
     for name in ("bundle", "more"):
@@ -184,7 +184,7 @@ def _read_until(terminal: int, mark: bytes, seconds: float = 60) -> bool:
     return mark in seen
 
 
-@pytest.mark.skipif(shutil.which("fish") is None, reason="no fish")
+@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
 def test_fish(tmp_path: Path) -> None:
     (tmp_path / "bundle").mkdir()
     script = """
@@ -197,7 +197,7 @@ def test_fish(tmp_path: Path) -> None:
     assert [line.split("\t")[0] for line in shown.splitlines()] == ["lookup", "bundle/", "inspect"]
 
 
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh")
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
 def test_zsh(tmp_path: Path) -> None:
     script = """
         autoload -U compinit; compinit -u -D

@@ -105,7 +105,7 @@ def test_wrong_bundle(cli, tmp_path: Path, flag: str) -> None:
 @pytest.fixture
 def two_findings(tmp_path: Path) -> Path:
     """A bundle whose encoder has two nodes of one kind that no TensorRT takes."""
-    onnx = pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'blt-edge[export]'")
     from support.bundles import describe, write_bundle
 
     directory = tmp_path / "bundle"

@@ -55,7 +55,7 @@ def test_quiet(cli, tiny_model) -> None:
 
 
 def test_files(cli, tiny_model, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'blt-edge[plot]'")
     (tmp_path / "text").write_bytes(TEXT)
     paths = {kind: tmp_path / f"out.{kind}" for kind in ("png", "html", "json", "csv")}
     result = cli(
@@ -170,7 +170,6 @@ def test_a_name_of_a_file_is_taken_as_text_and_said_so(cli, tiny_model) -> None:
 
 
 def test_without_a_patcher(cli, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
     from blt_edge.export import export_checkpoint
     from support.random_models import RandomModel, base_config, write_random_model
 

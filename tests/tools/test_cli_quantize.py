@@ -12,7 +12,6 @@ from blt_edge.runtime.manifest import load_manifest
 @pytest.fixture(scope="module")
 def even_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float32 bundle whose widths blocks of 32 divide."""
-    pytest.importorskip("transformers")
     from blt_edge.export import export_checkpoint
     from support.random_models import RandomModel, base_config, write_random_model
 

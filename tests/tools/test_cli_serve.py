@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-httpx = pytest.importorskip("httpx")
-pytest.importorskip("starlette")
+httpx = pytest.importorskip("httpx", reason="needs httpx: pip install 'blt-edge[dev]'")
+pytest.importorskip("starlette", reason="needs starlette: pip install 'blt-edge[serve]'")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 
 MAIN = "from blt_edge.tools.cli import main; main()"

@@ -88,6 +88,7 @@ def test_interrupted_export_leaves_nothing(tiny_model, tmp_path: Path) -> None:
 def test_interrupted_validation_keeps_the_bundle(tiny_model, tmp_path: Path) -> None:
     slow = (
         "import blt_edge.export.reference as r, time\n"
+        "r.reference_available = lambda: True\n"
         "r.Reference.load = lambda folder: (print('loading', flush=True), time.sleep(60))\n" + MAIN
     )
     process = start("export", tiny_model.checkpoint, "-o", tmp_path / "bundle", code=slow)

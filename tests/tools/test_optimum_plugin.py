@@ -14,7 +14,10 @@ from blt_edge.tools.cli.export import command
 from hypothesis import given
 from hypothesis import strategies as st
 
-pytest.importorskip("optimum.commands.optimum_cli")
+pytest.importorskip(
+    "optimum.commands.optimum_cli",
+    reason="needs optimum, which brings torch: pip install 'blt-edge[optimum]'",
+)
 
 from optimum.commands import optimum_cli
 from optimum.commands.register import blt_edge as plugin

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from blt_edge.export.golden import read_golden
 from blt_edge.tools.write_golden import main
-from support.random_models import RandomModel, RandomModels, base_config
-
-pytest.importorskip("transformers")
+from support.model_store import RandomModels
+from support.random_models import RandomModel, base_config
+from support.torch_only import transformers_or_skip
 
 CASE = RandomModel("golden_command", base_config(k=1, local_attention_window_len=16), seed=80)
 
@@ -18,6 +18,7 @@ CASE = RandomModel("golden_command", base_config(k=1, local_attention_window_len
 def test_writes_beside_the_checkpoint(
     random_models: RandomModels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    transformers_or_skip()
     shutil.copytree(random_models.folder(CASE), tmp_path, dirs_exist_ok=True)
     assert main([str(tmp_path), "-n", "3"]) == 0
     path = tmp_path / "golden.safetensors"
@@ -28,6 +29,7 @@ def test_writes_beside_the_checkpoint(
 
 
 def test_writes_where_it_is_told(random_models: RandomModels, tmp_path: Path) -> None:
+    transformers_or_skip()
     target = tmp_path / "named.safetensors"
     assert main([str(random_models.folder(CASE)), "-o", str(target), "-n", "0"]) == 0
     assert read_golden(target).greedy == b""

@@ -27,8 +27,9 @@ from blt_edge.runtime.tensorrt_forms import profile_limits, profiles
 from blt_edge.runtime.vocabulary import encode
 from hypothesis import given
 from hypothesis import strategies as st
+from support.model_store import RandomModels
 from support.parity_cases import CASES, RULE_CASES
-from support.random_models import PARITY_TEXT, RandomModel, RandomModels
+from support.random_models import PARITY_TEXT, RandomModel
 from support.simulated_gpu import SimulatedDriver, SimulatedTensorRt, simulate, write_engines, write_plan
 
 KINDS = ("tensorrt", "tensorrt-rtx", *PROVIDERS)

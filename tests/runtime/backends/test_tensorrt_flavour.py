@@ -264,7 +264,9 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 
 
 def test_the_installed_module_builds_for_names() -> None:
-    pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT-RTX is an optional wheel")
+    pytest.importorskip(
+        "tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
+    )
     flavour = load_flavour("tensorrt-rtx")
     assert {"7.5", "8.0", "8.6", "8.9", "12.0"} <= set(flavour.compute_capabilities)
     assert flavour.name == "TensorRT-RTX"

@@ -84,14 +84,16 @@ def test_the_processor_runs_a_product(capsys, tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_graph_is_one_product() -> None:
-    onnx = pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'blt-edge[export]'")
     model = onnx.load_from_string(probe._GRAPH)
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == ["MatMul"]
 
 
 def test_tensorrt_rtx_loads_without_a_gpu(capsys) -> None:
-    pytest.importorskip("tensorrt_rtx_bindings")
+    pytest.importorskip(
+        "tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
+    )
     facts = said(capsys, "tensorrt", "tensorrt-rtx")
     assert facts["version"].startswith("1.")
     assert "8.6" in facts["builds_for"]

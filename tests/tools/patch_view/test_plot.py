@@ -13,7 +13,7 @@ from blt_edge.runtime.errors import BltError
 from blt_edge.tools.patch_view import fonts
 from blt_edge.tools.patch_view.plot import draw_patches
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'blt-edge[plot]'")
 
 
 @pytest.fixture(autouse=True)

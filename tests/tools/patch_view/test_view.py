@@ -133,7 +133,6 @@ def test_look_refuses_a_text_that_is_too_long(tiny_model) -> None:
 
 
 def test_look_without_a_patcher(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
     from blt_edge.export import export_checkpoint
     from support.random_models import RandomModel, base_config, write_random_model
 

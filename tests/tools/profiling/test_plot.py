@@ -9,7 +9,7 @@ from blt_edge.runtime.errors import BltError
 from blt_edge.tools.profiling.plot import draw_profile
 from support.profiles import make_case, make_profile, make_round
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'blt-edge[plot]'")
 
 
 @pytest.mark.parametrize(("kind", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])

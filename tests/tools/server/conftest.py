@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("starlette")
-pytest.importorskip("uvicorn")
+pytest.importorskip("starlette", reason="needs starlette: pip install 'blt-edge[serve]'")
+pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'blt-edge[serve]'")
 
 import httpx
 from blt_edge.runtime import BltModel

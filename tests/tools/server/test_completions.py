@@ -11,7 +11,7 @@ import pytest
 from blt_edge.runtime import BltModel, GenerationOptions
 from blt_edge.tools.server.answers import token_text
 
-openai = pytest.importorskip("openai")
+openai = pytest.importorskip("openai", reason="needs openai: pip install 'blt-edge[dev]'")
 
 PROMPT = "Once upon a time"
 SAMPLING = {"temperature": 0.9, "top_p": 0.95, "seed": 7}
