@@ -1,6 +1,7 @@
-# make demo   export, validate and run the bundled demo model; no torch
-# make test   everything that must hold before a change lands: lint, format, types, tests
-# make bench  measurements behind the README's figures (minutes; best on a quiet machine)
+# make demo     export, validate and run the bundled demo model; no torch
+# make test     everything that must hold before a change lands: lint, format, types, tests
+# make mutants  whether the tests notice small wrong changes of runtime and graphs (an hour)
+# make bench    measurements behind the README's figures (minutes; best on a quiet machine)
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ DEMO := demo-bundle
 FOLDERS := runtime graphs export calibration tools
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types pytest bench clean
+.PHONY: demo test lint types pytest mutants bench clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate
@@ -32,6 +33,9 @@ types: $(VENV)/.installed-test
 # One thread for each of two workers: more threads than cores make matrix libraries wait for each other.
 pytest: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+mutants: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m blt_edge.tools.mutation --jobs 2
 
 bench: $(VENV)/.installed-test
 	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate -q
