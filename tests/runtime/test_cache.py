@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from blt_edge.runtime.cache import OrderedCache, RingCache
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -144,3 +144,167 @@ def test_an_ordered_window_stops_growing_and_keeps_its_buffer() -> None:
 def write_small(cache: OrderedCache) -> None:
     cache.reserve(1)
     cache.advance({}, 1)
+
+
+Cache = RingCache | OrderedCache
+
+
+def read_in(cache: Cache, count: int) -> None:
+    """One call over `count` new positions, as a stage makes it."""
+    if isinstance(cache, OrderedCache):
+        write(cache, count)
+        return
+    cache.reserve(count)
+    cache.prepare({}, count)
+    cache.advance({"new_kv": entries(cache.length, count)}, count)
+
+
+def slots_of(cache: Cache) -> np.ndarray:
+    """The slot of each position up to the cache's length, -1 where it has none: as a graph finds it."""
+    slots = np.full(cache.length, -1)
+    if isinstance(cache, RingCache):
+        held = cache.inputs()["past_positions"][0]
+        assert held.max(initial=-1) < cache.length
+        full = np.flatnonzero(held >= 0)
+        assert len(np.unique(held[full])) == len(full)
+        slots[held[full]] = full
+    else:
+        told = {"past_length": np.zeros(1, np.int32), "total_length": np.zeros((), np.int32)}
+        cache.prepare(told, 5)
+        end = int(told["total_length"]) - 5
+        slots[cache.length - end :] = np.arange(end)
+    return slots
+
+
+def present(cache: Cache) -> np.ndarray:
+    """Whether each position up to the cache's length is in it with its own keys and values."""
+    inputs, slots = cache.inputs(), slots_of(cache)
+    names = ["past.0.key", "past.0.value", "past.1.key", "past.1.value"]
+    assert [name for name in inputs if name != "past_positions"] == names
+    found = np.stack([inputs[name] for name in names])[:, :, :, slots]
+    right = (found == entries(0, cache.length)).all(axis=(0, 1, 2, 4))
+    return np.asarray(right & (slots >= 0))
+
+
+@settings(max_examples=150)
+@given(
+    layout=st.sampled_from([RingCache, OrderedCache]),
+    window=st.one_of(st.none(), st.integers(1, 40), st.integers(100, 300)),
+    rollback=st.integers(0, 20),
+    chunk=st.integers(1, 300),
+    limit=st.sampled_from([5, 63, 64, 65, 700]),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["read", "read", "back", "back as far as possible"]),
+            st.one_of(st.integers(1, 9), st.integers(1, 300)),
+        ),
+        max_size=25,
+    ),
+)
+def test_a_cache_holds_what_it_says_and_says_what_it_holds(
+    layout: type[Cache],
+    window: int | None,
+    rollback: int,
+    chunk: int,
+    limit: int,
+    steps: list[tuple[str, int]],
+) -> None:
+    more = {"chunk": chunk} if layout is OrderedCache else {}
+    cache: Cache = layout(2, 2, 3, window=window, rollback=rollback, limit=limit, **more)
+    length = furthest = 0
+    for step, count in steps:
+        generation, buffers = cache.generation, cache.inputs()
+        cache.binding = binding = object()
+        if step == "read":
+            count = min(count, chunk, limit - length)
+            if count:
+                read_in(cache, count)
+            length += count
+            furthest = max(furthest, length)
+        elif step == "back":
+            length = max(0, length - count)
+            if not cache.can_roll_back(length):
+                length = cache.length
+            cache.roll_back(length)
+        else:
+            length = next(back for back in range(length + 1) if cache.can_roll_back(back))
+            cache.roll_back(length)
+        # 1. Whoever bound the buffers binds anew when they are others, and only then.
+        pairs = zip(cache.inputs().values(), buffers.values(), strict=True)
+        same = all(now.ctypes.data == before.ctypes.data for now, before in pairs)
+        assert same == (cache.generation == generation) == (cache.binding is binding)
+        # 2. It takes the memory that its buffers have, and no more than a full window needs.
+        assert cache.length == length
+        assert cache.bytes == sum(buffer.nbytes for buffer in cache.inputs().values())
+        assert cache.capacity == cache.inputs()["past.0.key"].shape[2]
+        assert 0 < cache.capacity <= limit
+        if window is not None:
+            spare = max(64, chunk) if layout is OrderedCache else 0
+            assert cache.capacity <= max(1, window - 1 + rollback + spare)
+        # 3. What every earlier length would see is there exactly if it says so.
+        missing = np.concatenate([[0], np.cumsum(~present(cache))])
+        for back in range(length + 1):
+            first = 0 if window is None else max(0, back - window + 1)
+            whole = missing[back] == missing[first]
+            assert whole or not cache.can_roll_back(back)
+            assert cache.can_roll_back(back) or not (whole and first < back)
+            assert cache.can_roll_back(back) or furthest - back > rollback
+
+
+@pytest.mark.parametrize("growth", [1.5, 1.1, 3.0])
+def test_an_endless_ring_grows_by_its_factor(growth: float) -> None:
+    cache = RingCache(1, 1, 2, window=None, rollback=0, limit=1000, first_capacity=10, growth=growth)
+    capacities = [cache.capacity]
+    for position in range(1000):
+        cache.reserve(1)
+        cache.append(np.zeros((2, 1, 1, 1, 2), np.float32))
+        if cache.capacity != capacities[-1]:
+            # Not before it has to, and once it does by enough that copying costs little in all.
+            assert position == capacities[-1]
+            assert cache.capacity == min(1000, max(position + 1, int(growth * capacities[-1])))
+            capacities.append(cache.capacity)
+    assert capacities[0] == 10
+    assert cache.generation == len(capacities) - 1
+
+
+def test_an_endless_ordered_cache_grows_by_half() -> None:
+    cache = OrderedCache(1, 1, 2, window=None, rollback=0, limit=1000, chunk=1)
+    capacities = [cache.capacity]
+    for position in range(1000):
+        write_small(cache)
+        if cache.capacity != capacities[-1]:
+            assert position == capacities[-1]
+            assert cache.capacity == min(1000, capacities[-1] + capacities[-1] // 2)
+            capacities.append(cache.capacity)
+    assert cache.capacity == 1000
+
+
+@pytest.mark.parametrize("layout", [RingCache, OrderedCache])
+def test_room_for_many_positions_is_made_at_once(layout: type[Cache]) -> None:
+    more = {"chunk": 700} if layout is OrderedCache else {}
+    cache: Cache = layout(1, 1, 2, window=None, rollback=0, limit=2000, **more)
+    cache.reserve(700)
+    assert (cache.capacity, cache.generation, cache.length) == (700, 1, 0)
+    cache.reserve(700)
+    assert cache.generation == 1
+    assert not np.stack(list(cache.inputs().values())[1:]).any()
+
+
+def test_an_ordered_window_moves_when_it_must_or_when_it_pays() -> None:
+    cache = OrderedCache(2, 2, 3, window=100, rollback=20, limit=10**6, chunk=300)
+    moved = []
+    for _ in range(1000):
+        before = slots_of(cache)
+        write(cache, 1)
+        if len(before) and slots_of(cache)[len(before) - 1] != before[-1]:
+            moved.append(cache.length - 1)
+            kept = slots_of(cache)[:-1]
+            assert (kept >= 0).sum() == 119
+    # 119 kept positions and 64 more: then reading past them costs what moving them does.
+    assert moved == list(range(119 + 64, 1000, 64))
+    # A call that does not fit moves it at once.
+    cache = OrderedCache(2, 2, 3, window=100, rollback=20, limit=10**6, chunk=300)
+    for count in (150, 1, 268, 1):
+        write(cache, count)
+    assert present(cache)[-119:].all()
+    assert cache.capacity == 419
