@@ -47,8 +47,12 @@ class _Result:
 
 
 def _known() -> dict[tuple[str, str, str, str], str]:
-    entries = json.loads(_EQUIVALENTS.read_text()) if _EQUIVALENTS.exists() else []
-    return {(e["module"], e["function"], e["was"], e["becomes"]): e["reason"] for e in entries}
+    """Reasons by module, function, statement and change; the file groups changes that share a reason."""
+    return {
+        (group["module"], function, was, becomes): group["reason"]
+        for group in json.loads(_EQUIVALENTS.read_text())
+        for function, was, becomes in group["mutants"]
+    }
 
 
 def _run(target: str, arguments: argparse.Namespace) -> _Result:
@@ -62,20 +66,17 @@ def _run(target: str, arguments: argparse.Namespace) -> _Result:
         kept = set(random.Random(0).sample(range(len(chosen)), arguments.sample))
         chosen = [mutant for place, mutant in enumerate(chosen) if place in kept]
     known = _known()
+    rows: list[dict[str, Any]] = []
     if arguments.survivors:
         before = json.loads(Path(arguments.survivors).read_text()).get(target, [])
-        left = {
-            (row["function"], row["was"], row["becomes"])
-            for row in before
-            if row["status"] in ("survived", "uncovered")
-        }
-        chosen = [m for m in chosen if (m.function, m.was, m.becomes) in left]
+        rows = [row for row in before if row["status"] in ("killed", "timeout")]
+        killed = {(row["function"], row["was"], row["becomes"]) for row in rows}
+        chosen = [mutant for mutant in chosen if (mutant.function, mutant.was, mutant.becomes) not in killed]
     files = [name for name in tests_of(target) if (_ROOT / name).exists()]
     # Lines are traced under the name that the module is imported by, which may lead through a link.
     module = f"blt_edge.{target}"
     place = _imported_from(module)
     baseline = runner.measure(place, files)
-    rows: list[dict[str, Any]] = []
 
     def done(mutant: Mutant, outcome: runner.Outcome) -> None:
         status, reason = outcome.status, ""
@@ -120,7 +121,11 @@ def main() -> int:
         "--sample", type=int, metavar="N", help="only N mutants of each module, always the same"
     )
     parser.add_argument("--function", metavar="NAME", help="only those of functions whose name begins so")
-    parser.add_argument("--survivors", metavar="FILE", help="only those that survived in this JSON file")
+    parser.add_argument(
+        "--survivors",
+        metavar="FILE",
+        help="take killed mutants from this JSON file of an earlier run, run the rest",
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at a time; default 1")
     parser.add_argument("--json", metavar="FILE", help="write every mutant's result; kept up to date")
     arguments = parser.parse_args()

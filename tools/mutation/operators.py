@@ -84,10 +84,13 @@ class Mutant:
 
 def mutants(tree: ast.Module) -> list[Mutant]:
     """All changes of a module, from top to bottom. The tree is left as it was."""
+    copied = _copied_axes(tree)
     found: list[Mutant] = []
     counts: Counter[tuple[str, str, str]] = Counter()
     for place in _places(tree):
         for replacement in _changes(place):
+            if place.node in copied and ast.unparse(replacement) == "-1":
+                continue
             was = place.first_line()
             _put(place.holder, place.slot, place.index, replacement)
             becomes = place.first_line()
@@ -142,6 +145,19 @@ def _put(holder: Any, slot: str, index: int | None, node: ast.AST) -> None:
         setattr(holder, slot, node)
     else:
         getattr(holder, slot)[index] = node
+
+
+def _copied_axes(tree: ast.Module) -> set[ast.AST]:
+    """The zeros in the shapes of ONNX's Reshape. They copy an axis, and -1 works the same axis out."""
+    return {
+        axis
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "Reshape"
+        for shape in call.args[1:]
+        if isinstance(shape, ast.List)
+        for axis in shape.elts
+        if isinstance(axis, ast.Constant) and axis.value == 0
+    }
 
 
 _LEFT_OUT = (ast.Import, ast.ImportFrom, ast.Assert, ast.JoinedStr, ast.Global, ast.Nonlocal)

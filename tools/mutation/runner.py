@@ -28,6 +28,8 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+import pytest
+
 from .operators import Mutant
 
 __all__ = ["Baseline", "Outcome", "measure", "preload", "run"]
@@ -118,6 +120,7 @@ class _Watch:
         self._places = None if chosen is None else {test: place for place, test in enumerate(chosen)}
         self._limits, self._traced = limits, str(traced) if traced else None
         self._lines: set[int] = set()
+        self._fixtures: dict[str, tuple[float, set[int]]] = {}
         self.seconds: dict[str, float] = {}
         self.lines: dict[str, list[int]] = {}
         self.failed = ""
@@ -129,19 +132,38 @@ class _Watch:
                 (item for item in items if item.nodeid in places), key=lambda item: places[item.nodeid]
             )
 
-    def pytest_runtest_protocol(self, item: Any) -> None:
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
+        if fixturedef.scope == "function":
+            return (yield)
+        # What a shared fixture does counts for every test that uses it, not for the first alone.
+        lines, self._lines = self._lines, set()
+        began = time.process_time()
+        try:
+            return (yield)
+        finally:
+            seconds, found = self._fixtures.get(fixturedef.argname, (0.0, set()))
+            spent = time.process_time() - began
+            self._began += spent
+            self._fixtures[fixturedef.argname] = (max(seconds, spent), found | self._lines)
+            self._lines = lines
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
         self._began = time.process_time()
         self._lines = set()
         if item.nodeid in self._limits:
             signal.setitimer(signal.ITIMER_PROF, self._limits[item.nodeid])
         if self._traced:
             sys.settrace(self._trace)
-
-    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        result = yield
         sys.settrace(None)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        self.seconds[nodeid] = time.process_time() - self._began
-        self.lines[nodeid] = sorted(self._lines)
+        shared = [self._fixtures[name] for name in item.fixturenames if name in self._fixtures]
+        seconds = time.process_time() - self._began
+        self.seconds[item.nodeid] = seconds + sum(spent for spent, _ in shared)
+        self.lines[item.nodeid] = sorted(self._lines.union(*(lines for _, lines in shared)))
+        return result
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
@@ -155,7 +177,6 @@ class _Watch:
 
 
 def _pytest(files: Iterable[str], watch: _Watch, folder: Path) -> int:
-    import pytest
     from hypothesis import Phase, settings
 
     # The project's own profile, made later, takes over whatever it does not set itself.
