@@ -89,8 +89,7 @@ class RingCache:
         growth: float = 1.5,
     ) -> None:
         self._window = window
-        wanted = limit if window is None else window - 1 + rollback
-        self._largest = max(1, min(limit, wanted))
+        self._largest = limit if window is None else min(limit, window - 1 + rollback)
         self._growth = growth
         self.length = 0
         self._oldest = 0  # every position from here to length is in the ring
@@ -180,7 +179,6 @@ class RingCache:
         """Forget positions from `length` on; the caller has asked `can_roll_back`."""
         self.positions[self.positions >= length] = -1
         self.length = length
-        self._oldest = min(self._oldest, length)
 
 
 class OrderedCache:
@@ -205,7 +203,7 @@ class OrderedCache:
         self._window = window
         self._kept = limit if window is None else window - 1 + rollback
         most = limit if window is None else self._kept + max(_SLIDE, chunk)
-        self._largest = max(1, min(limit, most))
+        self._largest = min(limit, most)
         self.length = 0
         self.generation = 0
         self.binding: Any = None
