@@ -163,7 +163,7 @@ def slots_of(cache: Cache) -> np.ndarray:
     """The slot of each position up to the cache's length, -1 where it has none: as a graph finds it."""
     slots = np.full(cache.length, -1)
     if isinstance(cache, RingCache):
-        held = cache.inputs()["past_positions"][0]
+        (held,) = cache.inputs()["past_positions"]
         assert held.max(initial=-1) < cache.length
         full = np.flatnonzero(held >= 0)
         assert len(np.unique(held[full])) == len(full)
@@ -186,18 +186,29 @@ def present(cache: Cache) -> np.ndarray:
     return np.asarray(right & (slots >= 0))
 
 
+def check_claims(cache: Cache, window: int | None, furthest: int, rollback: int) -> None:
+    """Everything that an earlier length would see is there where the cache says so, and only there."""
+    missing = np.concatenate([[0], np.cumsum(~present(cache))])
+    for length in range(cache.length + 1):
+        first = 0 if window is None else max(0, length - window + 1)
+        whole, claimed = missing[length] == missing[first], cache.can_roll_back(length)
+        assert whole or not claimed
+        assert claimed or not whole or first == length  # there is nothing to be there
+        assert claimed or furthest - length > rollback
+
+
 @settings(max_examples=150)
 @given(
     layout=st.sampled_from([RingCache, OrderedCache]),
-    window=st.one_of(st.none(), st.integers(1, 40), st.integers(100, 300)),
+    window=st.one_of(st.integers(1, 12), st.integers(100, 300), st.none()),
     rollback=st.integers(0, 20),
-    chunk=st.integers(1, 300),
-    limit=st.sampled_from([5, 63, 64, 65, 700]),
+    chunk=st.one_of(st.integers(1, 20), st.integers(90, 300)),
+    limit=st.sampled_from([700, 1500, 1, 64, 65]),
     steps=st.lists(
         st.tuples(
-            st.sampled_from(["read", "read", "back", "back as far as possible"]),
-            st.one_of(st.integers(1, 9), st.integers(1, 300)),
+            st.sampled_from(["read a chunk", "read", "back", "back as far as possible"]), st.integers(1, 30)
         ),
+        min_size=4,
         max_size=25,
     ),
 )
@@ -215,8 +226,8 @@ def test_a_cache_holds_what_it_says_and_says_what_it_holds(
     for step, count in steps:
         generation, buffers = cache.generation, cache.inputs()
         cache.binding = binding = object()
-        if step == "read":
-            count = min(count, chunk, limit - length)
+        if step.startswith("read"):
+            count = min(chunk if step == "read a chunk" else count, chunk, limit - length)
             if count:
                 read_in(cache, count)
             length += count
@@ -242,13 +253,7 @@ def test_a_cache_holds_what_it_says_and_says_what_it_holds(
             spare = max(64, chunk) if layout is OrderedCache else 0
             assert cache.capacity <= max(1, window - 1 + rollback + spare)
         # 3. What every earlier length would see is there exactly if it says so.
-        missing = np.concatenate([[0], np.cumsum(~present(cache))])
-        for back in range(length + 1):
-            first = 0 if window is None else max(0, back - window + 1)
-            whole = missing[back] == missing[first]
-            assert whole or not cache.can_roll_back(back)
-            assert cache.can_roll_back(back) or not (whole and first < back)
-            assert cache.can_roll_back(back) or furthest - back > rollback
+        check_claims(cache, window, furthest, rollback)
 
 
 @pytest.mark.parametrize("growth", [1.5, 1.1, 3.0])
@@ -283,28 +288,44 @@ def test_an_endless_ordered_cache_grows_by_half() -> None:
 def test_room_for_many_positions_is_made_at_once(layout: type[Cache]) -> None:
     more = {"chunk": 700} if layout is OrderedCache else {}
     cache: Cache = layout(1, 1, 2, window=None, rollback=0, limit=2000, **more)
+    # What nothing was written to is masked, and times 0 it must be 0.
+    assert not any(buffer.any() for name, buffer in cache.inputs().items() if name != "past_positions")
     cache.reserve(700)
     assert (cache.capacity, cache.generation, cache.length) == (700, 1, 0)
     cache.reserve(700)
     assert cache.generation == 1
-    assert not np.stack(list(cache.inputs().values())[1:]).any()
+    assert not any(buffer.any() for name, buffer in cache.inputs().items() if name != "past_positions")
 
 
-def test_an_ordered_window_moves_when_it_must_or_when_it_pays() -> None:
-    cache = OrderedCache(2, 2, 3, window=100, rollback=20, limit=10**6, chunk=300)
+@pytest.mark.parametrize("chunk", [16, 300])
+def test_an_ordered_window_moves_when_reading_past_costs_as_much(chunk: int) -> None:
+    cache = OrderedCache(2, 2, 3, window=100, rollback=20, limit=10**6, chunk=chunk)
     moved = []
     for _ in range(1000):
         before = slots_of(cache)
         write(cache, 1)
         if len(before) and slots_of(cache)[len(before) - 1] != before[-1]:
             moved.append(cache.length - 1)
-            kept = slots_of(cache)[:-1]
-            assert (kept >= 0).sum() == 119
-    # 119 kept positions and 64 more: then reading past them costs what moving them does.
+            assert (slots_of(cache)[:-1] >= 0).sum() == 119
+    # 119 kept positions and 64 more.
     assert moved == list(range(119 + 64, 1000, 64))
-    # A call that does not fit moves it at once.
-    cache = OrderedCache(2, 2, 3, window=100, rollback=20, limit=10**6, chunk=300)
-    for count in (150, 1, 268, 1):
+
+
+@pytest.mark.parametrize("before", [10, 11, 50, 72])
+def test_a_call_that_does_not_fit_moves_an_ordered_window(before: int) -> None:
+    # 9 positions stay, so 10 and 100 are one too many for 9 + 100.
+    cache = OrderedCache(2, 2, 3, window=10, rollback=0, limit=10**6, chunk=100)
+    write(cache, before)
+    for count in (100, 1, 100, 99, 100):
         write(cache, count)
-    assert present(cache)[-119:].all()
-    assert cache.capacity == 419
+        assert cache.capacity <= 109
+        check_claims(cache, 10, cache.length, 0)
+
+
+def test_a_ring_for_a_window_of_one_has_a_slot() -> None:
+    cache = RingCache(2, 2, 3, window=1, rollback=0, limit=100, first_capacity=0)
+    assert cache.capacity == 1
+    for count in (1, 3, 1):
+        read_in(cache, count)
+    assert cache.capacity == 1
+    assert slots_of(cache).tolist() == [-1, -1, -1, -1, 0]
