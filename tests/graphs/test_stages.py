@@ -197,6 +197,13 @@ def test_weights_are_joined_transposed_and_reordered_for_half_split_rope() -> No
     assert weight.flags.c_contiguous
 
 
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 33])
+def test_weights_of_any_number_of_rows_are_transposed_whole(rows: int) -> None:
+    matrix = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
+    source = WeightSource((WeightPart("w"),))
+    np.testing.assert_array_equal(source.assemble({"w": matrix}.__getitem__, (3, rows)), matrix.T)
+
+
 def part(width: int, heads: int, kv_heads: int, **more: Any) -> dict[str, Any]:
     return {
         "hidden_size": width,
@@ -435,6 +442,12 @@ def test_a_graph_says_what_it_takes_and_gives(config: ModelConfig) -> None:
         state = [2 * stack.layers, "batch", stack.kv_heads, axis, stack.head_dim]
         assert [(v.name, axes(v)) for v in model.graph.outputs] == [*outputs, ("new_kv", state)]
         assert {v.dtype for v in model.graph.outputs} == {ir.DataType.FLOAT}
+        # Engines find parts of a graph by these names.
+        for name, value in model.graph.initializers.items():
+            if isinstance(value, Weight):
+                assert name.startswith(f"{stage}.")
+                assert name.endswith(".weight")
+                assert value.dtype == ir.DataType.FLOAT
         assert (model.ir_version, dict(model.graph.opset_imports)) == (10, {"": OPSET})
         onnx.checker.check_model(ir.to_proto(bare(model)), full_check=False)
 

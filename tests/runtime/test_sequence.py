@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from blt_edge.runtime import BltModel, OptionError, PromptTooLongError, Sequence
+from blt_edge.graphs.config import parse_config
+from blt_edge.runtime import BackendError, BltModel, OptionError, PromptTooLongError, Sequence
 from blt_edge.runtime.backends.memory import HOST
-from blt_edge.runtime.sequence import _ByteStates, _patch_group
+from blt_edge.runtime.sequence import Draft, SequenceLimits, _ByteStates, _patch_group
 from blt_edge.runtime.vocabulary import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
+from support.numpy_blt import NumpyBlt, WholeText
 
 ROLLBACK = 12
 
@@ -138,3 +144,179 @@ def test_byte_states_are_slices_of_all_states(steps: list[tuple[int, int, int]])
         store.roll_back(length)
         truth = truth[:length]
         np.testing.assert_array_equal(store.get(store.base, length), truth[store.base :])
+
+
+# Words, characters of several bytes, long runs without a boundary, and every byte.
+WALKED = encode(
+    (
+        b"Once upon a time there was a caf\xc3\xa9; " * 3
+        + "中文字 ".encode() * 4
+        + b"\x00" * 40
+        + bytes(range(256))
+    )[:340]
+)
+
+
+@pytest.fixture(scope="module")
+def walked(tiny_bundle: Path) -> WholeText:
+    """The text by plain numpy from the checkpoint's tensors: none of the runtime's code is in it."""
+    checkpoint = tiny_bundle.parent / "checkpoint"
+    config = parse_config(json.loads((checkpoint / "config.json").read_text()))
+    return NumpyBlt(config, load_file(checkpoint / "model.safetensors")).whole(WALKED)
+
+
+def agree(found: Any, wanted: Any) -> None:
+    wanted = np.asarray(wanted)
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5 * max(1.0, np.abs(wanted).max(initial=0)))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    chunk=st.sampled_from([1, 3, 16, 64]),
+    rollback=st.sampled_from([0, 1, 5, 30]),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["append", "append", "read", "back", "back within the limit"]),
+            st.one_of(st.integers(1, 9), st.integers(1, 200)),
+        ),
+        min_size=1,
+        max_size=10,
+    ),
+)
+def test_every_result_on_any_walk_is_plain_numpy_s(
+    model: BltModel, walked: WholeText, chunk: int, rollback: int, steps: list[tuple[str, int]]
+) -> None:
+    limits = replace(model.limits, prefill_chunk=chunk, rollback=rollback)
+    sequence = BltModel(model.manifest, model._backends, model._table, limits, model.path).sequence()
+    length = furthest = 0  # furthest: since the text was last read again
+    values = walked.flat_values()
+    for step, count in steps:
+        if step.startswith("back"):
+            if length:
+                count = min(count, length - 1, rollback if step == "back within the limit" else length)
+                calls = {name: spent.calls for name, spent in sequence.times.items()}
+                sequence.roll_back(count)
+                length -= count
+                again = {name: spent.calls for name, spent in sequence.times.items()} != calls
+                assert not again or furthest - length > rollback
+                furthest = length if again else furthest
+        else:
+            count = min(count, len(WALKED) - length)
+            ids, first = WALKED[length : length + count], length
+            if step == "read":
+                ids = ids[:chunk]
+                results = [sequence.read(Draft(ids))] if len(ids) else []
+            else:
+                results = sequence.append(ids)
+            length += len(ids)
+            furthest = max(furthest, length)
+            assert [len(result.logits) for result in results] == [
+                min(chunk, length - start) for start in range(first, length, chunk)
+            ]
+            if results:
+                agree(np.concatenate([result.logits for result in results]), walked.logits[first:length])
+                agree(np.concatenate([result.byte_states for result in results]), walked.states[first:length])
+                agree(
+                    np.concatenate([result.entropies for result in results]), walked.entropies[first:length]
+                )  # type: ignore[misc]
+                closed = [start for start in walked.starts if first < start <= length]
+                assert sum(len(result.closed) for result in results) == len(closed)
+                last = results[-1].closed
+                agree(sequence.patch_values(last), values[last.start : last.stop])
+        # Whatever happened: what is said of the text is right.
+        assert sequence.length == length
+        assert sequence.ids.tolist() == WALKED[:length].tolist()
+        assert sequence.boundaries.starts == [start for start in walked.starts if start <= length]
+        assert sequence.patches_closed == len(sequence.boundaries.starts) - 1
+        agree(sequence.entropies, walked.entropies[:length])
+        if length:
+            agree(sequence.logits, walked.logits[length - 1])
+
+
+def test_a_sequence_out_of_step_is_refused(model: BltModel) -> None:
+    ids = encode(b"some text to read")
+    for ahead in ("patcher", "encoder", "latent", "decoder", "boundaries"):
+        sequence = model.sequence()
+        sequence.append(ids)
+        if ahead == "boundaries":
+            sequence.boundaries.extend(np.array([70]), np.zeros(1, np.float32))
+        else:
+            sequence._stages[ahead].cache.length += 1
+        with pytest.raises(BackendError, match="begin a new sequence"):
+            sequence.read(Draft(np.array([70])))
+
+
+def test_a_draft_brings_what_was_computed_of_it(model: BltModel, walked: WholeText) -> None:
+    for with_entropies, with_states in ((True, False), (False, True), (True, True)):
+        sequence = model.sequence()
+        sequence.append(WALKED[:50])
+        ids = WALKED[50:58]
+        before = {name: spent.calls for name, spent in sequence.times.items()}
+        entropies = states = None
+        if with_entropies:
+            assert sequence.patcher is not None
+            entropies = sequence.patcher.extend(ids).copy()
+        if with_states:
+            sequence.store_ids(50, ids)
+            states = sequence.draft_states(8)
+            states[:] = sequence.encode(50, 8)
+        result = sequence.read(Draft(ids, entropies, states))
+        agree(result.logits, walked.logits[50:58])
+        agree(sequence.entropies, walked.entropies[:58])
+        once = {name: spent.calls - before[name] for name, spent in sequence.times.items()}
+        assert once == {"patcher": 1, "encoder": 1, "latent": once["latent"], "decoder": 1}
+        # A draft of ids that some phase has not read is refused.
+        with pytest.raises(BackendError, match="begin a new sequence"):
+            sequence.read(Draft(WALKED[58:60], entropies=np.zeros(2, np.float32)))
+
+
+def test_room_for_drafts_is_made_once(model: BltModel) -> None:
+    sequence = model.sequence()
+    room = sequence.draft_states(3)
+    assert room.shape == (3, model.manifest.model.width)
+    assert not room.any()
+    assert np.shares_memory(room, sequence.draft_states(2))
+    assert np.shares_memory(sequence.draft_states(3), room)
+    assert sequence.draft_states(4).shape[0] == 4
+
+
+def test_limits_say_what_to_do() -> None:
+    limits = SequenceLimits(prefill_chunk=4, rollback=2, max_positions=10)
+    limits.check_positions(10)
+    for said, one in (
+        (r"11 positions \(BOS included\), the model has 10; shorten it$", limits),
+        (
+            r"its engines were built for 10; shorten it, or blt-edge build --max-bytes 11$",
+            replace(limits, model_positions=11),
+        ),
+        (
+            r"its engines were built for 10; shorten it, or blt-edge build --max-bytes 11$",
+            replace(limits, model_positions=12),
+        ),
+    ):
+        with pytest.raises(PromptTooLongError, match=said):
+            one.check_positions(11)
+    with pytest.raises(PromptTooLongError, match=r"built for 10; shorten it$"):
+        replace(limits, model_positions=11).check_positions(12)
+    assert (limits.cache.rollback, limits.cache.positions, limits.cache.chunk) == (2, 10, 4)
+
+
+def test_figures_are_of_the_sequence_s_own_memory_and_time(model: BltModel) -> None:
+    sequence = model.sequence()
+    with pytest.raises(AssertionError, match="nothing was read"):
+        _ = sequence.logits
+    sequence.append(WALKED[:100])
+    own = [sequence._patch_values, sequence._states.buffer, sequence._recent_logits]
+    caches = [buffer for stage in sequence._stages.values() for buffer in stage.cache.inputs().values()]
+    assert sequence.state_bytes == sum(buffer.nbytes for buffer in own + caches)
+    assert sequence.stage_seconds == sum(spent.seconds for spent in sequence.times.values())
+    assert list(sequence.times) == ["patcher", "encoder", "latent", "decoder"]
+    # One pass more than chunks where more patches closed than fit one block.
+    chunks = -(-100 // model.limits.prefill_chunk)
+    assert [spent.calls for spent in sequence.times.values()][:2] == [chunks, chunks]
+    spent = {name: (one.calls, one.seconds) for name, one in sequence.times.items()}
+    sequence.roll_back(80)
+    for name, one in sequence.times.items():
+        assert one.calls > spent[name][0]  # read again, on top of what it had cost
+        assert one.seconds > spent[name][1]

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from blt_edge.graphs.config import ModelConfig, TransformerConfig
 from blt_edge.graphs.rope import inverse_frequencies
+from blt_edge.runtime.hashing import PRIMES
 from numpy.typing import NDArray
 
-__all__ = ["ACTIVATIONS", "NumpyBlt", "random_tensors"]
+__all__ = ["ACTIVATIONS", "NumpyBlt", "WholeText", "random_tensors"]
 
 Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
@@ -92,6 +95,36 @@ def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, Floats]:
     return tensors
 
 
+@dataclass(frozen=True, repr=False)
+class WholeText:
+    """What the model makes of a text of n ids."""
+
+    entropies: Array
+    """[n] in nats."""
+    starts: list[int]
+    """Of patches, up to n if a patch starts after the last id."""
+    states: Array
+    """[n, D] of the encoder."""
+    values: list[list[tuple[Array, Array]]]
+    """See `NumpyBlt.latent`, for the patches that are complete."""
+    logits: Array
+    """[n, 260]."""
+
+    def flat_values(self) -> Array:
+        """`values` as the latent stage hands them out: [P, V]."""
+        return np.array(
+            [
+                np.concatenate(
+                    [
+                        np.concatenate([k.transpose(1, 2, 0).ravel(), v.transpose(1, 0, 2).ravel()])
+                        for k, v in row
+                    ]
+                )
+                for row in self.values
+            ]
+        )
+
+
 class NumpyBlt:
     """The model's parts, each over a whole text."""
 
@@ -102,6 +135,38 @@ class NumpyBlt:
     def weight(self, name: str) -> Array:
         """A tensor in float64."""
         return self._tensors[f"{name}.weight"].astype(np.float64)
+
+    def whole(self, ids: NDArray[np.int64]) -> WholeText:
+        """A text from ids to logits, patched by the entropy threshold alone."""
+        rule = self.config.patching
+        others = (rule.monotonic, rule.threshold_add, rule.max_patch_length)
+        assert (rule.mode, *others) == ("entropy", False, None, None)
+        assert rule.threshold is not None
+        entropies, _ = self.patcher(ids)
+        starts = [0, 1]
+        starts += [i + 1 for i in range(1, len(ids)) if entropies[i] > rule.threshold]
+        states = self.encoder(self.embed(ids))
+        values = self.latent([states[first:last] for first, last in pairwise(starts)])
+        index = [sum(start <= i + 1 for start in starts) - 2 for i in range(len(ids))]
+        return WholeText(entropies, starts, states, values, self.decoder(states, values, index))
+
+    def embed(self, ids: NDArray[np.int64]) -> Array:
+        """Byte embeddings [n, D]: the byte's own and one for each n-gram hash that ends with it."""
+        spec = self.config.hash
+        bytes_, hashed = (
+            self.weight("model.local_encoder.embed_tokens"),
+            self.weight("model.encoder_hash_tok_embedding"),
+        )
+        rows = bytes_[ids]
+        for i in range(len(ids)):
+            for table in range(spec.functions * len(spec.group_sizes)):
+                size = spec.group_sizes[table % len(spec.group_sizes)]
+                window = ([0] * size + ids[: i + 1].tolist())[-size:]
+                prime = PRIMES[table // len(spec.group_sizes) % len(PRIMES)]
+                total = sum(value * prime**j for j, value in enumerate(window))
+                signed = (total + 2**63) % 2**64 - 2**63
+                rows[i] += hashed[table * spec.vocab + signed % spec.vocab]
+        return rows
 
     def patcher(self, ids: NDArray[np.int64]) -> tuple[Array, Array]:
         """Entropies [n] in nats and logits [n, 260]."""
