@@ -12,6 +12,7 @@ import onnxruntime
 import pytest
 from blt_edge.graphs.config import ACTIVATIONS as CONFIG_ACTIVATIONS
 from blt_edge.graphs.config import ModelConfig, parse_config
+from blt_edge.graphs.latent import PatchPooling
 from blt_edge.graphs.layers import activation
 from blt_edge.graphs.stages import OPSET, STAGE_NAMES, axis_ranges, build_stage, stage_names, stage_stack
 from blt_edge.graphs.weights import Weight, WeightPart, WeightSource
@@ -360,6 +361,30 @@ def test_latent_and_decoder_equal_plain_numpy(whole_model: Whole, cuts: list[int
     inputs = {"byte_states": states[None], "patch_index": index[None]}
     (logits,) = whole_model.run("decoder", inputs, cuts, {"patch_values": values})
     close(logits, plain.decoder(states.astype(np.float64), wanted, index.tolist()))
+
+
+def test_a_padded_patch_pools_to_small_numbers(config: ModelConfig) -> None:
+    # The mask's -1e30 would overflow in a model with larger weights.
+    width = config.encoder.width
+    patch_bytes = ir.val("patch_bytes", dtype=ir.DataType.FLOAT, shape=[1, 3, 4, width])
+    lengths = ir.val("lengths", dtype=ir.DataType.INT64, shape=[1, 3])
+    graph = ir.Graph([patch_bytes, lengths], [], nodes=[], opset_imports={"": OPSET}, name="pooling")
+    builder = GraphBuilder(graph)
+    pooled = PatchPooling(config)(builder.op, patch_bytes, lengths)
+    builder.add_output(pooled, "pooled")
+    pooled.type = ir.TensorType(ir.DataType.FLOAT)
+    model = ir.Model(graph, ir_version=10)
+    tensors = random_tensors(config)
+    for value in graph.initializers.values():
+        if isinstance(value, Weight):
+            data = value.source.assemble(tensors.__getitem__, tuple(value.shape.numpy()))
+            value.const_value = ir.tensor(data, name=value.name)
+    block = np.random.default_rng(0).normal(size=(1, 3, 4, width)).astype(np.float32)
+    proto = ir.to_proto(model).SerializeToString()
+    session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"patch_bytes": block, "lengths": np.array([[2, 0, 4]])})
+    assert found.shape == (1, 3, config.cross_attn_k * width)
+    assert np.abs(found).max() < 100
 
 
 @pytest.mark.parametrize("name", sorted(set(CONFIG_ACTIVATIONS.values())))

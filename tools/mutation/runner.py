@@ -57,15 +57,15 @@ class Baseline:
     """Processor time by test, its fixtures included."""
     lines: dict[str, list[int]] = field(default_factory=dict)
     """The module's lines by test."""
+    imported: list[int] = field(default_factory=list)
+    """The module's lines that run when it is imported."""
 
     def tests_for(self, mutant: Mutant) -> list[str]:
         """The tests that run the mutant's statement, the fast ones first; one file's tests stay together."""
         wanted = set(mutant.lines)
-        tests = [
-            test
-            for test, lines in self.lines.items()
-            if lines and (mutant.at_import or not wanted.isdisjoint(lines))
-        ]
+        # What runs when the module is imported is before any test, and for all of them.
+        early = mutant.at_import or not wanted.isdisjoint(self.imported)
+        tests = [test for test, lines in self.lines.items() if early or not wanted.isdisjoint(lines)]
 
         def order(test: str) -> tuple[int, str, float]:
             seconds = self.seconds[test]
@@ -123,9 +123,17 @@ class _Watch:
         self._fixtures: dict[str, tuple[float, set[int]]] = {}
         self.seconds: dict[str, float] = {}
         self.lines: dict[str, list[int]] = {}
+        self.imported: set[int] = set()
         self.failed = ""
 
+    def begin(self) -> None:
+        """Trace imports, of which some come before any of pytest's hooks."""
+        if self._traced:
+            sys.settrace(self._trace)
+
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        sys.settrace(None)
+        self.imported = self._lines
         places = self._places
         if places is not None:
             items[:] = sorted(
@@ -193,6 +201,7 @@ def _pytest(files: Iterable[str], watch: _Watch, folder: Path) -> int:
         "ignore::pytest.PytestAssertRewriteWarning",
     ]
     options += ["-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
+    watch.begin()
     return int(pytest.main([*options, *files], plugins=[watch]))
 
 
@@ -257,11 +266,13 @@ def measure(path: Path, files: list[str]) -> Baseline:
         def tests(folder: Path) -> dict[str, Any]:
             watch = _Watch(None, {}, traced)
             status = _pytest(files, watch, folder / "t")
-            return {"status": status, "failed": watch.failed, "seconds": watch.seconds, "lines": watch.lines}
+            answer = {"status": status, "failed": watch.failed, "seconds": watch.seconds}
+            return {**answer, "lines": watch.lines, "imported": sorted(watch.imported)}
 
         return tests
 
-    return Baseline(_alone(work(None))["seconds"], _alone(work(path))["lines"])
+    traced = _alone(work(path))
+    return Baseline(_alone(work(None))["seconds"], traced["lines"], traced["imported"])
 
 
 def run(
