@@ -473,7 +473,10 @@ def test_a_graph_says_what_it_takes_and_gives(config: ModelConfig) -> None:
                 assert name.startswith(f"{stage}.")
                 assert name.endswith(".weight")
                 assert value.dtype == ir.DataType.FLOAT
-        assert (model.ir_version, dict(model.graph.opset_imports)) == (10, {"": OPSET})
+        assert (model.ir_version, dict(model.graph.opset_imports)) == (10, {"": 20})
+        assert model.producer_name == "blt-edge"
+        (name,) = (name for name in model.graph.initializers if "rotary" in name)
+        assert name.endswith(".rotary_emb.inv_freq")
         onnx.checker.check_model(ir.to_proto(bare(model)), full_check=False)
 
 

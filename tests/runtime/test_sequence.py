@@ -320,3 +320,43 @@ def test_figures_are_of_the_sequence_s_own_memory_and_time(model: BltModel) -> N
     for name, one in sequence.times.items():
         assert one.calls > spent[name][0]  # read again, on top of what it had cost
         assert one.seconds > spent[name][1]
+
+
+def test_a_short_text_can_be_taken_back_to_its_beginning(model: BltModel, walked: WholeText) -> None:
+    sequence = model.sequence()
+    for length in range(2, ROLLBACK + 2):
+        sequence.append(WALKED[sequence.length : length])
+        calls = [spent.calls for spent in sequence.times.values()]
+        sequence.roll_back(length - 1)
+        assert sequence.length == 1
+        assert [spent.calls for spent in sequence.times.values()] == calls
+        agree(sequence.logits, walked.logits[0])
+
+
+def test_observers_are_told_of_every_stage(model: BltModel) -> None:
+    told: dict[str, list[int]] = {}
+    sequence = Sequence(
+        model.manifest,
+        model._backends,
+        model._table,
+        model.limits,
+        (lambda stage, began, seconds, rows: told.setdefault(stage, []).append(rows),),
+    )
+    sequence.append(WALKED[:40])
+    chunks = [16, 16, 8]
+    assert told["patcher"] == told["encoder"] == told["decoder"] == chunks
+    assert sum(told["latent"]) == sequence.patches_closed
+    assert set(told) == set(sequence.times)
+    sequence.roll_back(39)
+    assert told["decoder"] == [*chunks, 1]
+
+
+def test_the_patcher_s_logits_are_those_of_the_last_ids(tiny_bundle: Path, model: BltModel) -> None:
+    checkpoint = tiny_bundle.parent / "checkpoint"
+    config = parse_config(json.loads((checkpoint / "config.json").read_text()))
+    entropies, logits = NumpyBlt(config, load_file(checkpoint / "model.safetensors")).patcher(WALKED[:30])
+    patcher = model.sequence().patcher
+    assert patcher is not None
+    for first, last in ((0, 9), (9, 10), (10, 26), (26, 30)):
+        agree(patcher.extend(WALKED[first:last]), entropies[first:last])
+        agree(patcher.last_logits, logits[first:last])
