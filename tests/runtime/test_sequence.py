@@ -12,6 +12,7 @@ import pytest
 from blt_edge.graphs.config import parse_config
 from blt_edge.runtime import BackendError, BltModel, OptionError, PromptTooLongError, Sequence
 from blt_edge.runtime.backends.memory import HOST
+from blt_edge.runtime.patching import PatchingRule
 from blt_edge.runtime.sequence import Draft, SequenceLimits, _ByteStates, _patch_group
 from blt_edge.runtime.vocabulary import encode
 from hypothesis import given, settings
@@ -114,9 +115,9 @@ def test_memory_does_not_grow_with_the_text_but_for_the_global_cache(tiny_bundle
     sequence = model.sequence()
     data = bytes(np.random.default_rng(0).integers(32, 127, 380, dtype=np.uint8))
     sequence.append(encode(data[:200]))
-    before = sequence._encoder.cache.bytes, sequence._decoder.cache.bytes
+    before = sequence.state_bytes - sequence._latent.cache.bytes
     sequence.append(encode(data[200:])[1:])
-    assert (sequence._encoder.cache.bytes, sequence._decoder.cache.bytes) == before
+    assert sequence.state_bytes - sequence._latent.cache.bytes == before
 
 
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=60), budget=st.integers(1, 600))
@@ -158,11 +159,16 @@ WALKED = encode(
 
 
 @pytest.fixture(scope="module")
-def walked(tiny_bundle: Path) -> WholeText:
-    """The text by plain numpy from the checkpoint's tensors: none of the runtime's code is in it."""
+def plain(tiny_bundle: Path) -> NumpyBlt:
+    """The model in plain numpy from the checkpoint's tensors: none of the runtime's code is in it."""
     checkpoint = tiny_bundle.parent / "checkpoint"
     config = parse_config(json.loads((checkpoint / "config.json").read_text()))
-    return NumpyBlt(config, load_file(checkpoint / "model.safetensors")).whole(WALKED)
+    return NumpyBlt(config, load_file(checkpoint / "model.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def walked(plain: NumpyBlt) -> WholeText:
+    return plain.whole(WALKED)
 
 
 def agree(found: Any, wanted: Any) -> None:
@@ -351,12 +357,25 @@ def test_observers_are_told_of_every_stage(model: BltModel) -> None:
     assert told["decoder"] == [*chunks, 1]
 
 
-def test_the_patcher_s_logits_are_those_of_the_last_ids(tiny_bundle: Path, model: BltModel) -> None:
-    checkpoint = tiny_bundle.parent / "checkpoint"
-    config = parse_config(json.loads((checkpoint / "config.json").read_text()))
-    entropies, logits = NumpyBlt(config, load_file(checkpoint / "model.safetensors")).patcher(WALKED[:30])
+def test_the_patcher_s_logits_are_those_of_the_last_ids(model: BltModel, plain: NumpyBlt) -> None:
+    entropies, logits = plain.patcher(WALKED[:30])
     patcher = model.sequence().patcher
     assert patcher is not None
     for first, last in ((0, 9), (9, 10), (10, 26), (26, 30)):
         agree(patcher.extend(WALKED[first:last]), entropies[first:last])
         agree(patcher.last_logits, logits[first:last])
+
+
+def test_a_rule_without_entropies_needs_no_patcher(model: BltModel, plain: NumpyBlt) -> None:
+    rule = PatchingRule("static", patch_size=3)
+    manifest = replace(model.manifest, patching=rule)
+    backends = {name: backend for name, backend in model._backends.items() if name != "patcher"}
+    sequence = Sequence(manifest, backends, model._table, model.limits)
+    wanted = plain.whole(WALKED[:70], [0, *range(1, 71, 3)])
+    assert list(sequence.times) == ["encoder", "latent", "decoder"]
+    results = sequence.append(WALKED[:70])
+    assert [result.entropies for result in results] == [None] * 5
+    assert sequence.entropies is None
+    agree(np.concatenate([result.logits for result in results]), wanted.logits)
+    sequence.roll_back(5)
+    agree(sequence.append(WALKED[65:70])[0].logits, wanted.logits[65:])

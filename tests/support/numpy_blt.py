@@ -136,15 +136,16 @@ class NumpyBlt:
         """A tensor in float64."""
         return self._tensors[f"{name}.weight"].astype(np.float64)
 
-    def whole(self, ids: NDArray[np.int64]) -> WholeText:
-        """A text from ids to logits, patched by the entropy threshold alone."""
-        rule = self.config.patching
-        others = (rule.monotonic, rule.threshold_add, rule.max_patch_length)
-        assert (rule.mode, *others) == ("entropy", False, None, None)
-        assert rule.threshold is not None
+    def whole(self, ids: NDArray[np.int64], starts: list[int] | None = None) -> WholeText:
+        """A text from ids to logits; without `starts` of patches, the entropy threshold decides them."""
         entropies, _ = self.patcher(ids)
-        starts = [0, 1]
-        starts += [i + 1 for i in range(1, len(ids)) if entropies[i] > rule.threshold]
+        if starts is None:
+            rule = self.config.patching
+            others = (rule.monotonic, rule.threshold_add, rule.max_patch_length)
+            assert (rule.mode, *others) == ("entropy", False, None, None)
+            assert rule.threshold is not None
+            starts = [0, 1]
+            starts += [i + 1 for i in range(1, len(ids)) if entropies[i] > rule.threshold]
         states = self.encoder(self.embed(ids))
         values = self.latent([states[first:last] for first, last in pairwise(starts)])
         index = [sum(start <= i + 1 for start in starts) - 2 for i in range(len(ids))]
