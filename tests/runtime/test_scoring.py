@@ -20,6 +20,7 @@ TABLE = np.random.default_rng(0).normal(size=(260, 260)).astype(np.float32) * 4
 # So large that their exponentials are infinite, and so small that they are 0.
 TABLE[4 + ord("x")] += 5000
 TABLE[4 + ord("y")] -= 5000
+TABLE[4 + ord("z"), 4 + ord("z")] += 5000
 
 
 class ScriptedSequence:
