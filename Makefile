@@ -1,8 +1,9 @@
-# make demo   export, validate and run the bundled demo model; no torch
-# make test   everything that must hold before a change lands: lint, format, types, tests
-# make matrix every Python and version that is claimed, tried; writes docs/compatibility.md (half an hour);
-#             make matrix ONLY=corners tries three of them
-# make bench  measurements behind the README's figures (minutes; best on a quiet machine)
+# make demo     export, validate and run the bundled demo model; no torch
+# make test     everything that must hold before a change lands: lint, format, types, tests
+# make matrix   every Python and version that is claimed, tried; writes docs/compatibility.md (half an hour);
+#               make matrix ONLY=corners tries three of them
+# make mutants  whether the tests notice small wrong changes of runtime and graphs (an hour)
+# make bench    measurements behind the README's figures (minutes; best on a quiet machine)
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +12,7 @@ DEMO := demo-bundle
 FOLDERS := runtime graphs export calibration tools
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types pytest matrix bench clean
+.PHONY: demo test lint types pytest matrix mutants bench clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate
@@ -37,6 +38,9 @@ pytest: $(VENV)/.installed-test
 
 matrix: $(VENV)/.installed-test
 	$(BIN)/python -m blt_edge.tools.matrix $(if $(ONLY),--only '$(ONLY)',--page docs/compatibility.md)
+
+mutants: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m blt_edge.tools.mutation --jobs 2
 
 bench: $(VENV)/.installed-test
 	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate -q

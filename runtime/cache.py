@@ -95,8 +95,7 @@ class RingCache:
         growth: float = 1.5,
     ) -> None:
         self._window = window
-        wanted = limit if window is None else window - 1 + rollback
-        self._largest = max(1, min(limit, wanted))
+        self._largest = limit if window is None else min(limit, window - 1 + rollback)
         self._growth = growth
         self.length = 0
         self._oldest = 0  # every position from here to length is in the ring
@@ -190,7 +189,6 @@ class RingCache:
         """Forget positions from `length` on; the caller has asked `can_roll_back`."""
         self.positions[self.positions >= length] = -1
         self.length = length
-        self._oldest = min(self._oldest, length)
 
     def place(self, first: int, keys_values: Floats) -> None:
         """See StageCache.place."""
@@ -229,7 +227,7 @@ class OrderedCache:
         self._window = window
         self._kept = limit if window is None else window - 1 + rollback
         most = limit if window is None else self._kept + max(_SLIDE, chunk)
-        self._largest = max(1, min(limit, most))
+        self._largest = min(limit, most)
         self.length = 0
         self.generation = 0
         self.binding: Any = None
@@ -303,7 +301,6 @@ class OrderedCache:
         """See StageCache.place."""
         end = first + keys_values.shape[3]
         self.length = self._base = max(first, end - self._kept)
-        count = end - self._base
-        self.reserve(count)
-        self.buffer[:, :, :, :count] = keys_values[:, :, :, -count:]
+        self.reserve(end - self._base)
+        self.buffer[:, :, :, : end - self._base] = keys_values[:, :, :, self._base - first :]
         self.length = end

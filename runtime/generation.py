@@ -241,7 +241,7 @@ class _Generation:
         sequence = self._sequence
         if not self._kept:
             if stopped:  # figures are of the text alone, if the last round has read on behind it
-                sequence.roll_back(max(0, sequence.length - len(self._prompt) - self._new_bytes))
+                sequence.roll_back(sequence.length - len(self._prompt) - self._new_bytes)
             return
         if not self._length:
             return  # cancelled inside the prompt

@@ -55,7 +55,7 @@ def score(
     """
     size = model.manifest.model.trained_context if context is None else context
     most = model.limits.max_positions
-    if isinstance(size, bool) or not isinstance(size, int) or not 2 <= size <= most:
+    if not isinstance(size, int) or not 2 <= size <= most:
         raise OptionError(f"context: got {size!r}, a whole number from 2 to {most} is needed")
     if not data:
         raise OptionError("there is nothing to score: the text is empty")
@@ -85,7 +85,7 @@ def _score_window(model: BltModel, window: bytes) -> tuple[float, int]:
 
 def _bits(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> float:
     wide = logits.astype(np.float64)
-    top = wide.max(axis=1, keepdims=True) if len(wide) else wide
-    log_sum = np.log(np.exp(wide - top).sum(axis=1)) + top[:, 0] if len(wide) else np.zeros(0)
+    top = wide.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(wide - top).sum(axis=1)) + top[:, 0]
     picked = wide[np.arange(len(targets)), targets]
     return float((log_sum - picked).sum() / np.log(2.0))

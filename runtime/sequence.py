@@ -361,9 +361,7 @@ class Sequence:
         closed = len(self.boundaries.starts) - 1
         for name, stage in self._stages.items():
             stage.cache.roll_back(closed if name == "latent" else length)
-        self._oldest_patch = min(self._oldest_patch, closed)
         self._states.roll_back(length)
-        self._oldest_logits = min(self._oldest_logits, length)
         self.length = length
 
     def _can_roll_back(self, length: int) -> bool:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from blt_edge.runtime.cache import OrderedCache, RingCache
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -148,8 +146,193 @@ def write_small(cache: OrderedCache) -> None:
     cache.advance({}, 1)
 
 
+Cache = RingCache | OrderedCache
+
+
+def read_in(cache: Cache, count: int) -> None:
+    """One call over `count` new positions, as a stage makes it."""
+    if isinstance(cache, OrderedCache):
+        write(cache, count)
+        return
+    cache.reserve(count)
+    cache.prepare({}, count)
+    cache.advance({"new_kv": entries(cache.length, count)}, count)
+
+
+def slots_of(cache: Cache) -> np.ndarray:
+    """The slot of each position up to the cache's length, -1 where it has none: as a graph finds it."""
+    slots = np.full(cache.length, -1)
+    if isinstance(cache, RingCache):
+        (held,) = cache.inputs()["past_positions"]
+        assert held.max(initial=-1) < cache.length
+        full = np.flatnonzero(held >= 0)
+        assert len(np.unique(held[full])) == len(full)
+        slots[held[full]] = full
+    else:
+        told = {"past_length": np.zeros(1, np.int32), "total_length": np.zeros((), np.int32)}
+        cache.prepare(told, 5)
+        end = int(told["total_length"]) - 5
+        slots[cache.length - end :] = np.arange(end)
+    return slots
+
+
+def present(cache: Cache) -> np.ndarray:
+    """Whether each position up to the cache's length is in it with its own keys and values."""
+    inputs, slots = cache.inputs(), slots_of(cache)
+    names = ["past.0.key", "past.0.value", "past.1.key", "past.1.value"]
+    assert [name for name in inputs if name != "past_positions"] == names
+    found = np.stack([inputs[name] for name in names])[:, :, :, slots]
+    right = (found == entries(0, cache.length)).all(axis=(0, 1, 2, 4))
+    return np.asarray(right & (slots >= 0))
+
+
+def check_claims(cache: Cache, window: int | None, furthest: int, rollback: int) -> None:
+    """Everything that an earlier length would see is there where the cache says so, and only there."""
+    missing = np.concatenate([[0], np.cumsum(~present(cache))])
+    for length in range(cache.length + 1):
+        first = 0 if window is None else max(0, length - window + 1)
+        whole, claimed = missing[length] == missing[first], cache.can_roll_back(length)
+        assert whole or not claimed
+        assert claimed or not whole or first == length  # there is nothing to be there
+        assert claimed or furthest - length > rollback
+
+
+@settings(max_examples=150)
 @given(
-    ordered=st.booleans(),
+    layout=st.sampled_from([RingCache, OrderedCache]),
+    window=st.one_of(st.integers(1, 12), st.integers(100, 300), st.none()),
+    rollback=st.integers(0, 20),
+    chunk=st.one_of(st.integers(1, 20), st.integers(90, 300)),
+    limit=st.sampled_from([700, 1500, 1, 64, 65]),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["read a chunk", "read", "back", "back as far as possible"]), st.integers(1, 30)
+        ),
+        min_size=4,
+        max_size=25,
+    ),
+)
+def test_a_cache_holds_what_it_says_and_says_what_it_holds(
+    layout: type[Cache],
+    window: int | None,
+    rollback: int,
+    chunk: int,
+    limit: int,
+    steps: list[tuple[str, int]],
+) -> None:
+    more = {"chunk": chunk} if layout is OrderedCache else {}
+    cache: Cache = layout(2, 2, 3, window=window, rollback=rollback, limit=limit, **more)
+    length = furthest = 0
+    for step, count in steps:
+        generation, buffers = cache.generation, cache.inputs()
+        cache.binding = binding = object()
+        if step.startswith("read"):
+            count = min(chunk if step == "read a chunk" else count, chunk, limit - length)
+            if count:
+                read_in(cache, count)
+            length += count
+            furthest = max(furthest, length)
+        elif step == "back":
+            length = max(0, length - count)
+            if not cache.can_roll_back(length):
+                length = cache.length
+            cache.roll_back(length)
+        else:
+            length = next(back for back in range(length + 1) if cache.can_roll_back(back))
+            cache.roll_back(length)
+        # 1. Whoever bound the buffers binds anew when they are others, and only then.
+        pairs = zip(cache.inputs().values(), buffers.values(), strict=True)
+        same = all(now.ctypes.data == before.ctypes.data for now, before in pairs)
+        assert same == (cache.generation == generation) == (cache.binding is binding)
+        # 2. It takes the memory that its buffers have, and no more than a full window needs.
+        assert cache.length == length
+        assert cache.bytes == sum(buffer.nbytes for buffer in cache.inputs().values())
+        assert cache.capacity == cache.inputs()["past.0.key"].shape[2]
+        assert 0 < cache.capacity <= limit
+        if window is not None:
+            spare = max(64, chunk) if layout is OrderedCache else 0
+            assert cache.capacity <= max(1, window - 1 + rollback + spare)
+        # 3. What every earlier length would see is there exactly if it says so.
+        check_claims(cache, window, furthest, rollback)
+
+
+@pytest.mark.parametrize("growth", [1.5, 1.1, 3.0])
+def test_an_endless_ring_grows_by_its_factor(growth: float) -> None:
+    cache = RingCache(1, 1, 2, window=None, rollback=0, limit=1000, first_capacity=10, growth=growth)
+    capacities = [cache.capacity]
+    for position in range(1000):
+        cache.reserve(1)
+        cache.append(np.zeros((2, 1, 1, 1, 2), np.float32))
+        if cache.capacity != capacities[-1]:
+            # Not before it has to, and once it does by enough that copying costs little in all.
+            assert position == capacities[-1]
+            assert cache.capacity == min(1000, max(position + 1, int(growth * capacities[-1])))
+            capacities.append(cache.capacity)
+    assert capacities[0] == 10
+    assert cache.generation == len(capacities) - 1
+
+
+def test_an_endless_ordered_cache_grows_by_half() -> None:
+    cache = OrderedCache(1, 1, 2, window=None, rollback=0, limit=1000, chunk=1)
+    capacities = [cache.capacity]
+    for position in range(1000):
+        write_small(cache)
+        if cache.capacity != capacities[-1]:
+            assert position == capacities[-1]
+            assert cache.capacity == min(1000, capacities[-1] + capacities[-1] // 2)
+            capacities.append(cache.capacity)
+    assert cache.capacity == 1000
+
+
+@pytest.mark.parametrize("layout", [RingCache, OrderedCache])
+def test_room_for_many_positions_is_made_at_once(layout: type[Cache]) -> None:
+    more = {"chunk": 700} if layout is OrderedCache else {}
+    cache: Cache = layout(1, 1, 2, window=None, rollback=0, limit=2000, **more)
+    # What nothing was written to is masked, and times 0 it must be 0.
+    assert not any(buffer.any() for name, buffer in cache.inputs().items() if name != "past_positions")
+    cache.reserve(700)
+    assert (cache.capacity, cache.generation, cache.length) == (700, 1, 0)
+    cache.reserve(700)
+    assert cache.generation == 1
+    assert not any(buffer.any() for name, buffer in cache.inputs().items() if name != "past_positions")
+
+
+@pytest.mark.parametrize("chunk", [16, 300])
+def test_an_ordered_window_moves_when_reading_past_costs_as_much(chunk: int) -> None:
+    cache = OrderedCache(2, 2, 3, window=100, rollback=20, limit=10**6, chunk=chunk)
+    moved = []
+    for _ in range(1000):
+        before = slots_of(cache)
+        write(cache, 1)
+        if len(before) and slots_of(cache)[len(before) - 1] != before[-1]:
+            moved.append(cache.length - 1)
+            assert (slots_of(cache)[:-1] >= 0).sum() == 119
+    # 119 kept positions and 64 more.
+    assert moved == list(range(119 + 64, 1000, 64))
+
+
+@pytest.mark.parametrize("before", [10, 11, 50, 72])
+def test_a_call_that_does_not_fit_moves_an_ordered_window(before: int) -> None:
+    # 9 positions stay, so 10 and 100 are one too many for 9 + 100.
+    cache = OrderedCache(2, 2, 3, window=10, rollback=0, limit=10**6, chunk=100)
+    write(cache, before)
+    for count in (100, 1, 100, 99, 100):
+        write(cache, count)
+        assert cache.capacity <= 109
+        check_claims(cache, 10, cache.length, 0)
+
+
+def test_a_ring_for_a_window_of_one_has_a_slot() -> None:
+    cache = RingCache(2, 2, 3, window=1, rollback=0, limit=100, first_capacity=0)
+    assert cache.capacity == 1
+    for count in (1, 3, 1):
+        read_in(cache, count)
+    assert cache.capacity == 1
+    assert slots_of(cache).tolist() == [-1, -1, -1, -1, 0]
+
+
+@given(
+    layout=st.sampled_from([RingCache, OrderedCache]),
     window=st.one_of(st.none(), st.integers(1, 40)),
     rollback=st.integers(0, 20),
     first=st.integers(0, 60),
@@ -157,45 +340,26 @@ def write_small(cache: OrderedCache) -> None:
     steps=st.lists(st.integers(1, 50), max_size=6),
 )
 def test_a_cache_goes_on_from_where_it_is_placed(
-    ordered: bool, window: int | None, rollback: int, first: int, held: int, steps: list[int]
+    layout: type[Cache], window: int | None, rollback: int, first: int, held: int, steps: list[int]
 ) -> None:
     if window is None:
         first = 0  # without a window everything is seen, so nothing may be missing
-    limits: dict[str, Any] = {"window": window, "rollback": rollback, "limit": 600}
-    cache = OrderedCache(2, 2, 3, chunk=50, **limits) if ordered else RingCache(2, 2, 3, **limits)
-    generation = cache.generation
-    used, before = entries(0, 5), cache.inputs()["past.0.key"]
-    cache.reserve(5)
-    run(cache, used)
+    more = {"chunk": 50} if layout is OrderedCache else {}
+    cache: Cache = layout(2, 2, 3, window=window, rollback=rollback, limit=600, **more)
+    generation, before = cache.generation, cache.inputs()["past.0.key"]
+    read_in(cache, 5)
     cache.place(first, entries(first, held))
-    assert cache.generation > generation or cache.inputs()["past.0.key"].shape == before.shape
+    # Whoever bound the old buffers is told of new ones.
+    assert cache.generation > generation or cache.inputs()["past.0.key"].base is before.base
     length = first + held
     for count in (0, *steps):
         if count:
-            cache.reserve(count)
-            run(cache, entries(length, count))
-            length += count
-        oldest = max(first, 0 if window is None else length - window + 1)
+            read_in(cache, count)
+        length += count
         assert cache.length == length
-        for position in range(oldest, length):
-            np.testing.assert_array_equal(held_at(cache, position), entries(position, 1)[:, :, :, 0])
-        if window is not None and length - first >= window - 1:
-            assert cache.can_roll_back(length)
-        assert not cache.can_roll_back(first) or window == 1 or first == 0 or held > 1
-
-
-def run(cache: OrderedCache | RingCache, new: np.ndarray) -> None:
-    """As a run of the graph does."""
-    count = new.shape[3]
-    if isinstance(cache, OrderedCache):
-        start = cache.length - cache._base
-        cache.buffer[:, :, :, start : start + count] = new
-    cache.advance({"new_kv": new}, count)
-
-
-def held_at(cache: OrderedCache | RingCache, position: int) -> np.ndarray:
-    """Keys and values of a position."""
-    if isinstance(cache, OrderedCache):
-        return cache.buffer[:, :, :, position - cache._base]
-    (slot,) = np.flatnonzero(cache.positions[0] == position)
-    return cache.buffer[:, :, :, slot]
+        seen = first if window is None else max(first, length - window + 1)
+        assert present(cache)[seen:].all()
+        assert not present(cache)[:first].any()
+    if window is not None and held >= window - 1 + rollback:
+        cache.place(first, entries(first, held))
+        assert cache.can_roll_back(first + held - rollback)

@@ -173,3 +173,16 @@ def test_dimensions() -> None:
 def test_impossible_specifications_are_refused(fields: tuple[object, int, int], said: str) -> None:
     with pytest.raises(OptionError, match=said):
         HashSpec(*fields)  # type: ignore[arg-type]
+
+
+def test_the_last_row_may_be_the_last_int64() -> None:
+    assert HashSpec((1,), 1, 2**63 - 1).vocab == 2**63 - 1
+    assert HashSpec((1, 1, 1), 1, 2**62 // 2).tables == 3
+    for functions, vocab in ((2, 2**62), (1, 2**63)):
+        with pytest.raises(OptionError, match="more than int64 can index"):
+            HashSpec((1,), functions, vocab)
+
+
+def test_numbers_of_numpy_become_python_s_own() -> None:
+    spec = HashSpec((np.int64(3),), np.int64(2), np.int64(10))  # type: ignore[arg-type]
+    assert [type(value) for value in (*spec.group_sizes, spec.functions, spec.vocab)] == [int] * 3

@@ -240,6 +240,14 @@ def test_spaces_by_hand() -> None:
     ]  # fmt: skip
 
 
+def test_what_is_like_a_space() -> None:
+    letters = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    for byte in range(256):
+        boundaries = PatchBoundaries(PatchingRule("space"))
+        boundaries.extend(encode(bytes([ord("a"), byte])))
+        assert (3 in boundaries.starts) == (byte not in letters and not 0x80 <= byte < 0xC0)
+
+
 def test_special_ids_end_a_patch_in_space_mode() -> None:
     boundaries = PatchBoundaries(PatchingRule("space"))
     boundaries.extend(np.array([1, 101, 2, 2, 101, 36, 1], dtype=np.int64))

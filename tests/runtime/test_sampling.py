@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,12 @@ def test_equals_are_kept_together_by_top_k_and_in_order_by_top_p() -> None:
     assert np.flatnonzero(kept).tolist() == [10, 20, 30, 40]
     kept = probabilities(logits, GenerationOptions(temperature=1.0, top_p=0.6))
     assert np.flatnonzero(kept).tolist() == [10, 40]
+    # Among many equals as well, the lower ids come first.
+    for levels in (1, 2, 5):
+        logits = (np.arange(260) % levels).astype(np.float32) * 20
+        kept = probabilities(logits, GenerationOptions(temperature=1.0, top_p=0.3))
+        best = [number for number in range(2, 260) if number % levels == levels - 1 and number != 3]
+        assert np.flatnonzero(kept).tolist() == best[: math.ceil(0.3 * len(best))]
 
 
 @pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-30])
@@ -259,6 +266,9 @@ def test_nothing_of_probability_zero_is_ever_drawn() -> None:
     last = float(np.nextafter(1.0, 0.0))
     drawn = [draw(distribution, u) for u in (0.0, 0.0999, 0.1001, 0.2999, 0.3001, last, 1.0)]
     assert drawn == [5, 5, 6, 6, 250, 250, 250]
+    # The ids share [0, 1) out without gap: a number on an edge is the later id's.
+    halves = np.array([0.5, 0.0, 0.25, 0.25])
+    assert [draw(halves, u) for u in (0.0, np.nextafter(0.5, 0.0), 0.5, 0.75)] == [0, 0, 2, 3]
 
 
 def test_seen_ids_are_counted() -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from blt_edge.runtime import BltModel, OptionError, PromptTooLongError, Sequence
+from blt_edge.graphs.config import parse_config
+from blt_edge.runtime import BackendError, BltModel, OptionError, PromptTooLongError, Sequence
 from blt_edge.runtime.backends.memory import HOST
-from blt_edge.runtime.sequence import _ByteStates, _patch_group
+from blt_edge.runtime.patching import PatchingRule
+from blt_edge.runtime.sequence import Draft, SequenceLimits, _ByteStates, _patch_group
 from blt_edge.runtime.vocabulary import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file
+from support.numpy_stages import NumpyBlt, WholeText
 
 ROLLBACK = 12
 
@@ -108,9 +115,9 @@ def test_memory_does_not_grow_with_the_text_but_for_the_global_cache(tiny_bundle
     sequence = model.sequence()
     data = bytes(np.random.default_rng(0).integers(32, 127, 380, dtype=np.uint8))
     sequence.append(encode(data[:200]))
-    before = sequence._encoder.cache.bytes, sequence._decoder.cache.bytes
+    before = sequence.state_bytes - sequence._latent.cache.bytes
     sequence.append(encode(data[200:])[1:])
-    assert (sequence._encoder.cache.bytes, sequence._decoder.cache.bytes) == before
+    assert sequence.state_bytes - sequence._latent.cache.bytes == before
 
 
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=60), budget=st.integers(1, 600))
@@ -138,3 +145,237 @@ def test_byte_states_are_slices_of_all_states(steps: list[tuple[int, int, int]])
         store.roll_back(length)
         truth = truth[:length]
         np.testing.assert_array_equal(store.get(store.base, length), truth[store.base :])
+
+
+# Words, characters of several bytes, long runs without a boundary, and every byte.
+WALKED = encode(
+    (
+        b"Once upon a time there was a caf\xc3\xa9; " * 3
+        + "中文字 ".encode() * 4
+        + b"\x00" * 40
+        + bytes(range(256))
+    )[:340]
+)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_bundle: Path) -> NumpyBlt:
+    """The model in plain numpy from the checkpoint's tensors: none of the runtime's code is in it."""
+    checkpoint = tiny_bundle.parent / "checkpoint"
+    config = parse_config(json.loads((checkpoint / "config.json").read_text()))
+    return NumpyBlt(config, load_file(checkpoint / "model.safetensors"))
+
+
+@pytest.fixture(scope="module")
+def walked(plain: NumpyBlt) -> WholeText:
+    return plain.whole(WALKED)
+
+
+def agree(found: Any, wanted: Any) -> None:
+    wanted = np.asarray(wanted)
+    assert found.shape == wanted.shape
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=5e-5 * max(1.0, np.abs(wanted).max(initial=0)))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    chunk=st.sampled_from([1, 3, 16, 64]),
+    rollback=st.sampled_from([0, 1, 5, 30]),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["append", "append", "read", "back", "back within the limit"]),
+            st.one_of(st.integers(1, 9), st.integers(1, 200)),
+        ),
+        min_size=1,
+        max_size=10,
+    ),
+)
+def test_every_result_on_any_walk_is_plain_numpy_s(
+    model: BltModel, walked: WholeText, chunk: int, rollback: int, steps: list[tuple[str, int]]
+) -> None:
+    limits = replace(model.limits, prefill_chunk=chunk, rollback=rollback)
+    sequence = BltModel(model.manifest, model._backends, model._table, limits, model.path).sequence()
+    length = furthest = 0  # furthest: since the text was last read again
+    values = walked.flat_values()
+    for step, count in steps:
+        if step.startswith("back"):
+            if length:
+                count = min(count, length - 1, rollback if step == "back within the limit" else length)
+                calls = {name: spent.calls for name, spent in sequence.times.items()}
+                sequence.roll_back(count)
+                length -= count
+                again = {name: spent.calls for name, spent in sequence.times.items()} != calls
+                assert not again or furthest - length > rollback
+                furthest = length if again else furthest
+        else:
+            count = min(count, len(WALKED) - length)
+            ids, first = WALKED[length : length + count], length
+            if step == "read":
+                ids = ids[:chunk]
+                results = [sequence.read(Draft(ids))] if len(ids) else []
+            else:
+                results = sequence.append(ids)
+            length += len(ids)
+            furthest = max(furthest, length)
+            assert [len(result.logits) for result in results] == [
+                min(chunk, length - start) for start in range(first, length, chunk)
+            ]
+            if results:
+                agree(np.concatenate([result.logits for result in results]), walked.logits[first:length])
+                agree(np.concatenate([result.byte_states for result in results]), walked.states[first:length])
+                agree(
+                    np.concatenate([result.entropies for result in results]), walked.entropies[first:length]
+                )  # type: ignore[misc]
+                closed = [start for start in walked.starts if first < start <= length]
+                assert sum(len(result.closed) for result in results) == len(closed)
+                last = results[-1].closed
+                agree(sequence.patch_values(last), values[last.start : last.stop])
+        # Whatever happened: what is said of the text is right.
+        assert sequence.length == length
+        assert sequence.ids.tolist() == WALKED[:length].tolist()
+        assert sequence.boundaries.starts == [start for start in walked.starts if start <= length]
+        assert sequence.patches_closed == len(sequence.boundaries.starts) - 1
+        agree(sequence.entropies, walked.entropies[:length])
+        if length:
+            agree(sequence.logits, walked.logits[length - 1])
+
+
+def test_a_sequence_out_of_step_is_refused(model: BltModel) -> None:
+    ids = encode(b"some text to read")
+    for ahead in ("patcher", "encoder", "latent", "decoder", "boundaries"):
+        sequence = model.sequence()
+        sequence.append(ids)
+        if ahead == "boundaries":
+            sequence.boundaries.extend(np.array([70]), np.zeros(1, np.float32))
+        else:
+            sequence._stages[ahead].cache.length += 1
+        with pytest.raises(BackendError, match="begin a new sequence"):
+            sequence.read(Draft(np.array([70])))
+
+
+def test_a_draft_brings_what_was_computed_of_it(model: BltModel, walked: WholeText) -> None:
+    for with_entropies, with_states in ((True, False), (False, True), (True, True)):
+        sequence = model.sequence()
+        sequence.append(WALKED[:50])
+        ids = WALKED[50:58]
+        before = {name: spent.calls for name, spent in sequence.times.items()}
+        entropies = states = None
+        if with_entropies:
+            assert sequence.patcher is not None
+            entropies = sequence.patcher.extend(ids).copy()
+        if with_states:
+            sequence.store_ids(50, ids)
+            states = sequence.draft_states(8)
+            states[:] = sequence.encode(50, 8)
+        result = sequence.read(Draft(ids, entropies, states))
+        agree(result.logits, walked.logits[50:58])
+        agree(sequence.entropies, walked.entropies[:58])
+        once = {name: spent.calls - before[name] for name, spent in sequence.times.items()}
+        assert once == {"patcher": 1, "encoder": 1, "latent": once["latent"], "decoder": 1}
+        # A draft of ids that some phase has not read is refused.
+        with pytest.raises(BackendError, match="begin a new sequence"):
+            sequence.read(Draft(WALKED[58:60], entropies=np.zeros(2, np.float32)))
+
+
+def test_room_for_drafts_is_made_once(model: BltModel) -> None:
+    sequence = model.sequence()
+    room = sequence.draft_states(3)
+    assert room.shape == (3, model.manifest.model.width)
+    assert not room.any()
+    assert np.shares_memory(room, sequence.draft_states(2))
+    assert np.shares_memory(sequence.draft_states(3), room)
+    assert sequence.draft_states(4).shape[0] == 4
+
+
+def test_limits_say_what_to_do() -> None:
+    limits = SequenceLimits(prefill_chunk=4, rollback=2, max_positions=10)
+    limits.check_positions(10)
+    for said, one in (
+        (r"11 positions \(BOS included\), the model has 10; shorten it$", limits),
+        (
+            r"its engines were built for 10; shorten it, or blt-edge build --max-bytes 11$",
+            replace(limits, model_positions=11),
+        ),
+        (
+            r"its engines were built for 10; shorten it, or blt-edge build --max-bytes 11$",
+            replace(limits, model_positions=12),
+        ),
+    ):
+        with pytest.raises(PromptTooLongError, match=said):
+            one.check_positions(11)
+    with pytest.raises(PromptTooLongError, match=r"built for 10; shorten it$"):
+        replace(limits, model_positions=11).check_positions(12)
+    assert (limits.cache.rollback, limits.cache.positions, limits.cache.chunk) == (2, 10, 4)
+
+
+def test_figures_are_of_the_sequence_s_own_memory_and_time(model: BltModel) -> None:
+    sequence = model.sequence()
+    with pytest.raises(AssertionError, match="nothing was read"):
+        _ = sequence.logits
+    sequence.append(WALKED[:100])
+    own = [sequence._patch_values, sequence._states.buffer, sequence._recent_logits]
+    caches = [buffer for stage in sequence._stages.values() for buffer in stage.cache.inputs().values()]
+    assert sequence.state_bytes == sum(buffer.nbytes for buffer in own + caches)
+    assert sequence.stage_seconds == sum(spent.seconds for spent in sequence.times.values())
+    assert list(sequence.times) == ["patcher", "encoder", "latent", "decoder"]
+    # One pass more than chunks where more patches closed than fit one block.
+    chunks = -(-100 // model.limits.prefill_chunk)
+    assert [spent.calls for spent in sequence.times.values()][:2] == [chunks, chunks]
+    spent = {name: (one.calls, one.seconds) for name, one in sequence.times.items()}
+    sequence.roll_back(80)
+    for name, one in sequence.times.items():
+        assert one.calls > spent[name][0]  # read again, on top of what it had cost
+        assert one.seconds > spent[name][1]
+
+
+def test_a_short_text_can_be_taken_back_to_its_beginning(model: BltModel, walked: WholeText) -> None:
+    sequence = model.sequence()
+    for length in range(2, ROLLBACK + 2):
+        sequence.append(WALKED[sequence.length : length])
+        calls = [spent.calls for spent in sequence.times.values()]
+        sequence.roll_back(length - 1)
+        assert sequence.length == 1
+        assert [spent.calls for spent in sequence.times.values()] == calls
+        agree(sequence.logits, walked.logits[0])
+
+
+def test_observers_are_told_of_every_stage(model: BltModel) -> None:
+    told: dict[str, list[int]] = {}
+    sequence = Sequence(
+        model.manifest,
+        model._backends,
+        model._table,
+        model.limits,
+        (lambda stage, began, seconds, rows: told.setdefault(stage, []).append(rows),),
+    )
+    sequence.append(WALKED[:40])
+    chunks = [16, 16, 8]
+    assert told["patcher"] == told["encoder"] == told["decoder"] == chunks
+    assert sum(told["latent"]) == sequence.patches_closed
+    assert set(told) == set(sequence.times)
+    sequence.roll_back(39)
+    assert told["decoder"] == [*chunks, 1]
+
+
+def test_the_patcher_s_logits_are_those_of_the_last_ids(model: BltModel, plain: NumpyBlt) -> None:
+    entropies, logits = plain.patcher(WALKED[:30])
+    patcher = model.sequence().patcher
+    assert patcher is not None
+    for first, last in ((0, 9), (9, 10), (10, 26), (26, 30)):
+        agree(patcher.extend(WALKED[first:last]), entropies[first:last])
+        agree(patcher.last_logits, logits[first:last])
+
+
+def test_a_rule_without_entropies_needs_no_patcher(model: BltModel, plain: NumpyBlt) -> None:
+    rule = PatchingRule("static", patch_size=3)
+    manifest = replace(model.manifest, patching=rule)
+    backends = {name: backend for name, backend in model._backends.items() if name != "patcher"}
+    sequence = Sequence(manifest, backends, model._table, model.limits)
+    wanted = plain.whole(WALKED[:70], [0, *range(1, 71, 3)])
+    assert list(sequence.times) == ["encoder", "latent", "decoder"]
+    results = sequence.append(WALKED[:70])
+    assert [result.entropies for result in results] == [None] * 5
+    assert sequence.entropies is None
+    agree(np.concatenate([result.logits for result in results]), wanted.logits)
+    sequence.roll_back(5)
+    agree(sequence.append(WALKED[65:70])[0].logits, wanted.logits[65:])

@@ -15,7 +15,8 @@ from blt_edge.runtime import BltModel, GenerationOptions, OptionError
 from blt_edge.runtime.drafting import draft_with_decoder, draft_with_patcher
 from blt_edge.runtime.sampling import Sampler, probabilities
 from blt_edge.runtime.sequence import Draft
-from blt_edge.runtime.vocabulary import encode
+from blt_edge.runtime.speculation import Speculator
+from blt_edge.runtime.vocabulary import EOS, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,3 +230,48 @@ def test_a_finished_text_leaves_no_cache_behind(model: BltModel) -> None:
         assert [buffer() for buffer in buffers] == [None, None]
     finally:
         gc.enable()
+
+
+class ScriptedSampler:
+    """Makes the choices that it is told to, and keeps what it was asked with."""
+
+    def __init__(self, choices: list[int]) -> None:
+        self.reads_ids = True
+        self._choices = iter(choices)
+        self.asked: list[tuple[np.ndarray, list[int]]] = []
+
+    def __call__(self, logits: np.ndarray, ids: np.ndarray) -> int:
+        self.asked.append((logits.copy(), ids.tolist()))
+        return next(self._choices)
+
+
+BYTES = st.integers(4, 6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(pending=BYTES, pairs=st.lists(st.tuples(BYTES | st.just(EOS), BYTES | st.just(EOS)), max_size=9))
+def test_a_draft_is_kept_up_to_the_first_other_choice_or_the_end_of_the_text(
+    model: BltModel, pending: int, pairs: list[tuple[int, int]]
+) -> None:
+    guesses, choices = [guess for guess, _ in pairs], [choice for _, choice in pairs] + [5]
+    sequence = model.sequence()
+    sequence.append(encode(b"once"))
+    before = sequence.ids.tolist()
+    sampler: Any = ScriptedSampler(choices)
+    speculator = Speculator(sequence, sampler, GenerationOptions(draft="none"), model.costs)
+    chosen = speculator._check(Draft(np.array([pending, *guesses], np.int64)))
+    # By definition: choices go on while they are what was guessed, and nothing follows an end.
+    expected = [choices[0]]
+    while len(expected) <= len(guesses) and expected[-1] == guesses[len(expected) - 1] != EOS:
+        expected.append(choices[len(expected)])
+    assert chosen == expected
+    # The last choice is not read yet; what was read are the ones before it.
+    assert sequence.ids.tolist() == [*before, pending, *chosen[:-1]]
+    assert [ids for _, ids in sampler.asked] == [
+        [*before, pending, *chosen[:count]] for count in range(len(chosen))
+    ]
+    plain = model.sequence()
+    rows = plain.append(np.array([*before, pending, *chosen[:-1]], np.int64))[0].logits[len(before) :]
+    for (logits, _), row in zip(sampler.asked, rows, strict=True):
+        np.testing.assert_allclose(logits, row, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(speculator.rows[: len(chosen)], rows, rtol=0, atol=2e-5)

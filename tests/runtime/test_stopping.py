@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 from blt_edge.runtime.errors import OptionError
-from blt_edge.runtime.stopping import StopMatcher
+from blt_edge.runtime.stopping import StopMatcher, _borders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,3 +116,22 @@ def test_a_lone_string_is_refused() -> None:
     for lone in (b"ab", "ab", [1, 2], ["ab"]):
         with pytest.raises(TypeError):
             StopMatcher(lone)  # type: ignore[arg-type]
+
+
+@given(AB)
+def test_borders_are_those_of_the_definition(stop: bytes) -> None:
+    prefixes = [stop[:end] for end in range(1, len(stop) + 1)]
+    longest = [max(n for n in range(len(prefix)) if prefix.endswith(prefix[:n])) for prefix in prefixes]
+    assert _borders(stop) == longest
+
+
+@given(AB, AB, STOPS)
+def test_a_stream_after_a_flush_is_a_fresh_one(first: bytes, second: bytes, stops: list[bytes]) -> None:
+    matcher = StopMatcher(stops)
+    if matcher.push(first)[1]:
+        return
+    matcher.flush()
+    fresh = StopMatcher(stops)
+    assert matcher.push(second) == fresh.push(second)
+    assert matcher.flush() == fresh.flush()
+    assert matcher.found == fresh.found
