@@ -178,8 +178,8 @@ class _Stage:
 
 
 def _chunk(stage: str, spec: StageSpec, reach: Reach) -> int:
-    # A chunk of bytes closes a quarter as many patches.
-    rows = reach.rows // 4 if stage == "latent" else reach.rows
+    # A patch is the dearest thing to compute; a chunk of bytes may close no more than these.
+    rows = reach.rows // 8 if stage == "latent" else reach.rows
     return max(1, min(rows, reach.positions(stage, spec), _ROWS))
 
 
@@ -189,9 +189,10 @@ def build_steps(stage: str, spec: StageSpec, reach: Reach) -> list[Step]:
     chunk = _chunk(stage, spec, reach)
     # 1. From nothing, over buffers that grow.
     script.run(1, 1, 3, 16).take_back(2).run(4, chunk, 1)
-    # 2. As far as the window reaches and further than it slides, in steps and at once.
+    # 2. Far into a text; where there is a window, further than it slides, in steps and at once.
     held = _past_window(spec, reach)
-    for rows in ((1, 15, 16, 16, 14, 1, 1, 1), (5, chunk, 1)):
+    slides = ((1, 15, 16, 16, 14, 1, 1, 1), (5, chunk, 1))
+    for rows in slides if spec.window is not None else ((1, 5, 16),):
         if script.hold(*held):
             script.run(*rows).take_back(_ROLLBACK).run(1, 3)
     return script.steps
