@@ -379,3 +379,14 @@ def test_a_rule_without_entropies_needs_no_patcher(model: BltModel, plain: Numpy
     agree(np.concatenate([result.logits for result in results]), wanted.logits)
     sequence.roll_back(5)
     agree(sequence.append(WALKED[65:70])[0].logits, wanted.logits[65:])
+
+
+@pytest.mark.parametrize("step", [1, 700, 2000])
+def test_ids_are_kept_and_seldom_copied(model: BltModel, step: int) -> None:
+    sequence, sizes = model.sequence(), set()
+    for first in range(0, 6000, step):
+        sequence.store_ids(first, np.arange(first, first + step))
+        sizes.add(len(sequence._ids))
+        assert len(sequence._entropies) == len(sequence._ids) >= first + step
+    assert sequence._ids[:6000].tolist() == list(range(6000))
+    assert len(sizes) <= 6
