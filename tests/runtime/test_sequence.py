@@ -283,6 +283,7 @@ def test_room_for_drafts_is_made_once(model: BltModel) -> None:
     assert room.shape == (3, model.manifest.model.width)
     assert not room.any()
     assert np.shares_memory(room, sequence.draft_states(2))
+    assert len(sequence.draft_states(2)) == 2
     assert np.shares_memory(sequence.draft_states(3), room)
     assert sequence.draft_states(4).shape[0] == 4
 
@@ -390,3 +391,16 @@ def test_ids_are_kept_and_seldom_copied(model: BltModel, step: int) -> None:
         assert len(sequence._entropies) == len(sequence._ids) >= first + step
     assert sequence._ids[:6000].tolist() == list(range(6000))
     assert len(sizes) <= 6
+
+
+def test_what_was_decoded_on_a_stale_patch_is_forgotten(model: BltModel, walked: WholeText) -> None:
+    sequence = model.sequence()
+    sequence.append(WALKED[:50])
+    room = sequence.draft_states(2)
+    for place in (0, 1):
+        sequence.store_ids(50 + place, WALKED[50 + place : 51 + place])
+        room[place : place + 1] = sequence.encode(50 + place, 1)
+        sequence.decode(room[place : place + 1], np.array([0]))
+    sequence.forget_decoded()
+    agree(sequence.read(Draft(WALKED[50:52], states=room)).logits, walked.logits[50:52])
+    agree(sequence.append(WALKED[52:60])[0].logits, walked.logits[52:60])
