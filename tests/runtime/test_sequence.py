@@ -377,6 +377,8 @@ def test_a_rule_without_entropies_needs_no_patcher(model: BltModel, plain: Numpy
     results = sequence.append(WALKED[:70])
     assert [result.entropies for result in results] == [None] * 5
     assert sequence.entropies is None
+    # 5 or 6 patches of 3 bytes end in a chunk of 16: padded to 4, they fit one block of 2 * 16.
+    assert sequence.times["latent"].calls == 5
     agree(np.concatenate([result.logits for result in results]), wanted.logits)
     sequence.roll_back(5)
     agree(sequence.append(WALKED[65:70])[0].logits, wanted.logits[65:])
@@ -404,3 +406,23 @@ def test_what_was_decoded_on_a_stale_patch_is_forgotten(model: BltModel, walked:
     sequence.forget_decoded()
     agree(sequence.read(Draft(WALKED[50:52], states=room)).logits, walked.logits[50:52])
     agree(sequence.append(WALKED[52:60])[0].logits, walked.logits[52:60])
+
+
+@settings(deadline=None, max_examples=50)
+@given(steps=st.lists(st.tuples(st.booleans(), st.integers(1, 30)), max_size=20))
+def test_recent_logits_are_kept_as_far_as_it_says(model: BltModel, steps: list[tuple[bool, int]]) -> None:
+    # Windows of the caches hide this limit; a model without windows has no other.
+    sequence, rows = model.sequence(), ROLLBACK + 1
+    truth: list[int] = []
+    furthest = 0
+    for number, (forward, count) in enumerate(steps):
+        if forward:
+            values = [1000 * number + place for place in range(count)]
+            sequence._keep_logits(len(truth), np.repeat(np.array(values, np.float32)[:, None], 260, axis=1))
+            truth += values
+            furthest = max(furthest, len(truth))
+        elif len(truth) - count - 1 >= sequence._oldest_logits:
+            del truth[len(truth) - count :]
+        assert sequence._oldest_logits == max(0, furthest - rows)
+        for position in range(sequence._oldest_logits, len(truth)):
+            assert (sequence._recent_logits[position % rows] == truth[position]).all()
