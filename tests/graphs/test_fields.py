@@ -67,6 +67,7 @@ def test_flags_choices_and_lists() -> None:
     assert Fields({}).choice("x", "a", ("b", "a")) == "a"
     for value in ("d", None, 1, ["a"]):
         refused("choice", value, "a, b, c", "a", ("c", "b", "a"))
+        refused("choice", value, "a, b", "a", {"a": 1, "b": 2}.keys())
     bounds: dict[str, int] = {"minimum": 2, "maximum": 5, "longest": 3}
     assert read("integers", [2, 5, 3], **bounds) == (2, 5, 3)
     assert read("integers", (4,), **bounds) == (4,)
