@@ -428,6 +428,8 @@ def at(path: str, value: Any) -> dict[str, Any]:
         ("hidden_size_of_nothing", [None, 0], [1]),
         *((f"{part}.unknown", [None, 0], [1]) for part in PARTS),
         ("decoder_config.hidden_size_global", [64], [65]),
+        ("patcher_config.head_dim", [12, None], [6, 0]),
+        ("encoder_config.head_dim", [8, None], [4, "8"]),
     ],
 )
 def test_every_bound_is_where_it_should_be(path: str, good: list[Any], bad: list[Any]) -> None:
@@ -441,11 +443,7 @@ def test_every_bound_is_where_it_should_be(path: str, good: list[Any], bad: list
 def test_what_is_left_out_has_the_released_model_s_size() -> None:
     config = parse_config({"model_type": "blt"})
     assert (config.vocab_size, config.cross_attn_k, config.trained_context) == (260, 2, 4096)
-    assert (config.hash.group_sizes, config.hash.functions, config.hash.vocab) == (
-        (3, 4, 5, 6, 7, 8),
-        1,
-        500002,
-    )
+    assert config.hash == HashSpec((3, 4, 5, 6, 7, 8), 1, 500002)
     assert config.patching == PatchingRule("entropy", 1.335442066192627)
     stacks = (config.patcher, config.encoder, config.global_stack, config.decoder)
     assert [
