@@ -426,3 +426,50 @@ def test_recent_logits_are_kept_as_far_as_it_says(model: BltModel, steps: list[t
         assert sequence._oldest_logits == max(0, furthest - rows)
         for position in range(sequence._oldest_logits, len(truth)):
             assert (sequence._recent_logits[position % rows] == truth[position]).all()
+
+
+def test_nothing_can_be_taken_back_of_nothing_nor_bos(model: BltModel) -> None:
+    sequence = model.sequence()
+    sequence.roll_back(0)
+    for length in (0, 1):
+        sequence.append(WALKED[sequence.length : length])
+        with pytest.raises(OptionError, match="roll back 1 bytes: 0 to 0 can be taken back"):
+            sequence.roll_back(1)
+    sequence.roll_back(0)
+    assert sequence.length == 1
+
+
+def test_whatever_is_gone_forbids_a_roll_back(model: BltModel) -> None:
+    length = 55
+
+    def allowed(change: Any) -> bool:
+        sequence = model.sequence()
+        sequence.append(WALKED[:60])
+        starts = sequence.boundaries.starts
+        opened = sum(start <= length for start in starts) - 1
+        change(sequence, opened, starts[opened])
+        return sequence._can_roll_back(length)
+
+    assert allowed(lambda sequence, opened, start: None)
+    for gone in (0, 1):
+        assert allowed(lambda s, opened, start, g=gone: setattr(s, "_oldest_patch", opened - 1 + g)) != gone
+        assert allowed(lambda s, opened, start, g=gone: setattr(s._states, "base", start + g)) != gone
+        assert allowed(lambda s, opened, start, g=gone: setattr(s, "_oldest_logits", length - 1 + g)) != gone
+        for name, window in (("patcher", 12), ("encoder", 8), ("decoder", 8)):
+            assert (
+                allowed(
+                    lambda s, opened, start, g=gone, n=name, w=window: setattr(
+                        s._stages[n].cache, "_oldest", length - w + 1 + g
+                    )
+                )
+                != gone
+            )
+    # The latent stage forgets no patch, but would be asked for the one that is opened again.
+    asked: list[int] = []
+
+    def ask(sequence: Sequence, opened: int, start: int) -> None:
+        sequence._latent.cache.can_roll_back = lambda patch: bool(asked.append(patch))  # type: ignore[method-assign, assignment]
+        asked.append(opened)
+
+    assert not allowed(ask)
+    assert asked[0] == asked[1]
