@@ -341,7 +341,7 @@ class Sequence:
         # A roll-back may open again the patch that holds the byte `rollback` positions ago.
         target = max(0, self.length - self.limits.rollback)
         starts = self.boundaries.starts
-        self._states.drop_before(starts[max(0, bisect_right(starts, target) - 1)])
+        self._states.drop_before(starts[bisect_right(starts, target) - 1])
 
     def roll_back(self, count: int) -> None:
         """Take back the last `count` ids (0 <= count < length), as if they had never been read.

@@ -7,8 +7,12 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from blt_edge.graphs.config import ACTIVATIONS, ConfigError, ModelConfig, TransformerConfig, parse_config
+from blt_edge.runtime.hashing import HashSpec
+from blt_edge.runtime.patching import PatchingRule
+from blt_edge.tools.numpy_layers import GATES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.torch_only import transformers_or_skip
@@ -333,3 +337,141 @@ def test_any_value_in_any_field_is_used_or_refused_in_one_line(data: st.DataObje
     except ConfigError as error:
         lines = len(str(error).splitlines())
     assert lines == 1
+
+
+def test_every_activation_names_transformers_function() -> None:
+    torch = pytest.importorskip("torch")
+    from transformers.activations import ACT2FN
+
+    gelus = {
+        f"gelu{kind}"
+        for kind in ("", "_python", "_new", "_fast", "_accurate", "_pytorch_tanh", "_python_tanh")
+    }
+    others = {"silu", "swish", "quick_gelu", "relu", "relu2", "sigmoid", "tanh", "linear"}
+    assert set(ACTIVATIONS) == gelus | others
+    x = np.linspace(-5, 5, 41)
+    for name, ours in ACTIVATIONS.items():
+        wanted = ACT2FN[name](torch.from_numpy(x)).numpy()
+        np.testing.assert_allclose(GATES[ours](x), wanted, rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("section", "names"),
+    [
+        (None, "rope_parameters rope_scaling rope_theta partial_rotary_factor max_position_embeddings"),
+        (None, "sliding_window norm_eps attn_impl temperature bos_token_id architectures"),
+        ("global_config", "vocab_size"),
+        *(
+            (part, "sliding_window tie_word_embeddings encoder_cross_output_size norm_eps initializer_range")
+            for part in ("encoder_config", "decoder_config", "global_config")
+        ),
+        *((part, "original_max_position_embeddings") for part in PARTS),
+        ("encoder_config", "hidden_size_global"),
+    ],
+)
+def test_fields_without_effect_may_be_set(section: str | None, names: str) -> None:
+    plain = parse_config(raw())
+    for name in names.split():
+        found = parse_config(raw(**({name: 7} if section is None else {section: {name: 7}})))
+        assert found == plain, name
+
+
+def test_parameters_of_another_rope_type_may_stay_behind() -> None:
+    names = (
+        "factor original_max_position_embeddings low_freq_factor high_freq_factor attention_factor beta_fast "
+        "beta_slow mscale mscale_all_dim truncate short_factor long_factor"
+    )
+    left = {"rope_type": "default", **dict.fromkeys(names.split(), 7), "type": "yarn"}
+    for section in PARTS:
+        assert parse_config(raw(**{section: {"rope_parameters": left}})) == parse_config(raw())
+
+
+def at(path: str, value: Any) -> dict[str, Any]:
+    """The small config with one field set, "field" or "section.field", and what has to agree with it."""
+    section, _, name = path.rpartition(".")
+    config = raw(**({section: {name: value}} if section else {name: value}))
+    if path == "cross_attn_k":
+        for part in ("encoder_config", "decoder_config"):
+            config[part]["cross_attn_k"] = value
+    if path.endswith("hidden_size") and section in ("encoder_config", "decoder_config"):
+        config["encoder_config"]["hidden_size"] = config["decoder_config"]["hidden_size"] = value
+    if path == "global_config.hidden_size":
+        config["decoder_config"]["hidden_size_global"] = value
+    if path.endswith("num_attention_heads"):
+        config[section]["hidden_size"] = 65536
+        if section != "patcher_config":
+            config["encoder_config"]["hidden_size"] = config["decoder_config"]["hidden_size"] = 65536
+            config["global_config"]["hidden_size"] = config["decoder_config"]["hidden_size_global"] = 65536
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "good", "bad"),
+    [
+        *((f"{part}vocab_size", [260], [259, 261]) for part in ("", "patcher_config.", "encoder_config.")),
+        ("cross_attn_k", [1, 64], [0, 65]),
+        ("local_attention_window_len", [1, 2**31 - 1, None], [0]),
+        ("patcher_config.sliding_window", [1, 2**31 - 1, None], [0]),
+        *((f"{part}.hidden_size", [8, 65536], [0, 65544]) for part in PARTS if part != "decoder_config"),
+        *((f"{part}.num_attention_heads", [1, 32768], [0, 65536, 65537]) for part in PARTS),
+        *((f"{part}.num_hidden_layers", [1, 1000], [0, 1001]) for part in PARTS),
+        *((f"{part}.num_key_value_heads", [0, 1, 2, 4, None], [-1, 3, 65537]) for part in PARTS),
+        *((f"{part}.intermediate_size", [0, 1, 16 * 65536, None], [-1, 16 * 65536 + 1]) for part in PARTS),
+        *((f"{part}.rms_norm_eps", [1e-30, 0.999], [0.0, 1.0]) for part in PARTS),
+        *((f"{part}.rope_theta", [1.001, None], [1.0, 0.0]) for part in PARTS),
+        *((f"{part}.max_position_embeddings", [1, 2**31 - 1], [0, 2**31]) for part in PARTS),
+        ("encoder_hash_byte_group_size", [[1], [64], [3] * 64], [[0], [65], [3] * 65]),
+        ("encoder_hash_byte_group_nb_functions", [1, 64], [0, 65]),
+        ("encoder_hash_byte_group_vocab", [1, 2**31 - 1], [0, 2**31]),
+        ("max_patch_length", [1, None], [0]),
+        ("patch_size", [1], [0, None]),
+        ("trained_context", [1, 8192], [0, 8193]),
+        ("hidden_size_of_nothing", [None, 0], [1]),
+        *((f"{part}.unknown", [None, 0], [1]) for part in PARTS),
+        ("decoder_config.hidden_size_global", [64], [65]),
+        ("patcher_config.head_dim", [12, None], [6, 0]),
+        ("encoder_config.head_dim", [8, None], [4, "8"]),
+    ],
+)
+def test_every_bound_is_where_it_should_be(path: str, good: list[Any], bad: list[Any]) -> None:
+    for value in good:
+        parse_config(at(path, value))
+    for value in bad:
+        with pytest.raises(ConfigError, match=path.replace(".", r"\.")):
+            parse_config(at(path, value))
+
+
+def test_what_is_left_out_has_the_released_model_s_size() -> None:
+    config = parse_config({"model_type": "blt"})
+    assert (config.vocab_size, config.cross_attn_k, config.trained_context) == (260, 2, 4096)
+    assert config.hash == HashSpec((3, 4, 5, 6, 7, 8), 1, 500002)
+    assert config.patching == PatchingRule("entropy", 1.335442066192627)
+    stacks = (config.patcher, config.encoder, config.global_stack, config.decoder)
+    assert [
+        (s.width, s.layers, s.heads, s.intermediate, s.rope.theta, s.max_positions, s.window) for s in stacks
+    ] == [
+        (768, 14, 12, 2048, 10000.0, 8192, 512),
+        (1024, 1, 16, 2730, 500000.0, 24576, 512),
+        (2048, 25, 16, 5632, 500000.0, 4096, None),
+        (1024, 9, 16, 2816, 500000.0, 24576, 512),
+    ]
+    assert {(s.kv_heads == s.heads, s.norm_eps, s.activation, s.rope.rope_type) for s in stacks} == {
+        (True, 1e-5, "silu", "default")
+    }
+    assert (config.encoder_cross_all_layers, config.decoder_cross_all_layers) == (False, True)
+    assert (config.token_projection, config.tie_word_embeddings) == (False, False)
+
+
+@pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling", None])
+def test_part_of_a_head_is_not_rotated_by_stretched_types(place: str | None) -> None:
+    linear = {"rope_type": "linear", "factor": 2.0}
+    for share, fine in ((1.0, True), (None, True), (0.5, False), (0.0, False)):
+        if place is None:
+            part = {"rope_parameters": linear, "partial_rotary_factor": share}
+        else:
+            part = {place: {**linear, "partial_rotary_factor": share}}
+        if fine:
+            assert parse_config(raw(global_config=part)).global_stack.rope.factor == 2.0
+        else:
+            with pytest.raises(ConfigError, match="partial_rotary_factor"):
+                parse_config(raw(global_config=part))

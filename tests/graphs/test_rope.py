@@ -113,3 +113,56 @@ def test_unknown_type_and_missing_parameter() -> None:
         inverse_frequencies(RopeConfig("dynamic", 10000.0), 8, 100)
     with pytest.raises(ValueError, match="parameter"):
         inverse_frequencies(RopeConfig("linear", 10000.0), 8, 100)
+
+
+@pytest.mark.parametrize(
+    ("fields", "theta", "head_dim"),
+    [
+        # Rotations from which and up to which pairs are stretched, given or not.
+        ({"rope_type": "yarn", "factor": 4.0, "beta_slow": 3.0}, 10_000.0, 64),
+        ({"rope_type": "yarn", "factor": 4.0, "beta_fast": 8.0}, 10_000.0, 64),
+        ({"rope_type": "yarn", "factor": 4.0, "truncate": False}, 10_000.0, 64),
+        # The ramp's ends at the last dimension, and at one dimension.
+        ({"rope_type": "yarn", "factor": 4.0, "beta_fast": 10_000.0, "original": 100_000}, 50.0, 8),
+        ({"rope_type": "yarn", "factor": 4.0, "beta_slow": 4.0, "original": 16}, 10_000.0, 8),
+        # The factor on cos and sin.
+        ({"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.3}, 10_000.0, 16),
+        ({"rope_type": "yarn", "factor": 4.0, "mscale_all_dim": 0.3}, 10_000.0, 16),
+        ({"rope_type": "yarn", "factor": 4.0, "mscale": 0.7}, 10_000.0, 16),
+        ({"rope_type": "yarn", "factor": 1.5}, 10_000.0, 16),
+        ({"rope_type": "yarn", "factor": 0.5}, 10_000.0, 16),
+        # A wavelength just over the longest that is blended, and just under the shortest.
+        ({"rope_type": "llama3", "factor": 8.0, "low": 1.0, "high": 4.0, "original": 16}, 6.9, 4),
+        ({"rope_type": "llama3", "factor": 8.0, "low": 1.0, "high": 4.0, "original": 32}, 1.425, 4),
+    ],
+)
+def test_corners_of_the_ramps_equal_transformers(fields: dict[str, Any], theta: float, head_dim: int) -> None:
+    transformers = pytest.importorskip("transformers")
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    spelled = {
+        "original": "original_max_position_embeddings",
+        "low": "low_freq_factor",
+        "high": "high_freq_factor",
+    }
+    named = {"original": "original_max_positions", "low": "low_freq_factor", "high": "high_freq_factor"}
+    fields = {"original": 4096, **fields}
+    config = transformers.LlamaConfig(
+        hidden_size=2 * head_dim,
+        num_attention_heads=2,
+        max_position_embeddings=16_384,
+        rope_parameters={"rope_theta": theta, **{spelled.get(name, name): fields[name] for name in fields}},
+    )
+    wanted, scaling = ROPE_INIT_FUNCTIONS[fields["rope_type"]](config, "cpu")
+    rope = RopeConfig(theta=theta, **{named.get(name, name): value for name, value in fields.items()})
+    found, scale = inverse_frequencies(rope, head_dim, 16_384)
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=3e-6, atol=0)
+    assert scale == pytest.approx(scaling, rel=1e-12)
+
+
+def test_the_ramp_s_ends_are_rounded_unless_it_says_otherwise() -> None:
+    by_default = inverse_frequencies(RopeConfig("yarn", 10_000.0, 4.0), 64, 4096)[0]
+    rounded = inverse_frequencies(RopeConfig("yarn", 10_000.0, 4.0, truncate=True), 64, 4096)[0]
+    exact = inverse_frequencies(RopeConfig("yarn", 10_000.0, 4.0, truncate=False), 64, 4096)[0]
+    assert (by_default == rounded).all()
+    assert (by_default != exact).any()

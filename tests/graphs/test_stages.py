@@ -10,14 +10,14 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from blt_edge.graphs.config import ACTIVATIONS as CONFIG_ACTIVATIONS
+from blt_edge.graphs.config import GATES as CONFIG_GATES
 from blt_edge.graphs.config import ModelConfig, parse_config
 from blt_edge.graphs.latent import PatchPooling
 from blt_edge.graphs.layers import activation
 from blt_edge.graphs.stages import OPSET, STAGE_NAMES, axis_ranges, build_stage, stage_names, stage_stack
 from blt_edge.graphs.weights import Weight, WeightPart, WeightSource
 from onnxscript import GraphBuilder
-from support.numpy_stages import ACTIVATIONS, NumpyBlt, random_tensors
+from support.numpy_stages import NumpyBlt, random_tensors
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24}
 RAW: dict[str, Any] = {
@@ -387,7 +387,7 @@ def test_a_padded_patch_pools_to_small_numbers(config: ModelConfig) -> None:
     assert np.abs(found).max() < 100
 
 
-@pytest.mark.parametrize("name", sorted(set(CONFIG_ACTIVATIONS.values())))
+@pytest.mark.parametrize("name", sorted(set(CONFIG_GATES.values())))
 def test_every_activation_is_the_function_it_names(name: str) -> None:
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=[9])
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": OPSET}, name="activation")
@@ -398,7 +398,7 @@ def test_every_activation_is_the_function_it_names(name: str) -> None:
     values = np.linspace(-4, 4, 9, dtype=np.float32)
     session = onnxruntime.InferenceSession(proto, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"x": values})
-    np.testing.assert_allclose(found, ACTIVATIONS[name](values.astype(np.float64)), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(found, GATES[name](values.astype(np.float64)), rtol=0, atol=2e-6)
 
 
 def test_axes_fit_short_and_long_models() -> None:

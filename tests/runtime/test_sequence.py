@@ -283,6 +283,7 @@ def test_room_for_drafts_is_made_once(model: BltModel) -> None:
     assert room.shape == (3, model.manifest.model.width)
     assert not room.any()
     assert np.shares_memory(room, sequence.draft_states(2))
+    assert len(sequence.draft_states(2)) == 2
     assert np.shares_memory(sequence.draft_states(3), room)
     assert sequence.draft_states(4).shape[0] == 4
 
@@ -376,6 +377,99 @@ def test_a_rule_without_entropies_needs_no_patcher(model: BltModel, plain: Numpy
     results = sequence.append(WALKED[:70])
     assert [result.entropies for result in results] == [None] * 5
     assert sequence.entropies is None
+    # 5 or 6 patches of 3 bytes end in a chunk of 16: padded to 4, they fit one block of 2 * 16.
+    assert sequence.times["latent"].calls == 5
     agree(np.concatenate([result.logits for result in results]), wanted.logits)
     sequence.roll_back(5)
     agree(sequence.append(WALKED[65:70])[0].logits, wanted.logits[65:])
+
+
+@pytest.mark.parametrize("step", [1, 700, 2000])
+def test_ids_are_kept_and_seldom_copied(model: BltModel, step: int) -> None:
+    sequence, sizes = model.sequence(), set()
+    for first in range(0, 6000, step):
+        sequence.store_ids(first, np.arange(first, first + step))
+        sizes.add(len(sequence._ids))
+        assert len(sequence._entropies) == len(sequence._ids) >= first + step
+    assert sequence._ids[:6000].tolist() == list(range(6000))
+    assert len(sizes) <= 6
+
+
+def test_what_was_decoded_on_a_stale_patch_is_forgotten(model: BltModel, walked: WholeText) -> None:
+    sequence = model.sequence()
+    sequence.append(WALKED[:50])
+    room = sequence.draft_states(2)
+    for place in (0, 1):
+        sequence.store_ids(50 + place, WALKED[50 + place : 51 + place])
+        room[place : place + 1] = sequence.encode(50 + place, 1)
+        sequence.decode(room[place : place + 1], np.array([0]))
+    sequence.forget_decoded()
+    agree(sequence.read(Draft(WALKED[50:52], states=room)).logits, walked.logits[50:52])
+    agree(sequence.append(WALKED[52:60])[0].logits, walked.logits[52:60])
+
+
+@settings(deadline=None, max_examples=50)
+@given(steps=st.lists(st.tuples(st.booleans(), st.integers(1, 30)), max_size=20))
+def test_recent_logits_are_kept_as_far_as_it_says(model: BltModel, steps: list[tuple[bool, int]]) -> None:
+    # Windows of the caches hide this limit; a model without windows has no other.
+    sequence, rows = model.sequence(), ROLLBACK + 1
+    truth: list[int] = []
+    furthest = 0
+    for number, (forward, count) in enumerate(steps):
+        if forward:
+            values = [1000 * number + place for place in range(count)]
+            sequence._keep_logits(len(truth), np.repeat(np.array(values, np.float32)[:, None], 260, axis=1))
+            truth += values
+            furthest = max(furthest, len(truth))
+        elif len(truth) - count - 1 >= sequence._oldest_logits:
+            del truth[len(truth) - count :]
+        assert sequence._oldest_logits == max(0, furthest - rows)
+        for position in range(sequence._oldest_logits, len(truth)):
+            assert (sequence._recent_logits[position % rows] == truth[position]).all()
+
+
+def test_nothing_can_be_taken_back_of_nothing_nor_bos(model: BltModel) -> None:
+    sequence = model.sequence()
+    sequence.roll_back(0)
+    for length in (0, 1):
+        sequence.append(WALKED[sequence.length : length])
+        with pytest.raises(OptionError, match="roll back 1 bytes: 0 to 0 can be taken back"):
+            sequence.roll_back(1)
+    sequence.roll_back(0)
+    assert sequence.length == 1
+
+
+def test_whatever_is_gone_forbids_a_roll_back(model: BltModel) -> None:
+    length = 55
+
+    def allowed(change: Any) -> bool:
+        sequence = model.sequence()
+        sequence.append(WALKED[:60])
+        starts = sequence.boundaries.starts
+        opened = sum(start <= length for start in starts) - 1
+        change(sequence, opened, starts[opened])
+        return sequence._can_roll_back(length)
+
+    assert allowed(lambda sequence, opened, start: None)
+    for gone in (0, 1):
+        assert allowed(lambda s, opened, start, g=gone: setattr(s, "_oldest_patch", opened - 1 + g)) != gone
+        assert allowed(lambda s, opened, start, g=gone: setattr(s._states, "base", start + g)) != gone
+        assert allowed(lambda s, opened, start, g=gone: setattr(s, "_oldest_logits", length - 1 + g)) != gone
+        for name, window in (("patcher", 12), ("encoder", 8), ("decoder", 8)):
+            assert (
+                allowed(
+                    lambda s, opened, start, g=gone, n=name, w=window: setattr(
+                        s._stages[n].cache, "_oldest", length - w + 1 + g
+                    )
+                )
+                != gone
+            )
+    # The latent stage forgets no patch, but would be asked for the one that is opened again.
+    asked: list[int] = []
+
+    def ask(sequence: Sequence, opened: int, start: int) -> None:
+        sequence._latent.cache.can_roll_back = lambda patch: bool(asked.append(patch))  # type: ignore[method-assign, assignment]
+        asked.append(opened)
+
+    assert not allowed(ask)
+    assert asked[0] == asked[1]

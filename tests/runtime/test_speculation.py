@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -275,3 +277,114 @@ def test_a_draft_is_kept_up_to_the_first_other_choice_or_the_end_of_the_text(
     for (logits, _), row in zip(sampler.asked, rows, strict=True):
         np.testing.assert_allclose(logits, row, rtol=0, atol=2e-5)
     np.testing.assert_allclose(speculator.rows[: len(chosen)], rows, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("guesses", "choices", "figures"),
+    [
+        ([], [5], (0, 0, 0, 0)),
+        ([4], [4, 5], (1, 1, 1, 0)),
+        ([4], [5], (1, 1, 0, 1)),
+        ([4, 5, 6], [4, 5, 6, 4], (1, 3, 3, 0)),
+        ([4, 5, 6], [4, 5, 4], (1, 3, 2, 1)),
+    ],
+)
+def test_a_round_counts_its_guesses_and_tells_the_planner(
+    model: BltModel,
+    monkeypatch: pytest.MonkeyPatch,
+    guesses: list[int],
+    choices: list[int],
+    figures: tuple[int, int, int, int],
+) -> None:
+    sequence = model.sequence()
+    sequence.append(encode(b"once"))
+    sampler: Any = ScriptedSampler(choices + choices)
+    speculator = Speculator(sequence, sampler, GenerationOptions(draft="lookup"), model.costs)
+    learned: list[Any] = []
+    monkeypatch.setattr(
+        speculator, "_draft", lambda plan, pending: Draft(np.array([pending, *guesses], np.int64))
+    )
+    monkeypatch.setattr(speculator._planner, "learn", lambda *told: learned.append(told))
+    for times in (1, 2):
+        staged, began = sequence.stage_seconds, time.perf_counter()
+        assert speculator.round(70, 9) == choices
+        passed = time.perf_counter() - began
+        found = speculator.figures
+        assert (found.rounds, found.drafted, found.accepted, found.missed) == tuple(
+            times * count for count in figures
+        )
+        _, drafted, accepted, seconds, host_seconds = learned.pop()
+        assert (drafted, accepted) == (len(guesses), len(choices) - 1)
+        assert 0 < host_seconds < seconds < passed
+        assert host_seconds == pytest.approx(seconds - (sequence.stage_seconds - staged), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("most", "length", "chunk", "rollback", "room"),
+    [
+        (5, 10, 100, 50, 4),
+        (100, 390, 100, 50, 9),
+        (100, 399, 100, 50, 0),
+        (100, 10, 16, 50, 15),
+        (100, 10, 100, 7, 7),
+    ],
+)
+def test_a_plan_has_room_for_what_fits(
+    model: BltModel, most: int, length: int, chunk: int, rollback: int, room: int
+) -> None:
+    limits = replace(model.limits, prefill_chunk=chunk, rollback=rollback)
+    assert limits.max_positions == 400
+    loaded = BltModel(model.manifest, model._backends, model._table, limits, model.path)
+    sequence = loaded.sequence()
+    sequence.append(np.arange(length) % 200 + 4)
+    speculator = Speculator(sequence, Sampler(GenerationOptions()), GenerationOptions(), loaded.costs)
+    asked: list[Any] = []
+    speculator._planner.plan = lambda *told: asked.append(told)  # type: ignore[method-assign, assignment]
+    speculator._plan(most)
+    ((match, found, patches),) = asked
+    assert found == room
+    assert match is None
+    assert patches == sequence.patches_closed / length
+
+
+@pytest.mark.parametrize("draft", ["none", "decoder", "patcher", "lookup", "auto"])
+def test_what_was_chosen_is_looked_up_where_drafts_may_be(model: BltModel, draft: str) -> None:
+    sequence = model.sequence()
+    sequence.append(encode(b"abcdefgh abcde"))
+    sampler: Any = ScriptedSampler([4 + ord("f"), 4 + ord("g")])
+    speculator = Speculator(sequence, sampler, GenerationOptions(draft=draft), model.costs)
+    assert speculator.begin() == 4 + ord("f")
+    np.testing.assert_array_equal(speculator.rows, sequence.logits[None])
+    assert [ids for _, ids in sampler.asked] == [sequence.ids.tolist()]
+    index = speculator._index
+    assert (index is not None) == (draft in ("lookup", "auto"))
+    if index is not None:
+        match = index.find()
+        assert match is not None
+        assert index.guesses(match, 2) == [4 + ord("g"), 4 + ord("h")]
+        speculator._check(Draft(np.array([4 + ord("f")])))
+        speculator._learn([4 + ord("g")])
+        match = index.find()
+        assert match is not None
+        assert index.guesses(match, 1) == [4 + ord("h")]
+
+
+def test_a_lookup_stops_at_the_text_s_end_and_at_the_gate(model: BltModel) -> None:
+    sequence = model.sequence()
+    sequence.append(np.array([1, 10, 11, 12, 13, 14, EOS, 15, 10, 11, 12]))
+    speculator = Speculator(
+        sequence, Sampler(GenerationOptions()), GenerationOptions(draft="lookup"), model.costs
+    )
+    assert speculator._index is not None
+    speculator._index.extend([*sequence.ids.tolist(), 13])
+    match = speculator._index.find()
+    assert match is not None
+    open_ = SimpleNamespace(admits=lambda confidence: True)
+    plan = SimpleNamespace(source="lookup", length=8, match=match, gate=open_)
+    assert speculator._draft(plan, 13).ids.tolist() == [13, 14]  # type: ignore[arg-type]
+    seen: list[float] = []
+    plan.gate = SimpleNamespace(admits=lambda confidence: bool(seen.append(confidence)))
+    assert speculator._draft(plan, 13).ids.tolist() == [13]  # type: ignore[arg-type]
+    assert seen == [match.confidence(0)]
+    plan.source = "none"
+    assert speculator._draft(plan, 13).ids.tolist() == [13]  # type: ignore[arg-type]

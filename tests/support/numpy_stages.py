@@ -7,7 +7,6 @@ head, one byte or one patch at a time where that is plainer.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,29 +14,13 @@ import numpy as np
 from blt_edge.graphs.config import ModelConfig, TransformerConfig
 from blt_edge.graphs.rope import inverse_frequencies
 from blt_edge.runtime.hashing import PRIMES
+from blt_edge.tools.numpy_layers import GATES
 from numpy.typing import NDArray
 
-__all__ = ["ACTIVATIONS", "NumpyBlt", "WholeText", "random_tensors"]
+__all__ = ["NumpyBlt", "WholeText", "random_tensors"]
 
 Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
-
-
-def _sigmoid(x: Array) -> Array:
-    return np.asarray(1 / (1 + np.exp(-x)))
-
-
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "silu": lambda x: x * _sigmoid(x),
-    "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
-    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-    "quick_gelu": lambda x: x * _sigmoid(1.702 * x),
-    "relu": lambda x: np.maximum(x, 0),
-    "relu2": lambda x: np.maximum(x, 0) ** 2,
-    "sigmoid": _sigmoid,
-    "tanh": np.tanh,
-    "linear": lambda x: x,
-}
 
 
 def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, Floats]:
@@ -259,7 +242,7 @@ class NumpyBlt:
         mixed = _attend(_rotate(query, stack), _rotate(key, stack), value, seen)
         x = x + mixed @ self.weight(f"{layer}.self_attn.o_proj").T
         normed = self._norm(f"{layer}.post_attention_layernorm", stack, x)
-        gate = ACTIVATIONS[stack.activation](normed @ self.weight(f"{layer}.mlp.gate_proj").T)
+        gate = GATES[stack.activation](normed @ self.weight(f"{layer}.mlp.gate_proj").T)
         up = normed @ self.weight(f"{layer}.mlp.up_proj").T
         return np.asarray(x + (gate * up) @ self.weight(f"{layer}.mlp.down_proj").T)
 

@@ -55,6 +55,10 @@ def _known() -> dict[tuple[str, str, str, str], str]:
     }
 
 
+def _key(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["function"], row["was"], row["becomes"]
+
+
 def _run(target: str, arguments: argparse.Namespace) -> _Result:
     began = time.monotonic()
     path = _ROOT / f"{target.replace('.', '/')}.py"
@@ -69,9 +73,10 @@ def _run(target: str, arguments: argparse.Namespace) -> _Result:
     rows: list[dict[str, Any]] = []
     if arguments.survivors:
         before = json.loads(Path(arguments.survivors).read_text()).get(target, [])
-        rows = [row for row in before if row["status"] in ("killed", "timeout")]
-        killed = {(row["function"], row["was"], row["becomes"]) for row in rows}
-        chosen = [mutant for mutant in chosen if (mutant.function, mutant.was, mutant.becomes) not in killed]
+        there = {mutant.key for mutant in chosen}
+        rows = [row for row in before if row["status"] in ("killed", "timeout") and _key(row) in there]
+        killed = {_key(row) for row in rows}
+        chosen = [mutant for mutant in chosen if mutant.key not in killed]
     files = [name for name in tests_of(target) if (_ROOT / name).exists()]
     # Lines are traced under the name that the module is imported by, which may lead through a link.
     module = f"blt_edge.{target}"
@@ -81,7 +86,7 @@ def _run(target: str, arguments: argparse.Namespace) -> _Result:
     def done(mutant: Mutant, outcome: runner.Outcome) -> None:
         status, reason = outcome.status, ""
         if status in ("survived", "uncovered"):
-            reason = known.get((target, mutant.function, mutant.was, mutant.becomes), "")
+            reason = known.get((target, *mutant.key), "")
             status = "equivalent" if reason else status
         rows.append(
             {

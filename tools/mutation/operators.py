@@ -77,6 +77,11 @@ class Mutant:
     _index: int | None
     _replacement: ast.AST
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells it from the module's others, wherever its lines are."""
+        return self.function, self.was, self.becomes
+
     def apply(self) -> None:
         """Change the tree."""
         _put(self._holder, self._slot, self._index, self._replacement)

@@ -19,7 +19,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "runtime.generation": ("runtime/test_generation", "runtime/test_continuing"),
     "graphs.rope": ("graphs/test_rope",),
     "graphs.config": _CONFIG,
-    "graphs._fields": _CONFIG,
+    "graphs._fields": ("graphs/test_fields",),
     "graphs._inert": _CONFIG,
     "graphs.layers": _STAGES,
     "graphs.latent": _STAGES,
