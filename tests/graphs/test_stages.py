@@ -10,12 +10,12 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from blt_edge.graphs.config import GATES as CONFIG_GATES
-from blt_edge.graphs.config import ModelConfig, parse_config
+from blt_edge.graphs.config import ACTIVATIONS, ModelConfig, parse_config
 from blt_edge.graphs.latent import PatchPooling
 from blt_edge.graphs.layers import activation
 from blt_edge.graphs.stages import OPSET, STAGE_NAMES, axis_ranges, build_stage, stage_names, stage_stack
 from blt_edge.graphs.weights import Weight, WeightPart, WeightSource
+from blt_edge.tools.numpy_layers import GATES
 from onnxscript import GraphBuilder
 from support.numpy_stages import NumpyBlt, random_tensors
 
@@ -387,7 +387,7 @@ def test_a_padded_patch_pools_to_small_numbers(config: ModelConfig) -> None:
     assert np.abs(found).max() < 100
 
 
-@pytest.mark.parametrize("name", sorted(set(CONFIG_GATES.values())))
+@pytest.mark.parametrize("name", sorted(set(ACTIVATIONS.values())))
 def test_every_activation_is_the_function_it_names(name: str) -> None:
     x = ir.val("x", dtype=ir.DataType.FLOAT, shape=[9])
     graph = ir.Graph([x], [], nodes=[], opset_imports={"": OPSET}, name="activation")
