@@ -162,12 +162,12 @@ def _open_cpu(request: LoadRequest) -> tuple[Stages, Engine]:
 
 
 def _check(request: LoadRequest, stages: Stages, form: Path, reach: Reach) -> None:
-    """Raise BltError when an engine does not compute what it did when it was built."""
+    """Raise BackendError when an engine does not compute what it did when it was built."""
     if not request.probe:
         return
     try:
         check_engine(request.manifest, stages, request.table, form, reach, alike=was_proven(form))
-    except BackendError as error:
+    except BltError as error:
         raise BackendError(f"{error}; build it again") from error
 
 

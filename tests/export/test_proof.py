@@ -302,6 +302,11 @@ def test_an_engine_that_changed_since_is_not_used_on_a_gpu(
     reseal(form)
     with pytest.raises(BackendError, match=r"^decoder: its self-test failed"):
         BltModel.load(own_float, target)
+    (form / "self_test.bin").write_bytes(b"x")
+    reseal(form)
+    with pytest.raises(BackendError, match=r"^self_test\.bin has not the \d+ bytes"):
+        BltModel.load(own_float, target)
+    assert BltModel.load(own_float).engine.device == "CPU"
     assert BltModel.load(own_float, target, probe=False).engine.directory == form
 
 
