@@ -541,6 +541,16 @@ def test_rope_parameters_out_of_range_are_refused(fields: dict[str, Any], name: 
         parse_config(raw(global_config={"rope_parameters": {"rope_type": fields["rope_type"]}}))
 
 
+def test_small_rope_parameters_are_taken() -> None:
+    for name in ("beta_fast", "beta_slow", "attention_factor", "factor"):
+        config = parse_config(raw(global_config={"rope_parameters": {**YARN, name: 0.01}}))
+        assert getattr(config.global_stack.rope, name) == 0.01
+    parse_config(raw(global_config={"partial_rotary_factor": 0.5}))
+    for share in (0.0, -1.0):
+        with pytest.raises(ConfigError, match="partial_rotary_factor"):
+            parse_config(raw(global_config={"partial_rotary_factor": share}))
+
+
 def test_hashes_and_patching_are_read() -> None:
     config = parse_config(
         raw(
@@ -560,6 +570,7 @@ def test_hashes_and_patching_are_read() -> None:
         ),
         ({"max_patch_length": 7}, PatchingRule("entropy", 1.335442066192627, max_patch_length=7)),
         ({"patching_mode": "space", "monotonicity": True}, PatchingRule("space")),
+        ({"patching_mode": "space", "patching_threshold_add": 0.5}, PatchingRule("space")),
         ({"patching_mode": "space", "max_patch_length": 7}, PatchingRule("space", max_patch_length=7)),
         ({"patching_mode": "space", "patch_size": None, "patching_threshold": None}, PatchingRule("space")),
         ({"patching_mode": "static"}, PatchingRule("static", patch_size=4)),

@@ -191,6 +191,14 @@ def test_the_threshold_is_compared_in_float32_as_torch_does() -> None:
     assert [i + 1 in starts for i in (1, 2, 3)] == expected == [False, False, True]
 
 
+def test_entropies_of_another_type_are_rounded_first() -> None:
+    boundaries = PatchBoundaries(PatchingRule("entropy", 0.1))
+    above = 0.1000000020  # of float32's 0.1, but less than a rounding
+    boundaries.extend(np.array([4, 5, 6]), np.array([0.0, above, 0.2]))  # type: ignore[arg-type]
+    assert above > np.float32(0.1)
+    assert boundaries.starts == [0, 1, 3]
+
+
 @pytest.mark.parametrize(
     ("rule", "starts"),
     [
