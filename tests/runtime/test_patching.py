@@ -195,7 +195,7 @@ def test_entropies_of_another_type_are_rounded_first() -> None:
     boundaries = PatchBoundaries(PatchingRule("entropy", 0.1))
     above = 0.1000000020  # of float32's 0.1, but less than a rounding
     boundaries.extend(np.array([4, 5, 6]), np.array([0.0, above, 0.2]))  # type: ignore[arg-type]
-    assert above > np.float32(0.1)
+    assert above > float(np.float32(0.1))
     assert boundaries.starts == [0, 1, 3]
 
 
