@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from blt_edge.graphs.config import ACTIVATIONS, ConfigError, ModelConfig, TransformerConfig, parse_config
+from blt_edge.graphs.rope import RopeConfig
 from blt_edge.runtime.hashing import HashSpec
 from blt_edge.runtime.patching import PatchingRule
 from blt_edge.tools.numpy_layers import GATES
@@ -475,3 +477,131 @@ def test_part_of_a_head_is_not_rotated_by_stretched_types(place: str | None) -> 
         else:
             with pytest.raises(ConfigError, match="partial_rotary_factor"):
                 parse_config(raw(global_config=part))
+
+
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 50.0,
+    "factor": 2.5,
+    "original_max_position_embeddings": 77,
+    "attention_factor": 0.5,
+    "beta_fast": 20.0,
+    "beta_slow": 2.0,
+    "mscale": -0.3,
+    "mscale_all_dim": 0.4,
+    "truncate": False,
+}
+LLAMA3 = {"rope_type": "llama3", "factor": 0.5, "low_freq_factor": 0.5, "high_freq_factor": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("fields", "wanted"),
+    [
+        ({"rope_type": "default", "rope_theta": 1.5}, RopeConfig("default", 1.5)),
+        ({"type": "linear", "factor": 0.5}, RopeConfig("linear", 9.0, 0.5)),
+        ({"type": "yarn", "rope_type": "linear", "factor": 3}, RopeConfig("linear", 9.0, 3.0)),
+        (
+            {**LLAMA3, "original_max_position_embeddings": 33},
+            RopeConfig("llama3", 9.0, 0.5, 33, low_freq_factor=0.5, high_freq_factor=0.75),
+        ),
+        (LLAMA3, RopeConfig("llama3", 9.0, 0.5, low_freq_factor=0.5, high_freq_factor=0.75)),
+        (YARN, RopeConfig("yarn", 50.0, 2.5, 77, None, None, 0.5, 20.0, 2.0, -0.3, 0.4, False)),
+        ({"rope_type": "yarn", "factor": None}, RopeConfig("yarn", 9.0)),
+        ({"rope_type": "yarn", "factor": 0.25}, RopeConfig("yarn", 9.0, 0.25)),
+    ],
+)
+def test_rope_parameters_arrive_where_they_belong(fields: dict[str, Any], wanted: RopeConfig) -> None:
+    for place in ("rope_parameters", "rope_scaling"):
+        config = parse_config(raw(global_config={place: fields, "rope_theta": 9.0}))
+        assert config.global_stack.rope == wanted
+    # What stands beside them wins over the original length inside, where a type has one.
+    beside = {"rope_scaling": fields, "rope_theta": 9.0, "original_max_position_embeddings": 5}
+    found = parse_config(raw(global_config=beside)).global_stack.rope
+    assert found == replace(
+        wanted, original_max_positions=5 if wanted.rope_type in ("llama3", "yarn") else None
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "name", "bad"),
+    [
+        ({"rope_type": "linear", "factor": 2.0}, "factor", [0.0, -1.0, None]),
+        *((LLAMA3, name, [0.0, None]) for name in ("factor", "low_freq_factor")),
+        (LLAMA3, "high_freq_factor", [0.5, 0.4, None]),
+        *((YARN, name, [0.0]) for name in ("factor", "attention_factor", "beta_fast", "beta_slow")),
+        (YARN, "truncate", [1]),
+        (YARN, "original_max_position_embeddings", [0]),
+        (YARN, "rope_theta", [1.0]),
+    ],
+)
+def test_rope_parameters_out_of_range_are_refused(fields: dict[str, Any], name: str, bad: list[Any]) -> None:
+    for value in bad:
+        with pytest.raises(ConfigError, match=name):
+            parse_config(raw(global_config={"rope_parameters": {**fields, name: value}}))
+    with pytest.raises(ConfigError, match="factor: missing"):
+        parse_config(raw(global_config={"rope_parameters": {"rope_type": fields["rope_type"]}}))
+
+
+def test_small_rope_parameters_are_taken() -> None:
+    for name in ("beta_fast", "beta_slow", "attention_factor", "factor"):
+        config = parse_config(raw(global_config={"rope_parameters": {**YARN, name: 0.01}}))
+        assert getattr(config.global_stack.rope, name) == 0.01
+    parse_config(raw(global_config={"partial_rotary_factor": 0.5}))
+    for share in (0.0, -1.0):
+        with pytest.raises(ConfigError, match="partial_rotary_factor"):
+            parse_config(raw(global_config={"partial_rotary_factor": share}))
+
+
+def test_hashes_and_patching_are_read() -> None:
+    config = parse_config(
+        raw(
+            encoder_hash_byte_group_size=[2, 9],
+            encoder_hash_byte_group_nb_functions=3,
+            encoder_hash_byte_group_vocab=77,
+        )
+    )
+    assert config.hash == HashSpec((2, 9), 3, 77)
+    for fields, wanted in (
+        ({"patching_threshold": 2}, PatchingRule("entropy", 2.0)),
+        ({"patching_threshold_add": 0.5}, PatchingRule("entropy", 1.335442066192627, 0.5)),
+        ({"patching_threshold_add": 0.0}, PatchingRule("entropy", 1.335442066192627)),
+        (
+            {"patching_threshold_add": 0.5, "monotonicity": True},
+            PatchingRule("entropy", 1.335442066192627, monotonic=True),
+        ),
+        ({"max_patch_length": 7}, PatchingRule("entropy", 1.335442066192627, max_patch_length=7)),
+        ({"patching_mode": "space", "monotonicity": True}, PatchingRule("space")),
+        ({"patching_mode": "space", "patching_threshold_add": 0.5}, PatchingRule("space")),
+        ({"patching_mode": "space", "max_patch_length": 7}, PatchingRule("space", max_patch_length=7)),
+        ({"patching_mode": "space", "patch_size": None, "patching_threshold": None}, PatchingRule("space")),
+        ({"patching_mode": "static"}, PatchingRule("static", patch_size=4)),
+        ({"patching_mode": "static", "patch_size": 9}, PatchingRule("static", patch_size=9)),
+        ({"patching_mode": "byte", "max_patch_length": 7}, PatchingRule("byte")),
+        ({"patch_in_forward": False, "patch_size": None}, PatchingRule("byte")),
+    ):
+        found = parse_config(raw(**fields))
+        assert found.patching == wanted
+        assert (found.patcher is None) == (wanted.mode != "entropy")
+    for fields, name in (
+        ({"patching_threshold": None}, "patching_threshold"),
+        ({"patch_size": None}, "patch_size"),
+        ({"patching_mode": "static", "patch_size": None}, "patch_size"),
+        ({"patching_mode": "bpe"}, "patching_mode"),
+    ):
+        with pytest.raises(ConfigError, match=name):
+            parse_config(raw(**fields))
+
+
+def test_the_trained_context_is_the_shortest_part_s() -> None:
+    for positions, wanted in (((900, 800, 700), 700), ((700, 900, 800), 700), ((9000, 8000, 7000), 4096)):
+        parts = {
+            name: {"max_position_embeddings": count}
+            for name, count in zip(
+                ("patcher_config", "encoder_config", "decoder_config"), positions, strict=True
+            )
+        }
+        assert parse_config(raw(**parts)).trained_context == wanted
+        assert parse_config(raw(**parts, trained_context=3)).trained_context == 3
+    short = {"patcher_config": {"max_position_embeddings": 50}}
+    assert parse_config(raw(**short)).trained_context == 50
+    assert parse_config(raw(**short, patching_mode="space")).trained_context == 4096

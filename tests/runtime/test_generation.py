@@ -216,3 +216,14 @@ def test_rounds_of_any_size_end_where_they_should(
     assert stats.new_bytes == len(data) + (len(stop[0]) if reason == "stop" else 0)
     if sequence is not None:
         assert sequence.ids.tolist() == [1, *(BYTE_OFFSET + byte for byte in PROMPT + data)]
+
+
+@pytest.mark.parametrize(("prompt", "text"), [(399, b"a"), (398, b"ab"), (397, b"abc")])
+def test_a_byte_needs_a_position_only_once_it_is_read(
+    model: BltModel, monkeypatch: pytest.MonkeyPatch, prompt: int, text: bytes
+) -> None:
+    script = [[BYTE_OFFSET + byte] for byte in b"abcdef"]
+    monkeypatch.setattr(Scripted, "script", script, raising=False)
+    monkeypatch.setattr(generation, "Speculator", Scripted)
+    result = model.generate(b"x" * prompt, GenerationOptions(max_new_bytes=9))
+    assert (result.data, result.finish_reason) == (text, "context")

@@ -198,6 +198,14 @@ def test_torch_compares_in_float32() -> None:
     assert (torch.from_numpy(around(0.1)) > 0.1).tolist() == [False, False, True]
 
 
+def test_entropies_of_another_type_are_rounded_first() -> None:
+    boundaries = PatchBoundaries(PatchingRule("entropy", 0.1))
+    above = 0.1000000020  # of float32's 0.1, but less than a rounding
+    boundaries.extend(np.array([4, 5, 6]), np.array([0.0, above, 0.2]))  # type: ignore[arg-type]
+    assert above > float(np.float32(0.1))
+    assert boundaries.starts == [0, 1, 3]
+
+
 @pytest.mark.parametrize(
     ("rule", "starts"),
     [

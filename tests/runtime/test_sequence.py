@@ -130,6 +130,9 @@ def test_patch_groups_cover_all_patches_within_the_budget(lengths: list[int], bu
         padded = 1 << (max(lengths[done : done + group]) - 1).bit_length()
         assert group == 1 or group * padded <= budget
         done += group
+        if done < len(lengths):  # one more would not have fit
+            padded = max(padded, 1 << (lengths[done] - 1).bit_length())
+            assert (group + 1) * padded > budget
     assert done == len(lengths)
 
 
