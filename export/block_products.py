@@ -1,8 +1,9 @@
-"""Products over weights in blocks as ONNX Runtime's own operator, for versions that don't fuse them alone.
+"""Products over weights in blocks as ONNX Runtime's own operator.
 
 Portable graphs spell such a product out: DequantizeLinear over int4 or int8 [K, N] in blocks along K, then
-MatMul. Newer versions make `com.microsoft.MatMulNBits` of it when a graph is loaded. Where one does not, it
-would unpack every weight for every byte; here the same operator is written into the graph:
+MatMul. Some versions make `com.microsoft.MatMulNBits` of it when a graph is loaded, but an engine does not
+leave it to them: older ones do so for 4 bits only, 1.22 cannot save what comes of it, and what 1.31 saves
+of 8 bits computes NaN. Written into the graph, the operator is right in all of them:
 
     weight uint8 [N, K / block, block * bits / 8]   values + 2^(bits-1); of two 4-bit ones the low half first
     scales float32 [N * K / block]

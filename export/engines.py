@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import onnx
 import onnx_ir as ir
 
 from ..runtime.backends.ort import OrtStage, import_onnxruntime, save_optimized
@@ -36,16 +37,18 @@ from ._signals import termination_raises, uninterrupted
 from .block_products import BLOCK_BITS, write_block_products
 from .bundle import WriteError
 from .fused_attention import fuse_attention
-from .operator_probes import check_version, fuses_blocks, window_offset
+from .operator_probes import check_version, multiplies_blocks, window_offset
 from .progress import Meter, Progress
 from .proof import prove_engine
 from .stage_files import graph_name, load_stage, save_stage
 
 __all__ = ["build_engine", "form_bytes", "new_form"]
 
-_GROWTH = 2.5
-"""Bytes of a form for each byte of portable weights, at most: both layouts of every weight, or float32."""
+_GROWTH = 3.5
+"""Bytes of a form for each byte of portable weights, at most: both layouts of every weight, or float32, and
+while a stage is built its weights once more."""
 _NEARLY_FULL = 1 << 20
+_ALIGNMENT = 64
 
 
 def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress | None = None) -> Engine:
@@ -94,15 +97,40 @@ def _build_stage(directory: Path, manifest: Manifest, stage: str, form: Path) ->
     if spec.fusable and offset is not None:
         fuse_attention(model, spec, offset)
     bits = BLOCK_BITS.get(spec.precision)
-    if bits is not None and not fuses_blocks(bits) and write_block_products(model, bits):
+    # Likewise: what is spelled out is right, if slow.
+    if bits is not None and multiplies_blocks(bits) and write_block_products(model, bits):
         with TemporaryDirectory(dir=form) as weights:
             save_stage(Path(weights), stage, model, lambda _count: None)
-            save_optimized(
-                (Path(weights) / graph_name(stage)).read_bytes(), Path(weights), spec.precision, graph
-            )
+            _save((Path(weights) / graph_name(stage)).read_bytes(), Path(weights), spec.precision, graph)
     else:
-        save_optimized(ir.to_proto(model).SerializeToString(), directory, spec.precision, graph)
+        _save(ir.to_proto(model).SerializeToString(), directory, spec.precision, graph)
     assert (form / data_file(stage)).is_file()
+
+
+def _save(model: bytes, weights: Path, precision: str, graph: Path) -> None:
+    """`save_optimized`, with prepacked weights where they can be used from where they lie."""
+    save_optimized(model, weights, precision, graph)
+    if not _aligned(graph):
+        graph.with_name(f"{graph.name}.data").unlink()
+        save_optimized(model, weights, precision, graph, prepacked=False)
+
+
+def _aligned(graph: Path) -> bool:
+    """Whether a saved graph's weights begin where their type may, and prepacked ones where vectors may.
+
+    ONNX Runtime 1.28 to 1.30 write prepacked blocks of odd sizes one behind the other: what comes after them
+    is read wrongly, or ends the process.
+    """
+    for tensor in onnx.load(graph, load_external_data=False).graph.initializer:
+        size = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        for entry in tensor.external_data:
+            prepacked = entry.key.startswith("prepacked")
+            if prepacked or entry.key == "offset":
+                # Prepacked ones are listed as KERNEL+HASH|OFFSET;LENGTH;...
+                offset = entry.value.rpartition("|")[2].partition(";")[0]
+                if not offset.isdecimal() or int(offset) % (_ALIGNMENT if prepacked else size):
+                    return False
+    return True
 
 
 def _prove(directory: Path, manifest: Manifest, form: Path, meter: Meter) -> None:

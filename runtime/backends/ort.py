@@ -83,12 +83,15 @@ def session_options(ort: Any, precision: str, threads: int | None) -> Any:
     return options
 
 
-def save_optimized(model: bytes, weights: Path, precision: str, graph: Path) -> None:
+def save_optimized(
+    model: bytes, weights: Path, precision: str, graph: Path, *, prepacked: bool = True
+) -> None:
     """Write a stage as ONNX Runtime runs it here: optimized, weights in its kernels' layout beside it.
 
     model: the stage's graph, serialized; weights: the directory of its external data; graph: the file to
-    write, whose weights go to its name with ".data", from where they are mapped. Raises BackendError when
-    ONNX Runtime is missing, refuses the graph, or cannot write.
+    write, whose weights go to its name with ".data", from where they are mapped. prepacked: keep them as
+    kernels want them, too; else that is done at each load. Raises BackendError when ONNX Runtime is missing,
+    refuses the graph, or cannot write.
     """
     ort = import_onnxruntime()
     options = session_options(ort, precision, threads=None)
@@ -96,7 +99,8 @@ def save_optimized(model: bytes, weights: Path, precision: str, graph: Path) -> 
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     data = graph.with_name(graph.name + ".data")
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data.name)
-    options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
+    if prepacked:
+        options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
     _session(ort, graph.name, model, options)
     data.touch()  # a graph of few weights keeps them inside
 

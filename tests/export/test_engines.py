@@ -172,6 +172,37 @@ def test_weights_are_kept_as_the_kernels_want_them(built: Path) -> None:
     assert all(node.op_type != "DequantizeLinear" for node in graph.node)
 
 
+@pytest.mark.parametrize(
+    ("offsets", "aligned"),
+    [
+        ({"offset": "0"}, True),
+        ({"offset": "20864", "prepacked_0": "MatMulNBits+8865|31232;11646;0"}, True),
+        ({"offset": "20862"}, False),
+        ({"offset": "0", "prepacked_0": "MatMulNBits+8865|31230;11646;0"}, False),
+        ({"offset": "0", "prepacked_0": "of another form"}, False),
+    ],
+)
+def test_weights_that_lie_where_no_vector_may_are_not_kept(
+    tmp_path: Path, offsets: dict[str, str], aligned: bool
+) -> None:
+    tensor = onnx.TensorProto(name="scales", data_type=onnx.TensorProto.FLOAT, dims=[2])
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in offsets.items():
+        tensor.external_data.add(key=key, value=value)
+    graph = onnx.helper.make_graph([], "graph", [], [], [tensor])
+    (tmp_path / "graph.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    assert building._aligned(tmp_path / "graph.onnx") is aligned
+
+
+def test_without_prepacked_weights_results_are_the_same(
+    built: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "_aligned", lambda graph: False)
+    build_engine(bundle, force=True)
+    assert b"prepacked_0" not in (form_of(bundle) / "latent.onnx").read_bytes()
+    np.testing.assert_allclose(load(bundle).logits(TEXT), load(built).logits(TEXT), rtol=0, atol=1e-5)
+
+
 def test_attention_is_fused_in_every_layer(built: Path) -> None:
     for stage, spec in load_manifest(built).stages.items():
         graph = onnx.load(form_of(built) / f"{stage}.onnx", load_external_data=False).graph

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 from blt_edge.export import operator_probes
-from blt_edge.export.operator_probes import check_version, fuses_blocks, window_offset
+from blt_edge.export.operator_probes import check_version, multiplies_blocks, window_offset
 from blt_edge.runtime.errors import BackendError
 
 VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
@@ -18,10 +19,10 @@ VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
 def forgetful() -> Iterator[None]:
     """Each test asks anew, and leaves nothing for others."""
     window_offset.cache_clear()
-    fuses_blocks.cache_clear()
+    multiplies_blocks.cache_clear()
     yield
     window_offset.cache_clear()
-    fuses_blocks.cache_clear()
+    multiplies_blocks.cache_clear()
 
 
 def test_the_window_of_this_version() -> None:
@@ -29,12 +30,9 @@ def test_the_window_of_this_version() -> None:
     assert window_offset() == (-1 if VERSION < (1, 24) else 0)
 
 
-def test_whether_this_version_fuses_blocks() -> None:
-    assert fuses_blocks(4) == (VERSION >= (1, 23))
-    if VERSION >= (1, 32):
-        assert fuses_blocks(8)
-    if VERSION < (1, 24):
-        assert not fuses_blocks(8)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_this_version_multiplies_blocks(bits: int) -> None:
+    assert multiplies_blocks(bits)
 
 
 @pytest.mark.parametrize("shift", [-1, 0, 1])
@@ -82,12 +80,20 @@ def test_an_operator_that_is_refused_is_not_used(monkeypatch: pytest.MonkeyPatch
     assert window_offset() is None
 
 
-def test_blocks_that_cannot_be_saved_are_not_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bits", [4, 8])
+def test_blocks_that_are_refused_or_wrong_are_left_alone(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    run = operator_probes._saved_and_run
+
     def refuse(*_args: Any) -> None:
         raise BackendError("graph.onnx: ONNX Runtime 1.22.1 refused it: SystemError : 2")
 
     monkeypatch.setattr(operator_probes, "save_optimized", refuse)
-    assert not fuses_blocks(4)
+    assert not multiplies_blocks(bits)
+    monkeypatch.undo()
+    for wrong in (np.nan, 1.2):
+        multiplies_blocks.cache_clear()
+        monkeypatch.setattr(operator_probes, "_saved_and_run", lambda *args, by=wrong: by * run(*args))
+        assert not multiplies_blocks(bits)
 
 
 @pytest.mark.parametrize("version", ["1.20.1", "1.21.0", "0.9", "1.21.1+cu12"])
