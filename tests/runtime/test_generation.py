@@ -186,6 +186,8 @@ class Scripted(Speculator):
         (["$"], 5, (), "", "eos"),
         (["\xc3", "\xa9!$"], 9, (), "\xc3\xa9!", "eos"),
         (["a", "\xc3"], 2, (), "a\xc3", "length"),
+        # Held back for the stop string, let go in the middle of a character.
+        (["a", "\xf0", "\x9f", "\x90", "\x87$"], 9, (b"a\xf0\x9fq",), "a\xf0\x9f\x90\x87", "eos"),
     ],
 )
 def test_rounds_of_any_size_end_where_they_should(
@@ -194,7 +196,7 @@ def test_rounds_of_any_size_end_where_they_should(
     kept: bool,
     rounds: list[str],
     most: int,
-    stop: tuple[str, ...],
+    stop: tuple[str | bytes, ...],
     text: str,
     reason: str,
 ) -> None:
