@@ -64,6 +64,8 @@ def test_no_prompt_and_str_prompts(model: BltModel) -> None:
     assert model.generate("", GenerationOptions(max_new_bytes=5)).stats.prompt_bytes == 0
     options = GenerationOptions(max_new_bytes=20)
     assert model.generate("é中", options).data == model.generate("é中".encode(), options).data
+    # Bytes that are no UTF-8 come from a command line so.
+    assert model.generate("a\udcff", options).data == model.generate(b"a\xff", options).data
 
 
 def test_length_and_figures(model: BltModel) -> None:
