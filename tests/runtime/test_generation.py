@@ -231,3 +231,13 @@ def test_a_byte_needs_a_position_only_once_it_is_read(
     monkeypatch.setattr(generation, "Speculator", Scripted)
     result = model.generate(b"x" * prompt, GenerationOptions(max_new_bytes=9))
     assert (result.data, result.finish_reason) == (text, "context")
+
+
+def test_what_was_read_of_a_cancelled_prompt_stays(model: BltModel) -> None:
+    chunk = model.limits.prefill_chunk
+    sequence, cancel = model.sequence(), threading.Event()
+    cancel.set()
+    prompt = b"x" * (chunk + 40)
+    result = model.generate(prompt, GenerationOptions(), sequence=sequence, cancel=cancel)
+    assert (result.data, result.finish_reason) == (b"", "cancelled")
+    assert sequence.ids.tolist() == [1, *[BYTE_OFFSET + ord("x")] * (chunk - 1)]
