@@ -241,3 +241,5 @@ def test_what_was_read_of_a_cancelled_prompt_stays(model: BltModel) -> None:
     result = model.generate(prompt, GenerationOptions(), sequence=sequence, cancel=cancel)
     assert (result.data, result.finish_reason) == (b"", "cancelled")
     assert sequence.ids.tolist() == [1, *[BYTE_OFFSET + ord("x")] * (chunk - 1)]
+    alone = model.generate(prompt, GenerationOptions(), cancel=cancel)
+    assert (alone.data, alone.finish_reason, alone.stats.new_bytes) == (b"", "cancelled", 0)
