@@ -183,6 +183,7 @@ class Scripted(Speculator):
         (["a", "bc", "d"], 4, (), "abcd", "length"),
         (["a", "bcd"], 2, (), "ab", "length"),
         (["a", "bcde"], 9, ("cd",), "ab", "stop"),
+        (["a", "bcd, e, f, g, h"], 20, ("cd",), "ab", "stop"),
         (["a", "bcde$"], 9, ("ex",), "abcde", "eos"),
         (["a"], 1, ("a",), "", "stop"),
         (["$"], 5, (), "", "eos"),
@@ -220,6 +221,10 @@ def test_rounds_of_any_size_end_where_they_should(
     assert stats.new_bytes == len(data) + (len(stop[0]) if reason == "stop" else 0)
     if sequence is not None:
         assert sequence.ids.tolist() == [1, *(BYTE_OFFSET + byte for byte in PROMPT + data)]
+    elif reason == "stop":
+        # As byte by byte: what a round has read behind the stop string is in no figure, nor is its last byte.
+        read = "".join(rounds)[: stats.new_bytes - 1].encode("latin-1")
+        assert stats.patches == len(model.patch_lengths(PROMPT + read))
 
 
 @pytest.mark.parametrize(("prompt", "text"), [(399, b"a"), (398, b"ab"), (397, b"abc")])
