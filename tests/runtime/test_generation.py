@@ -64,6 +64,8 @@ def test_no_prompt_and_str_prompts(model: BltModel) -> None:
     assert model.generate("", GenerationOptions(max_new_bytes=5)).stats.prompt_bytes == 0
     options = GenerationOptions(max_new_bytes=20)
     assert model.generate("é中", options).data == model.generate("é中".encode(), options).data
+    # Bytes that are no UTF-8 come from a command line so.
+    assert model.generate("a\udcff", options).data == model.generate(b"a\xff", options).data
 
 
 def test_length_and_figures(model: BltModel) -> None:
@@ -181,11 +183,14 @@ class Scripted(Speculator):
         (["a", "bc", "d"], 4, (), "abcd", "length"),
         (["a", "bcd"], 2, (), "ab", "length"),
         (["a", "bcde"], 9, ("cd",), "ab", "stop"),
+        (["a", "bcd, e, f, g, h"], 20, ("cd",), "ab", "stop"),
         (["a", "bcde$"], 9, ("ex",), "abcde", "eos"),
         (["a"], 1, ("a",), "", "stop"),
         (["$"], 5, (), "", "eos"),
         (["\xc3", "\xa9!$"], 9, (), "\xc3\xa9!", "eos"),
         (["a", "\xc3"], 2, (), "a\xc3", "length"),
+        # Held back for the stop string, let go in the middle of a character.
+        (["a", "\xf0", "\x9f", "\x90", "\x87$"], 9, (b"a\xf0\x9fq",), "a\xf0\x9f\x90\x87", "eos"),
     ],
 )
 def test_rounds_of_any_size_end_where_they_should(
@@ -194,7 +199,7 @@ def test_rounds_of_any_size_end_where_they_should(
     kept: bool,
     rounds: list[str],
     most: int,
-    stop: tuple[str, ...],
+    stop: tuple[str | bytes, ...],
     text: str,
     reason: str,
 ) -> None:
@@ -216,6 +221,10 @@ def test_rounds_of_any_size_end_where_they_should(
     assert stats.new_bytes == len(data) + (len(stop[0]) if reason == "stop" else 0)
     if sequence is not None:
         assert sequence.ids.tolist() == [1, *(BYTE_OFFSET + byte for byte in PROMPT + data)]
+    elif reason == "stop":
+        # As byte by byte: what a round has read behind the stop string is in no figure, nor is its last byte.
+        read = "".join(rounds)[: stats.new_bytes - 1].encode("latin-1")
+        assert stats.patches == len(model.patch_lengths(PROMPT + read))
 
 
 @pytest.mark.parametrize(("prompt", "text"), [(399, b"a"), (398, b"ab"), (397, b"abc")])
@@ -227,3 +236,15 @@ def test_a_byte_needs_a_position_only_once_it_is_read(
     monkeypatch.setattr(generation, "Speculator", Scripted)
     result = model.generate(b"x" * prompt, GenerationOptions(max_new_bytes=9))
     assert (result.data, result.finish_reason) == (text, "context")
+
+
+def test_what_was_read_of_a_cancelled_prompt_stays(model: BltModel) -> None:
+    chunk = model.limits.prefill_chunk
+    sequence, cancel = model.sequence(), threading.Event()
+    cancel.set()
+    prompt = b"x" * (chunk + 40)
+    result = model.generate(prompt, GenerationOptions(), sequence=sequence, cancel=cancel)
+    assert (result.data, result.finish_reason) == (b"", "cancelled")
+    assert sequence.ids.tolist() == [1, *[BYTE_OFFSET + ord("x")] * (chunk - 1)]
+    alone = model.generate(prompt, GenerationOptions(), cancel=cancel)
+    assert (alone.data, alone.finish_reason, alone.stats.new_bytes) == (b"", "cancelled", 0)

@@ -15,7 +15,7 @@ from blt_edge.runtime.backends.memory import HOST
 from blt_edge.runtime.patching import PatchingRule
 from blt_edge.runtime.sequence import Draft, SequenceLimits, _ByteStates, _patch_group
 from blt_edge.runtime.vocabulary import encode
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from support.numpy_stages import NumpyBlt, WholeText
@@ -120,6 +120,8 @@ def test_memory_does_not_grow_with_the_text_but_for_the_global_cache(tiny_bundle
     assert sequence.state_bytes - sequence._latent.cache.bytes == before
 
 
+@example(lengths=[1] * 10, budget=4)
+@example(lengths=[3] * 10, budget=8)
 @given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=60), budget=st.integers(1, 600))
 def test_patch_groups_cover_all_patches_within_the_budget(lengths: list[int], budget: int) -> None:
     starts = [0, *np.cumsum(lengths).tolist()]
@@ -476,3 +478,22 @@ def test_whatever_is_gone_forbids_a_roll_back(model: BltModel) -> None:
 
     assert not allowed(ask)
     assert asked[0] == asked[1]
+
+
+def test_values_of_recent_patches_are_kept_as_far_as_it_says(model: BltModel, plain: NumpyBlt) -> None:
+    count, slots = 120, 16 + ROLLBACK + 2
+    manifest = replace(model.manifest, patching=PatchingRule("byte"))
+    sequence = Sequence(manifest, model._backends, model._table, model.limits)
+    wanted = plain.whole(WALKED[:count], list(range(count + 1))).flat_values()
+    furthest = 0
+    for step in (16, 16, 3, -ROLLBACK, 1, 16, 16, 16, -7, 2, -5, 16, 16):
+        if step < 0:
+            sequence.roll_back(-step)
+        else:
+            sequence.append(WALKED[sequence.length : sequence.length + step])
+        closed = sequence.patches_closed
+        furthest = max(furthest, closed)
+        assert closed == sequence.length
+        assert sequence._oldest_patch == max(0, furthest - slots)
+        kept = range(sequence._oldest_patch, closed)
+        agree(sequence.patch_values(kept), wanted[kept.start : kept.stop])
