@@ -136,9 +136,13 @@ def test_the_demos_engines_are_built_and_told_of(cli, tmp_path: Path) -> None:
     assert f"would write {form}: about " in planned.stdout
     assert {path.name for path in form.iterdir()} == {
         "engine.json",
+        "self_test.bin",
         *(f"{stage}.plan" for stage in ("patcher", "encoder", "latent", "decoder")),
     }
     assert "for texts of up to 16384 bytes and 1000 patches, patches of up to 512 bytes" in built.stderr
+    # Here is no GPU, or another: they are compared where they are loaded.
+    assert "not run yet: this machine has no GPU of compute capability 8.6; " in built.stderr
+    assert json.loads((form / "engine.json").read_text())["proven"] is False
     again = cli("build", bundle, *target)
     assert (again.exit_code, again.stdout) == (0, built.stdout)
     assert again.stderr == "they are there already, and sound; --force builds them again\n"
