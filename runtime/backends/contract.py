@@ -7,13 +7,23 @@ wrong size. Backends compare the loaded graph with this before they run it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
 from ..errors import BundleError
+from ..files import open_plain
 from ..manifest import Manifest, StageSpec
 
-__all__ = ["Shapes", "check_contract", "input_type", "output_shapes", "stage_inputs", "stage_outputs"]
+__all__ = [
+    "Shapes",
+    "check_contract",
+    "check_weights_file",
+    "input_type",
+    "output_shapes",
+    "stage_inputs",
+    "stage_outputs",
+]
 
 Shapes = dict[str, tuple["int | str", ...]]
 """Tensor name -> its axes: a number, or the name of a dynamic axis."""
@@ -100,6 +110,26 @@ def check_contract(
                 f"{file}: {kind} {name[:60]!r} is {_shown(found.get(name))}, the manifest asks for "
                 f"{_shown(expected.get(name))}; export the checkpoint again"
             )
+
+
+def check_weights_file(graph: Path, data: str) -> None:
+    """Raise BundleError when a graph's file names another file than `data`, beside it, for its weights.
+
+    Up to 1.23 ONNX Runtime follows a path that leaves the directory. A graph names a file in an entry of key
+    "location" (tag and length of the entry, then of key and value): all of them have to be as any serializer
+    writes them, so nothing passes that a reader might see otherwise.
+    """
+    with open_plain(graph) as file:
+        content = file.read()
+    name = data.encode()
+    entry = b"\x0a\x08location\x12" + bytes([len(name)]) + name
+    assert len(entry) < 128, "its length takes one byte"
+    wanted = b"\x6a" + bytes([len(entry)]) + entry
+    if content.count(b"location") != content.count(wanted):
+        raise BundleError(
+            f"{graph.name}: its weights do not all lie in {data}; copy the bundle again or export the "
+            "checkpoint again"
+        )
 
 
 def _axis(stage: str) -> str:

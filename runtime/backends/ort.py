@@ -16,7 +16,7 @@ from ..cache import StageCache
 from ..errors import BackendError, BundleError, first_line
 from ..manifest import Manifest
 from .base import CacheLimits, Done, ordered_cache, ring_cache
-from .contract import check_contract, output_shapes, stage_inputs, stage_outputs
+from .contract import check_contract, check_weights_file, output_shapes, stage_inputs, stage_outputs
 from .memory import HOST
 
 __all__ = [
@@ -151,6 +151,7 @@ class OrtStage:
         not what the manifest says.
         """
         path = directory / manifest.stages[stage].file if optimized is None else optimized
+        check_weights_file(path, manifest.stages[stage].data if optimized is None else f"{path.name}.data")
         ort = import_onnxruntime()
         options = session_options(ort, manifest.stages[stage].precision, threads)
         if optimized is not None:

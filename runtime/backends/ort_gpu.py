@@ -24,7 +24,7 @@ from ..errors import BackendError, first_line
 from ..manifest import Manifest
 from ..tensorrt_forms import ProfileAxes
 from .base import CacheLimits
-from .contract import Shapes, check_contract, input_type, stage_inputs, stage_outputs
+from .contract import Shapes, check_contract, check_weights_file, input_type, stage_inputs, stage_outputs
 from .gpu import DeviceRingCache, Gpu, drop
 from .gpu_call import GpuCall, bind_buffers
 from .ort import import_onnxruntime
@@ -152,6 +152,7 @@ class OrtGpuStage:
         self.graphs_refused = False
         """Whether ONNX Runtime could not capture this graph."""
         self._graphs = settings[self._provider.graph_option] not in ("0", "false", "False")
+        check_weights_file(directory / self._file, self._spec.data)
         self._session = self._open_session(ort, directory / self._file, settings)
         gpu.release_with(self, drop, self._session)
         self._graph_ids: dict[object, int] = {}

@@ -24,6 +24,7 @@ from blt_edge.runtime.backends import ort as backend
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest
 from blt_edge.runtime.vocabulary import encode
+from support.ort_versions import VERSION, fuses_blocks
 from support.quantized import BLOCKY
 from support.random_models import RandomModel, base_config, write_random_model
 
@@ -73,6 +74,7 @@ def refused(bundle: Path, reason: str, **options: Any) -> None:
     assert np.isfinite(model.logits(b"abc")).all()
 
 
+@fuses_blocks
 def test_results_are_those_of_the_portable_graphs(built: Path) -> None:
     form, portable = load(built), load(built, portable=True)
     assert form.engine.reason is None
@@ -162,6 +164,7 @@ def test_a_graph_of_another_making_is_refused_in_one_line(
         fuse_attention(model, spec)
 
 
+@pytest.mark.skipif(VERSION < (1, 31), reason="before ONNX Runtime 1.31 prepacked blocks can't be kept")
 def test_weights_are_kept_as_the_kernels_want_them(built: Path) -> None:
     graph = onnx.load(form_of(built) / "latent.onnx", load_external_data=False).graph
     kept = {tensor.name: {entry.key for entry in tensor.external_data} for tensor in graph.initializer}

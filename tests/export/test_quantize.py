@@ -27,6 +27,7 @@ from blt_edge.runtime.vocabulary import encode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from support.ort_versions import VERSION, fuses_blocks
 from support.quantized import BLOCKY, config_of
 
 TEXT = (Path(__file__).parents[1] / "data" / "alice.txt").read_bytes()[1000:1600]
@@ -80,6 +81,7 @@ def test_mix_runs_and_says_what_it_is(bundle: Path, quantized: dict[str, Path], 
     assert np.corrcoef(found, wanted)[0, 1] > 0.98
 
 
+@fuses_blocks
 @pytest.mark.parametrize("mix", ["int8", "int8w", "int4"])
 def test_fused_kernels_really_run(quantized: dict[str, Path], mix: str) -> None:
     for stage, spec in load_manifest(quantized[mix]).stages.items():
@@ -92,6 +94,8 @@ def test_fused_kernels_really_run(quantized: dict[str, Path], mix: str) -> None:
 
 @pytest.mark.parametrize("mix", ["int8", "int4"])
 def test_chunks_and_steps_agree(quantized: dict[str, Path], mix: str) -> None:
+    if mix == "int4" and VERSION < (1, 25):
+        pytest.skip("before ONNX Runtime 1.25 one row and several of 4-bit products round differently")
     model = BltModel.load(quantized[mix], threads=1)
     whole, steps = model.sequence(), model.sequence()
     ids = encode(TEXT[:120])

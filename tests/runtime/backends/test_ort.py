@@ -8,7 +8,8 @@ from pathlib import Path
 
 import onnx
 import pytest
-from blt_edge.runtime import BackendError, BltError, BltModel, BundleError
+from blt_edge.runtime import BltError, BltModel, BundleError
+from blt_edge.runtime.backends.contract import check_weights_file
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest
 
@@ -73,5 +74,25 @@ def test_weights_outside_the_bundle_are_refused(bundle: Path, location: str) -> 
                 entry.value = location
     onnx.save(proto, bundle / "encoder.onnx")
     seal(bundle)
-    with pytest.raises(BackendError, match=r"encoder\.onnx"):
+    with pytest.raises(
+        BundleError, match=r"^encoder\.onnx: its weights do not all lie in encoder\.onnx\.data"
+    ):
         BltModel.load(bundle, threads=1)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        b"\x6a\x1a\x12\x0e../secret.data\x0a\x08location",  # the value first
+        b"\x6a\x1b\x0a\x88\x00location\x12\x0e../secret.data",  # a length in two bytes
+        b"\x6a\x2d\x0a\x08location\x12\x11encoder.onnx.data\x12\x0e../secret.data",  # the last value counts
+    ],
+)
+def test_weights_elsewhere_are_refused_however_they_are_spelled(tmp_path: Path, spelling: bytes) -> None:
+    graph = tmp_path / "encoder.onnx"
+    right = b"\x6a\x1d\x0a\x08location\x12\x11encoder.onnx.data"
+    graph.write_bytes(b"..." + right + b"..." + right)
+    check_weights_file(graph, "encoder.onnx.data")
+    graph.write_bytes(b"..." + right + b"..." + spelling)
+    with pytest.raises(BundleError, match="do not all lie in encoder"):
+        check_weights_file(graph, "encoder.onnx.data")
