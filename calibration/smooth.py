@@ -22,11 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from ..graphs.quantize import WeightFactors, linear_products
 from ..runtime.errors import OptionError
 from ..runtime.manifest import load_manifest
-from .ranges import Ranges
-from .rewrite import linear_products
-from .weights import WeightFactors
+from .observers import Ranges
 
 __all__ = ["DEFAULT_STRENGTH", "Migration", "Smoothing", "find_migrations", "find_smoothing"]
 

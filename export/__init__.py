@@ -1,10 +1,9 @@
 """blt_edge.export: checkpoints to bundles, and bundles compared with their reference."""
 
+from .build_ort import build_engine
 from .checkpoint import Checkpoint, CheckpointError, open_checkpoint
-from .engines import build_engine
 from .export import ExportPlan, export_checkpoint, plan_export
-from .quantization import QuantizationOptions
-from .quantize import quantize_bundle
+from .quantize import QuantizationOptions, quantize_bundle
 
 __all__ = [
     "Checkpoint",

@@ -1,4 +1,6 @@
-"""Making a bundle directory: all of it or nothing, whatever interrupts, and never over what is no bundle.
+"""One progress report for work that several parts do one after the other.
+
+Making a bundle directory: all of it or nothing, whatever interrupts, and never over what is no bundle.
 
 Everything is written to a hidden sibling of the output that takes the output's name at the end. An exception,
 Ctrl-C or a termination signal removes it; what a killed process or a power cut left behind is removed by the
@@ -16,19 +18,47 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..runtime.errors import BltError, OptionError
-from ..runtime.files import open_plain
+from ..runtime.files import claim, clear_abandoned, open_plain, sibling, termination_raises, uninterrupted
 from ..runtime.integrity import file_record
 from ..runtime.manifest import MANIFEST_NAME, Manifest, write_manifest
-from ._siblings import claim, clear_abandoned, sibling
-from ._signals import termination_raises, uninterrupted
 
-__all__ = ["OutputError", "WriteError", "check_free_space", "finish", "new_bundle"]
+__all__ = ["Meter", "OutputError", "Progress", "WriteError", "check_free_space", "finish", "new_bundle"]
+
+Progress = Callable[[str, int, int], None]
+"""progress(what is being written, bytes done, bytes in all)."""
+FileProgress = Callable[[int, int], None]
+"""progress(bytes done, bytes in all) of one file after the other."""
+
+
+class Meter:
+    """Adds up what the parts have written, for one progress display."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def of(self, what: str) -> Callable[[int], None]:
+        """A callback for one part: bytes written since its last call."""
+
+        def advance(count: int) -> None:
+            self._done += count
+            if self._progress is not None:
+                self._progress(what, min(self._done, self._total), self._total)
+
+        return advance
+
+    def up_to(self, what: str) -> Callable[[int, int], None]:
+        """A callback for one part that reports (bytes written of the part, bytes of the part)."""
+        advance, before = self.of(what), self._done
+
+        def reached(done: int, _all: int) -> None:
+            advance(before + done - self._done)
+
+        return reached
+
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NEARLY_FULL = 1 << 20
 _MAX_MANIFEST_BYTES = 16 << 20
-
-Progress = Callable[[int, int], None]
 
 
 class OutputError(OptionError):
@@ -76,7 +106,7 @@ def new_bundle(output: str | os.PathLike[str], *, force: bool = False, needed: i
                     os.close(lock)
 
 
-def finish(directory: Path, manifest: Manifest, progress: Progress | None = None) -> Manifest:
+def finish(directory: Path, manifest: Manifest, progress: FileProgress | None = None) -> Manifest:
     """Hash every file of `directory`, put them on the disk, and write the manifest with their records.
 
     `manifest` is complete but for `files`. progress(bytes hashed, bytes in all). Returns what was written.

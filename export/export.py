@@ -9,20 +9,18 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..calibration.collect import check_texts
-from ..calibration.precision import needs_ranges, parse_precision
 from ..graphs.config import ModelConfig, parse_config
-from ..graphs.latent import patch_value_width
-from ..graphs.stages import axis_ranges, stage_names, stage_stack
+from ..graphs.precision import needs_ranges, parse_precision
+from ..graphs.stages import axis_ranges, patch_value_width, stage_names, stage_stack
 from ..runtime.errors import OptionError
+from ..runtime.files import scratch
 from ..runtime.manifest import Axis, EmbeddingSpec, Manifest, ModelSpec, Source, StageSpec
-from ._siblings import scratch
-from .bundle import finish, new_bundle
+from .bundle import Meter, Progress, finish, new_bundle
 from .checkpoint import Checkpoint, open_checkpoint
-from .progress import Meter, Progress
-from .quantization import AnyRange, QuantizationOptions, calibrated
+from .checkpoint_base import EMBEDDING, HASH_EMBEDDING, check_tensors, parameter_counts
+from .quantize import AnyRange, QuantizationOptions, calibrated
 from .stage_files import data_name, graph_name, stage_bytes, write_stage
 from .tables import table_dtype, table_spec, write_tables
-from .tensors import EMBEDDING, HASH_EMBEDDING, check_tensors, parameter_counts
 
 __all__ = ["ExportPlan", "export_checkpoint", "plan_export"]
 

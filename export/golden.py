@@ -100,7 +100,7 @@ class Golden:
         if sha256 != self.checkpoint_sha256:
             raise GoldenError(
                 f"{GOLDEN_NAME} was made from another checkpoint (sha256 {self.checkpoint_sha256[:12]}..., "
-                f"this one has {sha256[:12]}...); write it again with tools/write_golden.py"
+                f"this one has {sha256[:12]}...); write it again with tools/models/write_golden.py"
             )
 
 
@@ -151,7 +151,7 @@ def read_golden(path: str | Path) -> Golden:
     tensors, metadata = _load(path)
     fault = _fault(tensors, metadata)
     if fault:
-        raise GoldenError(f"{path}: {fault}; write it again with tools/write_golden.py")
+        raise GoldenError(f"{path}: {fault}; write it again with tools/models/write_golden.py")
     ids = tensors["ids"]
     return Golden(
         data=(ids[1:] - 4).astype(np.uint8).tobytes(),
@@ -224,7 +224,7 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
             "reading a golden file needs safetensors: pip install 'blt-edge[export]'"
         ) from error
     if not path.is_file():
-        raise GoldenError(f"{path}: no such file; write it with tools/write_golden.py")
+        raise GoldenError(f"{path}: no such file; write it with tools/models/write_golden.py")
     if path.stat().st_size > _LARGEST_FILE:
         raise GoldenError(f"{path}: over {_LARGEST_FILE} bytes, a golden file is smaller")
     try:
@@ -235,7 +235,7 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise GoldenError(
-            f"{path}: can't be read: {first_line(error)}; write it again with tools/write_golden.py"
+            f"{path}: can't be read: {first_line(error)}; write it again with tools/models/write_golden.py"
         ) from error
 
 

@@ -1,16 +1,215 @@
-"""A checkpoint in the Hugging Face layout: `config.json` and `model.safetensors`, or shards and an index."""
+"""Reading a safetensors file strictly and by rows, bfloat16 included, with numpy alone.
+
+The safetensors package gives bfloat16 rows only through torch or jax, which an export must not need. The
+format is small: 8 bytes of header length, a JSON header, and the tensors' bytes one after another. Every
+number in the header is checked against the file before anything is read.
+
+A checkpoint in the Hugging Face layout: `config.json` and `model.safetensors`, or shards and an index.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from .checkpoint_base import Checkpoint, CheckpointError, Piece, TensorFile, one_line, read_json
-from .safetensors_file import SafetensorsFile
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["open_huggingface", "open_weights"]
+from .checkpoint_base import (
+    Checkpoint,
+    CheckpointError,
+    Piece,
+    TensorFile,
+    one_line,
+    read_json,
+    sample_blocks,
+)
+
+__all__ = ["SafetensorsFile", "open_huggingface", "open_weights"]
+
+_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+# bfloat16 is the upper half of a float32
+_STORED: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4")}
+_ITEM_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
+}
+_MAX_HEADER = 100_000_000
+_MAX_AXES = 8
+_CHUNK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class _Entry:
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    """Bytes from the file's beginning."""
+    end: int
+
+
+class SafetensorsFile:
+    """One open file. Raises `CheckpointError`, naming it, when it is truncated or its header is not sound."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file: BinaryIO = path.open("rb", buffering=0)
+        except OSError as error:
+            raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
+        try:
+            self._header, self._entries = _read_header(self._file, path)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the stored tensors."""
+        return tuple(self._entries)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return self._entries[name].shape
+
+    def dtype(self, name: str) -> str:
+        """float16, bfloat16 or float32; any other stored type is refused."""
+        stored = self._entries[name].dtype
+        if stored not in _NAMES:
+            raise CheckpointError(
+                f"{self.path}: tensor {one_line(name)} has type {one_line(stored)}, "
+                f"allowed: {', '.join(_NAMES)}; export a quantized model from its original weights"
+            )
+        return _NAMES[stored]
+
+    def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows [start, stop) as a new float32 array; beside it, at most 16 MiB are in memory at a time."""
+        self.dtype(name)
+        entry = self._entries[name]
+        row = entry.shape[1:]
+        row_items = math.prod(row)
+        shape = (stop - start, *row) if entry.shape else ()
+        result = np.empty(shape, np.float32)
+        stored = _STORED[entry.dtype]
+        self._file.seek(entry.start + start * row_items * stored.itemsize)
+        flat = result.reshape(-1)
+        step = _CHUNK_BYTES // stored.itemsize
+        chunk = np.empty(min(step, flat.size), stored)
+        for begin in range(0, flat.size, step):
+            target = flat[begin : begin + step]
+            part = chunk[: target.size]
+            self._fill(part)
+            _widen(part, target)
+        return result
+
+    def fingerprint(self, digest: Any) -> None:
+        """Feed size, header and sampled contents to a hashlib object."""
+        digest.update(self._header)
+        sample_blocks(self.path, digest)
+
+    def close(self) -> None:
+        """Release the file."""
+        self._file.close()
+
+    def _fill(self, array: NDArray[Any]) -> None:
+        if not array.size:
+            return
+        view = array.data.cast("B")
+        done = 0
+        while done < len(view):
+            count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
+            if not count:
+                raise CheckpointError(f"{self.path}: ended while reading; was it changed meanwhile?")
+            done += count
+
+
+def _widen(stored: NDArray[Any], target: NDArray[np.float32]) -> None:
+    if stored.dtype == np.dtype("<u2"):
+        bits = target.view(np.uint32)
+        bits[:] = stored
+        bits <<= 16
+    else:
+        target[:] = stored
+
+
+def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, dict[str, _Entry]]:
+    size = file.seek(0, 2)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise CheckpointError(
+            f"{path}: {size} bytes, too short for its header; is it cut short? Fetch it again"
+        )
+    if length > _MAX_HEADER:
+        raise CheckpointError(
+            f"{path}: its header claims {length} bytes, allowed: {_MAX_HEADER}; not safetensors"
+        )
+    header = file.read(length)
+    try:
+        raw = json.loads(header, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: its header is not valid JSON ({error}); not safetensors") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: its header is not a JSON object; not safetensors")
+    raw.pop("__metadata__", None)
+    base = 8 + length
+    entries = {name: _entry(name, value, base, path) for name, value in raw.items()}
+    _check_layout(entries.values(), base, size, path)
+    return header, entries
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return result
+
+
+def _entry(name: str, value: Any, base: int, path: Path) -> _Entry:
+    """A checked header entry; all that follows relies on its numbers."""
+    broken = CheckpointError(
+        f"{path}: the header entry of tensor {one_line(name)} is malformed; not safetensors"
+    )
+    if not isinstance(value, dict) or not {"dtype", "shape", "data_offsets"} <= value.keys():
+        raise broken
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or not _whole_numbers(shape) or not _whole_numbers(offsets):
+        raise broken
+    if len(shape) > _MAX_AXES or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise broken
+    expected = math.prod(shape) * _ITEM_BYTES.get(dtype, 0)
+    if dtype in _ITEM_BYTES and expected != offsets[1] - offsets[0]:
+        raise CheckpointError(
+            f"{path}: tensor {one_line(name)} of shape {shape} and type {dtype} needs {expected} bytes, "
+            f"its header says {offsets[1] - offsets[0]}"
+        )
+    return _Entry(dtype, tuple(shape), base + offsets[0], base + offsets[1])
+
+
+def _whole_numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**60 for item in value)
+
+
+def _check_layout(entries: Iterable[_Entry], base: int, size: int, path: Path) -> None:
+    """The tensors must lie one after another, without overlap or gap, and end where the file ends."""
+    position = base
+    for entry in sorted(entries, key=lambda entry: (entry.start, entry.end)):
+        if entry.start != position:
+            raise CheckpointError(f"{path}: its tensors overlap or leave gaps; not safetensors")
+        position = entry.end
+    if position > size:
+        raise CheckpointError(
+            f"{path}: truncated, {size} of {position} bytes are there; fetch the file again"
+        )
+    if position < size:
+        raise CheckpointError(f"{path}: {size - position} bytes follow its last tensor; not safetensors")
+
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"

@@ -1,4 +1,14 @@
-"""A checkpoint in Meta's own layout, presented under Hugging Face names with a Hugging Face config.
+"""Reading tensors out of a PyTorch `.pth` file without running what its pickle says.
+
+Needs torch, imported when a file is opened. `weights_only` restricts the pickle to tensors and plain
+containers, and the file is mapped, so that only what is asked for is read.
+
+Meta's `args` and `params.json` as a Hugging Face config, with the meaning Meta's code gives them.
+
+Fields of training, logging and kernels are ignored; those that would change what the model computes are
+checked against the one value that the graphs implement.
+
+A checkpoint in Meta's own layout, presented under Hugging Face names with a Hugging Face config.
 
     config.json                      {"args": {...}}, the fields of ByteLatentTransformerArgs
     model.safetensors | consolidated.pth
@@ -18,13 +28,305 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from .checkpoint_base import Checkpoint, CheckpointError, Piece, TensorFile, one_line, read_json
-from .huggingface import open_weights
-from .meta_config import huggingface_config, needs_entropy_model
-from .tensors import HASH_EMBEDDING
-from .torch_file import TorchFile
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["is_meta_config", "meta_name", "open_meta"]
+from ..graphs.fields import ConfigError, show
+from ..runtime.errors import first_line
+from .checkpoint_base import (
+    HASH_EMBEDDING,
+    Checkpoint,
+    CheckpointError,
+    Piece,
+    TensorFile,
+    one_line,
+    read_json,
+    sample_blocks,
+)
+from .huggingface import open_weights
+
+__all__ = [
+    "TorchFile",
+    "huggingface_config",
+    "is_meta_config",
+    "meta_name",
+    "needs_entropy_model",
+    "open_meta",
+]
+
+_WRAPPERS = ("model", "state_dict")
+
+
+class TorchFile:
+    """One `.pth` file's state dict, at the top or under `model` or `state_dict`. Raises `CheckpointError`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            import torch
+        except ImportError as error:
+            raise CheckpointError(
+                f"{path}: reading a .pth file needs torch: pip install 'blt-edge[validate]'"
+            ) from error
+        self._torch = torch
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # a damaged or hostile pickle can raise nearly anything
+            told = first_line(error)[:200]
+            raise CheckpointError(f"{path}: not a readable file of plain tensors: {told}") from error
+        for wrapper in _WRAPPERS:
+            if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+                loaded = loaded[wrapper]
+        if not isinstance(loaded, Mapping):
+            raise CheckpointError(f"{path}: holds {type(loaded).__name__}, expected a dict of tensors")
+        self._tensors: dict[str, Any] = {
+            str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)
+        }
+
+    def names(self) -> tuple[str, ...]:
+        """Names of the stored tensors."""
+        return tuple(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The tensor's shape."""
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> str:
+        """float16, bfloat16 or float32; any other stored type is refused."""
+        torch, tensor = self._torch, self._tensors[name]
+        names = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
+        if tensor.dtype not in names or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            raise CheckpointError(
+                f"{self.path}: tensor {one_line(name)} is {tensor.dtype}, {tensor.layout}, on "
+                f"{tensor.device}; allowed: dense {', '.join(names.values())}"
+            )
+        return names[tensor.dtype]
+
+    def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows [start, stop) as a new float32 array."""
+        self.dtype(name)
+        tensor = self._tensors[name]
+        part = tensor[start:stop] if tensor.ndim else tensor
+        copy = part.detach().to(self._torch.float32, copy=True).contiguous()
+        array: NDArray[np.float32] = copy.numpy()
+        return array
+
+    def fingerprint(self, digest: Any) -> None:
+        """Feed size and sampled contents to a hashlib object."""
+        sample_blocks(self.path, digest)
+
+    def close(self) -> None:
+        """Release the mapping."""
+        self._tensors = {}
+
+
+_ONLY: Mapping[str, Any] = {
+    "use_rope": True,
+    "non_linearity": "swiglu",
+    "norm_type": "rmsnorm",
+    "pre_norm": True,
+    "norm_affine": True,
+    "alpha_depth": "disabled",
+    "cross_attn_encoder": True,
+    "cross_attn_decoder": True,
+    "cross_attn_init_by_pooling": True,
+    "downsampling_by_pooling": "max",
+    "encoder_enable_byte_ngrams": False,
+    "tokenize_with_bpe_delimiter": False,
+    "pm_size": 0,
+}
+_UNSET = (
+    "cross_attn_window_encoder",
+    "cross_attn_window_decoder",
+    "global_local_decoder_residual_layer",
+    "conv_kernel_size",
+)
+_PATCHER_WINDOW = 512
+"""The window that Meta's loader gives every entropy model, whatever its params say."""
+
+
+def needs_entropy_model(args: Mapping[str, Any]) -> bool:
+    """Whether the main model's patches depend on entropies.
+
+    The mode is that of the main model; an entropy model's own `patcher_args` tell how it was trained,
+    "byte" in the released ones.
+    """
+    return (args.get("patching_mode") or "entropy") == "entropy"
+
+
+def huggingface_config(
+    args: Mapping[str, Any], params: Mapping[str, Any] | None, gate_shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """The raw config, in the form of transformers' `config.json`, of a checkpoint in Meta's layout.
+
+    `params` is the entropy model's `params.json`, None where there is none. `gate_shapes` maps the Hugging
+    Face names of the feed-forward's gate projections to their shapes: their rows are the intermediate size,
+    which Meta's fields imply only through several roundings. Raises `ConfigError` for a field that is
+    missing or has a value that the graphs do not implement.
+    """
+    _check_supported(args)
+    config: dict[str, Any] = {
+        "architectures": ["BltForCausalLM"],
+        "model_type": "blt",
+        "vocab_size": args.get("vocab_size", 260),
+        "tie_word_embeddings": False,
+        "cross_attn_k": _need(args, "cross_attn_k"),
+        # a missing window means the released models' one; null is none, as in Meta's code
+        "local_attention_window_len": args.get("local_attention_window_len", 512),
+        "encoder_hash_byte_group_size": _group_sizes(args),
+        "encoder_hash_byte_group_vocab": args.get("encoder_hash_byte_group_vocab", 30000),
+        "encoder_hash_byte_group_nb_functions": args.get("encoder_hash_byte_group_nb_functions", 3),
+        "encoder_config": _local(args, "encoder", gate_shapes),
+        "decoder_config": _local(args, "decoder", gate_shapes),
+        "global_config": _global(args, gate_shapes),
+        **_patching(args, _section(_section(params or {}, "data"), "patcher_args")),
+    }
+    if params is not None:
+        config["patcher_config"] = _patcher(_section(params, "entropy_model"), gate_shapes)
+    return config
+
+
+def _check_supported(args: Mapping[str, Any]) -> None:
+    layers = args.get("n_layers_local_encoder")
+    if args.get("cross_attn_all_layers_encoder") and layers != 1:
+        raise ConfigError(
+            f"args.cross_attn_all_layers_encoder: got true with {show(layers)} encoder layers, allowed: one, "
+            "as Meta's code carries patch states from layer to layer"
+        )
+    for name, allowed in _ONLY.items():
+        value = args.get(name)
+        if value is not None and value != allowed:
+            raise ConfigError(f"args.{name}: got {show(value)}, allowed: {allowed!r}")
+    for name in _UNSET:
+        if args.get(name) is not None:
+            raise ConfigError(f"args.{name}: got {show(args[name])}, allowed: null")
+    for side in ("encoder", "decoder"):
+        heads = _need(args, f"n_heads_local_{side}")
+        for name in ("cross_attn_nheads", "n_kv_heads"):
+            if args.get(name) not in (None, heads):
+                raise ConfigError(
+                    f"args.{name}: got {show(args[name])}, allowed: n_heads_local_{side}, {show(heads)}, as "
+                    "cross-attention shares its heads with self-attention here"
+                )
+
+
+def _local(args: Mapping[str, Any], side: str, gate_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    return {
+        "vocab_size": args.get("vocab_size", 260),
+        "cross_attn_all_layers": bool(args.get(f"cross_attn_all_layers_{side}", False)),
+        "cross_attn_k": _need(args, "cross_attn_k"),
+        "hidden_size_global": _need(args, "dim_global"),
+        "hidden_size": _need(args, f"dim_local_{side}"),
+        "num_attention_heads": _need(args, f"n_heads_local_{side}"),
+        "num_hidden_layers": _need(args, f"n_layers_local_{side}"),
+        "max_position_embeddings": args.get("max_encoder_seq_length") or _need(args, "max_seqlen"),
+        **_common(args, f"model.local_{side}", gate_shapes),
+    }
+
+
+def _global(args: Mapping[str, Any], gate_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    return {
+        "hidden_size": _need(args, "dim_global"),
+        "num_attention_heads": _need(args, "n_heads_global"),
+        "num_key_value_heads": args.get("n_kv_heads_global"),
+        "num_hidden_layers": _need(args, "n_layers_global"),
+        "max_position_embeddings": _need(args, "max_seqlen"),
+        **_common(args, "model.global_transformer", gate_shapes),
+    }
+
+
+def _patcher(model: Mapping[str, Any], gate_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    window = model.get("sliding_window")
+    return {
+        "vocab_size": model.get("vocab_size", 260),
+        "hidden_size": _need(model, "dim", "entropy_model"),
+        "num_attention_heads": _need(model, "n_heads", "entropy_model"),
+        "num_key_value_heads": model.get("n_kv_heads"),
+        "num_hidden_layers": _need(model, "n_layers", "entropy_model"),
+        "max_position_embeddings": _need(model, "max_seqlen", "entropy_model"),
+        "sliding_window": _PATCHER_WINDOW if window is None else window,
+        **_common(model, "model.patcher", gate_shapes),
+    }
+
+
+def _common(
+    fields: Mapping[str, Any], prefix: str, gate_shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """What every part has. `head_dim` is passed on so that one that differs from width / heads is refused."""
+    common = {
+        "rms_norm_eps": fields.get("norm_eps", 1e-5),
+        "rope_theta": fields.get("rope_theta", 10000.0),
+        "hidden_act": "silu",
+    }
+    if fields.get("head_dim") is not None:
+        common["head_dim"] = fields["head_dim"]
+    shape = gate_shapes.get(f"{prefix}.layers.0.mlp.gate_proj.weight")
+    if shape:
+        common["intermediate_size"] = shape[0]
+    return common
+
+
+def _patching(args: Mapping[str, Any], patcher_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The patching rule: mode and flags of the main model, its threshold or the one beside the entropy
+    model.
+    """
+    threshold, beside = args.get("patching_threshold"), patcher_args.get("threshold")
+    if threshold is not None and beside is not None and threshold != beside:
+        raise ConfigError(
+            f"args.patching_threshold: got {show(threshold)}, but entropy_model/params.json says "
+            f"{show(beside)}; make them the same"
+        )
+    size = args.get("patch_size") or patcher_args.get("patch_size")
+    mode = args.get("patching_mode") or "entropy"
+    if mode != "static":
+        size = None  # a mean or a leftover there, often a fraction
+    elif isinstance(size, float) and size.is_integer():
+        size = int(size)
+    return {
+        "patch_in_forward": True,
+        "patching_mode": mode,
+        "patching_threshold": beside if threshold is None else threshold,
+        "patching_threshold_add": _either(args, "patching_threshold_add", patcher_args, "threshold_add"),
+        "monotonicity": _either(args, "monotonicity", patcher_args, "monotonicity") or False,
+        "max_patch_length": _either(args, "max_patch_length", patcher_args, "max_patch_length"),
+        **({} if size is None else {"patch_size": size}),
+    }
+
+
+def _either(first: Mapping[str, Any], name: str, second: Mapping[str, Any], other: str) -> Any:
+    value = first.get(name)
+    return second.get(other) if value is None else value
+
+
+def _group_sizes(args: Mapping[str, Any]) -> Any:
+    """A list, or Meta's other spelling, "3,4,5"; a model without hash embeddings is refused."""
+    sizes = args.get("encoder_hash_byte_group_size")
+    if isinstance(sizes, str):
+        try:
+            sizes = [int(size) for size in sizes.split(",") if size.strip()]
+        except ValueError as error:
+            raise ConfigError(
+                f"args.encoder_hash_byte_group_size: got {show(sizes)}, allowed: integers and commas"
+            ) from error
+    if not sizes:
+        raise ConfigError("args.encoder_hash_byte_group_size: got none, allowed: at least one group size")
+    return sizes
+
+
+def _need(fields: Mapping[str, Any], name: str, where: str = "args") -> Any:
+    if fields.get(name) is None:
+        raise ConfigError(f"{where}.{name}: missing, and it has no default")
+    return fields[name]
+
+
+def _section(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = fields.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"entropy_model/params.json: {name} is not a JSON object")
+    return value
+
 
 _ENTROPY_FOLDER = "entropy_model"
 _HASH_TABLES = "encoder_hash_tok_embedding."

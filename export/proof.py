@@ -21,7 +21,7 @@ from ..runtime.backends.base import CacheLimits, StageBackend
 from ..runtime.backends.ort import OrtStage
 from ..runtime.embedding import EmbeddingTable
 from ..runtime.errors import BackendError
-from ..runtime.manifest import Manifest
+from ..runtime.manifest import Manifest, StageSpec
 from ..runtime.self_test import (
     LOAD_ROWS,
     Hold,
@@ -42,7 +42,6 @@ from ..runtime.self_test import (
     text_inputs,
     write_self_test,
 )
-from ..runtime.specs import StageSpec
 
 __all__ = ["WrongEngineError", "build_steps", "prove_engine"]
 

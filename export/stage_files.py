@@ -13,12 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from ..calibration.rewrite import Recipe, rewrite_stage
 from ..graphs.config import ModelConfig
+from ..graphs.layers import Weight
+from ..graphs.quantize import Recipe, rewrite_stage
 from ..graphs.stages import build_stage
-from ..graphs.weights import Weight
 from ..runtime.errors import BundleError
-from ..runtime.specs import StageSpec
+from ..runtime.manifest import StageSpec
 from .checkpoint_base import Checkpoint, CheckpointError
 
 __all__ = [

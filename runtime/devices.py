@@ -26,14 +26,24 @@ from .backends.cuda import CudaDriver
 from .backends.gpu import Gpu
 from .backends.ort import OrtStage, import_onnxruntime
 from .backends.ort_gpu import PROVIDERS, OrtGpuStage, check_available
-from .backends.tensorrt import TensorRtStage
-from .backends.tensorrt_flavour import TENSORRT_TARGETS, load_flavour
+from .backends.tensorrt import TENSORRT_TARGETS, TensorRtStage, load_flavour
+from .backends.tensorrt_profiles import plan_file, profile_limits, profiles
 from .embedding import EmbeddingTable
-from .engines import PORTABLE, Engine, Progress, engine_reach, find_engine, forms_of, graph_file, was_proven
+from .engines import (
+    PORTABLE,
+    Engine,
+    Progress,
+    engine_profiles,
+    engine_reach,
+    find_engine,
+    find_tensorrt_engine,
+    forms_of,
+    graph_file,
+    was_proven,
+)
 from .errors import BackendError, BltError, OptionError
 from .manifest import Manifest
 from .self_test import Reach, check_engine
-from .tensorrt_forms import engine_profiles, find_tensorrt_engine, plan_file, profile_limits, profiles
 
 __all__ = ["DEVICES", "LoadRequest", "open_device", "open_gpu"]
 

@@ -17,8 +17,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import checked_int, shown
 from .errors import OptionError
+from .fields import checked_int, shown
 
 __all__ = ["PRIMES", "HashSpec", "hash_rows"]
 

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends.base import StageBackend
-from .costs import CostTable
 from .devices import DEVICES, LoadRequest, open_device
 from .embedding import EmbeddingTable
 from .engines import PORTABLE, Engine
@@ -20,6 +19,7 @@ from .integrity import check_files
 from .manifest import Manifest, load_manifest
 from .options import GenerationOptions
 from .patching import PatchBoundaries
+from .planning import CostTable
 from .scoring import Score, score
 from .sequence import PatcherState, Sequence, SequenceLimits
 from .stages import Observer

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .checks import checked_flag, checked_int, checked_real, shown
 from .errors import OptionError
+from .fields import checked_flag, checked_int, checked_real, shown
 
 __all__ = ["DRAFTS", "LONGEST_DRAFT", "MOST_LOGPROBS", "GenerationOptions"]
 

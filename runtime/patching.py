@@ -26,8 +26,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import checked_flag, checked_int, checked_real, shown
 from .errors import OptionError
+from .fields import checked_flag, checked_int, checked_real, shown
 from .vocabulary import BYTE_OFFSET, VOCAB_SIZE
 
 __all__ = ["PATCHING_MODES", "PatchBoundaries", "PatchingRule"]

@@ -22,12 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends.base import CacheLimits, StageBackend
-from .backends.contract import stage_outputs
+from .backends.signatures import stage_outputs
 from .embedding import EmbeddingTable
 from .errors import BackendError, BundleError
 from .files import open_plain
-from .manifest import Manifest
-from .specs import StageSpec
+from .manifest import Manifest, StageSpec
 from .stages import CachedStage, next_power_of_two
 from .vocabulary import encode
 

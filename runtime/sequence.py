@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .backends.base import CacheLimits, StageBackend
-from .backends.memory import Memory, Tensor, ring_runs
+from .backends.base import CacheLimits, Memory, StageBackend, Tensor, ring_runs
 from .embedding import EmbeddingTable
 from .errors import BackendError, OptionError, PromptTooLongError
 from .manifest import Manifest

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .costs import CostTable
 from .drafting import LookupIndex, draft_with_decoder, draft_with_patcher
 from .errors import OptionError
 from .options import GenerationOptions
-from .planning import Plan, Planner
+from .planning import CostTable, Plan, Planner
 from .sampling import Sampler
 from .sequence import Draft, Sequence
 from .vocabulary import EOS

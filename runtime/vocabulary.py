@@ -1,14 +1,28 @@
 """Bytes and ids: id = byte + 4, after four special ids. There is no vocabulary file.
 
 A text always begins with `BOS`. Of the special ids only `EOS` may be generated.
+
+Text from a stream of bytes: a character comes out when its last byte is in, never in halves.
 """
 
 from __future__ import annotations
 
+import codecs
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["BOS", "BYTE_OFFSET", "EOS", "SUPPRESSED", "VOCAB_SIZE", "byte_ids", "decode", "encode"]
+__all__ = [
+    "BOS",
+    "BYTE_OFFSET",
+    "EOS",
+    "SUPPRESSED",
+    "VOCAB_SIZE",
+    "Utf8Stream",
+    "byte_ids",
+    "decode",
+    "encode",
+]
 
 BOS = 1
 """The id that every text begins with."""
@@ -60,3 +74,28 @@ def decode(ids: ArrayLike) -> bytes:
         raise ValueError(f"id {wrong} is outside the vocabulary; allowed are 0 to {VOCAB_SIZE - 1}")
     values = values.astype(np.int64)
     return (values[values >= BYTE_OFFSET] - BYTE_OFFSET).astype(np.uint8).tobytes()
+
+
+class Utf8Stream:
+    """Decodes UTF-8 that arrives in pieces.
+
+    All that `push` returned, then what `flush` returns, is equal to `data.decode("utf-8", "replace")`
+    of all the bytes, however they were cut: each maximal invalid piece becomes one U+FFFD. At most
+    three bytes are held back.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, data: bytes) -> str:
+        """The characters that are certain now. An incomplete last character waits for its next byte."""
+        return self._decoder.decode(data)
+
+    @property
+    def pending(self) -> int:
+        """Bytes held back, 0 to 3."""
+        return len(self._decoder.getstate()[0])
+
+    def flush(self) -> str:
+        """Ends the text: U+FFFD for an incomplete tail, else nothing. The next push begins a new text."""
+        return self._decoder.decode(b"", final=True)

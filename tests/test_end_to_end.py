@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 from blt_edge.export import export_checkpoint
 from blt_edge.runtime import BltModel, GenerationOptions
-from blt_edge.tools.model_shapes import scaled_config
-from blt_edge.tools.random_checkpoint import write_random_checkpoint
+from blt_edge.tools.models.random_checkpoint import scaled_config, write_random_checkpoint
 from support.meta_layout import write_meta
 from support.model_store import RandomModels
 from support.numpy_blt import load_reference

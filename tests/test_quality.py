@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from blt_edge.calibration.collect import DEFAULT_METHOD, collect_observations
-from blt_edge.calibration.compare import BundleReport, CompareOptions, compare_bundles
 from blt_edge.calibration.observers import METHODS
-from blt_edge.calibration.precision import MIXES
-from blt_edge.calibration.quality import Tally
 from blt_edge.export import export_checkpoint
+from blt_edge.export.quality import Tally
 from blt_edge.export.quantize import quantize_bundle
+from blt_edge.graphs.precision import MIXES
+from blt_edge.tools.compare.bundles import BundleReport, CompareOptions, compare_bundles
 
 DATA = Path(__file__).parent / "data"
 TEXTS = {name: (DATA / name).read_bytes() for name in ("alice.txt", "udhr_sample.txt")}

@@ -1,4 +1,9 @@
-"""What a backend offers: bound calls of a stage graph.
+"""Where values that pass from stage to stage live: numpy arrays on the CPU, device memory on a GPU.
+
+The runtime moves byte states and patch values between stages without looking at them, so it only asks for
+what both kinds of array offer (`Tensor`). What people and sampling see (logits, entropies) is always numpy.
+
+What a backend offers: bound calls of a stage graph.
 
 A call is a graph with its input and output buffers fixed. The owner says `begin`, fills `inputs`, calls
 `run`, and reads `outputs`; nothing is allocated or bound per step. Buffers are reused by the next
@@ -10,17 +15,81 @@ memory, runs are queued on one stream, and only a run with outputs for the host 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from ..cache import OrderedCache, RingCache, StageCache
-from ..specs import StageSpec
-from .memory import Memory
+from ..manifest import StageSpec
 
-__all__ = ["RESIDENT", "CacheLimits", "Done", "StageBackend", "StageCall", "ordered_cache", "ring_cache"]
+__all__ = [
+    "HOST",
+    "RESIDENT",
+    "CacheLimits",
+    "Done",
+    "HostMemory",
+    "Memory",
+    "StageBackend",
+    "StageCall",
+    "Tensor",
+    "ordered_cache",
+    "ring_cache",
+    "ring_runs",
+]
+
+
+class Tensor(Protocol):
+    """float32 values; slices of leading axes are views, assignment copies, `np.array(x)` fetches."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Axes."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+    def __setitem__(self, key: Any, value: Any, /) -> None: ...
+
+    def copy(self) -> Any:
+        """Values of its own."""
+
+
+class Memory(Protocol):
+    """Where a backend keeps tensors."""
+
+    def zeros(self, shape: tuple[int, ...]) -> Tensor:
+        """New float32 values, all 0."""
+
+
+class HostMemory:
+    """Numpy arrays."""
+
+    def zeros(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        """See Memory.zeros."""
+        return np.zeros(shape, np.float32)
+
+
+HOST = HostMemory()
+"""The one host memory."""
+
+
+def ring_runs(first: int, count: int, size: int) -> Iterator[tuple[slice, slice]]:
+    """Where `count` <= size consecutive numbers from `first` lie in a ring: (slots, which of them)."""
+    done = 0
+    while done < count:
+        slot = (first + done) % size
+        run = min(count - done, size - slot)
+        yield slice(slot, slot + run), slice(done, done + run)
+        done += run
+
 
 Array = npt.NDArray[Any]
 

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from ..cache import RingCache
 from ..errors import BackendError
-from ..specs import StageSpec
+from ..manifest import StageSpec
 from .base import CacheLimits, Done
 
 __all__ = ["DeviceArray", "DeviceRingCache", "Gpu", "Packed", "drop"]

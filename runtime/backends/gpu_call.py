@@ -17,8 +17,8 @@ import numpy.typing as npt
 from ..cache import StageCache
 from ..errors import BackendError
 from .base import RESIDENT, Done
-from .contract import Shapes, input_type, output_shapes
 from .gpu import DeviceArray, DeviceRingCache, Gpu, Packed
+from .signatures import Shapes, input_type, output_shapes
 
 __all__ = ["Buffers", "Execution", "GpuCall", "Shape", "bind_buffers"]
 

@@ -15,9 +15,8 @@ import numpy.typing as npt
 from ..cache import StageCache
 from ..errors import BackendError, BundleError, first_line
 from ..manifest import Manifest
-from .base import CacheLimits, Done, ordered_cache, ring_cache
-from .contract import check_contract, check_weights_file, output_shapes, stage_inputs, stage_outputs
-from .memory import HOST
+from .base import HOST, CacheLimits, Done, ordered_cache, ring_cache
+from .signatures import check_contract, check_weights_file, output_shapes, stage_inputs, stage_outputs
 
 __all__ = [
     "OrtCall",

@@ -22,12 +22,12 @@ import numpy as np
 from ..cache import StageCache
 from ..errors import BackendError, first_line
 from ..manifest import Manifest
-from ..tensorrt_forms import ProfileAxes
 from .base import CacheLimits
-from .contract import Shapes, check_contract, check_weights_file, input_type, stage_inputs, stage_outputs
 from .gpu import DeviceRingCache, Gpu, drop
 from .gpu_call import GpuCall, bind_buffers
 from .ort import import_onnxruntime
+from .signatures import Shapes, check_contract, check_weights_file, input_type, stage_inputs, stage_outputs
+from .tensorrt_profiles import ProfileAxes
 
 __all__ = ["PROVIDERS", "OrtGpuStage", "Provider", "check_available", "preload_libraries"]
 

@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from blt_edge.calibration.collect import _model, collect_observations, collect_ranges
+from blt_edge.calibration.collect import WeightProduct, _model, collect_observations, collect_ranges
 from blt_edge.calibration.data import choose_windows, open_texts
-from blt_edge.calibration.observers import LEVELS, METHODS, CalibrationError
-from blt_edge.calibration.ranges import Ranges
-from blt_edge.calibration.tap import WeightProduct
+from blt_edge.calibration.observers import LEVELS, METHODS, CalibrationError, Ranges
 from blt_edge.runtime import BltError, BltModel, OptionError
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from blt_edge.calibration import compare as module
-from blt_edge.calibration.compare import CompareError, CompareOptions, Comparison, compare_bundles
 from blt_edge.runtime import BltModel, BundleError, GenerationOptions, OptionError
+from blt_edge.tools.compare import bundles as module
+from blt_edge.tools.compare.bundles import CompareError, CompareOptions, Comparison, compare_bundles
 from support.random_models import PARITY_TEXT, RandomModel, base_config, write_random_model
 
 TEXTS = {"english": PARITY_TEXT[:250], "scripts": PARITY_TEXT[700:900]}

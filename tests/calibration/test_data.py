@@ -7,13 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from blt_edge.calibration.data import (
-    CalibrationText,
-    Window,
-    bundled_texts,
-    choose_windows,
-    open_texts,
-)
+from blt_edge.calibration.data import CalibrationText, Window, bundled_texts, choose_windows, open_texts
 from blt_edge.runtime import OptionError
 from hypothesis import given, settings
 from hypothesis import strategies as st

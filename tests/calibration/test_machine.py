@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from blt_edge.calibration import machine
+from blt_edge.runtime import host
 
 
 @pytest.fixture
@@ -13,9 +13,9 @@ def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def named(cpuinfo: str, board: str) -> str:
         for path, text in (("cpuinfo", cpuinfo), ("board", board)):
             (tmp_path / path).write_text(text)
-        monkeypatch.setattr(machine, "_CPUINFO", tmp_path / "cpuinfo")
-        monkeypatch.setattr(machine, "_BOARD", tmp_path / "board")
-        return machine.processor_name()
+        monkeypatch.setattr(host, "_CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr(host, "_BOARD", tmp_path / "board")
+        return host.processor_name()
 
     return named
 
@@ -29,12 +29,12 @@ def test_a_board_without_one(name) -> None:
 
 
 def test_neither(name, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.platform, "processor", lambda: "")
-    monkeypatch.setattr(machine.platform, "machine", lambda: "abacus")
+    monkeypatch.setattr(host.platform, "processor", lambda: "")
+    monkeypatch.setattr(host.platform, "machine", lambda: "abacus")
     assert name("", "") == "abacus"
 
 
 def test_everything_a_figure_needs() -> None:
-    described = machine.describe_machine(3)
+    described = host.describe_machine(3)
     assert list(described) == ["processor", "system", "cpus", "threads", "onnxruntime"]
     assert described["threads"] == 3

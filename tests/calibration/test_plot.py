@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blt_edge.calibration.compare import BundleReport, CompareOptions, Comparison
-from blt_edge.calibration.plot import _places, draw_comparison
-from blt_edge.calibration.quality import Tally
+from blt_edge.export.quality import Tally
 from blt_edge.runtime.errors import BltError
+from blt_edge.tools.compare.bundles import BundleReport, CompareOptions, Comparison
+from blt_edge.tools.compare.plot import _places, draw_comparison
 
 
 def comparison(*bits: float, speed: float = 100.0) -> Comparison:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from blt_edge.calibration.precision import (
+from blt_edge.graphs.precision import (
     MIXES,
     STAGE_PRECISIONS,
     check_block_size,

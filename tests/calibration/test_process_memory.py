@@ -3,13 +3,8 @@ import os
 from pathlib import Path
 
 import pytest
-from blt_edge.calibration import process_memory
-from blt_edge.calibration.process_memory import (
-    PrivatePeak,
-    mapped_resident,
-    peak_resident,
-    reset_peak_resident,
-)
+from blt_edge.runtime import host
+from blt_edge.runtime.host import PrivatePeak, mapped_resident, peak_resident, reset_peak_resident
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
 _MB = 1 << 20
@@ -50,10 +45,10 @@ def test_mapped_file_is_not_private(tmp_path: Path) -> None:
 
 
 def test_unknown_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from blt_edge.calibration import process_memory
+    from blt_edge.runtime import host
 
-    monkeypatch.setattr(process_memory, "_STATUS", tmp_path / "none")
-    monkeypatch.setattr(process_memory, "_SMAPS", tmp_path / "none")
+    monkeypatch.setattr(host, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(host, "_SMAPS", tmp_path / "none")
     with PrivatePeak() as watch:
         pass
     assert (watch.bytes, peak_resident(), mapped_resident(tmp_path)) == (None, None, None)
@@ -72,5 +67,5 @@ def test_the_peak_counts_from_a_reset_on() -> None:
 
 
 def test_a_kernel_that_cannot_reset_the_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process_memory, "_CLEAR", tmp_path / "gone" / "clear_refs")
+    monkeypatch.setattr(host, "_CLEAR", tmp_path / "gone" / "clear_refs")
     assert not reset_peak_resident()

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from blt_edge.calibration.quality import Tally, lead_length
+from blt_edge.export.quality import Tally, lead_length
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -10,8 +10,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from blt_edge.calibration.rewrite import Recipe, linear_products, rewrite_stage
-from blt_edge.calibration.weights import WeightFactors
+from blt_edge.graphs.quantize import Recipe, WeightFactors, linear_products, rewrite_stage
 from blt_edge.graphs.stages import STAGE_NAMES, build_stage
 from blt_edge.runtime.backends import ort
 from blt_edge.runtime.backends.ort import session_options

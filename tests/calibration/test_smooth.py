@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from blt_edge.calibration.collect import collect_observations
-from blt_edge.calibration.ranges import Observations
-from blt_edge.calibration.rewrite import Recipe, linear_products, rewrite_stage
+from blt_edge.calibration.observers import Observations
 from blt_edge.calibration.smooth import find_migrations, find_smoothing
+from blt_edge.graphs.quantize import Recipe, linear_products, rewrite_stage
 from blt_edge.runtime import BltModel, OptionError
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest

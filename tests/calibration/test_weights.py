@@ -5,14 +5,7 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from blt_edge.calibration.weights import (
-    Quantized,
-    WeightFactors,
-    dequantize,
-    pack_int4,
-    quantize_weight,
-    scaled,
-)
+from blt_edge.graphs.quantize import Quantized, WeightFactors, dequantize, pack_int4, quantize_weight, scaled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from blt_edge.export.block_products import PRODUCT, block_product, write_block_products
+from blt_edge.graphs.block_products import PRODUCT, block_product, write_block_products
 
 
 def run(model: ir.Model, x: np.ndarray) -> np.ndarray:

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 from blt_edge.export.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from blt_edge.export.checkpoint_base import Piece
-from blt_edge.export.safetensors_file import SafetensorsFile
-from blt_edge.tools.model_shapes import scaled_config
-from blt_edge.tools.random_checkpoint import write_random_checkpoint
+from blt_edge.export.huggingface import SafetensorsFile
+from blt_edge.tools.models.random_checkpoint import scaled_config, write_random_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file

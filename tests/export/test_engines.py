@@ -13,11 +13,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from blt_edge.export import engines as building
-from blt_edge.export.engines import build_engine
-from blt_edge.export.fused_attention import fuse_attention
+from blt_edge.export import build_ort as building
+from blt_edge.export.build_ort import build_engine
 from blt_edge.export.quantize import quantize_bundle
 from blt_edge.export.stage_files import load_stage
+from blt_edge.graphs.attention import fuse_attention
 from blt_edge.runtime import BltError, BltModel, BundleError, GenerationOptions
 from blt_edge.runtime import engines as forms
 from blt_edge.runtime.backends import ort as backend

@@ -18,14 +18,13 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from blt_edge.calibration.precision import STAGE_PRECISIONS
-from blt_edge.calibration.rewrite import Recipe
 from blt_edge.export import export_checkpoint
-from blt_edge.export.joined_attention import half_attention, join_attention
+from blt_edge.export.build_tensorrt import _check_graph
+from blt_edge.export.lint_tensorrt import RULES, lint_graph
 from blt_edge.export.stage_files import load_stage
-from blt_edge.export.tensorrt_engines import _check_graph
-from blt_edge.export.tensorrt_lint import lint_graph
-from blt_edge.export.tensorrt_rules import RULES
+from blt_edge.graphs.attention import half_attention, join_attention
+from blt_edge.graphs.precision import STAGE_PRECISIONS
+from blt_edge.graphs.quantize import Recipe
 from blt_edge.graphs.stages import STAGE_NAMES, stage_stack
 from blt_edge.runtime import BltModel, GenerationOptions
 from blt_edge.runtime.errors import BltError, BundleError

@@ -12,13 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from blt_edge.export.checkpoint import CheckpointError, open_checkpoint
-from blt_edge.export.meta import meta_name
-from blt_edge.export.meta_config import huggingface_config, needs_entropy_model
-from blt_edge.export.tensors import check_tensors
+from blt_edge.export.checkpoint_base import check_tensors
+from blt_edge.export.meta import huggingface_config, meta_name, needs_entropy_model
 from blt_edge.graphs.config import ConfigError, parse_config
 from blt_edge.tools.checkpoint_layout import to_huggingface, to_meta
-from blt_edge.tools.model_shapes import scaled_config
-from blt_edge.tools.random_checkpoint import write_random_checkpoint
+from blt_edge.tools.models.random_checkpoint import scaled_config, write_random_checkpoint
 from safetensors.numpy import load_file, save_file
 from support.meta_layout import meta_args, meta_params, write_meta
 from support.torch_only import torch_or_skip, transformers_or_skip

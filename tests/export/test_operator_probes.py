@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from blt_edge.export import operator_probes
-from blt_edge.export.operator_probes import check_version, multiplies_blocks, window_offset
+from blt_edge.export import build_ort
+from blt_edge.export.build_ort import check_version, multiplies_blocks, window_offset
 from blt_edge.runtime.errors import BackendError
 
 VERSION = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
@@ -37,11 +37,11 @@ def test_this_version_multiplies_blocks(bits: int) -> None:
 
 @pytest.mark.parametrize("shift", [-1, 0, 1])
 def test_a_window_of_another_meaning_is_found(monkeypatch: pytest.MonkeyPatch, shift: int) -> None:
-    here, attention = window_offset(), operator_probes._attention
+    here, attention = window_offset(), build_ort._attention
     assert here is not None
     window_offset.cache_clear()
     monkeypatch.setattr(
-        operator_probes,
+        build_ort,
         "_attention",
         lambda window: attention(window if window < 0 else window + here - shift),
     )
@@ -49,50 +49,50 @@ def test_a_window_of_another_meaning_is_found(monkeypatch: pytest.MonkeyPatch, s
 
 
 def test_a_window_that_nothing_explains_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    attention = operator_probes._attention
+    attention = build_ort._attention
     monkeypatch.setattr(
-        operator_probes, "_attention", lambda window: attention(window if window < 0 else window + 5)
+        build_ort, "_attention", lambda window: attention(window if window < 0 else window + 5)
     )
     assert window_offset() is None
 
 
 def test_wrong_attention_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    node = operator_probes.attention_node
+    node = build_ort.attention_node
 
     def interleaved(*args: Any, **options: Any) -> Any:
         made = node(*args, **options)
-        made.attributes["rotary_interleaved"] = operator_probes.ir.AttrInt64("rotary_interleaved", 1)
+        made.attributes["rotary_interleaved"] = build_ort.ir.AttrInt64("rotary_interleaved", 1)
         return made
 
-    monkeypatch.setattr(operator_probes, "attention_node", interleaved)
+    monkeypatch.setattr(build_ort, "attention_node", interleaved)
     assert window_offset() is None
 
 
 def test_an_operator_that_is_refused_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    node = operator_probes.attention_node
+    node = build_ort.attention_node
 
     def unknown(*args: Any, **options: Any) -> Any:
         made = node(*args, **options)
         made.op_type = "AttentionOfTomorrow"
         return made
 
-    monkeypatch.setattr(operator_probes, "attention_node", unknown)
+    monkeypatch.setattr(build_ort, "attention_node", unknown)
     assert window_offset() is None
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_blocks_that_are_refused_or_wrong_are_left_alone(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
-    run = operator_probes._saved_and_run
+    run = build_ort._saved_and_run
 
     def refuse(*_args: Any) -> None:
         raise BackendError("graph.onnx: ONNX Runtime 1.22.1 refused it: SystemError : 2")
 
-    monkeypatch.setattr(operator_probes, "save_optimized", refuse)
+    monkeypatch.setattr(build_ort, "save_optimized", refuse)
     assert not multiplies_blocks(bits)
     monkeypatch.undo()
     for wrong in (np.nan, 1.2):
         multiplies_blocks.cache_clear()
-        monkeypatch.setattr(operator_probes, "_saved_and_run", lambda *args, by=wrong: by * run(*args))
+        monkeypatch.setattr(build_ort, "_saved_and_run", lambda *args, by=wrong: by * run(*args))
         assert not multiplies_blocks(bits)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from blt_edge.export import engines, proof, tensorrt_engines
-from blt_edge.export.engines import build_engine
+from blt_edge.export import build_ort, build_tensorrt, proof
+from blt_edge.export.build_ort import build_engine
+from blt_edge.export.build_tensorrt import TensorRtOptions, build_engines
 from blt_edge.export.proof import WrongEngineError, build_steps
 from blt_edge.export.quantize import quantize_bundle
-from blt_edge.export.tensorrt_engines import TensorRtOptions, build_tensorrt
-from blt_edge.export.tensorrt_stage import PlanFacts
+from blt_edge.export.tensorrt_worker import PlanFacts
 from blt_edge.runtime import BackendError, BltModel
 from blt_edge.runtime.backends.ort import OrtStage
 from blt_edge.runtime.engines import was_proven
@@ -81,12 +81,12 @@ def own_float(float_bundle: Path, tmp_path: Path) -> Path:
 def test_a_window_that_is_one_off_is_not_published(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, stage: str, offset: int
 ) -> None:
-    fuse = engines.fuse_attention
+    fuse = build_ort.fuse_attention
 
     def planted(model: Any, spec: Any, right: int) -> None:
         fuse(model, spec, right + (offset if spec.file == f"{stage}.onnx" else 0))
 
-    monkeypatch.setattr(engines, "fuse_attention", planted)
+    monkeypatch.setattr(build_ort, "fuse_attention", planted)
     with pytest.raises(
         WrongEngineError, match=rf"^{stage}: the engine that ONNX Runtime \S+ made is wrong: "
     ):
@@ -97,7 +97,7 @@ def test_a_window_that_is_one_off_is_not_published(
 
 @pytest.mark.parametrize("stage", ["patcher", "encoder", "latent", "decoder"])
 def test_another_operator_is_not_published(bundle: Path, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
-    load = engines.load_stage
+    load = build_ort.load_stage
 
     def planted(directory: Path, spec: Any) -> Any:
         model = load(directory, spec)
@@ -105,7 +105,7 @@ def test_another_operator_is_not_published(bundle: Path, monkeypatch: pytest.Mon
             MISTAKES["another operator"](model.graph)
         return model
 
-    monkeypatch.setattr(engines, "load_stage", planted)
+    monkeypatch.setattr(build_ort, "load_stage", planted)
     with pytest.raises(WrongEngineError, match=rf"^{stage}: .*differs by .* %.*nothing was kept"):
         build_engine(bundle)
     assert not (bundle / "engines").exists()
@@ -183,7 +183,7 @@ def test_a_damaged_self_test_is_a_reason(
 def test_an_operator_that_is_of_no_use_is_done_without(
     own_float: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engines, "window_offset", lambda: None)
+    monkeypatch.setattr(build_ort, "window_offset", lambda: None)
     form = build_engine(own_float).directory
     assert form is not None
     assert b"GroupQueryAttention" not in (form / "decoder.onnx").read_bytes()
@@ -198,9 +198,9 @@ def test_blocks_are_one_operator_where_that_works(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, works: bool
 ) -> None:
     if not works:
-        monkeypatch.setattr(engines, "multiplies_blocks", lambda bits: False)
+        monkeypatch.setattr(build_ort, "multiplies_blocks", lambda bits: False)
         # What the engine itself makes of the spelled-out form may still be wrong, which is then seen.
-        monkeypatch.setattr(engines, "prove_engine", lambda *args, **_options: args[4].write_bytes(b""))
+        monkeypatch.setattr(build_ort, "prove_engine", lambda *args, **_options: args[4].write_bytes(b""))
     form = build_engine(bundle).directory
     assert form is not None
     graph = (form / "latent.onnx").read_bytes()
@@ -231,7 +231,7 @@ def build_on_gpu(
     def build(_target: str, graph: Path, ranges: Any, plan: Path, *_more: Any) -> PlanFacts:
         manifest = load_manifest(bundle)
         source = plant(graph, ALIKE[mistake]) if graph.stem == stage else graph
-        axes = tensorrt_engines.stage_inputs(manifest, graph.stem)
+        axes = build_tensorrt.stage_inputs(manifest, graph.stem)
         shapes = [
             {
                 name: [
@@ -245,12 +245,12 @@ def build_on_gpu(
         plan.write_text(json.dumps({"graph": str(source), "profiles": shapes}))
         return PlanFacts(plan.stat().st_size, 0.1, None, None)
 
-    monkeypatch.setattr(tensorrt_engines, "load_flavour", lambda _target: flavour)
+    monkeypatch.setattr(build_tensorrt, "load_flavour", lambda _target: flavour)
     monkeypatch.setattr(type(flavour), "compute_capabilities", ("8.6",))
-    monkeypatch.setattr(tensorrt_engines, "device_compute_capability", lambda: here)
-    monkeypatch.setattr(tensorrt_engines, "build_in_child", build)
+    monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: here)
+    monkeypatch.setattr(build_tensorrt, "build_in_child", build)
     capability = ("8.6",) if target == "tensorrt-rtx" else ()
-    return build_tensorrt(bundle, TensorRtOptions(target, capability))
+    return build_engines(bundle, TensorRtOptions(target, capability))
 
 
 @pytest.mark.parametrize("target", TARGETS)

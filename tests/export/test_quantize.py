@@ -12,12 +12,11 @@ import numpy as np
 import onnx
 import pytest
 from blt_edge.calibration.kernels import FUSED, stage_kernels
-from blt_edge.calibration.precision import MIXES
-from blt_edge.calibration.ranges import CalibrationRun, Ranges
-from blt_edge.calibration.rewrite import linear_products
+from blt_edge.calibration.observers import CalibrationRun, Ranges
 from blt_edge.export import export_checkpoint, plan_export
-from blt_edge.export.quantization import QuantizationOptions
-from blt_edge.export.quantize import quantize_bundle
+from blt_edge.export.quantize import QuantizationOptions, quantize_bundle
+from blt_edge.graphs.precision import MIXES
+from blt_edge.graphs.quantize import linear_products
 from blt_edge.graphs.stages import STAGE_NAMES, build_stage
 from blt_edge.runtime.errors import BltError, BundleError, OptionError
 from blt_edge.runtime.integrity import check_files, file_record

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from blt_edge.export.reference_patching import causal_starts, patching_mode, transformers_patching
+from blt_edge.export.reference import causal_starts, patching_mode, transformers_patching
 from blt_edge.graphs.config import parse_config
 from blt_edge.runtime.patching import PatchBoundaries
 from hypothesis import given

@@ -7,7 +7,7 @@ from blt_edge.export import tables
 from blt_edge.export.tables import requantize_tables, table_dtype
 from blt_edge.runtime.embedding import EmbeddingTable
 from blt_edge.runtime.errors import BundleError, OptionError
-from blt_edge.runtime.specs import EmbeddingSpec
+from blt_edge.runtime.manifest import EmbeddingSpec
 
 
 def bundle(folder: Path, dtype: str = "float32", width: int = 40, vocab: int = 500) -> EmbeddingSpec:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from blt_edge.export.table_rows import encode_rows, largest_value
-from blt_edge.runtime.specs import EmbeddingSpec
-from blt_edge.runtime.table_rows import as_rows, row_decoder
+from blt_edge.export.tables import encode_rows, largest_value
+from blt_edge.runtime.embedding import as_rows, row_decoder
+from blt_edge.runtime.manifest import EmbeddingSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays

@@ -20,18 +20,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from blt_edge.export import export_checkpoint, tensorrt_engines
+from blt_edge.export import build_tensorrt, export_checkpoint
+from blt_edge.export.build_ort import new_form
+from blt_edge.export.build_tensorrt import TensorRtOptions, build_engines, plan_tensorrt
 from blt_edge.export.bundle import WriteError
-from blt_edge.export.engines import new_form
 from blt_edge.export.quantize import quantize_bundle
-from blt_edge.export.tensorrt_engines import TensorRtOptions, build_tensorrt, plan_tensorrt
-from blt_edge.export.tensorrt_stage import PlanFacts, PlanOptions
-from blt_edge.export.tensorrt_worker import Moment
+from blt_edge.export.tensorrt_worker import Moment, PlanFacts, PlanOptions
 from blt_edge.graphs.stages import STAGE_NAMES
-from blt_edge.runtime.backends.tensorrt_flavour import Flavour, load_flavour
+from blt_edge.runtime.backends.tensorrt import Flavour, load_flavour
+from blt_edge.runtime.engines import find_tensorrt_engine
 from blt_edge.runtime.errors import BackendError, BundleError, OptionError
 from blt_edge.runtime.manifest import load_manifest
-from blt_edge.runtime.tensorrt_forms import find_tensorrt_engine
 
 Ranges = tuple[dict[str, tuple[int, int, int]], ...]
 
@@ -82,12 +81,12 @@ def orin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]
         self_test.write_bytes(b"")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(tensorrt_engines, "load_flavour", lambda target: ORIN)
-    monkeypatch.setattr(tensorrt_engines, "device_compute_capability", lambda: "8.7")
-    monkeypatch.setattr(tensorrt_engines, "build_in_child", build)
+    monkeypatch.setattr(build_tensorrt, "load_flavour", lambda target: ORIN)
+    monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: "8.7")
+    monkeypatch.setattr(build_tensorrt, "build_in_child", build)
     # Noise computes nothing: what proves engines has tests of its own.
-    monkeypatch.setattr(tensorrt_engines, "open_gpu", lambda: None)
-    monkeypatch.setattr(tensorrt_engines, "prove_engine", prove)
+    monkeypatch.setattr(build_tensorrt, "open_gpu", lambda: None)
+    monkeypatch.setattr(build_tensorrt, "prove_engine", prove)
     return built
 
 
@@ -97,7 +96,7 @@ def snapshot(bundle: Path) -> dict[Path, int]:
 
 def test_engines_are_built_found_and_kept(bundle: Path, orin: list[str]) -> None:
     told: list[tuple[str, Moment | None]] = []
-    result = build_tensorrt(bundle, OPTIONS, watch=lambda *what: told.append(what))
+    result = build_engines(bundle, OPTIONS, watch=lambda *what: told.append(what))
     assert orin == list(result.facts) == list(STAGE_NAMES)
     assert [stage for stage, moment in told if moment is None] == list(STAGE_NAMES)
     manifest = load_manifest(bundle)
@@ -106,13 +105,13 @@ def test_engines_are_built_found_and_kept(bundle: Path, orin: list[str]) -> None
     assert set(description["files"]) == {*(f"{stage}.plan" for stage in STAGE_NAMES), "self_test.bin"}
     assert description["proven"] is result.proven is True
     # Again: nothing to do, until it is damaged, or something else is wanted.
-    assert build_tensorrt(bundle, OPTIONS).facts == {}
-    assert build_tensorrt(bundle, OPTIONS, force=True).facts.keys() == result.facts.keys()
+    assert build_engines(bundle, OPTIONS).facts == {}
+    assert build_engines(bundle, OPTIONS, force=True).facts.keys() == result.facts.keys()
     assert result.engine.directory is not None
     (result.engine.directory / "latent.plan").write_bytes(b"x")
     assert plan_tensorrt(bundle, OPTIONS).there is False
-    assert build_tensorrt(bundle, OPTIONS).engine == result.engine
-    other = build_tensorrt(bundle, replace(OPTIONS, max_patches=100))
+    assert build_engines(bundle, OPTIONS).engine == result.engine
+    other = build_engines(bundle, replace(OPTIONS, max_patches=100))
     assert other.engine != result.engine
     assert len(list((bundle / "engines").iterdir())) == 2
 
@@ -122,7 +121,7 @@ def test_float32_stages_keep_float32_attention(
     demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mixed = quantize_bundle(demo, tmp_path / "mixed", precision="latent=fp16,decoder=int8w")
-    build, halves = tensorrt_engines.build_in_child, {}
+    build, halves = build_tensorrt.build_in_child, {}
 
     def watched(
         target: str, graph: Path, ranges: Ranges, plan: Path, options: PlanOptions, watch: Any
@@ -130,8 +129,8 @@ def test_float32_stages_keep_float32_attention(
         halves[graph.stem] = options.half_attention
         return build(target, graph, ranges, plan, options, watch)
 
-    monkeypatch.setattr(tensorrt_engines, "build_in_child", watched)
-    build_tensorrt(mixed, OPTIONS)
+    monkeypatch.setattr(build_tensorrt, "build_in_child", watched)
+    build_engines(mixed, OPTIONS)
     assert halves == {"patcher": False, "encoder": False, "latent": True, "decoder": True}
 
 
@@ -166,7 +165,7 @@ def test_options_that_are_refused(
     demo: Path, options: TensorRtOptions, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        build_tensorrt(demo, options)
+        build_engines(demo, options)
     assert not (demo / "engines").exists()
 
 
@@ -174,13 +173,13 @@ def test_targets_that_are_refused(demo: Path, rtx: Flavour, monkeypatch: pytest.
     options = TensorRtOptions("tensorrt-rtx")
     with pytest.raises(OptionError, match=r"got '8\.7', TensorRT-RTX .* builds for 7\.5, 8\.0.* tensorrt$"):
         plan_tensorrt(demo, replace(options, compute_capability=("8.7",)))
-    monkeypatch.setattr(tensorrt_engines, "device_compute_capability", lambda: None)
+    monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: None)
     with pytest.raises(BackendError, match=r"no GPU .*name one with --compute-capability: 7\.5, 8\.0"):
         plan_tensorrt(demo, options)
-    monkeypatch.setattr(tensorrt_engines, "device_compute_capability", lambda: "8.7")
+    monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: "8.7")
     with pytest.raises(BackendError, match=r"this machine's GPU has compute capability 8\.7"):
         plan_tensorrt(demo, options)
-    monkeypatch.setattr(tensorrt_engines, "device_compute_capability", lambda: "8.9")
+    monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: "8.9")
     assert plan_tensorrt(demo, options).capabilities == ("8.9",)
     several = plan_tensorrt(demo, replace(options, compute_capability=("12.0", "8.6", "8.6")))
     assert several.capabilities == ("8.6", "12.0")
@@ -188,8 +187,8 @@ def test_targets_that_are_refused(demo: Path, rtx: Flavour, monkeypatch: pytest.
 
 
 def test_full_tensorrt_needs_a_gpu(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tensorrt_engines, "load_flavour", lambda target: ORIN)
-    monkeypatch.setattr(tensorrt_engines, "device_compute_capability", lambda: None)
+    monkeypatch.setattr(build_tensorrt, "load_flavour", lambda target: ORIN)
+    monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: None)
     with pytest.raises(BackendError, match=r"no GPU .*build on the device"):
         plan_tensorrt(demo, OPTIONS)
 
@@ -208,7 +207,7 @@ def test_a_graph_of_another_making_is_not_shown_to_tensorrt(bundle: Path, orin: 
         shutil.copytree(bundle, spoiled)
         onnx.save(graph, spoiled / "latent.onnx")
         with pytest.raises(BundleError, match=r"latent\.onnx"):
-            tensorrt_engines._check_graph(spoiled, manifest, "latent")
+            build_tensorrt._check_graph(spoiled, manifest, "latent")
     assert orin == []
 
 
@@ -229,9 +228,9 @@ def test_a_build_that_ends_early_leaves_what_was_there(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, raised: type, there: bool
 ) -> None:
     if there:
-        build_tensorrt(bundle, OPTIONS)
+        build_engines(bundle, OPTIONS)
     before = snapshot(bundle)
-    build = tensorrt_engines.build_in_child
+    build = build_tensorrt.build_in_child
 
     def interrupted(target: str, graph: Path, *more: Any) -> PlanFacts:
         facts = build(target, graph, *more)
@@ -239,9 +238,9 @@ def test_a_build_that_ends_early_leaves_what_was_there(
             raise error
         return facts
 
-    monkeypatch.setattr(tensorrt_engines, "build_in_child", interrupted)
+    monkeypatch.setattr(build_tensorrt, "build_in_child", interrupted)
     with pytest.raises(raised):
-        build_tensorrt(bundle, OPTIONS, force=True)
+        build_engines(bundle, OPTIONS, force=True)
     assert snapshot(bundle) == before
 
 
@@ -249,7 +248,7 @@ def test_a_build_that_ends_early_leaves_what_was_there(
 def test_too_little_space_is_seen_before(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
     with pytest.raises(WriteError, match="1 bytes are free; free some space"):
-        build_tensorrt(bundle, OPTIONS)
+        build_engines(bundle, OPTIONS)
     assert not (bundle / "engines").exists()
 
 

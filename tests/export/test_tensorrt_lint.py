@@ -17,10 +17,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from blt_edge.calibration.precision import STAGE_PRECISIONS
-from blt_edge.calibration.rewrite import Recipe
-from blt_edge.export.tensorrt_lint import Finding, lint_bundle, lint_graph
-from blt_edge.export.tensorrt_rules import RULES, rules_of_old
+from blt_edge.export.lint_tensorrt import RULES, Finding, lint_bundle, lint_graph, rules_of_old
+from blt_edge.graphs.precision import STAGE_PRECISIONS
+from blt_edge.graphs.quantize import Recipe
 from blt_edge.graphs.stages import STAGE_NAMES
 from blt_edge.runtime.errors import BundleError, OptionError
 from support.quantized import BLOCKY, UnitRanges, config_of, save_random_stage

@@ -13,16 +13,16 @@ from onnx import TensorProto, helper, numpy_helper
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from blt_edge.calibration.precision import STAGE_PRECISIONS
-from blt_edge.calibration.rewrite import Recipe
-from blt_edge.export import tensorrt_stage
-from blt_edge.export.tensorrt_stage import PlanFacts, PlanOptions, build_plan
+from blt_edge.export import tensorrt_worker
+from blt_edge.export.tensorrt_worker import PlanFacts, PlanOptions, build_plan
 from blt_edge.graphs.config import ModelConfig
+from blt_edge.graphs.precision import STAGE_PRECISIONS
+from blt_edge.graphs.quantize import Recipe
 from blt_edge.graphs.stages import STAGE_NAMES, axis_ranges, stage_stack
-from blt_edge.runtime.backends.tensorrt_flavour import Flavour, load_flavour
+from blt_edge.runtime.backends.tensorrt import Flavour, load_flavour
+from blt_edge.runtime.backends.tensorrt_profiles import profile_limits, profiles
 from blt_edge.runtime.errors import BackendError
-from blt_edge.runtime.specs import Axis
-from blt_edge.runtime.tensorrt_forms import profile_limits, profiles
+from blt_edge.runtime.manifest import Axis
 from support.bundles import describe
 from support.onnx_graphs import FEW, plain_product, save_graph
 from support.quantized import UnitRanges, config_of, save_random_stage
@@ -172,7 +172,7 @@ def test_joined_attention_takes_less_gpu_memory(
         return build_plan(rtx, path, (ranges,), tmp_path / plan, options).activations or 0
 
     joined, half = taken("joined", False), taken("half", True)
-    monkeypatch.setattr(tensorrt_stage, "_joined", lambda graph, half: graph.read_bytes())
+    monkeypatch.setattr(tensorrt_worker, "_joined", lambda graph, half: graph.read_bytes())
     apart = taken("apart", False)
     assert 0 < 2 * half < joined < apart / 2
 

@@ -11,8 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from blt_edge.export import tensorrt_worker
-from blt_edge.export.tensorrt_stage import PlanOptions
-from blt_edge.export.tensorrt_worker import Moment, build_in_child
+from blt_edge.export.tensorrt_worker import Moment, PlanOptions, build_in_child
 from blt_edge.runtime.errors import BackendError
 from support.onnx_graphs import FEW, plain_product
 

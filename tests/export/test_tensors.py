@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from blt_edge.export.checkpoint import Checkpoint, CheckpointError, open_checkpoint
-from blt_edge.export.checkpoint_base import Piece
-from blt_edge.export.tensors import PARTS, check_tensors, expected_tensors, parameter_counts
+from blt_edge.export.checkpoint_base import PARTS, Piece, check_tensors, expected_tensors, parameter_counts
 from blt_edge.graphs.config import parse_config
-from blt_edge.tools.model_shapes import SHAPES, scaled_config
-from blt_edge.tools.random_checkpoint import write_random_checkpoint
+from blt_edge.tools.models.random_checkpoint import SHAPES, scaled_config, write_random_checkpoint
 from support.torch_only import transformers_or_skip
 
 TINY = scaled_config("tiny", hash_vocab=53)

@@ -14,10 +14,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from blt_edge.export import export_checkpoint
-from blt_edge.export.bundle_reference import BundleReference
 from blt_edge.export.quantize import quantize_bundle
 from blt_edge.export.tolerances import TOLERANCES, tolerances_of
-from blt_edge.export.validate import ValidationReport, validate_bundle
+from blt_edge.export.validate import BundleReference, ValidationReport, validate_bundle
 from blt_edge.runtime import BltModel, OptionError
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest
@@ -70,7 +69,7 @@ def corrupt_scale(bundle: Path, stage: str, factor: float) -> None:
 
 
 def test_every_precision_has_tolerances() -> None:
-    from blt_edge.calibration.precision import STAGE_PRECISIONS
+    from blt_edge.graphs.precision import STAGE_PRECISIONS
 
     assert set(TOLERANCES) == set(STAGE_PRECISIONS)
     limits = list(TOLERANCES.values())
@@ -170,7 +169,7 @@ def test_a_killed_calibration_is_cleaned_up(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_calibration_text_too_short_is_refused_first(folder: Path, tmp_path: Path) -> None:
-    from blt_edge.export.quantization import QuantizationOptions
+    from blt_edge.export.quantize import QuantizationOptions
 
     (tmp_path / "short.txt").write_text("short")
     options = QuantizationOptions(texts=(tmp_path / "short.txt",))

@@ -14,7 +14,7 @@ from blt_edge.graphs.config import ACTIVATIONS, ConfigError, ModelConfig, Transf
 from blt_edge.graphs.rope import RopeConfig
 from blt_edge.runtime.hashing import HashSpec
 from blt_edge.runtime.patching import PatchingRule
-from blt_edge.tools.numpy_layers import GATES
+from blt_edge.tools.models.numpy_patcher import GATES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.torch_only import transformers_or_skip

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from blt_edge.graphs._fields import ConfigError, Fields, show
+from blt_edge.graphs.fields import ConfigError, Fields, show
 
 
 def read(method: str, value: Any, *arguments: Any, **options: Any) -> Any:

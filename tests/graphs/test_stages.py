@@ -11,11 +11,17 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from blt_edge.graphs.config import ACTIVATIONS, ModelConfig, parse_config
-from blt_edge.graphs.latent import PatchPooling
-from blt_edge.graphs.layers import activation
-from blt_edge.graphs.stages import OPSET, STAGE_NAMES, axis_ranges, build_stage, stage_names, stage_stack
-from blt_edge.graphs.weights import Weight, WeightPart, WeightSource
-from blt_edge.tools.numpy_layers import GATES
+from blt_edge.graphs.layers import Weight, WeightPart, WeightSource, activation
+from blt_edge.graphs.stages import (
+    OPSET,
+    STAGE_NAMES,
+    PatchPooling,
+    axis_ranges,
+    build_stage,
+    stage_names,
+    stage_stack,
+)
+from blt_edge.tools.models.numpy_patcher import GATES
 from onnxscript import GraphBuilder
 from support.numpy_stages import NumpyBlt, random_tensors
 

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from blt_edge.runtime.checks import checked_flag, checked_int, checked_real
 from blt_edge.runtime.errors import BltError, OptionError
+from blt_edge.runtime.fields import checked_flag, checked_int, checked_real
 
 
 @pytest.mark.parametrize("value", [3, np.int32(3), np.uint8(3)])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from blt_edge.runtime import BltModel, ByteDetail, GenerationOptions
-from blt_edge.runtime.details import likelihood
+from blt_edge.runtime.scoring import likelihood
 from blt_edge.runtime.vocabulary import BYTE_OFFSET
 
 PROMPT = "Alice était fatiguée".encode()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from blt_edge.runtime import processor
+from blt_edge.runtime import host
 
 INTEL = """processor\t: 0
 vendor_id\t: GenuineIntel
@@ -32,8 +32,8 @@ def described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         path.unlink(missing_ok=True)
         if text is not None:
             path.write_text(text)
-        monkeypatch.setattr(processor, "_CPUINFO", path)
-        return processor.describe_processor()
+        monkeypatch.setattr(host, "_CPUINFO", path)
+        return host.describe_processor()
 
     return describe
 

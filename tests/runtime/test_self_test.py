@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blt_edge.runtime import BltModel, BundleError
+from blt_edge.runtime.manifest import StageSpec
 from blt_edge.runtime.self_test import (
     LOAD_ROWS,
     STAGE_TOLERANCES,
@@ -25,7 +26,6 @@ from blt_edge.runtime.self_test import (
     self_test_bytes,
     text_inputs,
 )
-from blt_edge.runtime.specs import StageSpec
 from blt_edge.runtime.vocabulary import encode
 from hypothesis import given
 from hypothesis import strategies as st

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from blt_edge.graphs.config import parse_config
 from blt_edge.runtime import BackendError, BltModel, OptionError, PromptTooLongError, Sequence
-from blt_edge.runtime.backends.memory import HOST
+from blt_edge.runtime.backends.base import HOST
 from blt_edge.runtime.patching import PatchingRule
 from blt_edge.runtime.sequence import Draft, SequenceLimits, _ByteStates, _patch_group
 from blt_edge.runtime.vocabulary import encode

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 from blt_edge.runtime.errors import OptionError
-from blt_edge.runtime.stopping import StopMatcher, _borders
+from blt_edge.runtime.generation import StopMatcher, _borders
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from blt_edge.runtime.embedding import EmbeddingTable
-from blt_edge.runtime.specs import EmbeddingSpec
-from blt_edge.runtime.table_rows import as_rows, row_decoder
+from blt_edge.runtime.embedding import EmbeddingTable, as_rows, row_decoder
+from blt_edge.runtime.manifest import EmbeddingSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -16,30 +16,33 @@ from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from blt_edge.runtime.backends.tensorrt_flavour import Flavour
-from blt_edge.runtime.cache import RingCache
-from blt_edge.runtime.engines import Engine, form_path, render_engine
-from blt_edge.runtime.errors import BackendError, BundleError, OptionError
-from blt_edge.runtime.integrity import file_record
-from blt_edge.runtime.manifest import Manifest
-from blt_edge.runtime.patching import PatchingRule
-from blt_edge.runtime.self_test import SELF_TEST_NAME
-from blt_edge.runtime.sequence import _patch_group
-from blt_edge.runtime.specs import Axis
-from blt_edge.runtime.stages import next_power_of_two
-from blt_edge.runtime.tensorrt_forms import (
+from blt_edge.runtime.backends.tensorrt import Flavour
+from blt_edge.runtime.backends.tensorrt_profiles import (
     DECODE,
     PREFILL,
     Profiles,
     check_shape,
     choose_profile,
-    describe_tensorrt,
-    engine_profiles,
-    find_tensorrt_engine,
     plan_file,
     profile_limits,
     profiles,
 )
+from blt_edge.runtime.cache import RingCache
+from blt_edge.runtime.engines import (
+    Engine,
+    describe_tensorrt,
+    engine_profiles,
+    find_tensorrt_engine,
+    form_path,
+    render_engine,
+)
+from blt_edge.runtime.errors import BackendError, BundleError, OptionError
+from blt_edge.runtime.integrity import file_record
+from blt_edge.runtime.manifest import Axis, Manifest
+from blt_edge.runtime.patching import PatchingRule
+from blt_edge.runtime.self_test import SELF_TEST_NAME
+from blt_edge.runtime.sequence import _patch_group
+from blt_edge.runtime.stages import next_power_of_two
 from support.bundles import describe, write_bundle
 
 ORIN = Flavour("tensorrt", "10.3.0.26", None)

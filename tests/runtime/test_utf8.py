@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from blt_edge.runtime.utf8 import Utf8Stream
+from blt_edge.runtime.vocabulary import Utf8Stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from blt_edge.tools.diagnosis.system import System
+from blt_edge.tools.doctor.machine import System
 
 __all__ = ["ORIN", "PC", "PC_WITH_CARD", "THOR", "build", "system"]
 

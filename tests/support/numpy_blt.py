@@ -13,18 +13,17 @@ from pathlib import Path
 
 import numpy as np
 from blt_edge.export.checkpoint import open_checkpoint
-from blt_edge.export.checkpoint_base import Checkpoint
+from blt_edge.export.checkpoint_base import HASH_EMBEDDING, Checkpoint
 from blt_edge.export.reference import (
     Floats,
     Reference,
     ReferenceTrace,
     byte_ids,
+    causal_starts,
     reference_available,
 )
-from blt_edge.export.reference_patching import causal_starts
-from blt_edge.export.tensors import HASH_EMBEDDING
 from blt_edge.graphs.config import ModelConfig, TransformerConfig, parse_config
-from blt_edge.tools.numpy_layers import (
+from blt_edge.tools.models.numpy_patcher import (
     Array,
     Weights,
     attention,

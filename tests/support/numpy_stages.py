@@ -14,7 +14,7 @@ import numpy as np
 from blt_edge.graphs.config import ModelConfig, TransformerConfig
 from blt_edge.graphs.rope import inverse_frequencies
 from blt_edge.runtime.hashing import PRIMES
-from blt_edge.tools.numpy_layers import GATES
+from blt_edge.tools.models.numpy_patcher import GATES
 from numpy.typing import NDArray
 
 __all__ = ["NumpyBlt", "WholeText", "random_tensors"]

@@ -9,11 +9,11 @@ from typing import Any
 
 from blt_edge.runtime import GenerationStats
 from blt_edge.runtime.manifest import EmbeddingSpec, FileRecord, Manifest, ModelSpec, StageSpec
-from blt_edge.tools.profiling.bandwidth import Bandwidth
-from blt_edge.tools.profiling.cost import cost_card
-from blt_edge.tools.profiling.figures import figures
-from blt_edge.tools.profiling.measure import Case, Profile, ProfileOptions
-from blt_edge.tools.profiling.recorder import Arrival, Round, StageEvent
+from blt_edge.tools.profile.bandwidth import Bandwidth
+from blt_edge.tools.profile.cost import cost_card
+from blt_edge.tools.profile.measure import Case, Profile, ProfileOptions
+from blt_edge.tools.profile.recorder import Arrival, Round, StageEvent
+from blt_edge.tools.profile.statistics import figures
 
 from .bundles import describe
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from blt_edge.calibration.rewrite import Recipe, rewrite_stage
 from blt_edge.export.stage_files import save_stage
 from blt_edge.graphs.config import ModelConfig, parse_config
+from blt_edge.graphs.layers import Weight
+from blt_edge.graphs.quantize import Recipe, rewrite_stage
 from blt_edge.graphs.stages import build_stage
-from blt_edge.graphs.weights import Weight
 
 from .random_models import RandomModel, base_config
 

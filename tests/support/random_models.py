@@ -22,10 +22,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from blt_edge.export.checkpoint import open_checkpoint
-from blt_edge.export.tensors import EMBEDDING, expected_tensors
+from blt_edge.export.checkpoint_base import EMBEDDING, expected_tensors
 from blt_edge.graphs.config import parse_config
-from blt_edge.tools.numpy_patcher import patcher_entropies
-from blt_edge.tools.safetensors_writer import write_checkpoint_weights
+from blt_edge.tools.models.numpy_patcher import patcher_entropies
+from blt_edge.tools.models.random_checkpoint import write_checkpoint_weights
 from numpy.typing import NDArray
 
 __all__ = ["PARITY_TEXT", "RandomModel", "base_config", "choose_threshold", "write_random_model"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
-from blt_edge.tools.server.page_files import page_files, page_routes
+from blt_edge.tools.server.app import page_files, page_routes
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse

@@ -6,7 +6,7 @@ import pytest
 from blt_edge.runtime import devices
 from blt_edge.runtime.backends import ort_gpu
 from blt_edge.runtime.backends.ort_gpu import PROVIDERS
-from blt_edge.runtime.backends.tensorrt_flavour import Flavour
+from blt_edge.runtime.backends.tensorrt import Flavour
 from blt_edge.runtime.errors import BackendError
 from support.simulated_cuda import SimulatedDriver
 from support.simulated_ort import SimulatedOrt

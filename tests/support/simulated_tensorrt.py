@@ -10,20 +10,19 @@ from typing import Any
 
 import numpy as np
 from blt_edge.export.proof import prove_engine
-from blt_edge.runtime.backends.contract import stage_inputs
-from blt_edge.runtime.backends.tensorrt_flavour import Flavour
-from blt_edge.runtime.engines import ENGINE_NAME, form_path, render_engine
-from blt_edge.runtime.integrity import file_record
-from blt_edge.runtime.manifest import load_manifest
-from blt_edge.runtime.self_test import SELF_TEST_NAME
-from blt_edge.runtime.tensorrt_forms import (
+from blt_edge.runtime.backends.signatures import stage_inputs
+from blt_edge.runtime.backends.tensorrt import Flavour
+from blt_edge.runtime.backends.tensorrt_profiles import (
     ProfileAxes,
     Profiles,
-    describe_tensorrt,
     plan_file,
     profile_limits,
     profiles,
 )
+from blt_edge.runtime.engines import ENGINE_NAME, describe_tensorrt, form_path, render_engine
+from blt_edge.runtime.integrity import file_record
+from blt_edge.runtime.manifest import load_manifest
+from blt_edge.runtime.self_test import SELF_TEST_NAME
 from support.simulated_cuda import SimulatedDriver, compute, cpu_session
 
 __all__ = ["SimulatedTensorRt", "write_engines", "write_plan"]

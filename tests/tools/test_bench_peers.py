@@ -10,12 +10,22 @@ import pytest
 from blt_edge.runtime import BltModel
 from blt_edge.runtime.vocabulary import encode
 from blt_edge.tools.bench import peers
-from blt_edge.tools.bench.engine import BenchError, Card, Reading, Round, TokenBudget, need
+from blt_edge.tools.bench.engine import (
+    BenchError,
+    Card,
+    Measured,
+    Reading,
+    Round,
+    TokenBudget,
+    document,
+    in_units,
+    need,
+    paired_ratio,
+    render,
+)
 from blt_edge.tools.bench.forced import Simulated, read_on
-from blt_edge.tools.bench.llama_shape import LLAMA_1B, LlamaShape
-from blt_edge.tools.bench.random_gguf import q4_0_rows, write_random_llama
-from blt_edge.tools.bench.table import Measured, document, in_units, paired_ratio, render
-from blt_edge.tools.bench.worker import Worker
+from blt_edge.tools.bench.llama_cpp import LLAMA_1B, LlamaShape, q4_0_rows, write_random_llama
+from blt_edge.tools.bench.peers import Worker
 
 SMALL = LlamaShape(layers=2, width=64, heads=4, kv_heads=2, ffn=96, vocabulary=7)
 

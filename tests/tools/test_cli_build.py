@@ -154,15 +154,15 @@ def test_what_an_old_tensorrt_refuses_is_told_before(
     cli, bundle: Path, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A machine with a GPU whose TensorRT crashes: the line comes first, and is no refusal."""
-    from blt_edge.export import tensorrt_engines
-    from blt_edge.runtime.backends.tensorrt_flavour import Flavour
+    from blt_edge.export import build_tensorrt
+    from blt_edge.runtime.backends.tensorrt import Flavour
     from blt_edge.runtime.errors import BackendError
 
     def crash(*arguments: object) -> None:
         raise BackendError("patcher.onnx: TensorRT crashed")
 
     def built(version: str, model: Path, *options: str) -> list[str]:
-        monkeypatch.setattr(tensorrt_engines, "load_flavour", lambda target: Flavour(target, version, None))
+        monkeypatch.setattr(build_tensorrt, "load_flavour", lambda target: Flavour(target, version, None))
         result = cli("build", model, "--target", "tensorrt", "-q", *options)
         lines = result.stderr.splitlines()
         if not options:
@@ -170,8 +170,8 @@ def test_what_an_old_tensorrt_refuses_is_told_before(
             assert lines.pop() == "blt-edge: error: patcher.onnx: TensorRT crashed"
         return lines
 
-    monkeypatch.setattr(tensorrt_engines, "device_compute_capability", lambda: "8.7")
-    monkeypatch.setattr(tensorrt_engines, "build_in_child", crash)
+    monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: "8.7")
+    monkeypatch.setattr(build_tensorrt, "build_in_child", crash)
     blocks = tmp_path / "blocks"
     mix = ("--precision", "encoder=int8w,latent=fp16,decoder=fp16")
     changed = cli("quantize", tiny_model.bundle, "-o", blocks, *mix)

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import click
 import pytest
-from blt_edge.tools.cli.completion import SHELLS
-from blt_edge.tools.cli.program import COMPLETION, VERBS, program
+from blt_edge.tools.cli.program import COMPLETION, SHELLS, VERBS, program
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st

@@ -9,10 +9,18 @@ import os
 from pathlib import Path
 
 import pytest
-from blt_edge.tools.cli.display import count, print_fields, print_table, progress_bar, size, status
 from blt_edge.tools.cli.documents import read_input, write_json
 from blt_edge.tools.cli.options import STDIN
-from blt_edge.tools.cli.session import Session, is_terminal
+from blt_edge.tools.output import (
+    Session,
+    count,
+    is_terminal,
+    print_fields,
+    print_table,
+    progress_bar,
+    size,
+    status,
+)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from blt_edge.tools.cli import doctor
-from blt_edge.tools.diagnosis import report as module
-from blt_edge.tools.diagnosis.jetson import read_jetson
-from blt_edge.tools.diagnosis.machine import read_driver, read_memory, read_processor
-from blt_edge.tools.diagnosis.report import Report, examine
-from blt_edge.tools.diagnosis.state import Engine, Gpu, State
+from blt_edge.tools.doctor import report as module
+from blt_edge.tools.doctor.jetson import read_jetson
+from blt_edge.tools.doctor.machine import read_driver, read_memory, read_processor
+from blt_edge.tools.doctor.packages import Engine, Gpu, State
+from blt_edge.tools.doctor.report import Report, examine
 from support.machines import ORIN, PC_WITH_CARD, system
 
 

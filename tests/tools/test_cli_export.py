@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from blt_edge.export.golden import read_golden
 from blt_edge.runtime.manifest import load_manifest
-from blt_edge.tools.cli import comparison, export, validate
+from blt_edge.tools.cli import export, reference, validate
 from support.torch_only import transformers_or_skip
 
 
@@ -74,7 +74,7 @@ def test_a_checkpoint_too_large_for_transformers_is_no_crash(
     cli, bare_checkpoint: Path, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr("blt_edge.export.reference.reference_available", lambda: True)
-    monkeypatch.setattr(comparison, "available_memory", lambda: 1000)
+    monkeypatch.setattr(reference, "available_memory", lambda: 1000)
     result = cli("export", bare_checkpoint, "-o", tmp_path / "bundle")
     assert result.exit_code == 0
     assert "not validated, nothing was compared: transformers would need about" in result.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from blt_edge.runtime import BltModel, GenerationOptions
-from blt_edge.tools.cli.text_output import TextOutput
+from blt_edge.tools.output import TextOutput
 
 PROMPT = "Once upon a time"
 

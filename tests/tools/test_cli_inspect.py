@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 from blt_edge.runtime import BltModel
+from blt_edge.runtime.host import available_memory, peak_resident
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest
 from blt_edge.runtime.vocabulary import encode
 from blt_edge.tools.cli.inspect import LINTS
-from blt_edge.tools.cli.memory import available_memory, peak_resident, state_memory
+from blt_edge.tools.memory import state_memory
 
 
 def test_shows_what_is_there(cli, own_bundle) -> None:
@@ -152,7 +153,7 @@ def test_lint_of_a_damaged_bundle_is_not_made(cli, own_bundle: Path) -> None:
 
 
 def test_lint_knows_its_targets(cli, tiny_model) -> None:
-    from blt_edge.export.tensorrt_rules import RULES
+    from blt_edge.export.lint_tensorrt import RULES
 
     assert tuple(RULES) == LINTS
     result = cli("inspect", tiny_model.bundle, "--lint", "tensorrt-7")

@@ -10,7 +10,6 @@ import pytest
 from blt_edge.runtime import DEVICES as RUNTIME_DEVICES
 from blt_edge.runtime.options import DRAFTS as RUNTIME_DRAFTS
 from blt_edge.tools.cli.generate import command as generate
-from blt_edge.tools.cli.messages import flagged, printable
 from blt_edge.tools.cli.options import (
     DEVICES,
     DRAFTS,
@@ -21,6 +20,7 @@ from blt_edge.tools.cli.options import (
     OutputFile,
     StopString,
 )
+from blt_edge.tools.output import flagged, printable
 from hypothesis import given
 from hypothesis import strategies as st
 

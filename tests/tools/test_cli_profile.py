@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from blt_edge.tools.cli.profile_tables import show
-from blt_edge.tools.diagnosis.jetson import read_jetson
-from blt_edge.tools.profiling.bandwidth import measure_bandwidth
+from blt_edge.tools.cli.profile import show
+from blt_edge.tools.doctor.jetson import read_jetson
+from blt_edge.tools.profile.bandwidth import measure_bandwidth
 from support.machines import ORIN, system
 from support.profiles import make_profile
 
@@ -18,7 +18,7 @@ QUICK = ("--prompt-bytes", 40, "--new-bytes", 12, "--repeat", 2, "--threads", 1)
 
 @pytest.fixture(autouse=True)
 def small_bandwidth_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from blt_edge.tools.profiling import bandwidth, measure
+    from blt_edge.tools.profile import bandwidth, measure
 
     monkeypatch.setattr(bandwidth, "_SECONDS", 0.01)
     monkeypatch.setattr(measure, "measure_bandwidth", lambda threads: measure_bandwidth(threads, 1 << 20))
@@ -129,7 +129,7 @@ def test_a_picture_needs_matplotlib(cli, tiny_model, tmp_path: Path, monkeypatch
 def test_a_failed_picture_leaves_nothing_behind(
     cli, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from blt_edge.tools.profiling import plot
+    from blt_edge.tools.profile import plot
 
     def fail(profile: object, path: Path, kind: str) -> None:
         path.write_bytes(b"half")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from blt_edge.tools.cli.several import spread
+from blt_edge.tools.cli.options import spread
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,40 @@ from typing import ClassVar
 
 import pytest
 from blt_edge.export.golden import Golden, read_golden
-from blt_edge.tools.matrix.environments import Prepared, clean_variables, extras
-from blt_edge.tools.matrix.interpreters import Interpreter, InterpreterError, candidates, find
+from blt_edge.tools.matrix.environments import (
+    Interpreter,
+    InterpreterError,
+    Prepared,
+    candidates,
+    clean_variables,
+    extras,
+    find,
+)
 from blt_edge.tools.matrix.page import render, summary
-from blt_edge.tools.matrix.plan import Cell, Kind, Plan, make_plan, select
-from blt_edge.tools.matrix.releases import Claims, ReleasesError, newest_patches
-from blt_edge.tools.matrix.results import Outcome, Report, ReportError, read_outcomes, write_report
-from blt_edge.tools.matrix.run import run_cells
-from blt_edge.tools.matrix.steps import Done, Step, Verdict, judge, run_steps, steps_for
+from blt_edge.tools.matrix.plan import (
+    Cell,
+    Claims,
+    Kind,
+    Plan,
+    ReleasesError,
+    make_plan,
+    newest_patches,
+    select,
+)
+from blt_edge.tools.matrix.run import (
+    Done,
+    Outcome,
+    Report,
+    ReportError,
+    Step,
+    Verdict,
+    judge,
+    read_outcomes,
+    run_cells,
+    run_steps,
+    steps_for,
+    write_report,
+)
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from blt_edge.graphs.config import ACTIVATIONS
-from blt_edge.tools.numpy_layers import GATES, attention, causal_mask, entropies_of
+from blt_edge.tools.models.numpy_patcher import GATES, attention, causal_mask, entropies_of
 from support.goldens import OUTPUTS, sample
 from support.model_store import RandomModels
 from support.numpy_blt import NumpyReference

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from blt_edge.export.checkpoint import open_checkpoint
-from blt_edge.export.tensors import check_tensors
+from blt_edge.export.checkpoint_base import check_tensors
 from blt_edge.graphs.config import ConfigError, parse_config
-from blt_edge.tools import random_checkpoint
-from blt_edge.tools.model_shapes import SHAPES, scaled_config
-from blt_edge.tools.numpy_patcher import patcher_entropies
-from blt_edge.tools.random_checkpoint import main, write_random_checkpoint
+from blt_edge.tools.models import random_checkpoint
+from blt_edge.tools.models.numpy_patcher import patcher_entropies
+from blt_edge.tools.models.random_checkpoint import SHAPES, main, scaled_config, write_random_checkpoint
 from support.numpy_blt import load_reference
 
 ALICE = (Path(__file__).parents[1] / "data" / "alice.txt").read_bytes()

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 import pytest
-from blt_edge.tools import write_cli_docs
+from blt_edge.tools import docs
 from blt_edge.tools.cli.program import VERBS, program
-from blt_edge.tools.write_cli_docs import PAGE, main, page
+from blt_edge.tools.docs import PAGE, main, page
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert page() == PAGE.read_text(encoding="utf-8"), "run: python tools/write_cli_docs.py"
+    assert page() == PAGE.read_text(encoding="utf-8"), "run: python tools/docs.py"
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -40,7 +40,7 @@ def test_what_markdown_would_take_for_its_own_is_escaped() -> None:
         metavar="A|B",
         help="a*b `c|d` --y [e] <f>",
     )
-    row = list(write_cli_docs._table([option]))[-1]
+    row = list(docs._table([option]))[-1]
     assert row == (r"| `--x` A\|B | `2` | a\*b `c\|d` `--y` \[e\] \<f\> Allowed: at least 1, at most 5. |")
 
 

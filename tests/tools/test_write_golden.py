@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from blt_edge.export.golden import read_golden
-from blt_edge.tools.write_golden import main
+from blt_edge.tools.models.write_golden import main
 from support.model_store import RandomModels
 from support.random_models import RandomModel, base_config
 from support.torch_only import transformers_or_skip

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime import BltModel, GenerationOptions
-from .common import Spread, machine, print_json
+from .engine import Spread, machine, print_json
 
 __all__ = ["main"]
 

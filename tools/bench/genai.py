@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .engine import BenchError, Card, Reading, Round, TokenBudget, folder_bytes, need
-from .llama_shape import LlamaShape
+from .llama_cpp import LlamaShape
 
 __all__ = ["GenaiSpec", "build_random"]
 

@@ -1,4 +1,13 @@
-"""llama.cpp in a comparison, through either of its Python packages.
+"""The shape of a Llama, for peers with random weights: time depends on the shape, not on what is learnt.
+
+Write a GGUF file of a random Llama in Q4_0, tensor by tensor: a peer of any size without a download.
+
+Theory: decoding speed of a dense model depends on shapes and formats only. Q4_0 holds 32 weights as one
+float16 scale and 32 four-bit integers, 18 bytes; here the integers are random and every scale is the one
+that gives the weights a standard deviation of 0.02. llama.cpp loads no model without a vocabulary, so that is
+copied from a GGUF file that has one. Memory stays at one tensor.
+
+llama.cpp in a comparison, through either of its Python packages.
 
 What is measured: a GGUF file, loaded once as llama.cpp loads it by default on a CPU (mapped; Q4_0 rearranged
 in memory for its own kernels), float16 cache, one sequence, the given threads for prompt and steps, no GPU
@@ -12,17 +21,159 @@ pip installs it. Which is faster depends on the processor, so measure both befor
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from .engine import BenchError, Card, Engine, Reading, Round, TokenBudget, need
-from .random_gguf import gguf_parameters
 
-__all__ = ["PACKAGES", "LlamaCppSpec", "smollm2"]
+__all__ = [
+    "BLOCK",
+    "BLOCK_BYTES",
+    "LLAMA_1B",
+    "PACKAGES",
+    "LlamaCppSpec",
+    "LlamaShape",
+    "gguf_parameters",
+    "q4_0_rows",
+    "smollm2",
+    "write_random_llama",
+]
+
+
+@dataclass(frozen=True)
+class LlamaShape:
+    """A decoder-only transformer with grouped queries, gated feed-forward and tied embeddings."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    vocabulary: int
+    context: int = 8192
+    rope_theta: float = 500_000.0
+    eps: float = 1e-5
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.width // self.heads
+
+    @property
+    def parameters(self) -> int:
+        """Trained numbers; the output shares the embedding's."""
+        return sum(rows * (columns or 1) for _, rows, columns in self.tensors())
+
+    def tensors(self) -> Iterator[tuple[str, int, int | None]]:
+        """Every tensor in GGUF's names as (name, rows, columns); columns None = a vector of `rows`."""
+        kv_width = self.kv_heads * self.head_dim
+        yield "token_embd.weight", self.vocabulary, self.width
+        for layer in range(self.layers):
+            stem = f"blk.{layer}."
+            yield f"{stem}attn_norm.weight", self.width, None
+            yield f"{stem}attn_q.weight", self.width, self.width
+            yield f"{stem}attn_k.weight", kv_width, self.width
+            yield f"{stem}attn_v.weight", kv_width, self.width
+            yield f"{stem}attn_output.weight", self.width, self.width
+            yield f"{stem}ffn_norm.weight", self.width, None
+            yield f"{stem}ffn_gate.weight", self.ffn, self.width
+            yield f"{stem}ffn_up.weight", self.ffn, self.width
+            yield f"{stem}ffn_down.weight", self.width, self.ffn
+        yield "output_norm.weight", self.width, None
+
+
+LLAMA_1B = LlamaShape(layers=16, width=2048, heads=32, kv_heads=8, ffn=8192, vocabulary=49_152)
+"""Llama-3.2-1B's layers with SmolLM2's vocabulary: 1.07B parameters, 49,152 output rows and not 128,256."""
+
+
+BLOCK = 32
+"""Weights in a block of Q4_0."""
+BLOCK_BYTES = 18
+"""Bytes of such a block: a float16 scale and 32 halves of a byte."""
+
+_DEVIATION = 0.02
+_UNIFORM_DEVIATION = float(np.std(np.arange(-8, 8)))
+_FILE_TYPE_Q4_0 = 2
+
+
+def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: int = 0) -> Path:
+    """Write `path` for `shape` with the tokenizer of the GGUF file `vocabulary`; returns `path`.
+
+    The vocabulary must have `shape.vocabulary` tokens; widths are multiples of 32. Written to a temporary
+    sibling and renamed at the end: a failure leaves no `path`. Raises BenchError without the gguf package.
+    """
+    gguf = need("gguf")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    writer = gguf.GGUFWriter(temporary, "llama")
+    try:
+        _describe(writer, shape)
+        _copy_tokenizer(writer, gguf.GGUFReader(vocabulary))
+        q4_0 = gguf.GGMLQuantizationType.Q4_0
+        for name, rows, columns in shape.tensors():
+            if columns is None:
+                writer.add_tensor_info(name, (rows,), np.dtype(np.float32), 4 * rows)
+            else:
+                size = (rows, columns // BLOCK * BLOCK_BYTES)
+                writer.add_tensor_info(name, size, np.dtype(np.uint8), size[0] * size[1], q4_0)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        random = np.random.default_rng(seed)
+        for _, rows, columns in shape.tensors():
+            ones = columns is None
+            writer.write_tensor_data(
+                np.ones(rows, np.float32) if ones else q4_0_rows(random, rows, columns or 0)
+            )
+        writer.close()
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def q4_0_rows(random: np.random.Generator, rows: int, columns: int) -> npt.NDArray[np.uint8]:
+    """Random Q4_0 weights, uint8 [rows, columns / 32 * 18]; `columns` is a multiple of 32."""
+    blocks = rows * columns // BLOCK
+    data = np.empty((blocks, BLOCK_BYTES), np.uint8)
+    data[:, :2] = np.frombuffer(np.float16(_DEVIATION / _UNIFORM_DEVIATION).tobytes(), np.uint8)
+    data[:, 2:] = np.frombuffer(random.bytes(blocks * (BLOCK_BYTES - 2)), np.uint8).reshape(blocks, -1)
+    return data.reshape(rows, -1)
+
+
+def gguf_parameters(path: Path) -> int:
+    """Trained numbers in a GGUF file, from its header. Raises BenchError without the gguf package."""
+    return sum(int(tensor.n_elements) for tensor in need("gguf").GGUFReader(path).tensors)
+
+
+def _describe(writer: Any, shape: LlamaShape) -> None:
+    writer.add_name("random llama")
+    writer.add_file_type(_FILE_TYPE_Q4_0)
+    writer.add_quantization_version(2)
+    writer.add_block_count(shape.layers)
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.width)
+    writer.add_feed_forward_length(shape.ffn)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(shape.rope_theta)
+    writer.add_layer_norm_rms_eps(shape.eps)
+    writer.add_vocab_size(shape.vocabulary)
+
+
+def _copy_tokenizer(writer: Any, source: Any) -> None:
+    for name, field in source.fields.items():
+        if name.startswith("tokenizer.") and "chat_template" not in name:
+            kinds = field.types
+            writer.add_key_value(name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
+
 
 PACKAGES = ("xllamacpp", "llama-cpp-python")
 """Python packages of llama.cpp that can be measured."""

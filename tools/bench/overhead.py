@@ -19,7 +19,7 @@ from typing import Any
 from ...runtime import BltModel, GenerationOptions
 from ...runtime.backends.base import CacheLimits, Done, StageBackend, StageCall
 from ...runtime.cache import StageCache
-from .common import Spread, machine, print_json
+from .engine import Spread, machine, print_json
 
 __all__ = ["main"]
 

@@ -1,4 +1,9 @@
-"""How fast does a bundle add bytes beside token models in llama.cpp and onnxruntime-genai, in one run?
+"""An engine in a process of its own, so that engines share no library, no thread pool and no memory.
+
+Two builds of llama.cpp in one process may bind to each other's symbols. Between its rounds an engine's
+process sleeps on a pipe, and these engines' thread pools stop spinning milliseconds after their last work.
+
+How fast does a bundle add bytes beside token models in llama.cpp and onnxruntime-genai, in one run?
 
 Theory: decoding reads every weight that a step needs, so a step takes about weights / memory bandwidth. A
 token model's step adds some 4.3 bytes of English, a byte model's one byte or as many as its drafts get right,
@@ -22,25 +27,112 @@ import argparse
 import contextlib
 import importlib.resources
 import math
+import multiprocessing
 import os
 import sys
 import tempfile
 from collections.abc import Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
-from ..cli.memory import available_memory
+from ...runtime.host import available_memory
 from .blt_engine import BltSpec
-from .common import machine, print_json
-from .engine import BenchError, EngineSpec, Reading, Round, TokenBudget
+from .engine import (
+    BenchError,
+    Card,
+    EngineSpec,
+    Measured,
+    Reading,
+    Round,
+    TokenBudget,
+    document,
+    machine,
+    print_json,
+    render,
+)
 from .forced import Simulated
 from .genai import GenaiSpec, build_random
-from .llama_cpp import PACKAGES, LlamaCppSpec, smollm2
-from .llama_shape import LLAMA_1B
-from .random_gguf import write_random_llama
-from .table import Measured, document, render
-from .worker import Worker
+from .llama_cpp import LLAMA_1B, PACKAGES, LlamaCppSpec, smollm2, write_random_llama
 
-__all__ = ["main"]
+__all__ = ["Worker", "main"]
+
+_PATIENCE = 10.0
+
+
+class Worker:
+    """A loaded engine elsewhere. Close it, or use it as a context manager."""
+
+    card: Card
+    """What the engine runs."""
+
+    def __init__(self, spec: EngineSpec, warm_up: Round) -> None:
+        """Start a process, load the engine there and run one round that nobody counts.
+
+        Raises BenchError when the engine can't be loaded or its process dies.
+        """
+        context = multiprocessing.get_context("spawn")
+        self._name = spec.name
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(spec, warm_up, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            card = self._answer()
+        except BenchError:
+            self.close()
+            raise
+        assert isinstance(card, Card)
+        self.card = card
+
+    def read(self, task: Round) -> Reading:
+        """Run one round. Raises BenchError when the engine fails or its process dies."""
+        self._pipe.send(task)
+        reading = self._answer()
+        assert isinstance(reading, Reading)
+        return reading
+
+    def close(self) -> None:
+        """End the process."""
+        with contextlib.suppress(OSError):
+            self._pipe.send(None)
+        self._process.join(_PATIENCE)
+        if self._process.is_alive():
+            self._process.terminate()
+            self._process.join()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _answer(self) -> Card | Reading:
+        try:
+            answer = self._pipe.recv()
+        except EOFError:
+            self._process.join(_PATIENCE)
+            code = self._process.exitcode
+            raise BenchError(
+                f"{self._name}: its process ended with code {code} (-9: out of memory?)"
+            ) from None
+        if isinstance(answer, BenchError):
+            raise answer
+        assert isinstance(answer, (Card, Reading))
+        return answer
+
+
+def _serve(spec: EngineSpec, warm_up: Round, pipe: Connection) -> None:
+    try:
+        engine = spec.open()
+        engine.read(warm_up)
+        pipe.send(engine.card)
+        while (task := pipe.recv()) is not None:
+            pipe.send(engine.read(task))
+    except BenchError as error:
+        pipe.send(error)
+    except (EOFError, KeyboardInterrupt):
+        pass
+
 
 _MEMORY_SHARE = 0.8
 _BUSY = 0.5

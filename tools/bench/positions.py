@@ -17,7 +17,7 @@ import numpy as np
 
 from ...runtime import BltModel, Sequence
 from ...runtime.vocabulary import encode
-from .common import Spread, machine, print_json
+from .engine import Spread, machine, print_json
 
 __all__ = ["main"]
 

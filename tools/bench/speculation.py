@@ -23,7 +23,7 @@ from pathlib import Path
 from ...runtime import BltModel, GenerationOptions, GenerationStats
 from ...runtime.speculation import DraftFigures
 from ...runtime.vocabulary import encode
-from .common import Spread, machine, print_json
+from .engine import Spread, machine, print_json
 from .forced import Simulated, read_on
 
 __all__ = ["main"]

@@ -10,16 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..output import Session, TextOutput, foreseen_line, interrupt_sets, is_terminal, printable, status
 from .chat_session import Answer, ChatError, ChatSession, typed_text
-from .display import status
 from .documents import read_prompt
-from .engine_options import EngineOptions, engine_options
-from .loading import load_model
-from .messages import foreseen_line, printable
+from .model_options import EngineOptions, engine_options, load_model, sampling_options
 from .options import STDIN, InputFile, model_option, verb
-from .sampling_options import sampling_options
-from .session import Session, is_terminal
-from .text_output import TextOutput, interrupt_sets
 
 if TYPE_CHECKING:
     from .chat_commands import Chat

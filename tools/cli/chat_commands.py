@@ -18,15 +18,12 @@ from typing import Any
 
 import click
 
+from ...runtime.host import peak_resident
+from ..output import Session, TextOutput, is_terminal, print_fields, printable, size, status
 from .chat_session import ChatError, ChatSession
-from .display import print_fields, size, status
 from .documents import write_whole
 from .line_reader import expanded, paths_that_begin
-from .memory import peak_resident
-from .messages import printable
 from .options import StopString
-from .session import Session, is_terminal
-from .text_output import TextOutput
 
 __all__ = ["SETTINGS", "Chat", "complete", "run_command"]
 

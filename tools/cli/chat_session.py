@@ -106,7 +106,7 @@ class ChatSession:
 
     def reset(self) -> None:
         """Back to the text before the first turn."""
-        from ...runtime.utf8 import Utf8Stream
+        from ...runtime.vocabulary import Utf8Stream
 
         self._text = bytearray(self._start)
         self.turns: list[Turn] = []
@@ -164,7 +164,7 @@ class ChatSession:
         Raises ChatError, with nothing changed, when no position is left. After any other exception the text
         keeps what was written.
         """
-        from ...runtime.utf8 import Utf8Stream
+        from ...runtime.vocabulary import Utf8Stream
 
         self._check_room(typed)
         prompt, new = self.unread + typed, self.sequence.length == 0
@@ -193,7 +193,7 @@ class ChatSession:
 
         Raises ChatError when there is none.
         """
-        from ...runtime.utf8 import Utf8Stream
+        from ...runtime.vocabulary import Utf8Stream
 
         if not self.turns:
             raise ChatError("there is no turn to take back")

@@ -8,15 +8,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .display import print_table, progress_bar, size
+from ..output import Session, print_table, progress_bar, size
 from .documents import check_plot, read_input, shown_name, write_json
-from .options import DEVICES, STDIN, BundleDirectory, InputFile, OneOf, OutputFile, json_option, verbosity
-from .session import Session
-from .several import SeveralFilesCommand
+from .options import (
+    DEVICES,
+    STDIN,
+    BundleDirectory,
+    InputFile,
+    OneOf,
+    OutputFile,
+    SeveralFilesCommand,
+    json_option,
+    verbosity,
+)
 
 if TYPE_CHECKING:
-    from ...calibration.compare import BundleReport, Comparison
-    from ...calibration.quality import Tally
+    from ...export.quality import Tally
+    from ..compare.bundles import BundleReport, Comparison
 
 __all__ = ["command"]
 
@@ -67,7 +75,7 @@ def command(
     """
     check_plot(plot)
     read = _read(texts, session)
-    from ...calibration.compare import CompareOptions, compare_bundles
+    from ..compare.bundles import CompareOptions, compare_bundles
 
     options = CompareOptions(**settings)  # type: ignore[arg-type]
     with progress_bar(session) as progress:
@@ -75,7 +83,7 @@ def command(
     if json_file is not None:
         write_json(json_file, comparison.to_dict())
     if plot is not None:
-        from ...calibration.plot import draw_comparison
+        from ..compare.plot import draw_comparison
 
         draw_comparison(comparison, plot)
     if json_file != STDIN:

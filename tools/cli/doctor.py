@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .display import print_fields, print_table, size, status
+from ..output import Session, print_fields, print_table, printable, size, status
 from .documents import write_json
-from .messages import printable
 from .options import STDIN, BundleDirectory, json_option, verb
-from .session import Session
 
 if TYPE_CHECKING:
-    from ..diagnosis.report import Report
+    from ..doctor.report import Report
 
 __all__ = ["command"]
 
@@ -37,7 +35,7 @@ def command(session: Session, model: Path | None, json_file: Path | None) -> Non
     can do here. Nothing is changed. What is missing comes with the commands that install it. The exit code
     is 0 when bundles run on the processor, 1 when not even that.
     """
-    from ..diagnosis.report import examine
+    from ..doctor.report import examine
 
     with status(session) as say:
         report = examine(model, progress=say)

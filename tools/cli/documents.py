@@ -1,4 +1,7 @@
-"""Inputs read whole, and documents and pictures written whole: the files that a verb is given by the user."""
+"""Inputs read whole, and documents and pictures written whole: the files that a verb is given by the user.
+
+What a verb that writes a bundle says of it at the end: the path, or one document.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,19 @@ from typing import Any
 
 import click
 
+from ..output import Session, is_terminal
 from .options import STDIN
-from .session import Session, is_terminal
 
-__all__ = ["check_plot", "json_line", "read_input", "read_prompt", "shown_name", "write_json", "write_whole"]
+__all__ = [
+    "check_plot",
+    "finish_written",
+    "json_line",
+    "read_input",
+    "read_prompt",
+    "shown_name",
+    "write_json",
+    "write_whole",
+]
 
 
 def read_input(path: Path, session: Session, what: str) -> bytes:
@@ -101,3 +113,50 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_finite(item) for item in value]
     return value
+
+
+def finish_written(
+    session: Session, bundle: Path, json_file: Path | None, check: Callable[[], object] | None
+) -> None:
+    """Validate by `check` (None = --no-validate), then print the path and write the document.
+
+    A bundle that differs is kept: the document says so, and what `check` raises goes on. Raises OSError.
+    """
+    passed = False
+    try:
+        if check is None:
+            session.say("not validated: --no-validate")
+        else:
+            check()
+        passed = True
+    finally:
+        if json_file is not None:
+            write_json(json_file, _document(bundle))
+        if passed and json_file != STDIN:
+            click.echo(bundle)
+
+
+def _document(bundle: Path) -> dict[str, Any]:
+    from ...runtime.manifest import load_manifest
+
+    manifest = load_manifest(bundle)
+    parts: dict[str, dict[str, Any]] = {
+        stage: {
+            "precision": spec.precision,
+            "parameters": spec.parameters,
+            "bytes": sum(manifest.files[file].bytes for file in (spec.file, spec.data)),
+        }
+        for stage, spec in manifest.stages.items()
+    }
+    parts["tables"] = {
+        "precision": manifest.embedding.precision,
+        "parameters": manifest.model.parameters["tables"],
+        "bytes": manifest.embedding.bytes,
+    }
+    return {
+        "bundle": str(bundle),
+        "source": manifest.source.name,
+        "bytes": sum(record.bytes for record in manifest.files.values()),
+        "parts": parts,
+        "validation": manifest.validation,
+    }

@@ -11,24 +11,15 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from .comparison import (
-    Yardstick,
-    check_tolerances,
-    checkpoint_folder,
-    choose,
-    validate_written,
-)
-from .display import count, print_table, progress_bar, size, status
-from .documents import write_json
-from .options import STDIN, CheckpointSource, OneOf, json_option, tolerance_options, verb
-from .precision import Integers, integer_options, note_unused
-from .session import Session
-from .several import SeveralFilesCommand
-from .written import finish_written
+from ..output import Session, count, print_table, progress_bar, size, status
+from .documents import finish_written, write_json
+from .options import STDIN, CheckpointSource, OneOf, SeveralFilesCommand, json_option, tolerance_options, verb
+from .quantize_options import Integers, integer_options, note_unused
+from .reference import Yardstick, check_tolerances, checkpoint_folder, choose, validate_written
 
 if TYPE_CHECKING:
     from ...export import ExportPlan
-    from ...export.quantization import QuantizationOptions
+    from ...export.quantize import QuantizationOptions
 
 __all__ = ["command"]
 
@@ -93,8 +84,8 @@ def command(
     options = Integers(**integers).options()
     if not dry_run:
         _check_output(output, force)
-    from ...calibration.precision import parse_precision
     from ...export import export_checkpoint
+    from ...graphs.precision import parse_precision
     from ...runtime.manifest import STAGES
 
     # A wrong word shows before the checkpoint is opened.

@@ -13,22 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .display import size, status
+from ...runtime.host import peak_resident
+from ..output import Session, TextOutput, interrupt_sets, is_terminal, printable, size, status
 from .documents import read_prompt, write_json
-from .engine_options import EngineOptions, engine_options
-from .loading import load_model
-from .memory import peak_resident
-from .messages import printable
-from .options import (
-    STDIN,
-    InputFile,
-    json_option,
-    model_option,
-    verb,
-)
-from .sampling_options import sampling_options
-from .session import Session, is_terminal
-from .text_output import TextOutput, interrupt_sets
+from .model_options import EngineOptions, engine_options, load_model, sampling_options
+from .options import STDIN, InputFile, json_option, model_option, verb
 
 if TYPE_CHECKING:
     from ...runtime import BltModel, GenerationChunk, GenerationOptions, GenerationStats

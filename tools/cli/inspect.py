@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .display import count, print_fields, print_table, progress_bar, size
+from ..output import Session, count, print_fields, print_table, printable, progress_bar, size
 from .documents import write_json
-from .loading import check_bundle_files
-from .messages import printable
+from .model_options import check_bundle_files
 from .options import STDIN, OneOf, bundle_argument, json_option, verb, verify_option
-from .session import Session
 
 if TYPE_CHECKING:
-    from ...export.tensorrt_lint import Finding
+    from ...export.lint_tensorrt import Finding
     from ...runtime.engines import Engine
     from ...runtime.manifest import EmbeddingSpec, Manifest
     from ...runtime.patching import PatchingRule
-    from .memory import StateMemory
+    from ..memory import StateMemory
 
 __all__ = ["LINTS", "command"]
 
@@ -48,7 +46,7 @@ def command(session: Session, bundle: Path, verify: bool, lint: str | None, json
     against the manifest; if they differ, or --lint finds something, the exit code is 1.
     """
     from ...runtime.manifest import load_manifest
-    from .memory import state_memory
+    from ..memory import state_memory
 
     manifest = load_manifest(bundle)
     fault = _fault(bundle, manifest, verify, session)
@@ -73,13 +71,13 @@ def command(session: Session, bundle: Path, verify: bool, lint: str | None, json
 
 
 def _findings(bundle: Path, manifest: Manifest, lint: str) -> list[Finding]:
-    from ...export.tensorrt_lint import lint_bundle
+    from ...export.lint_tensorrt import lint_bundle
 
     return lint_bundle(bundle, manifest, lint)
 
 
 def _title(lint: str) -> str:
-    from ...export.tensorrt_rules import RULES
+    from ...export.lint_tensorrt import RULES
 
     return RULES[lint].title
 

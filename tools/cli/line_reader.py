@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from .session import is_terminal
+from ..output import is_terminal
 
 __all__ = ["LineReader", "expanded", "history_file", "line_reader", "paths_that_begin"]
 

@@ -1,39 +1,19 @@
-"""Options and argument types that several verbs share. Values are checked as far as that needs no model."""
+"""Options and argument types that several verbs share. Values are checked as far as that needs no model.
+
+Options that take several files after one flag: `--text a.txt b.txt`, as the shell expands `*.txt`.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from .messages import flagged, printable
-from .session import Session
-
-__all__ = [
-    "DEVICES",
-    "DRAFTS",
-    "STDIN",
-    "BundleDirectory",
-    "CheckpointSource",
-    "InputFile",
-    "MemorySize",
-    "OneOf",
-    "OutputFile",
-    "StopString",
-    "VerbCommand",
-    "bundle_argument",
-    "draft_options",
-    "json_option",
-    "model_option",
-    "tolerance_options",
-    "verb",
-    "verbosity",
-    "verify_option",
-]
+from ..output import Session, flagged, printable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -46,6 +26,31 @@ if TYPE_CHECKING:
 else:  # generic from click 8.2 on
     PathType = BytesType = TextType = SizeType = click.ParamType
     TextChoice = click.Choice
+
+__all__ = [
+    "DEVICES",
+    "DRAFTS",
+    "FLAGS",
+    "STDIN",
+    "BundleDirectory",
+    "CheckpointSource",
+    "InputFile",
+    "MemorySize",
+    "OneOf",
+    "OutputFile",
+    "SeveralFilesCommand",
+    "StopString",
+    "VerbCommand",
+    "bundle_argument",
+    "draft_options",
+    "json_option",
+    "model_option",
+    "spread",
+    "tolerance_options",
+    "verb",
+    "verbosity",
+    "verify_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -364,3 +369,39 @@ def tolerance_options(function: F) -> F:
         help="Largest difference of entropies, in nats.",
     )
     return relative(absolute(function))
+
+
+FLAGS = ("--text", "--calibration")
+"""The options that take several files."""
+
+
+class SeveralFilesCommand(VerbCommand):
+    """A verb with such options."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse `args` with each file under a flag of its own."""
+        return super().parse_args(ctx, spread(args, FLAGS))
+
+
+def spread(args: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """`args` with the flag repeated before every file but the first that follows it.
+
+    What follows belongs to the flag up to the next option or directory: bundles are directories.
+    """
+    result: list[str] = []
+    flag, taken = "", 0
+    for at, arg in enumerate(args):
+        if arg == "--":
+            return [*result, *args[at:]]
+        if flag and taken and (arg == "-" or not arg.startswith("-")) and not Path(arg).is_dir():
+            result.append(flag)
+        elif flag and taken:
+            flag = ""
+        if flag:
+            taken += 1
+        elif arg in flags:
+            flag, taken = arg, 0
+        elif arg.partition("=")[0] in flags:
+            flag, taken = arg.partition("=")[0], 1
+        result.append(arg)
+    return result

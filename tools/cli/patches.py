@@ -11,13 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .display import status
+from ..output import Session, is_terminal, printable, status
 from .documents import check_plot, read_input, write_json, write_whole
-from .engine_options import EngineOptions, engine_options
-from .loading import load_model
-from .messages import printable
+from .model_options import EngineOptions, engine_options, load_model
 from .options import STDIN, InputFile, OneOf, OutputFile, json_option, model_option, verb
-from .session import Session, is_terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -281,7 +278,7 @@ def _show(view: PatchView) -> None:
 def _figures(session: Session, view: PatchView, shown: bool) -> None:
     """On stderr: what the colours or marks mean, when the text was shown, and what was counted."""
     from ..patch_view import terminal
-    from ..patch_view.summary import summarize
+    from ..patch_view.tables import summarize
 
     if shown:
         _legend(session, view)

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .comparison import check_tolerances, original, validate_written
-from .display import print_table, progress_bar, size
-from .options import BundleDirectory, OneOf, json_option, tolerance_options, verbosity
-from .precision import Integers, integer_options, note_unused
-from .session import Session
-from .several import SeveralFilesCommand
-from .written import finish_written
+from ..output import Session, print_table, progress_bar, size
+from .documents import finish_written
+from .options import BundleDirectory, OneOf, SeveralFilesCommand, json_option, tolerance_options, verbosity
+from .quantize_options import Integers, integer_options, note_unused
+from .reference import check_tolerances, original, validate_written
 
 if TYPE_CHECKING:
     from ...runtime.manifest import Manifest
@@ -75,8 +73,8 @@ def command(
     if output is None:
         raise click.UsageError("--output is missing; give the name of a new directory")
     options = Integers(**integers).options()
-    from ...calibration.precision import parse_precision
     from ...export.quantize import quantize_bundle
+    from ...graphs.precision import parse_precision
     from ...runtime.manifest import load_manifest
 
     before = load_manifest(bundle)
@@ -107,7 +105,7 @@ def command(
 def _tables(word: str, precision: str, manifest: Manifest) -> str | None:
     if word not in ("auto", "keep"):
         return word
-    from ...calibration.precision import parse_precision
+    from ...graphs.precision import parse_precision
 
     found = set(parse_precision(precision, list(manifest.stages)).values())
     integers = bool(found - {"fp32", "fp16"}) and manifest.embedding.precision in ("fp32", "fp16")

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .display import print_table, progress_bar
+from ..output import Session, print_table, progress_bar
 from .documents import read_input, shown_name, write_json
-from .engine_options import EngineOptions, engine_options
-from .loading import load_model
+from .model_options import EngineOptions, engine_options, load_model
 from .options import STDIN, InputFile, json_option, model_option, verb
-from .session import Session
 
 if TYPE_CHECKING:
     from ...runtime import BltModel, Score

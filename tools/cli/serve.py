@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .engine_options import EngineOptions, engine_options
-from .loading import load_model
-from .messages import crash_line, error_line, foreseen_line, printable
+from ..output import Session, crash_line, error_line, foreseen_line, printable
+from .model_options import EngineOptions, engine_options, load_model
 from .options import MemorySize, draft_options, model_option, verb
-from .session import Session
 
 if TYPE_CHECKING:
     from ...runtime import BltModel

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .comparison import (
+from ...runtime.host import available_memory
+from ..output import Session, size
+from .documents import write_json
+from .model_options import check_bundle_files
+from .options import STDIN, CheckpointSource, InputFile, bundle_argument, json_option, tolerance_options, verb
+from .reference import (
     Yardstick,
     check_tolerances,
     checkpoint_folder,
@@ -19,12 +24,6 @@ from .comparison import (
     show_report,
     verdict,
 )
-from .display import size
-from .documents import write_json
-from .loading import check_bundle_files
-from .memory import available_memory
-from .options import STDIN, CheckpointSource, InputFile, bundle_argument, json_option, tolerance_options, verb
-from .session import Session
 
 if TYPE_CHECKING:
     from ...export.validate import ValidationReport

@@ -21,13 +21,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...calibration.precision import STAGE_PRECISIONS
-from ...runtime.backends.tensorrt_flavour import TENSORRT_TARGETS
+from ...graphs.precision import STAGE_PRECISIONS
+from ...runtime.backends.tensorrt import TENSORRT_TARGETS
 from ...runtime.devices import DEVICES
 from ...runtime.errors import BltError
 from ..cli.documents import write_json
-from ..diagnosis.packages import versions
-from ..profiling.readings import machine
+from ..doctor.packages import versions
+from ..profile.statistics import machine
 
 __all__ = ["DEVICES_CHECKED", "check", "main"]
 
@@ -168,12 +168,12 @@ def _folder(checkpoint: str) -> Path:
 
 def _build(bundle: Path, target: str, say: Say) -> None:
     """Build engines for the GPU of this machine, if there are none."""
-    from ...export.tensorrt_engines import TensorRtOptions, build_tensorrt, plan_tensorrt
+    from ...export.build_tensorrt import TensorRtOptions, build_engines, plan_tensorrt
 
     options = TensorRtOptions(target)
     if not plan_tensorrt(bundle, options).there:
         say(f"building {bundle.name} for {target}")
-        build_tensorrt(bundle, options)
+        build_engines(bundle, options)
 
 
 # 2. Measurements, each in a process of its own.
@@ -199,7 +199,7 @@ def _run(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _summarize(document: dict[str, Any]) -> None:
-    from ..cli.display import print_table
+    from ..output import print_table
 
     if document["rows"]:
         columns = (

@@ -25,15 +25,11 @@ from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
-from ..profiling.readings import machine
-from .environments import InstallError, build_wheel
-from .interpreters import InterpreterError, find, this_python
+from ..profile.statistics import machine
+from .environments import InstallError, InterpreterError, build_wheel, find, this_python
 from .page import render, summary
-from .plan import make_plan, select
-from .releases import Claims, PipReleases, ReleasesError
-from .results import Report, ReportError, read_outcomes, write_report
-from .run import run_cells
-from .steps import Verdict, steps_digest
+from .plan import Claims, PipReleases, ReleasesError, make_plan, select
+from .run import Report, ReportError, Verdict, read_outcomes, run_cells, steps_digest, write_report
 
 __all__ = ["main"]
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from packaging.version import Version
 
 from .plan import Cell, Kind
-from .results import Report
-from .steps import Verdict
+from .run import Report, Verdict
 
 __all__ = ["render", "summary"]
 

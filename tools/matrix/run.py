@@ -1,21 +1,347 @@
-"""Cells one after another: install, run, judge."""
+"""A cell's commands, each typed as a user would, and the verdict on what came of them.
+
+What came of the cells, and the JSON file that keeps it.
+
+Cells one after another: install, run, judge.
+"""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import os
+import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
-from ...export.golden import read_golden
-from .environments import Environment, InstallError, Wheel, extras
-from .interpreters import Interpreter
-from .plan import Cell
-from .results import Outcome
-from .steps import Verdict, judge, run_steps, steps_for
+from ...export.golden import Golden, read_golden
+from .environments import Environment, InstallError, Interpreter, Prepared, Wheel, extras
+from .plan import Cell, Kind, Plan
 
-__all__ = ["run_cells"]
+__all__ = [
+    "Done",
+    "Outcome",
+    "Report",
+    "ReportError",
+    "Step",
+    "Verdict",
+    "judge",
+    "read_outcomes",
+    "run_cells",
+    "run_steps",
+    "steps_digest",
+    "steps_for",
+    "write_report",
+]
+
+_STEP_SECONDS = 900
+"""A step that takes longer has failed; on one core the slowest takes 15."""
+
+_GREEDY_BYTES = 96
+_LARGEST_LOSS = 0.05
+"""Bits per byte that int4 and int8 may cost the demo; they cost it less than 0.01."""
+
+_TRACEBACK = "Traceback (most recent call last)"
+
+_HUB_ID = "blt-edge/demo"
+"""The demo checkpoint, as if it had been fetched from the hub."""
+
+Check = Callable[[str], "str | None"]
+"""stdout of a step that exited with 0 -> what is wrong all the same, or None."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command."""
+
+    name: str
+    arguments: tuple[str, ...]
+    """After `blt-edge`."""
+    check: Check | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a step did."""
+
+    name: str
+    exit_code: int | None
+    """None when it was ended because it took too long."""
+    seconds: float
+    line: str
+    """What is wrong in one line; else the last line of stderr."""
+    lines: int
+    """Lines on stdout and stderr together."""
+    traceback: bool
+    ok: bool
+
+
+class Verdict(str, Enum):
+    """What is said of a cell."""
+
+    PASS = "pass"
+    REFUSED = "refused"
+    """In one line and before any work, by `blt-edge build`, where that is what is wanted."""
+    FAIL = "fail"
+    MISSING = "missing"
+    """No interpreter is here."""
+
+
+def steps_for(cell: Cell, prepared: Prepared, golden: Golden) -> list[Step]:
+    """The commands of a cell, in an empty folder with prompt.bin and text.bin of the golden file in it."""
+    file = str(prepared.golden)
+    if cell.with_torch:
+        against = f"transformers {cell.version}"
+        return [
+            Step("export, validate", ("export", "demo", "-o", "b", "--json", "-"), _against(against)),
+            Step("build", ("build", "b")),
+            Step("validate", ("validate", "b", "--reference", "demo", "--json", "-"), _against(against)),
+        ]
+    portable = [
+        Step("export", ("export", "demo", "-o", "b", "--no-validate")),
+        Step("validate the portable graphs", ("validate", "b", "--golden", file)),
+        Step("generate with the portable graphs", _generate(), _greedy(golden, built=False)),
+        Step("build", ("build", "b")),
+    ]
+    if cell.kind is Kind.BELOW:
+        return portable
+    text = ("--text", "text.bin", "--max-bytes", "2000", "--prompts", "0")
+    few = ("--new-bytes", "8", "--prompt-bytes", "32", "--repeat", "1")
+    return [
+        *portable,
+        Step("validate", ("validate", "b", "--golden", file)),
+        Step("generate", _generate(), _greedy(golden, built=True)),
+        Step("quantize to int4", ("quantize", "b", "-o", "b4", "--precision", "int4")),
+        Step("build int4", ("build", "b4")),
+        Step("quantize to int8", ("quantize", "b", "-o", "b8", "--precision", "int8", "--windows", "4")),
+        Step("build int8", ("build", "b8")),
+        Step("compare", ("compare", "b", "b4", "b8", *text, *few, "--json", "-"), _loss),
+        Step("export a hub id", ("export", _HUB_ID, "-o", "bh", "--no-validate")),
+    ]
+
+
+def steps_digest() -> str:
+    """Of this module, 6 hexadecimal digits: a cell that passed fewer or other steps has not passed these."""
+    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:6]
+
+
+def run_steps(steps: Sequence[Step], prepared: Prepared, golden: Golden, folder: Path) -> list[Done]:
+    """Run them in `folder` until one fails."""
+    folder.joinpath("prompt.bin").write_bytes(golden.prompt)
+    folder.joinpath("text.bin").write_bytes(golden.data)
+    _fill_hub_cache(folder / "huggingface", prepared.golden.parent)
+    variables = {
+        **prepared.variables,
+        "HF_HOME": str(folder / "huggingface"),
+        "HF_HUB_OFFLINE": "1",
+        # torch's threads wait for each other by computing: beside other work they take many times as long.
+        "OMP_NUM_THREADS": "1",
+    }
+    done: list[Done] = []
+    for step in steps:
+        done.append(_run(step, prepared.programs / "blt-edge", variables, folder))
+        if not done[-1].ok:
+            break
+    return done
+
+
+def judge(kind: Kind, done: Sequence[Done]) -> tuple[Verdict, str, str]:
+    """Verdict on a cell, the step that decided it ("" when it passed), and that step's line."""
+    for step in done:
+        if step.traceback:
+            return Verdict.FAIL, step.name, f"traceback: {step.line}"
+        if not step.ok:
+            refused = kind is Kind.BELOW and step.name == "build" and step.exit_code and step.lines == 1
+            return Verdict.REFUSED if refused else Verdict.FAIL, step.name, step.line
+    return Verdict.PASS, "", ""
+
+
+def _fill_hub_cache(home: Path, checkpoint: Path) -> None:
+    # As snapshot_download leaves it, so that the client's own code finds it without a network.
+    commit = "0" * 40
+    repository = home / "hub" / f"models--{_HUB_ID.replace('/', '--')}"
+    for folder in (repository / "refs", repository / "snapshots" / commit):
+        folder.mkdir(parents=True)
+    repository.joinpath("refs", "main").write_text(commit)
+    for name in ("config.json", "model.safetensors"):
+        repository.joinpath("snapshots", commit, name).symlink_to(checkpoint / name)
+
+
+def _run(step: Step, program: Path, variables: Mapping[str, str], folder: Path) -> Done:
+    started = time.monotonic()
+    # A session of its own, so that what `compare` started ends with it.
+    with subprocess.Popen(
+        [program, *step.arguments],
+        cwd=folder,
+        env=dict(variables),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            output, messages = process.communicate(timeout=_STEP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, messages = process.communicate()
+            messages += f"\nended after {_STEP_SECONDS} s"
+            return _done(step, None, time.monotonic() - started, output, messages)
+    return _done(step, process.returncode, time.monotonic() - started, output, messages)
+
+
+def _done(step: Step, exit_code: int | None, seconds: float, output: str, messages: str) -> Done:
+    lines = [line.strip() for line in f"{output}\n{messages}".splitlines() if line.strip()]
+    last = next((line.strip() for line in reversed(messages.splitlines()) if line.strip()), "")
+    traceback = any(_TRACEBACK in line for line in lines)
+    fault = None
+    if exit_code == 0 and step.check is not None:
+        try:
+            fault = step.check(output)
+        except (LookupError, TypeError, ValueError) as error:
+            fault = f"unexpected output: {error!r}"
+    if exit_code is not None and exit_code < 0:
+        fault = f"ended by signal {-exit_code}: {last}"
+    ok = exit_code == 0 and fault is None and not traceback
+    return Done(step.name, exit_code, round(seconds, 1), fault or last, len(lines), traceback, ok)
+
+
+# What a step's JSON must say.
+
+
+def _generate() -> tuple[str, ...]:
+    return ("generate", "-m", "b", "--prompt-file", "prompt.bin", "-n", str(_GREEDY_BYTES), "--json", "-")
+
+
+def _greedy(golden: Golden, built: bool) -> Check:
+    expected = golden.greedy[:_GREEDY_BYTES]
+
+    def check(output: str) -> str | None:
+        document: dict[str, Any] = json.loads(output)
+        text, engine = base64.b64decode(document["data_base64"]), document["engine"]
+        if text != expected:
+            same = next(
+                (i for i, pair in enumerate(zip(text, expected, strict=False)) if pair[0] != pair[1]),
+                len(text),
+            )
+            return f"the greedy text differs from {golden.name} at byte {same} of {len(expected)}"
+        if engine["name"].startswith("engines/") != built:
+            return f"ran on {engine['name']}" + (f": {engine['reason']}" if engine["reason"] else "")
+        return None
+
+    return check
+
+
+def _against(name: str) -> Check:
+    def check(output: str) -> str | None:
+        against = json.loads(output)["validation"]["against"]
+        return None if against == name else f"compared with {against}, not with {name}"
+
+    return check
+
+
+def _loss(output: str) -> str | None:
+    first, *others = json.loads(output)["bundles"]
+    reference = first["total"]["bits_per_byte"]
+    for bundle in others:
+        bits = bundle["total"]["bits_per_byte"]
+        if not abs(bits - reference) <= _LARGEST_LOSS:
+            return f"{bundle['path']}: {bits:.4f} bits per byte, float32 {reference:.4f}"
+    return None
+
+
+_FORMAT = "blt-edge matrix 1"
+
+
+class ReportError(Exception):
+    """A file that is no report of this version."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one cell."""
+
+    cell: str
+    """Its name."""
+    verdict: Verdict
+    step: str = ""
+    """The step that decided; "" for a pass."""
+    line: str = ""
+    """What that step said."""
+    seconds: float = 0.0
+    same_as: str | None = None
+    """The cell with the same versions of everything that was run in its place."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Every package that pip chose."""
+    steps: Sequence[Done] = ()
+
+    def __str__(self) -> str:
+        told = f"{self.verdict.value}, {self.seconds:.0f} s"
+        if self.same_as:
+            told += f", of {self.same_as} with the same versions"
+        return f"{told}; {self.step}: {self.line}" if self.step else told
+
+
+@dataclass(frozen=True)
+class Report:
+    """A run of the matrix, or of parts of it."""
+
+    blt_edge: str
+    """The version."""
+    digest: str
+    """Of the wheel and of the steps: what passed others is not kept."""
+    day: str
+    """Such as 2026-11-28."""
+    machine: str
+    interpreters: Mapping[str, str]
+    """Versions by minor release."""
+    plan: Plan
+    outcomes: Mapping[str, Outcome]
+    """By the cell's name."""
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Write the JSON, whole or not at all."""
+    document = {"format": _FORMAT, **asdict(report)}
+    document["outcomes"] = list(document["outcomes"].values())
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial.write_text(json.dumps(document, indent=1) + "\n")
+    partial.replace(path)
+
+
+def read_outcomes(path: Path, digest: str) -> dict[str, Outcome]:
+    """Outcomes by cell of an earlier run; {} where there is none, or it was of another digest.
+
+    Raises ReportError.
+    """
+    if not path.exists():
+        return {}
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+        if document["format"] != _FORMAT:
+            raise ReportError(f"{path}: its format is {document['format']!r}, not {_FORMAT!r}; delete it")
+        if document["digest"] != digest:
+            return {}
+        return {entry["cell"]: _outcome(entry) for entry in document["outcomes"]}
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise ReportError(
+            f"{path}: no report of the matrix ({error}); delete it or give another --json"
+        ) from error
+
+
+def _outcome(entry: dict[str, Any]) -> Outcome:
+    return Outcome(
+        **{**entry, "verdict": Verdict(entry["verdict"]), "steps": [Done(**step) for step in entry["steps"]]}
+    )
+
 
 Say = Callable[[str], None]
 Signature = tuple[object, ...]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .pieces import Piece, rows
-from .summary import Summary, counted, histogram_rows
+from .tables import Summary, counted, histogram_rows
 from .view import PatchView, rule_words
 
 if TYPE_CHECKING:

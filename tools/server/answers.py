@@ -9,10 +9,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...runtime import ByteDetail, GenerationStats
-from ...runtime.utf8 import Utf8Stream
-from ...runtime.vocabulary import BYTE_OFFSET, EOS
-from .generating import Piece
+from ...runtime.vocabulary import BYTE_OFFSET, EOS, Utf8Stream
 from .requests import CompletionRequest
+from .service import Piece
 
 __all__ = ["DONE", "Answer", "event", "token_text"]
 

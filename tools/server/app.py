@@ -1,8 +1,13 @@
-"""The routes, and what lies around them."""
+"""The page's files, read once from this package. Nothing else is ever read from the disk.
+
+The routes, and what lies around them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from importlib import resources
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -13,16 +18,61 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ...runtime.checks import shown
-from .access import Access
+from ...runtime.fields import shown
+from .access import Access, HostGuard, KeyGuard
 from .completions import Completions
-from .errors import ApiError
-from .guard import HostGuard, KeyGuard
 from .metrics import CONTENT_TYPE
-from .page_files import page_files, page_routes
+from .requests import ApiError
 from .service import Service
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "page_files", "page_routes"]
+
+_KINDS = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+_NAME = re.compile(r"[a-z_]+\.(css|js|svg)")
+_INDEX = "index.html"
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; "
+    "form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+_MISSING = b"The page is not installed. The API is at /v1/completions.\n"
+
+
+def page_files() -> dict[str, bytes]:
+    """What is at each path: `/`, and each style sheet, script and picture; without a page, a note."""
+    folder = resources.files(__package__).joinpath("page")
+    if not folder.joinpath(_INDEX).is_file():
+        return {"/": _MISSING}
+    files = {
+        f"/{file.name}": file.read_bytes()
+        for file in folder.iterdir()
+        if _NAME.fullmatch(file.name) and file.is_file()
+    }
+    return {"/": folder.joinpath(_INDEX).read_bytes(), **files}
+
+
+def page_routes(files: Mapping[str, bytes]) -> list[Route]:
+    """One route for each of `page_files`."""
+    return [_route(path, content) for path, content in files.items()]
+
+
+def _route(path: str, content: bytes) -> Route:
+    kind = _KINDS["html" if path == "/" else path.rpartition(".")[2]]
+    if content is _MISSING:
+        kind = "text/plain; charset=utf-8"
+
+    async def answer(request: Request) -> Response:
+        return Response(content, 200, _HEADERS, kind)
+
+    return Route(path, answer, methods=["GET"])
+
 
 _MODEL = "/v1/models/"
 _PATHS = ("/v1/completions", "/v1/models", "/healthz", "/metrics")

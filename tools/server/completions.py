@@ -16,9 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from .access import access_record
 from .answers import DONE, Answer, event
-from .body import read_json
-from .errors import ApiError, ClientGoneError
-from .requests import CompletionRequest, parse_completion
+from .requests import ApiError, ClientGoneError, CompletionRequest, parse_completion, read_json
 from .service import Exchange, Service
 
 __all__ = ["Completions"]

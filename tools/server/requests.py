@@ -1,19 +1,162 @@
-"""What a completion request may say: OpenAI's parameters and ours, each checked or refused by name.
+"""Refusals as OpenAI's clients read them: a status and `{"error": {message, type, param, code}}`.
+
+A request's body: read within a limit, and JSON without surprises. What it means is not known here.
+
+What a completion request may say: OpenAI's parameters and ours, each checked or refused by name.
 
 The rules of a value are those of `GenerationOptions`; only the names and defaults are OpenAI's.
 """
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn
+
+import anyio
+from starlette.requests import ClientDisconnect, Request
 
 from ...runtime import GenerationOptions, OptionError
-from ...runtime.checks import checked_flag, checked_int, shown
-from .errors import ApiError, invalid
+from ...runtime.fields import checked_flag, checked_int, shown
 
-__all__ = ["DEFAULT_MAX_TOKENS", "MOST_CHOICES", "CompletionRequest", "ModelFacts", "parse_completion"]
+__all__ = [
+    "DEFAULT_MAX_TOKENS",
+    "MOST_CHOICES",
+    "ApiError",
+    "ClientGoneError",
+    "CompletionRequest",
+    "ModelFacts",
+    "invalid",
+    "parse_completion",
+    "parse_json",
+    "read_json",
+    "retry_after",
+]
+
+_LONGEST_PARAM = 100
+
+
+class ApiError(Exception):
+    """What a client is told instead of an answer: what was got, what is allowed, what to do."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """kind: the document's `type`. param: the parameter at fault. code: a word for programs."""
+        super().__init__(message)
+        if param is not None:  # a client's own key may be long, and have what UTF-8 has no bytes for
+            param = param[:_LONGEST_PARAM].encode("utf-8", "backslashreplace").decode("utf-8")
+        self.status, self.headers = status, dict(headers or {})
+        self._fields = {"message": message, "type": kind, "param": param, "code": code}
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The answer's JSON."""
+        return {"error": dict(self._fields)}
+
+
+class ClientGoneError(Exception):
+    """The client has closed its connection: nobody is told anything."""
+
+
+def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """A 400: the request itself is wrong."""
+    return ApiError(400, message, param=param, code=code)
+
+
+def retry_after(seconds: float) -> dict[str, str]:
+    """The header that says when to come again: whole seconds, 1 to 60 (clients ignore more)."""
+    return {"Retry-After": str(max(1, min(60, round(seconds))))}
+
+
+# A client that hears of a refusal only after it has sent everything gets it more surely than one whose
+# connection breaks: so much, in bodies and in seconds, is read and thrown away.
+_PATIENCE_BODIES = 4
+_PATIENCE_SECONDS = 2.0
+
+
+async def read_json(request: Request, most: int) -> dict[str, Any]:
+    """The body's JSON object, of at most `most` bytes. Raises ApiError, ClientGoneError."""
+    kind = request.headers.get("content-type", "")
+    if kind.partition(";")[0].strip().lower() != "application/json":
+        got = shown(kind) if kind else "missing"
+        raise invalid(f"the content type is {got}; allowed is application/json", code="invalid_content_type")
+    try:
+        document = parse_json(await _read(request, most))
+    except ClientDisconnect:
+        raise ClientGoneError from None
+    if not isinstance(document, dict):
+        raise invalid(f"the body is {shown(document)}; allowed is a JSON object", code="invalid_json")
+    return document
+
+
+async def _read(request: Request, most: int) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:18]) > most and "expect" in request.headers:
+        raise _too_large(most)  # it waits to be told to send anything
+    body, size = bytearray(), 0
+    with anyio.CancelScope() as scope:
+        async for piece in request.stream():
+            size += len(piece)
+            if size <= most:
+                body += piece
+                continue
+            body.clear()
+            scope.deadline = min(scope.deadline, anyio.current_time() + _PATIENCE_SECONDS)
+            if size > _PATIENCE_BODIES * most:
+                break
+    if size > most:
+        raise _too_large(most)
+    return bytes(body)
+
+
+def _too_large(most: int) -> ApiError:
+    return ApiError(
+        413,
+        f"the body is longer than {most} bytes; send less, or raise the server's --max-body",
+        code="body_too_large",
+        headers={"Connection": "close"},
+    )
+
+
+def parse_json(body: bytes) -> Any:
+    """Strict JSON in UTF-8: no NaN, no key twice, no depth or number that Python refuses. Raises ApiError."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise invalid(f"the body is not UTF-8 at byte {error.start}", code="invalid_json") from None
+    try:
+        return json.loads(text, parse_constant=_no_number, object_pairs_hook=_unique)
+    except RecursionError:
+        raise invalid("the body's JSON is nested too deep", code="invalid_json") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise invalid(f"the body is no JSON: {error.msg} at {place}", code="invalid_json") from None
+    except ValueError:  # more digits than Python turns into a number
+        raise invalid("the body has a number of too many digits", code="invalid_json") from None
+
+
+def _no_number(word: str) -> NoReturn:
+    raise invalid(f"the body has {word}, which JSON has no number for", code="invalid_json")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        times = Counter(key for key, _ in pairs)
+        twice = next(key for key, count in times.items() if count > 1)
+        raise invalid(f"the body has {shown(twice)} twice", param=twice, code="invalid_json")
+    return found
+
 
 DEFAULT_MAX_TOKENS = 256
 """Bytes, as `blt-edge generate` makes by default; OpenAI's 16 tokens would be 16 bytes."""

@@ -1,4 +1,6 @@
-"""One thread that runs jobs, one after the other, from a queue of bounded length.
+"""From the worker's thread to the event loop: whatever happens to one request, in order.
+
+One thread that runs jobs, one after the other, from a queue of bounded length.
 
 A model computes one text at a time as fast as several: its stages use all the threads there are. What it does
 not know: models, HTTP, event loops. A job is a function that yields steps; whoever wants them gives a
@@ -7,6 +9,8 @@ callback, which runs in the worker's thread.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -14,7 +18,33 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Began", "Ended", "Job", "QueueFullError", "Worker"]
+__all__ = ["Began", "Ended", "Job", "Mailbox", "QueueFullError", "Worker"]
+
+
+class Mailbox:
+    """Letters for one coroutine. Make it in the loop that reads it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._letters: deque[Any] = deque()
+        self._arrived = asyncio.Event()
+
+    def put(self, letter: Any) -> None:
+        """Leave a letter, from any thread; after the loop's end nobody reads it."""
+        self._letters.append(letter)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._arrived.set)
+
+    async def take(self) -> list[Any]:
+        """Wait until there are letters, and take all there are."""
+        while not self._letters:
+            self._arrived.clear()
+            if not self._letters:
+                await self._arrived.wait()
+        taken = []
+        while self._letters:
+            taken.append(self._letters.popleft())
+        return taken
 
 
 class QueueFullError(Exception):

@@ -16,14 +16,13 @@ import pytest
 from blt_edge.export import export_checkpoint
 from blt_edge.runtime import BackendError, BltModel, BundleError, GenerationOptions, PromptTooLongError
 from blt_edge.runtime.backends import ort_gpu
-from blt_edge.runtime.backends.base import CacheLimits
+from blt_edge.runtime.backends.base import HOST, CacheLimits
 from blt_edge.runtime.backends.gpu import DeviceArray, DeviceRingCache, Gpu, Packed
-from blt_edge.runtime.backends.memory import HOST
 from blt_edge.runtime.backends.ort_gpu import PROVIDERS
 from blt_edge.runtime.backends.tensorrt import TensorRtStage
+from blt_edge.runtime.backends.tensorrt_profiles import profile_limits, profiles
 from blt_edge.runtime.cache import RingCache
 from blt_edge.runtime.manifest import StageSpec, load_manifest
-from blt_edge.runtime.tensorrt_forms import profile_limits, profiles
 from blt_edge.runtime.vocabulary import encode
 from hypothesis import given
 from hypothesis import strategies as st

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 from blt_edge.runtime import BltError, BltModel, BundleError
-from blt_edge.runtime.backends.contract import check_weights_file
+from blt_edge.runtime.backends.signatures import check_weights_file
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest
 

@@ -10,8 +10,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from blt_edge.runtime.backends import tensorrt_flavour
-from blt_edge.runtime.backends.tensorrt_flavour import Flavour, device_compute_capability, load_flavour
+from blt_edge.runtime.backends import tensorrt
+from blt_edge.runtime.backends.tensorrt import Flavour, device_compute_capability, load_flavour
 from blt_edge.runtime.errors import BackendError
 
 
@@ -106,7 +106,7 @@ def test_a_package_without_its_libraries(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(name: str) -> Any:
         raise OSError("libnvinfer.so.10: cannot open shared object file\nmore")
 
-    monkeypatch.setattr(tensorrt_flavour.importlib, "import_module", fail)
+    monkeypatch.setattr(tensorrt.importlib, "import_module", fail)
     with pytest.raises(BackendError, match=r"is installed, but can't be loaded: libnvinfer\.so\.10.* file$"):
         load_flavour("tensorrt")
 
@@ -146,7 +146,7 @@ class Cudart:
     [((8, 7), "8.7"), ((12, 1), "12.1"), (100, None), (35, None), (RuntimeError("no libcuda.so"), None)],
 )
 def test_the_compute_capability(monkeypatch: pytest.MonkeyPatch, answer: Any, capability: str | None) -> None:
-    monkeypatch.setattr(tensorrt_flavour, "import_cudart", lambda: Cudart(answer))
+    monkeypatch.setattr(tensorrt, "import_cudart", lambda: Cudart(answer))
     assert device_compute_capability() == capability
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from blt_edge.tools.diagnosis.jetson import read_jetson
-from blt_edge.tools.diagnosis.system import System
+from blt_edge.tools.doctor.jetson import read_jetson
+from blt_edge.tools.doctor.machine import System
 from support.machines import ORIN, PC, PC_WITH_CARD, THOR, system
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from blt_edge.tools.diagnosis.machine import Memory, NvidiaDriver, read_driver, read_memory, read_processor
+from blt_edge.tools.doctor.machine import Memory, NvidiaDriver, read_driver, read_memory, read_processor
 from support.machines import ORIN, PC, PC_WITH_CARD, THOR, system
 
 

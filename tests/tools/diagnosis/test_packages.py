@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from blt_edge.tools.diagnosis.packages import installed, missing_by_extra, versions
+from blt_edge.tools.doctor.packages import installed, missing_by_extra, versions
 
 REQUIREMENTS = [
     "numpy>=1.24",

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from blt_edge.tools.diagnosis import probe
-from blt_edge.tools.diagnosis.probes import Answer, ask
+from blt_edge.tools.doctor import engine_worker
+from blt_edge.tools.doctor.engines import Answer, ask
 
 
 def script(code: str) -> list[str]:
@@ -72,7 +72,7 @@ def test_the_users_folder_is_not_imported_from(tmp_path: Path, monkeypatch: pyte
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
-    probe.main(list(arguments))
+    engine_worker.main(list(arguments))
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
@@ -85,7 +85,7 @@ def test_the_processor_runs_a_product(capsys, tmp_path: Path, monkeypatch: pytes
 
 def test_the_graph_is_one_product() -> None:
     onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'blt-edge[export]'")
-    model = onnx.load_from_string(probe._GRAPH)
+    model = onnx.load_from_string(engine_worker._GRAPH)
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == ["MatMul"]
 

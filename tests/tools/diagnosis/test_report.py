@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from blt_edge.tools.diagnosis.advice import Advice
-from blt_edge.tools.diagnosis.probes import Answer
-from blt_edge.tools.diagnosis.report import Report, examine
+from blt_edge.tools.doctor.advice import Advice
+from blt_edge.tools.doctor.engines import Answer
+from blt_edge.tools.doctor.report import Report, examine
 from support.machines import ORIN, PC, PC_WITH_CARD, THOR, system
 
 CPU, CUDA, TRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"

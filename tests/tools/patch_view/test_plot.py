@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from blt_edge.runtime.errors import BltError
-from blt_edge.tools.patch_view import fonts
+from blt_edge.tools.patch_view import plot
 from blt_edge.tools.patch_view.plot import draw_patches
 
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'blt-edge[plot]'")
@@ -26,12 +26,12 @@ def _every_warning_fails() -> object:
 @pytest.fixture
 def only_dejavu(monkeypatch: pytest.MonkeyPatch) -> object:
     """A system without fonts of its own."""
-    fonts.font_for.cache_clear()
-    fonts._fonts.cache_clear()
+    plot.font_for.cache_clear()
+    plot._fonts.cache_clear()
     monkeypatch.setattr("matplotlib.font_manager.findSystemFonts", lambda: [])
     yield
-    fonts.font_for.cache_clear()
-    fonts._fonts.cache_clear()
+    plot.font_for.cache_clear()
+    plot._fonts.cache_clear()
 
 
 def drawn_texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:

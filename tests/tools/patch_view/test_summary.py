@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from blt_edge.tools.patch_view.summary import counted, histogram_rows, summarize
+from blt_edge.tools.patch_view.tables import counted, histogram_rows, summarize
 
 
 def test_counts(make_view, odd_text: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from blt_edge.runtime.patching import PatchingRule
-from blt_edge.tools.patch_view.summary import summarize
+from blt_edge.tools.patch_view.tables import summarize
 from blt_edge.tools.patch_view.terminal import (
     Marks,
     choose_marks,

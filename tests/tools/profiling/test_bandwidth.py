@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from blt_edge.tools.profiling import bandwidth
-from blt_edge.tools.profiling.bandwidth import (
+from blt_edge.tools.profile import bandwidth
+from blt_edge.tools.profile.bandwidth import (
     available_cores,
     last_level_cache,
     measure_bandwidth,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from blt_edge.tools.profiling.cost import cost_card, embedding_bytes
+from blt_edge.tools.profile.cost import cost_card, embedding_bytes
 from support.bundles import write_bundle
 from support.profiles import STAGES, demo_manifest
 

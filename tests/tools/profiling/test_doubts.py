@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from blt_edge.tools.diagnosis.jetson import read_jetson
-from blt_edge.tools.profiling import doubts as module
-from blt_edge.tools.profiling.bandwidth import Bandwidth
-from blt_edge.tools.profiling.doubts import case_doubts, doubts
+from blt_edge.tools.doctor.jetson import read_jetson
+from blt_edge.tools.profile import warnings as module
+from blt_edge.tools.profile.bandwidth import Bandwidth
+from blt_edge.tools.profile.warnings import case_doubts, doubts
 from support.machines import ORIN, system
 from support.profiles import make_case, make_profile, make_round
 

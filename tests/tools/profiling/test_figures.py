@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from blt_edge.tools.profiling.figures import OTHER, Speculation, figures
-from blt_edge.tools.profiling.readings import Spread
+from blt_edge.tools.profile.statistics import OTHER, Speculation, Spread, figures
 from support.profiles import STAGES, make_round
 
 

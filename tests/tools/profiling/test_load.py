@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from blt_edge.tools.profiling import load
-from blt_edge.tools.profiling.load import OtherLoad, busy_ticks
+from blt_edge.runtime import host
+from blt_edge.runtime.host import OtherLoad, busy_ticks
 
 # user nice system idle iowait irq softirq steal guest guest_nice
 STAT = "cpu  100 20 30 4000 500 6 7 8 90 1\ncpu0 1 1 1 1 1 1 1 1 1 1\n"
@@ -17,14 +17,14 @@ def test_work_is_all_but_waiting_and_guests_twice() -> None:
 @pytest.mark.parametrize("text", ["", "\n", "cpu  1 2 3\n", "intr 1 2 3 4 5 6 7 8 9\n"])
 def test_a_system_that_tells_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert busy_ticks(text) is None
-    monkeypatch.setattr(load, "_read", lambda: text)
+    monkeypatch.setattr(host, "_read", lambda: text)
     with OtherLoad() as other:
         pass
     assert other.cores is None
 
 
 def test_a_moment_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "_read", lambda: STAT)
+    monkeypatch.setattr(host, "_read", lambda: STAT)
     with OtherLoad() as other:
         pass
     assert other.cores is None
@@ -32,11 +32,11 @@ def test_a_moment_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_our_own_work_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processors busy for ten seconds, a half of one with us."""
-    ticks = iter((STAT, STAT.replace("cpu  100", f"cpu  {100 + 20 * load.os.sysconf('SC_CLK_TCK')}")))
+    ticks = iter((STAT, STAT.replace("cpu  100", f"cpu  {100 + 20 * host.os.sysconf('SC_CLK_TCK')}")))
     own, clock = iter((1.0, 6.0)), iter((50.0, 60.0))
-    monkeypatch.setattr(load, "_read", lambda: next(ticks))
-    monkeypatch.setattr(load.time, "process_time", lambda: next(own))
-    monkeypatch.setattr(load.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(host, "_read", lambda: next(ticks))
+    monkeypatch.setattr(host.time, "process_time", lambda: next(own))
+    monkeypatch.setattr(host.time, "perf_counter", lambda: next(clock))
     with OtherLoad() as other:
         pass
     assert other.cores == pytest.approx(1.5)

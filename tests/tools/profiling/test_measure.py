@@ -6,9 +6,9 @@ import json
 
 import pytest
 from blt_edge.runtime.errors import OptionError
-from blt_edge.tools.profiling.bandwidth import measure_bandwidth
-from blt_edge.tools.profiling.measure import ProfileError, ProfileOptions, profile
-from blt_edge.tools.profiling.recorder import record_round
+from blt_edge.tools.profile.bandwidth import measure_bandwidth
+from blt_edge.tools.profile.measure import ProfileError, ProfileOptions, profile
+from blt_edge.tools.profile.recorder import record_round
 from support.profiles import make_case
 
 TEXT = b"It was the best of times, it was the worst of times, it was the age of wisdom"
@@ -16,7 +16,7 @@ TEXT = b"It was the best of times, it was the worst of times, it was the age of 
 
 @pytest.fixture(autouse=True)
 def small_bandwidth_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from blt_edge.tools.profiling import bandwidth, measure
+    from blt_edge.tools.profile import bandwidth, measure
 
     monkeypatch.setattr(bandwidth, "_SECONDS", 0.01)
     monkeypatch.setattr(measure, "measure_bandwidth", lambda threads: measure_bandwidth(threads, 1 << 20))
@@ -91,7 +91,7 @@ def test_a_round_is_what_the_model_generates(tiny_model) -> None:
 
 
 def test_a_text_that_ends_at_once_is_an_error(tiny_model, monkeypatch: pytest.MonkeyPatch) -> None:
-    from blt_edge.tools.profiling import measure
+    from blt_edge.tools.profile import measure
     from support.profiles import make_round
 
     monkeypatch.setattr(measure, "record_round", lambda *_: make_round(new_bytes=1))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from blt_edge.runtime.errors import BltError
-from blt_edge.tools.profiling.plot import draw_profile
+from blt_edge.tools.profile.plot import draw_profile
 from support.profiles import make_case, make_profile, make_round
 
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'blt-edge[plot]'")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from blt_edge.tools.profiling.readings import Latency, Spread, machine
+from blt_edge.tools.profile.statistics import Latency, Spread, machine
 
 
 def test_spread() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from blt_edge.tools.profiling.recorder import Arrival, ByteLatency, _merged
+from blt_edge.tools.profile.recorder import Arrival, ByteLatency, _merged
 from support.profiles import make_round
 
 

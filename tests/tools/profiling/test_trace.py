@@ -6,7 +6,7 @@ import json
 from collections import defaultdict
 
 import pytest
-from blt_edge.tools.profiling.trace import chrome_trace, round_events
+from blt_edge.tools.profile.trace import chrome_trace, round_events
 from support.profiles import make_case, make_profile, make_round
 
 TRACKS = {"phases": 1, "patcher": 2, "encoder": 3, "latent": 4, "decoder": 5, "host": 6}

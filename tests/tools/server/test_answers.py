@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from blt_edge.runtime import ByteDetail, GenerationChunk, GenerationOptions, GenerationStats
-from blt_edge.runtime.utf8 import Utf8Stream
+from blt_edge.runtime.vocabulary import Utf8Stream
 from blt_edge.tools.server.answers import Answer, event, token_text
-from blt_edge.tools.server.generating import Piece
 from blt_edge.tools.server.requests import CompletionRequest
+from blt_edge.tools.server.service import Piece
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from blt_edge.tools.server import connections
+from blt_edge.tools.server import run
 from blt_edge.tools.server.run import bind, run_server
 from blt_edge.tools.server.service import Service
 from blt_edge.tools.server.settings import ServerSettings
@@ -18,7 +18,7 @@ OK = b'{"status":"ok"}'
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(run, "HEAD_SECONDS", 0.2)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import httpx
 import pytest
-from blt_edge.tools.server.guard import host_name
+from blt_edge.tools.server.access import host_name
 from blt_edge.tools.server.settings import is_loopback
 
 BODY = {"prompt": "a", "max_tokens": 1}

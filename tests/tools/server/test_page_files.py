@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import blt_edge.tools.server.page_files as page_files
+import blt_edge.tools.server.app as page_files
 import pytest
 
 KINDS = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}

@@ -7,11 +7,15 @@ from typing import Any
 
 import pytest
 from blt_edge.runtime import GenerationOptions
-from blt_edge.tools.server import body as body_module
 from blt_edge.tools.server import requests
-from blt_edge.tools.server.body import parse_json
-from blt_edge.tools.server.errors import ApiError
-from blt_edge.tools.server.requests import CompletionRequest, ModelFacts, parse_completion
+from blt_edge.tools.server import requests as body_module
+from blt_edge.tools.server.requests import (
+    ApiError,
+    CompletionRequest,
+    ModelFacts,
+    parse_completion,
+    parse_json,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 

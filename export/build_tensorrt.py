@@ -1,0 +1,345 @@
+"""Building TensorRT engines of a bundle: a plan for each stage, all of them or nothing.
+
+Before they are published they compute what the portable graphs compute (`proof`), where a GPU of theirs is
+at hand; where none is, they keep what they should give, and prove themselves when they are loaded.
+
+`runtime.tensorrt_forms` says what engines are built for and where they lie, `tensorrt_worker` builds one
+stage. Full TensorRT builds for the GPU of this machine, TensorRT-RTX also for GPUs that are not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from ..graphs.attention import half_attention, join_attention
+from ..runtime.backends.base import StageBackend
+from ..runtime.backends.signatures import check_contract, stage_inputs, stage_outputs
+from ..runtime.backends.tensorrt import (
+    TENSORRT_TARGETS,
+    Flavour,
+    TensorRtStage,
+    device_compute_capability,
+    load_flavour,
+)
+from ..runtime.backends.tensorrt_profiles import Profiles, plan_file, profile_limits, profiles
+from ..runtime.devices import open_gpu
+from ..runtime.engines import (
+    ENGINE_NAME,
+    Engine,
+    check_form,
+    describe_tensorrt,
+    form_path,
+    render_engine,
+    was_proven,
+)
+from ..runtime.errors import BackendError, BltError, BundleError, OptionError
+from ..runtime.fields import checked_int
+from ..runtime.integrity import check_files, file_record
+from ..runtime.manifest import Manifest, load_manifest
+from ..runtime.self_test import SELF_TEST_NAME
+from .build_ort import new_form
+from .proof import prove_engine
+from .stage_files import load_stage
+from .tensorrt_worker import Moment, PlanFacts, PlanOptions, build_in_child
+
+__all__ = ["BuildPlan", "TensorRtBuild", "TensorRtOptions", "build_engines", "plan_tensorrt"]
+
+Watch = Callable[[str, Moment | None], None]
+"""watch(stage, what is being done): None as the stage begins, then some times a second."""
+
+# Measured with TensorRT-RTX at 1B in fp16 and int4: kernels of a layer, and the builder's memory for the
+# program itself, for a layer, and for each byte of weights, which it holds several times over.
+_PLAN_GROWTH = 1.02
+_LAYER_KERNELS = 3_000_000
+_PROGRAM_MEMORY = 450_000_000
+_LAYER_MEMORY = 20_000_000
+_WEIGHT_MEMORY = {"fp32": 3.0, "fp16": 3.0}
+_INTEGER_MEMORY = 5.0
+
+
+@dataclass(frozen=True)
+class TensorRtOptions:
+    """What to build engines for. A limit of None is the default of `tensorrt_forms.profile_limits`."""
+
+    target: str = "tensorrt"
+    """"tensorrt" or "tensorrt-rtx"."""
+    compute_capability: tuple[str, ...] = ()
+    """Compute capabilities such as ("8.6",), for TensorRT-RTX only; empty = this machine's GPU."""
+    max_bytes: int | None = None
+    """Longest text in ids, BOS included."""
+    max_patches: int | None = None
+    """Most patches of a text."""
+    max_patch_length: int | None = None
+    """Longest patch in bytes."""
+    max_batch: int = 1
+    """Texts at a time."""
+    prefill_chunk: int = 256
+    """Bytes that one pass takes at most."""
+    rollback: int = 64
+    """Bytes that can be taken back without computing them again."""
+    workspace: int | None = None
+    """Most bytes of GPU memory that a layer may use to work in; None = all there is."""
+    optimization_level: int | None = None
+    """How hard TensorRT tries, 0 to 5; None = its own default."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What a stage will take, before it is built. Bytes."""
+
+    precision: str
+    """The stage's own."""
+    weights: int
+    """In the bundle."""
+    plan: int
+    """On disk, about."""
+    peak_memory: int
+    """Of the process that builds it, about."""
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What building will do."""
+
+    flavour: Flavour
+    """Who builds."""
+    capabilities: tuple[str, ...]
+    """Compute capabilities that the engines will run on."""
+    profiles: Profiles
+    """Sizes of every axis."""
+    stages: dict[str, StageEstimate]
+    """By stage."""
+    description: dict[str, Any]
+    """What the engines depend on."""
+    form: Path
+    """The directory that will hold the plans."""
+    there: bool
+    """Whether it does already, and is sound."""
+    timing_cache: Path | None
+    """File of kernel times that is used and added to; None = none."""
+
+    @property
+    def plan_bytes(self) -> int:
+        """Disk that all plans will take."""
+        return sum(stage.plan for stage in self.stages.values())
+
+    @property
+    def peak_memory(self) -> int:
+        """Memory that the largest stage will take while it is built; stages are built one by one."""
+        return max(stage.peak_memory for stage in self.stages.values())
+
+
+@dataclass(frozen=True)
+class TensorRtBuild:
+    """What was built."""
+
+    engine: Engine
+    facts: dict[str, PlanFacts]
+    """By stage; empty when sound engines were there already."""
+    proven: bool
+    """Whether they ran here, beside the portable graphs."""
+
+
+def plan_tensorrt(bundle: str | Path, options: TensorRtOptions) -> BuildPlan:
+    """What `build_engines` will do; nothing is written.
+
+    Raises OptionError (a value out of range), BundleError (a damaged bundle, or graphs of another making),
+    BackendError (TensorRT is not installed, or there is no GPU to build for).
+    """
+    directory = Path(bundle)
+    if options.target not in TENSORRT_TARGETS:
+        raise OptionError(f"target: got {options.target!r}, it is one of {', '.join(TENSORRT_TARGETS)}")
+    manifest = load_manifest(directory)
+    limits = profile_limits(
+        manifest,
+        max_bytes=options.max_bytes,
+        max_patches=options.max_patches,
+        max_patch_length=options.max_patch_length,
+        max_batch=options.max_batch,
+        prefill_chunk=options.prefill_chunk,
+        rollback=options.rollback,
+    )
+    if options.workspace is not None:
+        checked_int("workspace", options.workspace, 1)
+    if options.optimization_level is not None:
+        checked_int("optimization_level", options.optimization_level, 0, 5)
+    flavour = load_flavour(options.target)
+    capabilities = _capabilities(flavour, options.compute_capability)
+    check_files(directory, manifest)
+    for stage in manifest.stages:
+        _check_graph(directory, manifest, stage)
+    ranges = profiles(manifest, limits)
+    description = describe_tensorrt(
+        manifest,
+        flavour,
+        capabilities,
+        ranges,
+        workspace=options.workspace,
+        optimization_level=options.optimization_level,
+    )
+    form = form_path(directory, description)
+    return BuildPlan(
+        flavour=flavour,
+        capabilities=capabilities,
+        profiles=ranges,
+        stages={stage: _estimate(manifest, stage) for stage in manifest.stages},
+        description=description,
+        form=form,
+        there=_is_sound(form, description),
+        timing_cache=flavour.timing_cache_path(capabilities[0]),
+    )
+
+
+def build_engines(
+    bundle: str | Path,
+    options: TensorRtOptions,
+    *,
+    force: bool = False,
+    watch: Watch | None = None,
+) -> TensorRtBuild:
+    """Write engines of `bundle` into `engines/TARGET-FINGERPRINT/`, one process for each stage.
+
+    Sound engines that are there already for the same options stay, unless `force`; all others stay. However
+    this ends before they are complete, the bundle is as it was.
+
+    Raises as `plan_tensorrt`, BackendError (TensorRT refuses a graph, crashes, or runs out of memory),
+    WrongEngineError (an engine computes something else than its portable graph), WriteError (disk full).
+    """
+    directory = Path(bundle)
+    plan = plan_tensorrt(directory, options)
+    manifest = load_manifest(directory)
+    engine = Engine(plan.form.relative_to(directory).as_posix(), directory=plan.form)
+    if plan.there and not force:
+        return TensorRtBuild(engine, {}, was_proven(plan.form))
+    how = PlanOptions(
+        plan.capabilities if plan.flavour.ahead_of_time else (),
+        options.workspace,
+        options.optimization_level,
+        plan.timing_cache,
+    )
+    facts = {}
+    with new_form(plan.form, needed=plan.plan_bytes) as temporary:
+        for stage, spec in manifest.stages.items():
+            facts[stage] = build_in_child(
+                options.target,
+                directory / spec.file,
+                tuple(
+                    {name: (axis.min, axis.opt, axis.max) for name, axis in axes.items()}
+                    for axes in plan.profiles.stages[stage]
+                ),
+                temporary / plan_file(stage),
+                replace(how, half_attention=half_attention(spec)),
+                _of_stage(watch, stage),
+            )
+        proven = _prove(directory, manifest, plan, temporary)
+        files = {path.name: file_record(path) for path in sorted(temporary.iterdir())}
+        text = render_engine(plan.description, files, proven=proven)
+        (temporary / ENGINE_NAME).write_text(text, encoding="ascii")
+    return TensorRtBuild(engine, facts, proven)
+
+
+def _prove(directory: Path, manifest: Manifest, plan: BuildPlan, form: Path) -> bool:
+    """Compare engines with the portable graphs, if they run here at all; see `proof.prove_engine`."""
+    here = device_compute_capability() in plan.capabilities
+    gpu = open_gpu() if here else None
+
+    def open_stage(stage: str) -> StageBackend:
+        assert gpu is not None
+        file = form / plan_file(stage)
+        return TensorRtStage(gpu, plan.flavour, manifest, stage, file, plan.profiles, directory)
+
+    prove_engine(
+        directory,
+        manifest,
+        open_stage if here else None,
+        plan.profiles.limits.reach,
+        form / SELF_TEST_NAME,
+        name=f"{plan.flavour.name} {plan.flavour.version}",
+        alike=False,
+    )
+    return here
+
+
+def _of_stage(watch: Watch | None, stage: str) -> Callable[[Moment], None] | None:
+    if watch is None:
+        return None
+    watch(stage, None)
+    return lambda moment: watch(stage, moment)
+
+
+def _capabilities(flavour: Flavour, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    known = flavour.compute_capabilities
+    if wanted and not flavour.ahead_of_time:
+        raise OptionError(
+            f"compute_capability: {flavour.name} builds only for the GPU that it runs on; leave the option "
+            "out, or take --target tensorrt-rtx"
+        )
+    for value in wanted:
+        if value not in known:
+            raise OptionError(
+                f"compute_capability: got {value!r}, {flavour.name} {flavour.version} builds for "
+                f"{', '.join(known)}; engines for other GPUs are built on them, with --target tensorrt"
+            )
+    if wanted:
+        return tuple(sorted(set(wanted), key=float))
+    own = device_compute_capability()
+    if own is None:
+        instead = (
+            f"name one with --compute-capability: {', '.join(known)}" if known else "build on the device"
+        )
+        raise BackendError(f"this machine has no GPU (or no driver for it) to build for; {instead}")
+    if known and own not in known:
+        raise BackendError(
+            f"this machine's GPU has compute capability {own}, {flavour.name} {flavour.version} builds for "
+            f"{', '.join(known)}"
+        )
+    return (own,)
+
+
+def _check_graph(directory: Path, manifest: Manifest, stage: str) -> None:
+    """TensorRT would read whatever file a graph names, and build whatever it is: look first."""
+    spec = manifest.stages[stage]
+    model = load_stage(directory, spec)
+    layers = join_attention(model, spec.file, half=half_attention(spec))
+    if layers != spec.layers:
+        raise BundleError(f"{spec.file}: {layers} attention layers found, the manifest has {spec.layers}")
+    graph = model.graph
+    check_contract(spec.file, "input", stage_inputs(manifest, stage), _axes_of(graph.inputs))
+    check_contract(spec.file, "output", stage_outputs(manifest, stage), _axes_of(graph.outputs))
+
+
+def _axes_of(values: Sequence[ir.Value]) -> dict[str, tuple[int | str, ...]]:
+    return {
+        str(value.name): tuple(
+            axis if isinstance(axis, int) else str(axis.value) for axis in value.shape or ()
+        )
+        for value in values
+    }
+
+
+def _estimate(manifest: Manifest, stage: str) -> StageEstimate:
+    spec = manifest.stages[stage]
+    weights, layers = manifest.files[spec.data].bytes, spec.layers + 1  # one for what is around them
+    growth = _WEIGHT_MEMORY.get(spec.precision, _INTEGER_MEMORY)
+    return StageEstimate(
+        precision=spec.precision,
+        weights=weights,
+        plan=int(_PLAN_GROWTH * weights) + _LAYER_KERNELS * layers,
+        peak_memory=_PROGRAM_MEMORY + _LAYER_MEMORY * layers + int(growth * weights),
+    )
+
+
+def _is_sound(form: Path, description: dict[str, Any]) -> bool:
+    if not form.is_dir():
+        return False
+    try:
+        names = {*(plan_file(stage) for stage in description["stages"]), SELF_TEST_NAME}
+        check_form(form, description, names, again="")
+    except BltError:
+        return False
+    return True

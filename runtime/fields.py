@@ -1,0 +1,282 @@
+"""Checks of single values that people and files give: options, rules, specifications.
+
+Each returns the value as a plain Python number, so that it prints and serialises the same wherever
+it came from, or raises an `OptionError` of one line: what was got, what is allowed.
+
+Checked access to a parsed manifest: one JSON object at a time, field by field, nothing left over.
+
+Knows types, ranges and how a fault is worded; what fields there are is the business of `manifest`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any, TypeVar
+
+from .errors import BundleError, OptionError
+
+__all__ = [
+    "AGAIN",
+    "MANIFEST_NAME",
+    "Fields",
+    "checked_flag",
+    "checked_int",
+    "checked_real",
+    "fault",
+    "file_name",
+    "is_whole",
+    "read",
+    "shown",
+]
+
+
+def checked_int(name: str, value: object, minimum: int, maximum: int | None = None, *, hint: str = "") -> int:
+    """`value` as an int from minimum to maximum (None: no bound). A bool is refused: True for 1 is nearly
+    always a mistake.
+
+    `hint` is added to the message's description of what is allowed, e.g. "0 turns it off".
+    """
+    bounds = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+    allowed = _allowed(f"a whole number {bounds}", hint)
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise OptionError(f"{name} is {shown(value)}; allowed is {allowed}")
+    number = int(value)
+    if number < minimum or (maximum is not None and number > maximum):
+        raise OptionError(f"{name} is {shown(value)}; allowed is {allowed}")
+    return number
+
+
+def checked_real(
+    name: str,
+    value: object,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    *,
+    above_minimum: bool = False,
+    hint: str = "",
+) -> float:
+    """`value` as a finite float in [minimum, maximum], or (minimum, maximum] with `above_minimum`.
+
+    NaN, infinities and bools are refused. Infinite bounds mean no bound.
+    """
+    bounds = []
+    if minimum > -math.inf:
+        bounds.append(f"{'>' if above_minimum else '>='} {minimum:g}")
+    if maximum < math.inf:
+        bounds.append(f"<= {maximum:g}")
+    allowed = _allowed(" ".join(["a finite number", " and ".join(bounds)]).strip(), hint)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise OptionError(f"{name} is {shown(value)}; allowed is {allowed}")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    too_low = number <= minimum if above_minimum else number < minimum
+    if not math.isfinite(number) or too_low or number > maximum:
+        raise OptionError(f"{name} is {shown(value)}; allowed is {allowed}")
+    return number
+
+
+def checked_flag(name: str, value: object) -> bool:
+    """`value` if it is True or False; numbers and strings are refused."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{name} is {shown(value)}; allowed is true or false")
+    return value
+
+
+def _allowed(range_text: str, hint: str) -> str:
+    return f"{range_text} ({hint})" if hint else range_text
+
+
+def shown(value: object) -> str:
+    """`value` for a message: one line, at most 60 characters."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+MANIFEST_NAME = "manifest.json"
+AGAIN = "export the checkpoint again"
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MAX_TEXT = 4096
+_MAX_NUMBER = 1e30
+
+T = TypeVar("T")
+
+
+def fault(path: str, value: object, needed: str) -> BundleError:
+    """The error for a bad value, one line: its place, what was got, what is needed, what to do."""
+    place = f"{MANIFEST_NAME}: {path}" if path else MANIFEST_NAME
+    return BundleError(f"{place}: got {_shown(value)}, {needed} is needed; {AGAIN}")
+
+
+def is_whole(value: object, low: int, high: int) -> bool:
+    """Whether it is a JSON whole number in the range (true and 1.0 are not)."""
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def file_name(value: object, where: str) -> str:
+    """A name that can only mean a visible file of the bundle's own directory, on every system."""
+    if not isinstance(value, str) or not _FILE_NAME.fullmatch(value) or value.lower() == MANIFEST_NAME:
+        raise fault(where, value, "a plain file name (letters, digits, '.', '_', '-') inside the bundle")
+    return value
+
+
+def read(value: object, path: str, reader: Callable[[Fields], T]) -> T:
+    """Let `reader` take the fields of one object, then refuse what it did not take."""
+    fields = Fields(value, path)
+    result = reader(fields)
+    fields.refuse_rest()
+    return result
+
+
+class Fields:
+    """One JSON object and its place. Each method takes a field and checks it, or raises BundleError."""
+
+    def __init__(self, value: object, path: str) -> None:
+        if not isinstance(value, dict):
+            raise fault(path, value, "an object")
+        self._values = dict(value)
+        self._path = path
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._values
+
+    def refuse_rest(self) -> None:
+        """Refuse a field that nobody took."""
+        for key in self._values:
+            place = f"{MANIFEST_NAME}: {self._path}" if self._path else MANIFEST_NAME
+            raise BundleError(f"{place}: got a field {_shown(key)}, which its schema does not have; {AGAIN}")
+
+    def whole(self, key: str, low: int, high: int) -> int:
+        """A whole number in the range."""
+        value, where = self._take(key)
+        if not is_whole(value, low, high):
+            raise fault(where, value, f"a whole number from {low} to {high}")
+        return int(value)
+
+    def whole_or_none(self, key: str, low: int, high: int) -> int | None:
+        """A whole number in the range, or null."""
+        return None if self._took_null(key) else self.whole(key, low, high)
+
+    def number_or_none(self, key: str) -> float | None:
+        """A finite number, or null."""
+        if self._took_null(key):
+            return None
+        value, where = self._take(key)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not -_MAX_NUMBER <= value <= _MAX_NUMBER:
+            raise fault(where, value, f"a number from {-_MAX_NUMBER:g} to {_MAX_NUMBER:g} or null")
+        return float(value)
+
+    def flag(self, key: str) -> bool:
+        """True or false."""
+        value, where = self._take(key)
+        if not isinstance(value, bool):
+            raise fault(where, value, "true or false")
+        return value
+
+    def text(self, key: str) -> str:
+        """Text that is safe to print."""
+        value, where = self._take(key)
+        if not isinstance(value, str) or not 1 <= len(value) <= _MAX_TEXT or not value.isprintable():
+            raise fault(where, value, f"printable text of 1 to {_MAX_TEXT} characters")
+        return value
+
+    def texts(self, key: str, most: int) -> tuple[str, ...]:
+        """A list of up to `most` texts that are safe to print."""
+        value, where = self._take(key)
+        if not isinstance(value, list) or len(value) > most:
+            raise fault(where, value, f"a list of at most {most} texts")
+        return tuple(Fields({"": item}, f"{where}[{index}]").text("") for index, item in enumerate(value))
+
+    def choice(self, key: str, allowed: tuple[str, ...]) -> str:
+        """One of the allowed words."""
+        value, where = self._take(key)
+        if not isinstance(value, str) or value not in allowed:
+            raise fault(where, value, f"one of {', '.join(allowed)}")
+        return value
+
+    def digest(self, key: str) -> str:
+        """A sha256."""
+        value, where = self._take(key)
+        if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+            raise fault(where, value, "a sha256 of 64 small hexadecimal digits")
+        return value
+
+    def file_name(self, key: str) -> str:
+        """A plain file name."""
+        return file_name(*self._take(key))
+
+    def wholes(self, key: str, low: int, high: int, most: int) -> tuple[int, ...]:
+        """A list of up to `most` whole numbers in the range."""
+        value, where = self._take(key)
+        if not isinstance(value, list) or len(value) > most:
+            raise fault(where, value, f"a list of at most {most} whole numbers")
+        for index, item in enumerate(value):
+            if not is_whole(item, low, high):
+                raise fault(f"{where}[{index}]", item, f"a whole number from {low} to {high}")
+        return tuple(value)
+
+    def tree(self, key: str) -> dict[str, Any]:
+        """An object whose inside is nobody's business here."""
+        value, where = self._take(key)
+        if not isinstance(value, dict):
+            raise fault(where, value, "an object")
+        return value
+
+    def tree_or_none(self, key: str) -> dict[str, Any] | None:
+        """Such an object, or null."""
+        return None if self._took_null(key) else self.tree(key)
+
+    def part(self, key: str, reader: Callable[[Fields], T]) -> T:
+        """An object read by `reader`."""
+        value, where = self._take(key)
+        return read(value, where, reader)
+
+    def part_or_none(self, key: str, reader: Callable[[Fields], T]) -> T | None:
+        """An object read by `reader`, or null."""
+        return None if self._took_null(key) else self.part(key, reader)
+
+    def parts(
+        self, key: str, check_name: Callable[[object, str], str], reader: Callable[[Fields], T]
+    ) -> dict[str, T]:
+        """A map from checked names to objects of one kind."""
+        value, where = self._take(key)
+        if not isinstance(value, dict):
+            raise fault(where, value, "an object")
+        return {
+            check_name(name, where): read(item, f"{where}.{name}", reader) for name, item in value.items()
+        }
+
+    def _take(self, key: str) -> tuple[Any, str]:
+        where = f"{self._path}.{key}" if self._path else key
+        if key not in self._values:
+            raise BundleError(f"{MANIFEST_NAME}: {where} is missing; {AGAIN}")
+        return self._values.pop(key), where
+
+    def _took_null(self, key: str) -> bool:
+        if self._values.get(key, 0) is not None:
+            return False
+        self._take(key)
+        return True
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return "an object"
+    if isinstance(value, (list, tuple)):
+        return f"a list of {len(value)}"
+    # Python refuses to print numbers of thousands of digits.
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a huge number"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

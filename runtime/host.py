@@ -1,0 +1,285 @@
+"""What this machine's processor is, as far as prepared weights depend on it.
+
+Where something was measured: figures mean nothing without it.
+
+Memory of this process, as far as the kernel tells: None everywhere but on Linux.
+
+How busy the machine was with other things while something was measured; None everywhere but on Linux.
+
+Memory: what this process took, what the machine has left, and what a bundle's state will take.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+import threading
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "OtherLoad",
+    "PrivatePeak",
+    "available_memory",
+    "busy_ticks",
+    "describe_machine",
+    "describe_processor",
+    "mapped_resident",
+    "peak_resident",
+    "processor_name",
+    "reset_peak_resident",
+]
+
+_CPUINFO = Path("/proc/cpuinfo")
+# Kernels are chosen by vector and matrix instructions; other flags come and go with the system's version.
+_FEATURE = re.compile(r"s?sse|avx|fma|f16c|amx|asimd|fphp|neon|i8mm|bf16|sve|sme|dotprod|rvv")
+_MODEL = (
+    "vendor_id",
+    "cpu family",
+    "model",
+    "CPU implementer",
+    "CPU variant",
+    "CPU part",
+    "mvendorid",
+    "marchid",
+)
+
+
+def describe_processor() -> dict[str, str]:
+    """system, machine, model and features (sorted, one space between); equal on equal machines."""
+    fields: dict[str, set[str]] = {}
+    try:
+        lines = _CPUINFO.read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), set()).add(value.strip())
+    # Cores may differ: each kind counts.
+    model = " ".join(",".join(sorted(fields[name])) for name in _MODEL if name in fields)
+    flags = {
+        flag
+        for name in ("flags", "Features", "isa")
+        for text in fields.get(name, ())
+        for flag in text.split()
+    }
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": model or platform.processor(),
+        "features": " ".join(sorted(flag for flag in flags if _FEATURE.match(flag))),
+    }
+
+
+# Boards such as Jetsons and Raspberry Pis name themselves here; their processors have no model name.
+_BOARD = Path("/proc/device-tree/model")
+
+
+def describe_machine(threads: int | None = None) -> dict[str, Any]:
+    """processor, system, cpus, threads as they were asked for (None = not limited), onnxruntime's version."""
+    try:
+        engine = version("onnxruntime")
+    except PackageNotFoundError:
+        engine = "unknown"
+    return {
+        "processor": processor_name(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpus": os.cpu_count(),
+        "threads": threads,
+        "onnxruntime": engine,
+    }
+
+
+def processor_name() -> str:
+    """The processor's name, or the board's, as the operating system has it."""
+    names = [
+        line.partition(":")[2].strip()
+        for line in _read(_CPUINFO).splitlines()
+        if line.lower().startswith("model name")
+    ]
+    board = _read(_BOARD).strip("\0 \n")
+    return next(filter(None, names), "") or board or platform.processor() or platform.machine()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+_STATUS = Path("/proc/self/status")
+_SMAPS = Path("/proc/self/smaps")
+_CLEAR = Path("/proc/self/clear_refs")
+_INTERVAL = 0.01
+
+
+def peak_resident() -> int | None:
+    """Most resident memory this process has had, in bytes, mapped files included; None where unknown."""
+    # Not from getrusage where it can be helped: Linux carries over the peak of the process that forked us.
+    peak = _status("VmHWM:")
+    if peak is not None:
+        return peak
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def reset_peak_resident() -> bool:
+    """Let `peak_resident` count from now on; False where the kernel does not do that."""
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def mapped_resident(path: Path) -> int | None:
+    """How much of a mapped file is in memory and counted as ours, in bytes."""
+    try:
+        lines = _SMAPS.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    wanted, total, inside = str(path.resolve()), 0, False
+    for line in lines:
+        name, _, value = line.partition(" ")
+        if not name.endswith(":"):  # an address range, permissions, ... and the file
+            inside = line.endswith(" " + wanted)
+        elif inside and name == "Rss:":
+            total += int(value.split()[0]) * 1024
+    return total
+
+
+class PrivatePeak:
+    """Watches memory that belongs to no file while its block runs; `bytes` is the most there was."""
+
+    def __init__(self) -> None:
+        self.bytes: int | None = None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> PrivatePeak:
+        self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._done.wait(_INTERVAL):
+            self._look()
+
+    def _look(self) -> None:
+        now = _status("RssAnon:")
+        if now is not None:
+            self.bytes = max(self.bytes or 0, now)
+
+
+def _status(name: str) -> int | None:
+    try:
+        lines = _STATUS.read_text("ascii", "replace").splitlines()
+    except OSError:
+        return None
+    values = [line.split()[1] for line in lines if line.startswith(name)]
+    return int(values[0]) * 1024 if values else None
+
+
+_STAT = Path("/proc/stat")
+# Columns of the "cpu" line that are work: user, nice, system, irq, softirq, steal. Idle and iowait are not,
+# and guests' time is in user's already.
+_WORK = (0, 1, 2, 5, 6, 7)
+# A tick has 10 ms: less time tells nothing.
+_LEAST_SECONDS = 0.3
+
+
+class OtherLoad:
+    """`cores` after the block: processor seconds that others used in each second of it; None if unknown,
+    or if the block was too short to tell.
+    """
+
+    def __init__(self) -> None:
+        self.cores: float | None = None
+
+    def __enter__(self) -> OtherLoad:
+        self._before = (busy_ticks(_read_ticks()), time.process_time(), time.perf_counter())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ticks, own, started = self._before
+        now = busy_ticks(_read_ticks())
+        seconds = time.perf_counter() - started
+        if ticks is None or now is None or seconds < _LEAST_SECONDS:
+            return
+        all_work = (now - ticks) / os.sysconf("SC_CLK_TCK")
+        self.cores = max(0.0, (all_work - (time.process_time() - own)) / seconds)
+
+
+def busy_ticks(stat: str) -> int | None:
+    """Clock ticks that all processors have worked since the system began, from /proc/stat's text."""
+    for line in stat.splitlines():
+        name, *values = line.split()[:11] or [""]
+        if name == "cpu" and len(values) > max(_WORK):
+            return sum(int(values[column]) for column in _WORK)
+    return None
+
+
+def _read_ticks() -> str:
+    try:
+        return _STAT.read_text()
+    except OSError:
+        return ""
+
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int | None:
+    """Memory to be had now without swapping, in bytes, within a container's limit; None where unknown."""
+    known = [_field(Path("/proc/meminfo"), "MemAvailable:"), _container_memory()]
+    return min((value for value in known if value is not None), default=None)
+
+
+def _field(path: Path, name: str) -> int | None:
+    """A line "name 123 kB" of a file of the kernel's, in bytes."""
+    try:
+        lines = path.read_text("ascii", "replace").splitlines()
+    except OSError:
+        return None
+    values = [line.split()[1] for line in lines if line.startswith(name)]
+    return int(values[0]) * 1024 if values else None
+
+
+def _container_memory() -> int | None:
+    try:
+        most = (_CGROUP / "memory.max").read_text().strip()
+        used = int((_CGROUP / "memory.current").read_text())
+        cached = _statistic(_CGROUP / "memory.stat", "inactive_file")
+    except (OSError, ValueError):
+        return None
+    return max(0, int(most) - used + cached) if most.isdecimal() else None
+
+
+def _statistic(path: Path, name: str) -> int:
+    for line in path.read_text().splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0

@@ -1,1 +1,0 @@
-"""Helpers of `tools/train_demo.py`: the training-time forward pass, data rows and evaluation."""

@@ -1,0 +1,150 @@
+"""Write docs/cli.md: every verb of `blt-edge` with its help, arguments, options and defaults, off the parser.
+
+    python tools/docs.py [-o FILE]
+
+Run it whenever a verb or an option changes; a test compares the page with the parser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from .cli.program import NAME, VERBS, program
+from .output import option_name
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
+
+_HEAD = """\
+# Command line
+
+<!-- Written by `python tools/docs.py`; change the verbs, not this page. -->
+
+{about}
+
+Verbs: {verbs}.
+
+The result goes to stdout; progress, figures and errors to stderr. In a pipe both are plain text. An error is
+one line. The exit code is 0 when all went well, 1 when a check or a run failed or was interrupted, and 2 for
+wrong usage. Every verb also takes:
+
+{common}
+"""
+_TAIL = """\
+## With Optimum
+
+Where Hugging Face's Optimum is installed (`pip install 'blt-edge[optimum]'`), its command line exports, too:
+with the same options, checks and exit codes as `blt-edge export`, and the checkpoint as `-m`.
+
+```console
+$ optimum-cli export blt -m demo optimum-bundle --precision int4
+```
+"""
+_COMMON = ("verbose", "quiet")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="write_cli_docs", description="Write docs/cli.md off the parser.")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=PAGE, help="file to write (default: docs/cli.md)"
+    )
+    path = parser.parse_args(arguments).output
+    try:
+        path.write_text(page(), encoding="utf-8")
+    except OSError as error:
+        print(f"{path}: {error.strerror}", file=sys.stderr)
+        return 1
+    print(path)
+    return 0
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    context = click.Context(program, info_name=NAME)
+    commands = {verb: program.get_command(context, verb) for verb in VERBS}
+    first = next(command for command in commands.values() if command is not None)
+    common = [option for option in first.params if option.name in _COMMON]
+    head = _HEAD.format(
+        about=_prose(program.help or ""),
+        verbs=", ".join(f"[{verb}](#{verb})" for verb in VERBS),
+        common="\n".join(_table(common)),
+    )
+    sections = [_section(verb, command) for verb, command in commands.items() if command is not None]
+    return "\n".join([head, *sections, _TAIL])
+
+
+def _section(verb: str, command: click.Command) -> str:
+    arguments = [one for one in command.params if isinstance(one, click.Argument)]
+    options = [one for one in command.params if isinstance(one, click.Option) and one.name not in _COMMON]
+    required = [f"{one.opts[0]} {one.metavar}" for one in options if one.required and one.metavar is not None]
+    words = [NAME, verb, *required, *["[OPTIONS]"] * (len(options) > len(required))]
+    usage = " ".join([*words, *(one.metavar or option_name(one) for one in arguments)])
+    lines = [f"## {verb}", "", "```text", usage, "```", "", _prose(command.help or ""), ""]
+    if options:
+        lines += [*_table(options), ""]
+    return "\n".join(lines)
+
+
+def _table(options: Sequence[click.Parameter]) -> Iterator[str]:
+    yield "| option | default | |"
+    yield "|---|---|---|"
+    for option in options:
+        assert isinstance(option, click.Option)
+        flags = ", ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
+        metavar = f" {_cell(option.metavar)}" if option.metavar and not option.is_flag else ""
+        yield f"| {flags}{metavar} | {_default(option)} | {_told(option)} |"
+
+
+def _default(option: click.Option) -> str:
+    if option.required:
+        return "required"
+    if isinstance(option.show_default, str):
+        return _cell(option.show_default)
+    return f"`{option.default}`" if option.show_default and not option.is_flag else ""
+
+
+def _told(option: click.Option) -> str:
+    kind, text = option.type, _cell(option.help or "")
+    if isinstance(kind, click.Choice):
+        text += f" One of {', '.join(f'`{choice}`' for choice in kind.choices)}."
+    elif isinstance(kind, (click.IntRange, click.FloatRange)):
+        low = "" if kind.min is None else f"{'more than' if kind.min_open else 'at least'} {kind.min:g}"
+        high = "" if kind.max is None else f"{'less than' if kind.max_open else 'at most'} {kind.max:g}"
+        text += f" Allowed: {', '.join(filter(None, (low, high)))}."
+    if option.envvar and option.show_envvar:
+        text += f" Also as `{option.envvar}` in the environment."
+    return text
+
+
+def _cell(text: str) -> str:
+    """A help text inside a table: what Markdown would take for its own is escaped, but not inside code."""
+    parts = re.split(r"(`[^`]*`)", " ".join(text.split()))
+    escaped = [part if part.startswith("`") else re.sub(r"([\\<>*_\[\]])", r"\\\1", part) for part in parts]
+    return _flags_as_code("".join(escaped)).replace("|", "\\|")
+
+
+def _prose(text: str) -> str:
+    """A verb's help: paragraphs, and blocks after \\b as they are."""
+    result = []
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        lines = paragraph.splitlines()
+        if lines and lines[0] == "\b":
+            result.append("\n".join(["```text", *(line.strip() for line in lines[1:]), "```"]))
+        else:
+            result.append(_flags_as_code(paragraph.replace("<", "\\<")))
+    return "\n\n".join(result)
+
+
+def _flags_as_code(text: str) -> str:
+    return re.sub(r"(?<![\w`-])(--[a-z][a-z-]*)(?![\w`])", r"`\1`", text)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

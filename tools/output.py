@@ -1,0 +1,396 @@
+"""What the user asked of the whole run: how much to say. Knows no verbs.
+
+Error lines: one line each, in the user's words, whoever raised the error.
+
+Progress on stderr and tables: what people look at. rich is imported when something is shown.
+
+On a terminal progress is a bar that leaves nothing behind; in a pipe it is one plain line per step. A table
+in a pipe is never cut or folded.
+
+Generated text on stdout, and Ctrl-C while it comes.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+__all__ = [
+    "Progress",
+    "Session",
+    "TextOutput",
+    "count",
+    "crash_line",
+    "error_line",
+    "flagged",
+    "foreseen_line",
+    "interrupt_sets",
+    "is_terminal",
+    "is_usage",
+    "missing_package",
+    "option_name",
+    "print_fields",
+    "print_table",
+    "printable",
+    "progress_bar",
+    "size",
+    "status",
+    "usage_line",
+]
+
+
+@dataclass
+class Session:
+    """Verbosity of this run, and stderr for progress and figures."""
+
+    verbose: bool = False
+    """-v: tracebacks of errors that nobody foresaw, warnings of libraries."""
+    quiet: bool = False
+    """-q: nothing on stderr but errors."""
+
+    def say(self, line: str = "") -> None:
+        """Write a line on stderr, unless it is to be quiet."""
+        if not self.quiet:
+            self.note(line)
+
+    def note(self, line: str) -> None:
+        """Write a line on stderr that is no progress and no figure: even -q does not hide it."""
+        if sys.stderr is not None:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+
+
+def is_terminal(stream: object) -> bool:
+    """Whether a person may be looking at the stream (sys.stdout and sys.stderr are None when closed)."""
+    isatty = getattr(stream, "isatty", None)
+    try:
+        return bool(isatty and isatty())
+    except ValueError:  # closed since
+        return False
+
+
+_EXTRAS = {
+    "onnxruntime": "cpu",
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxscript": "export",
+    "safetensors": "export",
+    "ml_dtypes": "export",
+    "huggingface_hub": "export",
+    "torch": "validate",
+    "transformers": "validate",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
+}
+_SEVERAL_LINES = re.compile(r"\s*\n\s*")
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without anything that a terminal would obey."""
+    line = _SEVERAL_LINES.sub(" ", text.strip())
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in line
+    )
+
+
+def error_line(text: str, prefix: str = "error: ") -> None:
+    """Write the line on stderr, as long as there is one."""
+    if sys.stderr is not None:
+        try:
+            sys.stderr.write(f"blt-edge: {prefix}{printable(text)}\n")
+            sys.stderr.flush()
+        except OSError:
+            pass
+
+
+# 1. Wrong usage, found by click or by us.
+
+
+def option_name(parameter: click.Parameter) -> str:
+    """What the user knows a parameter by: "--top-k", "FILE"."""
+    if isinstance(parameter, click.Argument):
+        return (parameter.metavar or parameter.name or "").upper().strip("[].")
+    return next((flag for flag in parameter.opts if flag.startswith("--")), parameter.opts[0])
+
+
+def usage_line(error: click.UsageError) -> str:
+    """A usage error in one line, with the option's name in front."""
+    path = error.ctx.command_path if error.ctx else "blt-edge"
+    more = f"; see {path} --help"
+    if isinstance(error, click.MissingParameter) and error.param is not None:
+        return f"{option_name(error.param)} is missing{more}"
+    if isinstance(error, click.NoSuchOption):
+        near = " or ".join(error.possibilities or ())
+        return f"there is no option {error.option_name}" + (f"; did you mean {near}?" if near else more)
+    message = error.message.rstrip(".")
+    if isinstance(error, click.BadParameter):
+        return f"{option_name(error.param)}: {message}" if error.param is not None else message
+    # Our own say what to do; click's don't.
+    return message if ";" in message else f"{message[:1].lower()}{message[1:]}{more}"
+
+
+def flagged(message: str, command: click.Command) -> str:
+    """A message about a field of an options class, as one about the option: "top_k is" to "--top-k is"."""
+    word = re.match(r"[a-z]+ [a-z]+(?=: )|[a-z_]+(?=:? )", message)
+    name = word[0].replace(" ", "_") if word else ""
+    for parameter in command.params:
+        if word and isinstance(parameter, click.Option) and parameter.name == name:
+            return option_name(parameter) + message[word.end() :]
+    return message
+
+
+# 2. Errors of a run.
+
+
+def is_usage(error: Exception) -> bool:
+    """Whether an error of ours means that an option or a path was wrong."""
+    from ..runtime.errors import OptionError, PromptTooLongError
+
+    return isinstance(error, (OptionError, PromptTooLongError))
+
+
+def foreseen_line(error: Exception) -> str | None:
+    """The line of an error that can happen to anybody; None for one that nobody foresaw."""
+    from ..runtime.errors import BltError
+
+    if isinstance(error, BltError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "out of memory; close other programs, or take a smaller model or --prefill-chunk"
+    if isinstance(error, ModuleNotFoundError):
+        return missing_package(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return None
+
+
+def missing_package(error: ModuleNotFoundError) -> str | None:
+    """What to install for a package that is missing; None when it is none of those we make optional."""
+    name = (error.name or "").partition(".")[0]
+    if name not in _EXTRAS:
+        return None
+    return f"this needs the package {name}, which is not installed: pip install 'blt-edge[{_EXTRAS[name]}]'"
+
+
+def crash_line(error: Exception, verbose: bool) -> str:
+    """The line of an error that nobody foresaw."""
+    text = str(error).strip()
+    hint = "" if verbose else " (run with -v for the traceback)"
+    return f"{type(error).__name__}: {text}{hint}" if text else f"{type(error).__name__}{hint}"
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+_PIPE_WIDTH = 100_000
+
+
+# 1. Progress.
+
+
+@contextmanager
+def progress_bar(session: Session) -> Iterator[Progress]:
+    """A callback that shows progress in bytes while the block runs."""
+    if session.quiet or sys.stderr is None:
+        yield lambda what, done, total: None
+    elif is_terminal(sys.stderr):
+        yield from _bar()
+    else:
+        yield _Lines(session)
+
+
+def _bar() -> Iterator[Progress]:
+    from rich import progress
+    from rich.console import Console
+    from rich.table import Column
+
+    # A bar over two lines would leave one of them behind.
+    narrow = Column(no_wrap=True, overflow="ellipsis", max_width=32)
+    display = progress.Progress(
+        progress.TextColumn("{task.description}", markup=False, table_column=narrow),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.DownloadColumn(),
+        progress.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with display:
+        task = display.add_task("preparing", total=None)
+
+        def show(what: str, done: int, total: int) -> None:
+            display.update(task, description=printable(what), completed=done, total=total)
+
+        yield show
+
+
+class _Lines:
+    """Progress where nothing can be drawn: a line when something else begins."""
+
+    def __init__(self, session: Session) -> None:
+        self._session, self._last = session, ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what != self._last:
+            self._last = what
+            self._session.say(printable(what))
+
+
+@contextmanager
+def status(session: Session, first: str = "") -> Iterator[Callable[[str], None]]:
+    """A callback that says what is being done now; on a terminal the last thing said vanishes at the end."""
+    if session.quiet or not is_terminal(sys.stderr):
+        lines = _Lines(session)
+        if first:
+            lines(first, 0, 0)
+        yield lambda what: lines(what, 0, 0)
+        return
+    from rich.console import Console
+    from rich.status import Status
+    from rich.text import Text
+
+    with Status(Text(printable(first)), console=Console(stderr=True)) as shown:
+        yield lambda what: shown.update(Text(printable(what)))
+
+
+# 2. Tables.
+
+
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], file: IO[str] | None = None, *, total: bool = False
+) -> None:
+    """Print rows under a header. A column whose name begins with ">" is aligned right; `total` sets the last
+    row apart. A cell "ok" or "FAIL" is coloured where colour can be seen.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for name in columns:
+        right = name.startswith(">")
+        table.add_column(
+            _text(name.lstrip(">")), justify="right" if right else "left", overflow="fold", no_wrap=right
+        )
+    for index, row in enumerate(rows):
+        table.add_row(*map(_text, row), end_section=total and index == len(rows) - 2)
+    _print(table, file)
+
+
+def print_fields(fields: Sequence[tuple[str, str]], file: IO[str] | None = None) -> None:
+    """Print names and values in two columns."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in fields:
+        table.add_row(_text(name, "bold"), _text(value))
+    _print(table, file)
+
+
+def _text(value: str, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(printable(value), style={"ok": "green", "FAIL": "bold red"}.get(value, style))
+
+
+def _print(renderable: object, file: IO[str] | None) -> None:
+    from rich.console import Console
+
+    target = sys.stdout if file is None else file
+    if target is None:
+        return
+    if is_terminal(target):
+        Console(file=target).print(renderable)
+        return
+    text = io.StringIO()
+    Console(file=text, width=_PIPE_WIDTH, color_system=None).print(renderable)
+    target.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+
+
+# 3. Numbers.
+
+
+def size(bytes_: float) -> str:
+    """Bytes in decimal units: "512 bytes", "25.1 MB"."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if bytes_ >= scale:
+            return f"{bytes_ / scale:.1f} {unit}"
+    return f"{bytes_:.0f} bytes"
+
+
+def count(number: float) -> str:
+    """A count in three digits or so: "512", "1.2 M"."""
+    for unit, scale in (("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if number >= scale:
+            return f"{number / scale:.1f} {unit}"
+    return f"{number:.0f}"
+
+
+# What a terminal would obey becomes visible; a pipe gets everything as it is.
+_VISIBLE = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}
+
+
+class TextOutput:
+    """stdout, as far as text goes there."""
+
+    def __init__(self, shown: bool) -> None:
+        self._stream = sys.stdout if shown else None
+        self._visible = is_terminal(self._stream)
+        self.open_line = False  # something was written, and no newline after it
+
+    def write(self, text: str) -> None:
+        """Write text at once."""
+        if self._stream is None or not text:
+            return
+        self._stream.write(text.translate(_VISIBLE) if self._visible else text)
+        self._stream.flush()
+        self.open_line = not text.endswith("\n")
+
+    def close_line(self) -> None:
+        """Let what follows on stdout begin on a line of its own."""
+        if self.open_line:
+            self.write("\n")
+
+    def end_line(self) -> None:
+        """Let what follows on stderr begin on a line of its own, without adding to stdout."""
+        if self.open_line and sys.stderr is not None:
+            sys.stderr.write("\n")
+            sys.stderr.flush()
+        self.open_line = False
+
+
+@contextmanager
+def interrupt_sets(event: threading.Event) -> Iterator[None]:
+    """Inside, the first Ctrl-C sets the event, so that the last byte and the figures are not lost."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield
+        return
+
+    def set_event(number: int, frame: object) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, set_event)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
