@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from blt_edge.export.checkpoint import Checkpoint, CheckpointError, open_checkpoint
-from blt_edge.export.checkpoint_base import Piece
+from blt_edge.export.checkpoint_base import StoredTensor
 from blt_edge.export.huggingface import SafetensorsFile
 from blt_edge.tools.models.random_checkpoint import scaled_config, write_random_checkpoint
 from hypothesis import given, settings
@@ -54,7 +54,7 @@ def test_tensors_are_those_that_were_saved(dtype: str, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "x.safetensors")
     file = SafetensorsFile(tmp_path / "x.safetensors")
     with Checkpoint(
-        "x", "huggingface", {}, {name: [Piece(file, name)] for name in file.names()}
+        "x", "huggingface", {}, {name: [StoredTensor(file, name)] for name in file.names()}
     ) as checkpoint:
         assert set(checkpoint.names()) == tensors.keys()
         for name, tensor in tensors.items():
@@ -103,7 +103,7 @@ def test_only_the_rows_asked_for_are_read(tmp_path: Path) -> None:
         file.seek(header + (rows - 1) * width * 4)
         file.write(last.tobytes())
     file_of = SafetensorsFile(path)
-    with Checkpoint("huge", "huggingface", {}, {"table": [Piece(file_of, "table")]}) as checkpoint:
+    with Checkpoint("huge", "huggingface", {}, {"table": [StoredTensor(file_of, "table")]}) as checkpoint:
         np.testing.assert_array_equal(checkpoint.rows("table", rows - 1, rows), last[None])
         assert not checkpoint.rows("table", 5, 7).any()
         assert len(checkpoint.sha256()) == 64

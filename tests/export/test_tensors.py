@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from blt_edge.export.checkpoint import Checkpoint, CheckpointError, open_checkpoint
-from blt_edge.export.checkpoint_base import PARTS, Piece, check_tensors, expected_tensors, parameter_counts
+from blt_edge.export.checkpoint_base import (
+    PARTS,
+    StoredTensor,
+    check_tensors,
+    expected_tensors,
+    parameter_counts,
+)
 from blt_edge.graphs.config import parse_config
 from blt_edge.tools.models.random_checkpoint import SHAPES, scaled_config, write_random_checkpoint
 from support.torch_only import transformers_or_skip
@@ -103,7 +109,7 @@ class Stored:
 
 def holding(shapes: dict[str, tuple[int, ...]]) -> Checkpoint:
     file = Stored(shapes)
-    return Checkpoint("some model", "huggingface", {}, {name: [Piece(file, name)] for name in shapes})
+    return Checkpoint("some model", "huggingface", {}, {name: [StoredTensor(file, name)] for name in shapes})
 
 
 def test_what_is_wrong_is_named() -> None:
