@@ -1,13 +1,10 @@
-"""What ONNX Runtime's own operators do in the installed version, found by running them on a few numbers.
+"""Building an engine for ONNX Runtime, on the device: all of it or nothing, beside portable graphs.
 
 An engine takes the meaning of operators outside the ONNX standard for granted, and versions differ: up to
-1.23 `GroupQueryAttention` lets a window see one key more than from 1.24 on. Asking the operator finds that
-for versions that nobody has tried, too.
-
-Building a device-specific form of a bundle, on the device: all of it or nothing, beside portable graphs.
-
-The form is written to a hidden sibling that takes its name at the end, once it has computed what the portable
-graphs compute (`proof`). `runtime.engines` says what it holds.
+1.23 `GroupQueryAttention` lets a window see one key more than from 1.24 on. So the installed version's own
+operators are run on a few numbers first, which finds that for versions that nobody has tried, too. The engine
+is written to a hidden sibling that takes its name at the end, once it has computed what the portable graphs
+compute (`proof`). `runtime.engines` says what it holds.
 """
 
 from __future__ import annotations
@@ -15,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -64,10 +60,15 @@ __all__ = [
 OLDEST = (1, 22)
 """ONNX Runtime's first version whose fused attention takes positions."""
 
-Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
+# Of the operator that is tried.
 _HEADS, _KV_HEADS, _WIDTH, _WINDOW, _CAPACITY = 4, 2, 16, 4, 16
+# Bytes of an engine for each byte of portable weights, at most: both layouts of every weight, or float32, and
+# while a stage is built its weights once more.
+_GROWTH = 3.5
+_NEARLY_FULL = 1 << 20
+_ALIGNMENT = 64
 
 
 def check_version(what: str) -> None:
@@ -97,23 +98,21 @@ def window_offset() -> int | None:
 def multiplies_blocks(bits: int) -> bool:
     """Whether the product over blocks of 4 or 8 bits is right once it was saved and loaded as engines are."""
     model = block_product(128, 32, bits)
-    weight, scales = (_values(model.graph, name) for name in ("weight", "scales"))
+    weight, scales = (
+        tensor.numpy().astype(np.float32)
+        for name in ("weight", "scales")
+        if (tensor := model.graph.initializers[name].const_value) is not None
+    )
     x = np.random.default_rng(0).standard_normal((3, len(weight))).astype(np.float32)
     wanted = x @ (weight * scales.repeat(len(weight) // len(scales), axis=0))
     write_block_products(model, bits)
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         try:
             found = _saved_and_run(model, Path(folder), "int4" if bits == 4 else "int8w", x)
         except Exception:  # ONNX Runtime raises many kinds; whatever it says, it can't be had
             return False
     # Inputs are rounded to int8.
     return bool(np.abs(found - wanted).max() <= 0.05 * np.abs(wanted).max())
-
-
-def _values(graph: ir.Graph, name: str) -> Floats:
-    tensor = graph.initializers[name].const_value
-    assert tensor is not None
-    return tensor.numpy().astype(np.float32)
 
 
 def _saved_and_run(model: ir.Model, folder: Path, precision: str, x: Floats) -> Floats:
@@ -132,20 +131,38 @@ def _saved_and_run(model: ir.Model, folder: Path, precision: str, x: Floats) -> 
 
 
 def _attends_right(window: int | None, attribute: int) -> bool:
-    run = _attention(attribute)
-    if run is None:
+    try:
+        session = _attention(attribute)
+        for past, count in ((0, 1), (0, 6), (7, 1), (7, 3)):
+            random = np.random.default_rng(past + count)
+            shape = (past + count, _HEADS + 2 * _KV_HEADS, _WIDTH)
+            joined = random.standard_normal(shape).astype(np.float32)
+            wanted, keys, values = _attend(joined, window)
+            found = session.run(["mixed"], _feeds(joined[past:], keys[:past], values[:past]))[0][0]
+            if not np.allclose(found, wanted[past:], rtol=0, atol=1e-4):
+                return False
+    except Exception:  # ONNX Runtime raises many kinds; whatever it says, it does not take our inputs
         return False
-    for past, count in ((0, 1), (0, 6), (7, 1), (7, 3)):
-        random = np.random.default_rng(past + count)
-        joined = random.standard_normal((past + count, _HEADS + 2 * _KV_HEADS, _WIDTH)).astype(np.float32)
-        wanted, keys, values = _attend(joined, window)
-        cached = [np.zeros((1, _KV_HEADS, _CAPACITY, _WIDTH), np.float32) for _ in range(2)]
-        for buffer, known in zip(cached, (keys, values), strict=True):
-            buffer[0, :, :past] = known[:past].transpose(1, 0, 2)
-        found = run(joined[past:], cached, past)
-        if found is None or not np.allclose(found, wanted[past:], rtol=0, atol=1e-4):
-            return False
     return True
+
+
+def _feeds(joined: Floats, *cached: Floats) -> dict[str, npt.NDArray[Any]]:
+    """Inputs for `joined` [n, H + 2 Hkv, width], read after `cached` keys and values [past, Hkv, width]."""
+    past, count = len(cached[0]), len(joined)
+    buffers = np.zeros((2, 1, _KV_HEADS, _CAPACITY, _WIDTH), np.float32)
+    for buffer, known in zip(buffers, cached, strict=True):
+        buffer[0, :, :past] = known.transpose(1, 0, 2)
+    cos, sin = _rotation(_CAPACITY)
+    return {
+        "joined": joined.reshape(1, count, -1),
+        "past_key": buffers[0],
+        "past_value": buffers[1],
+        "past_length": np.array([past + count - 1], np.int32),
+        "total_length": np.array(past + count, np.int32),
+        "cos": cos,
+        "sin": sin,
+        "positions": np.arange(past, past + count, dtype=np.int64)[None],
+    }
 
 
 def _rotation(count: int) -> tuple[Floats, Floats]:
@@ -171,42 +188,7 @@ def _attend(joined: Floats, window: int | None) -> tuple[Floats, Floats, Floats]
 
 
 def _attention(window: int) -> Any:
-    """run(joined [S, H + 2 Hkv, width], [keys, values], past length) -> [S, H * width]; None if refused."""
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = ort.InferenceSession(
-            ir.to_proto(_attention_model(window)).SerializeToString(),
-            options,
-            providers=["CPUExecutionProvider"],
-        )
-    except Exception:  # ONNX Runtime raises many kinds; whatever it says, it does not take our inputs
-        return None
-    cos, sin = _rotation(_CAPACITY)
-
-    def run(joined: Floats, cached: list[Floats], past: int) -> Floats | None:
-        count = len(joined)
-        feeds = {
-            "joined": joined.reshape(1, count, -1),
-            "past_key": cached[0],
-            "past_value": cached[1],
-            "past_length": np.array([past + count - 1], np.int32),
-            "total_length": np.array(past + count, np.int32),
-            "cos": cos,
-            "sin": sin,
-            "positions": np.arange(past, past + count, dtype=np.int64)[None],
-        }
-        try:
-            mixed: Floats = session.run(["mixed"], feeds)[0][0]
-        except Exception:  # likewise
-            return None
-        return mixed
-
-    return run
-
-
-def _attention_model(window: int) -> ir.Model:
+    """A session of nothing but the operator, whose `local_window_size` is `window`."""
     float32, int32, int64 = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
     cache = [1, _KV_HEADS, _CAPACITY, _WIDTH]
     kinds: dict[str, tuple[list[Any], ir.DataType]] = {
@@ -219,32 +201,21 @@ def _attention_model(window: int) -> ir.Model:
         "sin": ([_CAPACITY, _WIDTH // 2], float32),
         "positions": ([1, "count"], int64),
     }
-    values = {
-        name: ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind))
+    joined, *others = inputs = [
+        ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind))
         for name, (shape, kind) in kinds.items()
-    }
-    node = attention_node(
-        values["joined"],
-        [value for name, value in values.items() if name != "joined"],
-        heads=_HEADS,
-        kv_heads=_KV_HEADS,
-        window=window,
-        name="attention",
-    )
+    ]
+    node = attention_node(joined, others, heads=_HEADS, kv_heads=_KV_HEADS, window=window, name="attention")
     for output, name in zip(node.outputs, ("mixed", "key", "value"), strict=True):
         output.name = name
         output.type = ir.TensorType(float32)
-    graph = ir.Graph(
-        list(values.values()), node.outputs, nodes=[node], opset_imports={"": 20, DOMAIN: 1}, name="probe"
-    )
-    return ir.Model(graph, ir_version=10)
-
-
-_GROWTH = 3.5
-"""Bytes of a form for each byte of portable weights, at most: both layouts of every weight, or float32, and
-while a stage is built its weights once more."""
-_NEARLY_FULL = 1 << 20
-_ALIGNMENT = 64
+    opsets = {"": 20, DOMAIN: 1}
+    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports=opsets, name="probe")
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress | None = None) -> Engine:

@@ -42,6 +42,7 @@ GOLDEN_TEXT = (
 """About 700 bytes of English, other scripts, code and odd spacing: past a window of 128 five times over."""
 
 _FORMAT = "blt-edge golden 1"
+_WRITER = "tools/models/write_golden.py"
 _LARGEST_FILE = 64 << 20
 _LONGEST_TEXT = 65536
 _CLEAR_PICK = 1e-4
@@ -100,7 +101,7 @@ class Golden:
         if sha256 != self.checkpoint_sha256:
             raise GoldenError(
                 f"{GOLDEN_NAME} was made from another checkpoint (sha256 {self.checkpoint_sha256[:12]}..., "
-                f"this one has {sha256[:12]}...); write it again with tools/models/write_golden.py"
+                f"this one has {sha256[:12]}...); write it again with {_WRITER}"
             )
 
 
@@ -147,11 +148,9 @@ def write_golden(
 
 def read_golden(path: str | Path) -> Golden:
     """Read and check a golden file. Raises `GoldenError` in one line when it is missing or not sound."""
-    path = Path(path)
-    tensors, metadata = _load(path)
-    fault = _fault(tensors, metadata)
-    if fault:
-        raise GoldenError(f"{path}: {fault}; write it again with tools/models/write_golden.py")
+    tensors, metadata = _load(path := Path(path))
+    if fault := _fault(tensors, metadata):
+        raise GoldenError(f"{path}: {fault}; write it again with {_WRITER}")
     ids = tensors["ids"]
     return Golden(
         data=(ids[1:] - 4).astype(np.uint8).tobytes(),
@@ -224,7 +223,7 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
             "reading a golden file needs safetensors: pip install 'blt-edge[export]'"
         ) from error
     if not path.is_file():
-        raise GoldenError(f"{path}: no such file; write it with tools/models/write_golden.py")
+        raise GoldenError(f"{path}: no such file; write it with {_WRITER}")
     if path.stat().st_size > _LARGEST_FILE:
         raise GoldenError(f"{path}: over {_LARGEST_FILE} bytes, a golden file is smaller")
     try:
@@ -235,7 +234,7 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise GoldenError(
-            f"{path}: can't be read: {first_line(error)}; write it again with tools/models/write_golden.py"
+            f"{path}: can't be read: {first_line(error)}; write it again with {_WRITER}"
         ) from error
 
 
@@ -260,22 +259,15 @@ def _fault(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str])
 def _disagreement(tensors: Mapping[str, npt.NDArray[Any]], greedy_count: int) -> str | None:
     ids, starts = tensors["ids"], tensors["patch_starts"]
     count = len(ids)
-    if (
-        not 1 <= count <= _LONGEST_TEXT
-        or ids[0] != 1
-        or (count > 1 and not 4 <= ids[1:].min() <= ids.max() < 260)
-    ):
+    bytes_only = count == 1 or (count and 4 <= ids[1:].min() <= ids.max() < 260)
+    if not 1 <= count <= _LONGEST_TEXT or ids[0] != 1 or not bytes_only:
         return "its ids are not BOS and bytes"
-    increasing = (
-        len(starts) > 0 and starts[0] == 0 and starts[-1] < count and bool((np.diff(starts) > 0).all())
-    )
-    if not increasing:
+    if not len(starts) or starts[0] != 0 or starts[-1] >= count or (np.diff(starts) <= 0).any():
         return f"its patch starts do not rise from 0 to under {count}"
-    if tensors["logits"].shape != (count, 260):
-        return f"its logits have shape {tensors['logits'].shape}, expected ({count}, 260)"
-    if "entropies" in tensors and tensors["entropies"].shape != (count,):
-        return f"its entropies have shape {tensors['entropies'].shape}, expected ({count},)"
-    greedy = len(tensors["greedy"])
-    if greedy > greedy_count or greedy != len(tensors["greedy_margins"]):
-        return f"it has {greedy} greedy bytes of {greedy_count} and {len(tensors['greedy_margins'])} margins"
+    for name, shape in {"logits": (count, 260), "entropies": (count,)}.items():
+        if name in tensors and tensors[name].shape != shape:
+            return f"its {name} have shape {tensors[name].shape}, expected {shape}"
+    greedy, margins = len(tensors["greedy"]), len(tensors["greedy_margins"])
+    if greedy > greedy_count or greedy != margins:
+        return f"it has {greedy} greedy bytes of {greedy_count} and {margins} margins"
     return None

@@ -3,8 +3,7 @@
 Both run over the same inputs in the ways that texts use a stage: single steps, a few rows, chunks; from an
 empty cache that grows, and past the window, where it slides; with bytes taken back and read again. Whether
 a window has the right length is asked without a tolerance, too. What an engine gave in the runs that a load
-will repeat is kept beside it (`runtime.self_test`).
-Where an engine cannot run here, what the portable graphs gave is kept instead.
+will repeat is kept beside it (`runtime.self_test`); where it cannot run here, what the portable graphs gave.
 What this does not know: how engines are built or loaded.
 """
 

@@ -1,7 +1,7 @@
-"""Writing a stage's graph and streaming its weights from the checkpoint beside it.
+"""A stage's graph and its weights as files: built over a checkpoint, loaded from a bundle, written.
 
-One tensor at a time is read, rearranged and written as ONNX external data; the graph file itself holds
-only structure and small constants. Peak memory is the largest weight, about twice.
+Weights stream: one tensor at a time is read, rearranged and written as ONNX external data; the graph file
+itself holds only structure and small constants. Peak memory is the largest weight, about twice.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from ..graphs.config import ModelConfig
@@ -20,20 +19,6 @@ from ..graphs.stages import build_stage
 from ..runtime.errors import BundleError
 from ..runtime.manifest import StageSpec
 from .checkpoint_base import Checkpoint, CheckpointError
-
-__all__ = [
-    "FLOAT32",
-    "data_name",
-    "graph_name",
-    "load_stage",
-    "save_stage",
-    "saved_bytes",
-    "stage_bytes",
-    "write_stage",
-]
-
-FLOAT32 = Recipe("fp32")
-"""The graph as it is built."""
 
 # Below this a tensor stays inside the graph file: shapes, scalars and RoPE frequencies.
 _INLINE_BYTES = 1024
@@ -51,45 +36,65 @@ def data_name(stage: str) -> str:
     return f"{stage}.onnx.data"
 
 
-def stage_bytes(config: ModelConfig, stage: str, recipe: Recipe = FLOAT32) -> tuple[int, int]:
-    """(bytes of all weights on disk, float32 bytes of the largest one) of a stage; nothing is written.
+def checkpoint_stage(checkpoint: Checkpoint, config: ModelConfig, stage: str) -> ir.Model:
+    """A stage's graph as it is built, float32, over weights that are read when they are written.
 
-    Raises like `rewrite_stage`.
+    Reading raises CheckpointError for a weight that is not finite.
     """
+
+    def finite(name: str) -> np.ndarray:
+        array = checkpoint.tensor(name)
+        if not np.isfinite(array).all():
+            raise CheckpointError(
+                f"{checkpoint.name}: tensor {name} holds NaN or infinity; the model is damaged"
+            )
+        return array
+
+    def lazy(weight: Weight) -> ir.LazyTensor:
+        def load() -> ir.TensorProtocol:
+            return ir.tensor(weight.source.assemble(finite, tuple(weight.shape.numpy())), name=weight.name)
+
+        return ir.LazyTensor(load, dtype=ir.DataType.FLOAT, shape=ir.Shape(weight.shape), name=weight.name)
+
     model = build_stage(config, stage)
-    largest = 0
-    for weight in _weights(model):
-        shape = ir.Shape(weight.shape)
-        weight.const_value = ir.LazyTensor(_never, dtype=ir.DataType.FLOAT, shape=shape, name=weight.name)
-        largest = max(largest, weight.const_value.nbytes)
-    rewrite_stage(model, recipe)
-    return saved_bytes(model), largest
+    for value in model.graph.initializers.values():
+        if isinstance(value, Weight):
+            value.const_value = lazy(value)
+    return model
 
 
-def write_stage(
-    directory: Path,
-    config: ModelConfig,
-    stage: str,
-    checkpoint: Checkpoint,
-    progress: Callable[[int], None],
-    recipe: Recipe = FLOAT32,
-) -> None:
-    """Write `stage`'s two files into `directory` by the recipe; progress(bytes) after each weight.
+def bundle_stage(bundle: Path, spec: StageSpec) -> ir.Model:
+    """`load_stage`, with weights that are read when they are written, and let go again."""
 
-    Raises CheckpointError for a weight that is not finite, OSError when the disk refuses, and like
-    `rewrite_stage`.
+    def lazy(tensor: ir.ExternalTensor) -> ir.LazyTensor:
+        def load() -> ir.TensorProtocol:
+            # A copy, so that the mapped file can go: its pages would count as this process's memory.
+            values = np.array(tensor.numpy())
+            tensor.release()
+            return ir.tensor(values, name=tensor.name)
+
+        return ir.LazyTensor(load, dtype=tensor.dtype, shape=ir.Shape(tensor.shape), name=tensor.name)
+
+    model = load_stage(bundle, spec)
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = lazy(value.const_value)
+    return model
+
+
+def planned_bytes(model: ir.Model, recipe: Recipe) -> tuple[int, int]:
+    """(bytes of all weights on disk, bytes of the largest one now) of a stage rewritten by the recipe.
+
+    No weight is read. Raises like `rewrite_stage`.
     """
-    model = build_stage(config, stage)
-    for weight in _weights(model):
-        weight.const_value = _lazy(weight, checkpoint)
+    largest = max((tensor.nbytes for tensor in _tensors(model)), default=0)
     rewrite_stage(model, recipe)
-    save_stage(directory, stage, model, progress)
+    return sum(tensor.nbytes for tensor in _tensors(model) if tensor.nbytes > _INLINE_BYTES), largest
 
 
-def saved_bytes(model: ir.Model) -> int:
-    """Bytes of a graph's weights on disk."""
-    tensors = [value.const_value for value in model.graph.initializers.values()]
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None and tensor.nbytes > _INLINE_BYTES)
+def _tensors(model: ir.Model) -> list[ir.TensorProtocol]:
+    values = model.graph.initializers.values()
+    return [value.const_value for value in values if value.const_value is not None]
 
 
 def load_stage(bundle: Path, spec: StageSpec) -> ir.Model:
@@ -129,26 +134,3 @@ def save_stage(directory: Path, stage: str, model: ir.Model, progress: Callable[
         align_threshold=_INLINE_BYTES,
         callback=lambda tensor, _info: progress(tensor.nbytes),
     )
-
-
-def _weights(model: ir.Model) -> list[Weight]:
-    return [value for value in model.graph.initializers.values() if isinstance(value, Weight)]
-
-
-def _never() -> ir.TensorProtocol:
-    raise AssertionError("a planned weight has no values")
-
-
-def _lazy(weight: Weight, checkpoint: Checkpoint) -> ir.LazyTensor:
-    def read(name: str) -> npt.NDArray[np.float32]:
-        array = checkpoint.tensor(name)
-        if not np.isfinite(array).all():
-            raise CheckpointError(
-                f"{checkpoint.name}: tensor {name} holds NaN or infinity; the model is damaged"
-            )
-        return array
-
-    def load() -> ir.TensorProtocol:
-        return ir.tensor(weight.source.assemble(read, tuple(weight.shape.numpy())), name=weight.name)
-
-    return ir.LazyTensor(load, dtype=ir.DataType.FLOAT, shape=ir.Shape(weight.shape), name=weight.name)

@@ -50,13 +50,14 @@ def dead_pid() -> int:
 
 class TestSuccess:
     def test_appears_whole_and_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "usual").mkdir()
         with new_bundle(tmp_path / "out") as directory:
             assert directory.parent == tmp_path
-            assert not (tmp_path / "out").exists()
             fill(directory)
             finish(directory, describe())
             assert not (tmp_path / "out").exists()
-        assert names(tmp_path) == ["out"]
+        assert names(tmp_path) == ["out", "usual"]
+        assert (tmp_path / "out").stat().st_mode == (tmp_path / "usual").stat().st_mode
         manifest = load_manifest(tmp_path / "out")
         check_files(tmp_path / "out", manifest, full=True)
         assert sorted([*manifest.files, "manifest.json"]) == names(tmp_path / "out")
@@ -76,11 +77,6 @@ class TestSuccess:
         assert manifest == load_manifest(tmp_path)
         assert calls == sorted(calls)
         assert calls[-1] == (size, size)
-
-    def test_usual_permissions(self, tmp_path: Path) -> None:
-        (tmp_path / "usual").mkdir()
-        make(tmp_path / "out")
-        assert (tmp_path / "out").stat().st_mode == (tmp_path / "usual").stat().st_mode
 
     def test_finish_refuses_what_the_runtime_would(self, tmp_path: Path) -> None:
         fill(tmp_path)
@@ -111,28 +107,34 @@ class TestOutputPath:
         make(tmp_path / "out", force=True)
         load_manifest(tmp_path / "out")
 
-    def test_other_directories_are_never_replaced(self, tmp_path: Path) -> None:
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "thesis.tex").write_text("years of work")
-        self.refused(tmp_path / "out", "not a bundle")
-        assert (tmp_path / "out" / "thesis.tex").exists()
-
-    @pytest.mark.parametrize("text", ['{"manifest_version": 3, "name": "extension"}', "{", "[]", ""])
-    def test_foreign_manifest_is_no_bundle(self, tmp_path: Path, text: str) -> None:
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "manifest.json").write_text(text)
-        self.refused(tmp_path / "out", "not a bundle")
-
-    def test_file(self, tmp_path: Path) -> None:
-        (tmp_path / "out").write_text("x")
-        self.refused(tmp_path / "out", "is a file")
-
-    def test_link(self, tmp_path: Path) -> None:
-        make(tmp_path / "real")
-        (tmp_path / "out").symlink_to("real")
-        self.refused(tmp_path / "out", "is a link")
-        (tmp_path / "dangling").symlink_to("nothing")
-        self.refused(tmp_path / "dangling", "is a link")
+    @pytest.mark.parametrize(
+        ("make", "match"),
+        [
+            (lambda path: path.write_text("x"), "is a file"),
+            (lambda path: path.symlink_to("."), "is a link"),
+            (lambda path: path.symlink_to("nothing"), "is a link"),
+            *(
+                (
+                    lambda path, name=name, text=text: (path.mkdir(), (path / name).write_text(text)),
+                    "not a bundle",
+                )
+                for name, text in [
+                    ("thesis.tex", "years of work"),
+                    ("manifest.json", '{"manifest_version": 3, "name": "extension"}'),
+                    ("manifest.json", "{"),
+                    ("manifest.json", "[]"),
+                    ("manifest.json", ""),
+                ]
+            ),
+        ],
+    )
+    def test_what_is_no_bundle_is_never_replaced(
+        self, tmp_path: Path, make: Callable[[Path], object], match: str
+    ) -> None:
+        make(tmp_path / "out")
+        before = sorted((path, path.lstat().st_ino) for path in tmp_path.rglob("*"))
+        self.refused(tmp_path / "out", match)
+        assert sorted((path, path.lstat().st_ino) for path in tmp_path.rglob("*")) == before
 
     def test_parent(self, tmp_path: Path) -> None:
         self.refused(tmp_path / "no" / "out", "no does not exist; create it first")

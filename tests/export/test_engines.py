@@ -15,7 +15,7 @@ import onnx_ir as ir
 import pytest
 from blt_edge.export import build_ort as building
 from blt_edge.export.build_ort import build_engine
-from blt_edge.export.quantize import quantize_bundle
+from blt_edge.export.quantize import QuantizationOptions, quantize_bundle
 from blt_edge.export.stage_files import load_stage
 from blt_edge.graphs.attention import fuse_attention
 from blt_edge.runtime import BltError, BltModel, BundleError, GenerationOptions
@@ -29,6 +29,7 @@ from support.quantized import BLOCKY
 from support.random_models import RandomModel, base_config, write_random_model
 
 TEXT = "Once upon a time, in a café far away. ".encode() * 3
+WINDOWS = QuantizationOptions(windows=2)
 ALL = "patcher=int8w,encoder=fp16,latent=int4,decoder=int8"
 
 
@@ -44,7 +45,7 @@ def float_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def built(float_bundle: Path) -> Path:
     """A bundle with stages of four precisions, and its form."""
-    bundle = quantize_bundle(float_bundle, float_bundle.parent / "mixed", precision=ALL, windows=2)
+    bundle = quantize_bundle(float_bundle, float_bundle.parent / "mixed", precision=ALL, quantization=WINDOWS)
     build_engine(bundle)
     return bundle
 

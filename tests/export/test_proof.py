@@ -14,7 +14,7 @@ from blt_edge.export import build_ort, build_tensorrt, proof
 from blt_edge.export.build_ort import build_engine
 from blt_edge.export.build_tensorrt import TensorRtOptions, build_engines
 from blt_edge.export.proof import WrongEngineError, build_steps
-from blt_edge.export.quantize import quantize_bundle
+from blt_edge.export.quantize import QuantizationOptions, quantize_bundle
 from blt_edge.export.tensorrt_worker import PlanFacts
 from blt_edge.runtime import BackendError, BltModel
 from blt_edge.runtime.backends.ort import OrtStage
@@ -57,7 +57,7 @@ def any_bundle(request: pytest.FixtureRequest, float_bundle: Path) -> Path:
         return float_bundle
     mix = ",".join(f"{stage}={precision}" for stage in load_manifest(float_bundle).stages)
     output = float_bundle.parent / precision
-    return quantize_bundle(float_bundle, output, precision=mix, windows=2)
+    return quantize_bundle(float_bundle, output, precision=mix, quantization=QuantizationOptions(windows=2))
 
 
 @pytest.fixture

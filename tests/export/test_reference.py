@@ -63,13 +63,12 @@ def test_trace_has_every_stage(plain: Reference) -> None:
     assert trace.patcher_logits is not None
     logits = trace.patcher_logits.astype(np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    np.testing.assert_allclose(
-        plain.entropies(TEXT), -(probabilities * np.log(probabilities)).sum(-1), atol=1e-5
-    )
+    np.testing.assert_allclose(trace.entropies, -(probabilities * np.log(probabilities)).sum(-1), atol=1e-5)
 
 
 def test_boundaries_follow_the_threshold(plain: Reference) -> None:
-    entropies, threshold = plain.entropies(TEXT), plain.threshold
+    entropies, threshold = plain.trace(TEXT).entropies, plain.threshold
+    assert entropies is not None
     assert threshold is not None
     starts = [0, 1, *(i + 1 for i in range(1, len(entropies) - 1) if entropies[i] > threshold)]
     lengths = plain.patch_lengths(TEXT)
@@ -123,9 +122,8 @@ def test_every_byte_a_patch_without_patcher(random_models: RandomModels) -> None
     reference = random_models.reference(NO_PATCHER)
     assert reference.patch_lengths(b"abc") == [1, 1, 1, 1]
     assert reference.threshold is None
-    assert reference.trace(b"abc").patcher_logits is None
-    with pytest.raises(ReferenceModelError, match="no entropies"):
-        reference.entropies(b"abc")
+    trace = reference.trace(b"abc")
+    assert trace.patcher_logits is trace.entropies is None
 
 
 def test_greedy_is_the_argmax_byte_after_byte(plain: Reference) -> None:
@@ -136,7 +134,7 @@ def test_greedy_is_the_argmax_byte_after_byte(plain: Reference) -> None:
     logits[:, list(module.SUPPRESSED)] = -np.inf
     assert bytes((logits.argmax(-1) - 4).tolist()) == data
     lengths = lambda text: plain.trace(text).patch_lengths  # noqa: E731
-    assert plain.greedy_with_patches(prompt, count, lengths) == data
+    assert plain._greedy_by_steps(prompt, count, lengths) == data
 
 
 def test_greedy_ends_at_eos_and_suppresses_the_others(
@@ -154,18 +152,18 @@ def test_greedy_ends_at_eos_and_suppresses_the_others(
     last = changed.logits(TEXT[:40] + data)[-1]
     last[list(module.SUPPRESSED)] = -np.inf
     assert last.argmax() == 2
-    with_patches = changed.greedy_with_patches(TEXT[:40], 64, lambda d: changed.trace(d).patch_lengths)
+    with_patches = changed._greedy_by_steps(TEXT[:40], 64, lambda d: changed.trace(d).patch_lengths)
     assert with_patches == data
 
 
 def test_given_patches(plain: Reference) -> None:
     own = plain.trace(TEXT).patch_lengths
-    np.testing.assert_allclose(plain.logits_with_patches(TEXT, own), plain.logits(TEXT), atol=2e-5)
-    other = plain.logits_with_patches(TEXT, [1] * (len(TEXT) + 2))
+    np.testing.assert_allclose(plain._run(TEXT, own).logits, plain.logits(TEXT), atol=2e-5)
+    other = plain._run(TEXT, [1] * (len(TEXT) + 2)).logits
     assert np.abs(other - plain.logits(TEXT)).max() > 0.1
     for wrong in ([1] * (len(TEXT) + 1), [*own, 0], [len(TEXT) + 3, -1]):
         with pytest.raises(ValueError, match="sum to"):
-            plain.logits_with_patches(TEXT, wrong)
+            plain._run(TEXT, wrong)
 
 
 def test_a_stored_generation_config_has_no_say(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,21 +11,20 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from onnx import ModelProto, TensorProto, helper, numpy_helper
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from blt_edge.export.lint_tensorrt import RULES, Finding, lint_bundle, lint_graph, rules_of_old
 from blt_edge.graphs.quantize import Recipe
 from blt_edge.graphs.stages import STAGE_NAMES
 from blt_edge.runtime.errors import BundleError, OptionError
 from blt_edge.runtime.names import PRECISIONS
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from support.quantized import BLOCKY, UnitRanges, config_of, save_random_stage
 
-FLOAT, HALF, INT64, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
-INT8, INT4, UINT8 = TensorProto.INT8, TensorProto.INT4, TensorProto.UINT8
+FLOAT, HALF, BFLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
+INT64, INT32, INT16, BOOL = TensorProto.INT64, TensorProto.INT32, TensorProto.INT16, TensorProto.BOOL
+INT8, INT4, UINT8, UINT64 = TensorProto.INT8, TensorProto.INT4, TensorProto.UINT8, TensorProto.UINT64
+node = helper.make_node
 
 
 def value(name: str, kind: int = FLOAT, shape: tuple[Any, ...] = (4, 4)) -> onnx.ValueInfoProto:
@@ -33,8 +32,7 @@ def value(name: str, kind: int = FLOAT, shape: tuple[Any, ...] = (4, 4)) -> onnx
 
 
 def weight(name: str, kind: int, shape: tuple[int, ...], fill: float = 1) -> TensorProto:
-    count = int(np.prod(shape))
-    return helper.make_tensor(name, kind, shape, [fill] * count)
+    return helper.make_tensor(name, kind, shape, [fill] * int(np.prod(shape)))
 
 
 def model(
@@ -46,28 +44,38 @@ def model(
 ) -> ModelProto:
     """A graph of these nodes over `x`, whose last node makes `y`."""
     output = helper.make_tensor_value_info("y", kind, None)
-    graph = helper.make_graph(
-        nodes, "graph", [value("x")] if inputs is None else inputs, [output], weights or []
-    )
+    inputs = [value("x")] if inputs is None else inputs
+    graph = helper.make_graph(nodes, "graph", inputs, [output], weights or [])
     domains = {node.domain for node in nodes if node.domain}
     imports = [helper.make_opsetid("", opset), *(helper.make_opsetid(name, 1) for name in domains)]
     return helper.make_model(graph, opset_imports=imports, ir_version=10)
 
 
-node = helper.make_node
-
-
-def one(operator: str, inputs: str = "x", **options: Any) -> ModelProto:
-    """One node; the names in `inputs` are the graph's, but for weights that are given."""
-    given_inputs = options.pop("graph_inputs", None)
-    weights, kind, opset = (
-        options.pop("weights", None),
-        options.pop("kind", FLOAT),
-        options.pop("opset", 21),
-    )
-    outputs = options.pop("outputs", "y").split()
+def one(
+    operator: str,
+    inputs: str = "x",
+    *more: onnx.ValueInfoProto | TensorProto,
+    of: int = FLOAT,
+    opset: int = 21,
+    outputs: str = "y",
+    **attributes: Any,
+) -> ModelProto:
+    """One node over `x` of a type, which its result has, and more inputs and weights of the graph."""
     names = ["" if name == "-" else name for name in inputs.split()]
-    return model([node(operator, names, outputs, name="it", **options)], given_inputs, weights, kind, opset)
+    given = [item for item in more if isinstance(item, onnx.ValueInfoProto)]
+    if "x" not in [item.name for item in given]:
+        given.insert(0, value("x", of))
+    weights = [item for item in more if isinstance(item, TensorProto)]
+    return model([node(operator, names, outputs.split(), name="it", **attributes)], given, weights, of, opset)
+
+
+def dequantized(
+    weight: TensorProto, *scales: onnx.ValueInfoProto | TensorProto, **options: Any
+) -> ModelProto:
+    """A weight on scales."""
+    inputs = [item for item in scales if isinstance(item, onnx.ValueInfoProto)]
+    weights = [weight, *(item for item in scales if isinstance(item, TensorProto))]
+    return model([node("DequantizeLinear", ["w", "s"], ["y"], **options)], inputs, weights)
 
 
 def blocks(kind: int, shape: tuple[int, ...] = (64, 8), scales: tuple[int, ...] = (2, 8)) -> ModelProto:
@@ -76,122 +84,83 @@ def blocks(kind: int, shape: tuple[int, ...] = (64, 8), scales: tuple[int, ...] 
         node("DequantizeLinear", ["w", "s"], ["d"], name="it", axis=0, block_size=32),
         node("MatMul", ["x", "d"], ["y"]),
     ]
-    rows = shape[-2]
-    return model(
-        nodes, [value("x", FLOAT, (2, rows))], [weight("w", kind, shape), weight("s", FLOAT, scales)]
-    )
+    weights = [weight("w", kind, shape), weight("s", FLOAT, scales)]
+    return model(nodes, [value("x", FLOAT, (2, shape[-2]))], weights)
 
 
-def quantized(zero: int = 0, kind: int = INT8, **weights: float) -> ModelProto:
+def quantized(zero: int = 0, kind: int = INT8, scale: float = 0.1) -> ModelProto:
     nodes = [
         node("QuantizeLinear", ["x", "s", "z"], ["q"], name="it"),
         node("DequantizeLinear", ["q", "s", "z"], ["y"]),
     ]
-    return model(
-        nodes, None, [weight("s", FLOAT, (), weights.get("scale", 0.1)), weight("z", kind, (), zero)]
-    )
+    return model(nodes, None, [weight("s", FLOAT, (), scale), weight("z", kind, (), zero)])
 
 
 def branches(inside: onnx.NodeProto) -> ModelProto:
     """`inside`, which makes `a` from `x` or `i`, in one of two branches."""
-    chosen = helper.make_graph([inside], "then", [], [helper.make_tensor_value_info("a", FLOAT, None)])
-    other = helper.make_graph(
-        [node("Neg", ["x"], ["b"])], "else", [], [helper.make_tensor_value_info("b", FLOAT, None)]
-    )
-    return model(
-        [node("If", ["c"], ["y"], then_branch=chosen, else_branch=other)],
-        [value("x"), value("c", BOOL, ()), value("i", TensorProto.INT32)],
-    )
+    results = [helper.make_tensor_value_info(name, FLOAT, None) for name in "ab"]
+    chosen = helper.make_graph([inside], "then", [], results[:1])
+    other = helper.make_graph([node("Neg", ["x"], ["b"])], "else", [], results[1:])
+    choice = node("If", ["c"], ["y"], then_branch=chosen, else_branch=other)
+    return model([choice], [value("x"), value("c", BOOL, ()), value("i", INT32)])
 
 
-REFUSED: dict[str, Callable[[], ModelProto]] = {
-    "DynamicQuantizeLinear": lambda: one("DynamicQuantizeLinear", outputs="q s y", kind=UINT8),
-    "MatMulInteger": lambda: one(
-        "MatMulInteger", "x x", graph_inputs=[value("x", INT8)], kind=TensorProto.INT32
+SCALE, SCALES = weight("s", FLOAT, ()), weight("s", FLOAT, (4,))
+AXES = value("a", INT64, (1,))
+SEQUENCE = [node("SequenceConstruct", ["x"], ["s"]), node("SequenceAt", ["s", "i"], ["y"])]
+SUM_OF_INT32 = [node("DequantizeLinear", ["w", "s"], ["d"]), node("Add", ["x", "d"], ["y"])]
+
+REFUSED: dict[str, ModelProto] = {
+    "DynamicQuantizeLinear": one("DynamicQuantizeLinear", "x", value("x"), outputs="q s y", of=UINT8),
+    "MatMulInteger": one("MatMulInteger", "x x", value("x", INT8), of=INT32),
+    "BitwiseAnd": one("BitwiseAnd", "x x", of=INT32),
+    "BitShift": one("BitShift", "x x", of=UINT64, direction="LEFT"),
+    "Unique": one("Unique"),
+    "Compress": one("Compress", "x c", value("c", BOOL, (4,))),
+    "SequenceAt": model(SEQUENCE, [value("x"), value("i", INT64, ())]),
+    "com.microsoft": one("GroupQueryAttention", domain="com.microsoft"),
+    "ScatterND that adds": one(
+        "ScatterND", "x i u", value("i", INT64, (2, 1)), value("u", FLOAT, (2, 4)), reduction="add"
     ),
-    "BitwiseAnd": lambda: one(
-        "BitwiseAnd", "x x", graph_inputs=[value("x", TensorProto.INT32)], kind=TensorProto.INT32
-    ),
-    "BitShift": lambda: one(
-        "BitShift",
-        "x x",
-        graph_inputs=[value("x", TensorProto.UINT64)],
-        kind=TensorProto.UINT64,
-        direction="LEFT",
-    ),
-    "Unique": lambda: one("Unique"),
-    "Compress": lambda: one("Compress", "x c", graph_inputs=[value("x"), value("c", BOOL, (4,))]),
-    "SequenceAt": lambda: model(
-        [node("SequenceConstruct", ["x"], ["s"]), node("SequenceAt", ["s", "i"], ["y"])],
-        [value("x"), value("i", INT64, ())],
-    ),
-    "com.microsoft": lambda: one("GroupQueryAttention", domain="com.microsoft"),
-    "ScatterND that adds": lambda: one(
-        "ScatterND",
-        "x i u",
-        graph_inputs=[value("x"), value("i", INT64, (2, 1)), value("u", FLOAT, (2, 4))],
-        reduction="add",
-    ),
-    "computed axes": lambda: one("ReduceSum", "x a", graph_inputs=[value("x"), value("a", INT64, (1,))]),
-    "computed axes to squeeze": lambda: one(
-        "Squeeze", "x a", graph_inputs=[value("x", FLOAT, (1, 4)), value("a", INT64, (1,))]
-    ),
-    "dynamic EyeLike": lambda: one("EyeLike", graph_inputs=[value("x", FLOAT, ("n", 4))]),
-    "LayerNormalization's mean": lambda: one(
-        "LayerNormalization", "x s", weights=[weight("s", FLOAT, (4,))], outputs="y m"
-    ),
-    "products of whole numbers": lambda: one("MatMul", "x x", graph_inputs=[value("x", INT64)], kind=INT64),
-    "Softmax of whole numbers": lambda: one("Softmax", graph_inputs=[value("x", INT64)], kind=INT64),
-    "sums of bytes": lambda: one("Add", "x x", graph_inputs=[value("x", UINT8)], kind=UINT8),
-    "sums of booleans": lambda: one("Add", "x x", graph_inputs=[value("x", BOOL)], kind=BOOL),
-    "uint64": lambda: one("Identity", graph_inputs=[value("x", TensorProto.UINT64)], kind=TensorProto.UINT64),
-    "int16": lambda: one("Identity", graph_inputs=[value("x", TensorProto.INT16)], kind=TensorProto.INT16),
-    "strings": lambda: one(
-        "Identity", graph_inputs=[value("x", TensorProto.STRING)], kind=TensorProto.STRING
-    ),
-    "a cast to uint64": lambda: one("Cast", to=TensorProto.UINT64, kind=TensorProto.UINT64),
-    "asymmetric": lambda: quantized(5),
-    "asymmetric uint8": lambda: quantized(128, UINT8),
-    "a scale of zero": lambda: quantized(scale=0.0),
-    "uint8 blocks": lambda: blocks(UINT8),
-    "uint4 blocks": lambda: blocks(TensorProto.UINT4),
-    "int16 blocks": lambda: blocks(TensorProto.INT16),
-    "int32 weights": lambda: model(
-        [node("DequantizeLinear", ["w", "s"], ["d"]), node("Add", ["x", "d"], ["y"])],
-        None,
-        [weight("w", TensorProto.INT32, (4,)), weight("s", FLOAT, (), 0.1)],
-    ),
-    "blocks along the first of three axes": lambda: blocks(INT4, (64, 8, 8), (2, 8, 8)),
-    "too few scales": lambda: model(
-        [node("DequantizeLinear", ["w", "s"], ["y"], axis=0)],
-        [],
-        [weight("w", INT8, (3, 4)), weight("s", FLOAT, (4,))],
-    ),
-    "dynamic scales": lambda: model(
-        [node("DequantizeLinear", ["w", "s"], ["y"], axis=0)],
-        [value("s", FLOAT, ("n",))],
-        [weight("w", INT8, (3, 4))],
-    ),
-    "inside a branch": lambda: branches(node("Unique", ["x"], ["a"])),
-    "types inside a branch": lambda: branches(node("MatMul", ["i", "i"], ["a"])),
+    "computed axes": one("ReduceSum", "x a", AXES),
+    "computed axes to squeeze": one("Squeeze", "x a", value("x", FLOAT, (1, 4)), AXES),
+    "dynamic EyeLike": one("EyeLike", "x", value("x", FLOAT, ("n", 4))),
+    "LayerNormalization's mean": one("LayerNormalization", "x s", SCALES, outputs="y m"),
+    "products of whole numbers": one("MatMul", "x x", of=INT64),
+    "Softmax of whole numbers": one("Softmax", of=INT64),
+    "sums of bytes": one("Add", "x x", of=UINT8),
+    "sums of booleans": one("Add", "x x", of=BOOL),
+    "uint64": one("Identity", of=UINT64),
+    "int16": one("Identity", of=INT16),
+    "strings": one("Identity", of=TensorProto.STRING),
+    "a cast to uint64": one("Cast", "x", value("x"), to=UINT64, of=UINT64),
+    "asymmetric": quantized(5),
+    "asymmetric uint8": quantized(128, UINT8),
+    "a scale of zero": quantized(scale=0.0),
+    "uint8 blocks": blocks(UINT8),
+    "uint4 blocks": blocks(TensorProto.UINT4),
+    "int16 blocks": blocks(INT16),
+    "int32 weights": model(SUM_OF_INT32, None, [weight("w", INT32, (4,)), SCALE]),
+    "blocks along the first of three axes": blocks(INT4, (64, 8, 8), (2, 8, 8)),
+    "too few scales": dequantized(weight("w", INT8, (3, 4)), SCALES, axis=0),
+    "dynamic scales": dequantized(weight("w", INT8, (3, 4)), value("s", FLOAT, ("n",)), axis=0),
+    "inside a branch": branches(node("Unique", ["x"], ["a"])),
+    "types inside a branch": branches(node("MatMul", ["i", "i"], ["a"])),
 }
 """Graphs that every parser we know refuses."""
 
-ACCEPTED: dict[str, Callable[[], ModelProto]] = {
-    "Relu": lambda: one("Relu"),
-    "int4 blocks": lambda: blocks(INT4),
-    "symmetric": lambda: quantized(),
-    "If": lambda: branches(node("Relu", ["x"], ["a"])),
-    "whole numbers": lambda: one("Add", "x x", graph_inputs=[value("x", INT64)], kind=INT64),
-    "one scale for each channel": lambda: model(
-        [node("DequantizeLinear", ["w", "s"], ["y"], axis=1)],
-        [],
-        [weight("w", INT8, (3, 4)), weight("s", FLOAT, (4,))],
-    ),
-    "bfloat16": lambda: one(
-        "Softmax", graph_inputs=[value("x", TensorProto.BFLOAT16)], kind=TensorProto.BFLOAT16
-    ),
+ACCEPTED: dict[str, ModelProto] = {
+    "Relu": one("Relu"),
+    "int4 blocks": blocks(INT4),
+    "symmetric": quantized(),
+    "If": branches(node("Relu", ["x"], ["a"])),
+    "whole numbers": one("Add", "x x", of=INT64),
+    "one scale for each channel": dequantized(weight("w", INT8, (3, 4)), SCALES, axis=1),
+    "bfloat16": one("Softmax", of=BFLOAT16),
 }
+
+
+POWER = one("Pow", "x k", weight("k", INT64, (), 2))
 
 
 def lint(graph: ModelProto, target: str) -> list[Finding]:
@@ -202,43 +171,41 @@ def lint(graph: ModelProto, target: str) -> list[Finding]:
 
 
 @pytest.fixture(scope="module")
-def parses() -> Callable[[ModelProto], bool]:
-    """Whether TensorRT-RTX's parser takes a graph."""
+def new_parser() -> Callable[[], Any]:
+    """TensorRT-RTX's parser; what it refers to stays."""
     trt = pytest.importorskip(
         "tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
     )
     logger = trt.Logger(trt.Logger.INTERNAL_ERROR)
     builder = trt.Builder(logger)
+    networks = []
 
-    def parse(graph: ModelProto) -> bool:
-        network = builder.create_network(0)
-        parser = trt.OnnxParser(network, logger)
-        return bool(parser.parse(graph.SerializeToString()))
+    def make() -> Any:
+        networks.append(builder.create_network(0))
+        return trt.OnnxParser(networks[-1], logger)
 
-    return parse
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_the_parser_refuses_is_found(parses, name: str) -> None:
-    graph = REFUSED[name]()
-    assert not parses(graph)
-    assert lint(graph, "tensorrt-rtx")
+    return make
 
 
-@pytest.mark.parametrize("name", ACCEPTED)
-def test_what_the_parser_takes_is_not_found(parses, name: str) -> None:
-    graph = ACCEPTED[name]()
-    assert parses(graph)
-    assert lint(graph, "tensorrt-rtx") == []
+@pytest.fixture(scope="module")
+def parses(new_parser: Callable[[], Any]) -> Callable[[ModelProto], bool]:
+    """Whether it takes a graph."""
+    return lambda graph: bool(new_parser().parse(graph.SerializeToString()))
 
 
-def test_the_operators_are_the_parsers() -> None:
-    trt = pytest.importorskip(
-        "tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
-    )
-    logger = trt.Logger(trt.Logger.ERROR)
-    network = trt.Builder(logger).create_network(0)
-    parser = trt.OnnxParser(network, logger)
+@pytest.mark.parametrize(
+    ("name", "taken"), [*((name, False) for name in REFUSED), *((name, True) for name in ACCEPTED)]
+)
+def test_what_the_parser_refuses_is_found(
+    parses: Callable[[ModelProto], bool], name: str, taken: bool
+) -> None:
+    graph = (REFUSED | ACCEPTED)[name]
+    assert parses(graph) is taken
+    assert (lint(graph, "tensorrt-rtx") == []) is taken
+
+
+def test_the_operators_are_the_parsers(new_parser: Callable[[], Any]) -> None:
+    parser = new_parser()
     names = {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""}
     taken = {name for name in names if parser.supports_operator(name)}
     # The parser knows these and asks a plugin library for them, which TensorRT-RTX has not.
@@ -247,7 +214,7 @@ def test_the_operators_are_the_parsers() -> None:
     assert missing & names == set()
 
 
-KINDS = [FLOAT, HALF, TensorProto.BFLOAT16, TensorProto.INT32, INT64, BOOL, UINT8, TensorProto.UINT32]
+KINDS = [FLOAT, HALF, BFLOAT16, INT32, INT64, BOOL, UINT8, TensorProto.UINT32]
 
 
 @given(
@@ -270,19 +237,17 @@ def test_no_type_slips_through(parses, operator: str, kind: int) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("target", ["tensorrt-10.3", "tensorrt-11"])
 def test_older_and_full_versions_refuse_it_too(name: str, target: str) -> None:
-    found = lint(REFUSED[name](), target)
+    found = lint(REFUSED[name], target)
     assert found
     for finding in found:
         assert finding.stage == "stage"
-        assert finding.node
-        assert finding.reason
-        assert finding.remedy
+        assert all((finding.node, finding.reason, finding.remedy))
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
 @pytest.mark.parametrize("target", ["tensorrt-10.3", "tensorrt-11"])
 def test_older_and_full_versions_take_it_too(name: str, target: str) -> None:
-    assert lint(ACCEPTED[name](), target) == []
+    assert lint(ACCEPTED[name], target) == []
 
 
 @pytest.mark.parametrize(
@@ -292,75 +257,30 @@ def test_older_and_full_versions_take_it_too(name: str, target: str) -> None:
         (blocks(INT4, (2, 64, 8), (2, 2, 8)), "blocks in 3 dimensions; 2 are taken"),
         (blocks(INT4, (60, 8), (8, 8)), "blocks that do not divide the weight"),
         (blocks(INT4, (64, 8), (2, 2)), "blocks along more than one axis"),
-        (one("RMSNormalization", "x s", weights=[weight("s", FLOAT, (4,))], opset=23), "no such operator"),
-        (
-            one("Attention", "x x x", graph_inputs=[value("x", HALF, (1, 1, 4, 4))], opset=23),
-            "no such operator",
-        ),
+        (one("RMSNormalization", "x s", SCALES, opset=23), "no such operator"),
+        (one("Attention", "x x x", value("x", HALF, (1, 1, 4, 4)), opset=23), "no such operator"),
         (one("RotaryEmbedding", "x c c", opset=23), "no such operator"),
         (one("TensorScatter", "x x", opset=24), "no such operator"),
-        (one("STFT", "x f", graph_inputs=[value("x"), value("f", INT64, ())]), "no such operator"),
+        (one("STFT", "x f", value("f", INT64, ())), "no such operator"),
         (one("Relu", opset=22), "opset 22; known are 9 to 21"),
         (one("Relu", opset=8), "opset 8; known are 9 to 21"),
-        (
-            one("Pow", "x k", weights=[weight("k", INT64, (), 2)]),
-            "reads int64; it takes bfloat16, double, float, float16",
-        ),
-        (
-            one("CumSum", "x a", graph_inputs=[value("x"), value("a", INT64, ())]),
-            "input 1 is computed; a constant is needed",
-        ),
-        (one("TopK", "x k", weights=[weight("k", INT64, (1,))], outputs="y i", sorted=0), "unsorted"),
-        (
-            model(
-                [node("DequantizeLinear", ["w", "s"], ["y"])],
-                [],
-                [weight("w", TensorProto.FLOAT8E4M3FN, (4, 4)), weight("s", FLOAT, ())],
-            ),
-            "Orin's GPU (compute capability 8.7) has no float8",
-        ),
-        (
-            model(
-                [node("DequantizeLinear", ["x", "s"], ["y"], axis=0)],
-                [value("x", INT4)],
-                [weight("s", FLOAT, ())],
-            ),
-            "computed int4; only weights may be int4",
-        ),
-        (
-            model(
-                [node("DequantizeLinear", ["w", "s"], ["y"])],
-                [],
-                [weight("w", INT4, (3, 3)), weight("s", FLOAT, ())],
-            ),
-            "an odd number of int4 values",
-        ),
-        (
-            model([node("QuantizeLinear", ["x", "s"], ["y"])], None, [weight("s", FLOAT, ())], UINT8),
-            "no zero point means uint8",
-        ),
-        (
-            model(
-                [node("QuantizeLinear", ["x", "s", "z"], ["y"])],
-                [value("x"), value("z", INT8, ())],
-                [weight("s", FLOAT, ())],
-                INT8,
-            ),
-            "its zero point is computed",
-        ),
+        (POWER, "reads int64; it takes bfloat16, double, float, float16"),
+        (one("CumSum", "x a", value("a", INT64, ())), "input 1 is computed; a constant is needed"),
+        (one("TopK", "x k", weight("k", INT64, (1,)), outputs="y i", sorted=0), "unsorted"),
+        (dequantized(weight("w", TensorProto.FLOAT8E4M3FN, (4, 4)), SCALE), "Orin's GPU .* has no float8"),
+        (one("DequantizeLinear", "x s", value("x", INT4), SCALE), "computed int4; only weights may be int4"),
+        (dequantized(weight("w", INT4, (3, 3)), SCALE), "an odd number of int4 values"),
+        (one("QuantizeLinear", "x s", value("x"), SCALE, of=UINT8), "no zero point means uint8"),
+        (one("QuantizeLinear", "x s z", value("x"), value("z", INT8, ()), SCALE, of=INT8), "is computed"),
     ],
 )
 def test_refused_by_10_3(graph: ModelProto, reason: str) -> None:
     found = lint(graph, "tensorrt-10.3")
-    assert any(reason in finding.reason for finding in found), found
+    assert any(re.search(reason, finding.reason) for finding in found), found
 
 
 def test_newer_versions_know_more() -> None:
-    for graph in (
-        blocks(INT8),
-        one("RMSNormalization", "x s", weights=[weight("s", FLOAT, (4,))], opset=23),
-        one("Pow", "x k", weights=[weight("k", INT64, (), 2)]),
-    ):
+    for graph in (blocks(INT8), one("RMSNormalization", "x s", SCALES, opset=23), POWER):
         assert lint(graph, "tensorrt-10.3")
         assert lint(graph, "tensorrt-11") == lint(graph, "tensorrt-rtx") == []
 
@@ -373,7 +293,7 @@ def test_newer_versions_know_more() -> None:
         (one("Attention", "x x x", softcap=2.0, opset=23), "softcap is not taken"),
         (one("TensorScatter", "x x", axis=1, opset=24), "only axis -2 is taken"),
         (one("BatchNormalization", "x x x x x", training_mode=1), "training mode is not taken"),
-        (one("Constant", "", graph_inputs=[], value_string=b"x"), "value_string is not taken"),
+        (one("Constant", "", value_string=b"x"), "value_string is not taken"),
     ],
 )
 def test_attributes_that_newer_versions_refuse(graph: ModelProto, reason: str) -> None:

@@ -14,8 +14,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from blt_edge.export import export_checkpoint
+from blt_edge.export.quality import TOLERANCES, tolerances_of
 from blt_edge.export.quantize import quantize_bundle
-from blt_edge.export.tolerances import TOLERANCES, tolerances_of
 from blt_edge.export.validate import BundleReference, ValidationReport, validate_bundle
 from blt_edge.runtime import BltModel, OptionError
 from blt_edge.runtime.integrity import file_record
@@ -166,21 +166,3 @@ def test_a_killed_calibration_is_cleaned_up(folder: Path, tmp_path: Path) -> Non
     assert list(tmp_path.glob(".out.calibration-*"))
     export_checkpoint(folder / "checkpoint", output)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_calibration_text_too_short_is_refused_first(folder: Path, tmp_path: Path) -> None:
-    from blt_edge.export.quantize import QuantizationOptions
-
-    (tmp_path / "short.txt").write_text("short")
-    options = QuantizationOptions(texts=(tmp_path / "short.txt",))
-    seen: list[str] = []
-    with pytest.raises(OptionError, match=r"short\.txt has 5 bytes, a calibration window needs"):
-        export_checkpoint(
-            folder / "checkpoint",
-            tmp_path / "out",
-            precision="decoder=int8",
-            quantization=options,
-            progress=lambda what, *_: seen.append(what),
-        )
-    assert seen == []
-    assert [path.name for path in tmp_path.iterdir()] == ["short.txt"]
