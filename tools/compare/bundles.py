@@ -259,7 +259,7 @@ def _check_room(folder: Path, scored: int) -> None:
 
 
 def _run(job: Mapping[str, Any], path: Path, progress: Progress | None) -> dict[str, Any]:
-    command = [sys.executable, "-c", f"from {__package__}.measure import main; main()"]
+    command = [sys.executable, "-c", f"from {__package__}.worker import main; main()"]
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
             command,
