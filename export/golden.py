@@ -7,9 +7,7 @@ refused. Reading needs safetensors and numpy only, and trusts nothing in the fil
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import BltError, first_line
+from ..runtime.files import write_whole
 from .checkpoint import open_checkpoint
 from .reference import Reference, ReferenceTrace, pick_margins
 
@@ -41,8 +40,8 @@ GOLDEN_TEXT = (
 ).encode()
 """About 700 bytes of English, other scripts, code and odd spacing: past a window of 128 five times over."""
 
+_WRITE_AGAIN = "write it again with python -m blt_edge.tools.models.write_golden"
 _FORMAT = "blt-edge golden 1"
-_WRITER = "tools/models/write_golden.py"
 _LARGEST_FILE = 64 << 20
 _LONGEST_TEXT = 65536
 _CLEAR_PICK = 1e-4
@@ -101,7 +100,7 @@ class Golden:
         if sha256 != self.checkpoint_sha256:
             raise GoldenError(
                 f"{GOLDEN_NAME} was made from another checkpoint (sha256 {self.checkpoint_sha256[:12]}..., "
-                f"this one has {sha256[:12]}...); write it again with {_WRITER}"
+                f"this one has {sha256[:12]}...); {_WRITE_AGAIN}"
             )
 
 
@@ -150,7 +149,7 @@ def read_golden(path: str | Path) -> Golden:
     """Read and check a golden file. Raises `GoldenError` in one line when it is missing or not sound."""
     tensors, metadata = _load(path := Path(path))
     if fault := _fault(tensors, metadata):
-        raise GoldenError(f"{path}: {fault}; write it again with {_WRITER}")
+        raise GoldenError(f"{path}: {fault}; {_WRITE_AGAIN}")
     ids = tensors["ids"]
     return Golden(
         data=(ids[1:] - 4).astype(np.uint8).tobytes(),
@@ -204,12 +203,7 @@ def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[st
     from safetensors.numpy import save
 
     payload = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, metadata)
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(payload)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, lambda temporary: temporary.write_bytes(payload))
 
 
 # 2. Reading with suspicion.
@@ -223,7 +217,7 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
             "reading a golden file needs safetensors: pip install 'blt-edge[export]'"
         ) from error
     if not path.is_file():
-        raise GoldenError(f"{path}: no such file; write it with {_WRITER}")
+        raise GoldenError(f"{path}: no such file; write it with python -m blt_edge.tools.models.write_golden")
     if path.stat().st_size > _LARGEST_FILE:
         raise GoldenError(f"{path}: over {_LARGEST_FILE} bytes, a golden file is smaller")
     try:
@@ -233,9 +227,7 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
                 raise GoldenError(f"{path}: holds other tensors than a golden file; is it a model?")
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise GoldenError(
-            f"{path}: can't be read: {first_line(error)}; write it again with {_WRITER}"
-        ) from error
+        raise GoldenError(f"{path}: can't be read: {first_line(error)}; {_WRITE_AGAIN}") from error
 
 
 def _fault(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> str | None:

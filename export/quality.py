@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from ..runtime.errors import OptionError
 from ..runtime.manifest import Manifest
+from ..runtime.sampling import log_probabilities
 from ..runtime.self_test import STAGE_TOLERANCES
 from ..runtime.vocabulary import BYTE_OFFSET
 
 __all__ = ["TOLERANCES", "Tally", "Tolerances", "lead_length", "least_precise", "tolerances_of"]
 
 Floats = NDArray[np.float32]
-Wide = NDArray[np.float64]
 Data = bytes  # a class with a field `bytes` can't name the type
 
 # Positions 0 and 1 start a patch in every text: agreeing on them says nothing.
@@ -48,7 +48,7 @@ class Tally:
 
     def add_predictions(self, logits: Floats, expected: Floats, data: Data) -> None:
         """`logits` and the first model's `expected`, float32 [n, 260], predicted the n bytes of `data`."""
-        own, other = _log_probabilities(logits), _log_probabilities(expected)
+        own, other = log_probabilities(logits), log_probabilities(expected)
         targets = np.frombuffer(data, np.uint8).astype(np.int64) + BYTE_OFFSET
         self.bytes += len(data)
         self.bits -= float(own[np.arange(len(targets)), targets].sum() / np.log(2.0))
@@ -111,13 +111,6 @@ def lead_length(one: Sequence[object], other: Sequence[object]) -> int:
     """How many items (bytes of a text, starts of patches) two sequences begin with in common."""
     shorter = min(len(one), len(other))
     return next((index for index in range(shorter) if one[index] != other[index]), shorter)
-
-
-def _log_probabilities(logits: Floats) -> Wide:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True, initial=-np.inf)
-    wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
-    return wide
 
 
 @dataclass(frozen=True)
