@@ -3,7 +3,7 @@
 Before they are published they compute what the portable graphs compute (`proof`), where a GPU of theirs is
 at hand; where none is, they keep what they should give, and prove themselves when they are loaded.
 
-`runtime.tensorrt_forms` says what engines are built for and where they lie, `tensorrt_worker` builds one
+`runtime.backends.tensorrt_profiles` says what engines are built for, `tensorrt_worker` builds one
 stage. Full TensorRT builds for the GPU of this machine, TensorRT-RTX also for GPUs that are not here.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ _INTEGER_MEMORY = 5.0
 
 @dataclass(frozen=True)
 class TensorRtOptions:
-    """What to build engines for. A limit of None is the default of `tensorrt_forms.profile_limits`."""
+    """What to build engines for. A limit of None is the default of `tensorrt_profiles.profile_limits`."""
 
     target: str = "tensorrt"
     """"tensorrt" or "tensorrt-rtx"."""
@@ -225,6 +226,8 @@ def build_engines(
     facts = {}
     with new_engine(plan.form, needed=plan.plan_bytes) as temporary:
         for stage, spec in manifest.stages.items():
+            if watch is not None:
+                watch(stage, None)
             facts[stage] = build_in_child(
                 options.target,
                 directory / spec.file,
@@ -234,7 +237,7 @@ def build_engines(
                 ),
                 temporary / plan_file(stage),
                 replace(how, half_attention=half_attention(spec)),
-                _of_stage(watch, stage),
+                partial(watch, stage) if watch else None,
             )
         proven = _prove(directory, manifest, plan, temporary)
         files = {path.name: file_record(path) for path in sorted(temporary.iterdir())}
@@ -265,15 +268,9 @@ def _prove(directory: Path, manifest: Manifest, plan: BuildPlan, form: Path) -> 
     return here
 
 
-def _of_stage(watch: Watch | None, stage: str) -> Callable[[Moment], None] | None:
-    if watch is None:
-        return None
-    watch(stage, None)
-    return lambda moment: watch(stage, moment)
-
-
 def _capabilities(flavour: Flavour, wanted: tuple[str, ...]) -> tuple[str, ...]:
     known = flavour.compute_capabilities
+    builder = f"{flavour.name} {flavour.version} builds for {', '.join(known)}"
     if wanted and not flavour.ahead_of_time:
         raise OptionError(
             f"compute_capability: {flavour.name} builds only for the GPU that it runs on; leave the option "
@@ -282,22 +279,18 @@ def _capabilities(flavour: Flavour, wanted: tuple[str, ...]) -> tuple[str, ...]:
     for value in wanted:
         if value not in known:
             raise OptionError(
-                f"compute_capability: got {value!r}, {flavour.name} {flavour.version} builds for "
-                f"{', '.join(known)}; engines for other GPUs are built on them, with --target tensorrt"
+                f"compute_capability: got {value!r}, {builder}; engines for other GPUs are built on them, "
+                "with --target tensorrt"
             )
     if wanted:
         return tuple(sorted(set(wanted), key=float))
     own = device_compute_capability()
     if own is None:
-        instead = (
-            f"name one with --compute-capability: {', '.join(known)}" if known else "build on the device"
-        )
+        name_one = f"name one with --compute-capability: {', '.join(known)}"
+        instead = name_one if known else "build on the device"
         raise BackendError(f"this machine has no GPU (or no driver for it) to build for; {instead}")
     if known and own not in known:
-        raise BackendError(
-            f"this machine's GPU has compute capability {own}, {flavour.name} {flavour.version} builds for "
-            f"{', '.join(known)}"
-        )
+        raise BackendError(f"this machine's GPU has compute capability {own}, {builder}")
     return (own,)
 
 
