@@ -41,10 +41,9 @@ from ..runtime.manifest import Manifest
 
 __all__ = ["RULES", "Finding", "Rules", "lint_bundle", "lint_graph", "rules_of_old"]
 
-FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"})
-NUMBERS = FLOATS | {"INT32", "INT64"}
-ANYTHING = NUMBERS | {"BOOL"}
-LOGICAL = frozenset({"BOOL"})
+_FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"})
+_NUMBERS = _FLOATS | {"INT32", "INT64"}
+_ANYTHING = _NUMBERS | {"BOOL"}
 
 _FLOAT_OPERATORS = """
     Acos Acosh Asin Asinh Atan Atanh AveragePool BatchNormalization Ceil Celu Clip Conv ConvTranspose Cos Cosh
@@ -55,7 +54,6 @@ _FLOAT_OPERATORS = """
     Reciprocal Resize RNN Round ScaledTanh Scan Selu Sigmoid Sin Sinh Softmax Softplus Softsign Sqrt Tan Tanh
     ThresholdedRelu Upsample
 """
-_HALF_OPERATORS = "DeformConv GridSample Mish NonMaxSuppression NonZero RoiAlign"
 _NUMBER_OPERATORS = """
     Abs Add ArgMax ArgMin DepthToSpace Div Equal Gelu Greater GreaterOrEqual IsNaN Less LessOrEqual Max Mean
     Min Mod Mul Neg Pad Range ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin
@@ -67,37 +65,33 @@ _ANY_OPERATORS = """
     OneHot RandomNormal RandomUniform Reshape ReverseSequence Shape Size Slice Split Squeeze Tile Transpose
     Trilu Unsqueeze Where
 """
-_LOGICAL_OPERATORS = "And Not Or Xor"
 
 
 def _operators(types: frozenset[str], names: str) -> dict[str, frozenset[str]]:
     return dict.fromkeys(names.split(), types)
 
 
-_ALL_DATA = frozenset(
-    _operators(
-        ANYTHING,
-        "Add And Concat Div Einsum Equal Gemm Greater GreaterOrEqual Less LessOrEqual MatMul Max Mean Min "
-        "Mod Mul Or Pow Sub Sum Xor",
-    )
-)
-"""Operators of which every input is data of the types that the tables give; of others, it is the first."""
+# Operators of which every input is data of the types that the tables give; of others, it is the first.
+_ALL_DATA = """
+    Add And Concat Div Einsum Equal Gemm Greater GreaterOrEqual Less LessOrEqual MatMul Max Mean Min Mod Mul
+    Or Pow Sub Sum Xor
+"""
 
 _BASE: dict[str, frozenset[str]] = {
-    **_operators(FLOATS, _FLOAT_OPERATORS),
-    **_operators(FLOATS - {"BFLOAT16"}, _HALF_OPERATORS),
-    **_operators(NUMBERS, _NUMBER_OPERATORS),
-    **_operators(ANYTHING, _ANY_OPERATORS),
-    **_operators(LOGICAL, _LOGICAL_OPERATORS),
-    **_operators(ANYTHING | {"UINT8"}, "Cast CastLike"),
+    **_operators(_FLOATS, _FLOAT_OPERATORS),
+    **_operators(_FLOATS - {"BFLOAT16"}, "DeformConv GridSample Mish NonMaxSuppression NonZero RoiAlign"),
+    **_operators(_NUMBERS, _NUMBER_OPERATORS),
+    **_operators(_ANYTHING, _ANY_OPERATORS),
+    **_operators(frozenset({"BOOL"}), "And Not Or Xor"),
+    **_operators(_ANYTHING | {"UINT8"}, "Cast CastLike"),
     "DequantizeLinear": frozenset(),  # see quantized_types
 }
 _LATER: dict[str, frozenset[str]] = {
-    **_operators(FLOATS, "Attention RMSNormalization RotaryEmbedding STFT"),
+    **_operators(_FLOATS, "Attention RMSNormalization RotaryEmbedding STFT"),
     # The types that are documented for windows are the window's, not those of its size.
-    **_operators(ANYTHING, "BlackmanWindow HammingWindow HannWindow"),
-    "TensorScatter": FLOATS | {"INT32"},
-    "Pow": NUMBERS,
+    **_operators(_ANYTHING, "BlackmanWindow HammingWindow HannWindow"),
+    "TensorScatter": _FLOATS | {"INT32"},
+    "Pow": _NUMBERS,
 }
 _REDUCTIONS = dict.fromkeys([name for name in _BASE if name.startswith("Reduce")], 1)
 
@@ -124,8 +118,6 @@ class Rules:
     """Scatter operators that may reduce."""
     unsorted: bool = False
     """Whether TopK may leave its results unsorted."""
-    oldest_opset: int = 9
-    """The oldest opset that is documented."""
     device_lacks: Mapping[str, str] = field(default_factory=dict)
     """Types that the parser takes and the devices of this version lack, each with the reason."""
 
@@ -157,7 +149,7 @@ _RTX = replace(
     title="TensorRT-RTX 1.7",
     operators={
         **{name: types for name, types in _11.operators.items() if name not in _NO_PLUGINS},
-        **_operators(FLOATS, "Swish CausalConvWithState LinearAttention"),
+        **_operators(_FLOATS, "Swish CausalConvWithState LinearAttention"),
     },
     newest_opset=26,
     scatter_reduction=frozenset(),
@@ -175,13 +167,13 @@ def rules_of_old(version: str) -> str | None:
     """
     numbers = version.split(".")[:2]
     known = len(numbers) == 2 and all(number.isdecimal() for number in numbers)
-    return "tensorrt-10.3" if known and tuple(map(int, numbers)) < _OLD else None
+    return "tensorrt-10.3" if known and tuple(map(int, numbers)) < (10, 13) else None
 
 
-_OLD = (10, 13)
+_OLDEST_OPSET = 9
 _STANDARD = ("", "ai.onnx")
 _ONE_OUTPUT = ("Attention", "BatchNormalization", "LayerNormalization", "MaxPool")
-_KNOWN_TYPES = ANYTHING | {"INT8", "INT4", "UINT8", "FLOAT8E4M3FN", "FLOAT4E2M1", "UNDEFINED"}
+_KNOWN_TYPES = _ANYTHING | {"INT8", "INT4", "UINT8", "FLOAT8E4M3FN", "FLOAT4E2M1", "UNDEFINED"}
 _FLOAT_WEIGHTS = "keep the stage fp32 or fp16"
 _STANDARD_FORM = "use the portable graphs that `blt-edge export` and `quantize` write"
 
@@ -191,15 +183,12 @@ class Finding:
     """Something that would be refused."""
 
     stage: str
-    """The bundle's stage."""
     node: str
     """The node's name, or what else in the graph it is about."""
     operator: str
     """The node's operator; empty when it is about no node."""
     reason: str
-    """What is not taken."""
     remedy: str
-    """What to do instead."""
 
 
 def lint_bundle(directory: Path, manifest: Manifest, version: str) -> list[Finding]:
@@ -244,11 +233,11 @@ class _Linter:
 
     def findings(self) -> Iterator[_Found]:
         """What is about the whole, then what is about each node."""
-        rules = self._rules
+        newest = self._rules.newest_opset
         for domain, version in self._model.opset_imports.items():
-            if domain in _STANDARD and not rules.oldest_opset <= version <= rules.newest_opset:
-                known = f"{rules.oldest_opset} to {rules.newest_opset}"
-                yield "the graph", "", f"opset {version}; known are {known}", _STANDARD_FORM
+            if domain in _STANDARD and not _OLDEST_OPSET <= version <= newest:
+                known = f"known are {_OLDEST_OPSET} to {newest}"
+                yield "the graph", "", f"opset {version}; {known}", _STANDARD_FORM
         yield from self._graph(self._model.graph)
         for function in self._model.functions.values():
             yield from self._nodes(function)
@@ -285,8 +274,6 @@ class _Linter:
                 if isinstance(kind, int) and kind:
                     yield from self._type(_name(node), node.op_type, ir.DataType(kind).name)
 
-    # 1. Types.
-
     def _type(self, name: str, operator: str, kind: str) -> Iterator[_Found]:
         if kind not in _KNOWN_TYPES:
             yield name, operator, f"the type {kind.lower()} is unknown", "take float32, int32 or int64"
@@ -299,13 +286,11 @@ class _Linter:
         if node.op_type == "DequantizeLinear":
             return
         allowed = self._rules.operators[node.op_type]
-        for value in node.inputs if node.op_type in _ALL_DATA else node.inputs[:1]:
+        for value in node.inputs if node.op_type in _ALL_DATA.split() else node.inputs[:1]:
             kind = _kind(value)
             if kind in _KNOWN_TYPES and kind not in allowed and kind != "UNDEFINED":
                 yield _found(node, f"reads {kind.lower()}; it takes {_words(allowed)}", "cast it before")
                 return
-
-    # 2. What must be constant.
 
     def _constant_inputs(self, node: ir.Node) -> Iterator[_Found]:
         place = self._rules.constants.get(node.op_type)
@@ -313,8 +298,6 @@ class _Linter:
             return
         reason = f"input {place} is computed; a constant is needed"
         yield _found(node, reason, "write its value into the graph")
-
-    # 3. Quantization.
 
     def _quantized(self, node: ir.Node) -> Iterator[_Found]:
         if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
@@ -387,8 +370,6 @@ class _Linter:
             elif any((shape[axis] or 0) % max(1, scales[axis]) for axis in blocked):
                 yield _found(node, "blocks that do not divide the weight", "choose another --block-size")
 
-    # 4. Attributes and outputs.
-
     def _attributes(self, node: ir.Node) -> Iterator[_Found]:
         operator = node.op_type
         reduction = _attribute(node, "reduction", "none")
@@ -417,7 +398,7 @@ class _Linter:
                     yield _found(node, f"{name} is not taken", "give a dense tensor of numbers")
 
 
-# 5. Reading graphs.
+# Reading graphs.
 
 
 def _name(node: ir.Node) -> str:

@@ -25,6 +25,7 @@ from blt_edge.runtime.model import BltModel
 from blt_edge.runtime.vocabulary import encode
 from support.ort_versions import VERSION, fuses_blocks
 from support.quantized import BLOCKY, config_of
+from support.random_models import write_random_model
 
 TEXT = (Path(__file__).parents[1] / "data" / "alice.txt").read_bytes()[1000:1600]
 CONFIG = config_of(BLOCKY)
@@ -40,11 +41,7 @@ def ranges(limit: float = 8.0) -> Ranges:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from support.random_models import write_random_model
-
-    folder = tmp_path_factory.mktemp("blocky") / "checkpoint"
-    folder.mkdir()
-    return write_random_model(BLOCKY, folder)
+    return write_random_model(BLOCKY, tmp_path_factory.mktemp("blocky") / "checkpoint")
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,14 @@ from blt_edge.tools.models.numpy_patcher import patcher_entropies
 from blt_edge.tools.models.random_checkpoint import write_checkpoint_weights
 from numpy.typing import NDArray
 
-__all__ = ["PARITY_TEXT", "RandomModel", "base_config", "choose_threshold", "write_random_model"]
+__all__ = [
+    "PARITY_TEXT",
+    "RandomModel",
+    "base_config",
+    "choose_threshold",
+    "export_random_model",
+    "write_random_model",
+]
 
 _DATA = Path(__file__).parents[1] / "data"
 _SCRIPTS = (
@@ -147,6 +154,13 @@ def write_random_model(model: RandomModel, folder: Path, text: bytes = PARITY_TE
 
 def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def export_random_model(model: RandomModel, folder: Path) -> Path:
+    """Write the checkpoint to `folder/checkpoint`, and its float32 bundle to `folder/bundle`, the result."""
+    from blt_edge.export import export_checkpoint
+
+    return export_checkpoint(write_random_model(model, folder / "checkpoint"), folder / "bundle")
 
 
 def _weight(model: RandomModel, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:

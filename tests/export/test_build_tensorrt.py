@@ -17,30 +17,19 @@ from typing import Any
 
 import onnx
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from blt_edge.export import build_tensorrt, export_checkpoint
 from blt_edge.export.build_ort import new_engine
 from blt_edge.export.build_tensorrt import TensorRtOptions, build_engines, plan_tensorrt
 from blt_edge.export.quantize import quantize_bundle
 from blt_edge.export.tensorrt_worker import Moment, PlanFacts, PlanOptions
 from blt_edge.graphs.stages import STAGE_NAMES
-from blt_edge.runtime.backends.tensorrt import Flavour, load_flavour
+from blt_edge.runtime.backends.tensorrt import Flavour
 from blt_edge.runtime.engines import find_tensorrt_engine
 from blt_edge.runtime.errors import BackendError, BundleError, OptionError
 from blt_edge.runtime.files import WriteError
 from blt_edge.runtime.manifest import load_manifest
 
 Ranges = tuple[dict[str, tuple[int, int, int]], ...]
-
-
-@pytest.fixture(scope="module")
-def rtx() -> Flavour:
-    pytest.importorskip(
-        "tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
-    )
-    return load_flavour("tensorrt-rtx")
 
 
 @pytest.fixture(scope="module")
