@@ -233,14 +233,6 @@ def test_a_build_that_ends_early_leaves_what_was_there(
     assert snapshot(bundle) == before
 
 
-@pytest.mark.usefixtures("orin")
-def test_too_little_space_is_seen_before(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
-    with pytest.raises(WriteError, match="1 bytes are free; free some space"):
-        build_engines(bundle, OPTIONS)
-    assert not (bundle / "engines").exists()
-
-
 def children(process: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
@@ -253,7 +245,7 @@ def is_running(process: int) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_ends_the_build_and_its_child(rtx: Flavour, bundle: Path, number: signal.Signals) -> None:
     arguments = ["build", str(bundle), "--target", "tensorrt-rtx", "--compute-capability", "8.6"]
     start = "import sys; from blt_edge.tools.cli import main; sys.exit(main())"

