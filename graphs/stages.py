@@ -22,7 +22,8 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
 from ..runtime.backends.signatures import input_type
-from ..runtime.manifest import STAGES, Axis
+from ..runtime.manifest import Axis
+from ..runtime.names import STAGES
 from .config import ModelConfig, TransformerConfig
 from .layers import MASKED, CacheInputs, Embedding, Linear, Pair, RMSNorm, TransformerStack
 
