@@ -17,7 +17,6 @@ from blt_edge.runtime.backends.tensorrt import Flavour
 from blt_edge.runtime.backends.tensorrt_profiles import profile_limits, profiles
 from blt_edge.runtime.child import Outcome
 from blt_edge.runtime.errors import BackendError
-from blt_edge.runtime.manifest import Axis
 from blt_edge.runtime.names import PRECISIONS
 from onnx import TensorProto, helper, numpy_helper
 from support.bundles import describe
@@ -84,7 +83,7 @@ def ranges_of(config: ModelConfig, stage: str) -> Ranges:
             )
             for name in STAGE_NAMES
         },
-        axes={name: Axis(axis.min, axis.opt, axis.max) for name, axis in axis_ranges(config).items()},
+        axes=axis_ranges(config),
     )
     pair = profiles(manifest, profile_limits(manifest)).stages[stage]
     return tuple({name: (axis.min, axis.opt, axis.max) for name, axis in axes.items()} for axes in pair)
