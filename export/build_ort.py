@@ -48,7 +48,7 @@ __all__ = [
     "OLDEST",
     "build_engine",
     "check_version",
-    "form_bytes",
+    "engine_bytes",
     "multiplies_blocks",
     "new_engine",
     "window_offset",
@@ -215,11 +215,11 @@ def _attention(window: int) -> Any:
 
 
 def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress | None = None) -> Engine:
-    """Write ONNX Runtime's form of `bundle` for this machine, `engines/TARGET-FINGERPRINT/`; returns it.
+    """Write ONNX Runtime's engine of `bundle` for this machine, `engines/TARGET-FINGERPRINT/`; returns it.
 
-    A sound form that is there already stays, unless `force`; forms for other machines stay. The bundle stays
-    usable everywhere. progress(what, bytes of weights done, in all). Peak memory is that of loading the
-    largest stage without a form, up to twice its weights.
+    A sound engine that is there already stays, unless `force`; so do those for other machines. The bundle
+    stays usable everywhere. progress(what, bytes of weights done, in all). Peak memory is that of loading the
+    largest stage without an engine, up to twice its weights.
 
     Raises BundleError, BackendError (no ONNX Runtime, one that is too old, or it refuses a graph),
     WrongEngineError (it computes something else than the portable graphs), WriteError (disk full).
@@ -235,7 +235,7 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
     final = form_path(directory, description)
     weights = {stage: manifest.files[spec.data].bytes for stage, spec in manifest.stages.items()}
     meter = Meter(progress, 2 * sum(weights.values()))
-    with new_engine(final, needed=form_bytes(manifest)) as temporary:
+    with new_engine(final, needed=engine_bytes(manifest)) as temporary:
         for stage, size in weights.items():
             advance = meter.of(f"{stage} graph")
             advance(0)
@@ -247,13 +247,13 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
     return Engine(final.relative_to(directory).as_posix(), directory=final)
 
 
-def form_bytes(manifest: Manifest) -> int:
-    """Disk that ONNX Runtime's form of a bundle takes, at most."""
+def engine_bytes(manifest: Manifest) -> int:
+    """Disk that ONNX Runtime's engine of a bundle takes, at most."""
     return int(_GROWTH * sum(manifest.files[spec.data].bytes for spec in manifest.stages.values()))
 
 
-def _build_stage(directory: Path, manifest: Manifest, stage: str, form: Path) -> None:
-    spec, graph = manifest.stages[stage], form / graph_file(stage)
+def _build_stage(directory: Path, manifest: Manifest, stage: str, engine: Path) -> None:
+    spec, graph = manifest.stages[stage], engine / graph_file(stage)
     model = load_stage(directory, spec)
     offset = window_offset()
     # Where the operator is of no use, the portable graph's attention is optimized like the rest.
@@ -262,12 +262,12 @@ def _build_stage(directory: Path, manifest: Manifest, stage: str, form: Path) ->
     bits = BLOCK_BITS.get(spec.precision)
     # Likewise: what is spelled out is right, if slow.
     if bits is not None and multiplies_blocks(bits) and write_block_products(model, bits):
-        with TemporaryDirectory(dir=form) as weights:
+        with TemporaryDirectory(dir=engine) as weights:
             save_stage(Path(weights), stage, model, lambda _count: None)
             _save((Path(weights) / graph_name(stage)).read_bytes(), Path(weights), spec.precision, graph)
     else:
         _save(ir.to_proto(model).SerializeToString(), directory, spec.precision, graph)
-    assert (form / data_file(stage)).is_file()
+    assert (engine / data_file(stage)).is_file()
 
 
 def _save(model: bytes, weights: Path, precision: str, graph: Path) -> None:
@@ -296,16 +296,16 @@ def _aligned(graph: Path) -> bool:
     return True
 
 
-def _prove(directory: Path, manifest: Manifest, form: Path, meter: Meter) -> None:
+def _prove(directory: Path, manifest: Manifest, engine: Path, meter: Meter) -> None:
     def watch(stage: str) -> None:
         meter.of(f"proving the {stage} graph")(manifest.files[manifest.stages[stage].data].bytes)
 
     prove_engine(
         directory,
         manifest,
-        lambda stage: OrtStage(directory, manifest, stage, None, optimized=form / graph_file(stage)),
+        lambda stage: OrtStage(directory, manifest, stage, None, optimized=engine / graph_file(stage)),
         engine_reach(manifest),
-        form / SELF_TEST_NAME,
+        engine / SELF_TEST_NAME,
         name=f"ONNX Runtime {import_onnxruntime().__version__}",
         alike=True,
         watch=watch,

@@ -10,7 +10,7 @@ stage. Full TensorRT builds for the GPU of this machine, TensorRT-RTX also for G
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from ..runtime.backends.tensorrt import (
     device_compute_capability,
     load_flavour,
 )
-from ..runtime.backends.tensorrt_profiles import Profiles, plan_file, profile_limits, profiles
+from ..runtime.backends.tensorrt_profiles import ProfileLimits, Profiles, plan_file, profile_limits, profiles
 from ..runtime.devices import open_gpu
 from ..runtime.engines import (
     ENGINE_NAME,
@@ -102,6 +102,19 @@ class StageEstimate:
     peak_memory: int
     """Of the process that builds it, about."""
 
+    @classmethod
+    def of(cls, manifest: Manifest, stage: str) -> StageEstimate:
+        """Estimated from the stage's weights and layers."""
+        spec = manifest.stages[stage]
+        weights, layers = manifest.files[spec.data].bytes, spec.layers + 1  # one for what is around them
+        growth = _WEIGHT_MEMORY.get(spec.precision, _INTEGER_MEMORY)
+        return cls(
+            precision=spec.precision,
+            weights=weights,
+            plan=int(_PLAN_GROWTH * weights) + _LAYER_KERNELS * layers,
+            peak_memory=_PROGRAM_MEMORY + _LAYER_MEMORY * layers + int(growth * weights),
+        )
+
 
 @dataclass(frozen=True)
 class BuildPlan:
@@ -114,10 +127,9 @@ class BuildPlan:
     profiles: Profiles
     """Sizes of every axis."""
     stages: dict[str, StageEstimate]
-    """By stage."""
     description: dict[str, Any]
     """What the engines depend on."""
-    form: Path
+    directory: Path
     """The directory that will hold the plans."""
     there: bool
     """Whether it does already, and is sound."""
@@ -158,12 +170,7 @@ def plan_tensorrt(bundle: str | Path, options: TensorRtOptions) -> BuildPlan:
     manifest = load_manifest(directory)
     limits = profile_limits(
         manifest,
-        max_bytes=options.max_bytes,
-        max_patches=options.max_patches,
-        max_patch_length=options.max_patch_length,
-        max_batch=options.max_batch,
-        prefill_chunk=options.prefill_chunk,
-        rollback=options.rollback,
+        **{limit.name: getattr(options, limit.name) for limit in fields(ProfileLimits)},
     )
     if options.workspace is not None:
         checked_int("workspace", options.workspace, 1)
@@ -183,15 +190,15 @@ def plan_tensorrt(bundle: str | Path, options: TensorRtOptions) -> BuildPlan:
         workspace=options.workspace,
         optimization_level=options.optimization_level,
     )
-    form = form_path(directory, description)
+    engine = form_path(directory, description)
     return BuildPlan(
         flavour=flavour,
         capabilities=capabilities,
         profiles=ranges,
-        stages={stage: _estimate(manifest, stage) for stage in manifest.stages},
+        stages={stage: StageEstimate.of(manifest, stage) for stage in manifest.stages},
         description=description,
-        form=form,
-        there=_is_sound(form, description),
+        directory=engine,
+        there=_is_sound(engine, description),
         timing_cache=flavour.timing_cache_path(capabilities[0]),
     )
 
@@ -214,9 +221,9 @@ def build_engines(
     directory = Path(bundle)
     plan = plan_tensorrt(directory, options)
     manifest = load_manifest(directory)
-    engine = Engine(plan.form.relative_to(directory).as_posix(), directory=plan.form)
+    engine = Engine(plan.directory.relative_to(directory).as_posix(), directory=plan.directory)
     if plan.there and not force:
-        return TensorRtBuild(engine, {}, was_proven(plan.form))
+        return TensorRtBuild(engine, {}, was_proven(plan.directory))
     how = PlanOptions(
         plan.capabilities if plan.flavour.ahead_of_time else (),
         options.workspace,
@@ -224,7 +231,7 @@ def build_engines(
         plan.timing_cache,
     )
     facts = {}
-    with new_engine(plan.form, needed=plan.plan_bytes) as temporary:
+    with new_engine(plan.directory, needed=plan.plan_bytes) as temporary:
         for stage, spec in manifest.stages.items():
             if watch is not None:
                 watch(stage, None)
@@ -246,14 +253,14 @@ def build_engines(
     return TensorRtBuild(engine, facts, proven)
 
 
-def _prove(directory: Path, manifest: Manifest, plan: BuildPlan, form: Path) -> bool:
+def _prove(directory: Path, manifest: Manifest, plan: BuildPlan, engine: Path) -> bool:
     """Compare engines with the portable graphs, if they run here at all; see `proof.prove_engine`."""
     here = device_compute_capability() in plan.capabilities
     gpu = open_gpu() if here else None
 
     def open_stage(stage: str) -> StageBackend:
         assert gpu is not None
-        file = form / plan_file(stage)
+        file = engine / plan_file(stage)
         return TensorRtStage(gpu, plan.flavour, manifest, stage, file, plan.profiles, directory)
 
     prove_engine(
@@ -261,7 +268,7 @@ def _prove(directory: Path, manifest: Manifest, plan: BuildPlan, form: Path) -> 
         manifest,
         open_stage if here else None,
         plan.profiles.limits.reach,
-        form / SELF_TEST_NAME,
+        engine / SELF_TEST_NAME,
         name=f"{plan.flavour.name} {plan.flavour.version}",
         alike=False,
     )
@@ -315,24 +322,12 @@ def _axes_of(values: Sequence[ir.Value]) -> dict[str, tuple[int | str, ...]]:
     }
 
 
-def _estimate(manifest: Manifest, stage: str) -> StageEstimate:
-    spec = manifest.stages[stage]
-    weights, layers = manifest.files[spec.data].bytes, spec.layers + 1  # one for what is around them
-    growth = _WEIGHT_MEMORY.get(spec.precision, _INTEGER_MEMORY)
-    return StageEstimate(
-        precision=spec.precision,
-        weights=weights,
-        plan=int(_PLAN_GROWTH * weights) + _LAYER_KERNELS * layers,
-        peak_memory=_PROGRAM_MEMORY + _LAYER_MEMORY * layers + int(growth * weights),
-    )
-
-
-def _is_sound(form: Path, description: dict[str, Any]) -> bool:
-    if not form.is_dir():
+def _is_sound(engine: Path, description: dict[str, Any]) -> bool:
+    if not engine.is_dir():
         return False
     try:
         names = {*(plan_file(stage) for stage in description["stages"]), SELF_TEST_NAME}
-        check_form(form, description, names, again="")
+        check_form(engine, description, names, again="")
     except BltError:
         return False
     return True

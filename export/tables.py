@@ -235,7 +235,8 @@ def _search(values: Floats) -> tuple[NDArray[np.float16], Floats]:
         tried = _finite_half(peaks / np.float32(count))
         found, error = _round_to(values, tried)
         # The best scale for these steps, by least squares; its own rounding may be better still.
-        refined = _finite_half(_fit(values, found, tried))
+        squares, products = (np.einsum("nk,nk->n", other, found) for other in (found, values))
+        refined = _finite_half(np.where(squares > 0, products / np.maximum(squares, np.float32(1)), tried))
         again, error_again = _round_to(values, refined)
         for candidate, rounded, missed in ((tried, found, error), (refined, again, error_again)):
             better = missed < errors
@@ -253,13 +254,6 @@ def _round_to(values: Floats, scales: NDArray[np.float16]) -> tuple[Floats, Floa
     missed = values - steps * wide
     error: Floats = np.einsum("nk,nk->n", missed, missed)
     return steps, error
-
-
-def _fit(values: Floats, steps: Floats, scales: NDArray[np.float16]) -> Floats:
-    squares = np.einsum("nk,nk->n", steps, steps)
-    products = np.einsum("nk,nk->n", values, steps)
-    fitted: Floats = np.where(squares > 0, products / np.maximum(squares, np.float32(1)), scales)
-    return fitted
 
 
 def _finite_half(scales: Floats) -> NDArray[np.float16]:

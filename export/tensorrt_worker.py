@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,7 @@ def build_plan(
     report = report or (lambda what, done, steps: None)
     build = _Build(flavour, graph.name, options.capabilities)
     # Builder, parser and configuration keep plain pointers to each other: all stay referenced until the end.
-    logger = flavour.logger(build.log.write)
+    logger = flavour.logger(build.log)
     builder = flavour.module.Builder(logger)
     network = flavour.create_network(builder)
     parser = flavour.module.OnnxParser(network, logger)
@@ -142,35 +142,27 @@ def build_plan(
         bytes=plan.stat().st_size,
         seconds=time.perf_counter() - started,
         peak_memory=peak_resident(),
-        activations=build.log.activations,
+        activations=build.activations,
     )
 
 
-@dataclass
-class _Log:
-    """What TensorRT said, as far as somebody may ask."""
-
-    errors: list[str] = field(default_factory=list)
-    node: tuple[str, str] | None = None
-    """Name and operator of the node that was read last."""
-    activations: int | None = None
-
-    def write(self, severity: str, message: str) -> None:
-        """Take in a message."""
-        if severity in ("ERROR", "INTERNAL_ERROR"):
-            self.errors.append(message)
-        elif found := _NODE.search(message):
-            self.node = (found["name"], found["operator"])
-        elif found := _ACTIVATIONS.search(message):
-            self.activations = max(self.activations or 0, int(found[1]))
-
-
 class _Build:
-    """The steps that can fail, and how each says why."""
+    """The steps that can fail, and how each says why: from what TensorRT logs."""
 
     def __init__(self, flavour: Flavour, name: str, capabilities: tuple[str, ...]) -> None:
         self._flavour, self._name, self._capabilities = flavour, name, capabilities
-        self.log = _Log()
+        self._errors: list[str] = []
+        self._node: tuple[str, str] | None = None  # name and operator of the node that was read last
+        self.activations: int | None = None
+
+    def log(self, severity: str, message: str) -> None:
+        """Take in a message of TensorRT's."""
+        if severity in ("ERROR", "INTERNAL_ERROR"):
+            self._errors.append(message)
+        elif found := _NODE.search(message):
+            self._node = (found["name"], found["operator"])
+        elif found := _ACTIVATIONS.search(message):
+            self.activations = max(self.activations or 0, int(found[1]))
 
     def _refused(self, *reasons: str) -> BackendError:
         target = f" for compute capability {' and '.join(self._capabilities)}" if self._capabilities else ""
@@ -190,8 +182,8 @@ class _Build:
 
     def _parser_reason(self, graph: Path, error: Any) -> str:
         name, operator = error.node_name(), error.node_operator()
-        if not operator and self.log.node is not None:  # its checks before reading a node name none
-            name, operator = self.log.node
+        if not operator and self._node is not None:  # its checks before reading a node name none
+            name, operator = self._node
         reason = str(error.desc()).strip()
         domain = _domain(graph, name, operator)
         if domain:
@@ -233,13 +225,13 @@ class _Build:
         return plan
 
     def _reasons(self) -> list[str]:
-        real = [message for message in self.log.errors if _NO_GPU not in message] or self.log.errors
+        real = [message for message in self._errors if _NO_GPU not in message] or self._errors
         reasons = [_cleaned(message) for message in real[:_MOST_REASONS]]
         return [*reasons, *(["give a larger --workspace"] if "workspace" in "".join(reasons) else [])]
 
     def _datatype_reasons(self, network: Any) -> list[str]:
         """TensorRT names a type that the GPU lacks, but no node: the first that has it."""
-        found = _DATATYPES.search(" ".join(self.log.errors))
+        found = _DATATYPES.search(" ".join(self._errors))
         wanted = {name.strip().partition("_")[0].upper() for name in found[1].split(",")} if found else set()
         for index in range(network.num_layers if wanted else 0):
             layer = network.get_layer(index)

@@ -264,8 +264,8 @@ def test_a_signal_ends_the_build_and_its_child(rtx: Flavour, bundle: Path, numbe
     wait_until(lambda: not is_running(child))
     if number == signal.SIGKILL:  # nobody could clear up: the next build does
         assert [path.name[0] for path in (bundle / "engines").iterdir()] == ["."]
-        form = plan_tensorrt(bundle, TensorRtOptions("tensorrt-rtx", ("8.6",))).form
-        with pytest.raises(RuntimeError), new_engine(form, needed=0):
+        directory = plan_tensorrt(bundle, TensorRtOptions("tensorrt-rtx", ("8.6",))).directory
+        with pytest.raises(RuntimeError), new_engine(directory, needed=0):
             raise RuntimeError
     assert not (bundle / "engines").exists()
 
