@@ -185,26 +185,23 @@ def _attend(joined: Floats, window: int | None) -> tuple[Floats, Floats, Floats]
 
 def _attention(window: int) -> Any:
     """A session of nothing but the operator, whose `local_window_size` is `window`."""
-    float32, int32, int64 = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
-    cache = [1, _KV_HEADS, _CAPACITY, _WIDTH]
-    kinds: dict[str, tuple[list[Any], ir.DataType]] = {
-        "joined": ([1, "count", (_HEADS + 2 * _KV_HEADS) * _WIDTH], float32),
-        "past_key": (cache, float32),
-        "past_value": (cache, float32),
-        "past_length": ([1], int32),
-        "total_length": ([], int32),
-        "cos": ([_CAPACITY, _WIDTH // 2], float32),
-        "sin": ([_CAPACITY, _WIDTH // 2], float32),
-        "positions": ([1, "count"], int64),
-    }
+    cached = np.zeros((0, _KV_HEADS, _WIDTH), np.float32)
+    feeds = _feeds(np.zeros((1, _HEADS + 2 * _KV_HEADS, _WIDTH), np.float32), cached, cached)
     joined, *others = inputs = [
-        ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind))
-        for name, (shape, kind) in kinds.items()
+        ir.Value(
+            name=name,
+            # One position here, more later.
+            shape=ir.Shape(
+                [1, "count", *array.shape[2:]] if name in ("joined", "positions") else array.shape
+            ),
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        )
+        for name, array in feeds.items()
     ]
     node = attention_node(joined, others, heads=_HEADS, kv_heads=_KV_HEADS, window=window, name="attention")
     for output, name in zip(node.outputs, ("mixed", "key", "value"), strict=True):
         output.name = name
-        output.type = ir.TensorType(float32)
+        output.type = joined.type
     opsets = {"": 20, DOMAIN: 1}
     graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports=opsets, name="probe")
     ort = import_onnxruntime()
