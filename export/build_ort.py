@@ -44,15 +44,7 @@ from .bundle import Meter, Progress
 from .proof import prove_engine
 from .stage_files import graph_name, load_stage, save_stage
 
-__all__ = [
-    "OLDEST",
-    "build_engine",
-    "check_version",
-    "engine_bytes",
-    "multiplies_blocks",
-    "new_engine",
-    "window_offset",
-]
+__all__ = ["build_engine", "check_version", "engine_bytes", "new_engine"]
 
 OLDEST = (1, 22)
 """ONNX Runtime's first version whose fused attention takes positions."""
@@ -239,8 +231,7 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
             _build_stage(directory, manifest, stage, temporary)
             advance(size)
         _prove(directory, manifest, temporary, meter)
-        files = {path.name: file_record(path) for path in sorted(temporary.iterdir())}
-        (temporary / ENGINE_NAME).write_text(render_engine(description, files), encoding="ascii")
+        seal_engine(temporary, description)
     return Engine(final.relative_to(directory).as_posix(), directory=final)
 
 
@@ -307,6 +298,13 @@ def _prove(directory: Path, manifest: Manifest, engine: Path, meter: Meter) -> N
         alike=True,
         watch=watch,
     )
+
+
+def seal_engine(directory: Path, description: dict[str, Any], *, proven: bool = True) -> None:
+    """Record every file of a new engine, what it was made for, and whether it ran here."""
+    files = {path.name: file_record(path) for path in sorted(directory.iterdir())}
+    text = render_engine(description, files, proven=proven)
+    (directory / ENGINE_NAME).write_text(text, encoding="ascii")
 
 
 @contextmanager

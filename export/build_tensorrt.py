@@ -30,20 +30,18 @@ from ..runtime.backends.tensorrt import (
 from ..runtime.backends.tensorrt_profiles import ProfileLimits, Profiles, plan_file, profile_limits, profiles
 from ..runtime.devices import open_gpu
 from ..runtime.engines import (
-    ENGINE_NAME,
     Engine,
     check_form,
     describe_tensorrt,
     form_path,
-    render_engine,
     was_proven,
 )
 from ..runtime.errors import BackendError, BltError, BundleError, OptionError
 from ..runtime.fields import checked_int
-from ..runtime.integrity import check_files, file_record
+from ..runtime.integrity import check_files
 from ..runtime.manifest import Manifest, load_manifest
 from ..runtime.self_test import SELF_TEST_NAME
-from .build_ort import new_engine
+from .build_ort import new_engine, seal_engine
 from .proof import prove_engine
 from .stage_files import load_stage
 from .tensorrt_worker import Moment, PlanFacts, PlanOptions, build_in_child
@@ -247,9 +245,7 @@ def build_engines(
                 partial(watch, stage) if watch else None,
             )
         proven = _prove(directory, manifest, plan, temporary)
-        files = {path.name: file_record(path) for path in sorted(temporary.iterdir())}
-        text = render_engine(plan.description, files, proven=proven)
-        (temporary / ENGINE_NAME).write_text(text, encoding="ascii")
+        seal_engine(temporary, plan.description, proven=proven)
     return TensorRtBuild(engine, facts, proven)
 
 

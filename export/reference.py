@@ -23,18 +23,7 @@ import numpy.typing as npt
 
 from ..runtime.errors import BltError, first_line
 
-__all__ = [
-    "SUPPRESSED",
-    "Reference",
-    "ReferenceModelError",
-    "ReferenceTrace",
-    "byte_ids",
-    "causal_starts",
-    "patching_mode",
-    "pick_margins",
-    "reference_available",
-    "transformers_patching",
-]
+__all__ = ["Reference", "ReferenceModelError", "ReferenceTrace", "pick_margins", "reference_available"]
 
 Floats = npt.NDArray[np.float32]
 
