@@ -40,9 +40,8 @@ from ..runtime.files import OutputError, WriteError, new_directory
 from ..runtime.integrity import check_files, file_record
 from ..runtime.manifest import Manifest, load_manifest
 from ..runtime.self_test import SELF_TEST_NAME
-from .bundle import Meter, Progress
+from .bundle import Meter, Progress, graph_name, load_stage, save_stage
 from .proof import prove_engine
-from .stage_files import graph_name, load_stage, save_stage
 
 __all__ = ["build_engine", "check_version", "engine_bytes", "new_engine"]
 

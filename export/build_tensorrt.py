@@ -42,8 +42,8 @@ from ..runtime.integrity import check_files
 from ..runtime.manifest import Manifest, load_manifest
 from ..runtime.self_test import SELF_TEST_NAME
 from .build_ort import new_engine, seal_engine
+from .bundle import load_stage
 from .proof import prove_engine
-from .stage_files import load_stage
 from .tensorrt_worker import Moment, PlanFacts, PlanOptions, build_in_child
 
 __all__ = ["BuildPlan", "TensorRtBuild", "TensorRtOptions", "build_engines", "plan_tensorrt"]

@@ -15,11 +15,10 @@ from ..graphs.stages import axis_ranges, patch_value_width, stage_names, stage_s
 from ..runtime.errors import OptionError
 from ..runtime.files import scratch
 from ..runtime.manifest import EmbeddingSpec, Manifest, ModelSpec, Source, StageSpec
-from .bundle import Meter, Progress, finish, new_bundle
+from .bundle import Meter, Progress, checkpoint_stage, data_name, finish, graph_name, new_bundle
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint_base import EMBEDDING, HASH_EMBEDDING, check_tensors, parameter_counts
 from .quantize import QuantizationOptions, calibrated, plan_stages, write_stages
-from .stage_files import checkpoint_stage, data_name, graph_name
 from .tables import table_dtype, table_spec, write_tables
 
 __all__ = ["ExportPlan", "export_checkpoint", "plan_export"]

@@ -222,6 +222,8 @@ def lint_graph(model: onnx.ModelProto, stage: str, rules: Rules) -> list[Finding
 
 _Found = tuple[str, str, str, str]
 """Node, operator, reason, remedy."""
+_Shape = tuple[int | None, ...]
+"""Dimensions, None where unknown."""
 
 
 class _Linter:
@@ -435,11 +437,8 @@ def _kind(value: ir.Value | None) -> str:
     return "UNDEFINED" if kind is None else kind.name
 
 
-_Shape = tuple[int | None, ...]
-
-
 def _shape(value: ir.Value | None) -> _Shape | None:
-    """None where unknown, as a whole or a dimension."""
+    """None where unknown as a whole."""
     tensor = _constant(value)
     shape = tensor.shape if tensor is not None else value.shape if value is not None else None
     return None if shape is None else tuple(size if isinstance(size, int) else None for size in shape)

@@ -22,8 +22,17 @@ from ..runtime.errors import OptionError
 from ..runtime.integrity import check_files
 from ..runtime.manifest import CalibrationSpec, Manifest, QuantizationSpec, load_manifest
 from ..runtime.names import BLOCK_PRECISIONS
-from .bundle import Meter, Progress, finish, new_bundle
-from .stage_files import bundle_stage, data_name, graph_name, planned_bytes, save_stage
+from .bundle import (
+    Meter,
+    Progress,
+    bundle_stage,
+    data_name,
+    finish,
+    graph_name,
+    new_bundle,
+    planned_bytes,
+    save_stage,
+)
 from .tables import requantize_tables, table_dtype
 
 __all__ = ["OpenStage", "QuantizationOptions", "calibrated", "plan_stages", "quantize_bundle", "write_stages"]

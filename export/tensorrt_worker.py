@@ -24,7 +24,7 @@ from ..runtime.child import Tell, run_child
 from ..runtime.errors import BackendError
 from ..runtime.host import peak_resident
 
-__all__ = ["Moment", "PlanFacts", "PlanOptions", "Report", "Watch", "build_in_child", "build_plan", "work"]
+__all__ = ["Moment", "PlanFacts", "PlanOptions", "build_in_child", "build_plan", "work"]
 
 Report = Callable[[str, int, int], None]
 """report(what TensorRT is doing, steps of it done, steps of it), from any thread."""
@@ -105,9 +105,9 @@ def build_plan(
 ) -> PlanFacts:
     """Build the ONNX file `graph`, its weights beside it, and write the plan.
 
-    Attention that `graphs.layers` built is joined first, in memory; the file stays as it is.
-    Raises BackendError when the profiles are not right for the
-    graph or TensorRT refuses either; BltError as `join_attention`; OSError when the plan cannot be written.
+    Attention that `graphs.layers` built is joined first, in memory; the file stays as it is. Raises
+    BackendError when the profiles are not right for the graph or TensorRT refuses either; BltError as
+    `join_attention`; OSError when the plan cannot be written.
     """
     started = time.perf_counter()
     report = report or (lambda what, done, steps: None)

@@ -16,8 +16,8 @@ import onnxruntime
 import pytest
 from blt_edge.export import build_ort as building
 from blt_edge.export.build_ort import build_engine, check_version, multiplies_blocks, window_offset
+from blt_edge.export.bundle import load_stage
 from blt_edge.export.quantize import QuantizationOptions, quantize_bundle
-from blt_edge.export.stage_files import load_stage
 from blt_edge.graphs.attention import fuse_attention
 from blt_edge.runtime import BackendError, BltError, BltModel, BundleError, GenerationOptions
 from blt_edge.runtime import engines as forms
