@@ -44,6 +44,12 @@ __all__ = ["RULES", "Finding", "Rules", "lint_bundle", "lint_graph", "rules_of_o
 _FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"})
 _NUMBERS = _FLOATS | {"INT32", "INT64"}
 _ANYTHING = _NUMBERS | {"BOOL"}
+_OLDEST_OPSET = 9
+_STANDARD = ("", "ai.onnx")
+_ONE_OUTPUT = ("Attention", "BatchNormalization", "LayerNormalization", "MaxPool")
+_KNOWN_TYPES = _ANYTHING | {"INT8", "INT4", "UINT8", "FLOAT8E4M3FN", "FLOAT4E2M1", "UNDEFINED"}
+_FLOAT_WEIGHTS = "keep the stage fp32 or fp16"
+_STANDARD_FORM = "use the portable graphs that `blt-edge export` and `quantize` write"
 
 _FLOAT_OPERATORS = """
     Acos Acosh Asin Asinh Atan Atanh AveragePool BatchNormalization Ceil Celu Clip Conv ConvTranspose Cos Cosh
@@ -168,14 +174,6 @@ def rules_of_old(version: str) -> str | None:
     numbers = version.split(".")[:2]
     known = len(numbers) == 2 and all(number.isdecimal() for number in numbers)
     return "tensorrt-10.3" if known and tuple(map(int, numbers)) < (10, 13) else None
-
-
-_OLDEST_OPSET = 9
-_STANDARD = ("", "ai.onnx")
-_ONE_OUTPUT = ("Attention", "BatchNormalization", "LayerNormalization", "MaxPool")
-_KNOWN_TYPES = _ANYTHING | {"INT8", "INT4", "UINT8", "FLOAT8E4M3FN", "FLOAT4E2M1", "UNDEFINED"}
-_FLOAT_WEIGHTS = "keep the stage fp32 or fp16"
-_STANDARD_FORM = "use the portable graphs that `blt-edge export` and `quantize` write"
 
 
 @dataclass(frozen=True)
