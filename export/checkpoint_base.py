@@ -27,6 +27,7 @@ EMBEDDING = "model.local_encoder.embed_tokens.weight"
 HASH_EMBEDDING = "model.encoder_hash_tok_embedding.weight"
 """The fused hash tables, [tables * hash vocab, encoder width]."""
 
+_PER_PATCH = ("patch_embedding_projection.weight", "k_norm.weight", "k_proj.weight", "v_proj.weight")
 _MAX_JSON_BYTES = 64 << 20
 _BLOCKS = 64
 _BLOCK_BYTES = 4096
@@ -300,9 +301,6 @@ def _projections(base: str, stack: TransformerConfig) -> Iterator[tuple[str, Sha
     kv_width = stack.kv_heads * stack.head_dim
     for name, rows in (("q", stack.width), ("k", kv_width), ("v", kv_width), ("o", stack.width)):
         yield f"{base}.{name}_proj.weight", (rows, stack.width)
-
-
-_PER_PATCH = ("patch_embedding_projection.weight", "k_norm.weight", "k_proj.weight", "v_proj.weight")
 
 
 def _part(name: str, config: ModelConfig) -> str | None:

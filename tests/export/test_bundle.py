@@ -176,15 +176,6 @@ class TestForce:
         make(tmp_path / "out", force=True)
         load_manifest(tmp_path / "out")
 
-    @pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, SystemExit])
-    def test_failure_leaves_the_old_one(self, tmp_path: Path, failure: type[BaseException]) -> None:
-        make(tmp_path / "out")
-        before = load_manifest(tmp_path / "out")
-        with pytest.raises(failure):
-            fail(tmp_path / "out", failure(), force=True)
-        assert names(tmp_path) == ["out"]
-        assert load_manifest(tmp_path / "out") == before
-
     def test_failing_rename_puts_the_old_one_back(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -206,10 +197,16 @@ class TestForce:
 
 class TestFailures:
     @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit, GeneratorExit])
-    def test_leave_nothing(self, tmp_path: Path, failure: type[BaseException]) -> None:
+    def test_leave_nothing_new(self, tmp_path: Path, failure: type[BaseException]) -> None:
         with pytest.raises(failure):
             fail(tmp_path / "out", failure())
         assert names(tmp_path) == []
+        make(tmp_path / "out")
+        before = load_manifest(tmp_path / "out")
+        with pytest.raises(failure):
+            fail(tmp_path / "out", failure(), force=True)
+        assert names(tmp_path) == ["out"]
+        assert load_manifest(tmp_path / "out") == before
 
     def test_other_os_errors_pass(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError), new_bundle(tmp_path / "out"):
@@ -236,13 +233,9 @@ class TestFailures:
         assert names(tmp_path) == []
 
     def test_too_little_space_is_seen_first(self, tmp_path: Path) -> None:
-        free = shutil.disk_usage(tmp_path).free
-        needed = free * 2
-        with pytest.raises(
-            WriteError, match=rf"the bundle needs {needed} bytes \(.*\), \d+ bytes \(.*\) are free"
-        ):
-            new_bundle(tmp_path / "out", needed=needed).__enter__()
-        with pytest.raises(WriteError), new_bundle(tmp_path / "out", needed=needed):
+        needed = shutil.disk_usage(tmp_path).free * 2
+        told = rf"the bundle needs {needed} bytes \(.*\), \d+ bytes \(.*\) are free"
+        with pytest.raises(WriteError, match=told), new_bundle(tmp_path / "out", needed=needed):
             pytest.fail("must be refused")
         assert names(tmp_path) == []
 
@@ -391,14 +384,14 @@ class TestLeftovers:
 
     def test_of_dead_processes_are_removed(self, tmp_path: Path, dead_pid: int) -> None:
         self.leftover(tmp_path, "partial", dead_pid)
-        make(tmp_path / "out")
-        assert names(tmp_path) == ["out"]
-
-    def test_are_removed_by_a_failing_export_too(self, tmp_path: Path, dead_pid: int) -> None:
-        self.leftover(tmp_path, "partial", dead_pid)
         with pytest.raises(ValueError, match="x"):
             fail(tmp_path / "out", ValueError("x"))
         assert names(tmp_path) == []
+        self.leftover(tmp_path, "partial", dead_pid)
+        make(tmp_path / "out")
+        self.leftover(tmp_path, "replaced", dead_pid)
+        make(tmp_path / "out", force=True)
+        assert names(tmp_path) == ["out"]
 
     @pytest.mark.parametrize("pid", [os.getpid(), os.getppid(), 1], ids=["own", "parent", "init"])
     def test_of_living_processes_stay(self, tmp_path: Path, pid: int) -> None:
@@ -438,14 +431,6 @@ class TestLeftovers:
             make(tmp_path / "out")
         assert names(tmp_path) == ["out"]
         load_manifest(tmp_path / "out")
-
-    def test_a_replaced_bundle_is_removed_once_there_is_a_new_one(
-        self, tmp_path: Path, dead_pid: int
-    ) -> None:
-        make(tmp_path / "out")
-        self.leftover(tmp_path, "replaced", dead_pid)
-        make(tmp_path / "out", force=True)
-        assert names(tmp_path) == ["out"]
 
 
 def test_sizes_are_readable() -> None:
