@@ -48,11 +48,11 @@ class QuantizationOptions:
     block_size: int = 32
     """Inputs that share a weight scale in int8w and int4 stages."""
     search: str = "mse"
-    """How weight scales are found: one of `weights.SEARCHES`."""
+    """How weight scales are found: one of `graphs.quantize.SEARCHES`."""
     texts: Sequence[str | Path] | None = None
     """Calibration texts; None takes the bundled ones."""
     method: str = DEFAULT_METHOD
-    """How ranges are read from what was seen: one of `observers.METHODS`."""
+    """How ranges are read from what was seen: one of `names.CALIBRATION_METHODS`."""
     windows: int = DEFAULT_WINDOWS
     """Windows of the texts that are read."""
     seed: int = 0

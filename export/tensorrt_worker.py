@@ -105,7 +105,7 @@ def build_plan(
 ) -> PlanFacts:
     """Build the ONNX file `graph`, its weights beside it, and write the plan.
 
-    Attention that `graphs.layers` built is joined first, in memory; the file stays as it is. Raises
+    Attention as `graphs` builds it is joined first, in memory; the file stays as it is. Raises
     BackendError when the profiles are not right for the graph or TensorRT refuses either; BltError as
     `join_attention`; OSError when the plan cannot be written.
     """
