@@ -27,19 +27,18 @@ A stage is a pure function: the caller owns every cache.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 from onnxscript import GraphBuilder, nn
 
+from ..runtime.manifest import Axis
 from .config import ModelConfig, TransformerConfig
 from .layers import MASKED, Embedding, Linear, RMSNorm, TransformerStack
 
 __all__ = [
     "OPSET",
     "STAGE_NAMES",
-    "AxisRange",
     "DecoderStage",
     "EncoderStage",
     "LatentStage",
@@ -291,26 +290,17 @@ OPSET = 20
 STAGE_NAMES = ("patcher", "encoder", "latent", "decoder")
 
 
-@dataclass(frozen=True)
-class AxisRange:
-    """Smallest, typical and largest size of one dynamic axis."""
-
-    min: int
-    opt: int
-    max: int
-
-
-def axis_ranges(config: ModelConfig) -> dict[str, AxisRange]:
+def axis_ranges(config: ModelConfig) -> dict[str, Axis]:
     """The one table of dynamic axes that graphs, manifest and engine profiles share."""
     limit = config.encoder.max_positions
     chunk = min(1024, limit)
     return {
-        "batch": AxisRange(1, 1, 8),
-        "bytes": AxisRange(1, 1, chunk),
-        "past": AxisRange(1, min(512, limit), limit + chunk),
-        "patches": AxisRange(1, 1, chunk),
-        "patch_length": AxisRange(1, min(8, limit), limit),
-        "patch_slots": AxisRange(1, min(512, limit), limit + chunk),
+        "batch": Axis(1, 1, 8),
+        "bytes": Axis(1, 1, chunk),
+        "past": Axis(1, min(512, limit), limit + chunk),
+        "patches": Axis(1, 1, chunk),
+        "patch_length": Axis(1, min(8, limit), limit),
+        "patch_slots": Axis(1, min(512, limit), limit + chunk),
     }
 
 

@@ -43,16 +43,14 @@ class Gpu:
     """One device, its stream, and what was queued there and not yet waited for."""
 
     def __init__(self, driver: Any) -> None:
-        """driver: a `cuda.CudaDriver`, or what stands for one in tests."""
+        """driver: a `cuda.CudaDriver`."""
         self.driver = driver
         self.lock = _LOCK
         """Held while something is queued or allocated: a graph must not capture another thread's work."""
         self.waits = 0
         """How often the host has waited for the stream."""
-        self.captured = 0
-        """Calls that became CUDA graphs."""
         self.refusal: str | None = None
-        """Why one did not, the last time that happened."""
+        """Why a call did not become a CUDA graph, the last time that happened."""
         self._left = _Leftovers()
         weakref.finalize(self, _close, driver, self._left).atexit = False
         self._events: list[Any] = []
@@ -161,20 +159,11 @@ def _close(driver: Any, left: _Leftovers) -> None:
 
 
 class _Block:
-    """Device memory that is given back when nobody holds it."""
+    """Memory, the device's or the host's that the device reaches, given back when nobody holds it."""
 
-    def __init__(self, gpu: Gpu, count: int) -> None:
-        self.address = gpu.allocate(count)
-        self.bytes = count
-        gpu.release_with(self, gpu.driver.free, self.address)
-
-
-class _Pinned:
-    """Host memory that the device reaches, given back likewise."""
-
-    def __init__(self, gpu: Gpu, count: int) -> None:
-        self.address = gpu.allocate(count, pinned=True)
-        gpu.release_with(self, gpu.driver.free_pinned, self.address)
+    def __init__(self, gpu: Gpu, count: int, pinned: bool = False) -> None:
+        self.address, self.bytes = gpu.allocate(count, pinned), count
+        gpu.release_with(self, gpu.driver.free_pinned if pinned else gpu.driver.free, self.address)
 
 
 class DeviceArray:
@@ -197,7 +186,6 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
-        """Bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __len__(self) -> int:
@@ -310,29 +298,25 @@ class Packed:
     def __init__(self, gpu: Gpu, shapes: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]) -> None:
         """shapes: name -> (shape, dtype)."""
         self._gpu = gpu
-        offsets, end = {}, 0
+        places, end = {}, 0
         for name, (shape, dtype) in shapes.items():
-            offsets[name] = end
             size = math.prod(shape) * np.dtype(dtype).itemsize
+            places[name] = slice(end, end + size)
             end += -(-size // _ALIGNMENT) * _ALIGNMENT
         self.bytes = end
-        self._device = _Block(gpu, end)
-        pinned = _Pinned(gpu, end)
+        self._device, pinned = _Block(gpu, end), _Block(gpu, end, pinned=True)
         self._pinned = pinned.address
         raw = (ctypes.c_ubyte * max(end, 1)).from_address(pinned.address)
         # Arrays hold on to `raw`, and by it to the memory: a result may outlive its sequence.
         raw._pinned = pinned  # type: ignore[attr-defined]
         whole = np.frombuffer(memoryview(raw), np.uint8)
         whole[:] = 0
-        self.host: dict[str, Array] = {}
+        self.host: dict[str, Array] = {
+            name: whole[places[name]].view(dtype).reshape(shape) for name, (shape, dtype) in shapes.items()
+        }
         """The host's side."""
-        self.device: dict[str, int] = {}
+        self.device = {name: self._device.address + place.start for name, place in places.items()}
         """Addresses of the device's side."""
-        for name, (shape, dtype) in shapes.items():
-            size = math.prod(shape) * np.dtype(dtype).itemsize
-            part = whole[offsets[name] : offsets[name] + size]
-            self.host[name] = part.view(dtype).reshape(shape)
-            self.device[name] = self._device.address + offsets[name]
 
     def upload(self) -> None:
         """Queue the copy to the device."""

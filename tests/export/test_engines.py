@@ -277,7 +277,7 @@ def test_other_options(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_bundles_form_under_the_right_name(bundle: Path, float_bundle: Path, tmp_path: Path) -> None:
     other = quantize_bundle(float_bundle, tmp_path / "other", precision="int8w")
     (other / "engines").mkdir()
-    wanted = forms.form_path(other, forms.describe_engine(load_manifest(other)))
+    wanted = forms.engine_path(other, forms.describe_engine(load_manifest(other)))
     shutil.copytree(form_of(bundle), wanted)
     refused(other, "engine.json is damaged")
     assert build_engine(other).reason is None

@@ -201,7 +201,7 @@ def test_it_computes_what_transformers_computes(
 ) -> None:
     bundle = joined_bundle(portable, tmp_path / "joined")
     driver = simulate(monkeypatch, "tensorrt")
-    write_engines(bundle, SimulatedTensorRt(driver).flavour("tensorrt"))
+    write_engines(bundle, SimulatedTensorRt(driver).as_module("tensorrt"))
     model = BltModel.load(bundle, "tensorrt", prefill_chunk=96)
     text = PARITY_TEXT[:700]
     wanted = random_models.reference(CASE).logits(PARITY_TEXT)[: 1 + len(text)]

@@ -29,7 +29,7 @@ def test_an_unknown_device_is_refused(tiny_bundle: Path) -> None:
 
 def test_auto_takes_engines_first(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = simulate(monkeypatch, "tensorrt", "cuda")
-    write_engines(bundle, SimulatedTensorRt(driver).flavour("tensorrt"))
+    write_engines(bundle, SimulatedTensorRt(driver).as_module("tensorrt"))
     model = BltModel.load(bundle)
     assert model.engine.device == "Simulated, TensorRT 10.3.0"
     assert str(model.engine).startswith("engines/tensorrt-")
@@ -43,7 +43,7 @@ def test_auto_takes_cuda_where_there_are_no_engines(bundle: Path, monkeypatch: p
 
 def test_auto_says_why_the_gpu_is_not_used(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = simulate(monkeypatch, "tensorrt")
-    write_engines(bundle, SimulatedTensorRt(driver).flavour("tensorrt"), capability="8.7")
+    write_engines(bundle, SimulatedTensorRt(driver).as_module("tensorrt"), capability="8.7")
     model = BltModel.load(bundle)
     assert model.engine.device == "CPU"
     assert "was built for compute capability 8.7, here it is 8.6" in str(model.engine.reason)
@@ -53,7 +53,7 @@ def test_auto_says_why_the_gpu_is_not_used(bundle: Path, monkeypatch: pytest.Mon
 
 def test_engines_for_less_than_asked_are_refused(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = simulate(monkeypatch, "tensorrt-rtx")
-    write_engines(bundle, SimulatedTensorRt(driver).flavour("tensorrt-rtx"), prefill_chunk=64)
+    write_engines(bundle, SimulatedTensorRt(driver).as_module("tensorrt-rtx"), prefill_chunk=64)
     with pytest.raises(BackendError, match=r"prefill_chunk of up to 64, here it is 256"):
         BltModel.load(bundle, "tensorrt-rtx")
     assert BltModel.load(bundle, "tensorrt-rtx", prefill_chunk=64).engine.device.startswith("Simulated")
@@ -149,7 +149,7 @@ def test_auto_goes_on_where_a_gpu_does_not_compute(bundle: Path, monkeypatch: py
 
 def test_auto_does_not_hide_a_damaged_engine(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     driver = simulate(monkeypatch, "tensorrt")
-    write_engines(bundle, SimulatedTensorRt(driver).flavour("tensorrt"))
+    write_engines(bundle, SimulatedTensorRt(driver).as_module("tensorrt"))
     monkeypatch.setattr("blt_edge.runtime.backends.tensorrt.stage_inputs", lambda *arguments: {})
     with pytest.raises(BundleError, match=r"input .* the manifest asks for absent"):
         BltModel.load(bundle)

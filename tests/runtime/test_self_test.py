@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blt_edge.runtime import BltModel, BundleError
+from blt_edge.runtime.backends.base import EngineLimits
 from blt_edge.runtime.manifest import StageSpec
 from blt_edge.runtime.self_test import (
     LOAD_ROWS,
     STAGE_TOLERANCES,
     TEXT,
     Hold,
-    Reach,
     Run,
     Traced,
     _keys_values,
@@ -43,7 +43,9 @@ def test_a_load_runs_few_rows_past_the_window(
     window: int | None, most: int, rows: int, rollback: int
 ) -> None:
     steps = load_steps(
-        "encoder", replace(SPEC, window=window, max_positions=most), Reach(most, most, 8, rows, rollback)
+        "encoder",
+        replace(SPEC, window=window, max_positions=most),
+        EngineLimits(most, most, 8, 1, rows, rollback),
     )
     length = total = 0
     for step in steps:
@@ -135,7 +137,7 @@ def test_inputs_are_the_text(tiny_bundle: Path) -> None:
 
 def test_a_file_of_another_size_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     manifest = BltModel.load(tiny_bundle, "cpu").manifest
-    reach, path = Reach(400, 400, 8), tmp_path / "self_test.bin"
+    reach, path = EngineLimits(400, 400, 8), tmp_path / "self_test.bin"
     size = self_test_bytes(manifest, reach)
     for wrong in (0, size - 1, size + 1):
         path.write_bytes(bytes(wrong))

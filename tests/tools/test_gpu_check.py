@@ -23,7 +23,7 @@ def test_a_device_that_is_right_passes(
 ) -> None:
     driver = simulate(monkeypatch, device)
     if device == "tensorrt":
-        write_engines(own_bundle, SimulatedTensorRt(driver).flavour(device))
+        write_engines(own_bundle, SimulatedTensorRt(driver).as_module(device))
     monkeypatch.setattr(measure, "_PARITY_BYTES", 200)
     monkeypatch.setattr(measure, "_GREEDY_BYTES", 20)
     monkeypatch.setattr(measure, "_ROUNDS", 1)

@@ -20,7 +20,7 @@ from blt_edge.runtime.backends.base import HOST, CacheLimits
 from blt_edge.runtime.backends.gpu import DeviceArray, DeviceRingCache, Gpu, Packed
 from blt_edge.runtime.backends.ort_gpu import PROVIDERS
 from blt_edge.runtime.backends.tensorrt import TensorRtStage
-from blt_edge.runtime.backends.tensorrt_profiles import profile_limits, profiles
+from blt_edge.runtime.backends.tensorrt_profiles import Profiles
 from blt_edge.runtime.cache import RingCache
 from blt_edge.runtime.manifest import StageSpec, load_manifest
 from blt_edge.runtime.vocabulary import encode
@@ -50,7 +50,7 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Loader]:
         own = Path(shutil.copytree(bundle, tmp_path / "on-gpu"))
         if kind in PROVIDERS:
             return BltModel.load(own, kind, **options), driver
-        write_engines(own, SimulatedTensorRt(driver).flavour(kind), **(limits or {}))
+        write_engines(own, SimulatedTensorRt(driver).as_module(kind), **(limits or {}))
         return BltModel.load(own, kind, **options), driver
 
     yield load
@@ -60,10 +60,10 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Loader]:
 def tensorrt_stage(bundle: Path, stage: str, folder: Path, **limits: int) -> TensorRtStage:
     """A stage of a bundle as an engine with the profiles of these limits."""
     manifest, driver = load_manifest(bundle), SimulatedDriver()
-    ranges, plan = profiles(manifest, profile_limits(manifest, **limits)), folder / f"{stage}.plan"
+    ranges, plan = Profiles.of(manifest, **limits), folder / f"{stage}.plan"
     write_plan(plan, bundle, stage, ranges)
-    flavour = SimulatedTensorRt(driver).flavour("tensorrt")
-    return TensorRtStage(Gpu(driver), flavour, manifest, stage, plan, ranges, bundle)
+    trt = SimulatedTensorRt(driver).as_module("tensorrt")
+    return TensorRtStage(Gpu(driver), trt, manifest, stage, plan, ranges, bundle)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -143,21 +143,21 @@ def test_shapes_outside_the_profiles_are_refused(tiny_bundle: Path, tmp_path: Pa
 def test_what_is_no_plan_is_refused_with_the_reason(tiny_bundle: Path, tmp_path: Path) -> None:
     plan, driver, manifest = tmp_path / "encoder.plan", SimulatedDriver(), load_manifest(tiny_bundle)
     plan.write_bytes(b"ftrt\0\0\0")
-    flavour, ranges = (
-        SimulatedTensorRt(driver).flavour("tensorrt"),
-        profiles(manifest, profile_limits(manifest)),
+    trt, ranges = (
+        SimulatedTensorRt(driver).as_module("tensorrt"),
+        Profiles.of(manifest),
     )
     with pytest.raises(BackendError, match=r"encoder.plan: TensorRT 10.3.0 refused it: magic number"):
-        TensorRtStage(Gpu(driver), flavour, manifest, "encoder", plan, ranges, tiny_bundle)
+        TensorRtStage(Gpu(driver), trt, manifest, "encoder", plan, ranges, tiny_bundle)
 
 
 def test_a_plan_of_another_stage_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     manifest, driver = load_manifest(tiny_bundle), SimulatedDriver()
-    plan, ranges = tmp_path / "encoder.plan", profiles(manifest, profile_limits(manifest))
+    plan, ranges = tmp_path / "encoder.plan", Profiles.of(manifest)
     write_plan(plan, tiny_bundle, "decoder", ranges)
-    flavour = SimulatedTensorRt(driver).flavour("tensorrt")
+    trt = SimulatedTensorRt(driver).as_module("tensorrt")
     with pytest.raises(BundleError, match=r"encoder.plan: input 'byte_embeds' is absent"):
-        TensorRtStage(Gpu(driver), flavour, manifest, "encoder", plan, ranges, tiny_bundle)
+        TensorRtStage(Gpu(driver), trt, manifest, "encoder", plan, ranges, tiny_bundle)
 
 
 def test_no_memory_left_is_said(tiny_bundle: Path) -> None:
