@@ -19,18 +19,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from .errors import BundleError, OptionError
-from .fields import AGAIN, MANIFEST_NAME, Fields, by, fault, file_name, if_there, is_whole, part, read, record
+from .fields import AGAIN, Fields, by, fault, file_name, if_there, is_whole, part, read, record
 from .files import open_plain
 from .hashing import HashSpec
-from .patching import PATCHING_MODES, PatchingRule
+from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, STAGES, TABLE_PRECISIONS
+from .patching import PatchingRule
 from .vocabulary import VOCAB_SIZE
 
 __all__ = [
-    "MANIFEST_NAME",
     "SCHEMA",
-    "STAGES",
     "TABLE_BLOCK",
-    "TABLE_PRECISIONS",
     "Axis",
     "CalibrationSpec",
     "EmbeddingSpec",
@@ -45,11 +43,6 @@ __all__ = [
 ]
 
 SCHEMA = 1
-STAGES = ("patcher", "encoder", "latent", "decoder")
-PRECISIONS = ("fp32", "fp16", "int8", "int8w", "int4")
-
-TABLE_PRECISIONS = {"float16": "fp16", "float32": "fp32", "int8": "int8", "int4": "int4"}
-"""The embedding tables' dtypes and what a user calls them."""
 
 TABLE_BLOCK = 32
 """Neighbouring values of a row that share a scale in int4 tables."""
@@ -257,13 +250,11 @@ class QuantizationSpec:
 
 @dataclass(frozen=True)
 class Axis:
-    """Sizes of one dynamic axis of the graphs, in order."""
+    """Sizes of one dynamic axis: the smallest, the one to tune for, and the largest that is not refused."""
 
     min: _Size
     opt: _Size
-    """The one to tune for."""
     max: _Size
-    """Largest; beyond it a call is refused."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +265,7 @@ class FileRecord:
     sha256: _Digest
     """Hash of everything in it."""
     sample_sha256: _Digest
-    """Hash of 64 evenly spaced blocks (see `integrity.sample_hash`)."""
+    """Hash of 64 evenly spaced blocks (see `integrity.file_record`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,11 +143,11 @@ class Traced:
         return f"position {last}" if self.rows == 1 else f"positions {self.position} to {last} in one pass"
 
 
-def load_steps(stage: str, spec: StageSpec, reach: EngineLimits) -> list[Step]:
+def load_steps(stage: str, spec: StageSpec, limits: EngineLimits) -> list[Step]:
     """What a load repeats: a step and a few rows, past the window where the text can be so long."""
-    most = reach.positions(stage, spec)
-    rows = min(3, reach.prefill_chunk)
-    held = 24 if spec.window is None else spec.window - 1 + min(_ROLLBACK, reach.rollback)
+    most = limits.positions(stage, spec)
+    rows = min(3, limits.prefill_chunk)
+    held = 24 if spec.window is None else spec.window - 1 + min(_ROLLBACK, limits.rollback)
     held = min(held, most - 1 - rows)
     if held < 1:
         return [Run(1)]
@@ -253,7 +253,7 @@ def patch_slots(values: Floats) -> Floats:
 def write_self_test(
     path: Path,
     manifest: Manifest,
-    reach: EngineLimits,
+    limits: EngineLimits,
     states: Floats,
     patch_values: Floats,
     traced: Mapping[str, Sequence[Traced]],
@@ -266,14 +266,14 @@ def write_self_test(
     for stage, runs in traced.items():
         for number, run in enumerate(runs):
             arrays.update({f"{stage}.{number}.{name}": values for name, values in run.outputs.items()})
-    layout = _layout(manifest, reach)
+    layout = _layout(manifest, limits)
     assert {name: array.shape for name, array in arrays.items()} == layout
     path.write_bytes(b"".join(arrays[name].astype("<f4").tobytes() for name in layout))
 
 
-def read_self_test(path: Path, manifest: Manifest, reach: EngineLimits) -> dict[str, Floats]:
+def read_self_test(path: Path, manifest: Manifest, limits: EngineLimits) -> dict[str, Floats]:
     """What `write_self_test` wrote, by name. Raises BundleError when it has another size."""
-    layout = _layout(manifest, reach)
+    layout = _layout(manifest, limits)
     sizes = [math.prod(shape) for shape in layout.values()]
     needed = 4 * sum(sizes)
     with open_plain(path) as file:
@@ -284,7 +284,7 @@ def read_self_test(path: Path, manifest: Manifest, reach: EngineLimits) -> dict[
     return {name: part.reshape(shape) for (name, shape), part in zip(layout.items(), parts, strict=True)}
 
 
-def _layout(manifest: Manifest, reach: EngineLimits) -> dict[str, tuple[int, ...]]:
+def _layout(manifest: Manifest, limits: EngineLimits) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every array of the file, in its order."""
     values = manifest.stages["latent"].patch_values or 0
     layout: dict[str, tuple[int, ...]] = {
@@ -292,7 +292,7 @@ def _layout(manifest: Manifest, reach: EngineLimits) -> dict[str, tuple[int, ...
         "patch_values": (_PATCH_SLOTS, values),
     }
     for stage, spec in manifest.stages.items():
-        runs = [step for step in load_steps(stage, spec, reach) if isinstance(step, Run)]
+        runs = [step for step in load_steps(stage, spec, limits) if isinstance(step, Run)]
         for number, run in enumerate(runs):
             for name, axes in stage_outputs(manifest, stage).items():
                 if name != "new_kv":
@@ -354,7 +354,7 @@ def check_engine(
     backends: Mapping[str, StageBackend],
     table: EmbeddingTable,
     path: Path,
-    reach: EngineLimits,
+    limits: EngineLimits,
     *,
     alike: bool,
 ) -> None:
@@ -363,14 +363,14 @@ def check_engine(
     alike: what it keeps came from the engine itself. Raises BackendError naming the stage that computes
     something else, BundleError for a damaged file.
     """
-    kept = read_self_test(path / SELF_TEST_NAME, manifest, reach)
+    kept = read_self_test(path / SELF_TEST_NAME, manifest, limits)
     inputs = text_inputs(manifest, table, LOAD_ROWS)
-    inputs["latent"], inputs["decoder"] = state_inputs(kept["states"], reach.max_patch_length)
+    inputs["latent"], inputs["decoder"] = state_inputs(kept["states"], limits.max_patch_length)
     inputs["decoder"]["patch_values"] = kept["patch_values"]
     for stage, spec in manifest.stages.items():
-        steps = load_steps(stage, spec, reach)
-        limits, most = load_limits(stage, spec, reach), allowed(spec.precision, alike)
-        runs = run_steps(manifest, stage, backends[stage], limits, inputs[stage], steps)
+        steps = load_steps(stage, spec, limits)
+        sizes, most = load_limits(stage, spec, limits), allowed(spec.precision, alike)
+        runs = run_steps(manifest, stage, backends[stage], sizes, inputs[stage], steps)
         expected = [
             {name: kept[f"{stage}.{number}.{name}"] for name in run.outputs}
             for number, run in enumerate(runs)
@@ -384,10 +384,10 @@ def check_engine(
             )
 
 
-def load_limits(stage: str, spec: StageSpec, reach: EngineLimits) -> CacheLimits:
+def load_limits(stage: str, spec: StageSpec, limits: EngineLimits) -> CacheLimits:
     """What the cache of a load's runs is made for."""
     return CacheLimits(
-        min(_ROLLBACK, reach.rollback), reach.positions(stage, spec), min(LOAD_ROWS, reach.prefill_chunk)
+        min(_ROLLBACK, limits.rollback), limits.positions(stage, spec), min(LOAD_ROWS, limits.prefill_chunk)
     )
 
 

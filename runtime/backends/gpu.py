@@ -49,8 +49,10 @@ class Gpu:
         """Held while something is queued or allocated: a graph must not capture another thread's work."""
         self.waits = 0
         """How often the host has waited for the stream."""
+        self.captured = 0
+        """Calls that became CUDA graphs."""
         self.refusal: str | None = None
-        """Why a call did not become a CUDA graph, the last time that happened."""
+        """Why one did not, the last time that happened."""
         self._left = _Leftovers()
         weakref.finalize(self, _close, driver, self._left).atexit = False
         self._events: list[Any] = []
@@ -93,18 +95,18 @@ class Gpu:
     def allocate(self, count: int, pinned: bool = False) -> int:
         """Address of new memory: the device's, or the host's that the device reaches. Raises BackendError."""
         with self.lock:
+            if self._left and count >= _LARGE:
+                self.synchronize()
             new = self.driver.allocate_pinned if pinned else self.driver.allocate
-            for waited in (False, True):
-                if self._left and (waited or count >= _LARGE):
+            try:
+                return int(new(max(count, 1)))
+            except BackendError as error:
+                if self._left:  # waiting gives that back
                     self.synchronize()
-                try:
-                    return int(new(max(count, 1)))
-                except BackendError as error:
-                    if waited or not self._left:
-                        where = "pinned host" if pinned else "device"
-                        told = f"{count} bytes of {where} memory: {error}; free some, or quantize"
-                        raise BackendError(told) from error
-            raise AssertionError("the second failure is raised")
+                    return self.allocate(count, pinned)
+                where = "pinned host" if pinned else "device"
+                told = f"{count} bytes of {where} memory: {error}; free some, or quantize"
+                raise BackendError(told) from error
 
     def release_with(self, holder: object, release: Callable[[Any], object], thing: Any) -> None:
         """Once nobody holds `holder`, and the device is done with what was queued then: release(thing)."""

@@ -114,6 +114,7 @@ class GpuCall:
         except BackendError as error:
             gpu.refusal = str(error)
         else:
+            gpu.captured += 1
             gpu.release_with(self, gpu.driver.release, self._graph)
 
     def _queue(self) -> None:

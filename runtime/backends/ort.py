@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..cache import StageCache
 from ..errors import BackendError, BundleError, first_line
+from ..host import describe_processor
 from ..manifest import Manifest
 from .base import HOST, CacheLimits, Done, ordered_cache, ring_cache
 from .signatures import Signature, check_signature, check_weights_file, output_shapes, stage_signature
@@ -131,10 +132,7 @@ def int8_saturates() -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
         return False
-    try:
-        return "vnni" not in Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return True
+    return "vnni" not in describe_processor()["features"]
 
 
 class OrtStage:

@@ -217,7 +217,7 @@ def test_attention_is_fused_in_every_layer(built: Path) -> None:
 def test_the_bundle_is_sound_with_a_form_and_without(bundle: Path) -> None:
     assert load(bundle, verify=True).engine.directory == form_of(bundle)
     shutil.rmtree(bundle / "engines")
-    refused(bundle, "no form was built for this device; blt-edge build ", verify=True)
+    refused(bundle, "no engine was built for this device; blt-edge build ", verify=True)
 
 
 def test_a_sound_form_stays_and_force_replaces_it(bundle: Path) -> None:

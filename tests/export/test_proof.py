@@ -19,6 +19,7 @@ from blt_edge.export.tensorrt_worker import PlanFacts
 from blt_edge.runtime import BackendError, BltModel
 from blt_edge.runtime.backends.base import EngineLimits
 from blt_edge.runtime.backends.ort import OrtStage
+from blt_edge.runtime.backends.signatures import stage_inputs
 from blt_edge.runtime.engines import was_proven
 from blt_edge.runtime.manifest import load_manifest
 from blt_edge.runtime.self_test import Hold, Run, TakeBack
@@ -232,7 +233,7 @@ def build_on_gpu(
     def build(_target: str, graph: Path, ranges: Any, plan: Path, *_more: Any) -> PlanFacts:
         manifest = load_manifest(bundle)
         source = plant(graph, ALIKE[mistake]) if graph.stem == stage else graph
-        axes = build_tensorrt.stage_inputs(manifest, graph.stem)
+        axes = stage_inputs(manifest, graph.stem)
         shapes = [
             {
                 name: [
@@ -299,8 +300,8 @@ def test_an_engine_that_could_not_run_is_proven_when_it_is_loaded(
 def test_an_engine_that_changed_since_is_not_used_on_a_gpu(
     own_float: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
-    driver = simulate(monkeypatch, target)
-    form = write_engines(own_float, SimulatedTensorRt(driver).as_module(target))
+    simulate(monkeypatch, target)
+    form = write_engines(own_float, target)
     assert BltModel.load(own_float, target).engine.directory == form
     plan = form / "decoder.plan"
     wrong = plant(own_float / "decoder.onnx", MISTAKES["a longer window"])

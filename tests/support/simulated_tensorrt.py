@@ -23,7 +23,9 @@ from blt_edge.runtime.manifest import load_manifest
 from blt_edge.runtime.self_test import SELF_TEST_NAME
 from support.simulated_cuda import SimulatedDriver, compute, cpu_session
 
-__all__ = ["SimulatedTensorRt", "write_engines", "write_plan"]
+__all__ = ["VERSION", "SimulatedTensorRt", "write_engines", "write_plan"]
+
+VERSION = "10.3.0"
 
 
 def write_plan(path: Path, bundle: Path, stage: str, ranges: Profiles) -> None:
@@ -44,17 +46,16 @@ def write_plan(path: Path, bundle: Path, stage: str, ranges: Profiles) -> None:
     path.write_text(json.dumps({"graph": str(graph), "profiles": shapes}))
 
 
-def write_engines(bundle: Path, trt: TensorRtModule, capability: str = "8.6", **limits: int) -> Path:
+def write_engines(bundle: Path, target: str, capability: str = "8.6", **limits: int) -> Path:
     """Engines of every stage in the bundle, as `blt-edge build` leaves them; returns their directory."""
-    manifest = load_manifest(bundle)
+    manifest, trt = load_manifest(bundle), TensorRtModule(target, VERSION, None)
     ranges = Profiles.of(manifest, **limits)
     description = describe_tensorrt(manifest, trt, (capability,), ranges)
     path = engine_path(bundle, description)
     path.mkdir(parents=True)
     for stage in manifest.stages:
         write_plan(path / plan_file(stage), bundle, stage, ranges)
-    self_test = path / SELF_TEST_NAME
-    prove_engine(bundle, manifest, None, ranges.limits, self_test, name=trt.name, alike=False)
+    prove_engine(bundle, manifest, None, ranges.limits, path / SELF_TEST_NAME, name=trt.name, alike=False)
     files = {file.name: file_record(file) for file in path.iterdir()}
     (path / ENGINE_NAME).write_text(render_engine(description, files, proven=False))
     return path
@@ -84,7 +85,7 @@ class SimulatedTensorRt:
 
     def as_module(self, target: str) -> TensorRtModule:
         """As one of the two modules."""
-        return TensorRtModule(target, "10.3.0", self)
+        return TensorRtModule(target, VERSION, self)
 
     def Runtime(self, logger: Any) -> _Runtime:  # noqa: N802
         """As TensorRT spells it."""

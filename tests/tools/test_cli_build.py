@@ -22,7 +22,7 @@ def test_a_form_is_built_used_and_shown(cli, bundle: Path) -> None:
     before = cli("generate", "-m", bundle, "-p", "Once", "-n", 8, "--json", "-")
     assert json.loads(before.stdout)["engine"]["name"] == "portable graphs"
     assert (
-        f"engine: portable graphs: no form was built for this device; blt-edge build {bundle}"
+        f"engine: portable graphs: no engine was built for this device; blt-edge build {bundle}"
         in before.stderr
     )
     built = cli("build", bundle)
