@@ -74,8 +74,8 @@ class BltModel:
         or refused. threads: CPU threads, None leaves it to the engine. verify: read every file and compare
         its sha256 (`progress(bytes done, bytes in all)`); otherwise large files are compared by samples.
         prefill_chunk: bytes that one pass takes at most (memory grows with it). rollback: bytes that can be
-        taken back without computing again. portable: run the portable graphs even where the bundle has a
-        form for this device (`export.engines`). probe: let such a form repeat what it gave when it was
+        taken back without computing again. portable: run the portable graphs even where the bundle has an
+        engine for this device (`blt-edge build`). probe: let such an engine repeat what it gave when it was
         built, and use it only where that comes out again. provider_options: options of ONNX Runtime's
         provider, for the devices that are one. `engine` of the model tells what it runs from and on, and why.
 
