@@ -5,22 +5,23 @@ from __future__ import annotations
 import base64
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...runtime.host import peak_resident
+from ...runtime.options import GenerationOptions
 from ..output import Session, TextOutput, interrupt_sets, is_terminal, printable, size, status
 from .documents import read_prompt, write_json
 from .model_options import EngineOptions, engine_options, load_model, sampling_options
 from .options import STDIN, InputFile, json_option, model_option, verb
 
 if TYPE_CHECKING:
-    from ...runtime import BltModel, GenerationChunk, GenerationOptions, GenerationStats
+    from ...runtime import BltModel, GenerationChunk, GenerationStats
     from ...runtime.engines import Engine
 
 __all__ = ["command"]
@@ -55,8 +56,6 @@ def command(
     UTF-8 come out as U+FFFD (--json has them all, in base64). The model may end the text before
     --max-new-bytes. Figures follow on stderr.
     """
-    from ...runtime import GenerationOptions
-
     options = GenerationOptions(**sampling)
     data = read_prompt(prompt, prompt_file, session)
     if data is None:
@@ -76,11 +75,6 @@ def command(
         raise KeyboardInterrupt
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
-
-
 # 1. The text, and Ctrl-C while it comes.
 
 
@@ -88,19 +82,16 @@ def _stream(
     session: Session, model: BltModel, prompt: bytes, options: GenerationOptions, out: TextOutput
 ) -> tuple[GenerationChunk, bytes]:
     """Print the text; returns the last chunk, with the reason and figures, and all new bytes."""
-    made: list[bytes] = []
-    cancel = threading.Event()
+    made, cancel = bytearray(), threading.Event()
     chunks = model.stream(prompt, options, cancel=cancel)
+    slow = is_terminal(sys.stderr) and len(prompt) > 200
     try:
-        with status(session, f"reading the prompt, {len(prompt)} bytes") if _slow(prompt) else _nothing():
-            chunk = next(chunks)
+        with status(session, f"reading the prompt, {len(prompt)} bytes") if slow else nullcontext():
+            first = next(chunks)
         with interrupt_sets(cancel):
-            while True:
+            for chunk in chain([first], chunks):
                 out.write(chunk.text)
-                made.append(chunk.data)
-                if chunk.finish_reason is not None:
-                    break
-                chunk = next(chunks)
+                made += chunk.data
     except BrokenPipeError:  # nobody reads on: nothing more to say
         raise
     except BaseException:
@@ -108,11 +99,7 @@ def _stream(
         raise
     if not session.quiet or chunk.finish_reason == "cancelled" or is_terminal(sys.stdout):
         out.end_line()
-    return chunk, b"".join(made)
-
-
-def _slow(prompt: bytes) -> bool:
-    return is_terminal(sys.stderr) and len(prompt) > 200
+    return chunk, bytes(made)
 
 
 # 2. Figures.

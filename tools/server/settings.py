@@ -39,6 +39,11 @@ class ServerSettings:
     draft_length: int | None = None
     """`GenerationOptions.draft_length` likewise."""
 
+    @property
+    def url(self) -> str:
+        """The address to call."""
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
 
 def is_loopback(address: str) -> bool:
     """Whether only this machine reaches the address; host names other than localhost are not looked up."""
