@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 
+from ...runtime.files import write_whole
 from ...runtime.host import peak_resident
 from ..output import (
     Session,
@@ -33,7 +34,6 @@ from ..output import (
     status,
 )
 from .chat_session import ADVICE, ChatError, ChatSession, Reply, typed_text
-from .documents import write_whole
 from .line_reader import expanded, paths_that_begin
 from .options import StopString
 

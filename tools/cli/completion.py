@@ -17,8 +17,6 @@ from .options import FLAGS, OneOf, spread, verb
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem, ShellComplete
 
-__all__ = ["COMPLETION", "SHELLS", "command", "complete"]
-
 COMPLETION = "_BLT_EDGE_COMPLETE"
 """The environment variable that holds what a shell asks at Tab."""
 
