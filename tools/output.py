@@ -25,27 +25,6 @@ from ..runtime.errors import BltError
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = [
-    "Progress",
-    "Session",
-    "TextOutput",
-    "count",
-    "crash_line",
-    "error_line",
-    "flagged",
-    "foreseen_line",
-    "interrupt_sets",
-    "is_terminal",
-    "option_name",
-    "print_fields",
-    "print_table",
-    "printable",
-    "progress_bar",
-    "size",
-    "status",
-    "usage_line",
-]
-
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
 

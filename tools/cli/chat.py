@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from .chat_lines import Chat
     from .line_reader import LineReader
 
-__all__ = ["command"]
-
 _SHOWN = 600
 """Characters of the text that a person is shown at the start."""
 

@@ -22,22 +22,11 @@ from typing import Any
 import click
 
 from ...runtime.files import write_whole
-from ...runtime.host import peak_resident
-from ..output import (
-    Session,
-    TextOutput,
-    interrupt_sets,
-    is_terminal,
-    print_fields,
-    printable,
-    size,
-    status,
-)
+from ..output import Session, TextOutput, interrupt_sets, is_terminal, print_fields, printable, status
 from .chat_session import ADVICE, ChatError, ChatSession, Reply, typed_text
+from .generate import memory_told, stage_shares
 from .line_reader import expanded, paths_that_begin
 from .options import StopString
-
-__all__ = ["COMMANDS", "SETTINGS", "Chat", "complete", "take_line"]
 
 
 @dataclass
@@ -118,8 +107,8 @@ def _figures(reply: Reply) -> str:
     if stats.new_bytes:
         first = 1000 * stats.first_byte_seconds
         told.append(f"first in {first:.{int(first < 10)}f} ms")
-    if stats.drafted:
-        told.append(f"guesses {stats.accepted / stats.drafted:.0%}")
+    if stats.acceptance is not None:
+        told.append(f"guesses {stats.acceptance:.0%}")
     cut = "; the last character is not complete" if reply.cut else ""
     return ", ".join(told) + _ENDINGS.get(reply.reason, "") + cut
 
@@ -238,12 +227,9 @@ def _stats(chat: Chat, argument: str) -> None:
     total = reading + making
     if total:
         stages = {name: sum(one.stage_seconds[name] for one in past) for name in past[0].stage_seconds}
-        shares = {name: seconds / total for name, seconds in stages.items()}
-        shares["other"] = max(0.0, 1.0 - sum(shares.values()))
-        fields.append(("time", ", ".join(f"{name} {share:.0%}" for name, share in shares.items())))
-    peak = peak_resident()
-    memory = f"{size(state.sequence.state_bytes)} of state"
-    fields.append(("memory", memory + (f", {size(peak)} at peak in all" if peak else "")))
+        shares = stage_shares(stages, total).items()
+        fields.append(("time", ", ".join(f"{name} {share:.0%}" for name, share in shares)))
+    fields.append(("memory", memory_told(state.sequence.state_bytes)))
     fields.append(("engine", str(state.model.engine)))
     _print(chat, fields)
 

@@ -19,8 +19,6 @@ from ...runtime.sampling import Sampler
 from ...runtime.speculation import Speculator
 from ...runtime.vocabulary import Utf8Stream, byte_ids, encode
 
-__all__ = ["ADVICE", "ChatError", "ChatSession", "Reply", "Turn", "typed_text"]
-
 ADVICE = "/undo takes back the last turn, /reset starts over"
 """What to do when positions run out."""
 

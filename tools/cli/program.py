@@ -24,8 +24,6 @@ from .completion import COMPLETION, complete
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-__all__ = ["VERBS", "Program", "program"]
-
 NAME = "blt-edge"
 
 VERBS = {

@@ -17,8 +17,6 @@ from .options import STDIN, InputFile, json_option, model_option, verb
 if TYPE_CHECKING:
     from ...runtime import Score
 
-__all__ = ["command"]
-
 
 @verb("score")
 @model_option

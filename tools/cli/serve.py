@@ -26,8 +26,6 @@ from .options import MemorySize, draft_options, model_option, verb
 if TYPE_CHECKING:
     from ...runtime import BltModel
 
-__all__ = ["command"]
-
 _SECONDS = click.FloatRange(min=0, min_open=True, max=86_400)
 
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,}")

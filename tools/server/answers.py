@@ -13,8 +13,6 @@ from ...runtime.vocabulary import BYTE_OFFSET, EOS, Utf8Stream
 from .requests import CompletionRequest
 from .service import ChoiceChunk
 
-__all__ = ["DONE", "Completion", "event", "token_text"]
-
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length", "context": "length"}
 _SPECIAL = {0: "<0>", 1: "<bos>", EOS: "<eos>", 3: "<3>"}
 _FIGURES = (
@@ -216,4 +214,4 @@ def _byte(detail: ByteDetail) -> dict[str, Any]:
 
 def _figures(stats: GenerationStats) -> dict[str, Any]:
     figures = {name: getattr(stats, name) for name in _FIGURES}
-    return {**figures, "patches": max(0, stats.patches - 1)}  # without the one that BOS is alone in
+    return {**figures, "patches": stats.text_patches}

@@ -27,8 +27,6 @@ from .requests import ApiError, unknown_model
 from .service import Service, server_failed
 from .settings import ServerSettings, is_loopback
 
-__all__ = ["create_app", "host_name", "page_files", "page_routes"]
-
 _MODEL = "/v1/models/"
 _PATHS = ("/v1/completions", "/v1/models", "/healthz", "/metrics")
 

@@ -19,8 +19,6 @@ from .metrics import request_record
 from .requests import ApiError, ClientGoneError, parse_completion, read_json
 from .service import ChoiceChunk, Exchange, Service
 
-__all__ = ["CompletionsEndpoint"]
-
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store"),

@@ -21,18 +21,6 @@ from starlette.responses import JSONResponse
 from ...runtime import GenerationOptions, OptionError
 from ...runtime.fields import checked_flag, checked_int, shown
 
-__all__ = [
-    "ApiError",
-    "ClientGoneError",
-    "CompletionRequest",
-    "ModelFacts",
-    "invalid",
-    "parse_completion",
-    "read_json",
-    "retry_after",
-    "unknown_model",
-]
-
 DEFAULT_MAX_TOKENS = 256
 """Bytes, as `blt-edge generate` makes by default; OpenAI's 16 tokens would be 16 bytes."""
 MOST_CHOICES = 128

@@ -17,8 +17,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from .app import create_app
 from .service import Service
 
-__all__ = ["bind", "run_server"]
-
 HEAD_SECONDS = 20.0
 """For a request's head to arrive, from the connection or from the head's first byte."""
 

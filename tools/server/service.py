@@ -36,9 +36,6 @@ from .metrics import Metrics
 from .requests import ApiError, ClientGoneError, CompletionRequest, ModelFacts, invalid, retry_after
 from .settings import ServerSettings
 
-__all__ = ["ChoiceChunk", "Exchange", "Job", "JobQueue", "QueueFullError", "Service"]
-
-
 # 1. The queue and its thread.
 
 

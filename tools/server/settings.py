@@ -5,8 +5,6 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-__all__ = ["ServerSettings", "is_loopback"]
-
 
 @dataclass(frozen=True)
 class ServerSettings:
