@@ -119,10 +119,9 @@ class ChatSession:
 
     def set_options(self, options: GenerationOptions) -> None:
         """Use these from the next turn on. Raises OptionError, with nothing changed."""
-        from ...runtime.sampling import Sampler
-        from ...runtime.speculation import Speculator
+        from ...runtime.speculation import check_draft
 
-        Speculator(self.sequence, Sampler(options), options, self.model.costs)  # refuses what it can't do
+        check_draft(options, self.sequence)
         self.options = options
 
     def change(self, **fields: Any) -> None:
