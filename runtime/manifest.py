@@ -13,24 +13,22 @@ import json
 import math
 import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import BltError, BundleError
-from .fields import AGAIN, MANIFEST_NAME, Fields, fault, file_name, is_whole, read
-from .files import open_plain
+from .fields import AGAIN, Fields, fault, file_name, is_whole, read
+from .files import open_plain, write_whole
 from .hashing import HashSpec
-from .patching import PATCHING_MODES, PatchingRule
+from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, STAGES, TABLE_PRECISIONS
+from .patching import PatchingRule
 
 __all__ = [
     "MANIFEST_NAME",
     "SCHEMA",
-    "STAGES",
     "TABLE_BLOCK",
-    "TABLE_PRECISIONS",
     "Axis",
     "CalibrationSpec",
     "EmbeddingSpec",
@@ -43,9 +41,6 @@ __all__ = [
     "load_manifest",
     "write_manifest",
 ]
-
-TABLE_PRECISIONS = {"float16": "fp16", "float32": "fp32", "int8": "int8", "int4": "int4"}
-"""The embedding tables' dtypes and what a user calls them."""
 
 TABLE_BLOCK = 32
 """Neighbouring values of a row that share a scale in int4 tables."""
@@ -225,10 +220,8 @@ class FileRecord:
 
 
 SCHEMA = 1
-STAGES = ("patcher", "encoder", "latent", "decoder")
 AXES = ("batch", "bytes", "patches")
 LAYOUTS = ("huggingface", "meta")
-PRECISIONS = ("fp32", "fp16", "int8", "int8w", "int4")
 SEARCHES = ("mse", "rtn")
 
 _VOCAB_SIZE = 260
@@ -326,16 +319,11 @@ def write_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> Non
     payload = manifest.to_dict()
     Manifest.from_dict(payload)
     text = _render({**payload, "checksum": _checksum(payload)})
-    final = Path(directory) / MANIFEST_NAME
-    temporary = final.with_name(f".{MANIFEST_NAME}.partial-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("x", encoding="ascii", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(
+        Path(directory) / MANIFEST_NAME,
+        lambda path: path.write_text(text, encoding="ascii", newline="\n"),
+        lasting=True,
+    )
 
 
 # 1. The text: read with suspicion, rendered in exactly one way.

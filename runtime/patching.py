@@ -29,12 +29,11 @@ from numpy.typing import NDArray
 
 from .errors import OptionError
 from .fields import checked_flag, checked_int, checked_real, shown
+from .names import PATCHING_MODES
 from .vocabulary import BYTE_OFFSET
 
-__all__ = ["PATCHING_MODES", "PatchBoundaries", "PatchingRule"]
+__all__ = ["PatchBoundaries", "PatchingRule"]
 
-PATCHING_MODES = ("entropy", "space", "static", "byte")
-"""The values of `PatchingRule.mode`."""
 
 _Flags = NDArray[np.bool_]
 _Value = TypeVar("_Value", np.float32, np.bool_)

@@ -14,13 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import OptionError
+from .sampling import log_probabilities
 from .sequence import Sequence
 from .vocabulary import BYTE_OFFSET, EOS, byte_ids, encode
 
 __all__ = ["ByteDetail", "Score", "byte_details", "likelihood", "score"]
-
-_LARGEST = float(np.finfo(np.float64).max)
-
 
 # 1. One byte after the other.
 
@@ -89,18 +87,9 @@ def likelihood(
     lower id on ties; (None, ()) when count is None."""
     if count is None:
         return None, ()
-    logs = _log_probabilities(logits)
+    logs = log_probabilities(logits)
     order = np.argsort(-logs, kind="stable")[:count] if count else ()
     return float(logs[number]), tuple((int(one), float(logs[one])) for one in order)
-
-
-def _log_probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    # float64 [V], finite even where a logit is infinite.
-    scores = np.clip(logits.astype(np.float64), -_LARGEST, _LARGEST)
-    with np.errstate(over="ignore", under="ignore"):  # towards -inf and 0, which is what is meant
-        scores -= scores.max()
-        logs: npt.NDArray[np.float64] = np.maximum(scores - np.log(np.exp(scores).sum()), -_LARGEST)
-    return logs
 
 
 # 2. A whole text.
@@ -161,9 +150,6 @@ def _bits(sequence: Sequence, window: bytes) -> float:
     for result in sequence.extend(encode(window)):
         # The row after the window's last byte predicts a byte of the next window: not scored.
         targets, following = np.split(following, [len(result.logits)])
-        logits = result.logits[: len(targets)].astype(np.float64)
-        top = logits.max(axis=1, keepdims=True)
-        log_sum = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
-        picked = logits[np.arange(len(targets)), targets]
-        bits += float((log_sum - picked).sum() / np.log(2.0))
+        logs = log_probabilities(result.logits[: len(targets)])
+        bits -= float(logs[np.arange(len(targets)), targets].sum() / np.log(2.0))
     return bits

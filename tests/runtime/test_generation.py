@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from blt_edge.runtime import BltModel, GenerationOptions, PromptTooLongError, Sequence, generation
 from blt_edge.runtime.generation import GenerationStats, StopMatcher, _borders
-from blt_edge.runtime.options import DRAFTS
+from blt_edge.runtime.names import DRAFTS
 from blt_edge.runtime.speculation import DraftFigures, Speculator
 from blt_edge.runtime.vocabulary import BYTE_OFFSET, EOS, decode, encode
 from hypothesis import given, settings

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from blt_edge.runtime import BltModel, ByteDetail, GenerationOptions
 from blt_edge.runtime.errors import OptionError
-from blt_edge.runtime.options import DRAFTS
+from blt_edge.runtime.names import DRAFTS
 from blt_edge.runtime.patching import PatchingRule
 from blt_edge.runtime.scoring import Score, likelihood, score
 from blt_edge.runtime.vocabulary import BOS, BYTE_OFFSET

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...runtime.files import write_whole
+from ...runtime.names import PATCHING_MODES
 from ..output import Session, is_terminal, printable, status
-from .documents import check_plot, read_input, write_json, write_whole
+from .documents import check_plot, read_input, write_json
 from .model_options import EngineOptions, engine_options, load_model
 from .options import STDIN, InputFile, OneOf, OutputFile, json_option, model_option, verb
 
@@ -23,9 +25,6 @@ if TYPE_CHECKING:
     from ..patch_view.view import PatchView
 
 __all__ = ["command"]
-
-MODES = ("entropy", "space", "static", "byte")
-"""The runtime's patching modes; repeated here because asking it would import numpy."""
 
 
 @verb("patches")
@@ -39,7 +38,7 @@ MODES = ("entropy", "space", "static", "byte")
 )
 @click.option(
     "--mode",
-    type=OneOf(MODES),
+    type=OneOf(PATCHING_MODES),
     show_default="the bundle's",
     help="What patches go by: the patcher's entropy, spaces, a fixed size, or none (each byte is one).",
 )
