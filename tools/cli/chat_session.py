@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ...runtime import BltModel, FinishReason, GenerationOptions, GenerationStats
-from ...runtime.sampling import Sampler
-from ...runtime.speculation import Speculator
+from ...runtime.speculation import check_draft
 from ...runtime.vocabulary import Utf8Stream, byte_ids, encode
 
 ADVICE = "/undo takes back the last turn, /reset starts over"
@@ -94,7 +93,7 @@ class ChatSession:
 
     def set_options(self, options: GenerationOptions) -> None:
         """Use these from the next turn on. Raises OptionError, with nothing changed."""
-        Speculator(self.sequence, Sampler(options), options, self.model.costs)  # refuses what it can't do
+        check_draft(options, self.sequence)
         self.options = options
 
     def change(self, **fields: Any) -> None:
