@@ -29,9 +29,9 @@ from ..runtime.engines import (
     Engine,
     data_file,
     describe_engine,
-    engine_reach,
+    engine_limits,
+    engine_path,
     find_engine,
-    form_path,
     graph_file,
     render_engine,
 )
@@ -220,7 +220,7 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
     if found.directory is not None and not force:
         return found
     description = describe_engine(manifest)
-    final = form_path(directory, description)
+    final = engine_path(directory, description)
     weights = {stage: manifest.files[spec.data].bytes for stage, spec in manifest.stages.items()}
     meter = Meter(progress, 2 * sum(weights.values()))
     with new_engine(final, needed=engine_bytes(manifest)) as temporary:
@@ -231,7 +231,7 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
             advance(size)
         _prove(directory, manifest, temporary, meter)
         seal_engine(temporary, description)
-    return Engine(final.relative_to(directory).as_posix(), directory=final)
+    return Engine.at(directory, final)
 
 
 def engine_bytes(manifest: Manifest) -> int:
@@ -291,7 +291,7 @@ def _prove(directory: Path, manifest: Manifest, engine: Path, meter: Meter) -> N
         directory,
         manifest,
         lambda stage: OrtStage(directory, manifest, stage, None, optimized=engine / graph_file(stage)),
-        engine_reach(manifest),
+        engine_limits(manifest),
         engine / SELF_TEST_NAME,
         name=f"ONNX Runtime {import_onnxruntime().__version__}",
         alike=True,

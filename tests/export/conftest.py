@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from blt_edge.runtime.backends.tensorrt import Flavour, load_flavour
+from blt_edge.runtime.backends.tensorrt import TensorRtModule, load_tensorrt
 
 
 @pytest.fixture(scope="session")
-def rtx() -> Flavour:
+def rtx() -> TensorRtModule:
     """TensorRT-RTX, which builds for GPUs that are not here."""
     pytest.importorskip(
         "tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
     )
-    return load_flavour("tensorrt-rtx")
+    return load_tensorrt("tensorrt-rtx")
