@@ -17,7 +17,7 @@ __all__ = ["PATIENCE", "Answer", "Ask", "ask"]
 PATIENCE = 60.0
 """Seconds that a probe may take: an engine's first start on a small board takes some ten."""
 
-_PROBE = (sys.executable, "-m", f"{__package__}.probe")
+_PROBE = (sys.executable, "-m", f"{__package__}.engine_worker")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LOG_HEAD = re.compile(r"^.*?\[[EW]:onnxruntime:[^]]*\]\s*")
 _FAILURE = re.compile(r"error|fail|cannot|require", re.IGNORECASE)
