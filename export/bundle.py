@@ -20,7 +20,8 @@ from pathlib import Path
 from ..runtime.errors import BltError, OptionError
 from ..runtime.files import claim, clear_abandoned, open_plain, sibling, termination_raises, uninterrupted
 from ..runtime.integrity import file_record
-from ..runtime.manifest import MANIFEST_NAME, Manifest, write_manifest
+from ..runtime.manifest import Manifest, write_manifest
+from ..runtime.names import MANIFEST_NAME
 
 __all__ = ["Meter", "OutputError", "Progress", "WriteError", "check_free_space", "finish", "new_bundle"]
 

@@ -17,13 +17,7 @@ import onnx_ir as ir
 from ..calibration.collect import DEFAULT_METHOD, DEFAULT_WINDOWS, check_method, check_texts, collect_ranges
 from ..calibration.observers import Ranges
 from ..calibration.smooth import check_strength, find_smoothing
-from ..graphs.precision import (
-    BLOCK_PRECISIONS,
-    check_block_size,
-    format_precision,
-    needs_ranges,
-    parse_precision,
-)
+from ..graphs.precision import check_block_size, format_precision, needs_ranges, parse_precision
 from ..graphs.quantize import SEARCHES, ActivationRanges, Recipe, WeightFactors, rewrite_stage
 from ..runtime.errors import OptionError
 from ..runtime.integrity import check_files
@@ -35,6 +29,7 @@ from ..runtime.manifest import (
     StageSpec,
     load_manifest,
 )
+from ..runtime.names import BLOCK_PRECISIONS
 from .bundle import Meter, Progress, finish, new_bundle
 from .stage_files import data_name, graph_name, load_stage, save_stage, saved_bytes
 from .tables import requantize_tables, table_dtype

@@ -22,7 +22,8 @@ from ..graphs.config import ModelConfig
 from ..runtime.embedding import as_rows, row_decoder
 from ..runtime.errors import BltError, BundleError, OptionError
 from ..runtime.files import open_plain
-from ..runtime.manifest import TABLE_BLOCK, TABLE_PRECISIONS, EmbeddingSpec
+from ..runtime.manifest import TABLE_BLOCK, EmbeddingSpec
+from ..runtime.names import TABLE_PRECISIONS
 from .checkpoint_base import EMBEDDING, HASH_EMBEDDING, Checkpoint, CheckpointError
 
 __all__ = [

@@ -17,23 +17,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..runtime.errors import OptionError
+from ..runtime.names import PRECISIONS
 
 __all__ = [
-    "BLOCK_PRECISIONS",
     "BLOCK_SIZES",
     "MIXES",
-    "STAGE_PRECISIONS",
     "check_block_size",
     "format_precision",
     "needs_ranges",
     "parse_precision",
 ]
-
-STAGE_PRECISIONS = ("fp32", "fp16", "int8", "int8w", "int4")
-"""Precisions that a stage can have."""
-
-BLOCK_PRECISIONS = ("int8w", "int4")
-"""Those whose weights come in blocks."""
 
 BLOCK_SIZES = (32, 64, 128)
 """Weights that may share a scale: what ONNX Runtime's fused product and TensorRT both take."""
@@ -72,9 +65,9 @@ def parse_precision(text: str, stages: Sequence[str]) -> dict[str, str]:
             continue
         if stage not in stages:
             raise OptionError(f"precision: got stage {_shown(stage)}, this model has {', '.join(stages)}")
-        if precision not in STAGE_PRECISIONS:
+        if precision not in PRECISIONS:
             raise OptionError(
-                f"precision: got {_shown(precision)} for {stage}, allowed are {', '.join(STAGE_PRECISIONS)}"
+                f"precision: got {_shown(precision)} for {stage}, allowed are {', '.join(PRECISIONS)}"
             )
         if stage in named:
             raise OptionError(f"precision: {stage} is named twice; name each stage once")

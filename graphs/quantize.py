@@ -35,7 +35,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..runtime.errors import BltError, OptionError
-from .precision import BLOCK_PRECISIONS, STAGE_PRECISIONS
+from ..runtime.names import BLOCK_PRECISIONS, PRECISIONS
 
 __all__ = [
     "SEARCHES",
@@ -198,7 +198,7 @@ class Recipe:
     """How to change a graph's precision."""
 
     precision: str
-    """One of `STAGE_PRECISIONS`."""
+    """One of `PRECISIONS`."""
     block_size: int = 32
     """Inputs that share a weight scale in int8w and int4."""
     search: str = "mse"
@@ -220,7 +220,7 @@ def rewrite_stage(model: ir.Model, recipe: Recipe) -> None:
     Raises OptionError naming a weight whose inputs the block size does not divide, BltError for a range that
     was not collected; later, when values are read, BltError for a weight beyond float16.
     """
-    assert recipe.precision in STAGE_PRECISIONS, recipe.precision
+    assert recipe.precision in PRECISIONS, recipe.precision
     graph = model.graph
     for name in recipe.factors:
         if name in graph.initializers:

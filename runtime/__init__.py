@@ -1,11 +1,32 @@
-"""blt_edge.runtime: run a BLT bundle. Needs numpy and an inference engine, never torch or onnx."""
+"""blt_edge.runtime: run a BLT bundle. Needs numpy and an inference engine, never torch or onnx.
 
-from .errors import BackendError, BltError, BundleError, OptionError, PromptTooLongError
-from .generation import FinishReason, GenerationChunk, GenerationResult, GenerationStats
-from .model import DEVICES, BltModel
-from .options import GenerationOptions
-from .scoring import ByteDetail, Score
-from .sequence import Sequence
+Names are imported when they are first used, so that a program that only asks for words or errors stays quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import BackendError, BltError, BundleError, OptionError, PromptTooLongError
+    from .generation import FinishReason, GenerationChunk, GenerationResult, GenerationStats
+    from .model import BltModel
+    from .names import DEVICES
+    from .options import GenerationOptions
+    from .scoring import ByteDetail, Score
+    from .sequence import Sequence
+
+_MODULES = {
+    "errors": ("BackendError", "BltError", "BundleError", "OptionError", "PromptTooLongError"),
+    "generation": ("FinishReason", "GenerationChunk", "GenerationResult", "GenerationStats"),
+    "model": ("BltModel",),
+    "names": ("DEVICES",),
+    "options": ("GenerationOptions",),
+    "scoring": ("ByteDetail", "Score"),
+    "sequence": ("Sequence",),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "DEVICES",
@@ -24,3 +45,15 @@ __all__ = [
     "Score",
     "Sequence",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

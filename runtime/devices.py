@@ -43,12 +43,10 @@ from .engines import (
 )
 from .errors import BackendError, BltError, OptionError
 from .manifest import Manifest
+from .names import DEVICES
 from .self_test import Reach, check_engine
 
-__all__ = ["DEVICES", "LoadRequest", "open_device", "open_gpu"]
-
-DEVICES = ("auto", "cpu", "tensorrt", "tensorrt-rtx", "cuda", "ort-tensorrt", "ort-tensorrt-rtx")
-"""What a model can be loaded on."""
+__all__ = ["LoadRequest", "open_device", "open_gpu"]
 
 Stages = dict[str, StageBackend]
 

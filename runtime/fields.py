@@ -17,10 +17,10 @@ from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from .errors import BundleError, OptionError
+from .names import MANIFEST_NAME
 
 __all__ = [
     "AGAIN",
-    "MANIFEST_NAME",
     "Fields",
     "checked_flag",
     "checked_int",
@@ -101,7 +101,6 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-MANIFEST_NAME = "manifest.json"
 AGAIN = "export the checkpoint again"
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")

@@ -20,17 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BltError, BundleError
-from .fields import AGAIN, MANIFEST_NAME, Fields, fault, file_name, is_whole, read
+from .fields import AGAIN, Fields, fault, file_name, is_whole, read
 from .files import open_plain
 from .hashing import HashSpec
-from .patching import PATCHING_MODES, PatchingRule
+from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, STAGES, TABLE_PRECISIONS
+from .patching import PatchingRule
 
 __all__ = [
     "MANIFEST_NAME",
     "SCHEMA",
-    "STAGES",
     "TABLE_BLOCK",
-    "TABLE_PRECISIONS",
     "Axis",
     "CalibrationSpec",
     "EmbeddingSpec",
@@ -43,9 +42,6 @@ __all__ = [
     "load_manifest",
     "write_manifest",
 ]
-
-TABLE_PRECISIONS = {"float16": "fp16", "float32": "fp32", "int8": "int8", "int4": "int4"}
-"""The embedding tables' dtypes and what a user calls them."""
 
 TABLE_BLOCK = 32
 """Neighbouring values of a row that share a scale in int4 tables."""
@@ -225,10 +221,8 @@ class FileRecord:
 
 
 SCHEMA = 1
-STAGES = ("patcher", "encoder", "latent", "decoder")
 AXES = ("batch", "bytes", "patches")
 LAYOUTS = ("huggingface", "meta")
-PRECISIONS = ("fp32", "fp16", "int8", "int8w", "int4")
 SEARCHES = ("mse", "rtn")
 
 _VOCAB_SIZE = 260

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends.base import StageBackend
-from .devices import DEVICES, LoadRequest, open_device
+from .devices import LoadRequest, open_device
 from .embedding import EmbeddingTable
 from .engines import PORTABLE, Engine
 from .errors import BackendError, BundleError, OptionError
@@ -25,7 +25,7 @@ from .sequence import PatcherState, Sequence, SequenceLimits
 from .stages import Observer
 from .vocabulary import encode
 
-__all__ = ["DEVICES", "BltModel"]
+__all__ = ["BltModel"]
 
 Floats = npt.NDArray[np.float32]
 

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 from .errors import OptionError
 from .fields import checked_flag, checked_int, checked_real, shown
+from .names import DRAFTS
 
-__all__ = ["DRAFTS", "LONGEST_DRAFT", "MOST_LOGPROBS", "GenerationOptions"]
-
-DRAFTS = ("auto", "none", "decoder", "patcher", "lookup")
-"""Where guesses at the next bytes may come from (`drafting`): `auto` goes by what pays, `none` makes none."""
+__all__ = ["LONGEST_DRAFT", "MOST_LOGPROBS", "GenerationOptions"]
 
 LONGEST_DRAFT = 32
 """Guesses in a round, at most."""

@@ -28,12 +28,11 @@ from numpy.typing import NDArray
 
 from .errors import OptionError
 from .fields import checked_flag, checked_int, checked_real, shown
+from .names import PATCHING_MODES
 from .vocabulary import BYTE_OFFSET, VOCAB_SIZE
 
-__all__ = ["PATCHING_MODES", "PatchBoundaries", "PatchingRule"]
+__all__ = ["PatchBoundaries", "PatchingRule"]
 
-PATCHING_MODES = ("entropy", "space", "static", "byte")
-"""The values of `PatchingRule.mode`."""
 
 _Ids = NDArray[np.int64]
 _Entropies = NDArray[np.float32]

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from blt_edge.graphs.precision import (
-    MIXES,
-    STAGE_PRECISIONS,
-    check_block_size,
-    format_precision,
-    needs_ranges,
-    parse_precision,
-)
+from blt_edge.graphs.precision import MIXES, check_block_size, format_precision, needs_ranges, parse_precision
 from blt_edge.runtime.errors import OptionError
+from blt_edge.runtime.names import PRECISIONS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +16,7 @@ STAGES = ("patcher", "encoder", "latent", "decoder")
 def test_a_word_covers_every_stage(word: str) -> None:
     assert parse_precision(word, STAGES) == MIXES[word]
     assert list(parse_precision(word, STAGES)) == list(STAGES)
-    assert set(MIXES[word].values()) <= set(STAGE_PRECISIONS)
+    assert set(MIXES[word].values()) <= set(PRECISIONS)
 
 
 def test_patcher_keeps_more_than_the_rest() -> None:
@@ -64,7 +58,7 @@ def test_bad_words_are_refused_in_one_line(text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@given(st.tuples(*[st.sampled_from(STAGE_PRECISIONS)] * 4))
+@given(st.tuples(*[st.sampled_from(PRECISIONS)] * 4))
 def test_formatting_is_read_back(words: tuple[str, ...]) -> None:
     precisions = dict(zip(STAGES, words, strict=True))
     assert parse_precision(format_precision(precisions), STAGES) == precisions

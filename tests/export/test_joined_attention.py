@@ -23,13 +23,13 @@ from blt_edge.export.build_tensorrt import _check_graph
 from blt_edge.export.lint_tensorrt import RULES, lint_graph
 from blt_edge.export.stage_files import load_stage
 from blt_edge.graphs.attention import half_attention, join_attention
-from blt_edge.graphs.precision import STAGE_PRECISIONS
 from blt_edge.graphs.quantize import Recipe
 from blt_edge.graphs.stages import STAGE_NAMES, stage_stack
 from blt_edge.runtime import BltModel, GenerationOptions
 from blt_edge.runtime.errors import BltError, BundleError
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest
+from blt_edge.runtime.names import PRECISIONS
 from support.model_store import RandomModels
 from support.parity_cases import CASES
 from support.quantized import BLOCKY, UnitRanges, build, config_of
@@ -162,7 +162,7 @@ def test_only_the_two_products_read_float16(half: bool) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)
-@pytest.mark.parametrize("precision", STAGE_PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_it_brings_nothing_that_tensorrt_10_3_refuses(stage: str, precision: str) -> None:
     config = config_of(MODELS["plain"])
     recipe = Recipe(precision, search="rtn", ranges=UnitRanges())

@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from blt_edge.export import tensorrt_worker
 from blt_edge.export.tensorrt_worker import PlanFacts, PlanOptions, build_plan
 from blt_edge.graphs.config import ModelConfig
-from blt_edge.graphs.precision import STAGE_PRECISIONS
 from blt_edge.graphs.quantize import Recipe
 from blt_edge.graphs.stages import STAGE_NAMES, axis_ranges, stage_stack
 from blt_edge.runtime.backends.tensorrt import Flavour, load_flavour
 from blt_edge.runtime.backends.tensorrt_profiles import profile_limits, profiles
 from blt_edge.runtime.errors import BackendError
 from blt_edge.runtime.manifest import Axis
+from blt_edge.runtime.names import PRECISIONS
 from support.bundles import describe
 from support.onnx_graphs import FEW, plain_product, save_graph
 from support.quantized import UnitRanges, config_of, save_random_stage
@@ -122,7 +122,7 @@ def build_random(
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)
-@pytest.mark.parametrize("precision", STAGE_PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("model", [SMALL, SHRUNKEN], ids=lambda model: model.name)
 def test_a_stage_builds_with_both_profiles(
     rtx: Flavour, model: RandomModel, stage: str, precision: str, tmp_path: Path

@@ -69,9 +69,9 @@ def corrupt_scale(bundle: Path, stage: str, factor: float) -> None:
 
 
 def test_every_precision_has_tolerances() -> None:
-    from blt_edge.graphs.precision import STAGE_PRECISIONS
+    from blt_edge.runtime.names import PRECISIONS
 
-    assert set(TOLERANCES) == set(STAGE_PRECISIONS)
+    assert set(TOLERANCES) == set(PRECISIONS)
     limits = list(TOLERANCES.values())
     for closer, wider in pairwise(limits):
         assert closer.stage <= wider.stage

@@ -8,7 +8,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from blt_edge.runtime.errors import OptionError
-from blt_edge.runtime.patching import PATCHING_MODES, PatchBoundaries, PatchingRule
+from blt_edge.runtime.names import PATCHING_MODES
+from blt_edge.runtime.patching import PatchBoundaries, PatchingRule
 from blt_edge.runtime.vocabulary import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st

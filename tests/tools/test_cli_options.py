@@ -8,18 +8,10 @@ from pathlib import Path
 import click
 import pytest
 from blt_edge.runtime import DEVICES as RUNTIME_DEVICES
-from blt_edge.runtime.options import DRAFTS as RUNTIME_DRAFTS
+from blt_edge.runtime.names import DEVICES, DRAFTS
+from blt_edge.runtime.names import DRAFTS as RUNTIME_DRAFTS
 from blt_edge.tools.cli.generate import command as generate
-from blt_edge.tools.cli.options import (
-    DEVICES,
-    DRAFTS,
-    STDIN,
-    CheckpointSource,
-    InputFile,
-    MemorySize,
-    OutputFile,
-    StopString,
-)
+from blt_edge.tools.cli.options import STDIN, CheckpointSource, InputFile, MemorySize, OutputFile, StopString
 from blt_edge.tools.output import flagged, printable
 from hypothesis import given
 from hypothesis import strategies as st

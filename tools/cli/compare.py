@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ...runtime.names import DEVICES
 from ..output import Session, print_table, progress_bar, size
 from .documents import check_plot, read_input, shown_name, write_json
 from .options import (
-    DEVICES,
     STDIN,
     BundleDirectory,
     InputFile,

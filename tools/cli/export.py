@@ -86,7 +86,7 @@ def command(
         _check_output(output, force)
     from ...export import export_checkpoint
     from ...graphs.precision import parse_precision
-    from ...runtime.manifest import STAGES
+    from ...runtime.names import STAGES
 
     # A wrong word shows before the checkpoint is opened.
     note_unused(session, parse_precision(precision, STAGES))

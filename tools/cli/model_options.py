@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ...runtime.names import DEVICES
 from ..memory import running_memory
 from ..output import Session, printable, progress_bar, size
-from .options import DEVICES, MemorySize, OneOf, StopString, draft_options, verify_option
+from .options import MemorySize, OneOf, StopString, draft_options, verify_option
 
 if TYPE_CHECKING:
     from ...runtime import BltModel

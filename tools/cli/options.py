@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ...runtime.names import DRAFTS, MANIFEST_NAME
 from ..output import Session, flagged, printable
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ else:  # generic from click 8.2 on
     TextChoice = click.Choice
 
 __all__ = [
-    "DEVICES",
-    "DRAFTS",
     "FLAGS",
     "STDIN",
     "BundleDirectory",
@@ -56,14 +55,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 STDIN = Path("-")
 """Stands for stdin where a file is read, and for stdout where one is written."""
-
-DEVICES = ("auto", "cpu", "tensorrt", "tensorrt-rtx", "cuda", "ort-tensorrt", "ort-tensorrt-rtx")
-"""The runtime's devices; repeated here because asking it would import numpy."""
-
-DRAFTS = ("auto", "none", "decoder", "patcher", "lookup")
-"""The runtime's sources of guesses; repeated here likewise."""
-
-_MANIFEST = "manifest.json"
 
 
 class VerbCommand(click.Command):
@@ -141,8 +132,8 @@ class BundleDirectory(_Offered, PathType):
             self.fail(f"{value} is not a directory; {advice}", param, ctx)
         if not os.access(path, os.R_OK | os.X_OK):
             self.fail(f"{value} can't be read; check its permissions", param, ctx)
-        if not os.path.lexists(path / _MANIFEST):
-            self.fail(f"{value} has no {_MANIFEST}, so it is no bundle; {advice}", param, ctx)
+        if not os.path.lexists(path / MANIFEST_NAME):
+            self.fail(f"{value} has no {MANIFEST_NAME}, so it is no bundle; {advice}", param, ctx)
         return path
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...runtime.names import PATCHING_MODES
 from ..output import Session, is_terminal, printable, status
 from .documents import check_plot, read_input, write_json, write_whole
 from .model_options import EngineOptions, engine_options, load_model
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
-MODES = ("entropy", "space", "static", "byte")
-"""The runtime's patching modes; repeated here because asking it would import numpy."""
-
 
 @verb("patches")
 @model_option
@@ -39,7 +37,7 @@ MODES = ("entropy", "space", "static", "byte")
 )
 @click.option(
     "--mode",
-    type=OneOf(MODES),
+    type=OneOf(PATCHING_MODES),
     show_default="the bundle's",
     help="What patches go by: the patcher's entropy, spaces, a fixed size, or none (each byte is one).",
 )

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...runtime.names import DEVICES, DRAFTS
 from ..output import Session, print_fields, print_table, size, status
 from .documents import check_plot, json_line, read_input, shown_name, write_json, write_whole
-from .options import DEVICES, DRAFTS, STDIN, InputFile, OneOf, OutputFile, json_option, model_option, verb
+from .options import STDIN, InputFile, OneOf, OutputFile, json_option, model_option, verb
 
 if TYPE_CHECKING:
     from ..profile.measure import Profile

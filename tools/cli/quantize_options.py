@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from ...runtime.names import CALIBRATION_METHODS
 from ..output import Session
 from .options import STDIN, InputFile, OneOf
 
@@ -27,7 +28,6 @@ _FOR = {
 }
 """Precisions of a stage for which an option says something."""
 
-_METHODS = ("minmax", "percentile", "entropy", "mse")
 _SEARCHES = ("mse", "rtn")
 
 
@@ -89,7 +89,7 @@ def integer_options(function: F) -> F:
         ),
         click.option(
             "--calibration-method",
-            type=OneOf(_METHODS),
+            type=OneOf(CALIBRATION_METHODS),
             default="mse",
             show_default=True,
             help="How a range is chosen from what was seen.",

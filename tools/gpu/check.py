@@ -21,10 +21,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ...graphs.precision import STAGE_PRECISIONS
 from ...runtime.backends.tensorrt import TENSORRT_TARGETS
-from ...runtime.devices import DEVICES
 from ...runtime.errors import BltError
+from ...runtime.names import DEVICES, PRECISIONS
 from ..cli.documents import write_json
 from ..doctor.packages import versions
 from ..profile.statistics import machine
@@ -44,13 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", default="demo", help="folder, hub id, or demo (the default)")
     parser.add_argument("--text", type=Path, default=Path("tests/data/alice.txt"))
-    parser.add_argument("--precisions", default=",".join(STAGE_PRECISIONS))
+    parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--devices", default=",".join(DEVICES_CHECKED))
     parser.add_argument("--new-bytes", type=int, default=128)
     parser.add_argument("--work", type=Path, help="keep bundles and engines in this folder")
     parser.add_argument("--json", type=Path, default=Path("gpu.json"))
     args = parser.parse_args(arguments)
-    for option, allowed in (("precisions", STAGE_PRECISIONS), ("devices", DEVICES_CHECKED)):
+    for option, allowed in (("precisions", PRECISIONS), ("devices", DEVICES_CHECKED)):
         unknown = set(getattr(args, option).split(",")) - set(allowed)
         if unknown:
             parser.error(f"--{option}: got {', '.join(sorted(unknown))}; allowed are {', '.join(allowed)}")

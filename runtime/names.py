@@ -1,0 +1,29 @@
+"""Words that users, bundles and the runtime share. No import: whoever shows or checks a word pays nothing."""
+
+from __future__ import annotations
+
+MANIFEST_NAME = "manifest.json"
+
+STAGES = ("patcher", "encoder", "latent", "decoder")
+"""The stage graphs, in the order in which they run."""
+
+PRECISIONS = ("fp32", "fp16", "int8", "int8w", "int4")
+"""What a stage's weights are stored as; "int8w" rounds weights in blocks and leaves activations alone."""
+
+BLOCK_PRECISIONS = ("int8w", "int4")
+"""Those whose weights are in blocks with a scale each."""
+
+TABLE_PRECISIONS = {"float16": "fp16", "float32": "fp32", "int8": "int8", "int4": "int4"}
+"""What the embedding tables are stored as: the manifest's word, and the user's."""
+
+CALIBRATION_METHODS = ("minmax", "percentile", "entropy", "mse")
+"""How the range of an activation is chosen from what was seen."""
+
+PATCHING_MODES = ("entropy", "space", "static", "byte")
+"""By what patches begin."""
+
+DEVICES = ("auto", "cpu", "tensorrt", "tensorrt-rtx", "cuda", "ort-tensorrt", "ort-tensorrt-rtx")
+"""What a model can be loaded on."""
+
+DRAFTS = ("auto", "none", "decoder", "patcher", "lookup")
+"""Where guesses at the next bytes may come from (`drafting`): `auto` goes by what pays, `none` makes none."""
