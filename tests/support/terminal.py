@@ -29,7 +29,7 @@ class Terminal:
             os.execv(sys.executable, [sys.executable, "-c", code, *map(str, arguments)])
         fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.shown = ""
-        self._bytes = b""
+        self.raw = b""
 
     def type(self, keys: str) -> None:
         """Press keys; what the program shows next is waited for from here on."""
@@ -72,10 +72,10 @@ class Terminal:
             data = os.read(self._descriptor, 65536)
         except OSError:  # the other side is closed
             return False
-        self._bytes += data
+        self.raw += data
         self._update()
         return bool(data)
 
     def _update(self) -> None:
-        text = self._bytes.decode("utf-8", "ignore").replace("\r", "")
+        text = self.raw.decode("utf-8", "ignore").replace("\r", "")
         self.shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)

@@ -1,9 +1,8 @@
-"""The style and the script of `page`'s pages, which know a text only from the page's elements and data.
-
-A cut text as one self-contained HTML page: no request leaves it, and without scripts it still shows all.
+"""A cut text as one self-contained HTML page: no request leaves it, and without scripts it still shows all.
 
 Each byte has a bar as high as its entropy, under the character it belongs to. Texts are untrusted: they reach
 the page only escaped, as text or as numbers, and its own policy lets no script run but the one written here.
+The script knows a text only from the page's elements and data.
 """
 
 from __future__ import annotations
@@ -15,13 +14,9 @@ import math
 from collections.abc import Iterator
 from html import escape
 from itertools import groupby
-from typing import Any
 
-from .pieces import Piece
-from .tables import byte_rows, counted, histogram_rows, summarize
-from .view import PatchView, rule_words
-
-__all__ = ["SCRIPT", "STYLE", "html_page"]
+from .clusters import Cluster
+from .view import PatchView, byte_rows, histogram_rows, rule_words, summarize
 
 STYLE = """
 :root{--back:#fff;--text:#1b1f24;--grey:#59636e;--rule:#d0d7de;--a:38 110 200;--b:214 110 10;--line:#c8102e;
@@ -84,8 +79,8 @@ function show(at) {
 }
 function at(target) {
   if (places.has(target)) return places.get(target);
-  const piece = target.closest && target.closest("#t b");
-  return piece ? places.get(piece.querySelector("i")) : -1;
+  const cluster = target.closest && target.closest("#t b");
+  return cluster ? places.get(cluster.querySelector("i")) : -1;
 }
 function go(to) {
   show(Math.min(Math.max(to, 0), rows.length - 1));
@@ -122,8 +117,8 @@ def html_page(view: PatchView, name: str) -> str:
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n',
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
             '<meta name="color-scheme" content="light dark">\n',
-            f"<title>Patches of {counted(summary)}</title>\n<style>{STYLE}</style>\n",
-            f"<main><h1>{escape(name)}: {counted(summary)}</h1>\n",
+            f"<title>Patches of {summary}</title>\n<style>{STYLE}</style>\n",
+            f"<main><h1>{escape(name)}: {summary}</h1>\n",
             f"<p>A patch starts {rule_words(view.rule)}. {_explanation(view)}</p>\n",
             f"<section aria-labelledby=h2t><h2 id=h2t>Text</h2>\n"
             f'<div id=t tabindex=0 role=group dir=ltr translate=no lang="" aria-describedby=keys'
@@ -148,7 +143,7 @@ def _explanation(view: PatchView) -> str:
         )
         if view.level is not None:
             told += ", and the line across is the threshold"
-    if any(map(view.inner_starts, view.pieces)):
+    if view.has_inner_starts:
         told += "; a dashed line is a start inside a character"
     return told + "."
 
@@ -157,41 +152,39 @@ def _explanation(view: PatchView) -> str:
 
 
 def _text(view: PatchView) -> Iterator[str]:
-    """Patches that stay together where lines break, with their pieces; a line ends behind each newline."""
-    numbered_pieces = zip(view.visible_patches, view.pieces, strict=True)
-    for number, numbered in groupby(numbered_pieces, lambda pair: pair[0]):
+    """Patches that stay together where lines break, with their clusters; a line ends behind each newline."""
+    numbered_clusters = zip(view.visible_patches, view.clusters, strict=True)
+    for number, numbered in groupby(numbered_clusters, lambda pair: pair[0]):
         opened = False
-        for _, piece in numbered:
+        for _, cluster in numbered:
             if not opened:
                 yield f"<span class=k{number % 2}>"
             opened = True
-            yield _piece(view, piece)
-            if piece.text == "\n":
+            yield _cluster(view, cluster)
+            if cluster.text == "\n":
                 yield "</span><br>"
                 opened = False
         if opened:
             yield "</span>"
 
 
-def _piece(view: PatchView, piece: Piece) -> str:
-    classes = "".join([" s" * view.starts_with(piece), " e" * piece.escaped]).strip()
+def _cluster(view: PatchView, cluster: Cluster) -> str:
+    classes = "".join([" s" * view.starts_with(cluster), " e" * cluster.escaped]).strip()
     named = f' class="{classes}"' if classes else ""
-    entropy = view.entropy(piece)
+    entropy = view.entropy(cluster)
     shade = "" if entropy is None else f' style="--e:{_share(view, entropy)}"'
-    bars = "".join(_bar(view, piece, position) for position in range(piece.start, piece.end))
-    return f"<b{named}{shade}><bdi>{escape(piece.shown)}</bdi><u>{bars}</u></b>"
-
-
-def _bar(view: PatchView, piece: Piece, position: int) -> str:
-    inner = " class=s" if position > piece.start and position in view.start_set else ""
-    if view.entropies is None:
-        return f"<i{inner}></i>"
-    return f'<i{inner} style="--h:{_share(view, float(view.entropies[position]))}"></i>'
+    bars = []
+    for position in range(cluster.start, cluster.end):
+        inner = " class=s" if position > cluster.start and position in view.start_set else ""
+        height = ""
+        if view.entropies is not None:
+            height = f' style="--h:{_share(view, float(view.entropies[position]))}"'
+        bars.append(f"<i{inner}{height}></i>")
+    return f"<b{named}{shade}><bdi>{escape(cluster.shown)}</bdi><u>{''.join(bars)}</u></b>"
 
 
 def _share(view: PatchView, entropy: float) -> str:
-    share = min(max(entropy / view.top, 0.0), 1.0) if entropy == entropy else 0.0
-    return f"{share:.3f}".rstrip("0").rstrip(".")
+    return f"{view.share(entropy):.3f}".rstrip("0").rstrip(".")
 
 
 # 2. Figures, and what the script says of a byte.
@@ -223,19 +216,6 @@ def _figures(view: PatchView) -> str:
     )
 
 
-def _data(view: PatchView) -> str:
-    """[byte, character, entropy, patch, why a patch starts or null] of each byte, safe inside <script>."""
-    columns = ("byte", "character", "entropy", "patch", "reason")
-    rows = [[_known(row[column]) for column in columns] for row in byte_rows(view)]
-    data = {"rows": rows, "lengths": view.lengths, "words": _REASONS}
-    return json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _known(value: Any) -> Any:
-    """None for a number that JSON has no word for."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 _REASONS = {
     "first": "as every text does",
     "entropy": "because of its entropy",
@@ -244,3 +224,15 @@ _REASONS = {
     "byte": "as every byte does",
     "max_patch_length": "because the patch before it is full",
 }
+
+
+def _data(view: PatchView) -> str:
+    """[byte, character, entropy, patch, why a patch starts or null] of each byte, safe inside <script>."""
+    rows = []
+    for row in byte_rows(view):
+        entropy = row["entropy"]
+        if entropy is not None and not math.isfinite(entropy):  # JSON has no word for it
+            entropy = None
+        rows.append([row["byte"], row["character"], entropy, row["patch"], row["reason"]])
+    data = {"rows": rows, "lengths": view.lengths, "words": _REASONS}
+    return json.dumps(data, ensure_ascii=True, separators=(",", ":")).replace("<", "\\u003c")
