@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from blt_edge.tools.cli.profile import show
-from blt_edge.tools.doctor.jetson import read_jetson
+from blt_edge.tools.doctor.machine import read_jetson
 from blt_edge.tools.profile.ceiling import measure_bandwidth
 from support.machines import ORIN, system
 from support.profiles import make_case, make_profile, make_round

@@ -1,18 +1,16 @@
-"""What an engine does on this machine, found out in a process of its own: `python -m ... SUBJECT [NAME]`.
+"""What an engine does on this machine, found out in a process of its own that `software.ask` starts.
 
-A driver or an engine that crashes or hangs takes only this process with it. The last line of stdout is one
-JSON object: the facts, with "error" where something did not work. Engines write their logs to stderr.
+A driver or an engine that crashes or hangs takes only this process with it. Engines log to stderr.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["main"]
+from ...runtime.child import Tell
 
 # A graph of one MatMul, a [2, 3] and b [3, 2] to c: written out because the package onnx may not be here.
 _GRAPH = bytes.fromhex(
@@ -21,16 +19,20 @@ _GRAPH = bytes.fromhex(
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Answer one question."""
-    subject, *names = arguments
+def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+    """Answer one question: facts about a subject, with "error" where something did not work."""
+    subjects: dict[str, Callable[..., dict[str, Any]]] = {
+        "providers": _providers,
+        "provider": _provider,
+        "cuda": _cuda,
+        "tensorrt": _tensorrt,
+        "bundle": _bundle,
+    }
     try:
-        facts = _SUBJECTS[subject](*names)
+        return subjects[request["subject"]](*request["names"])
     except Exception as error:  # whatever an engine raises is the answer
         text = str(error).strip() or type(error).__name__
-        facts = {"error": text.splitlines()[0]}
-    sys.stdout.write("\n" + json.dumps(facts) + "\n")
-    sys.stdout.flush()
+        return {"error": text.splitlines()[0]}
 
 
 def _providers() -> dict[str, Any]:
@@ -84,18 +86,20 @@ def _cuda() -> dict[str, Any]:
 
     def device(ordinal: int) -> dict[str, Any]:
         handle = _cuda_answer(driver, driver.cuDeviceGet(ordinal))
-
-        def attribute(name: str) -> int:
-            return int(_cuda_answer(driver, driver.cuDeviceGetAttribute(getattr(kind, name), handle)))
-
-        major = attribute("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR")
-        minor = attribute("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR")
+        major, minor, unified = (
+            int(_cuda_answer(driver, driver.cuDeviceGetAttribute(attribute, handle)))
+            for attribute in (
+                kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+                kind.CU_DEVICE_ATTRIBUTE_INTEGRATED,
+            )
+        )
         name = _cuda_answer(driver, driver.cuDeviceGetName(128, handle))
         return {
             "name": name.decode("utf-8", "replace").strip("\0 "),
             "compute_capability": f"{major}.{minor}",
             "memory_bytes": int(_cuda_answer(driver, driver.cuDeviceTotalMem(handle))),
-            "unified_memory": bool(attribute("CU_DEVICE_ATTRIBUTE_INTEGRATED")),
+            "unified_memory": bool(unified),
         }
 
     count = int(_cuda_answer(driver, driver.cuDeviceGetCount()))
@@ -133,36 +137,19 @@ def _bundle(directory: str, capability: str) -> dict[str, Any]:
     path = Path(directory)
     manifest = load_manifest(path)
     prepared = find_engine(path, manifest)
-    forms = [_form("onnxruntime", prepared.name, prepared.reason, prepared.directory is not None)]
+    found = [("onnxruntime", prepared.name, prepared.reason, prepared.directory is not None)]
     for target in TENSORRT_TARGETS:
         try:
             flavour = load_flavour(target)
         except BltError as error:
-            forms.append(_form(target, "", str(error), False))
+            found.append((target, "", str(error), False))
             continue
         if not capability:
-            forms.append(_form(target, "", "no GPU is seen", False))
+            found.append((target, "", "no GPU is seen", False))
             continue
         engine = find_tensorrt_engine(path, manifest, flavour, capability)
-        forms.append(_form(target, engine.name, engine.reason, engine.directory is not None))
+        found.append((target, engine.name, engine.reason, engine.directory is not None))
     return {
         "stages": {name: spec.precision for name, spec in manifest.stages.items()},
-        "forms": forms,
+        "forms": [dict(zip(("target", "name", "reason", "fits"), one, strict=True)) for one in found],
     }
-
-
-def _form(target: str, name: str, reason: str | None, used: bool) -> dict[str, Any]:
-    return {"target": target, "name": name, "reason": reason, "fits": used}
-
-
-_SUBJECTS: dict[str, Callable[..., dict[str, Any]]] = {
-    "providers": _providers,
-    "provider": _provider,
-    "cuda": _cuda,
-    "tensorrt": _tensorrt,
-    "bundle": _bundle,
-}
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -17,8 +17,7 @@ from ...runtime.errors import BltError, OptionError
 from ...runtime.fields import checked_int
 from ...runtime.host import OtherLoad, PrivatePeak, describe_machine, peak_resident, reset_peak_resident
 from ...runtime.manifest import Manifest, load_manifest
-from ..doctor.jetson import Jetson, read_jetson
-from ..doctor.machine import System
+from ..doctor.machine import Jetson, System, read_jetson
 from .ceiling import available_cores, measure_bandwidth, measure_device_bandwidth
 from .recorder import Recording, record
 from .statistics import Case, Run, Spread, summarize

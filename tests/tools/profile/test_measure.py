@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from blt_edge.runtime.errors import OptionError
-from blt_edge.tools.doctor.jetson import read_jetson
+from blt_edge.tools.doctor.machine import read_jetson
 from blt_edge.tools.profile import ceiling, measure
 from blt_edge.tools.profile.ceiling import measure_bandwidth
 from blt_edge.tools.profile.measure import (
