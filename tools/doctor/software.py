@@ -241,8 +241,8 @@ def _try_onnxruntime(ask: Ask, say: Callable[[str], None]) -> Iterator[TriedEngi
     known = ask("providers")
     version, providers = known.facts.get("version"), known.facts.get("providers", ())
     if known.error is not None or _CPU not in providers:
-        error = known.error or "this build has no CPU provider"
-        yield TriedEngine("ONNX Runtime", _CPU, version, error=error)
+        missing = known.error or "this build has no CPU provider"
+        yield TriedEngine("ONNX Runtime", _CPU, version, error=missing)
     for name in sorted(providers, key=lambda name: name != _CPU):
         say(f"trying ONNX Runtime's {name}")
         reply = ask("provider", name)

@@ -38,3 +38,11 @@ def test_tensorrt_rtx_loads_without_a_gpu() -> None:
 
 def test_what_raises_is_one_line() -> None:
     assert said("bundle", "/gone", "")["error"].startswith("/gone")
+
+
+def test_a_bundle_without_engines_runs_from_its_graphs(tiny_model) -> None:
+    facts = said("bundle", str(tiny_model.bundle), "")
+    assert set(facts["stages"].values()) == {"fp32"}
+    assert [engine["target"] for engine in facts["forms"]] == ["onnxruntime", "tensorrt", "tensorrt-rtx"]
+    assert not any(engine["fits"] for engine in facts["forms"])
+    assert all(engine["reason"] for engine in facts["forms"])

@@ -169,5 +169,8 @@ def test_of_several_clocks_the_one_that_moves_counts(tmp_path: Path) -> None:
 
 
 def test_this_machine_can_be_asked() -> None:
-    found = read_jetson(System())
+    here = System()
+    found = read_jetson(here)
     assert found is None or found.board
+    assert here.run(["echo", "x"]) == "x\n"
+    assert here.run(["false"]) is here.run(["no-such-command-of-ours"]) is None
