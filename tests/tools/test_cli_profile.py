@@ -80,7 +80,7 @@ def test_tables_of_a_sweep(cli, tiny_model, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--threads", "2,many"], "--threads: got '2,many'; give a whole number, or several with commas"),
+        (["--threads", "2,many"], "--threads: 'many' is not a valid integer"),
         (["--threads", "0"], "--threads is 0; allowed is a whole number from 1 to 1024"),
         (["--prompt-bytes", "495"], "--prompt-bytes: got 495, with 128 new bytes this model has positions"),
         (["--draft", "none,oracle"], "--draft: got 'oracle', this version has auto or none or decoder"),

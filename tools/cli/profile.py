@@ -5,7 +5,7 @@ The profile is shown as people read it: the cost of a byte, then what was measur
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,43 +21,24 @@ if TYPE_CHECKING:
     from ..profile.measure import Profile
     from ..profile.statistics import Case, Decode
 
-    NumbersType = click.ParamType[tuple[int, ...]]
-    WordsType = click.ParamType[tuple[str, ...]]
+    SeveralType = click.ParamType[tuple[Any, ...]]
 else:  # generic from click 8.2 on
-    NumbersType = WordsType = click.ParamType
+    SeveralType = click.ParamType
 
 __all__ = ["command", "show"]
 
 
-class Numbers(NumbersType):
-    """Whole numbers, with commas between."""
+class Several(SeveralType):
+    """Values of one type, with commas between."""
 
-    name = "numbers"
+    name = "several"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """The numbers."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"got {value!r}; give a whole number, or several with commas between", param, ctx)
-
-
-class Words(WordsType):
-    """Some of a few words, with commas between."""
-
-    name = "words"
-
-    def __init__(self, allowed: tuple[str, ...]) -> None:
-        self._one = OneOf(allowed)
+    def __init__(self, one: Any) -> None:
+        self._one = one
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """The words."""
+    ) -> tuple[Any, ...]:
         if isinstance(value, tuple):
             return value
         return tuple(self._one.convert(part.strip(), param, ctx) for part in str(value).split(","))
@@ -68,7 +49,7 @@ class Words(WordsType):
 @click.option("--device", type=OneOf(DEVICES), default="auto", show_default=True, help="Where to run.")
 @click.option(
     "--threads",
-    type=Numbers(),
+    type=Several(click.INT),
     multiple=True,
     metavar="N,...",
     show_default="as many as the engine likes",
@@ -76,7 +57,7 @@ class Words(WordsType):
 )
 @click.option(
     "--prompt-bytes",
-    type=Numbers(),
+    type=Several(click.INT),
     multiple=True,
     default=["512"],
     metavar="N,...",
@@ -94,7 +75,7 @@ class Words(WordsType):
 @click.option(
     "--draft",
     "drafts",
-    type=Words(DRAFTS),
+    type=Several(OneOf(DRAFTS)),
     multiple=True,
     default=["none"],
     metavar="SOURCE,...",
@@ -224,12 +205,7 @@ def show(profile: Profile, warnings: Sequence[str]) -> None:
     if len(profile.cases) == 1:
         _show_case(profile.cases[0])
     else:
-        _show_speeds(profile.cases)
-        click.echo("prefill, decode, ceiling: bytes/s; first byte, p50, p99: ms\n")
-        _show_parts(profile.cases)
-        click.echo("shares of the time of decoding\n")
-        _show_memory(profile.cases)
-        click.echo("read by a byte; peak, private: most memory of the process since loading")
+        _show_sweep(profile.cases)
     if warnings:
         click.echo()
     for warning in warnings:
@@ -363,60 +339,49 @@ def _show_latencies(decode: Decode) -> None:
 
 # 3. A sweep.
 
-_KEYS = ("threads", "draft", ">prompt")
 
-
-def _keys(case: Case) -> tuple[str, str, str]:
-    return "default" if case.threads is None else str(case.threads), case.draft, f"{case.prompt_bytes:,}"
-
-
-def _show_speeds(cases: Sequence[Case]) -> None:
-    rows = [
-        (
-            *_keys(case),
-            f"{case.prefill.bytes_per_second.median:,.0f}",
-            f"{case.first_byte_milliseconds.median:,.1f}",
-            f"{case.decode.bytes_per_second.median:,.1f}",
-            f"{case.decode.milliseconds_per_byte.p50:.3f}",
-            f"{case.decode.milliseconds_per_byte.p99:.3f}",
-            f"{case.cost.ceiling_bytes_per_second:,.1f}",
-            f"{case.ceiling_reached:.0%}",
-        )
-        for case in cases
-    ]
-    print_table((*_KEYS, ">prefill", ">first", ">decode", ">p50", ">p99", ">ceiling", ">reached"), rows)
-
-
-def _show_parts(cases: Sequence[Case]) -> None:
-    shares = list(dict.fromkeys(name for case in cases for name in case.decode.shares))
+def _show_sweep(cases: Sequence[Case]) -> None:
+    speeds: dict[str, Callable[[Case], str]] = {
+        "prefill": lambda case: f"{case.prefill.bytes_per_second.median:,.0f}",
+        "first": lambda case: f"{case.first_byte_milliseconds.median:,.1f}",
+        "decode": lambda case: f"{case.decode.bytes_per_second.median:,.1f}",
+        "p50": lambda case: f"{case.decode.milliseconds_per_byte.p50:.3f}",
+        "p99": lambda case: f"{case.decode.milliseconds_per_byte.p99:.3f}",
+        "ceiling": lambda case: f"{case.cost.ceiling_bytes_per_second:,.1f}",
+        "reached": lambda case: f"{case.ceiling_reached:.0%}",
+    }
+    _print_cases(cases, speeds)
+    click.echo("prefill, decode, ceiling: bytes/s; first byte, p50, p99: ms\n")
     # What is left comes last, whichever stages the first case has.
-    shares.sort(key=lambda name: name == "other")
-    drafting = any(case.decode.speculation for case in cases)
-    names = [*shares, *(("accepted", "bytes/round") if drafting else ())]
-    rows = [
-        (
-            *_keys(case),
-            *(f"{case.decode.shares.get(name, 0.0):.1%}" for name in shares),
-            *(_speculation(case) if drafting else ()),
-        )
-        for case in cases
-    ]
-    print_table((*_KEYS, *(f">{name}" for name in names)), rows)
+    stages = dict.fromkeys(name for case in cases for name in case.decode.shares)
+    shares = {name: _share_of(name) for name in sorted(stages, key=lambda name: name == "other")}
+    if any(case.decode.speculation for case in cases):
+        shares["accepted"] = lambda case: _speculation(case)[0]
+        shares["bytes/round"] = lambda case: _speculation(case)[1]
+    _print_cases(cases, shares)
+    click.echo("shares of the time of decoding\n")
+    memory: dict[str, Callable[[Case], str]] = {
+        "read": lambda case: size(case.cost.read_per_byte),
+        "state": lambda case: size(case.state_bytes),
+        "peak": lambda case: _size(case.peak_resident_bytes),
+        "private": lambda case: _size(case.peak_private_bytes),
+        "load": lambda case: f"{case.load_seconds:.2f} s",
+    }
+    _print_cases(cases, memory)
+    click.echo("read by a byte; peak, private: most memory of the process since loading")
 
 
-def _show_memory(cases: Sequence[Case]) -> None:
-    rows = [
-        (
-            *_keys(case),
-            size(case.cost.read_per_byte),
-            size(case.state_bytes),
-            _size(case.peak_resident_bytes),
-            _size(case.peak_private_bytes),
-            f"{case.load_seconds:.2f} s",
-        )
-        for case in cases
-    ]
-    print_table((*_KEYS, ">read", ">state", ">peak", ">private", ">load"), rows)
+def _share_of(stage: str) -> Callable[[Case], str]:
+    return lambda case: f"{case.decode.shares.get(stage, 0.0):.1%}"
+
+
+def _print_cases(cases: Sequence[Case], columns: Mapping[str, Callable[[Case], str]]) -> None:
+    rows = []
+    for case in cases:
+        threads = "default" if case.threads is None else str(case.threads)
+        cells = (cell(case) for cell in columns.values())
+        rows.append((threads, case.draft, f"{case.prompt_bytes:,}", *cells))
+    print_table(("threads", "draft", ">prompt", *(f">{name}" for name in columns)), rows)
 
 
 def _speculation(case: Case) -> tuple[str, str]:

@@ -121,7 +121,7 @@ class Recording:
         """Patches that ended after the prompt had been read."""
         prompt_patches = sum(event.rows for event in self.prefill_events if event.stage == "latent")
         # The runtime counts patches that began, the last one is open; drafts may run a patch more than once.
-        return max(0, self.stats.patches - 1 - prompt_patches)
+        return max(0, self.stats.text_patches - prompt_patches)
 
     def byte_latencies(self) -> Iterator[ByteLatency]:
         """One for each byte after the first.

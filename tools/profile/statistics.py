@@ -215,8 +215,7 @@ def summarize(run: Run, manifest: Manifest, bandwidth: Bandwidth) -> Case:
     rounds, first = run.rounds, run.rounds[0]
     decode = _decode(run, list(manifest.stages))
     new_bytes = min(one.stats.new_bytes for one in rounds)
-    patches = first.stats.patches - 1  # BOS is alone in one
-    bytes_per_patch = (first.stats.prompt_bytes + first.stats.new_bytes) / patches if patches > 0 else None
+    bytes_per_patch = first.stats.bytes_per_patch or None
     state_bytes = max(one.stats.state_bytes for one in rounds)
     cost = cost_of_a_byte(
         manifest,
