@@ -195,7 +195,7 @@ def test_terminal(
     arguments = ("patches", "-m", tiny_model.bundle, "Some né text\x1b[31m")
     terminal = Terminal(code, arguments, environment)
     assert terminal.end(60) == 0
-    out = terminal.raw.decode()
+    out = terminal.raw
     assert ("\x1b[38;" in out) == colours
     assert ("|S" in out) == (not colours)
     assert "\x1b[31m" not in out
