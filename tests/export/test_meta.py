@@ -211,10 +211,10 @@ def refused(folder: Path, *words: str) -> None:
         assert word in message
 
 
-@pytest.mark.parametrize("form", ["with_pickle", "copied"])
-def test_damaged_files(form: str, request: pytest.FixtureRequest) -> None:
-    folder: Path = request.getfixturevalue(form)
-    name = "consolidated.pth" if form == "with_pickle" else "model.safetensors"
+@pytest.mark.parametrize("layout", ["with_pickle", "copied"])
+def test_damaged_files(layout: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(layout)
+    name = "consolidated.pth" if layout == "with_pickle" else "model.safetensors"
     weights = folder / "entropy_model" / name
     data = weights.read_bytes()
     weights.write_bytes(data[: len(data) // 2])
