@@ -13,8 +13,6 @@ from blt_edge.runtime import BltModel, GenerationOptions
 from blt_edge.runtime.vocabulary import decode
 from blt_edge.tools.cli.chat_session import ChatSession
 
-__all__ = ["MAIN", "SLOW", "assert_sound", "closed", "go_on", "posix", "state", "visible"]
-
 MAIN = "from blt_edge.tools.cli import main; main()"
 # The tiny model is fast: slowed down, it can be interrupted in the middle.
 SLOW = (
