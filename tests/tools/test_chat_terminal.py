@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import signal
 import stat
-import subprocess
-import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 from blt_edge.runtime import BltModel, GenerationOptions
-from support.chat import MAIN, SLOW, posix, visible
+from support.chat import MAIN, SLOW, posix, start, visible
 
 
 @posix
 def test_ctrl_c_in_a_pipe_ends_the_program(tiny_model) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, "chat", "-m", str(tiny_model.bundle), "-n", "400"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    process = start("chat", "-m", tiny_model.bundle, "-n", 400, code=SLOW, stdin=PIPE)
     process.stdin.write(b"Once\nmore\n")
     process.stdin.flush()
     process.stdout.read(1)
