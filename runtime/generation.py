@@ -167,10 +167,8 @@ class StopMatcher:
     def push(self, data: bytes) -> tuple[bytes, bool]:
         """Takes the next bytes; returns (bytes that are safe to emit now, whether a stop string was found).
 
-        After a stop string everything is dropped: the answer is always (b"", True).
+        What is behind the stop string is dropped, and nothing may be pushed after it.
         """
-        if self.found is not None:
-            return b"", True
         if not self._stops:
             return data, False
         stream = self._held + data
@@ -185,9 +183,7 @@ class StopMatcher:
 
     def flush(self) -> bytes:
         """Ends the stream: the bytes still held back, which began a stop string that never came."""
-        held, self._held = self._held, b""
-        self._matched = [0] * len(self._stops)
-        return held
+        return self._held
 
     def _advance(self, byte: int) -> None:
         """One byte for every stop string (Knuth-Morris-Pratt): how much of each the stream now ends with."""
@@ -228,9 +224,9 @@ class _TextStream:
         emitted, stopped = self._matcher.push(data)
         return (*self._decode(emitted), stopped)
 
-    def flush(self, stopped: bool) -> tuple[str, bytes]:
+    def flush(self) -> tuple[str, bytes]:
         """What was held back; an incomplete character becomes U+FFFD."""
-        text, data = self._decode(b"" if stopped else self._matcher.flush())
+        text, data = self._decode(self._matcher.flush())
         tail, self._waiting = self._waiting, b""
         return text + self._utf8.flush(), data + tail
 
@@ -347,7 +343,7 @@ class _Generation:
             self._settle(stopped)
             raise
         # 3. What was held back, and the figures.
-        last = self._chunk(*self._out.flush(stopped))
+        last = self._chunk(*self._out.flush())
         self._settle(stopped)
         yield replace(last, finish_reason=reason, stats=self._stats())
 

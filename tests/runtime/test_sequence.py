@@ -131,7 +131,6 @@ def test_byte_states_are_slices_of_all_states(steps: list[tuple[int, int, int]])
         truth = np.concatenate([truth, new])
         store.drop_before(min(dropped, len(truth)))
         length = max(store.base, len(truth) - back)
-        store.roll_back(length)
         truth = truth[:length]
         np.testing.assert_array_equal(store.get(store.base, length), truth[store.base :])
 
