@@ -30,8 +30,8 @@ from ...runtime import (
     PromptTooLongError,
     Sequence,
 )
-from ...runtime.scoring import likelihood
-from ...runtime.vocabulary import BYTE_OFFSET, encode
+from ...runtime.scoring import byte_details
+from ...runtime.vocabulary import byte_ids, encode
 from .metrics import Metrics
 from .requests import ApiError, ClientGoneError, CompletionRequest, ModelFacts, invalid, retry_after
 from .settings import ServerSettings
@@ -210,36 +210,21 @@ def _read_prompt(
     sequence: Sequence, prompt: bytes, logprobs: int | None, cancel: threading.Event
 ) -> tuple[ByteDetail, ...]:
     """Read BOS and the prompt; what was known of each byte before it. Some only if `cancel` is set."""
-    likely: list[tuple[float | None, tuple[tuple[int, float], ...]]] = []
+    details: list[ByteDetail] = []
     for result in sequence.extend(encode(prompt)):
         if cancel.is_set():
             break
-        if logprobs is not None:
-            known = prompt[len(likely) : len(likely) + len(result.logits)]  # the last row is of a new byte
-            likely += [
-                likelihood(row, byte + BYTE_OFFSET, logprobs)
-                for row, byte in zip(result.logits, known, strict=False)
-            ]
-    starts, entropies = set(sequence.boundaries.starts), sequence.entropies
-    return tuple(
-        ByteDetail(
-            byte=byte,
-            position=place,
-            starts_patch=place + 1 in starts,
-            entropy=None if entropies is None else float(entropies[place]),
-            guessed=False,
-            logprob=likely[place][0] if likely else None,
-            top=likely[place][1] if likely else (),
-        )
-        for place, byte in enumerate(prompt[: sequence.length - 1])
-    )
+        # Each row is of the next byte, the last one of a new byte.
+        ids = byte_ids(prompt[len(details) : len(details) + len(result.logits)]).tolist()
+        details += byte_details(sequence, 1 + len(details), ids, result.logits, logprobs)
+    return tuple(details)
 
 
 def _stats_of_prompt(sequence: Sequence, prompt_bytes: int, seconds: float) -> GenerationStats:
     return GenerationStats(
         prompt_bytes=prompt_bytes,
         new_bytes=0,
-        patches=len(sequence.boundaries.patch_lengths()),
+        patches=sequence.boundaries.count,
         prefill_seconds=seconds,
         first_byte_seconds=seconds,
         decode_seconds=0.0,
