@@ -23,7 +23,16 @@ OPTIONAL = {
     "runtime": {"onnxruntime", "tensorrt", "tensorrt_rtx_bindings", "cuda"},
     "export": {"torch", "transformers", "safetensors", "huggingface_hub", "tensorrt"},
 }
-FOREIGN_TO_RUNTIME = {"torch", "onnx", "onnx_ir", "onnxscript", "transformers", "safetensors", "click", "rich"}
+FOREIGN_TO_RUNTIME = {
+    "torch",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "transformers",
+    "safetensors",
+    "click",
+    "rich",
+}
 
 
 def module_name(path: Path) -> str:
@@ -87,8 +96,7 @@ def test_the_runtime_needs_neither_torch_nor_onnx_nor_a_terminal() -> None:
 def test_no_circle_between_files() -> None:
     """A package's `__init__` collects names from below it: importing it is not importing each of them."""
     edges = {
-        name: {target for target, _ in imports(name) if target in FILES and target != name}
-        for name in FILES
+        name: {target for target, _ in imports(name) if target in FILES and target != name} for name in FILES
     }
     for name, path in FILES.items():
         if path.name == "__init__.py":
