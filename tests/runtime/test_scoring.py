@@ -15,9 +15,8 @@ from blt_edge.runtime import BltModel, ByteDetail, GenerationOptions
 from blt_edge.runtime.errors import OptionError
 from blt_edge.runtime.names import DRAFTS
 from blt_edge.runtime.patching import PatchingRule
-from blt_edge.runtime.sampling import log_probabilities
 from blt_edge.runtime.scoring import Score, byte_details, likelihood, score
-from blt_edge.runtime.vocabulary import BOS, BYTE_OFFSET, EOS, byte_ids, encode
+from blt_edge.runtime.vocabulary import BOS, BYTE_OFFSET, EOS, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.model_store import altered
@@ -112,23 +111,6 @@ def test_bytes_behind_a_stop_string_have_none(model: BltModel, draft: str) -> No
     assert len(checked(model, PROMPT, options)) == free.index(free[20:23])
 
 
-def test_a_prompt_s_bytes_have_details_until_its_end(tight: BltModel) -> None:
-    text, found = PROMPT * 4, list[ByteDetail]()
-    sequence, starts = tight.sequence(), np.cumsum([0, *tight.patch_lengths(text)])
-    logs = log_probabilities(tight.logits(text))
-    for result in sequence.extend(encode(text)):
-        ids = [*byte_ids(text[len(found) : len(found) + len(result.logits)]).tolist(), EOS, 77]
-        found += byte_details(sequence, 1 + len(found), ids, result.logits, 2, guesses=3)
-    assert [(detail.byte, detail.position) for detail in found] == [
-        (byte, at) for at, byte in enumerate(text)
-    ]
-    assert [detail.starts_patch for detail in found] == [1 + at in starts for at in range(len(text))]
-    assert [detail.entropy for detail in found] == pytest.approx(tight.entropies(text)[:-1], abs=1e-5)
-    assert [detail.guessed for detail in found[:16]] == [True] * 3 + [False] * 13
-    expected = [logs[at, BYTE_OFFSET + byte] for at, byte in enumerate(text)]
-    assert [detail.logprob for detail in found] == pytest.approx(expected, abs=1e-4)
-
-
 def test_each_chunk_has_its_own(model: BltModel) -> None:
     options = GenerationOptions(max_new_bytes=80, temperature=1.0, seed=3, details=True)
     place = len(PROMPT)
@@ -146,6 +128,14 @@ def test_other_patching_has_no_entropies(model: BltModel) -> None:
     assert [detail.starts_patch for detail in details] == [
         not place % 3 for place in range(3, 3 + len(details))
     ]
+
+
+def test_the_end_of_the_text_is_no_byte(model: BltModel) -> None:
+    sequence = model.sequence()
+    (result,) = sequence.append(encode(b"ab"))
+    ids = [BYTE_OFFSET + ord("a"), BYTE_OFFSET + ord("b"), EOS]
+    details = byte_details(sequence, 1, ids, result.logits, None, guesses=1)
+    assert [(one.byte, one.position, one.guessed) for one in details] == [(97, 0, True), (98, 1, False)]
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf])
