@@ -226,8 +226,17 @@ def test_figures_begin_at_nothing() -> None:
     stats = GenerationStats(1, 2, 3, 4.0, 5.0, 0.5)
     names = ("stage_seconds", "stage_calls", "state_bytes", "rounds", "drafted", "accepted", "missed")
     assert [asdict(stats)[name] for name in names] == [{}, {}, 0, 0, 0, 0, 0]
-    for seconds, speed in ((0.5, 4.0), (2.0, 1.0), (0.0, 0.0)):
-        assert GenerationStats(1, 2, 3, 4.0, 5.0, seconds).bytes_per_second == speed
+    assert (stats.acceptance, stats.calls_per_byte) == (None, {})
+
+
+def test_what_follows_from_figures() -> None:
+    stats = GenerationStats(10, 20, 6, 1.0, 1.0, 0.5, stage_calls={"encoder": 30}, drafted=8, accepted=6)
+    assert (stats.bytes_per_second, stats.milliseconds_per_byte) == (40.0, 25.0)
+    assert (stats.text_patches, stats.bytes_per_patch) == (5, 6.0)
+    assert (stats.acceptance, stats.calls_per_byte) == (0.75, {"encoder": 1.5})
+    none = GenerationStats(0, 0, 0, 1.0, 1.0, 0.0, stage_calls={"encoder": 1})
+    assert (none.bytes_per_second, none.milliseconds_per_byte, none.text_patches) == (0.0, 0.0, 0)
+    assert (none.bytes_per_patch, none.calls_per_byte) == (0.0, {"encoder": 0.0})
 
 
 # 4. Going on in the same sequence.
