@@ -21,10 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from .engine import BenchError, Card, Reading, Round, TokenBudget, folder_bytes, need
+from .common import BenchError, ModelCard, Peer, Speeds, Task, TokenBudget, need
 from .llama_cpp import LlamaShape
-
-__all__ = ["GenaiSpec", "build_random"]
 
 _PARAMETERS = "parameters.json"
 
@@ -82,24 +80,27 @@ class GenaiSpec:
 
     @property
     def name(self) -> str:
-        """Folder and package."""
         return f"{self.folder.resolve().name} (onnxruntime-genai)"
 
     @property
     def memory_bytes(self) -> int:
         """The weights and a rearranged copy."""
-        return 2 * folder_bytes(self.folder)
+        return 2 * self.disk_bytes
 
-    def open(self) -> GenaiEngine:
+    @property
+    def disk_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.folder.iterdir() if file.is_file())
+
+    def open(self) -> Peer:
         """Load. Raises BenchError when the package is missing or refuses the folder."""
         package = need("onnxruntime_genai")
         try:
-            return GenaiEngine(self, package)
+            return GenaiPeer(self, package)
         except RuntimeError as error:
             raise BenchError(f"{self.folder}: {error}") from None
 
 
-class GenaiEngine:
+class GenaiPeer:
     """A loaded model."""
 
     def __init__(self, spec: GenaiSpec, package: Any) -> None:
@@ -113,9 +114,9 @@ class GenaiEngine:
         counted = spec.folder / _PARAMETERS
         parameters = int(json.loads(counted.read_text())) if counted.is_file() else 0
         version = f"onnxruntime-genai {package.__version__}"
-        self.card = Card(spec.name, parameters, folder_bytes(spec.folder), version)
+        self.card = ModelCard(spec.name, parameters, spec.disk_bytes, version)
 
-    def read(self, task: Round) -> Reading:
+    def run(self, task: Task) -> Speeds:
         """Greedy; the end of the text is never chosen."""
         prompt = self._budget.prompt(task, self._vocabulary)
         steps = self._budget.tokens(task.new_bytes) - 1
@@ -130,11 +131,7 @@ class GenaiEngine:
         for _ in range(steps):
             generator.generate_next_token()
         ended = time.perf_counter()
-        if len(generator.get_sequence(0)) != length:
-            raise BenchError(
-                f"{self.card.name}: {len(generator.get_sequence(0))} tokens, {length} were asked for"
-            )
-        return Reading(
-            prefill=self._budget.bytes_per_second(len(prompt), prefilled - started),
-            decode=self._budget.bytes_per_second(steps, ended - prefilled),
-        )
+        made = len(generator.get_sequence(0))
+        if made != length:
+            raise BenchError(f"{self.card.name}: {made} tokens, {length} were asked for")
+        return self._budget.speeds(len(prompt), prefilled - started, steps, ended - prefilled)

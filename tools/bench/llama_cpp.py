@@ -1,13 +1,4 @@
-"""The shape of a Llama, for peers with random weights: time depends on the shape, not on what is learnt.
-
-Write a GGUF file of a random Llama in Q4_0, tensor by tensor: a peer of any size without a download.
-
-Theory: decoding speed of a dense model depends on shapes and formats only. Q4_0 holds 32 weights as one
-float16 scale and 32 four-bit integers, 18 bytes; here the integers are random and every scale is the one
-that gives the weights a standard deviation of 0.02. llama.cpp loads no model without a vocabulary, so that is
-copied from a GGUF file that has one. Memory stays at one tensor.
-
-llama.cpp in a comparison, through either of its Python packages.
+"""llama.cpp in a comparison, through either of its Python packages; and GGUF files of random weights.
 
 What is measured: a GGUF file, loaded once as llama.cpp loads it by default on a CPU (mapped; Q4_0 rearranged
 in memory for its own kernels), float16 cache, one sequence, the given threads for prompt and steps, no GPU
@@ -16,6 +7,12 @@ around `llama_decode` and the choice of a token (llama-cpp-python): tokenizing i
 
 `xllamacpp` is prebuilt for any x86 processor with AVX2; `llama-cpp-python` is compiled for this machine when
 pip installs it. Which is faster depends on the processor, so measure both before calling llama.cpp slow.
+
+Random weights give a peer of any size without a download, since the speed of a dense model depends on shapes
+and formats only. Q4_0 holds 32 weights as one float16 scale and 32 four-bit integers, 18 bytes; here the
+integers are random and every scale is the one that gives the weights a standard deviation of 0.02. llama.cpp
+loads no model without a vocabulary, so that is copied from a GGUF file that has one. Memory stays at one
+tensor.
 """
 
 from __future__ import annotations
@@ -31,20 +28,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .engine import BenchError, Card, Engine, Reading, Round, TokenBudget, need
+from .common import BenchError, ModelCard, Peer, Speeds, Task, TokenBudget, need
 
-__all__ = [
-    "BLOCK",
-    "BLOCK_BYTES",
-    "LLAMA_1B",
-    "PACKAGES",
-    "LlamaCppSpec",
-    "LlamaShape",
-    "gguf_parameters",
-    "q4_0_rows",
-    "smollm2",
-    "write_random_llama",
-]
+PACKAGES = ("xllamacpp", "llama-cpp-python")
+"""Python packages of llama.cpp that can be measured."""
+
+BLOCK = 32
+"""Weights in a block of Q4_0."""
+BLOCK_BYTES = 18
+"""Bytes of such a block: a float16 scale and 32 halves of a byte."""
+_DEVIATION = 0.02
+_UNIFORM_DEVIATION = float(np.std(np.arange(-8, 8)))
+_FILE_TYPE_Q4_0 = 2
+
+
+# 1. Random weights.
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,6 @@ class LlamaShape:
 
     @property
     def head_dim(self) -> int:
-        """Width of a head."""
         return self.width // self.heads
 
     @property
@@ -91,16 +88,6 @@ class LlamaShape:
 
 LLAMA_1B = LlamaShape(layers=16, width=2048, heads=32, kv_heads=8, ffn=8192, vocabulary=49_152)
 """Llama-3.2-1B's layers with SmolLM2's vocabulary: 1.07B parameters, 49,152 output rows and not 128,256."""
-
-
-BLOCK = 32
-"""Weights in a block of Q4_0."""
-BLOCK_BYTES = 18
-"""Bytes of such a block: a float16 scale and 32 halves of a byte."""
-
-_DEVIATION = 0.02
-_UNIFORM_DEVIATION = float(np.std(np.arange(-8, 8)))
-_FILE_TYPE_Q4_0 = 2
 
 
 def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: int = 0) -> Path:
@@ -175,8 +162,7 @@ def _copy_tokenizer(writer: Any, source: Any) -> None:
             writer.add_key_value(name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
 
 
-PACKAGES = ("xllamacpp", "llama-cpp-python")
-"""Python packages of llama.cpp that can be measured."""
+# 2. Running a file.
 
 
 def smollm2() -> Path:
@@ -199,7 +185,6 @@ class LlamaCppSpec:
 
     @property
     def name(self) -> str:
-        """File and package."""
         return f"{self.gguf.stem} ({self.package})"
 
     @property
@@ -207,17 +192,17 @@ class LlamaCppSpec:
         """The file, mapped, and a rearranged copy."""
         return 2 * self.gguf.stat().st_size
 
-    def open(self) -> Engine:
+    def open(self) -> Peer:
         """Load. Raises BenchError when the package is missing or refuses the file."""
         if not self.gguf.is_file():
             raise BenchError(f"--gguf: no file {self.gguf}")
         if self.package == "xllamacpp":
-            return _Server(self, need("xllamacpp"))
-        return _Direct(self, need("llama_cpp", "llama-cpp-python"))
+            return _Xllamacpp(self, need("xllamacpp"))
+        return _LlamaCppPython(self, need("llama_cpp", "llama-cpp-python"))
 
 
-class _Server:
-    # xllamacpp has llama.cpp's server only; called in the same process, no network in between.
+class _Xllamacpp:
+    """xllamacpp has llama.cpp's server only; called in the same process, no network in between."""
 
     def __init__(self, spec: LlamaCppSpec, package: Any) -> None:
         self._budget = spec.budget
@@ -235,9 +220,9 @@ class _Server:
             raise BenchError(f"{spec.gguf}: {error}") from None
         self._vocabulary = _vocabulary(spec.gguf)
         version = f"xllamacpp {package.__version__}: {_features(package.get_system_info())}"
-        self.card = Card(spec.name, gguf_parameters(spec.gguf), spec.gguf.stat().st_size, version)
+        self.card = ModelCard(spec.name, gguf_parameters(spec.gguf), spec.gguf.stat().st_size, version)
 
-    def read(self, task: Round) -> Reading:
+    def run(self, task: Task) -> Speeds:
         prompt = self._budget.prompt(task, self._vocabulary)
         asked = {
             "prompt": prompt,
@@ -252,14 +237,12 @@ class _Server:
         if timings["cache_n"] or timings["prompt_n"] != len(prompt):
             raise BenchError(f"{self.card.name}: part of the prompt came from a cache: {timings}")
         # llama.cpp starts the clock of predicted_ms when it has chosen the first token.
-        return Reading(
-            prefill=self._budget.bytes_per_second(timings["prompt_n"], timings["prompt_ms"] / 1000),
-            decode=self._budget.bytes_per_second(timings["predicted_n"] - 1, timings["predicted_ms"] / 1000),
-        )
+        prefill, decode = timings["prompt_ms"] / 1000, timings["predicted_ms"] / 1000
+        return self._budget.speeds(timings["prompt_n"], prefill, timings["predicted_n"] - 1, decode)
 
 
-class _Direct:
-    # llama-cpp-python's plain C functions.
+class _LlamaCppPython:
+    """llama-cpp-python's plain C functions."""
 
     def __init__(self, spec: LlamaCppSpec, package: Any) -> None:
         self._budget, self._package = spec.budget, package
@@ -273,9 +256,9 @@ class _Direct:
         info = package.llama_print_system_info().decode()
         version = f"llama-cpp-python {package.__version__}: {_features(info)}"
         parameters = int(package.llama_model_n_params(self._model.model))
-        self.card = Card(spec.name, parameters, spec.gguf.stat().st_size, version)
+        self.card = ModelCard(spec.name, parameters, spec.gguf.stat().st_size, version)
 
-    def read(self, task: Round) -> Reading:
+    def run(self, task: Task) -> Speeds:
         package, context = self._package, self._model.ctx
         package.llama_memory_clear(package.llama_get_memory(context), True)
         prompt, steps = self._budget.prompt(task, self._vocabulary), self._budget.tokens(task.new_bytes) - 1
@@ -285,13 +268,10 @@ class _Direct:
         for _ in range(steps):
             token = self._decode([token])
         ended = time.perf_counter()
-        return Reading(
-            prefill=self._budget.bytes_per_second(len(prompt), prefilled - started),
-            decode=self._budget.bytes_per_second(steps, ended - prefilled),
-        )
+        return self._budget.speeds(len(prompt), prefilled - started, steps, ended - prefilled)
 
     def _decode(self, ids: list[int]) -> int:
-        # Reads the tokens and chooses the next one.
+        """Read the tokens and choose the next one."""
         package, context = self._package, self._model.ctx
         tokens = (package.llama_token * len(ids))(*ids)
         if package.llama_decode(context, package.llama_batch_get_one(tokens, len(ids))):
@@ -308,7 +288,7 @@ def _vocabulary(path: Path) -> int:
 
 
 def _features(system_info: str) -> str:
-    # "CPU : SSE3 = 1 | AVX2 = 1 | ..." -> the vector extensions that it was compiled for.
+    """ "CPU : SSE3 = 1 | AVX2 = 1 | ..." -> the vector extensions that it was compiled for."""
     words = system_info.replace("CPU :", "").split("|")
     names = [word.split("=")[0].strip() for word in words if "= 1" in word]
     return " ".join(
