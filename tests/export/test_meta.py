@@ -15,9 +15,9 @@ from blt_edge.export.checkpoint import CheckpointError, open_checkpoint
 from blt_edge.export.checkpoint_base import check_tensors
 from blt_edge.export.meta import huggingface_config, meta_name, needs_entropy_model
 from blt_edge.graphs.config import ConfigError, parse_config
-from blt_edge.tools.checkpoint_layout import to_huggingface, to_meta
 from blt_edge.tools.models.random_checkpoint import scaled_config, write_random_checkpoint
 from safetensors.numpy import load_file, save_file
+from support.checkpoint_layout import to_huggingface, to_meta
 from support.meta_layout import meta_args, meta_params, write_meta
 from support.torch_only import torch_or_skip, transformers_or_skip
 

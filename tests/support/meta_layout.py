@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from blt_edge.export.checkpoint import open_checkpoint
 from blt_edge.graphs.config import ModelConfig, parse_config
-from blt_edge.tools.checkpoint_layout import to_meta
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from .checkpoint_layout import to_meta
 from .torch_only import torch_or_skip
 
 __all__ = ["meta_args", "meta_params", "write_meta"]

@@ -11,27 +11,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ..profile.statistics import Latency, Spread, machine
-
-__all__ = [
-    "BenchError",
-    "Latency",
-    "ModelCard",
-    "Peer",
-    "PeerSpec",
-    "Speeds",
-    "Spread",
-    "Task",
-    "TokenBudget",
-    "machine",
-    "need",
-    "options",
-    "print_json",
-]
+from ..profile.statistics import machine
 
 
 class BenchError(Exception):
@@ -157,3 +143,14 @@ class TokenBudget:
     def speeds(self, prompt: int, prefill: float, steps: int, decode: float) -> Speeds:
         """Speeds in bytes, of `prompt` tokens and `steps` more that took so many seconds."""
         return Speeds(prompt * self.bytes_per_token / prefill, steps * self.bytes_per_token / decode)
+
+    def timed(
+        self, prompt: list[int], steps: int, read: Callable[[], None], step: Callable[[], None]
+    ) -> Speeds:
+        """Run `read`, which takes the prompt and chooses a token, and `step` so often, by the clock."""
+        started = time.perf_counter()
+        read()
+        prefilled = time.perf_counter()
+        for _ in range(steps):
+            step()
+        return self.speeds(len(prompt), prefilled - started, steps, time.perf_counter() - prefilled)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime import BltModel, GenerationOptions
-from .common import Spread, machine, options, print_json
+from ..profile.statistics import Spread, machine
+from .common import options, print_json
 
 
 def main() -> None:

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,14 +123,13 @@ class GenaiPeer:
         params = self._package.GeneratorParams(self._model)
         params.set_search_options(do_sample=False, batch_size=1, min_length=length, max_length=length + 1)
         generator = self._package.Generator(self._model, params)
-        started = time.perf_counter()
-        generator.append_tokens(np.array(prompt, np.int32))
-        generator.generate_next_token()
-        prefilled = time.perf_counter()
-        for _ in range(steps):
+
+        def read() -> None:
+            generator.append_tokens(np.array(prompt, np.int32))
             generator.generate_next_token()
-        ended = time.perf_counter()
+
+        speeds = self._budget.timed(prompt, steps, read, generator.generate_next_token)
         made = len(generator.get_sequence(0))
         if made != length:
             raise BenchError(f"{self.card.name}: {made} tokens, {length} were asked for")
-        return self._budget.speeds(len(prompt), prefilled - started, steps, ended - prefilled)
+        return speeds

@@ -18,8 +18,6 @@ tensor.
 from __future__ import annotations
 
 import importlib.util
-import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...runtime.files import write_whole
 from .common import BenchError, ModelCard, Peer, Speeds, Task, TokenBudget, need
 
 PACKAGES = ("xllamacpp", "llama-cpp-python")
@@ -90,16 +89,16 @@ LLAMA_1B = LlamaShape(layers=16, width=2048, heads=32, kv_heads=8, ffn=8192, voc
 """Llama-3.2-1B's layers with SmolLM2's vocabulary: 1.07B parameters, 49,152 output rows and not 128,256."""
 
 
-def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: int = 0) -> Path:
-    """Write `path` for `shape` with the tokenizer of the GGUF file `vocabulary`; returns `path`.
+def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: int = 0) -> None:
+    """Write `path` for `shape` with the tokenizer of the GGUF file `vocabulary`.
 
-    The vocabulary must have `shape.vocabulary` tokens; widths are multiples of 32. Written to a temporary
-    sibling and renamed at the end: a failure leaves no `path`. Raises BenchError without the gguf package.
+    The vocabulary must have `shape.vocabulary` tokens; widths are multiples of 32. A failure leaves no
+    `path`. Raises BenchError without the gguf package.
     """
     gguf = need("gguf")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    writer = gguf.GGUFWriter(temporary, "llama")
-    try:
+
+    def write(temporary: Path) -> None:
+        writer = gguf.GGUFWriter(temporary, "llama")
         _describe(writer, shape)
         _copy_tokenizer(writer, gguf.GGUFReader(vocabulary))
         q4_0 = gguf.GGMLQuantizationType.Q4_0
@@ -114,15 +113,11 @@ def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: in
         writer.write_ti_data_to_file()
         random = np.random.default_rng(seed)
         for _, rows, columns in shape.tensors():
-            ones = columns is None
-            writer.write_tensor_data(
-                np.ones(rows, np.float32) if ones else q4_0_rows(random, rows, columns or 0)
-            )
+            data = np.ones(rows, np.float32) if columns is None else q4_0_rows(random, rows, columns)
+            writer.write_tensor_data(data)
         writer.close()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+
+    write_whole(path, write)
 
 
 def q4_0_rows(random: np.random.Generator, rows: int, columns: int) -> npt.NDArray[np.uint8]:
@@ -132,11 +127,6 @@ def q4_0_rows(random: np.random.Generator, rows: int, columns: int) -> npt.NDArr
     data[:, :2] = np.frombuffer(np.float16(_DEVIATION / _UNIFORM_DEVIATION).tobytes(), np.uint8)
     data[:, 2:] = np.frombuffer(random.bytes(blocks * (BLOCK_BYTES - 2)), np.uint8).reshape(blocks, -1)
     return data.reshape(rows, -1)
-
-
-def gguf_parameters(path: Path) -> int:
-    """Trained numbers in a GGUF file, from its header. Raises BenchError without the gguf package."""
-    return sum(int(tensor.n_elements) for tensor in need("gguf").GGUFReader(path).tensors)
 
 
 def _describe(writer: Any, shape: LlamaShape) -> None:
@@ -218,9 +208,9 @@ class _Xllamacpp:
             self._server = package.Server(params)
         except RuntimeError as error:
             raise BenchError(f"{spec.gguf}: {error}") from None
-        self._vocabulary = _vocabulary(spec.gguf)
+        parameters, self._vocabulary = _counts(spec.gguf)
         version = f"xllamacpp {package.__version__}: {_features(package.get_system_info())}"
-        self.card = ModelCard(spec.name, gguf_parameters(spec.gguf), spec.gguf.stat().st_size, version)
+        self.card = ModelCard(spec.name, parameters, spec.gguf.stat().st_size, version)
 
     def run(self, task: Task) -> Speeds:
         prompt = self._budget.prompt(task, self._vocabulary)
@@ -259,16 +249,14 @@ class _LlamaCppPython:
         self.card = ModelCard(spec.name, parameters, spec.gguf.stat().st_size, version)
 
     def run(self, task: Task) -> Speeds:
-        package, context = self._package, self._model.ctx
-        package.llama_memory_clear(package.llama_get_memory(context), True)
+        self._package.llama_memory_clear(self._package.llama_get_memory(self._model.ctx), True)
         prompt, steps = self._budget.prompt(task, self._vocabulary), self._budget.tokens(task.new_bytes) - 1
-        started = time.perf_counter()
-        token = self._decode(prompt)
-        prefilled = time.perf_counter()
-        for _ in range(steps):
-            token = self._decode([token])
-        ended = time.perf_counter()
-        return self._budget.speeds(len(prompt), prefilled - started, steps, ended - prefilled)
+        chosen: list[int] = []
+
+        def read(ids: list[int]) -> None:
+            chosen[:] = [self._decode(ids)]
+
+        return self._budget.timed(prompt, steps, lambda: read(prompt), lambda: read(chosen))
 
     def _decode(self, ids: list[int]) -> int:
         """Read the tokens and choose the next one."""
@@ -280,11 +268,13 @@ class _LlamaCppPython:
         return int(np.ctypeslib.as_array(logits, shape=(self._vocabulary,)).argmax())
 
 
-def _vocabulary(path: Path) -> int:
-    tokens = need("gguf").GGUFReader(path).fields.get("tokenizer.ggml.tokens")
+def _counts(path: Path) -> tuple[int, int]:
+    """Trained numbers and tokens of a GGUF file, from its header. Raises BenchError."""
+    reader = need("gguf").GGUFReader(path)
+    tokens = reader.fields.get("tokenizer.ggml.tokens")
     if tokens is None:
         raise BenchError(f"{path}: no vocabulary in it; a GGUF file of a language model is needed")
-    return len(tokens.data)
+    return sum(int(tensor.n_elements) for tensor in reader.tensors), len(tokens.data)
 
 
 def _features(system_info: str) -> str:

@@ -18,7 +18,8 @@ from typing import Any
 from ...runtime import BltModel, GenerationOptions
 from ...runtime.backends.base import CacheLimits, Done, StageBackend, StageCall
 from ...runtime.cache import StageCache
-from .common import Spread, machine, options, print_json
+from ..profile.statistics import Spread, machine
+from .common import options, print_json
 
 
 def main() -> None:

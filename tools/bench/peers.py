@@ -41,19 +41,8 @@ from ...runtime.host import available_memory
 from ...runtime.manifest import load_manifest
 from ...runtime.vocabulary import encode
 from ..output import count, print_table, size
-from .common import (
-    BenchError,
-    ModelCard,
-    Peer,
-    PeerSpec,
-    Speeds,
-    Spread,
-    Task,
-    TokenBudget,
-    machine,
-    options,
-    print_json,
-)
+from ..profile.statistics import Spread, machine
+from .common import BenchError, ModelCard, Peer, PeerSpec, Speeds, Task, TokenBudget, options, print_json
 from .genai import GenaiSpec, build_random
 from .llama_cpp import LLAMA_1B, PACKAGES, LlamaCppSpec, smollm2, write_random_llama
 from .speculation import Simulated, read_on
@@ -338,6 +327,7 @@ class Measured:
         values = [speeds.bytes_per_patch for speeds in self.rounds if speeds.bytes_per_patch is not None]
         return Spread.of(values).median if values else None
 
+    @property
     def prefill(self) -> Spread:
         return Spread.of([speeds.prefill for speeds in self.rounds])
 
@@ -355,7 +345,7 @@ class Measured:
         return {
             **asdict(self.card),
             "decode_bytes_per_second": Spread.of(self.decode).to_dict(),
-            "prefill_bytes_per_second": self.prefill().to_dict(),
+            "prefill_bytes_per_second": self.prefill.to_dict(),
             "decode_rounds": self.decode,
             "bytes_per_patch": self.bytes_per_patch,
             "bundle_times_as_fast": {name: ratio.to_dict() for name, ratio in ratios},
@@ -393,7 +383,7 @@ def show(measured: Sequence[Measured], bundles: Sequence[str]) -> None:
         parameters = count(card.parameters) + (f" + {count(tables)} tables" if tables else "")
         disk = size(card.disk_bytes) + (f" + {size(card.table_bytes)} tables" if tables else "")
         ratios = map(str, row.ratios(measured, bundles).values())
-        rows.append([card.name, parameters, disk, str(Spread.of(row.decode)), str(row.prefill()), *ratios])
+        rows.append([card.name, parameters, disk, str(Spread.of(row.decode)), str(row.prefill), *ratios])
     columns = ["engine", "parameters", "on disk", "decode bytes/s", "prefill bytes/s"]
     print_table(columns + [f"{name} is ... times as fast" for name in bundles], rows)
 

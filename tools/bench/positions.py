@@ -15,7 +15,8 @@ from typing import Any
 
 from ...runtime import BltModel, Sequence
 from ...runtime.vocabulary import encode
-from .common import Spread, machine, options, print_json
+from ..profile.statistics import Spread, machine
+from .common import options, print_json
 
 
 def main() -> None:

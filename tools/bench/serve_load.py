@@ -28,7 +28,8 @@ from typing import Any
 import httpx
 
 from ...runtime import BltModel, GenerationOptions
-from .common import Latency, machine, options, print_json
+from ..profile.statistics import Latency, machine
+from .common import options, print_json
 
 _PROMPTS = (
     "Once upon a time",

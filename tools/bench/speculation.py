@@ -30,7 +30,8 @@ from ...runtime.drafting import LookupIndex, Match
 from ...runtime.sampling import Sampler
 from ...runtime.speculation import DraftFigures, Speculator
 from ...runtime.vocabulary import encode
-from .common import Spread, machine, options, print_json
+from ..profile.statistics import Spread, machine
+from .common import options, print_json
 
 _DRAFTS = "none,auto,lookup,patcher,decoder"
 

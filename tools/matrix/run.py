@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...export.golden import Golden, read_golden
+from ...runtime.files import write_whole
 from .environments import InstallError, Interpreter, Prepared, Wheel, prepare
 from .plan import Cell, Kind, MatrixError, Plan
 
@@ -287,9 +288,8 @@ def write_report(report: Report, path: Path) -> None:
     """Write the JSON, whole or not at all."""
     document = {"format": _FORMAT, **asdict(report)}
     document["outcomes"] = list(document["outcomes"].values())
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    partial.replace(path)
+    text = json.dumps(document, indent=1) + "\n"
+    write_whole(path, lambda partial: partial.write_text(text))
 
 
 def read_outcomes(path: Path, digest: str) -> dict[str, Outcome]:

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from blt_edge.export.checkpoint_base import HASH_EMBEDDING
 from numpy.typing import NDArray
-
-from ..export.checkpoint_base import HASH_EMBEDDING
 
 __all__ = ["MetaWeights", "to_huggingface", "to_meta"]
 
