@@ -3,48 +3,47 @@
 Before they are published they compute what the portable graphs compute (`proof`), where a GPU of theirs is
 at hand; where none is, they keep what they should give, and prove themselves when they are loaded.
 
-`runtime.tensorrt_forms` says what engines are built for and where they lie, `tensorrt_worker` builds one
-stage. Full TensorRT builds for the GPU of this machine, TensorRT-RTX also for GPUs that are not here.
+`tensorrt_profiles` says what engines are built for, `runtime.engines` where they lie, and `tensorrt_worker`
+builds one stage. Full TensorRT builds for this machine's GPU, TensorRT-RTX also for GPUs that are not here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from ..graphs.attention import half_attention, join_attention
-from ..runtime.backends.base import StageBackend
-from ..runtime.backends.signatures import check_contract, stage_inputs, stage_outputs
+from ..runtime.backends.base import EngineLimits, StageBackend
+from ..runtime.backends.cuda import device_compute_capability
+from ..runtime.backends.signatures import check_signature, stage_signature
 from ..runtime.backends.tensorrt import (
     TENSORRT_TARGETS,
-    Flavour,
+    TensorRtModule,
     TensorRtStage,
-    device_compute_capability,
-    load_flavour,
+    load_tensorrt,
 )
-from ..runtime.backends.tensorrt_profiles import Profiles, plan_file, profile_limits, profiles
+from ..runtime.backends.tensorrt_profiles import Profiles, plan_file
 from ..runtime.devices import open_gpu
 from ..runtime.engines import (
-    ENGINE_NAME,
     Engine,
-    check_form,
+    check_engine_files,
     describe_tensorrt,
-    form_path,
-    render_engine,
+    engine_path,
     was_proven,
 )
 from ..runtime.errors import BackendError, BltError, BundleError, OptionError
 from ..runtime.fields import checked_int
-from ..runtime.integrity import check_files, file_record
+from ..runtime.integrity import check_files
 from ..runtime.manifest import Manifest, load_manifest
 from ..runtime.self_test import SELF_TEST_NAME
-from .build_ort import new_engine
+from .build_ort import new_engine, seal_engine
+from .bundle import load_stage
 from .proof import prove_engine
-from .stage_files import load_stage
 from .tensorrt_worker import Moment, PlanFacts, PlanOptions, build_in_child
 
 __all__ = ["BuildPlan", "TensorRtBuild", "TensorRtOptions", "build_engines", "plan_tensorrt"]
@@ -64,7 +63,7 @@ _INTEGER_MEMORY = 5.0
 
 @dataclass(frozen=True)
 class TensorRtOptions:
-    """What to build engines for. A limit of None is the default of `tensorrt_forms.profile_limits`."""
+    """What to build engines for. A limit of None is the default of `Profiles.of`."""
 
     target: str = "tensorrt"
     """"tensorrt" or "tensorrt-rtx"."""
@@ -101,22 +100,34 @@ class StageEstimate:
     peak_memory: int
     """Of the process that builds it, about."""
 
+    @classmethod
+    def of(cls, manifest: Manifest, stage: str) -> StageEstimate:
+        """Estimated from the stage's weights and layers."""
+        spec = manifest.stages[stage]
+        weights, layers = manifest.files[spec.data].bytes, spec.layers + 1  # one for what is around them
+        growth = _WEIGHT_MEMORY.get(spec.precision, _INTEGER_MEMORY)
+        return cls(
+            precision=spec.precision,
+            weights=weights,
+            plan=int(_PLAN_GROWTH * weights) + _LAYER_KERNELS * layers,
+            peak_memory=_PROGRAM_MEMORY + _LAYER_MEMORY * layers + int(growth * weights),
+        )
+
 
 @dataclass(frozen=True)
 class BuildPlan:
     """What building will do."""
 
-    flavour: Flavour
+    trt: TensorRtModule
     """Who builds."""
     capabilities: tuple[str, ...]
     """Compute capabilities that the engines will run on."""
     profiles: Profiles
     """Sizes of every axis."""
     stages: dict[str, StageEstimate]
-    """By stage."""
     description: dict[str, Any]
     """What the engines depend on."""
-    form: Path
+    directory: Path
     """The directory that will hold the plans."""
     there: bool
     """Whether it does already, and is sound."""
@@ -155,43 +166,35 @@ def plan_tensorrt(bundle: str | Path, options: TensorRtOptions) -> BuildPlan:
     if options.target not in TENSORRT_TARGETS:
         raise OptionError(f"target: got {options.target!r}, it is one of {', '.join(TENSORRT_TARGETS)}")
     manifest = load_manifest(directory)
-    limits = profile_limits(
-        manifest,
-        max_bytes=options.max_bytes,
-        max_patches=options.max_patches,
-        max_patch_length=options.max_patch_length,
-        max_batch=options.max_batch,
-        prefill_chunk=options.prefill_chunk,
-        rollback=options.rollback,
-    )
+    limits = {limit.name: getattr(options, limit.name) for limit in fields(EngineLimits)}
+    ranges = Profiles.of(manifest, **limits)
     if options.workspace is not None:
         checked_int("workspace", options.workspace, 1)
     if options.optimization_level is not None:
         checked_int("optimization_level", options.optimization_level, 0, 5)
-    flavour = load_flavour(options.target)
-    capabilities = _capabilities(flavour, options.compute_capability)
+    trt = load_tensorrt(options.target)
+    capabilities = _capabilities(trt, options.compute_capability)
     check_files(directory, manifest)
     for stage in manifest.stages:
         _check_graph(directory, manifest, stage)
-    ranges = profiles(manifest, limits)
     description = describe_tensorrt(
         manifest,
-        flavour,
+        trt,
         capabilities,
         ranges,
         workspace=options.workspace,
         optimization_level=options.optimization_level,
     )
-    form = form_path(directory, description)
+    engine = engine_path(directory, description)
     return BuildPlan(
-        flavour=flavour,
+        trt=trt,
         capabilities=capabilities,
         profiles=ranges,
-        stages={stage: _estimate(manifest, stage) for stage in manifest.stages},
+        stages={stage: StageEstimate.of(manifest, stage) for stage in manifest.stages},
         description=description,
-        form=form,
-        there=_is_sound(form, description),
-        timing_cache=flavour.timing_cache_path(capabilities[0]),
+        directory=engine,
+        there=_is_sound(engine, description),
+        timing_cache=trt.timing_cache_path(capabilities[0]),
     )
 
 
@@ -213,18 +216,20 @@ def build_engines(
     directory = Path(bundle)
     plan = plan_tensorrt(directory, options)
     manifest = load_manifest(directory)
-    engine = Engine(plan.form.relative_to(directory).as_posix(), directory=plan.form)
+    engine = Engine.at(directory, plan.directory)
     if plan.there and not force:
-        return TensorRtBuild(engine, {}, was_proven(plan.form))
+        return TensorRtBuild(engine, {}, was_proven(plan.directory))
     how = PlanOptions(
-        plan.capabilities if plan.flavour.ahead_of_time else (),
+        plan.capabilities if plan.trt.ahead_of_time else (),
         options.workspace,
         options.optimization_level,
         plan.timing_cache,
     )
     facts = {}
-    with new_engine(plan.form, needed=plan.plan_bytes) as temporary:
+    with new_engine(plan.directory, needed=plan.plan_bytes) as temporary:
         for stage, spec in manifest.stages.items():
+            if watch is not None:
+                watch(stage, None)
             facts[stage] = build_in_child(
                 options.target,
                 directory / spec.file,
@@ -234,70 +239,58 @@ def build_engines(
                 ),
                 temporary / plan_file(stage),
                 replace(how, half_attention=half_attention(spec)),
-                _of_stage(watch, stage),
+                partial(watch, stage) if watch else None,
             )
         proven = _prove(directory, manifest, plan, temporary)
-        files = {path.name: file_record(path) for path in sorted(temporary.iterdir())}
-        text = render_engine(plan.description, files, proven=proven)
-        (temporary / ENGINE_NAME).write_text(text, encoding="ascii")
+        seal_engine(temporary, plan.description, proven=proven)
     return TensorRtBuild(engine, facts, proven)
 
 
-def _prove(directory: Path, manifest: Manifest, plan: BuildPlan, form: Path) -> bool:
+def _prove(directory: Path, manifest: Manifest, plan: BuildPlan, engine: Path) -> bool:
     """Compare engines with the portable graphs, if they run here at all; see `proof.prove_engine`."""
     here = device_compute_capability() in plan.capabilities
     gpu = open_gpu() if here else None
 
     def open_stage(stage: str) -> StageBackend:
         assert gpu is not None
-        file = form / plan_file(stage)
-        return TensorRtStage(gpu, plan.flavour, manifest, stage, file, plan.profiles, directory)
+        file = engine / plan_file(stage)
+        return TensorRtStage(gpu, plan.trt, manifest, stage, file, plan.profiles, directory)
 
     prove_engine(
         directory,
         manifest,
         open_stage if here else None,
-        plan.profiles.limits.reach,
-        form / SELF_TEST_NAME,
-        name=f"{plan.flavour.name} {plan.flavour.version}",
+        plan.profiles.limits,
+        engine / SELF_TEST_NAME,
+        name=f"{plan.trt.name} {plan.trt.version}",
         alike=False,
     )
     return here
 
 
-def _of_stage(watch: Watch | None, stage: str) -> Callable[[Moment], None] | None:
-    if watch is None:
-        return None
-    watch(stage, None)
-    return lambda moment: watch(stage, moment)
-
-
-def _capabilities(flavour: Flavour, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    known = flavour.compute_capabilities
-    if wanted and not flavour.ahead_of_time:
+def _capabilities(trt: TensorRtModule, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    known = trt.compute_capabilities
+    builder = f"{trt.name} {trt.version} builds for {', '.join(known)}"
+    if wanted and not trt.ahead_of_time:
         raise OptionError(
-            f"compute_capability: {flavour.name} builds only for the GPU that it runs on; leave the option "
+            f"compute_capability: {trt.name} builds only for the GPU that it runs on; leave the option "
             "out, or take --target tensorrt-rtx"
         )
     for value in wanted:
         if value not in known:
             raise OptionError(
-                f"compute_capability: got {value!r}, {flavour.name} {flavour.version} builds for "
-                f"{', '.join(known)}; engines for other GPUs are built on them, with --target tensorrt"
+                f"compute_capability: got {value!r}, {builder}; engines for other GPUs are built on them, "
+                "with --target tensorrt"
             )
     if wanted:
         return tuple(sorted(set(wanted), key=float))
     own = device_compute_capability()
     if own is None:
-        instead = (
-            f"name one with --compute-capability: {', '.join(known)}" if known else "build on the device"
-        )
+        name_one = f"name one with --compute-capability: {', '.join(known)}"
+        instead = name_one if known else "build on the device"
         raise BackendError(f"this machine has no GPU (or no driver for it) to build for; {instead}")
     if known and own not in known:
-        raise BackendError(
-            f"this machine's GPU has compute capability {own}, {flavour.name} {flavour.version} builds for "
-            f"{', '.join(known)}"
-        )
+        raise BackendError(f"this machine's GPU has compute capability {own}, {builder}")
     return (own,)
 
 
@@ -308,9 +301,8 @@ def _check_graph(directory: Path, manifest: Manifest, stage: str) -> None:
     layers = join_attention(model, spec.file, half=half_attention(spec))
     if layers != spec.layers:
         raise BundleError(f"{spec.file}: {layers} attention layers found, the manifest has {spec.layers}")
-    graph = model.graph
-    check_contract(spec.file, "input", stage_inputs(manifest, stage), _axes_of(graph.inputs))
-    check_contract(spec.file, "output", stage_outputs(manifest, stage), _axes_of(graph.outputs))
+    found = _axes_of(model.graph.inputs), _axes_of(model.graph.outputs)
+    check_signature(spec.file, stage_signature(manifest, stage), found)
 
 
 def _axes_of(values: Sequence[ir.Value]) -> dict[str, tuple[int | str, ...]]:
@@ -322,24 +314,11 @@ def _axes_of(values: Sequence[ir.Value]) -> dict[str, tuple[int | str, ...]]:
     }
 
 
-def _estimate(manifest: Manifest, stage: str) -> StageEstimate:
-    spec = manifest.stages[stage]
-    weights, layers = manifest.files[spec.data].bytes, spec.layers + 1  # one for what is around them
-    growth = _WEIGHT_MEMORY.get(spec.precision, _INTEGER_MEMORY)
-    return StageEstimate(
-        precision=spec.precision,
-        weights=weights,
-        plan=int(_PLAN_GROWTH * weights) + _LAYER_KERNELS * layers,
-        peak_memory=_PROGRAM_MEMORY + _LAYER_MEMORY * layers + int(growth * weights),
-    )
-
-
-def _is_sound(form: Path, description: dict[str, Any]) -> bool:
-    if not form.is_dir():
+def _is_sound(engine: Path, description: dict[str, Any]) -> bool:
+    if not engine.is_dir():
         return False
     try:
-        names = {*(plan_file(stage) for stage in description["stages"]), SELF_TEST_NAME}
-        check_form(form, description, names, again="")
+        check_engine_files(engine, description, again="")
     except BltError:
         return False
     return True

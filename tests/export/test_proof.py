@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,19 @@ from blt_edge.export import build_ort, build_tensorrt, proof
 from blt_edge.export.build_ort import build_engine
 from blt_edge.export.build_tensorrt import TensorRtOptions, build_engines
 from blt_edge.export.proof import WrongEngineError, build_steps
-from blt_edge.export.quantize import quantize_bundle
+from blt_edge.export.quantize import QuantizationOptions, quantize_bundle
 from blt_edge.export.tensorrt_worker import PlanFacts
 from blt_edge.runtime import BackendError, BltModel
+from blt_edge.runtime.backends.base import EngineLimits
 from blt_edge.runtime.backends.ort import OrtStage
+from blt_edge.runtime.backends.signatures import stage_inputs
 from blt_edge.runtime.engines import was_proven
 from blt_edge.runtime.manifest import load_manifest
-from blt_edge.runtime.self_test import Hold, Reach, Run, TakeBack
+from blt_edge.runtime.self_test import Hold, Run, TakeBack
 from hypothesis import given
 from hypothesis import strategies as st
 from support.planted import ALIKE, MISTAKES, plant, reseal
-from support.random_models import RandomModel, base_config, write_random_model
+from support.random_models import RandomModel, base_config, export_random_model
 from support.simulated_gpu import SimulatedTensorRt, simulate, write_engines
 
 TARGETS = ("tensorrt", "tensorrt-rtx")
@@ -34,8 +37,6 @@ WINDOWED = ("patcher", "encoder", "decoder")
 @pytest.fixture(scope="module")
 def float_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Short windows, heads that are fused, 600 positions."""
-    from blt_edge.export import export_checkpoint
-
     config = base_config(
         width=64,
         local_attention_window_len=24,
@@ -44,9 +45,7 @@ def float_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         decoder={"num_key_value_heads": 2, "intermediate_size": 96},
         global_stack={"hidden_size": 128, "intermediate_size": 96, "num_key_value_heads": 1},
     )
-    folder = tmp_path_factory.mktemp("proof")
-    write_random_model(RandomModel("proof", config, share=0.3), folder / "checkpoint")
-    return export_checkpoint(folder / "checkpoint", folder / "bundle")
+    return export_random_model(RandomModel("proof", config, share=0.3), tmp_path_factory.mktemp("proof"))
 
 
 @pytest.fixture(scope="module", params=["fp32", "fp16", "int8w", "int8", "int4"])
@@ -57,7 +56,7 @@ def any_bundle(request: pytest.FixtureRequest, float_bundle: Path) -> Path:
         return float_bundle
     mix = ",".join(f"{stage}={precision}" for stage in load_manifest(float_bundle).stages)
     output = float_bundle.parent / precision
-    return quantize_bundle(float_bundle, output, precision=mix, windows=2)
+    return quantize_bundle(float_bundle, output, precision=mix, quantization=QuantizationOptions(windows=2))
 
 
 @pytest.fixture
@@ -122,16 +121,13 @@ def test_a_right_engine_passes_and_keeps_its_self_test(bundle: Path) -> None:
 
 @pytest.mark.parametrize("window", [1, 2, 3, 450])
 def test_windows_of_every_size_pass(tmp_path: Path, window: int) -> None:
-    from blt_edge.export import export_checkpoint
-
     config = base_config(
         width=64,
         local_attention_window_len=window,
         patcher={"hidden_size": 64, "sliding_window": window},
         encoder={"max_position_embeddings": 400},
     )
-    write_random_model(RandomModel("window", config, share=0.3), tmp_path / "checkpoint")
-    bundle = export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle")
+    bundle = export_random_model(RandomModel("window", config, share=0.3), tmp_path)
     built = build_engine(bundle)
     model, portable = BltModel.load(bundle, "cpu", rollback=0), BltModel.load(bundle, "cpu", portable=True)
     assert model.engine.directory == built.directory
@@ -203,18 +199,12 @@ def test_blocks_are_one_operator_where_that_works(
         monkeypatch.setattr(build_ort, "prove_engine", lambda *args, **_options: args[4].write_bytes(b""))
     form = build_engine(bundle).directory
     assert form is not None
-    graph = (form / "latent.onnx").read_bytes()
+    files = {f"{stage}.onnx{data}" for stage in load_manifest(bundle).stages for data in ("", ".data")}
+    assert {path.name for path in form.iterdir()} == files | {"engine.json", "self_test.bin"}
     if works:
+        graph = (form / "latent.onnx").read_bytes()
         assert b"MatMulNBits" in graph
         assert b"DequantizeLinear" not in graph
-    assert sorted(path.name for path in form.iterdir()) == sorted(
-        [
-            "engine.json",
-            "self_test.bin",
-            *(f"{stage}.onnx{data}" for stage in load_manifest(bundle).stages for data in ("", ".data")),
-        ]
-    )
-    if works:
         assert BltModel.load(bundle, "cpu").engine.reason is None
 
 
@@ -226,12 +216,12 @@ def build_on_gpu(
 ) -> Any:
     """`build --target` for a GPU of compute capability 8.6; one stage's engine has a mistake."""
     driver = simulate(monkeypatch, target)
-    flavour = SimulatedTensorRt(driver).flavour(target)
+    trt = SimulatedTensorRt(driver).as_module(target)
 
     def build(_target: str, graph: Path, ranges: Any, plan: Path, *_more: Any) -> PlanFacts:
         manifest = load_manifest(bundle)
         source = plant(graph, ALIKE[mistake]) if graph.stem == stage else graph
-        axes = build_tensorrt.stage_inputs(manifest, graph.stem)
+        axes = stage_inputs(manifest, graph.stem)
         shapes = [
             {
                 name: [
@@ -245,8 +235,8 @@ def build_on_gpu(
         plan.write_text(json.dumps({"graph": str(source), "profiles": shapes}))
         return PlanFacts(plan.stat().st_size, 0.1, None, None)
 
-    monkeypatch.setattr(build_tensorrt, "load_flavour", lambda _target: flavour)
-    monkeypatch.setattr(type(flavour), "compute_capabilities", ("8.6",))
+    monkeypatch.setattr(build_tensorrt, "load_tensorrt", lambda _target: trt)
+    monkeypatch.setattr(type(trt), "compute_capabilities", ("8.6",))
     monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: here)
     monkeypatch.setattr(build_tensorrt, "build_in_child", build)
     capability = ("8.6",) if target == "tensorrt-rtx" else ()
@@ -298,8 +288,8 @@ def test_an_engine_that_could_not_run_is_proven_when_it_is_loaded(
 def test_an_engine_that_changed_since_is_not_used_on_a_gpu(
     own_float: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
-    driver = simulate(monkeypatch, target)
-    form = write_engines(own_float, SimulatedTensorRt(driver).flavour(target))
+    simulate(monkeypatch, target)
+    form = write_engines(own_float, target)
     assert BltModel.load(own_float, target).engine.directory == form
     plan = form / "decoder.plan"
     wrong = plant(own_float / "decoder.onnx", MISTAKES["a longer window"])
@@ -328,10 +318,8 @@ def test_an_engine_that_changed_since_is_not_used_on_a_gpu(
 def test_steps_keep_within_what_the_engine_takes(
     float_bundle: Path, window: int | None, most: int, rows: int, rollback: int, stage: str
 ) -> None:
-    from dataclasses import replace
-
     spec = replace(load_manifest(float_bundle).stages[stage], window=window, max_positions=most)
-    reach = Reach(most, most, 8, rows, rollback)
+    reach = EngineLimits(most, most, 8, 1, rows, rollback)
     length = base = 0
     kinds = set()
     for step in build_steps(stage, spec, reach):
@@ -361,7 +349,7 @@ def test_the_portable_graph_is_read_as_it_stands(own_float: Path, tmp_path: Path
         asked.append(stage)
         return OrtStage(own_float, manifest, stage, 1)
 
-    reach = Reach(600, 600, 8)
+    reach = EngineLimits(600, 600, 8)
     proof.prove_engine(
         own_float, manifest, open_stage, reach, tmp_path / "self_test.bin", name="it", alike=True
     )

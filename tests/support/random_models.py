@@ -23,12 +23,20 @@ import ml_dtypes
 import numpy as np
 from blt_edge.export.checkpoint import open_checkpoint
 from blt_edge.export.checkpoint_base import EMBEDDING, expected_tensors
-from blt_edge.graphs.config import parse_config
+from blt_edge.graphs.config import ModelConfig, parse_config
 from blt_edge.tools.models.numpy_patcher import patcher_entropies
 from blt_edge.tools.models.random_checkpoint import write_checkpoint_weights
 from numpy.typing import NDArray
 
-__all__ = ["PARITY_TEXT", "RandomModel", "base_config", "choose_threshold", "write_random_model"]
+__all__ = [
+    "PARITY_TEXT",
+    "RandomModel",
+    "base_config",
+    "choose_threshold",
+    "export_random_model",
+    "random_tensors",
+    "write_random_model",
+]
 
 _DATA = Path(__file__).parents[1] / "data"
 _SCRIPTS = (
@@ -145,8 +153,21 @@ def write_random_model(model: RandomModel, folder: Path, text: bytes = PARITY_TE
     return folder
 
 
+def random_tensors(config: ModelConfig) -> dict[str, NDArray[np.float32]]:
+    """Every tensor that a checkpoint of this config has, drawn as those of a random model are."""
+    model = RandomModel("tensors", {})
+    return {name: _weight(model, name, shape) for name, shape in expected_tensors(config).items()}
+
+
 def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def export_random_model(model: RandomModel, folder: Path) -> Path:
+    """Write the checkpoint to `folder/checkpoint`, and its float32 bundle to `folder/bundle`, the result."""
+    from blt_edge.export import export_checkpoint
+
+    return export_checkpoint(write_random_model(model, folder / "checkpoint"), folder / "bundle")
 
 
 def _weight(model: RandomModel, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:

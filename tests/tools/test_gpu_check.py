@@ -12,7 +12,7 @@ import pytest
 from blt_edge.runtime import BltModel
 from blt_edge.runtime.backends.ort_gpu import PROVIDERS
 from blt_edge.tools.gpu import check, measure
-from support.simulated_gpu import SimulatedTensorRt, simulate, write_engines
+from support.simulated_gpu import simulate, write_engines
 
 TEXT = Path(__file__).parents[1] / "data" / "alice.txt"
 ROOT = Path(__file__).parents[2]
@@ -29,9 +29,9 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_device_that_is_right_passes(
     device: str, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver = simulate(monkeypatch, device)
+    simulate(monkeypatch, device)
     if device == "tensorrt":
-        write_engines(own_bundle, SimulatedTensorRt(driver).flavour(device))
+        write_engines(own_bundle, device)
     found = measure.measure(own_bundle, device, TEXT.read_bytes(), 10)
     assert found["engine"]["device"].startswith("Simulated, ")
     assert found["parity"]["breaches"] == []

@@ -24,7 +24,7 @@ from ...runtime.child import run_child
 from ...runtime.errors import BltError
 from ...runtime.files import write_whole
 from ...runtime.names import DEVICES, PRECISIONS
-from ..doctor.packages import versions
+from ..doctor.software import versions
 from ..output import print_table
 from ..profile.statistics import machine
 

@@ -21,13 +21,22 @@ from typing import Any
 from . import runner
 from .operators import Mutant, mutants
 
-_RUNTIME = ("cache", "hashing", "sampling", "scoring", "patching", "sequence", "speculation", "generation")
+_RUNTIME = (
+    "cache",
+    "hashing",
+    "fields",
+    "sampling",
+    "scoring",
+    "patching",
+    "sequence",
+    "speculation",
+    "generation",
+)
 _GRAPHS = ("rope", "config", "layers", "stages")
 TARGETS = (*(f"runtime.{name}" for name in _RUNTIME), *(f"graphs.{name}" for name in _GRAPHS))
 """The tests that a module has to answer to are those beside it, and these:"""
 _FURTHER = {
     "runtime.scoring": ("runtime/test_model",),
-    "runtime.generation": ("runtime/test_continuing", "runtime/test_stopping"),
     "graphs.layers": ("graphs/test_stages",),
 }
 _ROOT = Path(__file__).resolve().parents[2]

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from ...runtime import ByteDetail, GenerationStats
+from ...runtime import ByteDetail, GenerationChunk
 from ...runtime.vocabulary import BYTE_OFFSET, EOS, Utf8Stream
 from .requests import CompletionRequest
-from .service import Piece
-
-__all__ = ["DONE", "Answer", "event", "token_text"]
+from .service import ChoiceChunk
 
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length", "context": "length"}
 _SPECIAL = {0: "<0>", 1: "<bos>", EOS: "<eos>", 3: "<3>"}
+_FIGURES = (
+    *("prompt_bytes", "new_bytes", "patches", "prefill_seconds", "first_byte_seconds", "decode_seconds"),
+    *("bytes_per_second", "stage_seconds", "drafted", "accepted", "rounds"),
+)
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream that came to its end."""
 
@@ -34,8 +36,8 @@ def token_text(number: int) -> str:
     return chr(byte) if byte < 0x80 else f"bytes:\\x{byte:02x}"
 
 
-class Answer:
-    """One request's answer while it is made."""
+class Completion:
+    """OpenAI's completion object while it is made."""
 
     def __init__(self, request: CompletionRequest, model: str) -> None:
         """model: its id."""
@@ -50,7 +52,7 @@ class Answer:
         self._prompts = [prompt for prompt, _ in request.choices]
         self._new_bytes = 0
 
-    def add(self, piece: Piece) -> dict[str, Any]:
+    def add(self, piece: ChoiceChunk) -> dict[str, Any]:
         """Take the next piece in; returns its chunk of a stream."""
         choice = self._choices.get(piece.choice)
         if choice is None:
@@ -93,7 +95,7 @@ class _Choice:
         self._first = True
         self._offsets = _Offsets()
 
-    def add(self, piece: Piece) -> dict[str, Any]:
+    def add(self, piece: ChoiceChunk) -> dict[str, Any]:
         """The piece's text, logprobs, finish_reason, and blt where asked."""
         request, chunk, first = self._request, piece.chunk, self._first
         self._first = False
@@ -101,8 +103,8 @@ class _Choice:
         logprobs = None
         if request.options.logprobs is not None:
             logprobs = _no_logprobs()
-            if first and request.echo and piece.prompt is not None:
-                _add_logprobs(logprobs, piece.prompt, self._offsets)
+            if first and request.echo:
+                _add_logprobs(logprobs, chunk.prompt_details, self._offsets)
                 self._offsets.end()
             _add_logprobs(logprobs, details, self._offsets)
         if first and request.echo:
@@ -110,7 +112,7 @@ class _Choice:
         reason = None if chunk.finish_reason is None else _REASONS.get(chunk.finish_reason, "stop")
         said: dict[str, Any] = {"text": text, "logprobs": logprobs, "finish_reason": reason}
         if request.blt_details:
-            said["blt"] = _blt(details, piece.prompt, chunk.stats, chunk.finish_reason)
+            said["blt"] = _blt(chunk, first)
         if not request.stream:
             self._said.append(said)
         return dict(said)
@@ -143,15 +145,20 @@ class _Offsets:
 
     def __init__(self) -> None:
         self._utf8, self._characters = Utf8Stream(), 0
+        self._pending = b""  # of a character that may come
 
     def next(self, byte: int) -> int:
         """The offset of the next byte's character, a U+FFFD for what is none."""
-        self._characters += len(self._utf8.push(bytes([byte])))
-        return self._characters if self._utf8.pending else self._characters - 1
+        data = bytes([byte])
+        self._characters += len(self._utf8.push(data))
+        self._pending = (self._pending + data)[-self._utf8.pending :] if self._utf8.pending else b""
+        # Bytes that wait may be of two characters already: a half of a surrogate pair never becomes one.
+        return self._characters + len(self._pending.decode("utf-8", "replace")) - 1
 
     def end(self) -> None:
         """What follows begins a new character."""
         self._characters += len(self._utf8.flush())
+        self._pending = b""
 
 
 def _no_logprobs() -> dict[str, list[Any]]:
@@ -180,18 +187,15 @@ def _merged(parts: Iterable[dict[str, list[Any]]]) -> dict[str, list[Any]]:
 # 2. What only this server tells.
 
 
-def _blt(
-    details: Sequence[ByteDetail],
-    prompt: Sequence[ByteDetail] | None,
-    stats: GenerationStats | None,
-    reason: str | None,
-) -> dict[str, Any]:
-    told: dict[str, Any] = {"bytes": [_byte(detail) for detail in details]}
-    if prompt is not None:
-        told["prompt"] = [_byte(detail) for detail in prompt]
-    if stats is not None:
-        told["stats"] = _figures(stats)
-        told["finish_reason"] = reason  # the runtime's, which tells eos from stop and context from length
+def _blt(chunk: GenerationChunk, first: bool) -> dict[str, Any]:
+    told: dict[str, Any] = {"bytes": [_byte(detail) for detail in chunk.details]}
+    if first:
+        told["prompt"] = [_byte(detail) for detail in chunk.prompt_details]
+    if chunk.stats is not None:
+        told["stats"] = {name: getattr(chunk.stats, name) for name in _FIGURES}
+        told["stats"]["patches"] = chunk.stats.text_patches
+        # The runtime's reason, which tells eos from stop and context from length.
+        told["finish_reason"] = chunk.finish_reason
     return told
 
 
@@ -202,20 +206,4 @@ def _byte(detail: ByteDetail) -> dict[str, Any]:
         "starts_patch": detail.starts_patch,
         "entropy": None if detail.entropy is None else round(detail.entropy, 6),
         "guessed": detail.guessed,
-    }
-
-
-def _figures(stats: GenerationStats) -> dict[str, Any]:
-    return {
-        "prompt_bytes": stats.prompt_bytes,
-        "new_bytes": stats.new_bytes,
-        "patches": max(0, stats.patches - 1),  # without the one that BOS is alone in
-        "prefill_seconds": stats.prefill_seconds,
-        "first_byte_seconds": stats.first_byte_seconds,
-        "decode_seconds": stats.decode_seconds,
-        "bytes_per_second": stats.bytes_per_second,
-        "stage_seconds": stats.stage_seconds,
-        "drafted": stats.drafted,
-        "accepted": stats.accepted,
-        "rounds": stats.rounds,
     }
