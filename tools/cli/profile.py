@@ -223,7 +223,8 @@ def _show_head(profile: Profile) -> None:
         ),
     ]
     if jetson is not None:
-        memory = f", {size(jetson.memory)} shared by processors and GPU" if jetson.memory else ""
+        total = jetson.unified_memory_bytes
+        memory = f", {size(total)} shared by processors and GPU" if total else ""
         clocks = {True: "fixed", False: "moving", None: "unknown"}[jetson.clocks_fixed]
         fields.append(("board", f"{jetson.board}, JetPack {jetson.jetpack or 'unknown'}{memory}"))
         fields.append(("power", f"mode {jetson.power_mode or 'unknown'}, clocks {clocks}"))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from blt_edge.runtime import BltModel
-from blt_edge.runtime.errors import BundleError, PromptTooLongError
+from blt_edge.runtime.errors import PromptTooLongError
 from blt_edge.runtime.patching import PatchingRule
 from blt_edge.tools.patch_view.view import (
     COLUMNS,
@@ -141,20 +140,6 @@ def test_look_refuses_a_text_that_is_too_long(tiny_model) -> None:
     assert isinstance(look(model, b"x" * 499, model.manifest.patching), PatchView)
     with pytest.raises(PromptTooLongError, match=r"needs 501 positions .* the model has 500"):
         look(model, b"x" * 500, model.manifest.patching)
-
-
-def test_look_without_a_patcher(tmp_path: Path) -> None:
-    from blt_edge.export import export_checkpoint
-    from support.random_models import RandomModel, base_config, write_random_model
-
-    no_patcher = RandomModel("bytes", base_config(patch_in_forward=False), share=None, seed=71)
-    write_random_model(no_patcher, tmp_path / "checkpoint")
-    model = BltModel.load(export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle"), threads=1)
-    view = look(model, b"abc", PatchingRule("static", patch_size=2))
-    assert view.entropies is None
-    assert view.lengths == [2, 1]
-    with pytest.raises(BundleError, match="no entropy patcher"):
-        look(model, b"abc", PatchingRule("entropy", threshold=1.0))
 
 
 def test_rules_in_words() -> None:
