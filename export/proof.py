@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.backends.base import CacheLimits, EngineLimits, StageBackend
+from ..runtime.backends.base import EngineLimits, StageBackend
 from ..runtime.backends.ort import OrtStage
 from ..runtime.embedding import EmbeddingTable
 from ..runtime.errors import BackendError
@@ -32,10 +32,8 @@ from ..runtime.self_test import (
     Traced,
     allowed,
     first_breach,
-    load_limits,
     load_steps,
     patch_slots,
-    percent,
     run_steps,
     state_inputs,
     text_inputs,
@@ -115,39 +113,28 @@ class _Stage:
         self._manifest, self._stage, self._backend, self._reach = manifest, stage, backend, reach
         self._spec = manifest.stages[stage]
 
-    def _run(self, limits: CacheLimits, inputs: Inputs, steps: Sequence[Step]) -> list[Traced]:
-        return run_steps(self._manifest, self._stage, self._backend, limits, inputs, steps)
-
-    def _limits(self) -> CacheLimits:
-        reach = self._reach
-        return CacheLimits(
-            min(_ROLLBACK, reach.rollback), reach.positions(self._stage, self._spec), reach.prefill_chunk
-        )
+    def _run(self, inputs: Inputs, steps: Sequence[Step]) -> list[Traced]:
+        return run_steps(self._manifest, self._stage, self._backend, self._reach, inputs, steps)
 
     def chunk(self, inputs: Inputs) -> dict[str, Floats]:
         """Outputs of one pass over a chunk of the inputs."""
         rows = _chunk(self._stage, self._spec, self._reach)
-        (traced,) = self._run(self._limits(), inputs, [Run(rows)])
+        (traced,) = self._run(inputs, [Run(rows)])
         return traced.outputs
 
     def repeatable(self, inputs: Inputs) -> list[Traced]:
         """What a load will repeat."""
-        limits = load_limits(self._stage, self._spec, self._reach)
-        return self._run(limits, inputs, load_steps(self._stage, self._spec, self._reach))
+        return self._run(inputs, load_steps(self._stage, self._spec, self._reach))
 
     def compare(self, portable: _Stage, inputs: Inputs, name: str, alike: bool) -> None:
         """Raise WrongEngineError where this stage and the portable one are too far apart."""
         steps = build_steps(self._stage, self._spec, self._reach)
-        expected = portable._run(self._limits(), inputs, steps)
+        expected = portable._run(inputs, steps)
         most = allowed(self._spec.precision, alike)
-        found = self._run(self._limits(), inputs, steps)
+        found = self._run(inputs, steps)
         breach = first_breach(self._spec.precision, found, [run.outputs for run in expected], most)
         if breach is not None:
-            raise self._wrong(
-                name,
-                f"{breach.output} at {breach.run} differs by {percent(breach.share)} from the portable "
-                f"graph's, {percent(most)} is allowed",
-            )
+            raise self._wrong(name, breach.told("the portable graph's"))
 
     def _wrong(self, name: str, what: str) -> WrongEngineError:
         return WrongEngineError(
@@ -162,10 +149,11 @@ class _Stage:
         """
         window, held = self._spec.window, _past_window(self._spec, self._reach)
         quiet = Hold(*held, edge=False, unseen=False)
-        if window is None or not 0 < quiet.count <= self._limits().positions - quiet.first - _ROLLBACK:
+        most = self._reach.positions(self._stage, self._spec) - quiet.first - _ROLLBACK
+        if window is None or not 0 < quiet.count <= most:
             return
         plain, unseen, edge = (
-            self._run(self._limits(), inputs, [hold, Run(1), Run(min(3, self._reach.prefill_chunk))])
+            self._run(inputs, [hold, Run(1), Run(min(3, self._reach.prefill_chunk))])
             for hold in (quiet, replace(quiet, unseen=True), replace(quiet, edge=True))
         )
         if first_breach("fp32", unseen, [run.outputs for run in plain], _NO_EFFECT) is not None:

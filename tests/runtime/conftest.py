@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from blt_edge.runtime import BltModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -47,3 +48,15 @@ def bundle(tmp_path: Path) -> Path:
 def manifest(bundle: Path) -> Manifest:
     """The description of `bundle`."""
     return load_manifest(bundle)
+
+
+@pytest.fixture(scope="session")
+def model(tiny_bundle: Path) -> BltModel:
+    """That bundle, loaded as a user would."""
+    return BltModel.load(tiny_bundle, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="session")
+def tight(tiny_bundle: Path) -> BltModel:
+    """The same with small limits: prompts of several chunks, and roll-backs that read again."""
+    return BltModel.load(tiny_bundle, threads=1, prefill_chunk=16, rollback=12)
