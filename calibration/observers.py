@@ -6,15 +6,12 @@ one byte and for a gigabyte. Bins are cut from a float32's own bits, so counts d
 the chunks in which values come. Every calibration method is a reading of these, so one run serves all.
 
 What it does not know: graphs, weights, texts.
-
-The outcome of calibration: one limit for every activation that enters a weight product, as plain data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -251,21 +248,18 @@ METHODS: dict[str, Callable[[Histogram], float]] = {
     "entropy": entropy,
     "mse": mse,
 }
-"""Calibration methods by name: histogram -> limit."""
+"""By the words of `names.CALIBRATION_METHODS`: histogram -> limit."""
 
 
 @dataclass(frozen=True)
 class CalibrationRun:
-    """What was read."""
+    """What was read: so many windows of these texts, each from BOS, chosen by the seed."""
 
     texts: tuple[str, ...]
-    """Names of the texts."""
+    """Their names."""
     windows: int
-    """Windows read, each from BOS."""
     window_bytes: int
-    """Bytes of a window."""
     seed: int
-    """What chose them."""
 
 
 @dataclass(frozen=True)
@@ -273,9 +267,8 @@ class Ranges:
     """Limits and channel maxima by weight name (the initializer of the product's matrix)."""
 
     method: str
-    """How the limits were chosen, one of `observers.METHODS`."""
+    """How the limits were chosen, one of `METHODS`."""
     run: CalibrationRun
-    """What was read."""
     limits: Mapping[str, float]
     """The magnitude that 127 stands for, > 0, for the activation that meets this weight."""
     channels: Mapping[str, Floats]
@@ -294,38 +287,17 @@ class Ranges:
             raise CalibrationError(f"no range was collected for {weight}; calibrate its stage too")
         return weight
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {
-            "method": self.method,
-            "run": {**asdict(self.run), "texts": list(self.run.texts)},
-            "limits": dict(self.limits),
-            "channels": {name: array.tolist() for name, array in self.channels.items()},
-        }
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Ranges:
-        """The inverse of `to_dict`. Raises BltError for anything else."""
-        try:
-            run = CalibrationRun(**{**raw["run"], "texts": tuple(raw["run"]["texts"])})
-            limits = {str(name): float(limit) for name, limit in raw["limits"].items()}
-            channels = {str(name): np.asarray(row, np.float32) for name, row in raw["channels"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BltError(f"these are no calibration ranges ({error!r}); calibrate again") from None
-        return cls(str(raw.get("method")), run, limits, channels)
-
 
 @dataclass(frozen=True)
 class Observations:
     """Everything a run has seen; every method reads its ranges from here."""
 
     run: CalibrationRun
-    """What was read."""
     observers: Mapping[str, Observer]
     """By weight name, in graph order."""
 
     def ranges(self, method: str) -> Ranges:
-        """Limits by one of `observers.METHODS`."""
+        """Limits by one of `METHODS`."""
         assert method in METHODS, method
         return Ranges(
             method=method,

@@ -23,7 +23,7 @@ from .errors import BltError, BundleError
 from .fields import AGAIN, Fields, fault, file_name, is_whole, read
 from .files import open_plain
 from .hashing import HashSpec
-from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, STAGES, TABLE_PRECISIONS
+from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, SEARCHES, STAGES, TABLE_PRECISIONS
 from .patching import PatchingRule
 
 __all__ = [
@@ -223,7 +223,6 @@ class FileRecord:
 SCHEMA = 1
 AXES = ("batch", "bytes", "patches")
 LAYOUTS = ("huggingface", "meta")
-SEARCHES = ("mse", "rtn")
 
 _VOCAB_SIZE = 260
 _WIDTH = 1_000_000

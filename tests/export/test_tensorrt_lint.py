@@ -19,9 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from blt_edge.export.lint_tensorrt import RULES, Finding, lint_bundle, lint_graph, rules_of_old
 from blt_edge.graphs.quantize import Recipe
-from blt_edge.graphs.stages import STAGE_NAMES
 from blt_edge.runtime.errors import BundleError, OptionError
-from blt_edge.runtime.names import PRECISIONS
+from blt_edge.runtime.names import PRECISIONS, STAGES
 from support.quantized import BLOCKY, UnitRanges, config_of, save_random_stage
 
 FLOAT, HALF, INT64, BOOL = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.INT64, TensorProto.BOOL
@@ -412,7 +411,7 @@ def test_a_constant_node_is_a_constant() -> None:
 # 3. Our own graphs.
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_our_graphs(stage: str, precision: str, tmp_path: Path) -> None:
     recipe = Recipe(precision, search="rtn", ranges=UnitRanges())

@@ -14,13 +14,13 @@ from blt_edge.graphs.config import ACTIVATIONS, ModelConfig, parse_config
 from blt_edge.graphs.layers import Weight, WeightPart, WeightSource, activation
 from blt_edge.graphs.stages import (
     OPSET,
-    STAGE_NAMES,
     PatchPooling,
     axis_ranges,
     build_stage,
     stage_names,
     stage_stack,
 )
+from blt_edge.runtime.names import STAGES
 from blt_edge.tools.models.numpy_patcher import GATES
 from onnxscript import GraphBuilder
 from support.numpy_stages import NumpyBlt, random_tensors
@@ -58,7 +58,7 @@ def config() -> ModelConfig:
 
 @pytest.fixture(scope="module")
 def sessions(config: ModelConfig) -> dict[str, onnxruntime.InferenceSession]:
-    return {stage: session(config, stage) for stage in STAGE_NAMES}
+    return {stage: session(config, stage) for stage in STAGES}
 
 
 def session(config: ModelConfig, stage: str) -> onnxruntime.InferenceSession:
@@ -76,14 +76,14 @@ def session(config: ModelConfig, stage: str) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_only_portable_operators(config: ModelConfig, stage: str) -> None:
     nodes = list(build_stage(config, stage).graph)
     assert {node.domain for node in nodes} == {""}
     assert {node.op_type for node in nodes} <= PORTABLE
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_every_dynamic_axis_is_in_the_table(config: ModelConfig, stage: str) -> None:
     graph = build_stage(config, stage).graph
     names = {
@@ -139,7 +139,7 @@ def rows_of(output: np.ndarray, row: int) -> np.ndarray:
     return output[:, row] if output.ndim == 5 else output[row]
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_row_does_not_see_its_neighbour(
     config: ModelConfig, sessions: dict[str, onnxruntime.InferenceSession], stage: str, count: int
@@ -152,7 +152,7 @@ def test_a_row_does_not_see_its_neighbour(
             np.testing.assert_allclose(rows_of(ours, 0), rows_of(theirs, row), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_padding_is_finite_and_changes_nothing(
     config: ModelConfig, sessions: dict[str, onnxruntime.InferenceSession], stage: str
 ) -> None:
@@ -189,7 +189,7 @@ def test_longer_patch_padding_changes_nothing(
 
 
 def test_a_model_without_a_patcher_has_three_stages() -> None:
-    assert stage_names(parse_config({**RAW, "patch_in_forward": False})) == STAGE_NAMES[1:]
+    assert stage_names(parse_config({**RAW, "patch_in_forward": False})) == STAGES[1:]
 
 
 def test_weights_are_joined_transposed_and_reordered_for_half_split_rope() -> None:
@@ -280,7 +280,7 @@ class Whole:
         tensors = random_tensors(self.config)
         self.plain = NumpyBlt(self.config, tensors)
         self.sessions = {}
-        for stage in STAGE_NAMES:
+        for stage in STAGES:
             model = build_stage(self.config, stage)
             for value in model.graph.initializers.values():
                 if isinstance(value, Weight):
