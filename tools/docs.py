@@ -1,6 +1,6 @@
 """Write docs/cli.md: every verb of `blt-edge` with its help, arguments, options and defaults, off the parser.
 
-    python tools/docs.py [-o FILE]
+    python -m blt_edge.tools.docs [-o FILE]
 
 Run it whenever a verb or an option changes; a test compares the page with the parser.
 """
@@ -24,7 +24,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 _HEAD = """\
 # Command line
 
-<!-- Written by `python tools/docs.py`; change the verbs, not this page. -->
+<!-- Written by `python -m blt_edge.tools.docs`; change the verbs, not this page. -->
 
 {about}
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blt_edge.runtime import BltModel, BundleError, GenerationOptions, OptionError
+from blt_edge.runtime.child import Outcome
+from blt_edge.runtime.errors import BltError
 from blt_edge.tools.compare import bundles as module
 from blt_edge.tools.compare.bundles import CompareError, CompareOptions, Comparison, compare_bundles
 from support.random_models import PARITY_TEXT, RandomModel, base_config, write_random_model
@@ -173,23 +175,24 @@ def test_a_damaged_bundle_is_named(bundles: list[Path], tmp_path: Path) -> None:
         compare_bundles([broken], {"t": b"text"}, OPTIONS)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals")
 @pytest.mark.parametrize(
-    ("does", "line"),
+    ("outcome", "kind", "line"),
     [
-        ("import os; os.kill(os.getpid(), 9)", "its process was killed, maybe for memory"),
-        ("raise RuntimeError('odd')", "ended early with code 1: RuntimeError: odd"),
-        ("raise SystemExit(3)", "ended early with code 3"),
+        (Outcome(death="crashed (SIGSEGV)"), CompareError, r"its process crashed \(SIGSEGV\); close other"),
+        (Outcome(error=MemoryError()), CompareError, "out of memory"),
+        (Outcome(error=OptionError("threads")), OptionError, "threads"),
+        (Outcome(error=BltError("broken")), CompareError, "broken"),
     ],
 )
 def test_a_process_that_ends_early(
-    bundles: list[Path], tmp_path: Path, does: str, line: str, monkeypatch: pytest.MonkeyPatch
+    bundles: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    outcome: Outcome,
+    kind: type[BltError],
+    line: str,
 ) -> None:
-    (tmp_path / "nowhere").mkdir()
-    (tmp_path / "nowhere/measure.py").write_text(does)
-    monkeypatch.setattr(module, "__package__", "nowhere")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(CompareError, match=line):
+    monkeypatch.setattr(module, "run_child", lambda *_: outcome)
+    with pytest.raises(kind, match=line):
         compare_bundles(bundles[:1], {"t": b"text"}, OPTIONS)
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import click
 import pytest
-from blt_edge.tools.cli.program import COMPLETION, SHELLS, VERBS, program
+from blt_edge.tools.cli.completion import COMPLETION, SHELLS
+from blt_edge.tools.cli.program import VERBS, program
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st

@@ -6,19 +6,15 @@ memory; the first bundle's predictions wait for the others in a temporary folder
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ...export.quality import Tally
+from ...runtime.child import run_child
 from ...runtime.errors import BltError, OptionError
 from ...runtime.host import describe_machine
 from ...runtime.manifest import Manifest, load_manifest
@@ -259,56 +255,21 @@ def _check_room(folder: Path, scored: int) -> None:
 
 
 def _run(job: Mapping[str, Any], path: Path, progress: Progress | None) -> dict[str, Any]:
-    command = [sys.executable, "-c", f"from {__package__}.measure import main; main()"]
-    with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            # Else a module of the same name in the user's directory would be imported.
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
-        )
-        try:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            child.stdin.write(json.dumps(job).encode())
-            child.stdin.close()
-            final = _listen(child.stdout, path, progress)
-            child.wait()
-        except BrokenPipeError:
-            final = None
-            child.wait()
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-        if final is None:
-            raise CompareError(f"{path}: {_reason(child.returncode, errors)}")
-    if "error" in final:
-        raise (OptionError if final["usage"] else CompareError)(str(final["error"]))
-    result: dict[str, Any] = final["result"]
-    return result
-
-
-def _listen(lines: IO[bytes], path: Path, progress: Progress | None) -> dict[str, Any] | None:
-    for line in lines:
-        message: dict[str, Any] = json.loads(line)
-        if "progress" not in message:
-            return message
+    def listen(event: Mapping[str, Any]) -> None:
         if progress is not None:
-            what, done, total = message["progress"]
+            what, done, total = event["progress"]
             progress(f"{path.name}: {what}", done, total)
-    return None
 
-
-def _reason(code: int, errors: IO[bytes]) -> str:
-    if code == -getattr(signal, "SIGKILL", 9):
-        return "its process was killed, maybe for memory; close other programs or leave this bundle out"
-    errors.seek(0)
-    lines = errors.read().decode("utf-8", "replace").strip().splitlines()
-    last = f": {lines[-1]}" if lines else ""
-    return f"its process ended early with code {code}{last}"
+    outcome = run_child(f"{__package__}.worker", job, listen)
+    if isinstance(outcome.error, MemoryError):
+        raise CompareError(f"{path}: out of memory; close other programs")
+    if outcome.error is not None:
+        raise outcome.error if isinstance(outcome.error, OptionError) else CompareError(str(outcome.error))
+    if outcome.result is None:
+        raise CompareError(
+            f"{path}: its process {outcome.death}; close other programs, or leave this bundle out"
+        )
+    return outcome.result
 
 
 # 3. What came of it.

@@ -1,15 +1,13 @@
 """Measuring one bundle in a process of its own, so that its memory is its own: the child's side of `compare`.
 
-Reads one JSON job from stdin and writes JSON lines to stdout: {"progress": [what, done, all]}, and at the end
-{"result": ...} or {"error": line, "usage": bool}. The first bundle's job also writes its predictions into the
-job's folder, where the others find them.
+The first bundle's job also writes its predictions into the job's folder, where the others find them.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -19,14 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...export.quality import Tally, lead_length
-from ...runtime import BltError, BltModel, GenerationOptions, OptionError
+from ...runtime import BltModel, GenerationOptions
+from ...runtime.child import Tell
 from ...runtime.host import PrivatePeak, mapped_resident, peak_resident
 from ...runtime.vocabulary import encode
 
-__all__ = ["Job", "main", "measure"]
+__all__ = ["Job", "measure", "work"]
 
 Floats = NDArray[np.float32]
 Window = tuple[int, int]
+Say = Callable[[str, int, int], None]
+"""say(what is being done, how much is done, of how much)."""
 
 _CLASSES = 260
 
@@ -59,30 +60,22 @@ class Job:
     """See `BltModel.load`."""
 
 
-def main() -> None:
-    """Do the job on stdin."""
-    try:
-        job = Job(**json.load(sys.stdin))
-        _tell(result=measure(job))
-    except BltError as error:
-        _tell(error=str(error), usage=isinstance(error, OptionError))
-    except MemoryError:
-        _tell(error=f"{job.bundle}: out of memory; close other programs", usage=False)
-    except KeyboardInterrupt:
-        sys.exit(130)
+def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+    """What `compare` runs in a child: the figures of one bundle. Raises BltError."""
+    return measure(Job(**request), lambda *progress: tell({"progress": progress}))
 
 
-def measure(job: Job) -> dict[str, Any]:
+def measure(job: Job, say: Say) -> dict[str, Any]:
     """Figures of one bundle, ready for JSON. Raises BltError."""
     # 1. Memory and speed first: what comes later needs memory of its own.
-    _tell(progress=["loading", 0, 0])
+    say("loading", 0, 0)
     with PrivatePeak() as private:
         started = time.perf_counter()
         model = BltModel.load(job.bundle, job.device, job.threads)
         loaded = time.perf_counter() - started
         sample = _timing_text(job, model)
         _read(model, *sample)
-    _tell(progress=["timing", 0, 0])
+    say("timing", 0, 0)
     timings = [_read(model, *sample) for _ in range(job.repeat)]
     tables = model.path / model.manifest.embedding.file
     figures: dict[str, Any] = {
@@ -96,13 +89,9 @@ def measure(job: Job) -> dict[str, Any]:
         "tables_resident": mapped_resident(tables),
     }
     # 2. Quality.
-    figures["greedy_lead"] = _greedy(job, model)
-    figures["texts"] = [asdict(_text(job, model, index)) for index in range(len(job.windows))]
+    figures["greedy_lead"] = _greedy(job, model, say)
+    figures["texts"] = [asdict(_text(job, model, index, say)) for index in range(len(job.windows))]
     return figures
-
-
-def _tell(**message: Any) -> None:
-    print(json.dumps(message), flush=True)
 
 
 # 1. Speed.
@@ -133,14 +122,14 @@ def _read(model: BltModel, prompt: bytes, rest: bytes) -> tuple[float, float]:
 # 2. Greedy texts.
 
 
-def _greedy(job: Job, model: BltModel) -> list[list[int]]:
+def _greedy(job: Job, model: BltModel, say: Say) -> list[list[int]]:
     """For each prompt: bytes in common with the first bundle's text, and that text's length."""
     path = Path(job.folder) / "greedy.json"
     expected = [] if job.first else [bytes.fromhex(text) for text in json.loads(path.read_text())]
     options = GenerationOptions(max_new_bytes=job.lead_bytes)
     texts = []
     for done, prompt in enumerate(job.prompts):
-        _tell(progress=["greedy texts", done, len(job.prompts)])
+        say("greedy texts", done, len(job.prompts))
         texts.append(model.generate(bytes.fromhex(prompt), options).data)
     if job.first:
         path.write_text(json.dumps([text.hex() for text in texts]))
@@ -151,7 +140,7 @@ def _greedy(job: Job, model: BltModel) -> list[list[int]]:
 # 3. Predictions.
 
 
-def _text(job: Job, model: BltModel, index: int) -> Tally:
+def _text(job: Job, model: BltModel, index: int, say: Say) -> Tally:
     tally = Tally()
     windows = job.windows[index]
     total, done = sum(stop - start for start, stop in windows), 0
@@ -166,7 +155,7 @@ def _text(job: Job, model: BltModel, index: int) -> Tally:
                 tally.add_predictions(logits, trace.logits(logits), part)
                 row += len(result.logits)
                 done += len(part)
-                _tell(progress=[f"text {index + 1} of {len(job.windows)}", done, total])
+                say(f"text {index + 1} of {len(job.windows)}", done, total)
             starts = [at for at in sequence.boundaries.starts if at <= len(data)]
             tally.add_boundaries(starts, trace.starts(starts))
     return tally

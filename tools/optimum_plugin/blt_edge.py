@@ -11,12 +11,11 @@ from argparse import ArgumentParser, Namespace
 from typing import Any, NoReturn
 
 import click
+from blt_edge.tools.cli.export import command
+from blt_edge.tools.cli.program import VERBS, program
+from blt_edge.tools.output import error_line
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
-
-from ..cli.export import command
-from ..cli.program import VERBS, program
-from ..output import error_line
 
 __all__ = ["REGISTER_COMMANDS", "BltExportCommand", "arguments"]
 
