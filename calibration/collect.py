@@ -24,17 +24,17 @@ import onnx_ir as ir
 from ..graphs.quantize import linear_products
 from ..graphs.surgery import input_of
 from ..runtime.backends.base import HOST, CacheLimits, Done, StageBackend, ring_cache
-from ..runtime.backends.ort import OrtStage, import_onnxruntime, session_options
-from ..runtime.backends.signatures import (
-    check_contract,
-    check_weights_file,
-    input_type,
-    stage_inputs,
-    stage_outputs,
+from ..runtime.backends.ort import (
+    OrtStage,
+    import_onnxruntime,
+    new_session,
+    session_options,
+    session_signature,
 )
+from ..runtime.backends.signatures import check_signature, check_weights_file, input_type, stage_signature
 from ..runtime.cache import RingCache, StageCache
 from ..runtime.embedding import EmbeddingTable
-from ..runtime.errors import BackendError, OptionError, first_line
+from ..runtime.errors import BackendError, OptionError
 from ..runtime.fields import checked_int
 from ..runtime.integrity import check_files
 from ..runtime.manifest import Manifest, load_manifest
@@ -205,14 +205,16 @@ class TappedStage:
         except Exception as error:  # protobuf and onnx_ir raise many kinds
             raise BackendError(f"{path.name} is no ONNX graph; export the checkpoint again") from error
         self.products = _weight_products(model)
-        self.session = _session(path, _with_taps(model, self.products), threads)
-        inputs = {value.name: tuple(value.shape) for value in self.session.get_inputs()}
-        outputs = {value.name: tuple(value.shape) for value in self.session.get_outputs()}
-        wanted = stage_outputs(manifest, stage)
-        check_contract(path.name, "input", stage_inputs(manifest, stage), inputs)
-        declared = {name: outputs[name] for name in wanted if name in outputs}
-        check_contract(path.name, "output", wanted, declared)
-        self.results = list(wanted)
+        ort = import_onnxruntime()
+        options = session_options(ort, "fp32", threads)
+        entry = "session.model_external_initializers_file_folder_path"
+        options.add_session_config_entry(entry, str(directory))
+        self.session = new_session(ort, path.name, _with_taps(model, self.products), options)
+        expected = stage_signature(manifest, stage)
+        self.results = list(expected[1])
+        inputs, outputs = session_signature(self.session)
+        declared = {name: outputs[name] for name in self.results if name in outputs}
+        check_signature(path.name, expected, (inputs, declared))
 
     def new_cache(self, limits: CacheLimits) -> RingCache:
         """See StageBackend.new_cache."""
@@ -277,15 +279,3 @@ def _with_taps(model: ir.Model, products: list[WeightProduct]) -> bytes:
             model.graph.outputs.append(value)
     serialized: bytes = ir.to_proto(model).SerializeToString()
     return serialized
-
-
-def _session(path: Path, graph: bytes, threads: int | None) -> Any:
-    ort = import_onnxruntime()
-    options = session_options(ort, "fp32", threads)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    try:
-        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
-        raise BackendError(
-            f"{path.name}: ONNX Runtime {ort.__version__} refused it: {first_line(error)}"
-        ) from error

@@ -22,7 +22,7 @@ def test_a_form_is_built_used_and_shown(cli, bundle: Path) -> None:
     before = cli("generate", "-m", bundle, "-p", "Once", "-n", 8, "--json", "-")
     assert json.loads(before.stdout)["engine"]["name"] == "portable graphs"
     assert (
-        f"engine: portable graphs: no form was built for this device; blt-edge build {bundle}"
+        f"engine: portable graphs: no engine was built for this device; blt-edge build {bundle}"
         in before.stderr
     )
     built = cli("build", bundle)
@@ -155,14 +155,16 @@ def test_what_an_old_tensorrt_refuses_is_told_before(
 ) -> None:
     """A machine with a GPU whose TensorRT crashes: the line comes first, and is no refusal."""
     from blt_edge.export import build_tensorrt
-    from blt_edge.runtime.backends.tensorrt import Flavour
+    from blt_edge.runtime.backends.tensorrt import TensorRtModule
     from blt_edge.runtime.errors import BackendError
 
     def crash(*arguments: object) -> None:
         raise BackendError("patcher.onnx: TensorRT crashed")
 
     def built(version: str, model: Path, *options: str) -> list[str]:
-        monkeypatch.setattr(build_tensorrt, "load_flavour", lambda target: Flavour(target, version, None))
+        monkeypatch.setattr(
+            build_tensorrt, "load_tensorrt", lambda target: TensorRtModule(target, version, None)
+        )
         result = cli("build", model, "--target", "tensorrt", "-q", *options)
         lines = result.stderr.splitlines()
         if not options:

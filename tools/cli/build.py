@@ -71,14 +71,14 @@ def _warn_of_refusals(session: Session, bundle: Path, plan: BuildPlan) -> None:
     from ...graphs.precision import format_precision
     from ...runtime.manifest import load_manifest
 
-    rules = None if plan.flavour.ahead_of_time else rules_of_old(plan.flavour.version)
+    rules = None if plan.trt.ahead_of_time else rules_of_old(plan.trt.version)
     findings = [] if rules is None else lint_bundle(bundle, load_manifest(bundle), rules)
     if not findings:
         return
     stages = list(dict.fromkeys(finding.stage for finding in findings))
     mix = {stage: "fp16" if stage in stages else part.precision for stage, part in plan.stages.items()}
     line = (
-        f"warning: {plan.flavour.name} {plan.flavour.version} will probably refuse {' and '.join(stages)}: "
+        f"warning: {plan.trt.name} {plan.trt.version} will probably refuse {' and '.join(stages)}: "
         f"{findings[0].reason} ({findings[0].node}{'' if len(findings) == 1 else ' and others'}); "
         f"export or quantize with --precision {format_precision(mix)}"
     )
@@ -103,7 +103,7 @@ def _watch(say: Callable[[str], None], plan: BuildPlan) -> Callable[[str, Moment
 
 
 def _show_estimate(plan: BuildPlan, file: IO[str]) -> None:
-    file.write(f"{plan.flavour.name} {plan.flavour.version}, compute capability ")
+    file.write(f"{plan.trt.name} {plan.trt.version}, compute capability ")
     file.write(f"{' and '.join(plan.capabilities)}\n")
     rows = [
         (f"{stage} graph", part.precision, size(part.weights), size(part.plan), size(part.peak_memory))
@@ -291,9 +291,9 @@ def command(
         form = _build(session, bundle, force)
     else:
         form = build(session, bundle, target, given, force)
-    from ...runtime.engines import forms_of
+    from ...runtime.engines import engines_of
 
-    others = [other.name for other in forms_of(bundle, target) if other.name != form.name]
+    others = [other.name for other in engines_of(bundle, target) if other.name != form.name]
     if others:
         session.say(f"forms for other machines, versions or limits, to remove by hand: {', '.join(others)}")
     if json_file is not None:
@@ -312,7 +312,7 @@ def _document(form: Path, target: str) -> dict[str, Any]:
         "bytes": sum(files.values()),
         "proven": was_proven(form),
         "files": files,
-        "built_for": read_description(form / ENGINE_NAME),
+        "built_for": read_description(form),
     }
 
 
@@ -351,7 +351,7 @@ def _show_plan(session: Session, bundle: Path, target: str, given: Mapping[str, 
 
 def _show_form(bundle: Path) -> tuple[Path, str]:
     from ...export.build_ort import check_version, form_bytes
-    from ...runtime.engines import describe_engine, form_path
+    from ...runtime.engines import describe_engine, engine_path
     from ...runtime.manifest import load_manifest
 
     check_version("building an engine")
@@ -361,4 +361,4 @@ def _show_form(bundle: Path) -> tuple[Path, str]:
         for stage, spec in manifest.stages.items()
     ]
     print_table(("part", "precision", ">portable"), rows, sys.stdout)
-    return form_path(bundle, describe_engine(manifest)), f"at most {size(form_bytes(manifest))}"
+    return engine_path(bundle, describe_engine(manifest)), f"at most {size(form_bytes(manifest))}"
