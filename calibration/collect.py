@@ -43,7 +43,7 @@ from ..runtime.names import CALIBRATION_METHODS
 from ..runtime.sequence import SequenceLimits
 from ..runtime.vocabulary import encode
 from .data import Window, bundled_texts, choose_windows, open_texts
-from .observers import CalibrationError, CalibrationRun, Observations, Observer
+from .observers import ActivationObserver, CalibrationError, CalibrationRun, Observations
 
 __all__ = ["DEFAULT_METHOD", "DEFAULT_WINDOWS", "check_method", "check_texts", "collect_observations"]
 
@@ -101,10 +101,10 @@ def collect_observations(
     size = checked_int("window_bytes", size, 1, manifest.model.max_positions - 1)
     opened = bundled_texts() if texts is None else open_texts(texts)
     chosen = choose_windows(opened, windows, size, seed)
-    observers: dict[str, Observer] = {}
+    observers: dict[str, ActivationObserver] = {}
 
     def watch(product: WeightProduct, values: Floats) -> None:
-        observer = observers.setdefault(product.weight, Observer(product.inputs))
+        observer = observers.setdefault(product.weight, ActivationObserver(product.inputs))
         divisor = (divisors or {}).get(product.weight)
         try:
             observer.observe(values if divisor is None else values / divisor)

@@ -21,11 +21,11 @@ from ..runtime.errors import BltError
 __all__ = [
     "LEVELS",
     "METHODS",
+    "ActivationObserver",
     "CalibrationError",
     "CalibrationRun",
     "Histogram",
     "Observations",
-    "Observer",
     "Ranges",
     "entropy",
     "min_max",
@@ -105,7 +105,7 @@ def _edges() -> Doubles:
     return np.concatenate([[0.0], bits.view(np.float32).astype(np.float64)])
 
 
-class Observer:
+class ActivationObserver:
     """Everything calibration keeps about the input [..., K] of one product."""
 
     def __init__(self, width: int) -> None:
@@ -199,23 +199,20 @@ def entropy(histogram: Histogram, bins: int = 2048) -> float:
     and the search cut 0.1 to 0.8 % off a gated product, to a tenth of its range, which lost more than
     clipping nothing.
     """
-    linear = _linear(histogram, bins)
+    # Sums of magnitudes in `bins` equal bins of [0, maximum]: cumulative ones interpolated at their edges.
+    lower, upper, counts = histogram.masses()
+    sums = counts * (lower + upper) / 2
+    below = np.cumsum(sums)
+    edges = np.stack([lower, upper], axis=1).reshape(-1)
+    cumulative = np.stack([below - sums, below], axis=1).reshape(-1)
+    linear = np.diff(np.interp(np.linspace(0, histogram.maximum, bins + 1), edges, cumulative))
+    # The search.
     beyond = linear.sum() - np.cumsum(linear)
     levels = LEVELS + 1
     candidates = range(levels, bins + 1, 4)
     divergences = [_divergence(linear[:size], beyond[size - 1], levels) for size in candidates]
     best = candidates[int(np.argmin(divergences))]
     return _positive(histogram.maximum * best / bins, histogram)
-
-
-def _linear(histogram: Histogram, bins: int) -> Doubles:
-    # Sums of magnitudes in `bins` equal bins of [0, maximum]: cumulative ones interpolated at their edges.
-    lower, upper, counts = histogram.masses()
-    edges = np.stack([lower, upper], axis=1).reshape(-1)
-    sums = counts * (lower + upper) / 2
-    below = np.cumsum(sums)
-    cumulative = np.stack([below - sums, below], axis=1).reshape(-1)
-    return np.diff(np.interp(np.linspace(0, histogram.maximum, bins + 1), edges, cumulative))
 
 
 def _divergence(inside: Doubles, beyond: float, levels: int) -> float:
@@ -227,14 +224,9 @@ def _divergence(inside: Doubles, beyond: float, levels: int) -> float:
     p = inside.copy()
     p[-1] += beyond
     # What Q gives no chance at all would cost infinitely much: a little is moved there, as is customary.
-    p, q = _smooth(p / p.sum()), _smooth(q / max(q.sum(), 1e-300))
+    p, q = np.maximum(p / p.sum(), 1e-7), np.maximum(q / max(q.sum(), 1e-300), 1e-7)
+    p, q = p / p.sum(), q / q.sum()
     return float((p * np.log(p / q)).sum())
-
-
-def _smooth(distribution: Doubles, floor: float = 1e-7) -> Doubles:
-    raised: Doubles = np.maximum(distribution, floor)
-    raised /= raised.sum()
-    return raised
 
 
 def _positive(limit: float, histogram: Histogram) -> float:
@@ -293,7 +285,7 @@ class Observations:
     """Everything a run has seen; every method reads its ranges from here."""
 
     run: CalibrationRun
-    observers: Mapping[str, Observer]
+    observers: Mapping[str, ActivationObserver]
     """By weight name, in graph order."""
 
     def ranges(self, method: str) -> Ranges:

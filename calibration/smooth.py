@@ -56,8 +56,6 @@ class Migration:
 class Smoothing:
     """Factors to change weights by, and what that does to activations."""
 
-    strength: float
-    """The exponent alpha: 0 leaves activations as they are, 1 makes their channels alike."""
     factors: dict[str, WeightFactors]
     """By name of a norm's or product's weight: what it is multiplied with (`quantize.Recipe.factors`)."""
     divisors: dict[str, Floats]
@@ -73,7 +71,8 @@ def find_smoothing(
 ) -> Smoothing:
     """Factors for the stages of a float32 bundle (None = all) from the channel maxima in `ranges`.
 
-    s_k = max|X_k|^strength / max|W_k|^(1 - strength) for channel k. Weights are read one at a time. The
+    s_k = max|X_k|^strength / max|W_k|^(1 - strength) for channel k: strength 0 leaves activations as they
+    are, 1 makes their channels alike. Weights are read one at a time. The
     limits in `ranges` are not those of the smoothed model: collect again with `divisors`. Raises OptionError
     for a strength outside 0 to 1.
     """
@@ -94,7 +93,7 @@ def find_smoothing(
             unchanged = np.ones(int(shape.numpy()[-1]), np.float32)
             columns.setdefault(migration.source, unchanged)[migration.columns] = 1 / divisor
     factors = {name: WeightFactors(rows.get(name), columns.get(name)) for name in {**columns, **rows}}
-    return Smoothing(strength, factors, rows)
+    return Smoothing(factors, rows)
 
 
 def check_strength(strength: float) -> None:
