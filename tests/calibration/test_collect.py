@@ -62,10 +62,7 @@ def everything(
     collected: dict[str, list[np.ndarray[Any, Any]]] = {}
     for window in choose_windows(open_texts(texts), WINDOWS, SIZE, SEED):
         data = window.read()
-        lengths = reference.patch_lengths(data)
-        assert reference.threshold is not None
-        # The last patch is open, unless the very last byte closes it.
-        done = lengths if reference.entropies(data)[-1] > reference.threshold else lengths[:-1]
+        lengths, done = reference.patch_lengths(data), reference.trace(data).patch_lengths[:-1]
         for name, array in watch_linears(reference, data).items():
             rows = array.astype(np.float64)
             if name.startswith("model.local_encoder.cross") and name.endswith("k_proj"):

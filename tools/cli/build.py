@@ -36,7 +36,7 @@ def show_plan(session: Session, bundle: Path, target: str, given: Mapping[str, A
     _show_profiles(plan, sys.stdout)
     if plan.timing_cache is not None:
         sys.stdout.write(f"what it learns about kernels would be kept in {plan.timing_cache}\n")
-    return plan.form, f"about {size(plan.plan_bytes)}"
+    return plan.directory, f"about {size(plan.plan_bytes)}"
 
 
 def build(session: Session, bundle: Path, target: str, given: Mapping[str, Any], force: bool) -> Path:
@@ -62,7 +62,7 @@ def build(session: Session, bundle: Path, target: str, given: Mapping[str, Any],
             )
     elif shown:
         session.say("they are there already, and sound; --force builds them again")
-    return plan.form
+    return plan.directory
 
 
 def _warn_of_refusals(session: Session, bundle: Path, plan: BuildPlan) -> None:
@@ -350,7 +350,7 @@ def _show_plan(session: Session, bundle: Path, target: str, given: Mapping[str, 
 
 
 def _show_form(bundle: Path) -> tuple[Path, str]:
-    from ...export.build_ort import check_version, form_bytes
+    from ...export.build_ort import check_version, engine_bytes
     from ...runtime.engines import describe_engine, engine_path
     from ...runtime.manifest import load_manifest
 
@@ -361,4 +361,4 @@ def _show_form(bundle: Path) -> tuple[Path, str]:
         for stage, spec in manifest.stages.items()
     ]
     print_table(("part", "precision", ">portable"), rows, sys.stdout)
-    return engine_path(bundle, describe_engine(manifest)), f"at most {size(form_bytes(manifest))}"
+    return engine_path(bundle, describe_engine(manifest)), f"at most {size(engine_bytes(manifest))}"

@@ -19,8 +19,8 @@ from ..output import Session, print_table, size, status
 
 if TYPE_CHECKING:
     from ...export.golden import Golden
+    from ...export.quality import Tolerances
     from ...export.reference import Reference
-    from ...export.tolerances import Tolerances
     from ...export.validate import BundleReference, ValidationReport
     from ...runtime.manifest import Manifest
 
@@ -175,7 +175,7 @@ def compare(
 def _tolerances(manifest: Manifest, rtol: float | None, atol: float | None) -> Tolerances | None:
     if rtol is None and atol is None:
         return None
-    from ...export.tolerances import tolerances_of
+    from ...export.quality import tolerances_of
 
     limits = tolerances_of(manifest)
     if rtol is not None:
