@@ -67,10 +67,10 @@ def test_the_address_is_all_of_stdout_and_the_example_works(start: Start, tiny_m
     assert err.splitlines()[-1] == "stopped"
 
 
-def test_quiet_says_the_address_only(start: Start) -> None:
-    process = start("-q", "--name", "mine")
+def test_quiet_says_the_address_only_and_a_name_may_be_no_text(start: Start) -> None:
+    process = start("-q", "--name", b"caf\xe9")
     url = address(process)
-    assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "mine"
+    assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == r"caf\udce9"
     assert ended(process, signal.SIGINT) == (0, "", "")
 
 
@@ -136,11 +136,6 @@ def test_it_goes_on_when_nobody_reads_its_log(start: Start) -> None:
     assert httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
-
-
-def test_a_name_that_is_no_text(start: Start) -> None:
-    url = address(start("--name", b"caf\xe9"))
-    assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == r"caf\udce9"
 
 
 def test_a_port_that_is_taken(start: Start) -> None:
