@@ -21,7 +21,7 @@ from .errors import BundleError, OptionError
 from .fields import AGAIN, Fields, by, fault, file_name, if_there, is_whole, part, read, record
 from .files import open_plain, write_whole
 from .hashing import HashSpec
-from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, STAGES, TABLE_PRECISIONS
+from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, SEARCHES, STAGES, TABLE_PRECISIONS
 from .patching import PatchingRule
 from .vocabulary import VOCAB_SIZE
 
@@ -238,7 +238,7 @@ class CalibrationSpec:
 class QuantizationSpec:
     """How the integers in the graphs were found."""
 
-    search: Annotated[str, by(Fields.choice, ("mse", "rtn"))]
+    search: Annotated[str, by(Fields.choice, SEARCHES)]
     """How weight scales were found: "mse" or "rtn"."""
     block_size: _Width
     """Inputs that share a weight scale in int8w and int4 stages."""

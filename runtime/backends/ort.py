@@ -23,6 +23,7 @@ __all__ = [
     "OrtCall",
     "OrtStage",
     "import_onnxruntime",
+    "new_session",
     "save_optimized",
     "session_entries",
     "session_options",
@@ -102,11 +103,12 @@ def save_optimized(
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data.name)
     if prepacked:
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-    _session(ort, graph.name, model, options)
+    new_session(ort, graph.name, model, options)
     data.touch()  # a graph of few weights keeps them inside
 
 
-def _session(ort: Any, name: str, model: bytes | str, options: Any) -> Any:
+def new_session(ort: Any, name: str, model: bytes | str, options: Any) -> Any:
+    """A session on the CPU over a graph, or a graph's file. Raises BackendError when it is refused."""
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
@@ -164,7 +166,7 @@ class OrtStage:
         if optimized is not None:
             # Nothing is left to do, and whatever was folded again would leave the mapped file.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = _session(ort, path.name, str(path), options)
+        self._session = new_session(ort, path.name, str(path), options)
         self._spec, self._signature = manifest.stages[stage], session_signature(self._session)
         self._fused = optimized is not None and "past_length" in self._signature[0]
         check_signature(path.name, stage_signature(manifest, stage, fused=self._fused), self._signature)
