@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from .backends.base import EngineLimits, StageBackend
@@ -100,9 +99,7 @@ def open_device(request: LoadRequest, probe: Probe) -> tuple[Stages, Engine]:
         return _open_cpu(request)
     if device == "auto":
         return _open_best(request, probe)
-    opened = (_open_provider if device in PROVIDERS else _open_tensorrt)(request, device)
-    probe(*opened)
-    return opened
+    return _open_on_gpu(request, device, probe)
 
 
 def open_gpu() -> Gpu:
@@ -114,18 +111,13 @@ def open_gpu() -> Gpu:
 
 
 def _open_best(request: LoadRequest, probe: Probe) -> tuple[Stages, Engine]:
-    openers: list[Callable[[], tuple[Stages, Engine]]] = []
-    for target in TENSORRT_TARGETS:
-        if engines_of(request.directory, target):
-            openers.append(partial(_open_tensorrt, request, target))
+    devices = [target for target in TENSORRT_TARGETS if engines_of(request.directory, target)]
     if _has_cuda_provider():
-        openers.append(partial(_open_provider, request, "cuda"))
+        devices.append("cuda")
     refusals = []
-    for opener in openers:
+    for device in devices:
         try:
-            opened = opener()
-            probe(*opened)
-            return opened
+            return _open_on_gpu(request, device, probe)
         except BackendError as error:
             refusals.append(str(error))
     stages, engine = _open_cpu(request)
@@ -143,6 +135,12 @@ def _has_cuda_provider() -> bool:
 
 
 # 2. One device.
+
+
+def _open_on_gpu(request: LoadRequest, device: str, probe: Probe) -> tuple[Stages, Engine]:
+    opened = (_open_provider if device in PROVIDERS else _open_tensorrt)(request, device)
+    probe(*opened)
+    return opened
 
 
 def _open_cpu(request: LoadRequest) -> tuple[Stages, Engine]:
