@@ -48,7 +48,7 @@ def _words(*given_: str) -> list[str]:
 def test_help_has_every_option_of_blt_edge_export(optimum: Optimum, capsys) -> None:
     assert optimum("--help") == 0
     shown = capsys.readouterr().out
-    for option in plugin._options():
+    for option in plugin.OPTIONS:
         assert all(flag in shown for flag in option.opts)
     assert "[default: fp32]" in shown
     assert "--model" in shown
@@ -100,7 +100,7 @@ def test_blt_edge_gets_what_was_typed(
     assert got["source"] == "demo"
     assert (got["precision"], got["tables"]) == (precision or "fp32", tables or "auto")
     assert (got["rtol"], got["windows"]) == (rtol, windows)
-    assert got["calibration"] == tuple(map(Path, texts))
+    assert got["texts"] == tuple(map(Path, texts))
     assert got["output"] == (None if output is None else Path(output))
     for flag in ("--force", "--no-validate", "--dry-run"):
         assert got[flag.strip("-").replace("-", "_")] == (flag in flags)

@@ -1,6 +1,7 @@
-"""Options and argument types that several verbs share. Values are checked as far as that needs no model.
+"""What verbs are made of: the types of their values, and the options that several of them share.
 
-Options that take several files after one flag: `--text a.txt b.txt`, as the shell expands `*.txt`.
+Values are checked as far as that needs no model. An option for several files takes them after one flag:
+`--text a.txt b.txt`, as the shell expands `*.txt`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ...runtime.errors import OptionError
 from ...runtime.names import DRAFTS, MANIFEST_NAME
 from ..output import Session, flagged, printable
 
@@ -28,42 +30,28 @@ else:  # generic from click 8.2 on
     PathType = BytesType = TextType = SizeType = click.ParamType
     TextChoice = click.Choice
 
-__all__ = [
-    "FLAGS",
-    "STDIN",
-    "BundleDirectory",
-    "CheckpointSource",
-    "InputFile",
-    "MemorySize",
-    "OneOf",
-    "OutputFile",
-    "SeveralFilesCommand",
-    "StopString",
-    "VerbCommand",
-    "bundle_argument",
-    "draft_options",
-    "json_option",
-    "model_option",
-    "spread",
-    "tolerance_options",
-    "verb",
-    "verbosity",
-    "verify_option",
-]
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 STDIN = Path("-")
 """Stands for stdin where a file is read, and for stdout where one is written."""
+
+FLAGS = ("--text", "--calibration")
+"""The options that take several files, in verbs where they do."""
 
 
 class VerbCommand(click.Command):
     """A verb: an option that the runtime refuses is wrong usage, named as the user typed it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse; every error knows the verb."""
+        """Parse `args`, each of several files under a flag of its own; every error knows the verb."""
+        several = [
+            flag
+            for one in self.params
+            for flag in one.opts
+            if getattr(one, "multiple", False) and flag in FLAGS
+        ]
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, spread(args, several))
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
             raise
@@ -73,25 +61,58 @@ class VerbCommand(click.Command):
         return super().shell_complete(ctx, incomplete or "-")
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb."""
-        from ...runtime.errors import OptionError
-
         try:
             return super().invoke(ctx)
         except OptionError as error:
             raise click.BadParameter(flagged(str(error), self), ctx) from error
 
 
-def verb(
-    name: str, kind: type[click.Command] = VerbCommand
-) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a function a verb: its docstring is the help, its first argument the session."""
+def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function a verb with -v and -q: its docstring is the help, its first argument the session."""
+
+    def keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        session = ctx.find_object(Session)
+        if session is not None and value:
+            setattr(session, str(param.name), True)
+
+    helps = {
+        "verbose": "Show tracebacks of unexpected errors and the warnings of libraries.",
+        "quiet": "No progress and no figures on stderr.",
+    }
 
     def wrap(function: Callable[..., None]) -> click.Command:
-        command = click.command(name, cls=kind)(click.pass_obj(function))
-        return verbosity(command)
+        command = click.command(name, cls=VerbCommand)(click.pass_obj(function))
+        for word, text in helps.items():
+            flags = [f"-{word[0]}", f"--{word}"]
+            option = click.Option(flags, is_flag=True, expose_value=False, callback=keep, help=text)
+            command.params.append(option)
+        return command
 
     return wrap
+
+
+def spread(args: Sequence[str], flags: Sequence[str]) -> list[str]:
+    """`args` with the flag repeated before every file but the first that follows it.
+
+    What follows belongs to the flag up to the next option or directory: bundles are directories.
+    """
+    result: list[str] = []
+    flag, taken = "", 0
+    for at, arg in enumerate(args):
+        if arg == "--":
+            return [*result, *args[at:]]
+        if flag and taken and (arg == "-" or not arg.startswith("-")) and not Path(arg).is_dir():
+            result.append(flag)
+        elif flag and taken:
+            flag = ""
+        if flag:
+            taken += 1
+        elif arg in flags:
+            flag, taken = arg, 0
+        elif arg.partition("=")[0] in flags:
+            flag, taken = arg.partition("=")[0], 1
+        result.append(arg)
+    return result
 
 
 # 1. Types.
@@ -123,7 +144,6 @@ class BundleDirectory(_Offered, PathType):
     offered = "dir"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path."""
         path = Path(value)
         advice = "give the directory of a bundle that `blt-edge export` wrote"
         if not os.path.lexists(path):
@@ -145,7 +165,6 @@ class CheckpointSource(_Offered, TextType):
     words = ("demo",)
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The same string."""
         try:
             path = Path(value).expanduser()
         except RuntimeError:  # ~name of nobody
@@ -168,7 +187,6 @@ class InputFile(_Offered, PathType):
     name = "file"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path, `STDIN` for `-`."""
         path = Path(value)
         if path == STDIN:
             return STDIN
@@ -187,7 +205,6 @@ class OutputFile(_Offered, PathType):
     name = "file"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path, `STDIN` for `-`."""
         path = Path(value)
         if path == STDIN:
             return STDIN
@@ -206,7 +223,6 @@ class MemorySize(SizeType):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes."""
         if isinstance(value, int):
             return value
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
@@ -221,7 +237,6 @@ class OneOf(TextChoice):
     """A choice whose refusal names what was got and what this version has."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The value."""
         if value not in self.choices:
             allowed = " or ".join(self.choices)
             self.fail(f"got {printable(str(value))!r}, this version has {allowed}", param, ctx)
@@ -234,7 +249,6 @@ class StopString(BytesType):
     name = "text"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
-        """The bytes."""
         if isinstance(value, bytes):
             return value
         try:
@@ -271,128 +285,73 @@ def _character(code: int, piece: str) -> bytes:
 # 2. Options.
 
 
-def verbosity(command: click.Command) -> click.Command:
-    """-v and -q as the last options, kept in the session."""
+def option(
+    *flags: str, help: str, type: Any = bool, metavar: str = "", shown: str = "", **more: Any
+) -> Callable[[F], F]:
+    """An option that shows its default, and what a default of None means (`shown`). bool makes it a flag.
 
-    def keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-        session = ctx.find_object(Session)
-        if session is not None and value:
-            setattr(session, str(param.name), True)
-
-    helps = {
-        "verbose": "Show tracebacks of unexpected errors and the warnings of libraries.",
-        "quiet": "No progress and no figures on stderr.",
-    }
-    for name, text in helps.items():
-        flags = [f"-{name[0]}", f"--{name}"]
-        command.params.append(click.Option(flags, is_flag=True, expose_value=False, callback=keep, help=text))
-    return command
+    metavar: N for whole numbers and X for others, unless given.
+    """
+    if type is bool:
+        return click.option(*flags, is_flag=True, help=help, **more)
+    name = metavar or {int: "N", float: "X"}.get(type)
+    default = shown or more.get("default") is not None
+    return click.option(*flags, type=type, metavar=name, show_default=default, help=help, **more)
 
 
-def bundle_argument(function: F) -> F:
-    """BUNDLE."""
-    return click.argument("bundle", type=BundleDirectory(), metavar="BUNDLE")(function)
+def options(*each: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Several options as one decorator, in the order in which help shows them."""
+
+    def wrap(function: F) -> F:
+        for one in reversed(each):
+            function = one(function)
+        return function
+
+    return wrap
 
 
-def model_option(function: F) -> F:
-    """-m/--model."""
-    return click.option(
-        "-m", "--model", type=BundleDirectory(), required=True, metavar="BUNDLE", help="Bundle directory."
-    )(function)
+bundle_argument = click.argument("bundle", type=BundleDirectory(), metavar="BUNDLE")
+model_option = option(
+    "-m", "--model", type=BundleDirectory(), required=True, metavar="BUNDLE", help="Bundle directory."
+)
+verify_option = option(
+    "--verify", help="Compare the sha256 of whole files; without it, large files are compared by samples."
+)
+json_option = option(
+    "--json",
+    "json_file",
+    type=OutputFile(),
+    metavar="FILE",
+    help="Write one JSON document to FILE; - is stdout, which then carries nothing else.",
+)
+"""Passed as `json_file`."""
 
-
-def draft_options(function: F) -> F:
-    """--draft and --draft-length, as `GenerationOptions` takes them."""
-    source = click.option(
+draft_options = options(
+    option(
         "--draft",
         type=OneOf(DRAFTS),
         default="auto",
-        show_default=True,
         help="Guess bytes ahead and check them together, which is faster and changes no text (but for "
         "near-ties in quantized bundles): by the decoder, the patcher, or what followed earlier in the text; "
         "auto goes by what pays.",
-    )
-    length = click.option(
-        "--draft-length",
-        type=int,
-        metavar="N",
-        show_default="as many as pay",
-        help="Guesses at a time, 1 to 32.",
-    )
-    return source(length(function))
+    ),
+    option("--draft-length", type=int, shown="as many as pay", help="Guesses at a time, 1 to 32."),
+)
+"""--draft and --draft-length, as `GenerationOptions` takes them."""
 
-
-def verify_option(function: F) -> F:
-    """--verify."""
-    return click.option(
-        "--verify",
-        is_flag=True,
-        help="Compare the sha256 of whole files; without it, large files are compared by samples.",
-    )(function)
-
-
-def json_option(function: F) -> F:
-    """--json FILE, passed as `json_file`."""
-    return click.option(
-        "--json",
-        "json_file",
-        type=OutputFile(),
-        metavar="FILE",
-        help="Write one JSON document to FILE; - is stdout, which then carries nothing else.",
-    )(function)
-
-
-def tolerance_options(function: F) -> F:
-    """--rtol and --atol; None leaves them to the bundle's precision."""
-    relative = click.option(
+tolerance_options = options(
+    option(
         "--rtol",
         type=float,
-        metavar="X",
-        show_default="1e-4 for fp32, more for others",
+        shown="1e-4 for fp32, more for others",
         help="Largest difference of stage outputs and logits, as a share of their scale (at least 1); "
         "the mean may be a tenth of it.",
-    )
-    absolute = click.option(
+    ),
+    option(
         "--atol",
         type=float,
-        metavar="X",
-        show_default="1e-4 for fp32, more for others",
+        shown="1e-4 for fp32, more for others",
         help="Largest difference of entropies, in nats.",
-    )
-    return relative(absolute(function))
-
-
-FLAGS = ("--text", "--calibration")
-"""The options that take several files."""
-
-
-class SeveralFilesCommand(VerbCommand):
-    """A verb with such options."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse `args` with each file under a flag of its own."""
-        return super().parse_args(ctx, spread(args, FLAGS))
-
-
-def spread(args: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """`args` with the flag repeated before every file but the first that follows it.
-
-    What follows belongs to the flag up to the next option or directory: bundles are directories.
-    """
-    result: list[str] = []
-    flag, taken = "", 0
-    for at, arg in enumerate(args):
-        if arg == "--":
-            return [*result, *args[at:]]
-        if flag and taken and (arg == "-" or not arg.startswith("-")) and not Path(arg).is_dir():
-            result.append(flag)
-        elif flag and taken:
-            flag = ""
-        if flag:
-            taken += 1
-        elif arg in flags:
-            flag, taken = arg, 0
-        elif arg.partition("=")[0] in flags:
-            flag, taken = arg.partition("=")[0], 1
-        result.append(arg)
-    return result
+    ),
+)
+"""--rtol and --atol; None leaves them to the bundle's precision."""

@@ -1,6 +1,6 @@
 """Bundles side by side: size, quality against the first one, speed, memory.
 
-Each bundle is measured in a process of its own (`measure`), one after the other, so that none sees another's
+Each bundle is measured in a process of its own (`worker`), one after the other, so that none sees another's
 memory; the first bundle's predictions wait for the others in a temporary folder, about 1 KB per byte of text.
 """
 
@@ -22,51 +22,18 @@ from ...export.quality import Tally
 from ...runtime.errors import BltError, OptionError
 from ...runtime.host import describe_machine
 from ...runtime.manifest import Manifest, load_manifest
+from . import CompareOptions
 
 __all__ = ["BundleReport", "CompareError", "CompareOptions", "Comparison", "compare_bundles"]
 
 Progress = Callable[[str, int, int], None]
 
-_TRACE_BYTES = 4 * 260
+_PREDICTION_BYTES = 4 * 260
 _GREEDY_PROMPT_BYTES = 96
-_MOST = 1_000_000_000
 
 
 class CompareError(BltError):
     """A bundle could not be measured: its process ended early, or there is no room for predictions."""
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """What to measure on each text."""
-
-    context: int | None = None
-    """Ids in a window, BOS included; None = the trained context of the first bundle."""
-    max_bytes: int | None = None
-    """Bytes of each text at most, in windows spread evenly over it; None = all."""
-    prompts: int = 20
-    """Greedy texts whose identical lead is measured."""
-    lead_bytes: int = 64
-    """Bytes of each greedy text."""
-    prompt_bytes: int = 512
-    """Bytes read at once for the prefill's speed."""
-    new_bytes: int = 128
-    """Bytes read one by one for the decoding speed."""
-    repeat: int = 3
-    """Timings; the median counts."""
-    device: str = "auto"
-    """Where to run, as in `BltModel.load`."""
-    threads: int | None = None
-    """CPU threads; None leaves it to the engine."""
-
-    def __post_init__(self) -> None:
-        """Raises OptionError for a value out of range."""
-        limits = {"prompts": 0, "lead_bytes": 1, "prompt_bytes": 1, "new_bytes": 1, "repeat": 1}
-        for name, least in limits.items():
-            _check_whole(name, getattr(self, name), least)
-        for name, least in {"context": 2, "max_bytes": 1, "threads": 1}.items():
-            if getattr(self, name) is not None:
-                _check_whole(name, getattr(self, name), least)
 
 
 @dataclass(frozen=True)
@@ -164,27 +131,30 @@ def compare_bundles(
     """
     options = options or CompareOptions()
     paths = [Path(bundle) for bundle in bundles]
+    if not paths:
+        raise OptionError("there is no bundle to compare; give at least one")
+    if not texts:
+        raise OptionError("there is no text to compare on; give at least one")
+    for name, data in texts.items():
+        if not data:
+            raise OptionError(f"text {name} is empty; give a text of at least one byte")
     manifests = [load_manifest(path) for path in paths]
-    _check(paths, manifests, texts)
     context = _context(manifests, paths, options)
     windows = {name: _windows(len(data), context - 1, options.max_bytes) for name, data in texts.items()}
     sizes = {name: sum(stop - start for start, stop in spans) for name, spans in windows.items()}
-    reports = []
+    reports: list[BundleReport] = []
     with tempfile.TemporaryDirectory(prefix="blt-edge-compare-") as folder:
         _check_room(Path(folder), sum(sizes.values()) if len(paths) > 1 else 0)
         for index, data in enumerate(texts.values()):
             (Path(folder) / f"text{index}").write_bytes(data)
-        prompts = _prompts(list(texts.values()), options.prompts)
-        for index, (path, manifest) in enumerate(zip(paths, manifests, strict=True)):
-            job = {
-                "bundle": str(path),
-                "folder": folder,
-                "first": index == 0,
-                "windows": list(windows.values()),
-                "prompts": [prompt.hex() for prompt in prompts],
-                **{name: getattr(options, name) for name in _PASSED_ON},
-            }
-            figures = _run(job, path, progress)
+        asked = {
+            "folder": folder,
+            "windows": list(windows.values()),
+            "prompts": [prompt.hex() for prompt in _prompts(list(texts.values()), options.prompts)],
+            **{name: getattr(options, name) for name in _PASSED_ON},
+        }
+        for path, manifest in zip(paths, manifests, strict=True):
+            figures = _run({**asked, "bundle": str(path), "first": not reports}, path, progress)
             reports.append(_report(path, manifest, list(texts), figures, manifests[0]))
     return Comparison(reports, options, context, sizes, describe_machine(options.threads))
 
@@ -193,23 +163,6 @@ _PASSED_ON = ("lead_bytes", "prompt_bytes", "new_bytes", "repeat", "device", "th
 
 
 # 1. What to measure.
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
-        raise OptionError(f"{name}: got {value!r}, a whole number from {least} to {_MOST} is needed")
-
-
-def _check(paths: Sequence[Path], manifests: Sequence[Manifest], texts: Mapping[str, bytes]) -> None:
-    if not paths:
-        raise OptionError("there is no bundle to compare; give at least one")
-    if not texts:
-        raise OptionError("there is no text to compare on; give at least one")
-    for name, data in texts.items():
-        if not data:
-            raise OptionError(f"text {name} is empty; give a text of at least one byte")
-    width = manifests[0].model.vocab_size
-    assert all(manifest.model.vocab_size == width for manifest in manifests)
 
 
 def _context(manifests: Sequence[Manifest], paths: Sequence[Path], options: CompareOptions) -> int:
@@ -247,7 +200,7 @@ def _prompts(texts: Sequence[bytes], count: int) -> list[bytes]:
 
 
 def _check_room(folder: Path, scored: int) -> None:
-    needed, free = scored * _TRACE_BYTES, shutil.disk_usage(folder).free
+    needed, free = scored * _PREDICTION_BYTES, shutil.disk_usage(folder).free
     if needed > free:
         raise CompareError(
             f"{folder.parent}: the first bundle's predictions need {needed} bytes, {free} are free; "
@@ -259,7 +212,7 @@ def _check_room(folder: Path, scored: int) -> None:
 
 
 def _run(job: Mapping[str, Any], path: Path, progress: Progress | None) -> dict[str, Any]:
-    command = [sys.executable, "-c", f"from {__package__}.measure import main; main()"]
+    command = [sys.executable, "-c", f"from {__package__}.worker import main; main()"]
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(
             command,
@@ -317,22 +270,18 @@ def _reason(code: int, errors: IO[bytes]) -> str:
 def _report(
     path: Path, manifest: Manifest, names: Sequence[str], figures: Mapping[str, Any], first: Manifest
 ) -> BundleReport:
-    tables = manifest.files[manifest.embedding.file].bytes
-    graphs = {name for stage in manifest.stages.values() for name in (stage.file, stage.data)}
     other = manifest.source.sha256 != first.source.sha256
+    measured = {
+        **figures,
+        "texts": {name: Tally(**sums) for name, sums in zip(names, figures["texts"], strict=True)},
+        "greedy_leads": [(lead, length) for lead, length in figures["greedy_leads"]],
+    }
     return BundleReport(
         path=str(path),
         precisions={name: stage.precision for name, stage in manifest.stages.items()},
         tables=manifest.embedding.precision,
-        graph_bytes=sum(manifest.files[name].bytes for name in graphs),
-        table_bytes=tables,
-        texts={name: Tally(**sums) for name, sums in zip(names, figures["texts"], strict=True)},
-        greedy_leads=[(lead, length) for lead, length in figures["greedy_lead"]],
-        prefill_bytes_per_second=figures["prefill_bytes_per_second"],
-        decode_bytes_per_second=figures["decode_bytes_per_second"],
-        load_seconds=figures["load_seconds"],
-        peak_resident=figures["peak_resident"],
-        peak_private=figures["peak_private"],
-        tables_resident=figures["tables_resident"],
+        graph_bytes=sum(map(manifest.stage_bytes, manifest.stages)),
+        table_bytes=manifest.files[manifest.embedding.file].bytes,
         note="made from another checkpoint than the first bundle" if other else "",
+        **measured,
     )

@@ -87,8 +87,6 @@ def measure(job: Job) -> dict[str, Any]:
     tables = model.path / model.manifest.embedding.file
     figures: dict[str, Any] = {
         "load_seconds": loaded,
-        "prefill_bytes": len(sample[0]),
-        "decode_bytes": len(sample[1]),
         "prefill_bytes_per_second": len(sample[0]) / median(prefill for prefill, _ in timings),
         "decode_bytes_per_second": len(sample[1]) / median(decode for _, decode in timings),
         "peak_resident": peak_resident(),
@@ -96,7 +94,7 @@ def measure(job: Job) -> dict[str, Any]:
         "tables_resident": mapped_resident(tables),
     }
     # 2. Quality.
-    figures["greedy_lead"] = _greedy(job, model)
+    figures["greedy_leads"] = _greedy(job, model)
     figures["texts"] = [asdict(_text(job, model, index)) for index in range(len(job.windows))]
     return figures
 

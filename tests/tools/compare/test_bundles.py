@@ -70,12 +70,10 @@ def test_boundaries_are_those_of_the_models(bundles: list[Path], comparison: Com
     for name, text in TEXTS.items():
         own = common = 0
         for window in windows(text):
-            starts = [
-                set(np.cumsum(model.patch_lengths(window)).tolist()) - {1, len(window) + 1}
-                for model in models
-            ]
-            own += len(starts[1])
-            common += len(starts[0] & starts[1])
+            lengths = [model.patch_lengths(window) for model in models]
+            first, second = (set(np.cumsum(part).tolist()) - {1, len(window) + 1} for part in lengths)
+            own += len(second)
+            common += len(first & second)
         tally = comparison.bundles[1].texts[name]
         assert (tally.boundaries, tally.common_boundaries) == (own, common)
         assert own > 10
@@ -102,9 +100,6 @@ def test_sizes_speed_and_memory(bundles: list[Path], comparison: Comparison) -> 
         assert report.prefill_bytes_per_second > 0
         assert report.decode_bytes_per_second > 0
         if Path("/proc/self/smaps").exists():
-            assert report.peak_resident is not None
-            assert report.peak_private is not None
-            assert report.tables_resident is not None
             assert 10_000_000 < report.peak_private < report.peak_resident < 1_000_000_000
             assert 0 < report.tables_resident <= report.table_bytes + 4096
     assert [report.tables for report in comparison.bundles] == ["fp32", "int4"]
@@ -129,14 +124,9 @@ def test_another_checkpoint_is_noted(bundles: list[Path], tmp_path: Path) -> Non
 
 
 def test_progress_names_bundle_and_phase(bundles: list[Path]) -> None:
-    said: list[str] = []
-    compare_bundles(bundles[:1], {"t": b"text"}, OPTIONS, lambda what, done, total: said.append(what))
-    assert list(dict.fromkeys(said)) == [
-        "fp32: loading",
-        "fp32: timing",
-        "fp32: greedy texts",
-        "fp32: text 1 of 1",
-    ]
+    said: dict[str, None] = {}
+    compare_bundles(bundles[:1], {"t": b"text"}, OPTIONS, lambda what, done, total: said.update({what: None}))
+    assert [*said] == [f"fp32: {phase}" for phase in ("loading", "timing", "greedy texts", "text 1 of 1")]
 
 
 # What can't be compared.
@@ -158,7 +148,7 @@ def test_refusals(bundles: list[Path], texts: dict[str, bytes], options: dict[st
 @pytest.mark.parametrize("name", ["context", "max_bytes", "prompts", "lead_bytes", "new_bytes", "threads"])
 @pytest.mark.parametrize("value", [-1, 1.5, True])
 def test_options_out_of_range(name: str, value: object) -> None:
-    with pytest.raises(OptionError, match=f"{name}: got {value}, a whole number from"):
+    with pytest.raises(OptionError, match=f"{name} is {value}; allowed is a whole number from"):
         CompareOptions(**{name: value})
 
 
@@ -186,7 +176,7 @@ def test_a_process_that_ends_early(
     bundles: list[Path], tmp_path: Path, does: str, line: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "nowhere").mkdir()
-    (tmp_path / "nowhere/measure.py").write_text(does)
+    (tmp_path / "nowhere/worker.py").write_text(does)
     monkeypatch.setattr(module, "__package__", "nowhere")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(CompareError, match=line):

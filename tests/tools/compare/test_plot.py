@@ -1,5 +1,8 @@
-import builtins
-import math
+"""The picture of a comparison: points where the figures are, names beside them."""
+
+from __future__ import annotations
+
+import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -7,11 +10,14 @@ from typing import Any
 import pytest
 from blt_edge.export.quality import Tally
 from blt_edge.runtime.errors import BltError
-from blt_edge.tools.compare.bundles import BundleReport, CompareOptions, Comparison
+from blt_edge.tools.compare import CompareOptions
+from blt_edge.tools.compare.bundles import BundleReport, Comparison
 from blt_edge.tools.compare.plot import _places, draw_comparison
 
+NEEDS_MATPLOTLIB = "needs matplotlib: pip install 'blt-edge[plot]'"
 
-def comparison(*bits: float, speed: float = 100.0) -> Comparison:
+
+def comparison(*bits: float) -> Comparison:
     reports = [
         BundleReport(
             path=f"/some/where/bundle-{index}",
@@ -22,7 +28,7 @@ def comparison(*bits: float, speed: float = 100.0) -> Comparison:
             texts={name: Tally(bytes=1000, bits=1000 * value) for name in ("a <b>.txt", "c$d$.txt")},
             greedy_leads=[(3, 4)],
             prefill_bytes_per_second=1000.0,
-            decode_bytes_per_second=speed * (index + 1),
+            decode_bytes_per_second=100.0 * (index + 1),
             load_seconds=1.0,
             peak_resident=None,
             peak_private=None,
@@ -36,7 +42,7 @@ def comparison(*bits: float, speed: float = 100.0) -> Comparison:
 
 @pytest.mark.parametrize("bits", [(1.5, 1.51, 1.7), (1.5, 1.5), (1.5,)])
 def test_a_picture(tmp_path: Path, bits: tuple[float, ...]) -> None:
-    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'blt-edge[plot]'")
+    pytest.importorskip("matplotlib", reason=NEEDS_MATPLOTLIB)
     draw_comparison(comparison(*bits), tmp_path / "out.png")
     assert (tmp_path / "out.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     draw_comparison(comparison(*bits), tmp_path / "out.svg")
@@ -44,7 +50,7 @@ def test_a_picture(tmp_path: Path, bits: tuple[float, ...]) -> None:
 
 
 def test_points_lie_where_the_figures_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'blt-edge[plot]'")
+    pytest.importorskip("matplotlib", reason=NEEDS_MATPLOTLIB)
     from matplotlib.axes import Axes
 
     drawn: list[Any] = []
@@ -57,7 +63,6 @@ def test_points_lie_where_the_figures_are(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Axes, "scatter", watched)
     draw_comparison(comparison(1.5, 1.6), tmp_path / "out.png")
     assert drawn == [([15.0, 10.0], [1.5, 1.6], [100.0, 200.0])] * 2
-    assert math.isclose(drawn[0][0][0], 15)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +80,6 @@ def test_names_do_not_cover_each_other(bits: tuple[float, ...]) -> None:
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def refuse(name: str, *arguments: Any, **keywords: Any) -> Any:
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return real(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(BltError, match=r"pip install 'blt-edge\[plot\]'"):
         draw_comparison(comparison(1.5), tmp_path / "out.png")
