@@ -12,9 +12,6 @@ graphs compute (`proof`). `runtime.engines` says what it holds.
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -43,11 +40,11 @@ from ..runtime.engines import (
     render_engine,
 )
 from ..runtime.errors import BackendError
-from ..runtime.files import claim, clear_abandoned, sibling, termination_raises, uninterrupted
+from ..runtime.files import OutputError, WriteError, new_directory
 from ..runtime.integrity import check_files, file_record
 from ..runtime.manifest import Manifest, load_manifest
 from ..runtime.self_test import SELF_TEST_NAME
-from .bundle import Meter, Progress, WriteError
+from .bundle import Meter, Progress
 from .proof import prove_engine
 from .stage_files import graph_name, load_stage, save_stage
 
@@ -57,7 +54,7 @@ __all__ = [
     "check_version",
     "form_bytes",
     "multiplies_blocks",
-    "new_form",
+    "new_engine",
     "window_offset",
 ]
 
@@ -243,7 +240,6 @@ def _attention_model(window: int) -> ir.Model:
 _GROWTH = 3.5
 """Bytes of a form for each byte of portable weights, at most: both layouts of every weight, or float32, and
 while a stage is built its weights once more."""
-_NEARLY_FULL = 1 << 20
 _ALIGNMENT = 64
 
 
@@ -268,7 +264,7 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
     final = form_path(directory, description)
     weights = {stage: manifest.files[spec.data].bytes for stage, spec in manifest.stages.items()}
     meter = Meter(progress, 2 * sum(weights.values()))
-    with new_form(final, needed=form_bytes(manifest)) as temporary:
+    with new_engine(final, needed=form_bytes(manifest)) as temporary:
         for stage, size in weights.items():
             advance = meter.of(f"{stage} graph")
             advance(0)
@@ -346,74 +342,19 @@ def _prove(directory: Path, manifest: Manifest, form: Path, meter: Meter) -> Non
 
 
 @contextmanager
-def new_form(final: Path, needed: int) -> Iterator[Path]:
+def new_engine(final: Path, needed: int) -> Iterator[Path]:
     """A directory to fill; on success it is at `final`, on any failure what was there is as it was.
 
     needed: bytes that it may take. Raises WriteError when they are not free, or the disk refuses.
     """
     engines = final.parent
-    temporary = sibling(final, "partial")
-    with termination_raises():
-        lock = None
-        try:
-            engines.mkdir(exist_ok=True)
-            clear_abandoned(final)
-            _check_free_space(engines, needed)
-            temporary.mkdir()
-            lock = claim(temporary)
-            yield temporary
-            _publish(temporary, final)
-        except WriteError:
-            raise
-        except OSError as error:
-            raise WriteError(
-                f"{engines}: the form cannot be written ({error.strerror or error}); "
-                + (
-                    "free some space"
-                    if error.errno in (errno.ENOSPC, errno.EDQUOT)
-                    else "check its permissions"
-                )
-            ) from error
-        except Exception as error:
-            # The engine writes by itself, and says of a full disk no more than that something failed.
-            if engines.is_dir() and shutil.disk_usage(engines).free < _NEARLY_FULL:
-                raise WriteError(f"{engines}: the disk is full; free some space") from error
-            raise
-        finally:
-            with uninterrupted():
-                shutil.rmtree(temporary, ignore_errors=True)
-                if lock is not None:
-                    os.close(lock)
-                with suppress(OSError):
-                    engines.rmdir()
-
-
-def _check_free_space(engines: Path, needed: int) -> None:
-    free = shutil.disk_usage(engines).free
-    if free < needed:
-        raise WriteError(
-            f"{engines}: the form may need {needed} bytes, {free} bytes are free; free some space first"
-        )
-
-
-def _publish(temporary: Path, final: Path) -> None:
-    for path in (*temporary.iterdir(), temporary):
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except OSError:  # Windows opens no directories
-            continue
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    replaced = sibling(final, "replaced")
-    with uninterrupted():
-        try:
-            if os.path.lexists(final):
-                final.rename(replaced)
-            temporary.rename(final)
-        except OSError:
-            if replaced.exists() and not os.path.lexists(final):
-                replaced.rename(final)
-            raise
-        shutil.rmtree(replaced, ignore_errors=True)
+    try:
+        engines.mkdir(exist_ok=True)
+        with new_directory(final, str(engines), "engine", needed=needed) as directory:
+            yield directory
+    except (OSError, OutputError) as error:
+        reason = str(error) if isinstance(error, OutputError) else f"the engine cannot be written ({error})"
+        raise WriteError(f"{engines}: {reason}; check its permissions") from error
+    finally:
+        with suppress(OSError):
+            engines.rmdir()

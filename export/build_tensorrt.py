@@ -42,7 +42,7 @@ from ..runtime.fields import checked_int
 from ..runtime.integrity import check_files, file_record
 from ..runtime.manifest import Manifest, load_manifest
 from ..runtime.self_test import SELF_TEST_NAME
-from .build_ort import new_form
+from .build_ort import new_engine
 from .proof import prove_engine
 from .stage_files import load_stage
 from .tensorrt_worker import Moment, PlanFacts, PlanOptions, build_in_child
@@ -223,7 +223,7 @@ def build_engines(
         plan.timing_cache,
     )
     facts = {}
-    with new_form(plan.form, needed=plan.plan_bytes) as temporary:
+    with new_engine(plan.form, needed=plan.plan_bytes) as temporary:
         for stage, spec in manifest.stages.items():
             facts[stage] = build_in_child(
                 options.target,

@@ -1,29 +1,21 @@
-"""One progress report for work that several parts do one after the other.
-
-Making a bundle directory: all of it or nothing, whatever interrupts, and never over what is no bundle.
-
-Everything is written to a hidden sibling of the output that takes the output's name at the end. An exception,
-Ctrl-C or a termination signal removes it; what a killed process or a power cut left behind is removed by the
-next export to the same output.
-"""
+"""Making a bundle directory: all of it or nothing, and never over what is no bundle; progress on the way."""
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from ..runtime.errors import BltError, OptionError
-from ..runtime.files import claim, clear_abandoned, open_plain, sibling, termination_raises, uninterrupted
+from ..runtime.errors import BltError
+from ..runtime.files import OutputError, new_directory, open_plain
 from ..runtime.integrity import file_record
 from ..runtime.manifest import Manifest, write_manifest
 from ..runtime.names import MANIFEST_NAME
 
-__all__ = ["Meter", "OutputError", "Progress", "WriteError", "check_free_space", "finish", "new_bundle"]
+__all__ = ["FileProgress", "Meter", "Progress", "finish", "new_bundle"]
 
 Progress = Callable[[str, int, int], None]
 """progress(what is being written, bytes done, bytes in all)."""
@@ -57,17 +49,8 @@ class Meter:
         return reached
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_NEARLY_FULL = 1 << 20
 _MAX_MANIFEST_BYTES = 16 << 20
-
-
-class OutputError(OptionError):
-    """The output path cannot become a bundle: it exists, is something else, or has no usable parent."""
-
-
-class WriteError(BltError):
-    """The bundle could not be written: the disk is full, or will be."""
+ELSEWHERE = ", or give an --output on another disk"
 
 
 @contextmanager
@@ -75,36 +58,19 @@ def new_bundle(output: str | os.PathLike[str], *, force: bool = False, needed: i
     """A directory to fill and `finish`; on success it is at `output`, on any failure nothing is.
 
     needed: estimated bytes of the bundle, checked against the free space first; 0 = unknown. force: a bundle
-    that is at `output` is replaced, at the very end, so that a failure leaves the old one as it was. (While
-    both exist, both take space.) The parent directory must exist.
+    that is at `output` is replaced, at the very end. The parent directory must exist.
 
     Raises OutputError when `output` exists (with `force`: when it is no bundle and not empty), or cannot be
     made there; WriteError when the disk is or becomes full. Everything else passes through.
     """
     final = Path(os.path.abspath(output))  # noqa: PTH100 - resolve() would follow a link at the output
     _check_parent(final, output)
-    clear_abandoned(final)
-    _check_output(final, output, force)
-    if needed:
-        check_free_space(final.parent, needed)
-    temporary = sibling(final, "partial")
-    with termination_raises():
-        lock = None
-        try:
-            lock = _make(temporary, output)
-            yield temporary
-            assert (temporary / MANIFEST_NAME).is_file(), "finish was not called"
-            _publish(temporary, final, output, force)
-        except OSError as error:
-            explained = _write_error(error, temporary, output, needed)
-            if explained is None:
-                raise
-            raise explained from None
-        finally:
-            with uninterrupted():
-                shutil.rmtree(temporary, ignore_errors=True)
-                if lock is not None:
-                    os.close(lock)
+    name, may_replace = f"output {output}", partial(_check_output, final, output, force)
+    with new_directory(
+        final, name, "bundle", needed=needed, elsewhere=ELSEWHERE, check=may_replace
+    ) as directory:
+        yield directory
+        assert (directory / MANIFEST_NAME).is_file(), "finish was not called"
 
 
 def finish(directory: Path, manifest: Manifest, progress: FileProgress | None = None) -> Manifest:
@@ -125,25 +91,9 @@ def finish(directory: Path, manifest: Manifest, progress: FileProgress | None = 
 
         files[path.name] = file_record(path, advance)
         done += files[path.name].bytes
-        # Renamed before its contents are on the disk, a bundle could be whole in name only after a power cut.
-        _sync(path)
     manifest = manifest.with_files(files)
     write_manifest(directory, manifest)
-    _sync(directory)
     return manifest
-
-
-def check_free_space(directory: str | os.PathLike[str], needed: int) -> None:
-    """Raise WriteError when the disk that holds `directory` has fewer than `needed` bytes free."""
-    free = shutil.disk_usage(directory).free
-    if free < needed:
-        raise WriteError(
-            f"{directory}: the bundle needs {_shown(needed)}, {_shown(free)} are free; "
-            "free some space or give an --output on another disk"
-        )
-
-
-# 1. May the output be written?
 
 
 def _check_parent(final: Path, output: object) -> None:
@@ -178,82 +128,3 @@ def _is_bundle(directory: Path) -> bool:
     except (BltError, OSError, ValueError, RecursionError):
         return False
     return isinstance(manifest, dict) and {"schema", "blt_edge", "files"} <= manifest.keys()
-
-
-# 2. Making the directory and giving it its name.
-
-
-def _make(temporary: Path, output: object) -> int | None:
-    try:
-        temporary.mkdir()
-    except OSError as error:
-        if error.errno in _FULL:
-            raise
-        raise OutputError(
-            f"output {output}: nothing can be made in {temporary.parent} ({error.strerror}); "
-            "check its permissions, or give another --output"
-        ) from None
-    return claim(temporary)
-
-
-def _publish(temporary: Path, final: Path, output: object, force: bool) -> None:
-    replaced = sibling(final, "replaced")
-    with uninterrupted():
-        # Again: minutes have passed, and what came there meanwhile is not ours to replace.
-        _check_output(final, output, force)
-        try:
-            if os.path.lexists(final):
-                final.rename(replaced)
-            temporary.rename(final)
-        except OSError as error:
-            if replaced.exists() and not os.path.lexists(final):
-                replaced.rename(final)
-            raise WriteError(
-                f"output {output} cannot be put in place ({error.strerror}); what was there is unchanged"
-            ) from None
-        _sync(final.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or directory is on the disk, where the system can."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno in (*_FULL, errno.EIO):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-# 3. What to say when writing fails.
-
-
-def _write_error(error: OSError, temporary: Path, output: object, needed: int) -> WriteError | None:
-    """The one line for a full disk or a file too large for the file system; None for other errors."""
-    if error.errno == errno.EFBIG:
-        return WriteError(
-            f"output {output}: a file became larger than the file system or `ulimit -f` allows; "
-            "give an --output elsewhere"
-        )
-    free = shutil.disk_usage(temporary.parent).free
-    # numpy's tofile reports a write that was cut short without an error number.
-    if error.errno not in _FULL and not (error.errno is None and free < _NEARLY_FULL):
-        return None
-    written = sum(path.lstat().st_size for path in temporary.glob("*") if path.is_file())
-    need = f"the bundle needs {_shown(needed)}, " if needed else ""
-    return WriteError(
-        f"output {output}: the disk is full; {need}{_shown(written)} were written, {_shown(free)} were left; "
-        "free some space or give an --output on another disk"
-    )
-
-
-def _shown(count: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return f"{count} bytes ({count / size:.1f} {unit})"
-    return f"{count} bytes"

@@ -7,9 +7,7 @@ refused. Reading needs safetensors and numpy only, and trusts nothing in the fil
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import BltError, first_line
+from ..runtime.files import write_whole
 from .checkpoint import open_checkpoint
 from .reference import Reference, ReferenceTrace, pick_margins
 
@@ -41,6 +40,7 @@ GOLDEN_TEXT = (
 ).encode()
 """About 700 bytes of English, other scripts, code and odd spacing: past a window of 128 five times over."""
 
+_WRITE_AGAIN = "write it again with python -m blt_edge.tools.models.write_golden"
 _FORMAT = "blt-edge golden 1"
 _LARGEST_FILE = 64 << 20
 _LONGEST_TEXT = 65536
@@ -100,7 +100,7 @@ class Golden:
         if sha256 != self.checkpoint_sha256:
             raise GoldenError(
                 f"{GOLDEN_NAME} was made from another checkpoint (sha256 {self.checkpoint_sha256[:12]}..., "
-                f"this one has {sha256[:12]}...); write it again with tools/models/write_golden.py"
+                f"this one has {sha256[:12]}...); {_WRITE_AGAIN}"
             )
 
 
@@ -151,7 +151,7 @@ def read_golden(path: str | Path) -> Golden:
     tensors, metadata = _load(path)
     fault = _fault(tensors, metadata)
     if fault:
-        raise GoldenError(f"{path}: {fault}; write it again with tools/models/write_golden.py")
+        raise GoldenError(f"{path}: {fault}; {_WRITE_AGAIN}")
     ids = tensors["ids"]
     return Golden(
         data=(ids[1:] - 4).astype(np.uint8).tobytes(),
@@ -205,12 +205,7 @@ def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[st
     from safetensors.numpy import save
 
     payload = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, metadata)
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(payload)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, lambda temporary: temporary.write_bytes(payload))
 
 
 # 2. Reading with suspicion.
@@ -224,7 +219,7 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
             "reading a golden file needs safetensors: pip install 'blt-edge[export]'"
         ) from error
     if not path.is_file():
-        raise GoldenError(f"{path}: no such file; write it with tools/models/write_golden.py")
+        raise GoldenError(f"{path}: no such file; write it with python -m blt_edge.tools.models.write_golden")
     if path.stat().st_size > _LARGEST_FILE:
         raise GoldenError(f"{path}: over {_LARGEST_FILE} bytes, a golden file is smaller")
     try:
@@ -234,9 +229,7 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
                 raise GoldenError(f"{path}: holds other tensors than a golden file; is it a model?")
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise GoldenError(
-            f"{path}: can't be read: {first_line(error)}; write it again with tools/models/write_golden.py"
-        ) from error
+        raise GoldenError(f"{path}: can't be read: {first_line(error)}; {_WRITE_AGAIN}") from error
 
 
 def _fault(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]) -> str | None:

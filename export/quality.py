@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.sampling import log_probabilities
 from ..runtime.vocabulary import BYTE_OFFSET
 
 __all__ = ["Tally", "lead_length"]
 
 Floats = NDArray[np.float32]
-Wide = NDArray[np.float64]
 Data = bytes  # a class with a field `bytes` can't name the type
 
 # Positions 0 and 1 start a patch in every text: agreeing on them says nothing.
@@ -42,7 +42,7 @@ class Tally:
 
     def add_predictions(self, logits: Floats, expected: Floats, data: Data) -> None:
         """`logits` and the first model's `expected`, float32 [n, 260], predicted the n bytes of `data`."""
-        own, other = _log_probabilities(logits), _log_probabilities(expected)
+        own, other = log_probabilities(logits), log_probabilities(expected)
         targets = np.frombuffer(data, np.uint8).astype(np.int64) + BYTE_OFFSET
         self.bytes += len(data)
         self.bits -= float(own[np.arange(len(targets)), targets].sum() / np.log(2.0))
@@ -107,10 +107,3 @@ def lead_length(one: bytes, other: bytes) -> int:
         if a != b:
             return index
     return min(len(one), len(other))
-
-
-def _log_probabilities(logits: Floats) -> Wide:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True, initial=-np.inf)
-    wide -= np.log(np.exp(wide).sum(axis=1, keepdims=True))
-    return wide

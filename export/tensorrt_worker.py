@@ -14,30 +14,23 @@ never outlives its parent.
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import onnx_ir as ir
 
 from ..graphs.attention import join_attention
 from ..runtime.backends.tensorrt import Flavour, load_flavour
-from ..runtime.errors import BackendError, BltError
-from ..runtime.files import uninterrupted
+from ..runtime.child import Tell, run_child
+from ..runtime.errors import BackendError
 from ..runtime.host import peak_resident
 
-__all__ = ["Moment", "PlanFacts", "PlanOptions", "Report", "Watch", "build_in_child", "build_plan", "main"]
+__all__ = ["Moment", "PlanFacts", "PlanOptions", "Report", "Watch", "build_in_child", "build_plan", "work"]
 
 Report = Callable[[str, int, int], None]
 """report(what TensorRT is doing, steps of it done, steps of it), from any thread."""
@@ -268,9 +261,7 @@ def _domain(graph: Path, name: str, operator: str) -> str:
         return ""
 
 
-_START = "from blt_edge.export.tensorrt_worker import main; main()"
 _INTERVAL = 0.25
-_ORPHANED = 3
 
 
 @dataclass(frozen=True)
@@ -316,113 +307,51 @@ def build_in_child(
         "timing_cache": None if options.timing_cache is None else str(options.timing_cache.absolute()),
         "half_attention": options.half_attention,
     }
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _START],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            # The current directory is no place for Python to look for modules.
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
-        )
-        try:
-            result = _follow(process, job, watch)
-            if result is None:
-                raise _death(process.wait(), graph.name, errors)
-            return result
-        finally:
-            with uninterrupted():
-                process.kill()
-                process.wait()
-                for pipe in (process.stdin, process.stdout):
-                    assert pipe is not None
-                    with suppress(OSError):
-                        pipe.close()
 
-
-def _follow(process: subprocess.Popen[bytes], job: dict[str, Any], watch: Watch | None) -> PlanFacts | None:
-    """Events until the result; None when the process ended without one. Raises what the child raised."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with suppress(BrokenPipeError):
-        process.stdin.write(json.dumps(job).encode() + b"\n")
-        process.stdin.flush()
-    for line in process.stdout:
-        event = json.loads(line)
-        if "facts" in event:
-            return PlanFacts(**event["facts"])
-        if "refused" in event:
-            raise BackendError(event["refused"])
-        if "system" in event:
-            raise OSError(*event["system"])
+    def listen(event: Mapping[str, Any]) -> None:
         if watch is not None:
             watch(Moment(**event))
-    return None
 
-
-def _death(status: int, graph: str, errors: IO[bytes]) -> BackendError:
-    if status == -getattr(signal, "SIGKILL", 9):
-        return BackendError(
-            f"{graph}: the system killed TensorRT while it built this, most likely because memory ran out; "
-            "close other programs, add swap space, or take a smaller precision, --max-bytes or --max-patches"
+    outcome = run_child(__name__, job, listen)
+    if outcome.error is not None:
+        raise outcome.error if isinstance(outcome.error, OSError) else BackendError(str(outcome.error))
+    if outcome.result is None:
+        raise BackendError(
+            f"{graph.name}: the process in which TensorRT builds it {outcome.death}; close other programs, "
+            "add swap space, or take a smaller precision, --max-bytes or --max-patches"
         )
-    if status < 0:
-        name = signal.Signals(-status).name if -status in set(signal.Signals) else str(-status)
-        return BackendError(f"{graph}: TensorRT crashed while it built this ({name})")
-    errors.seek(0)
-    last = (errors.read().decode(errors="replace").strip().splitlines() or [f"exit code {status}"])[-1]
-    return BackendError(f"{graph}: the process that builds this failed: {last}")
+    return PlanFacts(**outcome.result)
 
 
 # The child.
 
 
-def main() -> None:
-    """Read a job, do it, report."""
-    # Ctrl-C reaches the whole terminal; the parent decides what becomes of us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Libraries may print: the events have a descriptor that nobody else knows.
-    events = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    job = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    reporter = _Reporter(events)
+def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+    """What `build_in_child` runs: builds the plan and tells some times a second how far it is."""
+    reporter = _Reporter(tell)
     threading.Thread(target=reporter.tick, daemon=True).start()
-    try:
-        facts = build_plan(
-            load_flavour(job["target"]),
-            Path(job["graph"]),
-            tuple({name: tuple(sizes) for name, sizes in axes.items()} for axes in job["profiles"]),
-            Path(job["plan"]),
-            PlanOptions(
-                tuple(job["capabilities"]),
-                job["workspace"],
-                job["optimization_level"],
-                None if job["timing_cache"] is None else Path(job["timing_cache"]),
-                job["half_attention"],
-            ),
-            reporter.report,
-        )
-    except BltError as error:
-        reporter.send({"refused": str(error)})
-    except OSError as error:
-        reporter.send({"system": [error.errno, error.strerror, error.filename]})
-    else:
-        reporter.send({"facts": asdict(facts)})
-    # What TensorRT would do on the way out is of no use to anybody.
-    os._exit(0)
-
-
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
-    os._exit(_ORPHANED)
+    facts = build_plan(
+        load_flavour(request["target"]),
+        Path(request["graph"]),
+        tuple({name: tuple(sizes) for name, sizes in axes.items()} for axes in request["profiles"]),
+        Path(request["plan"]),
+        PlanOptions(
+            tuple(request["capabilities"]),
+            request["workspace"],
+            request["optimization_level"],
+            None if request["timing_cache"] is None else Path(request["timing_cache"]),
+            request["half_attention"],
+        ),
+        reporter.report,
+    )
+    return asdict(facts)
 
 
 class _Reporter:
-    """Writes events: what was reported last, some times a second."""
+    """Tells what was reported last, some times a second."""
 
-    def __init__(self, events: IO[str]) -> None:
-        self._events, self._lock = events, threading.Lock()
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
         self._started = time.perf_counter()
         self._last = ("starting", 0, 1)
 
@@ -431,15 +360,9 @@ class _Reporter:
         self._last = (phase, done, steps)
 
     def tick(self) -> None:
-        """Send it, again and again."""
+        """Tell it, again and again."""
         while True:
             phase, done, steps = self._last
             seconds = time.perf_counter() - self._started
-            self.send(asdict(Moment(phase, done, steps, seconds, peak_resident())))
+            self._tell(asdict(Moment(phase, done, steps, seconds, peak_resident())))
             time.sleep(_INTERVAL)
-
-    def send(self, event: dict[str, Any]) -> None:
-        """Write one event."""
-        with self._lock:
-            self._events.write(json.dumps(event) + "\n")
-            self._events.flush()

@@ -155,7 +155,36 @@ class GenerationStats:
     @property
     def bytes_per_second(self) -> float:
         """New bytes per second of decoding; 0 when there are none."""
-        return self.new_bytes / self.decode_seconds if self.decode_seconds > 0 else 0.0
+        return _ratio(self.new_bytes, self.decode_seconds)
+
+    @property
+    def milliseconds_per_byte(self) -> float:
+        """Milliseconds of decoding for each new byte; 0 when there are none."""
+        return 1000 * _ratio(self.decode_seconds, self.new_bytes)
+
+    @property
+    def text_patches(self) -> int:
+        """Patches of the text, without the one that a new text's BOS is alone in."""
+        return max(0, self.patches - 1)
+
+    @property
+    def bytes_per_patch(self) -> float:
+        """Bytes of prompt and text for each of `text_patches`; 0 when there are none."""
+        return _ratio(self.prompt_bytes + self.new_bytes, self.text_patches)
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the guesses that were right; None without guesses."""
+        return self.accepted / self.drafted if self.drafted else None
+
+    @property
+    def calls_per_byte(self) -> dict[str, float]:
+        """Runs of each stage's graph for each new byte, those of the prompt included."""
+        return {name: _ratio(calls, self.new_bytes) for name, calls in self.stage_calls.items()}
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole > 0 else 0.0
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,7 @@
-"""What this machine's processor is, as far as prepared weights depend on it.
+"""The machine that this runs on: its processor, its memory, what others do on it.
 
-Where something was measured: figures mean nothing without it.
-
-Memory of this process, as far as the kernel tells: None everywhere but on Linux.
-
-How busy the machine was with other things while something was measured; None everywhere but on Linux.
-
-Memory: what this process took, what the machine has left, and what a bundle's state will take.
+Read from the kernel's files under Linux; what another system does not tell is None or empty. Figures mean
+nothing without it, and prepared weights depend on the processor.
 """
 
 from __future__ import annotations
@@ -17,13 +12,9 @@ import re
 import sys
 import threading
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 __all__ = [
     "OtherLoad",
@@ -35,10 +26,21 @@ __all__ = [
     "mapped_resident",
     "peak_resident",
     "processor_name",
+    "read_text",
     "reset_peak_resident",
+    "size_in",
 ]
 
 _CPUINFO = Path("/proc/cpuinfo")
+# Boards such as Jetsons and Raspberry Pis name themselves here; their processors have no model name.
+_BOARD = Path("/proc/device-tree/model")
+_MEMINFO = Path("/proc/meminfo")
+_STATUS = Path("/proc/self/status")
+_SMAPS = Path("/proc/self/smaps")
+_CLEAR = Path("/proc/self/clear_refs")
+_STAT = Path("/proc/stat")
+_CGROUP = Path("/sys/fs/cgroup")
+
 # Kernels are chosen by vector and matrix instructions; other flags come and go with the system's version.
 _FEATURE = re.compile(r"s?sse|avx|fma|f16c|amx|asimd|fphp|neon|i8mm|bf16|sve|sme|dotprod|rvv")
 _MODEL = (
@@ -51,16 +53,35 @@ _MODEL = (
     "mvendorid",
     "marchid",
 )
+_WATCH_SECONDS = 0.01
+# Columns of /proc/stat's "cpu" line that are work: user, nice, system, irq, softirq, steal. Idle and iowait
+# are not, and guests' time is in user's already.
+_WORK = (0, 1, 2, 5, 6, 7)
+# A tick has 10 ms: less time tells nothing.
+_LEAST_SECONDS = 0.3
+
+
+def read_text(path: Path) -> str:
+    """What a file of the kernel's says; empty where there is none."""
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def size_in(path: Path, name: str) -> int | None:
+    """A line "name 123 kB" of a file of the kernel's, in bytes."""
+    values = [line.split()[1] for line in read_text(path).splitlines() if line.startswith(name)]
+    return int(values[0]) * 1024 if values else None
+
+
+# 1. The processor.
 
 
 def describe_processor() -> dict[str, str]:
-    """system, machine, model and features (sorted, one space between); equal on equal machines."""
+    """system, machine, processor and features (sorted, one space between); equal on equal machines."""
     fields: dict[str, set[str]] = {}
-    try:
-        lines = _CPUINFO.read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
+    for line in read_text(_CPUINFO).splitlines():
         name, _, value = line.partition(":")
         fields.setdefault(name.strip(), set()).add(value.strip())
     # Cores may differ: each kind counts.
@@ -79,22 +100,20 @@ def describe_processor() -> dict[str, str]:
     }
 
 
-# Boards such as Jetsons and Raspberry Pis name themselves here; their processors have no model name.
-_BOARD = Path("/proc/device-tree/model")
-
-
 def describe_machine(threads: int | None = None) -> dict[str, Any]:
     """processor, system, cpus, threads as they were asked for (None = not limited), onnxruntime's version."""
+    from importlib.metadata import PackageNotFoundError, version  # slow to import, seldom asked
+
     try:
-        engine = version("onnxruntime")
+        onnxruntime = version("onnxruntime")
     except PackageNotFoundError:
-        engine = "unknown"
+        onnxruntime = "unknown"
     return {
         "processor": processor_name(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),
         "threads": threads,
-        "onnxruntime": engine,
+        "onnxruntime": onnxruntime,
     }
 
 
@@ -102,34 +121,42 @@ def processor_name() -> str:
     """The processor's name, or the board's, as the operating system has it."""
     names = [
         line.partition(":")[2].strip()
-        for line in _read(_CPUINFO).splitlines()
+        for line in read_text(_CPUINFO).splitlines()
         if line.lower().startswith("model name")
     ]
-    board = _read(_BOARD).strip("\0 \n")
+    board = read_text(_BOARD).strip("\0 \n")
     return next(filter(None, names), "") or board or platform.processor() or platform.machine()
 
 
-def _read(path: Path) -> str:
+# 2. Memory, in bytes.
+
+
+def available_memory() -> int | None:
+    """Memory to be had now without swapping, within a container's limit; None where unknown."""
+    known = [size_in(_MEMINFO, "MemAvailable:"), _container_memory()]
+    return min((value for value in known if value is not None), default=None)
+
+
+def _container_memory() -> int | None:
+    statistics = dict(
+        line.split()[:2] for line in read_text(_CGROUP / "memory.stat").splitlines() if " " in line
+    )
     try:
-        return path.read_text("utf-8", "replace")
-    except OSError:
-        return ""
-
-
-_STATUS = Path("/proc/self/status")
-_SMAPS = Path("/proc/self/smaps")
-_CLEAR = Path("/proc/self/clear_refs")
-_INTERVAL = 0.01
+        most = int(read_text(_CGROUP / "memory.max"))  # "max" without a limit
+        used = int(read_text(_CGROUP / "memory.current"))
+    except ValueError:
+        return None
+    return max(0, most - used + int(statistics.get("inactive_file", 0)))
 
 
 def peak_resident() -> int | None:
-    """Most resident memory this process has had, in bytes, mapped files included; None where unknown."""
+    """Most resident memory this process has had, mapped files included; None where unknown."""
     # Not from getrusage where it can be helped: Linux carries over the peak of the process that forked us.
-    peak = _status("VmHWM:")
+    peak = size_in(_STATUS, "VmHWM:")
     if peak is not None:
         return peak
     try:
-        import resource
+        import resource  # not on Windows
     except ImportError:
         return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -146,7 +173,7 @@ def reset_peak_resident() -> bool:
 
 
 def mapped_resident(path: Path) -> int | None:
-    """How much of a mapped file is in memory and counted as ours, in bytes."""
+    """How much of a mapped file is in memory and counted as ours; None where unknown."""
     try:
         lines = _SMAPS.read_text(errors="surrogateescape").splitlines()
     except OSError:
@@ -182,30 +209,16 @@ class PrivatePeak:
         self._look()
 
     def _watch(self) -> None:
-        while not self._done.wait(_INTERVAL):
+        while not self._done.wait(_WATCH_SECONDS):
             self._look()
 
     def _look(self) -> None:
-        now = _status("RssAnon:")
+        now = size_in(_STATUS, "RssAnon:")
         if now is not None:
             self.bytes = max(self.bytes or 0, now)
 
 
-def _status(name: str) -> int | None:
-    try:
-        lines = _STATUS.read_text("ascii", "replace").splitlines()
-    except OSError:
-        return None
-    values = [line.split()[1] for line in lines if line.startswith(name)]
-    return int(values[0]) * 1024 if values else None
-
-
-_STAT = Path("/proc/stat")
-# Columns of the "cpu" line that are work: user, nice, system, irq, softirq, steal. Idle and iowait are not,
-# and guests' time is in user's already.
-_WORK = (0, 1, 2, 5, 6, 7)
-# A tick has 10 ms: less time tells nothing.
-_LEAST_SECONDS = 0.3
+# 3. What others do.
 
 
 class OtherLoad:
@@ -217,14 +230,14 @@ class OtherLoad:
         self.cores: float | None = None
 
     def __enter__(self) -> OtherLoad:
-        self._before = (busy_ticks(_read_ticks()), time.process_time(), time.perf_counter())
+        self._before = (busy_ticks(read_text(_STAT)), time.process_time(), time.perf_counter())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         ticks, own, started = self._before
-        now = busy_ticks(_read_ticks())
+        now = busy_ticks(read_text(_STAT))
         seconds = time.perf_counter() - started
         if ticks is None or now is None or seconds < _LEAST_SECONDS:
             return
@@ -239,47 +252,3 @@ def busy_ticks(stat: str) -> int | None:
         if name == "cpu" and len(values) > max(_WORK):
             return sum(int(values[column]) for column in _WORK)
     return None
-
-
-def _read_ticks() -> str:
-    try:
-        return _STAT.read_text()
-    except OSError:
-        return ""
-
-
-_CGROUP = Path("/sys/fs/cgroup")
-
-
-def available_memory() -> int | None:
-    """Memory to be had now without swapping, in bytes, within a container's limit; None where unknown."""
-    known = [_field(Path("/proc/meminfo"), "MemAvailable:"), _container_memory()]
-    return min((value for value in known if value is not None), default=None)
-
-
-def _field(path: Path, name: str) -> int | None:
-    """A line "name 123 kB" of a file of the kernel's, in bytes."""
-    try:
-        lines = path.read_text("ascii", "replace").splitlines()
-    except OSError:
-        return None
-    values = [line.split()[1] for line in lines if line.startswith(name)]
-    return int(values[0]) * 1024 if values else None
-
-
-def _container_memory() -> int | None:
-    try:
-        most = (_CGROUP / "memory.max").read_text().strip()
-        used = int((_CGROUP / "memory.current").read_text())
-        cached = _statistic(_CGROUP / "memory.stat", "inactive_file")
-    except (OSError, ValueError):
-        return None
-    return max(0, int(most) - used + cached) if most.isdecimal() else None
-
-
-def _statistic(path: Path, name: str) -> int:
-    for line in path.read_text().splitlines():
-        key, _, value = line.partition(" ")
-        if key == name:
-            return int(value)
-    return 0

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 from .errors import BltError, BundleError
 from .fields import AGAIN, Fields, fault, file_name, is_whole, read
-from .files import open_plain
+from .files import open_plain, write_whole
 from .hashing import HashSpec
 from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, STAGES, TABLE_PRECISIONS
 from .patching import PatchingRule
@@ -330,16 +329,11 @@ def write_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> Non
     payload = manifest.to_dict()
     Manifest.from_dict(payload)
     text = _render({**payload, "checksum": _checksum(payload)})
-    final = Path(directory) / MANIFEST_NAME
-    temporary = final.with_name(f".{MANIFEST_NAME}.partial-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("x", encoding="ascii", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(
+        Path(directory) / MANIFEST_NAME,
+        lambda path: path.write_text(text, encoding="ascii", newline="\n"),
+        lasting=True,
+    )
 
 
 # 1. The text: read with suspicion, rendered in exactly one way.

@@ -21,7 +21,7 @@ from .errors import BltError
 from .options import GenerationOptions
 from .vocabulary import SUPPRESSED
 
-__all__ = ["Sampler", "count_seen", "draw", "probabilities"]
+__all__ = ["Sampler", "count_seen", "draw", "log_probabilities", "probabilities"]
 
 _SUPPRESSED = list(SUPPRESSED)
 _LARGEST = float(np.finfo(np.float64).max)
@@ -83,6 +83,18 @@ def probabilities(
         weights[weights < options.min_p * weights.max()] = 0.0
     weights /= weights.sum()
     return weights
+
+
+def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Natural logarithms of the model's own probabilities: float64 [..., V] for logits [..., V].
+
+    Over all V ids, without options; finite even where a logit is infinite.
+    """
+    scores = np.clip(logits.astype(np.float64), -_LARGEST, _LARGEST)
+    with np.errstate(over="ignore", under="ignore"):  # towards -inf and 0, which is what is meant
+        scores -= scores.max(axis=-1, keepdims=True)
+        scores -= np.log(np.exp(scores).sum(axis=-1, keepdims=True))
+    return np.maximum(scores, -_LARGEST, out=scores)
 
 
 def draw(distribution: NDArray[np.float64], number: float) -> int:

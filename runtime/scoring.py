@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import OptionError
+from .sampling import log_probabilities
 from .sequence import Sequence
 from .vocabulary import BYTE_OFFSET, EOS, encode
 
@@ -96,18 +97,9 @@ def likelihood(
     lower id on ties; (None, ()) when count is None."""
     if count is None:
         return None, ()
-    logs = _log_probabilities(logits)
+    logs = log_probabilities(logits)
     order = np.argsort(-logs, kind="stable")[:count] if count else ()
     return float(logs[number]), tuple((int(one), float(logs[one])) for one in order)
-
-
-def _log_probabilities(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    # float64 [V], finite even where a logit is infinite.
-    scores = np.clip(logits.astype(np.float64), -_LARGEST, _LARGEST)
-    with np.errstate(over="ignore", under="ignore"):  # towards -inf and 0, which is what is meant
-        scores -= scores.max()
-        logs: npt.NDArray[np.float64] = np.maximum(scores - np.log(np.exp(scores).sum()), -_LARGEST)
-    return logs
 
 
 @dataclass(frozen=True)
@@ -169,14 +161,7 @@ def _score_window(model: BltModel, window: bytes) -> tuple[float, int]:
     for result in sequence.extend(ids):
         # The row after the window's last byte predicts a byte of the next window: not scored.
         targets = np.frombuffer(window, np.uint8)[row : row + len(result.logits)].astype(np.int64)
-        bits += _bits(result.logits[: len(targets)], targets + BYTE_OFFSET)
+        logs = log_probabilities(result.logits[: len(targets)])
+        bits -= float(logs[np.arange(len(targets)), targets + BYTE_OFFSET].sum() / np.log(2.0))
         row += len(result.logits)
     return bits, len(sequence.boundaries.patch_lengths())
-
-
-def _bits(logits: npt.NDArray[np.float32], targets: npt.NDArray[np.int64]) -> float:
-    wide = logits.astype(np.float64)
-    top = wide.max(axis=1, keepdims=True)
-    log_sum = np.log(np.exp(wide - top).sum(axis=1)) + top[:, 0]
-    picked = wide[np.arange(len(targets)), targets]
-    return float((log_sum - picked).sum() / np.log(2.0))

@@ -17,7 +17,6 @@ from __future__ import annotations
 import importlib
 import mmap
 import os
-import secrets
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -31,6 +30,7 @@ import numpy as np
 from ..cache import StageCache
 from ..engines import build_command
 from ..errors import BackendError, BundleError, first_line
+from ..files import write_whole
 from ..manifest import Manifest, StageSpec
 from .base import CacheLimits
 from .cuda import import_cudart
@@ -184,14 +184,9 @@ class Flavour:
 
     def write_timing_cache(self, config: Any, path: Path) -> None:
         """Keep what a build has learned, as well as can be: it is never needed."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_bytes(memoryview(config.get_timing_cache().serialize()))
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_whole(path, lambda new: new.write_bytes(memoryview(config.get_timing_cache().serialize())))
 
 
 def load_flavour(target: str) -> Flavour:

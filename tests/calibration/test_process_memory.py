@@ -51,7 +51,8 @@ def test_unknown_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setattr(host, "_SMAPS", tmp_path / "none")
     with PrivatePeak() as watch:
         pass
-    assert (watch.bytes, peak_resident(), mapped_resident(tmp_path)) == (None, None, None)
+    assert (watch.bytes, mapped_resident(tmp_path)) == (None, None)
+    assert peak_resident() > 1_000_000  # what the process has had, by the system's own count
 
 
 def test_the_peak_counts_from_a_reset_on() -> None:

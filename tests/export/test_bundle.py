@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from blt_edge.export import bundle as bundle_module
-from blt_edge.export.bundle import OutputError, WriteError, check_free_space, finish, new_bundle
+from blt_edge.export.bundle import finish, new_bundle
+from blt_edge.runtime import files
 from blt_edge.runtime.errors import BundleError
+from blt_edge.runtime.files import OutputError, WriteError
 from blt_edge.runtime.integrity import check_files
 from blt_edge.runtime.manifest import load_manifest
 
@@ -238,11 +239,10 @@ class TestFailures:
         with pytest.raises(
             WriteError, match=rf"the bundle needs {needed} bytes \(.*\), \d+ bytes \(.*\) are free"
         ):
-            check_free_space(tmp_path, needed)
+            new_bundle(tmp_path / "out", needed=needed).__enter__()
         with pytest.raises(WriteError), new_bundle(tmp_path / "out", needed=needed):
             pytest.fail("must be refused")
         assert names(tmp_path) == []
-        check_free_space(tmp_path, 1)
 
 
 @pytest.fixture
@@ -453,6 +453,6 @@ class TestLeftovers:
 
 
 def test_sizes_are_readable() -> None:
-    assert bundle_module._shown(999) == "999 bytes"
-    assert bundle_module._shown(1_500_000) == "1500000 bytes (1.5 MB)"
-    assert bundle_module._shown(9_300_000_000) == "9300000000 bytes (9.3 GB)"
+    assert files._shown(999) == "999 bytes"
+    assert files._shown(1_500_000) == "1500000 bytes (1.5 MB)"
+    assert files._shown(9_300_000_000) == "9300000000 bytes (9.3 GB)"

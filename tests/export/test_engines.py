@@ -380,7 +380,7 @@ def test_an_interrupted_build_leaves_what_was_there(
 
 def test_too_little_space_is_seen_before(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(bundle / "engines")
-    monkeypatch.setattr(building.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, 1))
     with pytest.raises(building.WriteError, match="1 bytes are free; free some space"):
         build_engine(bundle)
     assert not (bundle / "engines").exists()

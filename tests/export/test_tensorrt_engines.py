@@ -21,15 +21,15 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from blt_edge.export import build_tensorrt, export_checkpoint
-from blt_edge.export.build_ort import new_form
+from blt_edge.export.build_ort import new_engine
 from blt_edge.export.build_tensorrt import TensorRtOptions, build_engines, plan_tensorrt
-from blt_edge.export.bundle import WriteError
 from blt_edge.export.quantize import quantize_bundle
 from blt_edge.export.tensorrt_worker import Moment, PlanFacts, PlanOptions
 from blt_edge.graphs.stages import STAGE_NAMES
 from blt_edge.runtime.backends.tensorrt import Flavour, load_flavour
 from blt_edge.runtime.engines import find_tensorrt_engine
 from blt_edge.runtime.errors import BackendError, BundleError, OptionError
+from blt_edge.runtime.files import WriteError
 from blt_edge.runtime.manifest import load_manifest
 
 Ranges = tuple[dict[str, tuple[int, int, int]], ...]
@@ -284,7 +284,7 @@ def test_a_signal_ends_the_build_and_its_child(rtx: Flavour, bundle: Path, numbe
     if number == signal.SIGKILL:  # nobody could clear up: the next build does
         assert [path.name[0] for path in (bundle / "engines").iterdir()] == ["."]
         form = plan_tensorrt(bundle, TensorRtOptions("tensorrt-rtx", ("8.6",))).form
-        with pytest.raises(RuntimeError), new_form(form, needed=0):
+        with pytest.raises(RuntimeError), new_engine(form, needed=0):
             raise RuntimeError
     assert not (bundle / "engines").exists()
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import click
 import pytest
-from blt_edge.tools.cli.program import COMPLETION, SHELLS, VERBS, program
+from blt_edge.tools.cli.completion import COMPLETION, SHELLS
+from blt_edge.tools.cli.program import VERBS, program
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,11 +23,8 @@ BIN = str(Path(sys.executable).parent)
 
 def offered(*words: str) -> list[str]:
     """What bash is told for a command line whose last word is being typed: "type,value" each."""
-    told = CliRunner().invoke(
-        program,
-        [],
-        env={COMPLETION: "bash_complete", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)},
-    )
+    asked = {COMPLETION: "bash_complete", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+    told = CliRunner().invoke(program, [], env=asked)
     assert (told.exit_code, told.stderr) == (0, "")
     return told.stdout.split()
 
@@ -44,15 +42,10 @@ except SystemExit as left:
 heavy = ("numpy", "rich", "onnxruntime", "onnx", "blt_edge.tools.cli.export", "blt_edge.tools.cli.score")
 print("loaded:", [name for name in heavy if name in sys.modules])
 """
-    for words, verbs in (("blt-edge ex", 1), ("blt-edge generate --dr", 2)):
-        environment = {
-            **os.environ,
-            COMPLETION: "bash_complete",
-            "COMP_WORDS": words,
-            "COMP_CWORD": str(verbs),
-        }
+    for words, place in (("blt-edge ex", "1"), ("blt-edge generate --dr", "2")):
+        asked = {COMPLETION: "bash_complete", "COMP_WORDS": words, "COMP_CWORD": place}
         done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True, check=True
         )
         assert done.stdout.splitlines()[-1] == "loaded: []"
 
@@ -63,11 +56,7 @@ def test_options_of_a_verb(verb: str) -> None:
     assert command is not None
     options = [option for option in command.params if isinstance(option, click.Option)]
     flags = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
-    assert {word.removeprefix("plain,") for word in offered("blt-edge", verb, "-")} == {
-        *flags,
-        "-h",
-        "--help",
-    }
+    assert {*offered("blt-edge", verb, "-")} == {f"plain,{flag}" for flag in (*flags, "-h", "--help")}
 
 
 @pytest.mark.parametrize(
@@ -146,15 +135,9 @@ def test_bash_at_a_terminal(tmp_path: Path) -> None:
     (tmp_path / "text.txt").touch()
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PS1": "$ ", "TERM": "dumb"}
     terminal, bash_side = pty.openpty()
-    bash = subprocess.Popen(
-        ["bash", "--norc", "--noprofile", "-i"],
-        stdin=bash_side,
-        stdout=bash_side,
-        stderr=bash_side,
-        cwd=tmp_path,
-        env=environment,
-        start_new_session=True,
-    )
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), bash_side)
+    command = ["bash", "--norc", "--noprofile", "-i"]
+    bash = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **streams)
     try:
         setup = 'bind "set enable-bracketed-paste off"; eval "$(blt-edge completion bash)"; echo rea""dy\n'
         os.write(terminal, setup.encode())

@@ -18,10 +18,10 @@ from typing import Any
 
 import click
 
+from ...runtime.files import write_whole
 from ...runtime.host import peak_resident
 from ..output import Session, TextOutput, is_terminal, print_fields, printable, size, status
 from .chat_session import ChatError, ChatSession
-from .documents import write_whole
 from .line_reader import expanded, paths_that_begin
 from .options import StopString
 

@@ -82,7 +82,7 @@ def command(
     """
     check_plot(plot)
     read = _read(texts, session)
-    from ..compare.bundles import compare_bundles
+    from ..compare.bundles import compare_bundles, draw_comparison
 
     options = CompareOptions(**settings)  # type: ignore[arg-type]
     with progress_bar(session) as progress:
@@ -90,8 +90,6 @@ def command(
     if json_file is not None:
         write_json(json_file, comparison.to_dict())
     if plot is not None:
-        from ..compare.plot import draw_comparison
-
         draw_comparison(comparison, plot)
     if json_file != STDIN:
         _show(comparison)

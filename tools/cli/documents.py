@@ -9,7 +9,6 @@ import importlib.util
 import json
 import math
 import os
-import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import click
 
+from ...runtime.files import write_whole
 from ..output import Session, is_terminal
 from .options import STDIN
 
@@ -28,7 +28,6 @@ __all__ = [
     "read_prompt",
     "shown_name",
     "write_json",
-    "write_whole",
 ]
 
 
@@ -84,24 +83,6 @@ def check_plot(plot: Path | None) -> None:
 def json_line(document: Mapping[str, Any]) -> str:
     """The document on one line, without a newline after it."""
     return json.dumps(_finite(document), ensure_ascii=True)
-
-
-def write_whole(target: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file that becomes `target`, whole or not at all. Raises what `write` does."""
-    if target.exists() and not target.is_file():
-        write(target)  # a pipe or a device
-        return
-    short = os.fsencode(target.name)[:100].decode("utf-8", "ignore")  # names are limited in bytes
-    temporary = target.with_name(f".{short}.partial-{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        write(temporary)
-        temporary.replace(target)
-    except OSError as error:
-        if error.filename in (None, str(temporary)):
-            error.filename = str(target)  # the one that a person knows
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _finite(value: Any) -> Any:

@@ -14,15 +14,11 @@ from ...runtime.names import DEVICES
 from ...runtime.options import GenerationOptions
 from ..memory import running_memory
 from ..output import Session, printable, progress_bar, size
-from .options import MemorySize, OneOf, StopString, draft_options, option, options, verify_option
+from .options import MemorySize, OneOf, StopString, Value, draft_options, option, options, verify_option
 
 if TYPE_CHECKING:
     from ...runtime import BltModel
     from ...runtime.manifest import Manifest
-
-    SettingType = click.ParamType[tuple[str, str]]
-else:  # generic from click 8.2 on
-    SettingType = click.ParamType
 
 
 @dataclass(frozen=True)
@@ -44,19 +40,15 @@ class EngineOptions:
     """Options of ONNX Runtime's GPU provider."""
 
 
-class _Setting(SettingType):
+class _Setting(Value):
     """NAME=VALUE, as the two."""
 
     name = "setting"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value
-        name, equals, setting = str(value).partition("=")
+    def read(self, text: str) -> tuple[str, str]:
+        name, equals, setting = text.partition("=")
         if not equals or not name.strip():
-            self.fail(f"got {printable(str(value))!r}; give NAME=VALUE, such as use_tf32=1", param, ctx)
+            raise ValueError(f"got {printable(text)!r}; give NAME=VALUE, such as use_tf32=1")
         return name.strip(), setting
 
 

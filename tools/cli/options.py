@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,13 +21,10 @@ from ..output import Session, flagged, printable
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    PathType = click.ParamType[Path]
-    BytesType = click.ParamType[bytes]
-    TextType = click.ParamType[str]
-    SizeType = click.ParamType[int]
+    AnyType = click.ParamType[Any]
     TextChoice = click.Choice[str]
 else:  # generic from click 8.2 on
-    PathType = BytesType = TextType = SizeType = click.ParamType
+    AnyType = click.ParamType
     TextChoice = click.Choice
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,14 +41,9 @@ class VerbCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse `args`, each of several files under a flag of its own; every error knows the verb."""
-        several = [
-            flag
-            for one in self.params
-            for flag in one.opts
-            if getattr(one, "multiple", False) and flag in FLAGS
-        ]
+        flags = {flag for one in self.params if getattr(one, "multiple", False) for flag in one.opts}
         try:
-            return super().parse_args(ctx, spread(args, several))
+            return super().parse_args(ctx, spread(args, flags.intersection(FLAGS)))
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
             raise
@@ -91,7 +83,7 @@ def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
     return wrap
 
 
-def spread(args: Sequence[str], flags: Sequence[str]) -> list[str]:
+def spread(args: Sequence[str], flags: Collection[str]) -> list[str]:
     """`args` with the flag repeated before every file but the first that follows it.
 
     What follows belongs to the flag up to the next option or directory: bundles are directories.
@@ -118,11 +110,25 @@ def spread(args: Sequence[str], flags: Sequence[str]) -> list[str]:
 # 1. Types.
 
 
-class _Offered:
-    """What a shell that completes words may offer for a type: paths, and some words."""
+class Value(AnyType):
+    """A type whose values `read` makes of a text; with what a shell that completes words may offer for it."""
 
-    offered = "file"
+    offered = ""
+    """"file" or "dir" where a path is meant."""
     words: tuple[str, ...] = ()
+
+    def read(self, text: str) -> Any:
+        """The value. Raises ValueError with a line that follows the option's name."""
+        raise NotImplementedError
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value, or a refusal of what was typed; a default is a value already."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.read(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
@@ -132,104 +138,101 @@ class _Offered:
 
         found = [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
         # bash forgets words that come with paths.
-        if incomplete and found and not any(Path().glob(f"{incomplete}*/")):
+        if not self.offered or (incomplete and found and not any(Path().glob(f"{incomplete}*/"))):
             return found
         return [*found, CompletionItem(incomplete, type=self.offered)]
 
 
-class BundleDirectory(_Offered, PathType):
+class BundleDirectory(Value):
     """A directory that holds a manifest; what is in it, the runtime checks."""
 
     name = "bundle"
     offered = "dir"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        path = Path(value)
+    def read(self, text: str) -> Path:
+        path = Path(text)
         advice = "give the directory of a bundle that `blt-edge export` wrote"
         if not os.path.lexists(path):
-            self.fail(f"{value} does not exist; {advice}", param, ctx)
+            raise ValueError(f"{text} does not exist; {advice}")
         if not path.is_dir():
-            self.fail(f"{value} is not a directory; {advice}", param, ctx)
+            raise ValueError(f"{text} is not a directory; {advice}")
         if not os.access(path, os.R_OK | os.X_OK):
-            self.fail(f"{value} can't be read; check its permissions", param, ctx)
+            raise ValueError(f"{text} can't be read; check its permissions")
         if not os.path.lexists(path / MANIFEST_NAME):
-            self.fail(f"{value} has no {MANIFEST_NAME}, so it is no bundle; {advice}", param, ctx)
+            raise ValueError(f"{text} has no {MANIFEST_NAME}, so it is no bundle; {advice}")
         return path
 
 
-class CheckpointSource(_Offered, TextType):
-    """A folder that is there, a hub id, or `demo`."""
+class CheckpointSource(Value):
+    """A folder that is there, a hub id, or `demo`: the same string."""
 
     name = "model"
     offered = "dir"
     words = ("demo",)
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+    def read(self, text: str) -> str:
         try:
-            path = Path(value).expanduser()
+            path = Path(text).expanduser()
         except RuntimeError:  # ~name of nobody
-            path = Path(value)
-        advice = "give a checkpoint's folder, a hub id owner/name, or demo"
-        if value == "demo" or (value and path.is_dir()):
-            return value
+            path = Path(text)
+        if text == "demo" or (text and path.is_dir()):
+            return text
         if path.exists():
-            self.fail(
-                f"{value} is a file; give the folder that holds config.json and the weights", param, ctx
+            raise ValueError(f"{text} is a file; give the folder that holds config.json and the weights")
+        if text.count("/") != 1 or text.startswith(("/", ".", "~")) or text.endswith("/"):
+            raise ValueError(
+                f"{text} does not exist; give a checkpoint's folder, a hub id owner/name, or demo"
             )
-        if value.count("/") != 1 or value.startswith(("/", ".", "~")) or value.endswith("/"):
-            self.fail(f"{value} does not exist; {advice}", param, ctx)
-        return value
+        return text
 
 
-class InputFile(_Offered, PathType):
-    """A file that can be read, or `-` for stdin."""
+class InputFile(Value):
+    """A file that can be read, or `STDIN` for `-`."""
 
-    name = "file"
+    name = offered = "file"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        path = Path(value)
+    def read(self, text: str) -> Path:
+        path = Path(text)
         if path == STDIN:
             return STDIN
         if not path.exists():
-            self.fail(f"{value} does not exist", param, ctx)
+            raise ValueError(f"{text} does not exist")
         if path.is_dir():
-            self.fail(f"{value} is a directory; give a file", param, ctx)
+            raise ValueError(f"{text} is a directory; give a file")
         if not os.access(path, os.R_OK):
-            self.fail(f"{value} can't be read; check its permissions", param, ctx)
+            raise ValueError(f"{text} can't be read; check its permissions")
         return path
 
 
-class OutputFile(_Offered, PathType):
-    """A file to write, or `-` for stdout: refused before any work when it could not be written."""
+class OutputFile(Value):
+    """A file to write, or `STDIN` for `-`: refused before any work when it could not be written."""
 
-    name = "file"
+    name = offered = "file"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        path = Path(value)
+    def read(self, text: str) -> Path:
+        path = Path(text)
         if path == STDIN:
             return STDIN
         if path.is_dir():
-            self.fail(f"{value} is a directory; give a file, or - for stdout", param, ctx)
+            raise ValueError(f"{text} is a directory; give a file, or - for stdout")
         if not path.parent.is_dir():
-            self.fail(f"the directory {path.parent} does not exist; create it first", param, ctx)
+            raise ValueError(f"the directory {path.parent} does not exist; create it first")
         if not os.access(path if path.exists() else path.parent, os.W_OK):
-            self.fail(f"{value} can't be written; check its permissions", param, ctx)
+            raise ValueError(f"{text} can't be written; check its permissions")
         return path
 
 
-class MemorySize(SizeType):
-    """An amount of memory such as 800MB, 1.5GB or a number of bytes."""
+class MemorySize(Value):
+    """An amount of memory such as 800MB, 1.5GB or a number of bytes, in bytes."""
 
     name = "size"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
+    def read(self, text: str) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
         step = 1024 if found and found[3] else 1000
         amount = float(found[1]) * step ** " kmgt".index(found[2] or " ") if found else 0.0
         if not 1 <= amount < 1e18:
-            self.fail(f"got {printable(str(value))!r}; give an amount such as 800MB or 1.5GB", param, ctx)
+            raise ValueError(f"got {printable(text)!r}; give an amount such as 800MB or 1.5GB")
         return int(amount)
 
 
@@ -243,20 +246,18 @@ class OneOf(TextChoice):
         return str(value)
 
 
-class StopString(BytesType):
+class StopString(Value):
     r"""A string with escapes, as bytes: \n \r \t \0 \\ \xNN (a byte) \uNNNN \UNNNNNNNN (a character)."""
 
     name = "text"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
-        if isinstance(value, bytes):
-            return value
+    def read(self, text: str) -> bytes:
         try:
-            data = b"".join(map(_unescaped, _PIECES.findall(value)))
+            data = b"".join(map(_unescaped, _PIECES.findall(text)))
         except ValueError as error:
-            self.fail(f"{error} in {value!r}; a backslash itself is written \\\\", param, ctx)
+            raise ValueError(f"{error} in {text!r}; a backslash itself is written \\\\") from None
         if not data:
-            self.fail("is empty; allowed are strings of at least one byte", param, ctx)
+            raise ValueError("is empty; allowed are strings of at least one byte")
         return data
 
 

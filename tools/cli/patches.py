@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...runtime.files import write_whole
 from ...runtime.names import PATCHING_MODES
 from ..output import Session, is_terminal, printable, status
-from .documents import check_plot, read_input, write_json, write_whole
+from .documents import check_plot, read_input, write_json
 from .model_options import EngineOptions, engine_options, load_model
 from .options import STDIN, InputFile, OneOf, OutputFile, json_option, model_option, verb
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...runtime.files import write_whole
 from ...runtime.names import DEVICES, DRAFTS
 from ..output import Session, print_fields, print_table, size, status
-from .documents import check_plot, json_line, read_input, shown_name, write_json, write_whole
+from .documents import check_plot, json_line, read_input, shown_name, write_json
 from .options import STDIN, InputFile, OneOf, OutputFile, json_option, model_option, verb
 
 if TYPE_CHECKING:

@@ -6,30 +6,39 @@ memory; the first bundle's predictions wait for the others in a temporary folder
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from ...export.quality import Tally
+from ...runtime.child import run_child
 from ...runtime.errors import BltError, OptionError
 from ...runtime.host import describe_machine
 from ...runtime.manifest import Manifest, load_manifest
 from . import CompareOptions
 
-__all__ = ["BundleReport", "CompareError", "CompareOptions", "Comparison", "compare_bundles"]
+__all__ = [
+    "BundleReport",
+    "CompareError",
+    "CompareOptions",
+    "Comparison",
+    "compare_bundles",
+    "draw_comparison",
+]
 
 Progress = Callable[[str, int, int], None]
 
 _PREDICTION_BYTES = 4 * 260
 _GREEDY_PROMPT_BYTES = 96
+# The least range of bits per byte that a picture shows: a difference that means nothing must not fill it.
+_LEAST_RANGE = 0.02
+# Points: how far above its point a name stands, what a line of text takes, and a panel's height, about.
+_NAME_HEIGHT = 5.0
+_LINE = 12.0
+_PANEL_HEIGHT = 250.0
 
 
 class CompareError(BltError):
@@ -81,9 +90,8 @@ class BundleReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        values = {name: value for name, value in vars(self).items() if name not in ("texts", "note")}
         return {
-            **values,
+            **asdict(self),
             "mean_greedy_lead": self.mean_lead,
             "texts": {name: tally.to_dict() for name, tally in self.texts.items()},
             "total": self.total.to_dict(),
@@ -144,22 +152,19 @@ def compare_bundles(
     sizes = {name: sum(stop - start for start, stop in spans) for name, spans in windows.items()}
     reports: list[BundleReport] = []
     with tempfile.TemporaryDirectory(prefix="blt-edge-compare-") as folder:
-        _check_room(Path(folder), sum(sizes.values()) if len(paths) > 1 else 0)
+        _check_room(Path(folder), sum(sizes.values()))
         for index, data in enumerate(texts.values()):
             (Path(folder) / f"text{index}").write_bytes(data)
         asked = {
             "folder": folder,
             "windows": list(windows.values()),
             "prompts": [prompt.hex() for prompt in _prompts(list(texts.values()), options.prompts)],
-            **{name: getattr(options, name) for name in _PASSED_ON},
+            "options": asdict(options),
         }
         for path, manifest in zip(paths, manifests, strict=True):
             figures = _run({**asked, "bundle": str(path), "first": not reports}, path, progress)
             reports.append(_report(path, manifest, list(texts), figures, manifests[0]))
     return Comparison(reports, options, context, sizes, describe_machine(options.threads))
-
-
-_PASSED_ON = ("lead_bytes", "prompt_bytes", "new_bytes", "repeat", "device", "threads")
 
 
 # 1. What to measure.
@@ -211,57 +216,22 @@ def _check_room(folder: Path, scored: int) -> None:
 # 2. The process that measures.
 
 
-def _run(job: Mapping[str, Any], path: Path, progress: Progress | None) -> dict[str, Any]:
-    command = [sys.executable, "-c", f"from {__package__}.worker import main; main()"]
-    with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            # Else a module of the same name in the user's directory would be imported.
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
-        )
-        try:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            child.stdin.write(json.dumps(job).encode())
-            child.stdin.close()
-            final = _listen(child.stdout, path, progress)
-            child.wait()
-        except BrokenPipeError:
-            final = None
-            child.wait()
-        finally:
-            if child.poll() is None:
-                child.kill()
-                child.wait()
-        if final is None:
-            raise CompareError(f"{path}: {_reason(child.returncode, errors)}")
-    if "error" in final:
-        raise (OptionError if final["usage"] else CompareError)(str(final["error"]))
-    result: dict[str, Any] = final["result"]
-    return result
-
-
-def _listen(lines: IO[bytes], path: Path, progress: Progress | None) -> dict[str, Any] | None:
-    for line in lines:
-        message: dict[str, Any] = json.loads(line)
-        if "progress" not in message:
-            return message
+def _run(request: Mapping[str, Any], path: Path, progress: Progress | None) -> dict[str, Any]:
+    def listen(event: Mapping[str, Any]) -> None:
         if progress is not None:
-            what, done, total = message["progress"]
+            what, done, total = event["progress"]
             progress(f"{path.name}: {what}", done, total)
-    return None
 
-
-def _reason(code: int, errors: IO[bytes]) -> str:
-    if code == -getattr(signal, "SIGKILL", 9):
-        return "its process was killed, maybe for memory; close other programs or leave this bundle out"
-    errors.seek(0)
-    lines = errors.read().decode("utf-8", "replace").strip().splitlines()
-    last = f": {lines[-1]}" if lines else ""
-    return f"its process ended early with code {code}{last}"
+    outcome = run_child(f"{__package__}.worker", request, listen)
+    if isinstance(outcome.error, MemoryError):
+        raise CompareError(f"{path}: out of memory; close other programs")
+    if outcome.error is not None:
+        raise outcome.error if isinstance(outcome.error, OptionError) else CompareError(str(outcome.error))
+    if outcome.result is None:
+        raise CompareError(
+            f"{path}: its process {outcome.death}; close other programs, or leave this bundle out"
+        )
+    return outcome.result
 
 
 # 3. What came of it.
@@ -285,3 +255,81 @@ def _report(
         note="made from another checkpoint than the first bundle" if other else "",
         **measured,
     )
+
+
+# 4. A picture: for each text, size against quality, coloured by decoding speed.
+
+
+def draw_comparison(comparison: Comparison, path: Path) -> None:
+    """Draw one panel per text into `path`, whose suffix says the format.
+
+    Across is the size of graphs and tables together, up the bits per byte; the colour is decoding speed.
+    Raises BltError when matplotlib is missing, OSError when the file can't be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BltError("a picture needs matplotlib: pip install 'blt-edge[plot]'") from None
+    texts = list(comparison.text_bytes)
+    figure = Figure(figsize=(1.2 + 5.2 * len(texts), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(texts), squeeze=False)[0]
+    speeds = [report.decode_bytes_per_second for report in comparison.bundles]
+    for panel, text in zip(panels, texts, strict=True):
+        points = _draw_panel(panel, comparison, text, speeds)
+    bar = figure.colorbar(points, ax=list(panels))
+    bar.set_label("decoding, bytes/s")
+    machine = comparison.machine
+    threads = machine.get("threads")
+    limit = f", {threads} thread{'s' * (threads != 1)}" if threads else ""
+    figure.suptitle(f"{machine.get('processor')}, {machine.get('cpus')} CPUs{limit}", fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_panel(panel: Any, comparison: Comparison, text: str, speeds: list[float]) -> Any:
+    sizes = [(report.graph_bytes + report.table_bytes) / 1e6 for report in comparison.bundles]
+    bits = [report.texts[text].bits_per_byte for report in comparison.bundles]
+    # One speed alone is no scale.
+    top = max(speeds) if max(speeds) > min(speeds) else max(speeds) + 1
+    points = panel.scatter(
+        sizes, bits, c=speeds, vmin=min(speeds), vmax=top, s=90, edgecolors="black", zorder=3
+    )
+    panel.axhline(bits[0], linewidth=0.8, linestyle="--", color="gray", zorder=1)
+    for report, across, up, place in zip(comparison.bundles, sizes, bits, _places(sizes, bits), strict=True):
+        panel.annotate(
+            Path(report.path).name,
+            (across, up),
+            xytext=place,
+            textcoords="offset points",
+            ha="right" if place[0] < 0 else "left",
+            fontsize=8,
+            # Names that had to move away say where they belong.
+            arrowprops={"arrowstyle": "-", "linewidth": 0.6} if place[1] > _NAME_HEIGHT else None,
+        )
+    panel.set_xlim(0, 1.15 * max(sizes))
+    middle, half = (max(bits) + min(bits)) / 2, _half_range(bits)
+    panel.set_ylim(middle - half, middle + half)
+    panel.ticklabel_format(useOffset=False)
+    panel.set_title(f"{text}, {comparison.text_bytes[text]:,} bytes", fontsize=10)
+    panel.set_xlabel("graphs and tables, MB")
+    panel.set_ylabel("bits per byte")
+    panel.grid(alpha=0.3)
+    return points
+
+
+def _places(sizes: list[float], bits: list[float]) -> list[tuple[float, float]]:
+    """Where each name goes, in points from its point: beside it, and above lower names that are near."""
+    wide, high = max(sizes), _half_range(bits) * 2 / _PANEL_HEIGHT
+    places = [(0.0, 0.0)] * len(sizes)
+    taken: list[tuple[float, float]] = []  # where along, and how many points up
+    for at in sorted(range(len(sizes)), key=lambda at: bits[at]):
+        height = _NAME_HEIGHT
+        near = [level for across, level in taken if abs(across - sizes[at]) < 0.25 * wide]
+        while any(abs(bits[at] / high + height - level) < _LINE for level in near):
+            height += 1
+        taken.append((sizes[at], bits[at] / high + height))
+        places[at] = (-8.0 if sizes[at] > 0.75 * wide else 8.0, height)
+    return places
+
+
+def _half_range(bits: list[float]) -> float:
+    return max(0.7 * (max(bits) - min(bits)), _LEAST_RANGE / 2)

@@ -1,18 +1,18 @@
-"""What an engine does on this machine, found out in a process of its own: `python -m ... SUBJECT [NAME]`.
+"""What an engine does on this machine, found out in a process of its own.
 
-A driver or an engine that crashes or hangs takes only this process with it. The last line of stdout is one
-JSON object: the facts, with "error" where something did not work. Engines write their logs to stderr.
+A driver or an engine that crashes or hangs takes only this process with it; engines write logs to stderr.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["main"]
+from ...runtime.child import Tell
+
+__all__ = ["work"]
 
 # A graph of one MatMul, a [2, 3] and b [3, 2] to c: written out because the package onnx may not be here.
 _GRAPH = bytes.fromhex(
@@ -21,16 +21,13 @@ _GRAPH = bytes.fromhex(
 )
 
 
-def main(arguments: list[str]) -> None:
-    """Answer one question."""
-    subject, *names = arguments
+def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+    """The facts about a subject, with "error" where something did not work."""
     try:
-        facts = _SUBJECTS[subject](*names)
+        return _SUBJECTS[request["subject"]](*request["names"])
     except Exception as error:  # whatever an engine raises is the answer
         text = str(error).strip() or type(error).__name__
-        facts = {"error": text.splitlines()[0]}
-    sys.stdout.write("\n" + json.dumps(facts) + "\n")
-    sys.stdout.flush()
+        return {"error": text.splitlines()[0]}
 
 
 def _providers() -> dict[str, Any]:
@@ -162,7 +159,3 @@ _SUBJECTS: dict[str, Callable[..., dict[str, Any]]] = {
     "tensorrt": _tensorrt,
     "bundle": _bundle,
 }
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

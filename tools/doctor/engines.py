@@ -1,23 +1,21 @@
-"""Asking `probe` in a process of its own, so that nothing that crashes or hangs there does so here."""
+"""Asking `engine_worker` in another process, so that nothing that crashes or hangs there does so here."""
 
 from __future__ import annotations
 
-import json
 import re
-import signal
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from ...runtime.child import run_child
 
 __all__ = ["PATIENCE", "Answer", "Ask", "ask"]
 
 PATIENCE = 60.0
 """Seconds that a probe may take: an engine's first start on a small board takes some ten."""
 
-_PROBE = (sys.executable, "-m", f"{__package__}.probe")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _LOG_HEAD = re.compile(r"^.*?\[[EW]:onnxruntime:[^]]*\]\s*")
 _FAILURE = re.compile(r"error|fail|cannot|require", re.IGNORECASE)
@@ -39,50 +37,20 @@ Ask = Callable[..., Answer]
 """`ask`, or what takes its place in tests: called with a subject and names."""
 
 
-def ask(subject: str, *names: str, patience: float = PATIENCE, command: Sequence[str] = _PROBE) -> Answer:
-    """Let the probe answer; however it ends, the answer says so."""
+def ask(subject: str, *names: str, patience: float = PATIENCE) -> Answer:
+    """Let the child answer; however it ends, the answer says so."""
+    # Engines write files where they run: not in the user's folder.
     with tempfile.TemporaryDirectory(prefix="blt-edge-doctor-") as folder:
-        try:
-            # Not in the user's folder, whose files could be taken for modules.
-            done = subprocess.run(
-                [*command, subject, *names],
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=patience,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return Answer(error=f"no answer within {patience:g} s")
-        except OSError as failed:
-            return Answer(error=failed.strerror or type(failed).__name__)
-    said = _telling(done.stderr.decode("utf-8", "replace"))
-    facts = _facts(done.stdout.decode("utf-8", "replace"))
-    if done.returncode < 0:
-        return Answer(error=f"crashed ({_signal(-done.returncode)})", said=said)
-    if done.returncode or facts is None:
-        return Answer(error=said or f"ended with exit code {done.returncode} and no answer", said=said)
-    error = facts.pop("error", None)
-    return Answer(facts, None if error is None else str(error), said)
-
-
-def _facts(output: str) -> dict[str, Any] | None:
-    lines = output.strip().splitlines()
-    try:
-        facts = json.loads(lines[-1]) if lines else None
-    except ValueError:
-        return None
-    return facts if isinstance(facts, dict) else None
+        request = {"subject": subject, "names": names}
+        outcome = run_child(f"{__package__}.engine_worker", request, patience=patience, folder=Path(folder))
+    said = _telling(outcome.log)
+    if outcome.result is None:
+        return Answer(error=outcome.death or str(outcome.error), said=said)
+    facts = dict(outcome.result)
+    return Answer(facts, facts.pop("error", None), said)
 
 
 def _telling(log: str) -> str:
     lines = [_LOG_HEAD.sub("", _COLOUR.sub("", line)).strip() for line in log.splitlines()]
     telling = [line for line in lines if _FAILURE.search(line)] or [line for line in lines if line]
     return telling[-1][:300] if telling else ""
-
-
-def _signal(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -1,1 +1,1 @@
-"""Making models: training the demo, random checkpoints of released shapes, golden files. Not installed."""
+"""Making models: training the demo, random checkpoints of released shapes, golden files."""

@@ -1,6 +1,6 @@
 """Trains the demo checkpoint: a small, real Byte Latent Transformer (BLT) in Hugging Face layout.
 
-    python tools/models/train_demo.py --corpus DIR -o OUT
+    python -m blt_edge.tools.models.train_demo --corpus DIR -o OUT
 
 writes OUT/config.json and OUT/model.safetensors (float16, under 16 MB, patcher and hash tables included),
 which `BltForCausalLM.from_pretrained` loads, and then prints the figures of the files as written.

@@ -17,14 +17,14 @@ def test_work_is_all_but_waiting_and_guests_twice() -> None:
 @pytest.mark.parametrize("text", ["", "\n", "cpu  1 2 3\n", "intr 1 2 3 4 5 6 7 8 9\n"])
 def test_a_system_that_tells_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert busy_ticks(text) is None
-    monkeypatch.setattr(host, "_read", lambda: text)
+    monkeypatch.setattr(host, "read_text", lambda path: text)
     with OtherLoad() as other:
         pass
     assert other.cores is None
 
 
 def test_a_moment_tells_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "_read", lambda: STAT)
+    monkeypatch.setattr(host, "read_text", lambda path: STAT)
     with OtherLoad() as other:
         pass
     assert other.cores is None
@@ -34,7 +34,7 @@ def test_our_own_work_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processors busy for ten seconds, a half of one with us."""
     ticks = iter((STAT, STAT.replace("cpu  100", f"cpu  {100 + 20 * host.os.sysconf('SC_CLK_TCK')}")))
     own, clock = iter((1.0, 6.0)), iter((50.0, 60.0))
-    monkeypatch.setattr(host, "_read", lambda: next(ticks))
+    monkeypatch.setattr(host, "read_text", lambda path: next(ticks))
     monkeypatch.setattr(host.time, "process_time", lambda: next(own))
     monkeypatch.setattr(host.time, "perf_counter", lambda: next(clock))
     with OtherLoad() as other:

@@ -1,0 +1,89 @@
+"""A function in a process of its own: results, events, errors and deaths come through."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from blt_edge.runtime.child import Outcome, run_child
+from blt_edge.runtime.errors import BltError, OptionError
+
+
+@pytest.fixture
+def child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """child(body, **request): how a process ends whose `work` has this body."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
+
+    def run(body: str, listen: Any = None, patience: float | None = None, **request: Any) -> Outcome:
+        lines = "".join(f"    {line}\n" for line in body.splitlines())
+        (tmp_path / "some_work.py").write_text(
+            "import os, sys, time\n"
+            "from blt_edge.runtime.errors import BltError, OptionError\n"
+            f"def work(request, tell):\n{lines}"
+        )
+        return run_child("some_work", request, listen, patience=patience, folder=tmp_path)
+
+    return run
+
+
+def test_result_and_events(child: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    told: list[dict[str, Any]] = []
+    outcome = child(
+        "print('noise')\ntell({'at': 1})\ntell({'at': 2})\nreturn request", told.append, a=[1, "x"]
+    )
+    assert outcome.result == {"a": [1, "x"]}
+    assert (outcome.error, outcome.death, told) == (None, None, [{"at": 1}, {"at": 2}])
+    assert outcome.log == "noise\n"
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "text"),
+    [
+        ("BltError('broken')", BltError, "broken"),
+        ("OptionError('threads')", OptionError, "threads"),
+        ("MemoryError()", MemoryError, ""),
+        ("FileNotFoundError(2, 'No such file', 'none/x')", FileNotFoundError, "none/x"),
+    ],
+)
+def test_foreseen_errors(child: Any, raised: str, kind: type[Exception], text: str) -> None:
+    outcome = child(f"raise {raised}")
+    assert type(outcome.error) is kind
+    assert text in str(outcome.error)
+
+
+@pytest.mark.parametrize(
+    ("body", "death"),
+    [
+        ("os.kill(os.getpid(), 9)", "was killed, most likely because memory ran out"),
+        ("os.write(2, b'bad driver\\n'); os.kill(os.getpid(), 11)", "crashed (SIGSEGV)"),
+        ("raise ImportError('no such library')", "ended early with code 1: ImportError: no such library"),
+        ("os._exit(7)", "ended early with code 7"),
+    ],
+)
+def test_deaths(child: Any, body: str, death: str) -> None:
+    assert child(body).death == death
+
+
+def test_a_hang_ends(child: Any) -> None:
+    started = time.monotonic()
+    assert child("time.sleep(60)", patience=2.0).death == "gave no answer within 2 s"
+    assert time.monotonic() - started < 30
+
+
+def test_what_the_listener_raises_ends_the_child(child: Any) -> None:
+    def stop(event: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        child("tell({})\ntime.sleep(60)", stop)
+
+
+def test_the_folder_is_not_imported_from(child: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile = tmp_path / "hostile"
+    hostile.mkdir()
+    (hostile / "json.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(hostile)
+    assert run_child("some_work", {}, folder=hostile).death != "ended early with code 3"
