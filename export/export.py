@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,7 @@ from ..graphs.precision import needs_ranges, parse_precision
 from ..graphs.stages import axis_ranges, patch_value_width, stage_names, stage_stack
 from ..runtime.errors import OptionError
 from ..runtime.files import scratch
-from ..runtime.manifest import Axis, EmbeddingSpec, Manifest, ModelSpec, Source, StageSpec
+from ..runtime.manifest import EmbeddingSpec, Manifest, ModelSpec, Source, StageSpec
 from .bundle import Meter, Progress, finish, new_bundle
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint_base import EMBEDDING, HASH_EMBEDDING, check_tensors, parameter_counts
@@ -205,7 +205,7 @@ def _manifest(
         patching=config.patching,
         embedding=tables,
         stages={stage: _stage_spec(plan, stage) for stage in plan.graph_bytes},
-        axes={name: Axis(**asdict(size)) for name, size in axis_ranges(config).items()},
+        axes=axis_ranges(config),
         validation=None,
         files={},
         quantization=options.spec(plan.precisions),

@@ -1,8 +1,4 @@
-"""Config fields that transformers reads or stores but that never change what a BLT computes.
-
-Anything else that is unknown and switched on is refused, since it may matter.
-
-The model's shape and rules as frozen dataclasses, parsed from a Hugging Face `config.json`.
+"""The model's shape and rules as frozen dataclasses, parsed from a Hugging Face `config.json`.
 
 The defaults and the meaning of every field are those of transformers' `BltConfig` (5.23) and its sub-configs;
 what it reads but never uses is accepted, what would change the computation in a way the graphs don't know is
@@ -15,7 +11,7 @@ Meta's rules (a false or zero value is off). `patch_in_forward: false` makes eve
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,25 +20,16 @@ from ..runtime.patching import PatchingRule
 from .fields import ConfigError, Fields
 from .rope import ROPE_TYPES, RopeConfig
 
-__all__ = [
-    "ACTIVATIONS",
-    "INERT",
-    "INERT_ENCODER",
-    "INERT_PART",
-    "INERT_ROPE",
-    "ConfigError",
-    "ModelConfig",
-    "RopeConfig",
-    "TransformerConfig",
-    "parse_config",
-]
+__all__ = ["ACTIVATIONS", "ConfigError", "ModelConfig", "RopeConfig", "TransformerConfig", "parse_config"]
 
 
 def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_BOOKKEEPING = _names(
+# Fields that transformers reads or stores but that never change what a BLT computes. Anything else that is
+# unknown and switched on is refused, since it may matter.
+_IGNORED_ANYWHERE = _names(
     """
     architectures auto_map dtype torch_dtype transformers_version model_type base_model_type _name_or_path
     name_or_path _commit_hash id2label label2id num_labels problem_type finetuning_task tokenizer_class
@@ -51,11 +38,10 @@ _BOOKKEEPING = _names(
     is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder
     tie_last_hidden_states chunk_size_feed_forward pruned_heads attn_implementation _attn_implementation
     _attn_implementation_autoset _attn_implementation_internal _experts_implementation_internal
-    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id
+    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id sliding_window
+    rope_parameters rope_scaling rope_theta partial_rotary_factor
     """
-)
-# transformers drops these from a config: they belong to generation_config.json
-_GENERATION = _names(
+    # transformers drops these from a config: they belong to generation_config.json
     """
     max_length max_new_tokens min_length min_new_tokens do_sample early_stopping num_beams num_beam_groups
     diversity_penalty temperature top_k top_p typical_p repetition_penalty length_penalty
@@ -63,40 +49,23 @@ _GENERATION = _names(
     return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values
     exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
     """
+    # written by the converter from Meta's checkpoints; none is read by transformers' model
+    "norm_eps attn_impl attn_bias_type realtime_patching patching_device patching_batch_size"
 )
-# written by the converter from Meta's checkpoints; none is read by transformers' model
-_CONVERTED = _names("norm_eps attn_impl attn_bias_type realtime_patching patching_device patching_batch_size")
-_ROPE = frozenset({"rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor"})
-
-INERT = _BOOKKEEPING | _GENERATION | _CONVERTED | _ROPE | {"max_position_embeddings", "sliding_window"}
-"""Top level. The rope fields there belong to no part."""
-
-INERT_PART = (
-    _BOOKKEEPING
-    | _GENERATION
-    | _CONVERTED
-    | _ROPE
-    | {
-        "vocab_size",
-        "sliding_window",
-        "tie_word_embeddings",
-        "encoder_cross_output_size",
-        "original_max_position_embeddings",
-    }
+_IGNORED_AT_TOP = _IGNORED_ANYWHERE | {"max_position_embeddings"}
+# Windows and ties come from the top level, the projection's size from the other widths.
+_IGNORED_IN_PART = _IGNORED_ANYWHERE | _names(
+    "vocab_size tie_word_embeddings encoder_cross_output_size original_max_position_embeddings"
 )
-"""Any sub-config: windows and ties come from the top level, the projection's size from the other widths."""
-
-INERT_ENCODER = INERT_PART | {"hidden_size_global"}
-"""The encoder's copy of the global width is not used; the decoder's is."""
-
-INERT_ROPE = _names(
+# The encoder's copy of the global width is not used; the decoder's is.
+_IGNORED_IN_ENCODER = _IGNORED_IN_PART | {"hidden_size_global"}
+# Rope parameters of one type may stay behind in a config of another.
+_IGNORED_IN_ROPE = _names(
     """
     factor original_max_position_embeddings low_freq_factor high_freq_factor attention_factor beta_fast
     beta_slow mscale mscale_all_dim truncate short_factor long_factor type
     """
 )
-"""Rope parameters of one type may stay behind in a config of another."""
-
 
 ACTIVATIONS: Mapping[str, str] = {
     "silu": "silu",
@@ -179,49 +148,6 @@ class ModelConfig:
     """Bytes of text that the model saw at once in training; the windows of scoring."""
 
 
-def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
-    """The `ModelConfig` of a parsed `config.json`.
-
-    Raises `ConfigError`, with the field's path, for another model type, a malformed, contradictory or
-    unsupported value, and an unknown field that is switched on.
-    """
-    top = Fields(raw)
-    if top.raw("model_type") != "blt":
-        raise top.refuse("model_type", "blt, the type of transformers' BltForCausalLM")
-    top.integer("vocab_size", _VOCAB, minimum=_VOCAB, maximum=_VOCAB)
-    window = top.optional_integer("local_attention_window_len", 512)
-    k = top.integer("cross_attn_k", 2, maximum=64)
-    rule = _patching(top)
-
-    encoder_fields, decoder_fields = top.section("encoder_config"), top.section("decoder_config")
-    encoder = _part(encoder_fields, _ENCODER_DEFAULTS, window)
-    decoder = _part(decoder_fields, _DECODER_DEFAULTS, window)
-    global_fields = top.section("global_config")
-    global_stack = _part(global_fields, _GLOBAL_DEFAULTS, None)
-    patcher = _patcher(top.section("patcher_config"))
-    config = ModelConfig(
-        vocab_size=_VOCAB,
-        patcher=patcher if rule.needs_entropy else None,
-        encoder=encoder,
-        global_stack=global_stack,
-        decoder=decoder,
-        cross_attn_k=k,
-        encoder_cross_all_layers=encoder_fields.boolean("cross_attn_all_layers", False),
-        decoder_cross_all_layers=decoder_fields.boolean("cross_attn_all_layers", True),
-        token_projection=k * encoder.width != global_stack.width,
-        hash=_hashing(top),
-        patching=rule,
-        tie_word_embeddings=top.boolean("tie_word_embeddings", False),
-        trained_context=_trained_context(top, [encoder, decoder, *([patcher] if rule.needs_entropy else [])]),
-    )
-    _check_agreement(config, encoder_fields, decoder_fields)
-    top.refuse_unknown(INERT)
-    encoder_fields.refuse_unknown(INERT_ENCODER)
-    decoder_fields.refuse_unknown(INERT_PART)
-    global_fields.refuse_unknown(INERT_PART)
-    return config
-
-
 @dataclass(frozen=True)
 class _Defaults:
     width: int
@@ -238,15 +164,75 @@ _GLOBAL_DEFAULTS = _Defaults(2048, 25, 16, 5632, 500000.0, 4096)
 _DECODER_DEFAULTS = _Defaults(1024, 9, 16, 2816, 500000.0, 24576)
 
 
+def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
+    """The `ModelConfig` of a parsed `config.json`.
+
+    Raises `ConfigError`, with the field's path, for another model type, a malformed, contradictory or
+    unsupported value, and an unknown field that is switched on.
+    """
+    top = Fields(raw)
+    if top.raw("model_type") != "blt":
+        raise top.refuse("model_type", "blt, the type of transformers' BltForCausalLM")
+    _check_vocabulary(top)
+    window = top.optional_integer("local_attention_window_len", 512)
+    k = top.integer("cross_attn_k", 2, maximum=64)
+    rule = _patching(top)
+    # 1. The parts. The patcher's activation counts too, though transformers declares it silu.
+    encoder_fields, decoder_fields = top.section("encoder_config"), top.section("decoder_config")
+    encoder = _part(encoder_fields, _ENCODER_DEFAULTS, window)
+    decoder = _part(decoder_fields, _DECODER_DEFAULTS, window)
+    global_fields, patcher_fields = top.section("global_config"), top.section("patcher_config")
+    global_stack = _part(global_fields, _GLOBAL_DEFAULTS, None)
+    _check_vocabulary(patcher_fields)
+    patcher = _part(patcher_fields, _PATCHER_DEFAULTS, patcher_fields.optional_integer("sliding_window", 512))
+    patcher_fields.refuse_unknown(_IGNORED_IN_PART)
+    # 2. The whole.
+    used = [encoder, decoder, patcher] if rule.needs_entropy else [encoder, decoder]
+    longest = min(part.max_positions for part in used)
+    config = ModelConfig(
+        vocab_size=_VOCAB,
+        patcher=patcher if rule.needs_entropy else None,
+        encoder=encoder,
+        global_stack=global_stack,
+        decoder=decoder,
+        cross_attn_k=k,
+        encoder_cross_all_layers=encoder_fields.boolean("cross_attn_all_layers", False),
+        decoder_cross_all_layers=decoder_fields.boolean("cross_attn_all_layers", True),
+        token_projection=k * encoder.width != global_stack.width,
+        hash=_hashing(top),
+        patching=rule,
+        tie_word_embeddings=top.boolean("tie_word_embeddings", False),
+        # A field of ours; without it the shortest of the parts that see bytes, and 4096 at most.
+        trained_context=top.optional_integer("trained_context", maximum=longest)
+        or min(_MAX_TRAINED, longest),
+    )
+    # 3. What contradicts each other, or is not known.
+    for part in (encoder_fields, decoder_fields):
+        if part.integer("cross_attn_k", 2) != k:
+            raise part.refuse("cross_attn_k", f"the top-level cross_attn_k, {k}")
+    _check_vocabulary(encoder_fields)
+    if decoder.width != encoder.width:
+        raise decoder_fields.refuse("hidden_size", f"encoder_config.hidden_size, {encoder.width}")
+    if decoder_fields.integer("hidden_size_global", 2048) != global_stack.width:
+        raise decoder_fields.refuse("hidden_size_global", f"global_config.hidden_size, {global_stack.width}")
+    top.refuse_unknown(_IGNORED_AT_TOP)
+    encoder_fields.refuse_unknown(_IGNORED_IN_ENCODER)
+    for fields in (decoder_fields, global_fields):
+        fields.refuse_unknown(_IGNORED_IN_PART)
+    return config
+
+
+def _check_vocabulary(fields: Fields) -> None:
+    fields.integer("vocab_size", _VOCAB, minimum=_VOCAB, maximum=_VOCAB)
+
+
 def _part(part: Fields, defaults: _Defaults, window: int | None) -> TransformerConfig:
     width = part.integer("hidden_size", defaults.width, maximum=_MAX_WIDTH)
     heads = part.integer("num_attention_heads", defaults.heads, maximum=_MAX_WIDTH)
     head_dim = width // heads
     if width % heads or head_dim % 2:
-        raise part.refuse(
-            "num_attention_heads",
-            f"divisors of hidden_size {width} that leave an even head size",
-        )
+        allowed = f"divisors of hidden_size {width} that leave an even head size"
+        raise part.refuse("num_attention_heads", allowed)
     if part.has("head_dim") and part.integer("head_dim") != head_dim:
         raise part.refuse("head_dim", f"only hidden_size // num_attention_heads = {head_dim}")
     # 0 means "not given" for these two, as in transformers
@@ -256,7 +242,6 @@ def _part(part: Fields, defaults: _Defaults, window: int | None) -> TransformerC
     intermediate = part.optional_integer(
         "intermediate_size", defaults.intermediate, minimum=0, maximum=16 * _MAX_WIDTH
     )
-    positions = part.integer("max_position_embeddings", defaults.positions)
     return TransformerConfig(
         width=width,
         layers=part.integer("num_hidden_layers", defaults.layers, maximum=_MAX_LAYERS),
@@ -268,16 +253,8 @@ def _part(part: Fields, defaults: _Defaults, window: int | None) -> TransformerC
         activation=ACTIVATIONS[part.choice("hidden_act", "silu", ACTIVATIONS.keys())],
         rope=_rope(part, defaults.theta),
         window=window,
-        max_positions=positions,
+        max_positions=part.integer("max_position_embeddings", defaults.positions),
     )
-
-
-def _patcher(part: Fields) -> TransformerConfig:
-    """The entropy model's stack. `hidden_act` counts here too, though transformers declares it silu."""
-    part.integer("vocab_size", _VOCAB, minimum=_VOCAB, maximum=_VOCAB)
-    config = _part(part, _PATCHER_DEFAULTS, part.optional_integer("sliding_window", 512))
-    part.refuse_unknown(INERT_PART)
-    return config
 
 
 def _rope(part: Fields, default_theta: float) -> RopeConfig:
@@ -292,15 +269,11 @@ def _rope(part: Fields, default_theta: float) -> RopeConfig:
         share = holder.optional_number("partial_rotary_factor", above=0.0)
         if rope_type != "default" and share not in (None, 1.0):
             raise holder.refuse("partial_rotary_factor", f"1.0 with rope type {rope_type}")
-    source.refuse_unknown(INERT_ROPE)
-    return _rope_parameters(part, source, rope_type, theta)
-
-
-def _rope_parameters(part: Fields, source: Fields, rope_type: str, theta: float) -> RopeConfig:
+    source.refuse_unknown(_IGNORED_IN_ROPE)
     if rope_type == "default":
         return RopeConfig(rope_type, theta)
     if rope_type == "linear":
-        return RopeConfig(rope_type, theta, factor=source.number("factor", above=0.0))
+        return RopeConfig(rope_type, theta, source.number("factor", above=0.0))
     # transformers lets a field beside the rope parameters win over the one inside
     holder = part if part.has("original_max_position_embeddings") else source
     original = holder.optional_integer("original_max_position_embeddings")
@@ -308,26 +281,16 @@ def _rope_parameters(part: Fields, source: Fields, rope_type: str, theta: float)
         low = source.number("low_freq_factor", above=0.0)
         high = source.number("high_freq_factor", above=low)
         factor = source.number("factor", above=0.0)
-        return RopeConfig(
-            rope_type,
-            theta,
-            factor,
-            original_max_positions=original,
-            low_freq_factor=low,
-            high_freq_factor=high,
-        )
+        return RopeConfig(rope_type, theta, factor, original, low_freq_factor=low, high_freq_factor=high)
     if "factor" not in source.names():
         raise ConfigError(f"{source.path('factor')}: missing, rope type {rope_type} needs it")
+    positive = ("factor", "attention_factor", "beta_fast", "beta_slow")
     return RopeConfig(
         rope_type,
         theta,
-        source.optional_number("factor", above=0.0),
         original_max_positions=original,
-        attention_factor=source.optional_number("attention_factor", above=0.0),
-        beta_fast=source.optional_number("beta_fast", above=0.0),
-        beta_slow=source.optional_number("beta_slow", above=0.0),
-        mscale=source.optional_number("mscale"),
-        mscale_all_dim=source.optional_number("mscale_all_dim"),
+        **{name: source.optional_number(name, above=0.0) for name in positive},
+        **{name: source.optional_number(name) for name in ("mscale", "mscale_all_dim")},
         truncate=source.boolean("truncate", True),
     )
 
@@ -363,22 +326,3 @@ def _patching(top: Fields) -> PatchingRule:
         max_patch_length=longest if mode != "byte" else None,
         patch_size=size if mode == "static" else None,
     )
-
-
-def _trained_context(top: Fields, parts: Sequence[TransformerConfig]) -> int:
-    """The field `trained_context`, ours; without it the shortest of the byte parts' positions and 4096."""
-    longest = min(part.max_positions for part in parts)
-    return top.optional_integer("trained_context", maximum=longest) or min(_MAX_TRAINED, longest)
-
-
-def _check_agreement(config: ModelConfig, encoder: Fields, decoder: Fields) -> None:
-    """Refuse parts that contradict each other; the messages name both sides."""
-    k, width, global_width = config.cross_attn_k, config.encoder.width, config.global_stack.width
-    for part in (encoder, decoder):
-        if part.integer("cross_attn_k", 2) != k:
-            raise part.refuse("cross_attn_k", f"the top-level cross_attn_k, {k}")
-    encoder.integer("vocab_size", _VOCAB, minimum=_VOCAB, maximum=_VOCAB)
-    if config.decoder.width != width:
-        raise decoder.refuse("hidden_size", f"encoder_config.hidden_size, {width}")
-    if decoder.integer("hidden_size_global", 2048) != global_width:
-        raise decoder.refuse("hidden_size_global", f"global_config.hidden_size, {global_width}")

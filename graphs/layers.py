@@ -1,16 +1,14 @@
-"""Where a graph's weight comes from: names and rearrangements, no files and no data.
+"""The transformer blocks that all four stages share, as ONNX-building modules.
+
+They mirror transformers' Blt modules (BltRMSNorm, BltMLP, BltSelfAttention, BltTransformerLayer) in
+standard ONNX operators only, so that the same graph runs on ONNX Runtime and builds in TensorRT.
+Shapes: B rows, S new positions, C cache slots, T = C + S. All floats are float32.
 
 A graph keeps a checkpoint's tensor names but not always its shapes: projections that read the same
 input are one product, weights are stored [in, out] as MatMul wants them, and the rows of queries
 and keys are reordered so that interleaved RoPE becomes the half-split kind (attention scores do
 not change when queries and keys are permuted alike). `WeightSource` says how to get from one to
 the other; whoever reads checkpoints calls `assemble`.
-
-The transformer blocks that all four stages share, as ONNX-building modules.
-
-They mirror transformers' Blt modules (BltRMSNorm, BltMLP, BltSelfAttention, BltTransformerLayer) in
-standard ONNX operators only, so that the same graph runs on ONNX Runtime and builds in TensorRT.
-Shapes: B rows, S new positions, C cache slots, T = C + S. All floats are float32.
 
 What they do not know: files, weights' values, and which slot of a cache holds which position;
 the caller passes the positions of all slots, and -1 marks a slot (or a padded row) to ignore.
@@ -32,19 +30,27 @@ from .config import TransformerConfig
 from .rope import inverse_frequencies
 
 __all__ = [
-    "MLP",
-    "AttentionMask",
+    "MASKED",
+    "CacheInputs",
+    "Embedding",
     "Linear",
+    "Pair",
     "RMSNorm",
-    "RotaryEmbedding",
-    "SelfAttention",
     "TransformerStack",
     "Weight",
     "WeightPart",
     "WeightSource",
+    "activation",
 ]
 
 FloatArray = npt.NDArray[np.float32]
+Pair = tuple[ir.Value, ir.Value]
+
+MASKED = -1e30
+"""Added to a masked score. Finite, so that a row with nothing to attend to stays finite too; large enough
+that exp() of it is exactly 0 beside any real score."""
+
+_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -75,24 +81,17 @@ class WeightSource:
         joined = np.empty(shape, np.float32)
         column = 0
         for part in self.parts:
-            rows = _reorder(read(part.name), part.rope_head_dim)
-            _transpose_into(joined[:, column : column + len(rows)], rows)
+            rows = read(part.name)
+            if part.rope_head_dim is not None:
+                heads = rows.reshape(-1, part.rope_head_dim // 2, 2, rows.shape[-1])
+                rows = heads.transpose(0, 2, 1, 3).reshape(rows.shape)
+            # A few rows at a time stay in the cache: six times as fast as one strided copy of a large matrix.
+            for start in range(0, len(rows), _ROWS):
+                block = rows[start : start + _ROWS].T
+                joined[:, column + start : column + start + block.shape[1]] = block
             column += len(rows)
         assert column == shape[1], f"{self.parts[0].name}: {column} of {shape[1]} outputs"
         return joined
-
-
-def _transpose_into(target: FloatArray, source: FloatArray, block: int = 16) -> None:
-    # A few rows at a time stay in the cache: six times as fast as one strided copy of a large matrix.
-    for start in range(0, len(source), block):
-        target[:, start : start + block] = source[start : start + block].T
-
-
-def _reorder(array: FloatArray, head_dim: int | None) -> FloatArray:
-    if head_dim is None:
-        return array
-    heads = array.reshape(-1, head_dim // 2, 2, array.shape[-1])
-    return heads.transpose(0, 2, 1, 3).reshape(array.shape)
 
 
 class Weight(nn.Parameter):
@@ -101,11 +100,6 @@ class Weight(nn.Parameter):
     def __init__(self, shape: tuple[int, ...], source: WeightSource, name: str = "weight") -> None:
         super().__init__(shape, dtype=ir.DataType.FLOAT, name=name)
         self.source = source
-
-
-# Added to a masked score. Finite, so that a row with nothing to attend to stays finite too;
-# large enough that exp() of it is exactly 0 beside any real score.
-MASKED = -1e30
 
 
 class Linear(nn.Module):
@@ -193,7 +187,7 @@ class RotaryEmbedding(nn.Module):
             frequencies.shape, name="inv_freq", data=ir.tensor(frequencies.astype(np.float32))
         )
 
-    def forward(self, op: Any, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def forward(self, op: Any, positions: ir.Value) -> Pair:
         columns = op.Cast(op.Unsqueeze(positions, [1, 3]), to=ir.DataType.FLOAT)
         angles = op.Mul(columns, self.frequencies)
         cos, sin = op.Cos(angles), op.Sin(angles)
@@ -244,12 +238,7 @@ class SelfAttention(nn.Module):
         self.o_proj = Linear(config.heads * config.head_dim, config.width, f"{prefix}.o_proj.weight")
 
     def forward(
-        self,
-        op: Any,
-        x: ir.Value,
-        rotary: tuple[ir.Value, ir.Value],
-        mask: ir.Value,
-        past: tuple[ir.Value, ir.Value],
+        self, op: Any, x: ir.Value, rotary: Pair, mask: ir.Value, past: Pair
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         heads, kv_heads, head_dim = self.heads, self.kv_heads, self.head_dim
         # 1. Project, split into heads, rotate queries and keys together.
@@ -268,17 +257,14 @@ class SelfAttention(nn.Module):
         past_weights = op.Slice(weights, [0], slots, [3])
         new_weights = op.Slice(weights, slots, [np.iinfo(np.int64).max], [3])
         mixed = op.Add(op.MatMul(past_weights, past_value), op.MatMul(new_weights, value))
-        # 4. Back to [B, S, H * head_dim].
-        mixed = op.Transpose(op.Reshape(mixed, _split_heads(op, x, heads, head_dim)), perm=[0, 2, 1, 3])
+        # 4. Back to [B, S, H * head_dim]; S from x, as -1 cannot split the grouped rows, which are H/Hkv * S.
+        rows, count = op.Shape(x, start=0, end=1), op.Shape(x, start=1, end=2)
+        by_head = op.Reshape(mixed, op.Concat(rows, [heads], count, [head_dim], axis=0))
+        mixed = op.Transpose(by_head, perm=[0, 2, 1, 3])
         return self.o_proj(op, op.Reshape(mixed, [0, 0, heads * head_dim])), key, value
 
 
-def _split_heads(op: Any, x: ir.Value, heads: int, head_dim: int) -> ir.Value:
-    # [B, H, S, head_dim] with S taken from x: the grouped rows are H/Hkv * S, which -1 cannot split.
-    return op.Concat(op.Shape(x, start=0, end=1), [heads], op.Shape(x, start=1, end=2), [head_dim], axis=0)
-
-
-def _rotate(op: Any, x: ir.Value, rotary: tuple[ir.Value, ir.Value]) -> ir.Value:
+def _rotate(op: Any, x: ir.Value, rotary: Pair) -> ir.Value:
     cos, sin = rotary
     first, second = op.Split(x, axis=-1, num_outputs=2, _outputs=2)
     return op.Concat(
@@ -300,25 +286,30 @@ class TransformerLayer(nn.Module):
         self.mlp = MLP(config, f"{prefix}.mlp")
 
     def forward(
-        self,
-        op: Any,
-        x: ir.Value,
-        rotary: tuple[ir.Value, ir.Value],
-        mask: ir.Value,
-        past: tuple[ir.Value, ir.Value],
+        self, op: Any, x: ir.Value, rotary: Pair, mask: ir.Value, past: Pair
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         attended, key, value = self.self_attn(op, self.input_layernorm(op, x), rotary, mask, past)
         x = op.Add(x, attended)
         return op.Add(x, self.mlp(op, self.post_attention_layernorm(op, x))), key, value
 
 
+@dataclass(frozen=True)
+class CacheInputs:
+    """A stage's inputs that say where its new positions stand and what came before them."""
+
+    positions: ir.Value
+    """int64 [B, S]."""
+    past_positions: ir.Value
+    """int64 [B, C], of every cache slot."""
+    past: list[Pair]
+    """Each layer's cached keys and values, [B, Hkv, C, head_dim]."""
+
+
 class TransformerStack(nn.Module):
     """The layers of one part, with RoPE and mask computed once for all of them.
 
-    Subclasses and stages call `prepare` once and `layer` for each layer, so that the decoder can put
-    its cross-attention between; `forward` runs them all. New keys and values are joined to
-    one output [2 * layers, B, Hkv, S, head_dim] (key and value of layer 0, of layer 1, ...), so that a
-    cache is updated by one write.
+    New keys and values are joined to one output [2 * layers, B, Hkv, S, head_dim] (key and value of layer 0,
+    of layer 1, ...), so that a cache is updated by one write.
     """
 
     def __init__(self, config: TransformerConfig, prefix: str) -> None:
@@ -329,22 +320,28 @@ class TransformerStack(nn.Module):
             [TransformerLayer(config, f"{prefix}.layers.{index}") for index in range(config.layers)]
         )
 
-    def prepare(
-        self, op: Any, positions: ir.Value, past_positions: ir.Value
-    ) -> tuple[tuple[ir.Value, ir.Value], ir.Value]:
-        """RoPE tables and mask of int64 positions [B, S] and past_positions [B, C]."""
-        return self.rotary_emb(op, positions), self.attention_mask(op, positions, past_positions)
+    def forward(self, op: Any, x: ir.Value, cache: CacheInputs) -> Pair:
+        """x [B, S, D] -> the last layer's output and new_kv."""
+        x, keys_values = self.run(op, x, cache)
+        return x, self.join(op, keys_values)
+
+    def run(
+        self,
+        op: Any,
+        x: ir.Value,
+        cache: CacheInputs,
+        before_layer: Callable[[int, ir.Value], ir.Value] = lambda _index, x: x,
+    ) -> tuple[ir.Value, list[ir.Value]]:
+        """The last layer's output and all new keys and values; `before_layer(index, x)` may change what a
+        layer reads."""
+        rotary = self.rotary_emb(op, cache.positions)
+        mask = self.attention_mask(op, cache.positions, cache.past_positions)
+        keys_values: list[ir.Value] = []
+        for index, (layer, past) in enumerate(zip(self.layers, cache.past, strict=True)):
+            x, key, value = layer(op, before_layer(index, x), rotary, mask, past)
+            keys_values += [key, value]
+        return x, keys_values
 
     def join(self, op: Any, keys_values: list[ir.Value]) -> ir.Value:
-        """Stack keys and values, each [B, Hkv, S, head_dim], along a new first axis."""
+        """new_kv of keys and values, each [B, Hkv, S, head_dim]."""
         return op.Concat(*[op.Unsqueeze(value, [0]) for value in keys_values], axis=0)
-
-    def forward(
-        self, op: Any, x: ir.Value, positions: ir.Value, past_positions: ir.Value, past: list[ir.Value]
-    ) -> tuple[ir.Value, ir.Value]:
-        rotary, mask = self.prepare(op, positions, past_positions)
-        keys_values: list[ir.Value] = []
-        for index, layer in enumerate(self.layers):
-            x, key, value = layer(op, x, rotary, mask, (past[2 * index], past[2 * index + 1]))
-            keys_values += [key, value]
-        return x, self.join(op, keys_values)
