@@ -24,8 +24,8 @@ import onnx_ir as ir
 
 from ..graphs.quantize import linear_products
 from ..runtime.backends.base import HOST, CacheLimits, Done, StageBackend, ring_cache
-from ..runtime.backends.ort import OrtStage
-from ..runtime.backends.signatures import check_contract, stage_inputs, stage_outputs
+from ..runtime.backends.ort import OrtStage, session_signature
+from ..runtime.backends.signatures import check_signature, stage_signature
 from ..runtime.cache import RingCache, StageCache
 from ..runtime.embedding import EmbeddingTable
 from ..runtime.errors import BackendError, OptionError, first_line
@@ -110,12 +110,11 @@ class TappedStage:
         self.products = weight_products(model)
         self._session = _session(path, _with_taps(model, self.products), threads)
         types = {value.name: value.type for value in self._session.get_inputs()}
-        shapes = {value.name: tuple(value.shape) for value in self._session.get_inputs()}
-        check_contract(path.name, "input", stage_inputs(manifest, stage), shapes)
-        self._results = list(stage_outputs(manifest, stage))
-        shapes = {value.name: tuple(value.shape) for value in self._session.get_outputs()}
-        declared = {name: shapes[name] for name in self._results if name in shapes}
-        check_contract(path.name, "output", stage_outputs(manifest, stage), declared)
+        expected = stage_signature(manifest, stage)
+        self._results = list(expected[1])
+        inputs, outputs = session_signature(self._session)
+        declared = {name: outputs[name] for name in self._results if name in outputs}
+        check_signature(path.name, expected, (inputs, declared))
         whole = {name for name, kind in types.items() if kind == "tensor(int64)"}
         self._types = {name: np.int64 if name in whole else np.float32 for name in types}
         self._watch = watch

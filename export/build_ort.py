@@ -33,9 +33,9 @@ from ..runtime.engines import (
     Engine,
     data_file,
     describe_engine,
-    engine_reach,
+    engine_limits,
+    engine_path,
     find_engine,
-    form_path,
     graph_file,
     render_engine,
 )
@@ -261,7 +261,7 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
     if found.directory is not None and not force:
         return found
     description = describe_engine(manifest)
-    final = form_path(directory, description)
+    final = engine_path(directory, description)
     weights = {stage: manifest.files[spec.data].bytes for stage, spec in manifest.stages.items()}
     meter = Meter(progress, 2 * sum(weights.values()))
     with new_engine(final, needed=form_bytes(manifest)) as temporary:
@@ -273,7 +273,7 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
         _prove(directory, manifest, temporary, meter)
         files = {path.name: file_record(path) for path in sorted(temporary.iterdir())}
         (temporary / ENGINE_NAME).write_text(render_engine(description, files), encoding="ascii")
-    return Engine(final.relative_to(directory).as_posix(), directory=final)
+    return Engine.at(directory, final)
 
 
 def form_bytes(manifest: Manifest) -> int:
@@ -333,7 +333,7 @@ def _prove(directory: Path, manifest: Manifest, form: Path, meter: Meter) -> Non
         directory,
         manifest,
         lambda stage: OrtStage(directory, manifest, stage, None, optimized=form / graph_file(stage)),
-        engine_reach(manifest),
+        engine_limits(manifest),
         form / SELF_TEST_NAME,
         name=f"ONNX Runtime {import_onnxruntime().__version__}",
         alike=True,

@@ -3,8 +3,8 @@
 Before they are published they compute what the portable graphs compute (`proof`), where a GPU of theirs is
 at hand; where none is, they keep what they should give, and prove themselves when they are loaded.
 
-`runtime.tensorrt_forms` says what engines are built for and where they lie, `tensorrt_worker` builds one
-stage. Full TensorRT builds for the GPU of this machine, TensorRT-RTX also for GPUs that are not here.
+`tensorrt_profiles` says what engines are built for, `runtime.engines` where they lie, and `tensorrt_worker`
+builds one stage. Full TensorRT builds for this machine's GPU, TensorRT-RTX also for GPUs that are not here.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ import onnx_ir as ir
 
 from ..graphs.attention import half_attention, join_attention
 from ..runtime.backends.base import StageBackend
-from ..runtime.backends.signatures import check_contract, stage_inputs, stage_outputs
+from ..runtime.backends.cuda import device_compute_capability
+from ..runtime.backends.signatures import check_signature, stage_signature
 from ..runtime.backends.tensorrt import (
     TENSORRT_TARGETS,
-    Flavour,
+    TensorRtModule,
     TensorRtStage,
-    device_compute_capability,
-    load_flavour,
+    load_tensorrt,
 )
-from ..runtime.backends.tensorrt_profiles import Profiles, plan_file, profile_limits, profiles
+from ..runtime.backends.tensorrt_profiles import Profiles, plan_file
 from ..runtime.devices import open_gpu
 from ..runtime.engines import (
     ENGINE_NAME,
     Engine,
-    check_form,
+    check_engine_files,
     describe_tensorrt,
-    form_path,
+    engine_path,
     render_engine,
     was_proven,
 )
@@ -64,7 +64,7 @@ _INTEGER_MEMORY = 5.0
 
 @dataclass(frozen=True)
 class TensorRtOptions:
-    """What to build engines for. A limit of None is the default of `tensorrt_forms.profile_limits`."""
+    """What to build engines for. A limit of None is the default of `Profiles.of`."""
 
     target: str = "tensorrt"
     """"tensorrt" or "tensorrt-rtx"."""
@@ -106,7 +106,7 @@ class StageEstimate:
 class BuildPlan:
     """What building will do."""
 
-    flavour: Flavour
+    trt: TensorRtModule
     """Who builds."""
     capabilities: tuple[str, ...]
     """Compute capabilities that the engines will run on."""
@@ -155,7 +155,7 @@ def plan_tensorrt(bundle: str | Path, options: TensorRtOptions) -> BuildPlan:
     if options.target not in TENSORRT_TARGETS:
         raise OptionError(f"target: got {options.target!r}, it is one of {', '.join(TENSORRT_TARGETS)}")
     manifest = load_manifest(directory)
-    limits = profile_limits(
+    ranges = Profiles.of(
         manifest,
         max_bytes=options.max_bytes,
         max_patches=options.max_patches,
@@ -168,30 +168,29 @@ def plan_tensorrt(bundle: str | Path, options: TensorRtOptions) -> BuildPlan:
         checked_int("workspace", options.workspace, 1)
     if options.optimization_level is not None:
         checked_int("optimization_level", options.optimization_level, 0, 5)
-    flavour = load_flavour(options.target)
-    capabilities = _capabilities(flavour, options.compute_capability)
+    trt = load_tensorrt(options.target)
+    capabilities = _capabilities(trt, options.compute_capability)
     check_files(directory, manifest)
     for stage in manifest.stages:
         _check_graph(directory, manifest, stage)
-    ranges = profiles(manifest, limits)
     description = describe_tensorrt(
         manifest,
-        flavour,
+        trt,
         capabilities,
         ranges,
         workspace=options.workspace,
         optimization_level=options.optimization_level,
     )
-    form = form_path(directory, description)
+    form = engine_path(directory, description)
     return BuildPlan(
-        flavour=flavour,
+        trt=trt,
         capabilities=capabilities,
         profiles=ranges,
         stages={stage: _estimate(manifest, stage) for stage in manifest.stages},
         description=description,
         form=form,
         there=_is_sound(form, description),
-        timing_cache=flavour.timing_cache_path(capabilities[0]),
+        timing_cache=trt.timing_cache_path(capabilities[0]),
     )
 
 
@@ -213,11 +212,11 @@ def build_engines(
     directory = Path(bundle)
     plan = plan_tensorrt(directory, options)
     manifest = load_manifest(directory)
-    engine = Engine(plan.form.relative_to(directory).as_posix(), directory=plan.form)
+    engine = Engine.at(directory, plan.form)
     if plan.there and not force:
         return TensorRtBuild(engine, {}, was_proven(plan.form))
     how = PlanOptions(
-        plan.capabilities if plan.flavour.ahead_of_time else (),
+        plan.capabilities if plan.trt.ahead_of_time else (),
         options.workspace,
         options.optimization_level,
         plan.timing_cache,
@@ -251,15 +250,15 @@ def _prove(directory: Path, manifest: Manifest, plan: BuildPlan, form: Path) -> 
     def open_stage(stage: str) -> StageBackend:
         assert gpu is not None
         file = form / plan_file(stage)
-        return TensorRtStage(gpu, plan.flavour, manifest, stage, file, plan.profiles, directory)
+        return TensorRtStage(gpu, plan.trt, manifest, stage, file, plan.profiles, directory)
 
     prove_engine(
         directory,
         manifest,
         open_stage if here else None,
-        plan.profiles.limits.reach,
+        plan.profiles.limits,
         form / SELF_TEST_NAME,
-        name=f"{plan.flavour.name} {plan.flavour.version}",
+        name=f"{plan.trt.name} {plan.trt.version}",
         alike=False,
     )
     return here
@@ -272,17 +271,17 @@ def _of_stage(watch: Watch | None, stage: str) -> Callable[[Moment], None] | Non
     return lambda moment: watch(stage, moment)
 
 
-def _capabilities(flavour: Flavour, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    known = flavour.compute_capabilities
-    if wanted and not flavour.ahead_of_time:
+def _capabilities(trt: TensorRtModule, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    known = trt.compute_capabilities
+    if wanted and not trt.ahead_of_time:
         raise OptionError(
-            f"compute_capability: {flavour.name} builds only for the GPU that it runs on; leave the option "
+            f"compute_capability: {trt.name} builds only for the GPU that it runs on; leave the option "
             "out, or take --target tensorrt-rtx"
         )
     for value in wanted:
         if value not in known:
             raise OptionError(
-                f"compute_capability: got {value!r}, {flavour.name} {flavour.version} builds for "
+                f"compute_capability: got {value!r}, {trt.name} {trt.version} builds for "
                 f"{', '.join(known)}; engines for other GPUs are built on them, with --target tensorrt"
             )
     if wanted:
@@ -295,7 +294,7 @@ def _capabilities(flavour: Flavour, wanted: tuple[str, ...]) -> tuple[str, ...]:
         raise BackendError(f"this machine has no GPU (or no driver for it) to build for; {instead}")
     if known and own not in known:
         raise BackendError(
-            f"this machine's GPU has compute capability {own}, {flavour.name} {flavour.version} builds for "
+            f"this machine's GPU has compute capability {own}, {trt.name} {trt.version} builds for "
             f"{', '.join(known)}"
         )
     return (own,)
@@ -308,9 +307,8 @@ def _check_graph(directory: Path, manifest: Manifest, stage: str) -> None:
     layers = join_attention(model, spec.file, half=half_attention(spec))
     if layers != spec.layers:
         raise BundleError(f"{spec.file}: {layers} attention layers found, the manifest has {spec.layers}")
-    graph = model.graph
-    check_contract(spec.file, "input", stage_inputs(manifest, stage), _axes_of(graph.inputs))
-    check_contract(spec.file, "output", stage_outputs(manifest, stage), _axes_of(graph.outputs))
+    found = _axes_of(model.graph.inputs), _axes_of(model.graph.outputs)
+    check_signature(spec.file, stage_signature(manifest, stage), found)
 
 
 def _axes_of(values: Sequence[ir.Value]) -> dict[str, tuple[int | str, ...]]:
@@ -338,8 +336,7 @@ def _is_sound(form: Path, description: dict[str, Any]) -> bool:
     if not form.is_dir():
         return False
     try:
-        names = {*(plan_file(stage) for stage in description["stages"]), SELF_TEST_NAME}
-        check_form(form, description, names, again="")
+        check_engine_files(form, description, again="")
     except BltError:
         return False
     return True

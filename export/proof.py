@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.backends.base import CacheLimits, StageBackend
+from ..runtime.backends.base import CacheLimits, EngineLimits, StageBackend
 from ..runtime.backends.ort import OrtStage
 from ..runtime.embedding import EmbeddingTable
 from ..runtime.errors import BackendError
@@ -26,7 +26,6 @@ from ..runtime.self_test import (
     LOAD_ROWS,
     Hold,
     Inputs,
-    Reach,
     Run,
     Step,
     TakeBack,
@@ -65,7 +64,7 @@ def prove_engine(
     directory: Path,
     manifest: Manifest,
     open_stage: OpenStage | None,
-    reach: Reach,
+    reach: EngineLimits,
     self_test: Path,
     *,
     name: str,
@@ -92,8 +91,8 @@ def prove_engine(
         if stage == "encoder":
             states = np.resize(portable.chunk(inputs[stage])["byte_states"], (_ROWS, manifest.model.width))
             kept["states"] = states[:LOAD_ROWS]
-            inputs["latent"], inputs["decoder"] = state_inputs(states, reach.patch_length)
-            repeated["latent"], repeated["decoder"] = state_inputs(kept["states"], reach.patch_length)
+            inputs["latent"], inputs["decoder"] = state_inputs(states, reach.max_patch_length)
+            repeated["latent"], repeated["decoder"] = state_inputs(kept["states"], reach.max_patch_length)
         if stage == "latent":
             kept["patch_values"] = patch_slots(portable.chunk(inputs[stage])["patch_values"])
             for each in (inputs, repeated):
@@ -111,7 +110,7 @@ class _Stage:
     """A loaded stage, and the runs that it is put through."""
 
     def __init__(
-        self, directory: Path, manifest: Manifest, stage: str, backend: StageBackend, reach: Reach
+        self, directory: Path, manifest: Manifest, stage: str, backend: StageBackend, reach: EngineLimits
     ) -> None:
         self._manifest, self._stage, self._backend, self._reach = manifest, stage, backend, reach
         self._spec = manifest.stages[stage]
@@ -122,7 +121,7 @@ class _Stage:
     def _limits(self) -> CacheLimits:
         reach = self._reach
         return CacheLimits(
-            min(_ROLLBACK, reach.rollback), reach.positions(self._stage, self._spec), reach.rows
+            min(_ROLLBACK, reach.rollback), reach.positions(self._stage, self._spec), reach.prefill_chunk
         )
 
     def chunk(self, inputs: Inputs) -> dict[str, Floats]:
@@ -166,7 +165,7 @@ class _Stage:
         if window is None or not 0 < quiet.count <= self._limits().positions - quiet.first - _ROLLBACK:
             return
         plain, unseen, edge = (
-            self._run(self._limits(), inputs, [hold, Run(1), Run(min(3, self._reach.rows))])
+            self._run(self._limits(), inputs, [hold, Run(1), Run(min(3, self._reach.prefill_chunk))])
             for hold in (quiet, replace(quiet, unseen=True), replace(quiet, edge=True))
         )
         if first_breach("fp32", unseen, [run.outputs for run in plain], _NO_EFFECT) is not None:
@@ -176,13 +175,13 @@ class _Stage:
             raise self._wrong(name, f"it does not read the oldest of the {window} positions in its window")
 
 
-def _chunk(stage: str, spec: StageSpec, reach: Reach) -> int:
+def _chunk(stage: str, spec: StageSpec, reach: EngineLimits) -> int:
     # A patch is the dearest thing to compute; a chunk of bytes may close no more than these.
-    rows = reach.rows // 8 if stage == "latent" else reach.rows
+    rows = reach.prefill_chunk // 8 if stage == "latent" else reach.prefill_chunk
     return max(1, min(rows, reach.positions(stage, spec), _ROWS))
 
 
-def build_steps(stage: str, spec: StageSpec, reach: Reach) -> list[Step]:
+def build_steps(stage: str, spec: StageSpec, reach: EngineLimits) -> list[Step]:
     """The ways that texts use a stage, cut to what the engine takes."""
     script = _Script(reach.positions(stage, spec), reach)
     chunk = _chunk(stage, spec, reach)
@@ -197,7 +196,7 @@ def build_steps(stage: str, spec: StageSpec, reach: Reach) -> list[Step]:
     return script.steps
 
 
-def _past_window(spec: StageSpec, reach: Reach) -> tuple[int, int]:
+def _past_window(spec: StageSpec, reach: EngineLimits) -> tuple[int, int]:
     """First position and count of a cache that holds a full window and what may be taken back before it."""
     if spec.window is None:
         return 0, 200
@@ -207,7 +206,7 @@ def _past_window(spec: StageSpec, reach: Reach) -> tuple[int, int]:
 class _Script:
     """Steps that keep within an engine's reach."""
 
-    def __init__(self, most: int, reach: Reach) -> None:
+    def __init__(self, most: int, reach: EngineLimits) -> None:
         self.steps: list[Step] = []
         self._most, self._reach = most, reach
         self._length = self._base = 0
@@ -215,7 +214,7 @@ class _Script:
     def run(self, *counts: int) -> _Script:
         """Runs of so many rows, of fewer where the reach ends."""
         for count in counts:
-            rows = min(count, self._reach.rows, self._most - self._length)
+            rows = min(count, self._reach.prefill_chunk, self._most - self._length)
             if rows > 0:
                 self.steps.append(Run(rows))
                 self._length += rows

@@ -25,7 +25,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ..graphs.attention import join_attention
-from ..runtime.backends.tensorrt import Flavour, load_flavour
+from ..runtime.backends.tensorrt import TensorRtModule, load_tensorrt
 from ..runtime.child import Tell, run_child
 from ..runtime.errors import BackendError
 from ..runtime.host import peak_resident
@@ -77,7 +77,7 @@ class PlanFacts:
 
 
 def build_plan(
-    flavour: Flavour,
+    trt: TensorRtModule,
     graph: Path,
     profiles: tuple[dict[str, tuple[int, int, int]], ...],
     plan: Path,
@@ -93,25 +93,25 @@ def build_plan(
     """
     started = time.perf_counter()
     report = report or (lambda what, done, steps: None)
-    build = _Build(flavour, graph.name, options.capabilities)
+    build = _Build(trt, graph.name, options.capabilities)
     # Builder, parser and configuration keep plain pointers to each other: all stay referenced until the end.
-    logger = flavour.logger(build.log.write)
-    builder = flavour.module.Builder(logger)
-    network = flavour.create_network(builder)
-    parser = flavour.module.OnnxParser(network, logger)
+    logger = trt.logger(build.log.write)
+    builder = trt.module.Builder(logger)
+    network = trt.create_network(builder)
+    parser = trt.module.OnnxParser(network, logger)
     report("reading the graph", 0, 1)
     build.parse(parser, network, graph, options.half_attention)
     config = builder.create_builder_config()
-    flavour.set_up(
+    trt.set_up(
         config,
         capabilities=options.capabilities,
         workspace=options.workspace,
         optimization_level=options.optimization_level,
     )
-    monitor = flavour.monitor(report)
+    monitor = trt.monitor(report)
     if monitor is not None:
         config.progress_monitor = monitor
-    cache = None if options.timing_cache is None else flavour.read_timing_cache(config, options.timing_cache)
+    cache = None if options.timing_cache is None else trt.read_timing_cache(config, options.timing_cache)
     for axes in profiles:
         build.add_profile(builder, network, config, axes)
     host_memory = build.compile(builder, network, config)
@@ -119,7 +119,7 @@ def build_plan(
     with plan.open("xb") as file:
         file.write(memoryview(host_memory))
     if cache is not None and options.timing_cache is not None:
-        flavour.write_timing_cache(config, options.timing_cache)
+        trt.write_timing_cache(config, options.timing_cache)
     return PlanFacts(
         bytes=plan.stat().st_size,
         seconds=time.perf_counter() - started,
@@ -150,16 +150,14 @@ class _Log:
 class _Build:
     """The steps that can fail, and how each says why."""
 
-    def __init__(self, flavour: Flavour, name: str, capabilities: tuple[str, ...]) -> None:
-        self._flavour, self._name, self._capabilities = flavour, name, capabilities
+    def __init__(self, trt: TensorRtModule, name: str, capabilities: tuple[str, ...]) -> None:
+        self._trt, self._name, self._capabilities = trt, name, capabilities
         self.log = _Log()
 
     def _refused(self, *reasons: str) -> BackendError:
         target = f" for compute capability {' and '.join(self._capabilities)}" if self._capabilities else ""
         text = "; ".join(dict.fromkeys(reasons)) or "it gave no reason"
-        return BackendError(
-            f"{self._name}: {self._flavour.name} {self._flavour.version} refused it{target}: {text}"
-        )
+        return BackendError(f"{self._name}: {self._trt.name} {self._trt.version} refused it{target}: {text}")
 
     def parse(self, parser: Any, network: Any, graph: Path, half_attention: bool) -> None:
         """Read the graph into the network."""
@@ -294,7 +292,7 @@ def build_in_child(
 ) -> PlanFacts:
     """`build_plan` with the module of `target` in a child process, which is gone when this returns or raises.
 
-    Raises as `build_plan` and `load_flavour`, and BackendError when the process crashes or is killed.
+    Raises as `build_plan` and `load_tensorrt`, and BackendError when the process crashes or is killed.
     """
     job = {
         "target": target,
@@ -331,7 +329,7 @@ def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     reporter = _Reporter(tell)
     threading.Thread(target=reporter.tick, daemon=True).start()
     facts = build_plan(
-        load_flavour(request["target"]),
+        load_tensorrt(request["target"]),
         Path(request["graph"]),
         tuple({name: tuple(sizes) for name, sizes in axes.items()} for axes in request["profiles"]),
         Path(request["plan"]),

@@ -12,8 +12,9 @@ What they do not know: layers' meaning, windows' masks (the graph has them), oth
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,58 +29,81 @@ _FIRST_CAPACITY = 64
 _SLIDE = 64
 
 
-class StageCache(Protocol):
-    """What a stage asks of its cache."""
+class StageCache(ABC):
+    """Keys and values [2 * layers, 1, Hkv, C, head_dim] float32 of a stage, in C slots.
 
-    length: int
-    """Positions read so far."""
-    generation: int
-    """Changes when the buffers do, so that whoever bound them binds anew."""
-    binding: Any
-    """What a backend has bound to these buffers; None when they are new."""
+    C starts small, so that a short text neither allocates nor reads a full window. With a window it stops
+    growing at what the next byte can see after taking back up to `rollback` positions (and what the layout
+    needs beside); without, at `limit` positions.
+    """
+
+    def __init__(self, window: int | None) -> None:
+        self._window = window
+        self._oldest = 0  # every position from here to length is held
+        self.length = 0
+        """Positions read so far."""
+        self.generation = 0
+        """Changes when the buffers do, so that whoever bound them binds anew."""
+        self.binding: Any = None
+        """What a backend has bound to these buffers; None when they are new."""
+        self.buffer: Any
+
+    @property
+    def capacity(self) -> int:
+        """Slots now."""
+        return int(self.buffer.shape[3])
 
     @property
     def bytes(self) -> int:
         """Memory of the buffers, in bytes."""
-
-    def reserve(self, count: int) -> None:
-        """Make room for `count` more positions before a call binds the buffers."""
+        return int(self.buffer.nbytes)
 
     def inputs(self) -> dict[str, Array]:
-        """The graph inputs that are this cache's buffers."""
+        """The graph inputs that are this cache's buffers: keys and values of each layer."""
+        names = [f"past.{plane // 2}.{'value' if plane % 2 else 'key'}" for plane in range(len(self.buffer))]
+        return dict(zip(names, self.buffer, strict=True))
 
     def outputs(self) -> dict[str, Array]:
         """The graph outputs that are written into this cache's buffers."""
+        return {}
 
-    def prepare(self, inputs: Mapping[str, Array], count: int) -> None:
+    @abstractmethod
+    def reserve(self, count: int) -> None:
+        """Make room for `count` more positions before a call binds the buffers."""
+
+    def prepare(self, inputs: Mapping[str, Array], count: int) -> None:  # noqa: B027 (a ring tells nothing)
         """Fill in what the graph is told of the cache before a run over `count` new positions."""
 
+    @abstractmethod
     def advance(self, outputs: Mapping[str, Array], count: int) -> None:
         """Take in what a run over `count` new positions gave."""
 
     def can_roll_back(self, length: int) -> bool:
         """Whether everything that position `length` may see is still here."""
+        first_visible = 0 if self._window is None else max(0, length - self._window + 1)
+        return first_visible >= self._oldest
 
+    @abstractmethod
     def roll_back(self, length: int) -> None:
         """Forget positions from `length` on; the caller has asked `can_roll_back`."""
 
+    @abstractmethod
     def place(self, first: int, keys_values: Floats) -> None:
         """Hold keys_values [2 * layers, 1, Hkv, S, head_dim] as those of positions first.. and nothing else.
 
         S > 0; what a window of this size and its roll-back do not need is left out.
         """
 
+    def _renewed(self) -> None:
+        # The buffers are others now.
+        self.generation += 1
+        self.binding = None
 
-def _past_names(planes: int) -> list[str]:
-    return [f"past.{plane // 2}.{'value' if plane % 2 else 'key'}" for plane in range(planes)]
 
+class RingCache(StageCache):
+    """Position p lives in slot p mod C; the position of each slot is stored beside it.
 
-class RingCache:
-    """Keys and values [2 * layers, 1, Hkv, C, head_dim] float32 and the position of each slot.
-
-    Position p lives in slot p mod C. With a window, C stops growing at window - 1 + rollback: all
-    that the next byte can see after taking back up to `rollback` positions. Without, C grows by
-    half (`growth`). Capacity starts small, so that a short text neither allocates nor reads a full window.
+    With a window, C stops growing at window - 1 + rollback. Without, it grows by `growth`.
     """
 
     def __init__(
@@ -94,13 +118,9 @@ class RingCache:
         first_capacity: int = _FIRST_CAPACITY,
         growth: float = 1.5,
     ) -> None:
-        self._window = window
+        super().__init__(window)
         self._largest = limit if window is None else min(limit, window - 1 + rollback)
         self._growth = growth
-        self.length = 0
-        self._oldest = 0  # every position from here to length is in the ring
-        self.generation = 0
-        self.binding: Any = None
         self._allocate(2 * layers, kv_heads, head_dim, max(1, min(first_capacity, self._largest)))
 
     def _allocate(self, planes: int, kv_heads: int, head_dim: int, capacity: int) -> None:
@@ -121,17 +141,12 @@ class RingCache:
         return values
 
     @property
-    def capacity(self) -> int:
-        """Slots in the ring now."""
-        return int(self.positions.shape[1])
-
-    @property
     def bytes(self) -> int:
         """Memory of the buffers, in bytes."""
         return int(self.buffer.nbytes + self.positions.nbytes)
 
     def reserve(self, count: int) -> None:
-        """Make room for `count` more positions before a call binds the buffers."""
+        """See StageCache.reserve."""
         needed = min(self.length + count, self._largest)
         if needed <= self.capacity:
             return
@@ -141,20 +156,11 @@ class RingCache:
         self._allocate(old.shape[0], old.shape[2], old.shape[4], grown)
         self._copy_slots(self.buffer, old, 0, 0, old.shape[3])
         self.positions[:, : old_positions.shape[1]] = old_positions
-        self.generation += 1
-        self.binding = None
+        self._renewed()
 
     def inputs(self) -> dict[str, Array]:
-        """Keys and values of each layer, and the slots' positions."""
-        named = dict(zip(_past_names(len(self.buffer)), self.buffer, strict=True))
-        return {"past_positions": self.positions, **named}
-
-    def outputs(self) -> dict[str, Array]:
-        """None: the graph's new keys and values are its own."""
-        return {}
-
-    def prepare(self, inputs: Mapping[str, Array], count: int) -> None:
-        """Nothing: the graph sees the slots' positions."""
+        """Keys and values of each layer, and the slots' positions, by which the graph masks."""
+        return {"past_positions": self.positions, **super().inputs()}
 
     def advance(self, outputs: Mapping[str, Array], count: int) -> None:
         """Write the run's `new_kv` at the next positions."""
@@ -180,37 +186,30 @@ class RingCache:
         self.length += count
         self._oldest = max(self._oldest, self.length - capacity)
 
-    def can_roll_back(self, length: int) -> bool:
-        """Whether everything that position `length` may see is still here."""
-        first_visible = 0 if self._window is None else max(0, length - self._window + 1)
-        return first_visible >= self._oldest
-
     def roll_back(self, length: int) -> None:
-        """Forget positions from `length` on; the caller has asked `can_roll_back`."""
+        """See StageCache.roll_back."""
         self.positions[self.positions >= length] = -1
         self.length = length
 
     def place(self, first: int, keys_values: Floats) -> None:
         """See StageCache.place."""
-        end = first + keys_values.shape[3]
         # A ring grows only while every position is in the slot of its number, so it must be large enough now.
-        capacity = max(self.capacity, min(end, self._largest))
+        capacity = min(first + keys_values.shape[3], self._largest)
         if capacity > self.capacity:
             planes, _, kv_heads, _, head_dim = self.buffer.shape
             self._allocate(planes, kv_heads, head_dim, capacity)
-            self.generation += 1
-            self.binding = None
+            self._renewed()
         self.positions[...] = -1
         self.length = self._oldest = first
         self.append(self._upload(keys_values))
 
 
-class OrderedCache:
-    """Keys and values [2 * layers, 1, Hkv, C, head_dim] float32; position p lies in slot p - base.
+class OrderedCache(StageCache):
+    """Position p lies in slot p - base, and base is the oldest position that is held.
 
     With a window, only the last window - 1 + rollback positions stay when the window is moved, and C stops
     growing at those and what the window slides, or `chunk`, the most positions a call takes. Without, C grows
-    by half. Capacity starts small, so that a short text allocates no full window.
+    by half.
     """
 
     def __init__(
@@ -224,33 +223,21 @@ class OrderedCache:
         limit: int,
         chunk: int,
     ) -> None:
-        self._window = window
+        super().__init__(window)
         self._kept = limit if window is None else window - 1 + rollback
-        most = limit if window is None else self._kept + max(_SLIDE, chunk)
-        self._largest = min(limit, most)
-        self.length = 0
-        self.generation = 0
-        self.binding: Any = None
-        self._base = 0
+        self._largest = limit if window is None else min(limit, self._kept + max(_SLIDE, chunk))
         shape = (2 * layers, 1, kv_heads, min(_FIRST_CAPACITY, self._largest), head_dim)
         self.buffer: Floats = np.zeros(shape, np.float32)
 
-    @property
-    def capacity(self) -> int:
-        """Slots now."""
-        return int(self.buffer.shape[3])
-
-    @property
-    def bytes(self) -> int:
-        """Memory of the buffer, in bytes."""
-        return self.buffer.nbytes
-
     def reserve(self, count: int) -> None:
-        """Make room for `count` more positions before a call binds the buffers."""
-        held = self.length - self._base
-        if held >= self._kept + _SLIDE or held + count > self._largest:
-            self._slide(held - self._kept)
-            held = self.length - self._base
+        """See StageCache.reserve."""
+        held = self.length - self._oldest
+        shift = held - self._kept
+        if shift > 0 and (shift >= _SLIDE or held + count > self._largest):
+            for plane in self.buffer:  # one by one: where source and target overlap numpy takes a copy
+                plane[:, :, : self._kept] = plane[:, :, shift:held]
+            self._oldest += shift
+            held = self._kept
         needed = held + count
         assert needed <= self._largest, "a call takes more positions than the cache was made for"
         if needed <= self.capacity:
@@ -259,19 +246,7 @@ class OrderedCache:
         grown = min(self._largest, max(needed, self.capacity + self.capacity // 2))
         self.buffer = np.zeros((*old.shape[:3], grown, old.shape[4]), np.float32)
         self.buffer[:, :, :, :held] = old[:, :, :, :held]
-        self.generation += 1
-        self.binding = None
-
-    def _slide(self, shift: int) -> None:
-        if shift <= 0:
-            return
-        for plane in self.buffer:  # one by one: where source and target overlap numpy takes a copy
-            plane[:, :, : self._kept] = plane[:, :, shift : shift + self._kept]
-        self._base += shift
-
-    def inputs(self) -> dict[str, Array]:
-        """Keys and values of each layer."""
-        return dict(zip(_past_names(len(self.buffer)), self.buffer, strict=True))
+        self._renewed()
 
     def outputs(self) -> dict[str, Array]:
         """The same buffers: the graph writes new keys and values into them."""
@@ -279,7 +254,7 @@ class OrderedCache:
 
     def prepare(self, inputs: Mapping[str, Array], count: int) -> None:
         """Tell the graph how many slots will be full."""
-        total = self.length - self._base + count
+        total = self.length - self._oldest + count
         inputs["past_length"][0] = total - 1
         inputs["total_length"][...] = total
 
@@ -287,20 +262,15 @@ class OrderedCache:
         """The graph has written the new positions already."""
         self.length += count
 
-    def can_roll_back(self, length: int) -> bool:
-        """Whether everything that position `length` may see is still here."""
-        first_visible = 0 if self._window is None else max(0, length - self._window + 1)
-        return first_visible >= self._base
-
     def roll_back(self, length: int) -> None:
-        """Forget positions from `length` on; the caller has asked `can_roll_back`."""
-        assert length >= self._base
+        """See StageCache.roll_back."""
+        assert length >= self._oldest
         self.length = length
 
     def place(self, first: int, keys_values: Floats) -> None:
         """See StageCache.place."""
         end = first + keys_values.shape[3]
-        self.length = self._base = max(first, end - self._kept)
-        self.reserve(end - self._base)
-        self.buffer[:, :, :, : end - self._base] = keys_values[:, :, :, self._base - first :]
+        self.length = self._oldest = max(first, end - self._kept)
+        self.reserve(end - self._oldest)
+        self.buffer[:, :, :, : end - self._oldest] = keys_values[:, :, :, self._oldest - first :]
         self.length = end

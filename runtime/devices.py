@@ -2,7 +2,7 @@
 
 | device             | stages                                        | needs                           |
 |--------------------|-----------------------------------------------|---------------------------------|
-| `cpu`              | ONNX Runtime, with the form `build` made      | onnxruntime                     |
+| `cpu`              | ONNX Runtime, with the engine `build` made    | onnxruntime                     |
 | `tensorrt`         | engines that `build --target tensorrt` made   | tensorrt, cuda-bindings         |
 | `tensorrt-rtx`     | engines of `build --target tensorrt-rtx`      | tensorrt-rtx, cuda-bindings     |
 | `cuda`             | ONNX Runtime's CUDA provider                  | onnxruntime-gpu, cuda-bindings  |
@@ -21,30 +21,30 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from .backends.base import StageBackend
+from .backends.base import EngineLimits, StageBackend
 from .backends.cuda import CudaDriver
 from .backends.gpu import Gpu
 from .backends.ort import OrtStage, import_onnxruntime
 from .backends.ort_gpu import PROVIDERS, OrtGpuStage, check_available
-from .backends.tensorrt import TENSORRT_TARGETS, TensorRtStage, load_flavour
-from .backends.tensorrt_profiles import plan_file, profile_limits, profiles
+from .backends.tensorrt import TENSORRT_TARGETS, TensorRtStage, load_tensorrt
+from .backends.tensorrt_profiles import Profiles, plan_file
 from .embedding import EmbeddingTable
 from .engines import (
     PORTABLE,
     Engine,
-    Progress,
+    engine_limits,
     engine_profiles,
-    engine_reach,
+    engines_of,
     find_engine,
     find_tensorrt_engine,
-    forms_of,
     graph_file,
     was_proven,
 )
 from .errors import BackendError, BltError, OptionError
+from .integrity import Progress
 from .manifest import Manifest
 from .names import DEVICES
-from .self_test import Reach, check_engine
+from .self_test import check_engine
 
 __all__ = ["LoadRequest", "open_device", "open_gpu"]
 
@@ -73,13 +73,13 @@ class LoadRequest:
     provider_options: Mapping[str, str]
     """Options of ONNX Runtime's GPU providers, in the place of ours of the same name."""
     portable: bool
-    """On the CPU: pass over forms."""
+    """On the CPU: pass over engines."""
     table: EmbeddingTable
     """The bundle's, opened."""
     probe: bool
     """Whether an engine has to repeat what it gave when it was built."""
     full: bool
-    """Compare whole files of a form with their sha256."""
+    """Compare whole files of an engine with their sha256."""
     progress: Progress | None
     """Told of that."""
 
@@ -121,7 +121,7 @@ def open_gpu() -> Gpu:
 def _open_best(request: LoadRequest, probe: Probe) -> tuple[Stages, Engine]:
     openers: list[Callable[[], tuple[Stages, Engine]]] = []
     for target in TENSORRT_TARGETS:
-        if forms_of(request.directory, target):
+        if engines_of(request.directory, target):
             openers.append(partial(_open_tensorrt, request, target))
     if _has_cuda_provider():
         openers.append(partial(_open_provider, request, "cuda"))
@@ -156,51 +156,53 @@ def _open_cpu(request: LoadRequest) -> tuple[Stages, Engine]:
     if not request.portable:
         engine = find_engine(directory, manifest, full=request.full, progress=request.progress)
     if engine.directory is not None:
-        form = engine.directory
         try:
             stages: Stages = {
-                stage: OrtStage(directory, manifest, stage, threads, optimized=form / graph_file(stage))
+                stage: OrtStage(
+                    directory, manifest, stage, threads, optimized=engine.directory / graph_file(stage)
+                )
                 for stage in manifest.stages
             }
-            _check(request, stages, form, engine_reach(manifest))
+            _check(request, stages, engine.directory, engine_limits(manifest))
             return stages, engine
-        except BltError as error:  # a form that is refused, or computes something else, is passed over
+        except BltError as error:  # an engine that is refused, or computes something else, is passed over
             engine = Engine(PORTABLE.name, f"{engine.name}: {error}")
     return {stage: OrtStage(directory, manifest, stage, threads) for stage in manifest.stages}, engine
 
 
-def _check(request: LoadRequest, stages: Stages, form: Path, reach: Reach) -> None:
-    """Raise BackendError when an engine does not compute what it did when it was built."""
+def _check(request: LoadRequest, stages: Stages, path: Path, limits: EngineLimits) -> None:
+    """Raise BackendError when the engine in `path` does not compute what it did when it was built."""
     if not request.probe:
         return
     try:
-        check_engine(request.manifest, stages, request.table, form, reach, alike=was_proven(form))
+        check_engine(request.manifest, stages, request.table, path, limits, alike=was_proven(path))
     except BltError as error:
         raise BackendError(f"{error}; build it again") from error
 
 
 def _open_tensorrt(request: LoadRequest, target: str) -> tuple[Stages, Engine]:
-    directory, manifest, flavour = request.directory, request.manifest, load_flavour(target)
+    directory, manifest, trt = request.directory, request.manifest, load_tensorrt(target)
     gpu = open_gpu()
     found = find_tensorrt_engine(
         directory,
         manifest,
-        flavour,
+        trt,
         ".".join(map(str, gpu.driver.compute_capability)),
         prefill_chunk=request.prefill_chunk,
         rollback=request.rollback,
         full=request.full,
         progress=request.progress,
     )
-    if found.directory is None:
-        raise BackendError(found.reason or f"{flavour.name} has no engines here")
-    form, ranges = found.directory, engine_profiles(found, manifest)
+    path = found.directory
+    if path is None:
+        raise BackendError(str(found.reason))
+    ranges = engine_profiles(found, manifest)
     stages: Stages = {
-        stage: TensorRtStage(gpu, flavour, manifest, stage, form / plan_file(stage), ranges, directory)
+        stage: TensorRtStage(gpu, trt, manifest, stage, path / plan_file(stage), ranges, directory)
         for stage in manifest.stages
     }
-    _check(request, stages, form, ranges.limits.reach)
-    told = f"{gpu.driver.name}, {flavour.name} {flavour.version}"
+    _check(request, stages, path, ranges.limits)
+    told = f"{gpu.driver.name}, {trt.name} {trt.version}"
     return stages, replace(found, device=told, max_bytes=ranges.limits.max_bytes)
 
 
@@ -208,8 +210,7 @@ def _open_provider(request: LoadRequest, device: str) -> tuple[Stages, Engine]:
     directory, manifest = request.directory, request.manifest
     version = check_available(device).__version__
     gpu = open_gpu()
-    limits = profile_limits(manifest, prefill_chunk=request.prefill_chunk, rollback=request.rollback)
-    ranges = profiles(manifest, limits)
+    ranges = Profiles.of(manifest, prefill_chunk=request.prefill_chunk, rollback=request.rollback)
     caches = directory / "engines" / f"{device}-cache"
     # A bundle may be on a medium that can't be written; then engines are compiled at each start.
     writable = os.access(caches if caches.is_dir() else directory, os.W_OK)

@@ -25,13 +25,10 @@ from .vocabulary import EOS
 
 __all__ = ["Admits", "LookupIndex", "Match", "draft_with_decoder", "draft_with_patcher"]
 
-Ids = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]
 
 Admits = Callable[[float], bool]
 """admits(confidence in 0..1): whether a guess of this confidence may join the draft."""
-
-_NO_IDS: Ids = np.empty(0, np.int64)
 
 
 def draft_with_patcher(
@@ -74,18 +71,15 @@ def _guess(
     """Add a guess to `ids`, whose first was chosen; whether there is one. The text's end is never guessed."""
     if len(ids) > count or not np.isfinite(logits).all():
         return False  # what is wrong with a guess's logits must not end a text
-    guess = sampler.guess(logits, _text(sequence, ids, sampler), len(ids) - 1)
+    # What a repetition penalty looks at: the text, and the ids that are not in it yet.
+    text = np.concatenate([sequence.ids, ids]) if sampler.reads_ids else sequence.ids
+    guess = sampler.guess(logits, text, len(ids) - 1)
     with np.errstate(over="ignore"):
         confidence = float(1.0 / np.exp(logits - logits[guess]).sum())
     if guess == EOS or not admits(confidence):
         return False
     ids.append(guess)
     return True
-
-
-def _text(sequence: Sequence, ids: list[int], sampler: Sampler) -> Ids:
-    """What a repetition penalty looks at: the text, and the ids that are not in it yet."""
-    return np.concatenate([sequence.ids, ids]) if sampler.reads_ids else _NO_IDS
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,12 @@
-"""How a row of the embedding tables lies in the file, and how it becomes float32 again. All little endian.
-
-float32, float16: the row's values. int8: a float32 scale, then one signed byte a value. int4: a float16 scale
-for each block of 32 values, then 16 bytes a block, the earlier value in the low half of a byte, two's
-complement, the last block filled up with zeros. A value is its whole number times its scale. Scales lie
-beside their values, so that a row is one read of the disk.
-
-The byte and hash embedding tables: a memory-mapped file of which a byte reads one row per table.
+"""The byte and hash embedding tables: a memory-mapped file of which a byte reads one row per table.
 
 At the released sizes the file has gigabytes and a byte touches kilobytes, so nothing is ever loaded ahead,
 and quantized rows become float32 only when they are read.
+
+A row in the file, all little endian. float32, float16: its values. int8: a float32 scale, then one signed
+byte a value. int4: a float16 scale for each block of 32 values, then 16 bytes a block, the earlier value in
+the low half of a byte, two's complement, the last block filled up with zeros. A value is its whole number
+times its scale. Scales lie beside their values, so that a row is one read of the disk.
 """
 
 from __future__ import annotations
@@ -27,9 +25,7 @@ from .files import open_plain
 from .hashing import hash_rows
 from .manifest import TABLE_BLOCK, EmbeddingSpec
 
-__all__ = ["INT8_SCALE_BYTES", "EmbeddingTable", "as_rows", "row_decoder"]
-
-INT8_SCALE_BYTES = 4
+__all__ = ["EmbeddingTable", "as_rows", "row_decoder"]
 
 Rows = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -71,8 +67,7 @@ def _decode_float16(rows: Rows) -> Floats:
 
 
 def _decode_int8(rows: Rows) -> Floats:
-    scales = rows[..., :INT8_SCALE_BYTES].view("<f4")
-    result: Floats = np.multiply(rows[..., INT8_SCALE_BYTES:].view(np.int8), scales, dtype=np.float32)
+    result: Floats = np.multiply(rows[..., 4:].view(np.int8), rows[..., :4].view("<f4"), dtype=np.float32)
     return result
 
 
@@ -88,12 +83,11 @@ class EmbeddingTable:
     """Rows of the byte embedding, then rows of the fused hash table; `embed` adds them up."""
 
     def __init__(self, rows: NDArray[np.generic], spec: EmbeddingSpec) -> None:
-        """`rows` is what `table_rows.as_rows` makes of the file: [spec.rows, ...]; it is read in place."""
+        """`rows` is what `as_rows` makes of the file: [spec.rows, ...]; it is read in place."""
         self._rows = rows
         self._decode = row_decoder(spec)
         self._hash = spec.hash
         self._byte_rows = spec.byte_rows
-        self.spec = spec
 
     @classmethod
     def open(cls, directory: str | os.PathLike[str], spec: EmbeddingSpec) -> EmbeddingTable:

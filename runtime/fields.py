@@ -14,7 +14,7 @@ import math
 import re
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 from .errors import BundleError, OptionError
 from .names import MANIFEST_NAME
@@ -22,13 +22,17 @@ from .names import MANIFEST_NAME
 __all__ = [
     "AGAIN",
     "Fields",
+    "by",
     "checked_flag",
     "checked_int",
     "checked_real",
     "fault",
     "file_name",
+    "if_there",
     "is_whole",
+    "part",
     "read",
+    "record",
     "shown",
 ]
 
@@ -279,3 +283,40 @@ def _shown(value: object) -> str:
         return "a huge number"
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+# Dataclasses that are read as their annotations say: `Annotated[int, by(Fields.whole, 1, 1000)]`.
+
+Reader = Callable[[Fields, str], Any]
+"""reader(fields, key) takes a field and checks it, or raises BundleError."""
+
+
+def record(kind: type[T]) -> Callable[[Fields], T]:
+    """What reads an object as a dataclass; a field without a reader is a dataclass of its own."""
+
+    def reader(fields: Fields) -> T:
+        return kind(**{name: take(fields, name) for name, take in _readers(kind).items()})
+
+    return reader
+
+
+def _readers(kind: type) -> dict[str, Reader]:
+    return {
+        name: hint.__metadata__[0] if get_origin(hint) is Annotated else part(hint)
+        for name, hint in get_type_hints(kind, include_extras=True).items()
+    }
+
+
+def part(kind: type) -> Reader:
+    """Reads a field as a dataclass."""
+    return by(Fields.part, record(kind))
+
+
+def by(method: Callable[..., Any], *arguments: Any) -> Reader:
+    """Reads a field with a method of `Fields`, given these arguments after its key."""
+    return lambda fields, key: method(fields, key, *arguments)
+
+
+def if_there(reader: Reader) -> Reader:
+    """For a field that may be missing, which means None."""
+    return lambda fields, key: reader(fields, key) if key in fields else None

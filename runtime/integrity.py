@@ -17,45 +17,25 @@ from .errors import BundleError
 from .files import open_plain
 from .manifest import FileRecord, Manifest
 
-__all__ = [
-    "FULL_HASH_LIMIT",
-    "Progress",
-    "check_files",
-    "check_records",
-    "file_record",
-    "hash_file",
-    "sample_hash",
-]
+__all__ = ["FULL_HASH_LIMIT", "Progress", "check_files", "check_records", "file_record"]
 
 FULL_HASH_LIMIT = 64 << 20
 """Files of up to this many bytes are always hashed whole."""
 
-SAMPLES = 64
-SAMPLE_BYTES = 4096
+_SAMPLES = 64
+_SAMPLE_BYTES = 4096
 _CHUNK = 4 << 20
-_REMEDY = "copy the bundle again or export the checkpoint again"
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
 
-def hash_file(path: str | os.PathLike[str], progress: Progress | None = None) -> str:
-    """The sha256 of a regular file's contents, in hexadecimal. Raises BundleError when it is none."""
-    with open_plain(Path(path)) as file:
-        return _hash(file, _Meter(progress, _size(file)))
-
-
-def sample_hash(path: str | os.PathLike[str]) -> str:
-    """The sha256 of 64 evenly spaced blocks of 4 KiB, the first and the last included, in hexadecimal.
-
-    Of a file of up to 256 KiB, everything. Raises BundleError when it is no regular file.
-    """
-    with open_plain(Path(path)) as file:
-        return _sample(file)
-
-
 def file_record(path: str | os.PathLike[str], progress: Progress | None = None) -> FileRecord:
-    """Size and both hashes of a file, as they go into the manifest."""
+    """Size and both hashes of a regular file, as they go into the manifest. Raises BundleError.
+
+    The sample is of 64 evenly spaced blocks of 4 KiB, the first and the last included; of a file of up to
+    256 KiB, everything.
+    """
     with open_plain(Path(path)) as file:
         size = _size(file)
         sha256 = _hash(file, _Meter(progress, size))
@@ -70,13 +50,18 @@ def check_files(
 ) -> None:
     """Compare every file that the manifest lists with its record; other files are not looked at.
 
-    Without `full`, files over `FULL_HASH_LIMIT` are compared by size and `sample_hash` only.
+    Without `full`, files over `FULL_HASH_LIMIT` are compared by size and sample only.
     Raises BundleError naming the first file that is missing, no regular file, of another size or changed, and
     any link inside the directory (which may itself be reached through one).
     """
-    root = Path(directory)
-    _refuse_links(root)
-    check_records(root, manifest.files, full=full, progress=progress)
+    for folder, folders, files in os.walk(directory):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            if path.is_symlink():
+                raise BundleError(
+                    f"{path} is a link, a bundle holds regular files only; replace it by what it points to"
+                )
+    check_records(Path(directory), manifest.files, full=full, progress=progress)
 
 
 def check_records(
@@ -85,7 +70,7 @@ def check_records(
     *,
     full: bool = False,
     progress: Progress | None = None,
-    remedy: str = _REMEDY,
+    remedy: str = "copy the bundle again or export the checkpoint again",
 ) -> None:
     """Compare the files of these plain names in `root` with their records; see `check_files`.
 
@@ -94,34 +79,22 @@ def check_records(
     # Sizes first: they are free, and a missing file should not show after minutes of hashing.
     for name, record in files.items():
         with open_plain(root / name) as file:
-            _check_size(name, _size(file), record, remedy)
+            size = _size(file)
+        if size != record.bytes:
+            state = "is truncated" if size < record.bytes else "has extra bytes"
+            raise BundleError(
+                f"{name} {state}: it has {size} bytes, the manifest says {record.bytes}; {remedy}"
+            )
     whole = {name for name, record in files.items() if full or record.bytes <= FULL_HASH_LIMIT}
     meter = _Meter(progress, sum(files[name].bytes for name in whole))
     for name, record in files.items():
         with open_plain(root / name) as file:
-            same = (
-                _hash(file, meter) == record.sha256
-                if name in whole
-                else _sample(file) == record.sample_sha256
-            )
+            if name in whole:
+                same = _hash(file, meter) == record.sha256
+            else:
+                same = _sample(file) == record.sample_sha256
         if not same:
             raise BundleError(f"{name} was changed after it was written (its sha256 differs); {remedy}")
-
-
-def _check_size(name: str, size: int, record: FileRecord, remedy: str) -> None:
-    if size != record.bytes:
-        state = "is truncated" if size < record.bytes else "has extra bytes"
-        raise BundleError(f"{name} {state}: it has {size} bytes, the manifest says {record.bytes}; {remedy}")
-
-
-def _refuse_links(root: Path) -> None:
-    for folder, folders, files in os.walk(root):
-        for name in (*folders, *files):
-            path = Path(folder, name)
-            if path.is_symlink():
-                raise BundleError(
-                    f"{path} is a link, a bundle holds regular files only; replace it by what it points to"
-                )
 
 
 class _Meter:
@@ -150,11 +123,12 @@ def _hash(file: BinaryIO, meter: _Meter) -> str:
 
 def _sample(file: BinaryIO) -> str:
     size = _size(file)
-    if size <= SAMPLES * SAMPLE_BYTES:
-        file.seek(0)
-        return hashlib.sha256(file.read(size)).hexdigest()
+    starts, length = [0], size
+    if size > _SAMPLES * _SAMPLE_BYTES:
+        length = _SAMPLE_BYTES
+        starts = [index * (size - length) // (_SAMPLES - 1) for index in range(_SAMPLES)]
     digest = hashlib.sha256()
-    for index in range(SAMPLES):
-        file.seek(index * (size - SAMPLE_BYTES) // (SAMPLES - 1))
-        digest.update(file.read(SAMPLE_BYTES))
+    for start in starts:
+        file.seek(start)
+        digest.update(file.read(length))
     return digest.hexdigest()

@@ -1,7 +1,6 @@
-"""The parts of a bundle's manifest, as data: where it comes from, its dimensions, tables, graphs, files.
+"""A bundle's description, `manifest.json`: typed, checked, and the only place that knows its JSON.
 
-The bundle's description, `manifest.json`: typed, checked, and the only place that knows its JSON.
-
+Every part is a dataclass whose annotations say how a field is read; what is written are the same fields.
 `Manifest.from_dict` trusts nothing: every type, range, file name and cross-reference is checked, and a fault
 is a `BundleError` that names the field. What is in the listed files is the business of `integrity`.
 """
@@ -16,17 +15,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from .errors import BltError, BundleError
-from .fields import AGAIN, Fields, fault, file_name, is_whole, read
+from .errors import BundleError, OptionError
+from .fields import AGAIN, Fields, by, fault, file_name, if_there, is_whole, part, read, record
 from .files import open_plain, write_whole
 from .hashing import HashSpec
 from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, STAGES, TABLE_PRECISIONS
 from .patching import PatchingRule
+from .vocabulary import VOCAB_SIZE
 
 __all__ = [
-    "MANIFEST_NAME",
     "SCHEMA",
     "TABLE_BLOCK",
     "Axis",
@@ -42,21 +41,80 @@ __all__ = [
     "write_manifest",
 ]
 
+SCHEMA = 1
+
 TABLE_BLOCK = 32
 """Neighbouring values of a row that share a scale in int4 tables."""
+
+_AXES = ("batch", "bytes", "patches")
+_POSITIONS = 2**31 - 1
+_COUNT = 2**63 - 1
+_MAX_MANIFEST_BYTES = 16 << 20
+_NO_BUNDLE = "give the directory of a bundle that `blt-edge export` wrote"
+_AXIS_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+# 1. How fields are read.
+
+_Text = Annotated[str, Fields.text]
+_FileName = Annotated[str, Fields.file_name]
+_Digest = Annotated[str, Fields.digest]
+_VocabSize = Annotated[int, by(Fields.whole, VOCAB_SIZE, VOCAB_SIZE)]
+_Width = Annotated[int, by(Fields.whole, 1, 1_000_000)]
+_Positions = Annotated[int, by(Fields.whole, 1, _POSITIONS)]
+_Size = Annotated[int, by(Fields.whole, 0, _POSITIONS)]
+_Count = Annotated[int, by(Fields.whole, 0, _COUNT)]
+_Positive = Annotated[int, by(Fields.whole, 1, _COUNT)]
+
+
+def _stage_name(value: object, where: str) -> str:
+    if not isinstance(value, str) or value not in STAGES:
+        raise fault(where, value, f"one of {', '.join(STAGES)}")
+    return value
+
+
+def _axis_name(value: object, where: str) -> str:
+    if not isinstance(value, str) or not _AXIS_NAME.fullmatch(value):
+        raise fault(where, value, "an axis name of small letters, digits and '_'")
+    return value
+
+
+def _generator(fields: Fields, _: str) -> str:
+    return fields.text("blt_edge")
+
+
+def _parameters(fields: Fields) -> dict[str, int]:
+    return {name: fields.whole(name, 0, _COUNT) for name in (*STAGES, "tables") if name in fields}
+
+
+def _patching(fields: Fields) -> PatchingRule:
+    values: dict[str, Any] = {
+        "mode": fields.choice("mode", PATCHING_MODES),
+        "threshold": fields.number_or_none("threshold"),
+        "threshold_add": fields.number_or_none("threshold_add"),
+        "monotonic": fields.flag("monotonic"),
+        "max_patch_length": fields.whole_or_none("max_patch_length", 1, _POSITIONS),
+        "patch_size": fields.whole_or_none("patch_size", 1, _POSITIONS),
+    }
+    try:
+        return PatchingRule(**values)
+    except OptionError as error:
+        raise BundleError(f"{MANIFEST_NAME}: patching: {error}; {AGAIN}") from None
+
+
+# 2. The parts.
 
 
 @dataclass(frozen=True)
 class Source:
     """The checkpoint a bundle was made from."""
 
-    name: str
+    name: _Text
     """Hub id, folder name or "demo"."""
-    layout: str
+    layout: Annotated[str, by(Fields.choice, ("huggingface", "meta"))]
     """"huggingface" or "meta"."""
-    sha256: str
+    sha256: _Digest
     """The checkpoint's own hash, 64 hexadecimal digits."""
-    config: dict[str, Any]
+    config: Annotated[dict[str, Any], Fields.tree]
     """The checkpoint's raw configuration."""
 
 
@@ -64,17 +122,17 @@ class Source:
 class ModelSpec:
     """Dimensions that belong to no single stage."""
 
-    vocab_size: int
+    vocab_size: _VocabSize
     """Byte ids, 260."""
-    width: int
+    width: _Width
     """Width D of byte embeddings and byte states."""
-    cross_attn_k: int
+    cross_attn_k: Annotated[int, by(Fields.whole, 1, 1000)]
     """Vectors a patch is pooled to."""
-    max_positions: int
+    max_positions: _Positions
     """Longest text in ids, BOS included."""
-    trained_context: int
+    trained_context: _Positions
     """Ids the model was trained on at once; scoring windows have this length."""
-    parameters: dict[str, int]
+    parameters: Annotated[dict[str, int], by(Fields.part, _parameters)]
     """Parameters by stage, and of the embedding as "tables"."""
 
 
@@ -82,19 +140,16 @@ class ModelSpec:
 class EmbeddingSpec:
     """The file of byte rows and hash rows, in this order, C order, little endian."""
 
-    file: str
-    """File name in the bundle."""
-    dtype: str
-    """One of `TABLE_PRECISIONS`; `table_rows` has the layout of a row in each."""
-    width: int
-    """Values in a row."""
-    byte_rows: int
+    file: _FileName
+    dtype: Annotated[str, by(Fields.choice, tuple(TABLE_PRECISIONS))]
+    """One of `TABLE_PRECISIONS`; `embedding` has the layout of a row in each."""
+    width: _Width
+    byte_rows: _VocabSize
     """Rows of the byte embedding, 260."""
-    group_sizes: tuple[int, ...]
+    group_sizes: Annotated[tuple[int, ...], by(Fields.wholes, 1, 1000, 100)]
     """Bytes per hash, one table each and per function."""
-    functions: int
-    """Hash functions."""
-    hash_vocab: int
+    functions: Annotated[int, by(Fields.whole, 0, 1000)]
+    hash_vocab: _Positions
     """Rows of each hash table."""
 
     @property
@@ -138,25 +193,23 @@ class EmbeddingSpec:
 class StageSpec:
     """One graph and the shape of the state it needs."""
 
-    file: str
+    file: _FileName
     """The graph's file name in the bundle."""
-    data: str
+    data: _FileName
     """The file name of its weights."""
-    precision: str
+    precision: Annotated[str, by(Fields.choice, PRECISIONS)]
     """"fp32", "fp16", "int8" (weights and activations), "int8w" (weights in blocks) or "int4" (the same)."""
-    layers: int
+    layers: Annotated[int, by(Fields.whole, 1, 1000)]
     """Transformer layers, each with a key/value cache."""
-    kv_heads: int
+    kv_heads: Annotated[int, by(Fields.whole, 1, 10_000)]
     """Key/value heads of a layer."""
-    head_dim: int
-    """Width of a head."""
-    window: int | None
+    head_dim: _Width
+    window: Annotated[int | None, by(Fields.whole_or_none, 1, _POSITIONS)]
     """Keys a position sees, itself included; None = all."""
-    max_positions: int
+    max_positions: _Positions
     """Positions the stage was made for: bytes, or patches in the latent stage."""
-    parameters: int
-    """Parameters in the graph."""
-    patch_values: int | None = None
+    parameters: _Count
+    patch_values: Annotated[int | None, if_there(by(Fields.whole_or_none, 1, _COUNT))] = None
     """Values per patch that go from the latent stage to the decoder; None in the other two stages."""
 
     @property
@@ -169,17 +222,16 @@ class StageSpec:
 class CalibrationSpec:
     """Where the ranges of int8 activations come from."""
 
-    method: str
+    method: _Text
     """How a range was read from what was seen, such as "minmax" or "mse"."""
-    texts: tuple[str, ...]
+    texts: Annotated[tuple[str, ...], by(Fields.texts, 10_000)]
     """Names of the texts; the package's own begin with "bundled:"."""
-    windows: int
+    windows: _Positive
     """Windows that were read, each from BOS."""
-    window_bytes: int
-    """Bytes of a window."""
-    seed: int
+    window_bytes: _Positive
+    seed: _Count
     """What chose them."""
-    smooth: float | None = None
+    smooth: Annotated[float | None, Fields.number_or_none] = None
     """Strength with which activations' ranges were moved into weights before; None = not."""
 
 
@@ -187,105 +239,81 @@ class CalibrationSpec:
 class QuantizationSpec:
     """How the integers in the graphs were found."""
 
-    search: str
+    search: Annotated[str, by(Fields.choice, ("mse", "rtn"))]
     """How weight scales were found: "mse" or "rtn"."""
-    block_size: int
+    block_size: _Width
     """Inputs that share a weight scale in int8w and int4 stages."""
-    calibration: CalibrationSpec | None
+    calibration: Annotated[CalibrationSpec | None, by(Fields.part_or_none, record(CalibrationSpec))]
     """None when no stage has int8 activations."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Sizes of one dynamic axis of the graphs."""
+    """Sizes of one dynamic axis: the smallest, the one to tune for, and the largest that is not refused."""
 
-    min: int
-    """Smallest."""
-    opt: int
-    """The one to tune for."""
-    max: int
-    """Largest; beyond it a call is refused."""
+    min: _Size
+    opt: _Size
+    max: _Size
 
 
 @dataclass(frozen=True)
 class FileRecord:
     """What a file of the bundle must be."""
 
-    bytes: int
-    """Exact size."""
-    sha256: str
+    bytes: _Count
+    sha256: _Digest
     """Hash of everything in it."""
-    sample_sha256: str
-    """Hash of 64 evenly spaced blocks (see `integrity.sample_hash`)."""
+    sample_sha256: _Digest
+    """Hash of 64 evenly spaced blocks (see `integrity.file_record`)."""
 
 
-SCHEMA = 1
-AXES = ("batch", "bytes", "patches")
-LAYOUTS = ("huggingface", "meta")
-SEARCHES = ("mse", "rtn")
-
-_VOCAB_SIZE = 260
-_WIDTH = 1_000_000
-_POSITIONS = 2**31 - 1
-_COUNT = 2**63 - 1
-_MAX_MANIFEST_BYTES = 16 << 20
-_NO_BUNDLE = "give the directory of a bundle that `blt-edge export` wrote"
-_AXIS_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """Everything the runtime knows about a bundle before it opens a graph."""
+    """Everything the runtime knows about a bundle before it opens a graph. Fields are in the JSON's order."""
 
-    generator: str
-    """Version of blt-edge that wrote the bundle."""
+    schema: Annotated[int, by(Fields.whole, SCHEMA, SCHEMA)] = SCHEMA
+    """Version of this description's layout."""
+    generator: Annotated[str, _generator]
+    """Version of blt-edge that wrote the bundle; "blt_edge" in the JSON."""
     source: Source
     """Where the weights come from."""
     model: ModelSpec
-    """Dimensions."""
-    patching: PatchingRule
+    patching: Annotated[PatchingRule, by(Fields.part, _patching)]
     """Where patches begin."""
     embedding: EmbeddingSpec
     """The byte and hash tables."""
-    stages: dict[str, StageSpec]
+    stages: Annotated[dict[str, StageSpec], by(Fields.parts, _stage_name, record(StageSpec))]
     """The graphs, in the order of `STAGES`; no "patcher" where the model has none."""
-    axes: dict[str, Axis]
+    axes: Annotated[dict[str, Axis], by(Fields.parts, _axis_name, record(Axis))]
     """Dynamic axes: at least batch, bytes and patches."""
-    validation: dict[str, Any] | None
-    """The last validation's report; None = never validated."""
-    files: dict[str, FileRecord]
-    """Every file of the bundle but the manifest."""
-    schema: int = SCHEMA
-    """Version of this description's layout."""
-    quantization: QuantizationSpec | None = None
+    quantization: Annotated[QuantizationSpec | None, if_there(part(QuantizationSpec))] = None
     """How integers were found; None when no stage has any."""
+    validation: Annotated[dict[str, Any] | None, Fields.tree_or_none]
+    """The last validation's report; None = never validated."""
+    files: Annotated[dict[str, FileRecord], by(Fields.parts, file_name, record(FileRecord))]
+    """Every file of the bundle but the manifest."""
 
     @classmethod
     def from_dict(cls, data: object) -> Manifest:
         """Check a parsed `manifest.json`, without its checksum. Raises BundleError naming a fault."""
         _check_schema(data)
-        manifest = read(data, "", _manifest)
+        manifest = read(data, "", record(cls))
         _check_references(manifest)
         return manifest
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, ready for `json.dumps`; `from_dict` gives an equal manifest back."""
+        data: dict[str, Any] = _plain(asdict(self))
         # A folder's name may hold what a terminal would obey; the name is for people only.
-        name = "".join(letter if letter.isprintable() else "?" for letter in self.source.name) or "?"
-        quantization = {} if self.quantization is None else {"quantization": asdict(self.quantization)}
-        return {
-            "schema": self.schema,
-            "blt_edge": self.generator,
-            "source": {**asdict(self.source), "name": name, "config": _plain(self.source.config)},
-            "model": asdict(self.model),
-            "patching": asdict(self.patching),
-            "embedding": {**asdict(self.embedding), "group_sizes": list(self.embedding.group_sizes)},
-            "stages": {name: _stage_dict(self.stages[name]) for name in STAGES if name in self.stages},
-            "axes": {name: asdict(axis) for name, axis in self.axes.items()},
-            **_plain(quantization),
-            "validation": _plain(self.validation),
-            "files": {name: asdict(self.files[name]) for name in sorted(self.files)},
-        }
+        name = "".join(letter if letter.isprintable() else "?" for letter in self.source.name)
+        data["source"]["name"] = name or "?"
+        data["stages"] = {stage: data["stages"][stage] for stage in STAGES if stage in self.stages}
+        data["files"] = dict(sorted(data["files"].items()))
+        optional = [(data, "quantization"), *((stage, "patch_values") for stage in data["stages"].values())]
+        for fields, key in optional:
+            if fields[key] is None:
+                del fields[key]
+        return {"blt_edge" if key == "generator" else key: value for key, value in data.items()}
 
     def with_validation(self, report: Mapping[str, Any] | None) -> Manifest:
         """The same bundle with another validation report (plain values; nan and inf become strings)."""
@@ -306,18 +334,124 @@ class Manifest:
         return replace(self, files=dict(files))
 
 
+def _plain(value: Any) -> Any:
+    """Numbers, texts, lists and objects as JSON has them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        return _plain(value.item())
+    # JSON has no word for these, and a failed validation must be recordable.
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+# 3. What the parts must say about each other.
+
+
+def _check_schema(data: object) -> None:
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if isinstance(data, dict) and is_whole(schema, SCHEMA + 1, _POSITIONS):
+        version = data.get("blt_edge")
+        writer = f" (written by blt-edge {version[:40]!r})" if isinstance(version, str) else ""
+        raise BundleError(
+            f"{MANIFEST_NAME}: schema {schema}{writer} is newer than {SCHEMA}, the newest this version "
+            "reads; upgrade blt-edge"
+        )
+
+
+def _check_references(manifest: Manifest) -> None:
+    stages, embedding, model = manifest.stages, manifest.embedding, manifest.model
+    for name in STAGES:
+        needed = name != "patcher" or manifest.patching.needs_entropy
+        if needed and name not in stages:
+            raise BundleError(f"{MANIFEST_NAME}: stages.{name} is missing, this patching needs it; {AGAIN}")
+    _check_axes(manifest.axes)
+    for name, stage in stages.items():
+        _check_listed(manifest, stage.file, f"stages.{name}.file")
+        _check_listed(manifest, stage.data, f"stages.{name}.data")
+        if (stage.patch_values is not None) != (name in ("latent", "decoder")):
+            raise fault(f"stages.{name}.patch_values", stage.patch_values, "one in latent and decoder only")
+    latent, decoder = stages["latent"], stages["decoder"]
+    if latent.patch_values != decoder.patch_values:
+        needed_values = "the same value as in the latent stage"
+        raise fault("stages.decoder.patch_values", decoder.patch_values, needed_values)
+    if latent.window is not None:
+        raise fault("stages.latent.window", latent.window, "null")
+    positions = min(stages["encoder"].max_positions, decoder.max_positions)
+    if model.max_positions > positions:
+        raise fault("model.max_positions", model.max_positions, f"at most the stages' {positions}")
+    try:
+        _ = embedding.hash
+    except OptionError as error:
+        raise BundleError(f"{MANIFEST_NAME}: embedding: {error}; {AGAIN}") from None
+    if embedding.width != model.width:
+        raise fault("embedding.width", embedding.width, f"the model's width {model.width}")
+    _check_listed(manifest, embedding.file, "embedding.file")
+    size = manifest.files[embedding.file].bytes
+    if size != embedding.bytes:
+        raise fault(f"files.{embedding.file}.bytes", size, f"{embedding.bytes} for tables of this shape")
+
+
+def _check_axes(axes: Mapping[str, Axis]) -> None:
+    for name in _AXES:
+        if name not in axes:
+            raise BundleError(f"{MANIFEST_NAME}: axes.{name} is missing; {AGAIN}")
+    for name, axis in axes.items():
+        for bound, low, value in (("opt", axis.min, axis.opt), ("max", axis.opt, axis.max)):
+            if value < low:
+                raise fault(f"axes.{name}.{bound}", value, f"a whole number from {low} to {_POSITIONS}")
+
+
+def _check_listed(manifest: Manifest, name: str, where: str) -> None:
+    if name not in manifest.files:
+        raise fault(where, name, "a file of the list under files")
+
+
+# 4. The file: read with suspicion, rendered in exactly one way.
+
+
 def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
     """Read and check `manifest.json` of a bundle; no other file is touched.
 
     Raises BundleError when the directory is no bundle, or the manifest is a link, damaged, changed in any
     byte since it was written, from a newer schema, or says something impossible.
     """
-    payload = _parse(_read_text(Path(directory)))
-    _check_schema(payload)
-    checksum = payload.pop("checksum", None)
-    if checksum != _checksum(payload):
+    text = _read_text(Path(directory))
+    try:
+        payload = json.loads(text)
+        _check_schema(payload)
+        same = _render(payload) == text
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise BundleError(f"{MANIFEST_NAME} is damaged ({reason}); {AGAIN}") from None
+    if not isinstance(payload, dict):
+        raise fault("", payload, "an object")
+    # Spaces and doubled keys carry no meaning the checksum could see, yet every changed byte must show.
+    if not same:
+        raise BundleError(f"{MANIFEST_NAME} was changed after it was written (its layout differs); {AGAIN}")
+    if payload.pop("checksum", None) != _checksum(payload):
         raise BundleError(f"{MANIFEST_NAME} was changed after it was written (its checksum differs); {AGAIN}")
     return Manifest.from_dict(payload)
+
+
+def _read_text(directory: Path) -> str:
+    path = directory / MANIFEST_NAME
+    if not directory.is_dir():
+        reason = "is not a directory" if os.path.lexists(directory) else "does not exist"
+        raise BundleError(f"{directory} {reason}; {_NO_BUNDLE}")
+    if not os.path.lexists(path):
+        raise BundleError(f"{directory} has no {MANIFEST_NAME}; {_NO_BUNDLE}")
+    with open_plain(path) as file:
+        data = file.read(_MAX_MANIFEST_BYTES + 1)
+    if len(data) > _MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path} has more than {_MAX_MANIFEST_BYTES} bytes, the most allowed; {AGAIN}")
+    try:
+        return data.decode("ascii")
+    except UnicodeDecodeError:
+        raise BundleError(f"{MANIFEST_NAME} is damaged (bytes that are not ASCII); {AGAIN}") from None
 
 
 def write_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> None:
@@ -336,253 +470,10 @@ def write_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> Non
     )
 
 
-# 1. The text: read with suspicion, rendered in exactly one way.
-
-
-def _read_text(directory: Path) -> str:
-    if not directory.is_dir():
-        reason = "is not a directory" if os.path.lexists(directory) else "does not exist"
-        raise BundleError(f"{directory} {reason}; {_NO_BUNDLE}")
-    path = directory / MANIFEST_NAME
-    if not os.path.lexists(path):
-        raise BundleError(f"{directory} has no {MANIFEST_NAME}; {_NO_BUNDLE}")
-    with open_plain(path) as file:
-        data = file.read(_MAX_MANIFEST_BYTES + 1)
-    if len(data) > _MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} has more than {_MAX_MANIFEST_BYTES} bytes, the most allowed; {AGAIN}")
-    try:
-        return data.decode("ascii")
-    except UnicodeDecodeError:
-        raise BundleError(f"{MANIFEST_NAME} is damaged (bytes that are not ASCII); {AGAIN}") from None
-
-
-def _parse(text: str) -> dict[str, Any]:
-    try:
-        payload = json.loads(text)
-        if not isinstance(payload, dict):
-            raise fault("", payload, "an object")
-        _check_schema(payload)
-        same = _render(payload) == text
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        raise BundleError(f"{MANIFEST_NAME} is damaged ({reason}); {AGAIN}") from None
-    # Spaces and doubled keys carry no meaning the checksum could see, yet every changed byte must show.
-    if not same:
-        raise BundleError(f"{MANIFEST_NAME} was changed after it was written (its layout differs); {AGAIN}")
-    return payload
-
-
-def _render(payload: Mapping[str, Any]) -> str:
+def _render(payload: object) -> str:
     return json.dumps(payload, indent=1, allow_nan=False) + "\n"
 
 
 def _checksum(payload: Mapping[str, Any]) -> str:
     canonical = json.dumps(payload, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode("ascii")).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item"):
-        return _plain(value.item())
-    # JSON has no word for these, and a failed validation must be recordable.
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
-
-
-# 2. The schema: one reader for each object.
-
-
-def _check_schema(data: object) -> None:
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if isinstance(data, dict) and is_whole(schema, SCHEMA + 1, _POSITIONS):
-        version = data.get("blt_edge")
-        by = f" (written by blt-edge {version[:40]!r})" if isinstance(version, str) else ""
-        raise BundleError(
-            f"{MANIFEST_NAME}: schema {schema}{by} is newer than {SCHEMA}, the newest this version reads; "
-            "upgrade blt-edge"
-        )
-
-
-def _manifest(fields: Fields) -> Manifest:
-    return Manifest(
-        schema=fields.whole("schema", SCHEMA, SCHEMA),
-        generator=fields.text("blt_edge"),
-        source=fields.part("source", _source),
-        model=fields.part("model", _model),
-        patching=fields.part("patching", _patching),
-        embedding=fields.part("embedding", _embedding),
-        stages=fields.parts("stages", _stage_name, _stage),
-        axes=fields.parts("axes", _axis_name, _axis),
-        quantization=fields.part("quantization", _quantization) if "quantization" in fields else None,
-        validation=fields.tree_or_none("validation"),
-        files=fields.parts("files", file_name, _file),
-    )
-
-
-def _source(fields: Fields) -> Source:
-    return Source(
-        name=fields.text("name"),
-        layout=fields.choice("layout", LAYOUTS),
-        sha256=fields.digest("sha256"),
-        config=fields.tree("config"),
-    )
-
-
-def _model(fields: Fields) -> ModelSpec:
-    return ModelSpec(
-        vocab_size=fields.whole("vocab_size", _VOCAB_SIZE, _VOCAB_SIZE),
-        width=fields.whole("width", 1, _WIDTH),
-        cross_attn_k=fields.whole("cross_attn_k", 1, 1000),
-        max_positions=fields.whole("max_positions", 1, _POSITIONS),
-        trained_context=fields.whole("trained_context", 1, _POSITIONS),
-        parameters=fields.part("parameters", _parameters),
-    )
-
-
-def _parameters(fields: Fields) -> dict[str, int]:
-    return {name: fields.whole(name, 0, _COUNT) for name in (*STAGES, "tables") if name in fields}
-
-
-def _patching(fields: Fields) -> PatchingRule:
-    values: dict[str, Any] = {
-        "mode": fields.choice("mode", PATCHING_MODES),
-        "threshold": fields.number_or_none("threshold"),
-        "threshold_add": fields.number_or_none("threshold_add"),
-        "monotonic": fields.flag("monotonic"),
-        "max_patch_length": fields.whole_or_none("max_patch_length", 1, _POSITIONS),
-        "patch_size": fields.whole_or_none("patch_size", 1, _POSITIONS),
-    }
-    try:
-        return PatchingRule(**values)
-    except (BltError, ValueError) as error:
-        raise BundleError(f"{MANIFEST_NAME}: patching: {error}; {AGAIN}") from None
-
-
-def _embedding(fields: Fields) -> EmbeddingSpec:
-    spec = EmbeddingSpec(
-        file=fields.file_name("file"),
-        dtype=fields.choice("dtype", tuple(TABLE_PRECISIONS)),
-        width=fields.whole("width", 1, _WIDTH),
-        byte_rows=fields.whole("byte_rows", _VOCAB_SIZE, _VOCAB_SIZE),
-        group_sizes=fields.wholes("group_sizes", 1, 1000, most=100),
-        functions=fields.whole("functions", 0, 1000),
-        hash_vocab=fields.whole("hash_vocab", 1, _POSITIONS),
-    )
-    try:
-        _ = spec.hash
-    except (BltError, ValueError) as error:
-        raise BundleError(f"{MANIFEST_NAME}: embedding: {error}; {AGAIN}") from None
-    return spec
-
-
-def _stage(fields: Fields) -> StageSpec:
-    return StageSpec(
-        file=fields.file_name("file"),
-        data=fields.file_name("data"),
-        precision=fields.choice("precision", PRECISIONS),
-        layers=fields.whole("layers", 1, 1000),
-        kv_heads=fields.whole("kv_heads", 1, 10_000),
-        head_dim=fields.whole("head_dim", 1, _WIDTH),
-        window=fields.whole_or_none("window", 1, _POSITIONS),
-        max_positions=fields.whole("max_positions", 1, _POSITIONS),
-        parameters=fields.whole("parameters", 0, _COUNT),
-        patch_values=fields.whole_or_none("patch_values", 1, _COUNT) if "patch_values" in fields else None,
-    )
-
-
-def _quantization(fields: Fields) -> QuantizationSpec:
-    return QuantizationSpec(
-        search=fields.choice("search", SEARCHES),
-        block_size=fields.whole("block_size", 1, _WIDTH),
-        calibration=fields.part_or_none("calibration", _calibration),
-    )
-
-
-def _calibration(fields: Fields) -> CalibrationSpec:
-    return CalibrationSpec(
-        method=fields.text("method"),
-        texts=fields.texts("texts", most=10_000),
-        windows=fields.whole("windows", 1, _COUNT),
-        window_bytes=fields.whole("window_bytes", 1, _COUNT),
-        seed=fields.whole("seed", 0, _COUNT),
-        smooth=fields.number_or_none("smooth"),
-    )
-
-
-def _axis(fields: Fields) -> Axis:
-    low = fields.whole("min", 0, _POSITIONS)
-    opt = fields.whole("opt", low, _POSITIONS)
-    return Axis(min=low, opt=opt, max=fields.whole("max", opt, _POSITIONS))
-
-
-def _file(fields: Fields) -> FileRecord:
-    return FileRecord(
-        bytes=fields.whole("bytes", 0, _COUNT),
-        sha256=fields.digest("sha256"),
-        sample_sha256=fields.digest("sample_sha256"),
-    )
-
-
-def _stage_name(value: object, where: str) -> str:
-    if not isinstance(value, str) or value not in STAGES:
-        raise fault(where, value, f"one of {', '.join(STAGES)}")
-    return value
-
-
-def _axis_name(value: object, where: str) -> str:
-    if not isinstance(value, str) or not _AXIS_NAME.fullmatch(value):
-        raise fault(where, value, "an axis name of small letters, digits and '_'")
-    return value
-
-
-def _stage_dict(stage: StageSpec) -> dict[str, Any]:
-    values = asdict(stage)
-    if stage.patch_values is None:
-        del values["patch_values"]
-    return values
-
-
-# 3. What the parts must say about each other.
-
-
-def _check_references(manifest: Manifest) -> None:
-    stages, embedding = manifest.stages, manifest.embedding
-    for name in STAGES:
-        needed = name != "patcher" or manifest.patching.needs_entropy
-        if needed and name not in stages:
-            raise BundleError(f"{MANIFEST_NAME}: stages.{name} is missing, this patching needs it; {AGAIN}")
-    for axis in AXES:
-        if axis not in manifest.axes:
-            raise BundleError(f"{MANIFEST_NAME}: axes.{axis} is missing; {AGAIN}")
-    for name, stage in stages.items():
-        _check_file(manifest, stage.file, f"stages.{name}.file")
-        _check_file(manifest, stage.data, f"stages.{name}.data")
-        if (stage.patch_values is not None) != (name in ("latent", "decoder")):
-            raise fault(f"stages.{name}.patch_values", stage.patch_values, "one in latent and decoder only")
-    if stages["latent"].patch_values != stages["decoder"].patch_values:
-        raise fault(
-            "stages.decoder.patch_values",
-            stages["decoder"].patch_values,
-            "the same value as in the latent stage",
-        )
-    if stages["latent"].window is not None:
-        raise fault("stages.latent.window", stages["latent"].window, "null")
-    positions = min(stages["encoder"].max_positions, stages["decoder"].max_positions)
-    if manifest.model.max_positions > positions:
-        raise fault("model.max_positions", manifest.model.max_positions, f"at most the stages' {positions}")
-    if embedding.width != manifest.model.width:
-        raise fault("embedding.width", embedding.width, f"the model's width {manifest.model.width}")
-    size = _check_file(manifest, embedding.file, "embedding.file").bytes
-    if size != embedding.bytes:
-        raise fault(f"files.{embedding.file}.bytes", size, f"{embedding.bytes} for tables of this shape")
-
-
-def _check_file(manifest: Manifest, name: str, where: str) -> FileRecord:
-    if name not in manifest.files:
-        raise fault(where, name, "a file of the list under files")
-    return manifest.files[name]

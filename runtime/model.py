@@ -14,7 +14,7 @@ from .devices import LoadRequest, open_device
 from .embedding import EmbeddingTable
 from .engines import PORTABLE, Engine
 from .errors import BackendError, BundleError, OptionError
-from .generation import GenerationChunk, GenerationResult, generate, stream
+from .generation import GenerationChunk, GenerationResult, joined, stream
 from .integrity import check_files
 from .manifest import Manifest, load_manifest
 from .options import GenerationOptions
@@ -74,8 +74,8 @@ class BltModel:
         or refused. threads: CPU threads, None leaves it to the engine. verify: read every file and compare
         its sha256 (`progress(bytes done, bytes in all)`); otherwise large files are compared by samples.
         prefill_chunk: bytes that one pass takes at most (memory grows with it). rollback: bytes that can be
-        taken back without computing again. portable: run the portable graphs even where the bundle has a
-        form for this device (`export.engines`). probe: let such a form repeat what it gave when it was
+        taken back without computing again. portable: run the portable graphs even where the bundle has an
+        engine for this device (`blt-edge build`). probe: let such an engine repeat what it gave when it was
         built, and use it only where that comes out again. provider_options: options of ONNX Runtime's
         provider, for the devices that are one. `engine` of the model tells what it runs from and on, and why.
 
@@ -171,8 +171,11 @@ class BltModel:
         """Bits per byte of `data` over all 260 classes, in windows of `context` ids, each from BOS.
 
         context None takes the trained context that the manifest names. progress(bytes done, bytes in all).
+        Raises OptionError for an empty text, or a context that the model has no positions for.
         """
-        return score(self, data, context=context, progress=progress)
+        size = self.manifest.model.trained_context if context is None else context
+        _check_count("context", size, 2, self.limits.max_positions)
+        return score(self.sequence, data, size, progress)
 
     def stream(
         self,
@@ -182,8 +185,18 @@ class BltModel:
         sequence: Sequence | None = None,
         cancel: threading.Event | None = None,
     ) -> Iterator[GenerationChunk]:
-        """Generate, yielding text as it becomes certain, and go on in `sequence`; see `generation.stream`."""
-        return stream(self, prompt, options or GenerationOptions(), sequence=sequence, cancel=cancel)
+        """Continue `prompt`, yielding text as it becomes certain; see `generation.stream`.
+
+        sequence: one of this model's, to go on in; None begins a new text.
+        """
+        return stream(
+            self.sequence() if sequence is None else sequence,
+            self.costs,
+            prompt,
+            options or GenerationOptions(),
+            keep=sequence is not None,
+            cancel=cancel,
+        )
 
     def generate(
         self,
@@ -193,8 +206,8 @@ class BltModel:
         sequence: Sequence | None = None,
         cancel: threading.Event | None = None,
     ) -> GenerationResult:
-        """Generate to the end, and go on in `sequence`; see `generation.stream`."""
-        return generate(self, prompt, options or GenerationOptions(), sequence=sequence, cancel=cancel)
+        """What `stream` yields until its end, in one."""
+        return joined(self.stream(prompt, options, sequence=sequence, cancel=cancel))
 
     def _patcher_state(self) -> PatcherState:
         if "patcher" not in self._backends:

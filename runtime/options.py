@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from .errors import OptionError
 from .fields import checked_flag, checked_int, checked_real, shown
@@ -16,6 +18,21 @@ LONGEST_DRAFT = 32
 
 MOST_LOGPROBS = 20
 """Likely ids that are told of a byte, at most."""
+
+
+_above = partial(checked_real, above_minimum=True)
+_RANGES: tuple[tuple[Any, ...], ...] = (
+    # check, field, least, most where there is one, hint; None is allowed where it is the default
+    (checked_int, "max_new_bytes", 1, ""),
+    (checked_real, "temperature", 0, "0 = greedy"),
+    (checked_int, "top_k", 0, "0 = off"),
+    (_above, "top_p", 0, 1, "1 = off"),
+    (checked_real, "min_p", 0, 1, "0 = off"),
+    (_above, "repetition_penalty", 0, "1 = off"),
+    (checked_int, "seed", 0, "or none"),
+    (checked_int, "draft_length", 1, LONGEST_DRAFT, "or none"),
+    (checked_int, "logprobs", 0, MOST_LOGPROBS, "or none"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +78,7 @@ class GenerationOptions:
 
     details: bool = False
     """Tell of each byte where patches start, how uncertain the patcher was, and whether it was guessed
-    (`details.ByteDetail`). Changes no byte."""
+    (`scoring.ByteDetail`). Changes no byte."""
 
     logprobs: int | None = None
     """Tell, too, how probable each byte was, and this many of the ids that were most likely there, 0 to
@@ -70,27 +87,13 @@ class GenerationOptions:
     def __post_init__(self) -> None:
         if self.draft not in DRAFTS:
             raise OptionError(f"draft is {shown(self.draft)}; allowed are {', '.join(DRAFTS)}")
-        checked = {
-            "max_new_bytes": checked_int("max_new_bytes", self.max_new_bytes, 1),
-            "temperature": checked_real("temperature", self.temperature, 0, hint="0 = greedy"),
-            "top_k": checked_int("top_k", self.top_k, 0, hint="0 = off"),
-            "top_p": checked_real("top_p", self.top_p, 0, 1, above_minimum=True, hint="1 = off"),
-            "min_p": checked_real("min_p", self.min_p, 0, 1, hint="0 = off"),
-            "repetition_penalty": checked_real(
-                "repetition_penalty", self.repetition_penalty, 0, above_minimum=True, hint="1 = off"
-            ),
-            "seed": None if self.seed is None else checked_int("seed", self.seed, 0, hint="or none"),
-            "stop": _stop_bytes(self.stop),
-            "draft_length": None
-            if self.draft_length is None
-            else checked_int("draft_length", self.draft_length, 1, LONGEST_DRAFT, hint="or none"),
-            "details": checked_flag("details", self.details) or self.logprobs is not None,
-            "logprobs": None
-            if self.logprobs is None
-            else checked_int("logprobs", self.logprobs, 0, MOST_LOGPROBS, hint="or none"),
-        }
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+        for check, name, *arguments, hint in _RANGES:
+            value, default = getattr(self, name), getattr(type(self), name)
+            if value is not None or default is not None:
+                object.__setattr__(self, name, check(name, value, *arguments, hint=hint))
+        object.__setattr__(self, "stop", _stop_bytes(self.stop))
+        checked_flag("details", self.details)
+        object.__setattr__(self, "details", self.details or self.logprobs is not None)
 
     @property
     def stop_bytes(self) -> tuple[bytes, ...]:
@@ -101,7 +104,7 @@ class GenerationOptions:
 def _stop_bytes(stops: object) -> tuple[bytes, ...]:
     if isinstance(stops, (str, bytes, bytearray)) or not isinstance(stops, Iterable):
         raise OptionError(f"stop is {shown(stops)}; allowed is a list or tuple of strings or bytes")
-    return tuple(_one_stop(stop) for stop in stops)
+    return tuple(map(_one_stop, stops))
 
 
 def _one_stop(stop: object) -> bytes:

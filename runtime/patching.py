@@ -18,10 +18,11 @@ Differences and comparisons of entropies are in float32, as in the reference imp
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +30,13 @@ from numpy.typing import NDArray
 from .errors import OptionError
 from .fields import checked_flag, checked_int, checked_real, shown
 from .names import PATCHING_MODES
-from .vocabulary import BYTE_OFFSET, VOCAB_SIZE
+from .vocabulary import BYTE_OFFSET
 
 __all__ = ["PatchBoundaries", "PatchingRule"]
 
 
-_Ids = NDArray[np.int64]
-_Entropies = NDArray[np.float32]
 _Flags = NDArray[np.bool_]
+_Value = TypeVar("_Value", np.float32, np.bool_)
 _NO_ENTROPIES = np.empty(0, dtype=np.float32)
 
 
@@ -94,9 +94,14 @@ class PatchBoundaries:
     """The patches of one growing text: those of a fresh one on its ids, however it was cut or rolled back."""
 
     def __init__(self, rule: PatchingRule) -> None:
-        self._decider = _decider(rule)
-        self._needs_entropy = rule.needs_entropy
-        self._limit = rule.max_patch_length
+        self._rule = rule
+        # float32, because a float32 tensor's comparison with a number rounds the number first
+        with np.errstate(over="ignore"):
+            self._threshold = np.float32(rule.threshold or 0.0)
+            self._threshold_add = np.float32(rule.threshold_add or 0.0)
+        self._fixed = _fixed_starts(rule)
+        # Of every position what the decision after the next one reads: its entropy, or whether it is a space.
+        self._past = array("f" if rule.needs_entropy else "B")
         self._length = 0
         self._starts = [0]
 
@@ -115,9 +120,9 @@ class PatchBoundaries:
         return self._starts
 
     @property
-    def complete_patches(self) -> int:
-        """Number of patches whose end is known."""
-        return len(self._starts) - 1
+    def count(self) -> int:
+        """Number of patches of the ids seen, the open one included."""
+        return len(self._starts) - (self._starts[-1] == self._length)
 
     def extend(self, ids: NDArray[np.int64], entropies: NDArray[np.float32] | None = None) -> None:
         """Takes the next ids, of positions length..length + S - 1, and decides the starts up to length + S.
@@ -127,7 +132,7 @@ class PatchBoundaries:
         Raises ValueError, with nothing changed, when entropies are missing or not one per id.
         """
         count = len(ids)
-        if not self._needs_entropy:
+        if not self._rule.needs_entropy:
             entropies = _NO_ENTROPIES
         elif entropies is None:
             raise ValueError(f"no entropies given for {count} ids; this patching rule needs one for each")
@@ -140,16 +145,17 @@ class PatchBoundaries:
         if count == 0:
             return
         first = self._length
-        decided = self._decider.decide(first, ids, entropies)
+        decided = self._decide(first, ids, entropies)
+        if first < len(self._fixed):
+            fixed = self._fixed[first : first + count]
+            decided[: len(fixed)] = fixed
         begun = (np.flatnonzero(decided) + (first + 1)).tolist()
         self._length = first + count
-        if self._limit is None:
+        limit = self._rule.max_patch_length
+        if limit is None:
             self._starts += begun
-        else:
-            self._add_limited(begun, self._limit)
-
-    def _add_limited(self, begun: list[int], limit: int) -> None:
-        """Adds the rule's starts, and one wherever the patch before would pass the limit."""
+            return
+        # The rule's starts, and one wherever the patch before would pass the limit.
         current = self._starts[-1]
         for start in begun:
             self._starts += range(current + limit, start, limit)
@@ -157,25 +163,43 @@ class PatchBoundaries:
             current = start
         self._starts += range(current + limit, self._length + 1, limit)
 
+    def _decide(self, first: int, ids: NDArray[np.int64], entropies: NDArray[np.float32]) -> _Flags:
+        """bool [S]: whether the rule starts a patch after each id, without `_fixed` and longest patch."""
+        rule = self._rule
+        if rule.mode == "byte":
+            return np.ones(len(ids), dtype=np.bool_)
+        starts: _Flags
+        if rule.mode == "static":
+            starts = np.arange(first, first + len(ids)) % (rule.patch_size or 1) == 0
+        elif rule.mode == "space":
+            space = _SPACE_LIKE[ids]
+            starts = space & ~self._before(space)
+            starts |= ids < BYTE_OFFSET
+        elif rule.monotonic:
+            starts = entropies - self._before(entropies) > self._threshold
+        elif rule.threshold_add is not None:
+            starts = entropies - self._before(entropies) > self._threshold_add
+            starts &= entropies > self._threshold
+        else:
+            starts = entropies > self._threshold
+        return starts
+
+    def _before(self, values: NDArray[_Value]) -> NDArray[_Value]:
+        """Values [S] of the new positions -> those of the positions before; that before 0 means nothing."""
+        before = np.empty_like(values)
+        before[0] = self._past[-1] if self._past else 0
+        before[1:] = values[:-1]
+        self._past.frombytes(values.tobytes())
+        return before
+
     def patch_lengths(self) -> list[int]:
         """Length of each patch over the ids seen, all > 0, with sum `length`; the open patch counts as is."""
-        ends = [*self._starts[1:], self._length]
-        lengths = [end - start for start, end in zip(self._starts, ends, strict=True)]
-        if lengths[-1] == 0:
-            lengths.pop()
-        return lengths
-
-    def patch_index_of_next(self, position: int) -> int:
-        """p(i + 1): the index of the patch that position i + 1 belongs to, for 0 <= i < length.
-
-        Raises IndexError for another position.
-        """
-        if not 0 <= position < self._length:
-            raise IndexError(f"position is {position}; allowed is 0 to below {self._length}")
-        return bisect_right(self._starts, position + 1) - 1
+        lengths = [end - start for start, end in pairwise([*self._starts, self._length])]
+        return lengths[: self.count]
 
     def latent_index(self, first: int, count: int) -> NDArray[np.int64]:
-        """p(i + 1) - 1 for i = first..first + count - 1: the patch whose latent the byte at i reads.
+        """p(i + 1) - 1 for i = first..first + count - 1: the patch whose latent the byte at i reads, where
+        p(i + 1) is the patch that position i + 1 belongs to.
 
         int64 [count], never negative. Raises IndexError when a position is not below `length`.
         """
@@ -199,129 +223,20 @@ class PatchBoundaries:
             raise ValueError(f"roll-back to length {length}; allowed is 0 to {self._length}")
         self._length = length
         del self._starts[bisect_right(self._starts, length) :]
-        self._decider.rollback(length)
-
-
-class _Decider(ABC):
-    """The rule without `max_patch_length`: for each new id, whether the next position starts a patch.
-
-    It keeps, for every position, what the decision after the next one reads, so that `rollback` is exact.
-    """
-
-    fixed: tuple[bool, ...] = (True,)
-    """Decisions after positions 0, 1, ..., whatever the bytes are."""
-
-    def __init__(self, rule: PatchingRule) -> None:
-        # float32, because a float32 tensor's comparison with a number rounds the number first
-        with np.errstate(over="ignore"):
-            self.threshold = np.float32(rule.threshold or 0.0)
-            self.threshold_add = np.float32(rule.threshold_add or 0.0)
-        self.patch_size = rule.patch_size or 1
-
-    def decide(self, first: int, ids: _Ids, entropies: _Entropies) -> _Flags:
-        """bool [S] for ids int64 [S] at positions first..; entropies float32 [S] if the rule needs them."""
-        starts = self.by_rule(first, ids, entropies)
-        if first < len(self.fixed):
-            fixed = self.fixed[first : first + len(ids)]
-            starts[: len(fixed)] = fixed
-        return starts
-
-    @abstractmethod
-    def by_rule(self, first: int, ids: _Ids, entropies: _Entropies) -> _Flags:
-        """As `decide`, but for the fixed beginning."""
-
-    def rollback(self, length: int) -> None:  # noqa: B027 (most rules keep nothing)
-        """Forgets what was kept of positions >= `length`."""
-
-
-class _Threshold(_Decider):
-    def by_rule(self, first: int, ids: _Ids, entropies: _Entropies) -> _Flags:
-        starts: _Flags = entropies > self.threshold
-        return starts
-
-
-class _Rising(_Decider):
-    """Rules that compare an entropy with the one before."""
-
-    fixed: tuple[bool, ...] = (True, True)
-
-    def __init__(self, rule: PatchingRule) -> None:
-        super().__init__(rule)
-        self._past = array("f")
-
-    def rises(self, entropies: _Entropies) -> _Entropies:
-        """H[i] - H[i - 1] for the new positions; that of position 0 means nothing."""
-        previous = self._past[-1] if self._past else 0.0
-        rises = np.array(entropies, dtype=np.float32)
-        self._past.frombytes(rises.tobytes())
-        rises[1:] -= entropies[:-1]
-        rises[0] -= np.float32(previous)
-        return rises
-
-    def rollback(self, length: int) -> None:
         del self._past[length:]
 
 
-class _Monotonic(_Rising):
-    def by_rule(self, first: int, ids: _Ids, entropies: _Entropies) -> _Flags:
-        starts: _Flags = self.rises(entropies) > self.threshold
-        return starts
+def _fixed_starts(rule: PatchingRule) -> tuple[bool, ...]:
+    """Whether positions 1, 2, ... start a patch where that does not depend on the text."""
+    if rule.mode != "entropy":
+        return (True,)
+    if rule.monotonic:
+        return (True, True)
+    return (True,) if rule.threshold_add is None else (True, True, False)
 
 
-class _ThresholdAdd(_Rising):
-    fixed = (True, True, False)
-
-    def by_rule(self, first: int, ids: _Ids, entropies: _Entropies) -> _Flags:
-        starts: _Flags = self.rises(entropies) > self.threshold_add
-        starts &= entropies > self.threshold
-        return starts
-
-
-class _Space(_Decider):
-    def __init__(self, rule: PatchingRule) -> None:
-        super().__init__(rule)
-        self._past = bytearray()
-
-    def by_rule(self, first: int, ids: _Ids, entropies: _Entropies) -> _Flags:
-        space = _SPACE_LIKE[ids]
-        starts: _Flags = space.copy()
-        starts[1:] &= ~space[:-1]
-        if self._past and self._past[-1]:
-            starts[0] = False
-        starts |= ids < BYTE_OFFSET
-        self._past += space.tobytes()
-        return starts
-
-    def rollback(self, length: int) -> None:
-        del self._past[length:]
-
-
-class _Static(_Decider):
-    def by_rule(self, first: int, ids: _Ids, entropies: _Entropies) -> _Flags:
-        starts: _Flags = np.arange(first, first + len(ids)) % self.patch_size == 0
-        return starts
-
-
-class _EveryByte(_Decider):
-    def by_rule(self, first: int, ids: _Ids, entropies: _Entropies) -> _Flags:
-        return np.ones(len(ids), dtype=np.bool_)
-
-
-def _decider(rule: PatchingRule) -> _Decider:
-    if rule.mode == "entropy":
-        if rule.monotonic:
-            return _Monotonic(rule)
-        return _Threshold(rule) if rule.threshold_add is None else _ThresholdAdd(rule)
-    others: dict[str, type[_Decider]] = {"space": _Space, "static": _Static, "byte": _EveryByte}
-    return others[rule.mode](rule)
-
-
-def _space_like() -> NDArray[np.bool_]:
-    """bool [260]: special ids, ASCII but letters and digits, and bytes from 0xC0, which begin a character."""
-    table = np.ones(VOCAB_SIZE, dtype=np.bool_)
-    for byte in range(256):
-        table[BYTE_OFFSET + byte] = byte >= 0xC0 or (byte < 0x80 and not bytes([byte]).isalnum())
-    return table
-
-
-_SPACE_LIKE = _space_like()
+# bool [260]: special ids, ASCII but letters and digits, and bytes from 0xC0, which begin a character.
+_SPACE_LIKE = np.array(
+    [True] * BYTE_OFFSET
+    + [byte >= 0xC0 or (byte < 0x80 and not bytes([byte]).isalnum()) for byte in range(256)]
+)

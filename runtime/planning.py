@@ -1,17 +1,16 @@
-"""What runs of the stages cost on this machine, learned from every run.
+"""Which draft to try next, and when to stop guessing: what pays by measured costs and acceptance, or none.
 
-A run's seconds depend on the stage and on how many positions it takes in at once; for numbers of positions
-that have not been seen yet the cost is read off a line between those that have. A machine that does other
-things too runs everything slower for a while: that pace is followed apart, and costs are what a run takes at
-the pace of 1, so that costs learned at different times compare.
+Costs: a run's seconds depend on the stage and on how many positions it takes in at once, and are learned from
+every run. A machine that does other things too runs everything slower for a while: that pace is followed
+apart, and costs are what a run takes at the pace of 1, so that costs learned at different times compare.
 
-Which draft to try next, and when to stop guessing: what pays by measured costs and acceptance, or none.
+Acceptance: every guess comes with a confidence, and how often guesses of about that confidence turn out right
+is learned as the text goes. A round goes on guessing while one more guess is likelier to save a step than its
+share of the pass over all guesses costs.
 
-Every guess comes with a confidence, and how often guesses of about that confidence turn out right is learned
-as the text goes. A round goes on guessing while one more guess is likelier to save a step than its share of
-the pass over all guesses costs. What followed in the text before is taken where it promises more than a plain
-step; else the source whose recent rounds gave the most bytes a second guesses (the patcher with some benefit
-of the doubt), or none does. What did not pay is tried again after a while, since texts change.
+What followed in the text before is taken where it promises more than a plain step; else the source whose
+recent rounds gave the most bytes a second guesses (the patcher with some benefit of the doubt), or none does.
+What did not pay is tried again after a while, since texts change.
 """
 
 from __future__ import annotations
@@ -24,6 +23,9 @@ from .drafting import Match
 from .options import LONGEST_DRAFT, GenerationOptions
 
 __all__ = ["PLAIN", "Acceptance", "CostTable", "Gate", "Plan", "Planner"]
+
+
+# 1. What runs cost.
 
 # Without a second point: each further position costs this share of the first.
 _ASSUMED_SLOPE = 0.25
@@ -72,7 +74,10 @@ class CostTable:
         return 1 in self._points.get(stage, ())
 
     def seconds(self, stage: str, rows: int) -> float:
-        """Expected seconds, at pace 1, of a run over `rows` (>= 1) positions; 0 for a stage never run."""
+        """Expected seconds, at pace 1, of a run over `rows` (>= 1) positions; 0 for a stage never run.
+
+        Between numbers of positions that have been seen the cost is read off a line.
+        """
         known = self._points.get(stage)
         if not known:
             return 0.0
@@ -90,48 +95,41 @@ class CostTable:
         return known[low].seconds + share * (known[high].seconds - known[low].seconds)
 
 
-_LONGEST_CHOSEN = 16
-_MARGIN = 1.03
-# What a lookup has to promise where its rounds have been faster than plain ones: costs of passes over many
-# guesses are read off few runs and for the text's usual patches: too high, where it repeats itself.
-_PROVEN_MARGIN = 0.5
-# Rounds after which costs and the patches' density are looked at again, and an idle source is tried again.
-_REFRESH = 32
-_IDLE = 160
-# Rounds of each source before it is judged.
-_TRIALS = 4
-# The patcher reads the chosen byte anyway: a round in which it makes no guess costs nothing.
-_FREE_TRIALS = 12
-# For the same reason it need not be measured faster than no guesses to be asked: noise would keep it out.
-_BENEFIT_OF_DOUBT = 0.9
+# 2. How often guesses are right.
+
+# Kinds of confidence that are told apart.
 _BUCKETS = 8
-# Rows at which the slope of a pass over several guesses is read.
-_SLOPE_ROWS = 9
+# What is believed before there is any evidence is worth so many guesses, and the least confident guesses of
+# each source are believed to be right this often: a few wrong rounds are enough to give a source up.
+_PRIOR_WEIGHT = 3.0
+_LOWEST = {"patcher": 0.3, "decoder": 0.5, "lookup": 0.4}
+# Evidence counts for about 50 guesses: acceptance follows the text. An idle source's fades as well.
+_REMEMBER = 0.98
+_FADE = 0.9
 
 
 class Acceptance:
     """How often guesses are right, as far as recent ones tell."""
 
-    def __init__(self, expected: float, weight: float = 3.0) -> None:
-        """expected: what to believe before there is any evidence, worth `weight` guesses."""
-        self._prior = (expected * weight, weight)
+    def __init__(self, expected: float) -> None:
+        """expected: what to believe before there is any evidence."""
+        self._expected = expected
         self._right = self._seen = 0.0
 
     @property
     def rate(self) -> float:
         """Estimated probability that a guess is right when those before it were."""
-        right, seen = self._prior
-        return (right + self._right) / (seen + self._seen)
+        return (self._expected * _PRIOR_WEIGHT + self._right) / (_PRIOR_WEIGHT + self._seen)
 
     def add(self, right: bool) -> None:
         """One guess's outcome."""
-        self._right = 0.98 * self._right + right
-        self._seen = 0.98 * self._seen + 1
+        self._right = _REMEMBER * self._right + right
+        self._seen = _REMEMBER * self._seen + 1
 
     def fade(self) -> None:
         """Forget some of the evidence."""
-        self._right *= 0.9
-        self._seen *= 0.9
+        self._right *= _FADE
+        self._seen *= _FADE
 
 
 class Gate:
@@ -152,6 +150,38 @@ class Gate:
         self._survival = survival
         self.buckets.append(bucket)
         return True
+
+
+# 3. What pays.
+
+# Of guesses by the planner's own choice: by the 17th a round has seldom survived, and a pass over more
+# positions gets dearer.
+_LONGEST_CHOSEN = 16
+# A source has to be faster than plain decoding by more than two measurements differ.
+_MARGIN = 1.03
+# What a lookup has to promise where its rounds have been faster than plain ones: costs of passes over many
+# guesses are read off few runs and for the text's usual patches: too high, where it repeats itself.
+_PROVEN_MARGIN = 0.5
+# Rounds after which costs and the patches' density are looked at again, and an idle source is tried again.
+_REFRESH = 32
+_IDLE = 160
+# Rounds of each source before it is judged.
+_TRIALS = 4
+# The patcher reads the chosen byte anyway: a round in which it makes no guess costs nothing.
+_FREE_TRIALS = 12
+# For the same reason it need not be measured faster than no guesses to be asked: noise would keep it out.
+_BENEFIT_OF_DOUBT = 0.9
+# A source's speed is that of about its last 14 rounds.
+_REMEMBER_ROUNDS = 0.93
+# Rows at which the slope of a pass over several guesses is read, and bounds of a gate's floor: some guesses
+# are worth a look however dear they are, and one that is nearly certain is.
+_SLOPE_ROWS = 9
+_FLOORS = (0.05, 0.95)
+# Before anything is known: patches per byte, and a guess's share of a plain step.
+_USUAL_PATCHES = 0.25
+_USUAL_SHARE = 0.3
+# A source that would not pay if this share of its guesses were right is not worth a trial.
+_HOPED = 0.9
 
 
 @dataclass(frozen=True)
@@ -190,14 +220,10 @@ class _Source:
 
     def add(self, count: int, seconds: float) -> None:
         """One round's bytes and seconds."""
-        self.bytes = 0.93 * self.bytes + count
-        self.seconds = 0.93 * self.seconds + seconds
+        self.bytes = _REMEMBER_ROUNDS * self.bytes + count
+        self.seconds = _REMEMBER_ROUNDS * self.seconds + seconds
         self.rounds += 1
         self.idle = 0
-
-    def untried(self, trials: int = _TRIALS) -> bool:
-        """Whether its rounds are too few or too long ago to judge it."""
-        return self.rounds < trials or self.idle > _IDLE
 
 
 class Planner:
@@ -206,18 +232,13 @@ class Planner:
     def __init__(self, costs: CostTable, options: GenerationOptions, *, has_patcher: bool) -> None:
         self._costs, self._has_patcher = costs, has_patcher
         self._fixed_length = options.draft_length
-        wanted = ("patcher", "decoder", "lookup") if options.draft == "auto" else (options.draft,)
-        lowest = {"patcher": 0.3, "decoder": 0.5, "lookup": 0.4}
-        self._plain_rounds = _Source(0.0)
-        self._sources = {
-            name: _Source(lowest[name])
-            for name in wanted
-            if name in lowest and (name != "patcher" or has_patcher)
-        }
         self._automatic = options.draft == "auto"
+        wanted = [name for name in _LOWEST if self._automatic or name == options.draft]
+        self._sources = {name: _Source(_LOWEST[name]) for name in wanted if name != "patcher" or has_patcher}
+        self._plain_rounds = _Source(0.0)
         self._floors: dict[str, float] = {}
         self._plain = 0.0  # seconds of a byte without guesses
-        self._patches = 0.25
+        self._patches = _USUAL_PATCHES
         self._age = 0
 
     def plan(self, match: Match | None, room: int, patches: float) -> Plan:
@@ -245,15 +266,13 @@ class Planner:
             for index, bucket in enumerate(plan.gate.buckets[: accepted + 1]):
                 source.rates[bucket].add(index < accepted)
 
-    # 1. Which source.
-
     def _choose(self, match: Match | None) -> str | None:
         usable = [name for name in self._sources if name != "lookup" or match is not None]
         if not self._automatic:
             return usable[0] if usable else None
         if self._plain == 0.0 or self._plain_rounds.rounds < _TRIALS:
             return None
-        if match is not None and "lookup" in usable and self._lookup_pays(match):
+        if match is not None and self._lookup_pays(match):
             return "lookup"
         best, speed = None, _MARGIN * self._plain_rounds.speed
         for name in usable:
@@ -261,7 +280,7 @@ class Planner:
             if name == "lookup":
                 continue
             trials = _FREE_TRIALS if name == "patcher" else _TRIALS
-            if source.untried(trials) and self._may_pay(name):
+            if (source.rounds < trials or source.idle > _IDLE) and self._may_pay(name):
                 return name
             if source.speed > (_BENEFIT_OF_DOUBT * speed if name == "patcher" and best is None else speed):
                 best, speed = name, max(speed, source.speed)
@@ -269,8 +288,8 @@ class Planner:
         return None if self._plain_rounds.idle > _IDLE else best
 
     def _may_pay(self, name: str) -> bool:
-        """Whether a source would, if nine guesses in ten were right."""
-        bytes_of = {length: (1 - 0.9 ** (length + 1)) / 0.1 for length in (2, 4, 8)}
+        """Whether a source would, if most guesses were right."""
+        bytes_of = {length: (1 - _HOPED ** (length + 1)) / (1 - _HOPED) for length in (2, 4, 8)}
         return any(
             count * self._plain > _MARGIN * self._round_seconds(name, length)
             for length, count in bytes_of.items()
@@ -278,21 +297,19 @@ class Planner:
 
     def _lookup_pays(self, match: Match) -> bool:
         """Whether guesses from a match promise more than a plain step, or have given more of late."""
-        promise = self._lookup_speed(match) * self._plain
-        proven = self._sources["lookup"].speed > _MARGIN * self._plain_rounds.speed
-        return promise > (_PROVEN_MARGIN if proven else _MARGIN)
-
-    def _lookup_speed(self, match: Match) -> float:
-        gate = Gate(self._sources["lookup"].rates, self._floors["lookup"])
+        source = self._sources["lookup"]
+        gate = Gate(source.rates, self._floors["lookup"])
         expected = chance = 1.0
         for index in range(_LONGEST_CHOSEN):
             if not gate.admits(match.confidence(index)):
                 break
-            chance *= self._sources["lookup"].rates[gate.buckets[-1]].rate
+            chance *= source.rates[gate.buckets[-1]].rate
             expected += chance
-        return expected / self._round_seconds("lookup", len(gate.buckets)) if gate.buckets else 0.0
-
-    # 2. Costs.
+        if not gate.buckets:
+            return False
+        proven = source.speed > _MARGIN * self._plain_rounds.speed
+        promise = expected / self._round_seconds("lookup", len(gate.buckets)) * self._plain
+        return promise > (_PROVEN_MARGIN if proven else _MARGIN)
 
     def _refresh(self, patches: float) -> None:
         self._patches = patches
@@ -303,8 +320,8 @@ class Planner:
         self._plain = self._round_seconds("none", 0) if self._costs.known("decoder") else 0.0
         for name in self._sources:
             marginal = self._round_seconds(name, _SLOPE_ROWS - 1) - self._round_seconds(name, 0)
-            share = marginal / (_SLOPE_ROWS - 1) / self._plain if self._plain else 0.3
-            self._floors[name] = min(0.95, max(0.05, share))
+            share = marginal / (_SLOPE_ROWS - 1) / self._plain if self._plain else _USUAL_SHARE
+            self._floors[name] = min(max(share, _FLOORS[0]), _FLOORS[1])
 
     def _round_seconds(self, source: str, length: int) -> float:
         """Expected seconds of a round with `length` guesses by `source`."""

@@ -21,7 +21,7 @@ from .errors import BltError
 from .options import GenerationOptions
 from .vocabulary import SUPPRESSED
 
-__all__ = ["Sampler", "count_seen", "draw", "log_probabilities", "probabilities"]
+__all__ = ["Sampler", "draw", "log_probabilities", "probabilities"]
 
 _SUPPRESSED = list(SUPPRESSED)
 _LARGEST = float(np.finfo(np.float64).max)
@@ -52,7 +52,9 @@ class Sampler:
         """What the choice after `ahead` more will be, if its logits are these; nothing is used up."""
         if self._options.temperature == 0.0 and not self.reads_ids:
             return _largest_allowed(logits)
-        seen = count_seen(ids, len(logits)) if self.reads_ids else None
+        seen = None
+        if self.reads_ids:
+            seen = np.bincount(np.asarray(ids, dtype=np.int64), minlength=len(logits))
         if self._options.temperature == 0.0:
             return int(np.argmax(_allowed(logits, self._options, seen)))
         while len(self._numbers) <= ahead:
@@ -65,7 +67,7 @@ def probabilities(
 ) -> NDArray[np.float64]:
     """The distribution that the next id is drawn from: float64 [V], sum 1, for logits [V].
 
-    `seen_counts` int64 [V] is how often each id is in the text (see `count_seen`); None means that none is.
+    `seen_counts` int64 [V] is how often each id is in the text; None means that none is.
     At temperature 0 one id has all of it. Raises BltError when the logits hold a NaN.
     """
     scores = _allowed(logits, options, seen_counts)
@@ -103,11 +105,6 @@ def draw(distribution: NDArray[np.float64], number: float) -> int:
     cumulative = np.cumsum(distribution[support])
     place = np.searchsorted(cumulative, number * cumulative[-1], side="right")
     return int(support[min(int(place), len(support) - 1)])
-
-
-def count_seen(ids: ArrayLike, size: int) -> NDArray[np.int64]:
-    """How often each of `size` ids occurs in `ids`: int64 [size]."""
-    return np.bincount(np.asarray(ids, dtype=np.int64), minlength=size)
 
 
 def _largest_allowed(logits: NDArray[np.float32]) -> int:

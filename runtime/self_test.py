@@ -12,6 +12,7 @@ What this does not know: how engines are built, and what is done about one that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .backends.base import CacheLimits, StageBackend
+from .backends.base import CacheLimits, EngineLimits, StageBackend
 from .backends.signatures import stage_outputs
 from .embedding import EmbeddingTable
 from .errors import BackendError, BundleError
@@ -38,7 +39,6 @@ __all__ = [
     "Breach",
     "Hold",
     "Inputs",
-    "Reach",
     "Run",
     "Step",
     "TakeBack",
@@ -49,7 +49,6 @@ __all__ = [
     "load_steps",
     "read_self_test",
     "run_steps",
-    "self_test_bytes",
     "text_inputs",
     "write_self_test",
 ]
@@ -128,26 +127,6 @@ Step = Hold | Run | TakeBack
 
 
 @dataclass(frozen=True)
-class Reach:
-    """What an engine takes."""
-
-    bytes: int
-    """Positions of a text, BOS included."""
-    patches: int
-    """Patches of a text."""
-    patch_length: int
-    """Bytes of a patch."""
-    rows: int = 256
-    """Bytes or patches of one pass."""
-    rollback: int = 64
-    """Positions that can be taken back."""
-
-    def positions(self, stage: str, spec: StageSpec) -> int:
-        """Positions that a stage's cache can come to."""
-        return min(spec.max_positions, self.patches if stage == "latent" else self.bytes)
-
-
-@dataclass(frozen=True)
 class Traced:
     """What a stage gave in one run."""
 
@@ -164,11 +143,11 @@ class Traced:
         return f"position {last}" if self.rows == 1 else f"positions {self.position} to {last} in one pass"
 
 
-def load_steps(stage: str, spec: StageSpec, reach: Reach) -> list[Step]:
+def load_steps(stage: str, spec: StageSpec, limits: EngineLimits) -> list[Step]:
     """What a load repeats: a step and a few rows, past the window where the text can be so long."""
-    most = reach.positions(stage, spec)
-    rows = min(3, reach.rows)
-    held = 24 if spec.window is None else spec.window - 1 + min(_ROLLBACK, reach.rollback)
+    most = limits.positions(stage, spec)
+    rows = min(3, limits.prefill_chunk)
+    held = 24 if spec.window is None else spec.window - 1 + min(_ROLLBACK, limits.rollback)
     held = min(held, most - 1 - rows)
     if held < 1:
         return [Run(1)]
@@ -203,25 +182,17 @@ def run_steps(
             assert cached.cache.can_roll_back(cached.cache.length - step.count)
             cached.cache.roll_back(cached.cache.length - step.count)
         else:
-            position = cached.cache.length
-            outputs = _run(cached, _rows(rows, done, step.rows))
-            kept = {name: np.array(outputs[name][0], np.float32) for name in wanted}
-            traced.append(Traced(position, step.rows, kept))
+            position, numbers = cached.cache.length, np.arange(done, done + step.rows)
+            chosen = {name: values.take(numbers, axis=0, mode="wrap") for name, values in rows.items()}
+            call = cached.prepare(step.rows, {name: (1, *values.shape) for name, values in chosen.items()})
+            for name, values in chosen.items():
+                call.inputs[name][0] = values
+            outputs = cached.run(call)
+            traced.append(
+                Traced(position, step.rows, {name: np.array(outputs[name][0], np.float32) for name in wanted})
+            )
             done += step.rows
     return traced
-
-
-def _rows(inputs: Inputs, first: int, count: int) -> Inputs:
-    numbers = np.arange(first, first + count)
-    return {name: values.take(numbers, axis=0, mode="wrap") for name, values in inputs.items()}
-
-
-def _run(cached: CachedStage, rows: Inputs) -> dict[str, Any]:
-    count = len(next(iter(rows.values())))
-    call = cached.prepare(count, {name: (1, *values.shape) for name, values in rows.items()})
-    for name, values in rows.items():
-        call.inputs[name][0] = values
-    return cached.run(call)
 
 
 @cache
@@ -279,15 +250,10 @@ def patch_slots(values: Floats) -> Floats:
 # 3. What an engine's directory keeps.
 
 
-def self_test_bytes(manifest: Manifest, reach: Reach) -> int:
-    """Size of the file for an engine of this reach."""
-    return 4 * sum(int(np.prod(shape)) for shape in _layout(manifest, reach).values())
-
-
 def write_self_test(
     path: Path,
     manifest: Manifest,
-    reach: Reach,
+    limits: EngineLimits,
     states: Floats,
     patch_values: Floats,
     traced: Mapping[str, Sequence[Traced]],
@@ -300,27 +266,25 @@ def write_self_test(
     for stage, runs in traced.items():
         for number, run in enumerate(runs):
             arrays.update({f"{stage}.{number}.{name}": values for name, values in run.outputs.items()})
-    layout = _layout(manifest, reach)
+    layout = _layout(manifest, limits)
     assert {name: array.shape for name, array in arrays.items()} == layout
     path.write_bytes(b"".join(arrays[name].astype("<f4").tobytes() for name in layout))
 
 
-def read_self_test(path: Path, manifest: Manifest, reach: Reach) -> dict[str, Floats]:
+def read_self_test(path: Path, manifest: Manifest, limits: EngineLimits) -> dict[str, Floats]:
     """What `write_self_test` wrote, by name. Raises BundleError when it has another size."""
-    layout, needed = _layout(manifest, reach), self_test_bytes(manifest, reach)
+    layout = _layout(manifest, limits)
+    sizes = [math.prod(shape) for shape in layout.values()]
+    needed = 4 * sum(sizes)
     with open_plain(path) as file:
         data = file.read(needed + 1)
     if len(data) != needed:
         raise BundleError(f"{path.name} has not the {needed} bytes that its engine's self-test needs")
-    arrays, done = {}, 0
-    for name, shape in layout.items():
-        count = int(np.prod(shape))
-        arrays[name] = np.frombuffer(data, "<f4", count, 4 * done).reshape(shape)
-        done += count
-    return arrays
+    parts = np.split(np.frombuffer(data, "<f4"), np.cumsum(sizes)[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(layout.items(), parts, strict=True)}
 
 
-def _layout(manifest: Manifest, reach: Reach) -> dict[str, tuple[int, ...]]:
+def _layout(manifest: Manifest, limits: EngineLimits) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every array of the file, in its order."""
     values = manifest.stages["latent"].patch_values or 0
     layout: dict[str, tuple[int, ...]] = {
@@ -328,7 +292,7 @@ def _layout(manifest: Manifest, reach: Reach) -> dict[str, tuple[int, ...]]:
         "patch_values": (_PATCH_SLOTS, values),
     }
     for stage, spec in manifest.stages.items():
-        runs = [step for step in load_steps(stage, spec, reach) if isinstance(step, Run)]
+        runs = [step for step in load_steps(stage, spec, limits) if isinstance(step, Run)]
         for number, run in enumerate(runs):
             for name, axes in stage_outputs(manifest, stage).items():
                 if name != "new_kv":
@@ -390,7 +354,7 @@ def check_engine(
     backends: Mapping[str, StageBackend],
     table: EmbeddingTable,
     path: Path,
-    reach: Reach,
+    limits: EngineLimits,
     *,
     alike: bool,
 ) -> None:
@@ -399,14 +363,14 @@ def check_engine(
     alike: what it keeps came from the engine itself. Raises BackendError naming the stage that computes
     something else, BundleError for a damaged file.
     """
-    kept = read_self_test(path / SELF_TEST_NAME, manifest, reach)
+    kept = read_self_test(path / SELF_TEST_NAME, manifest, limits)
     inputs = text_inputs(manifest, table, LOAD_ROWS)
-    inputs["latent"], inputs["decoder"] = state_inputs(kept["states"], reach.patch_length)
+    inputs["latent"], inputs["decoder"] = state_inputs(kept["states"], limits.max_patch_length)
     inputs["decoder"]["patch_values"] = kept["patch_values"]
     for stage, spec in manifest.stages.items():
-        steps = load_steps(stage, spec, reach)
-        limits, most = load_limits(stage, spec, reach), allowed(spec.precision, alike)
-        runs = run_steps(manifest, stage, backends[stage], limits, inputs[stage], steps)
+        steps = load_steps(stage, spec, limits)
+        sizes, most = load_limits(stage, spec, limits), allowed(spec.precision, alike)
+        runs = run_steps(manifest, stage, backends[stage], sizes, inputs[stage], steps)
         expected = [
             {name: kept[f"{stage}.{number}.{name}"] for name in run.outputs}
             for number, run in enumerate(runs)
@@ -420,10 +384,10 @@ def check_engine(
             )
 
 
-def load_limits(stage: str, spec: StageSpec, reach: Reach) -> CacheLimits:
+def load_limits(stage: str, spec: StageSpec, limits: EngineLimits) -> CacheLimits:
     """What the cache of a load's runs is made for."""
     return CacheLimits(
-        min(_ROLLBACK, reach.rollback), reach.positions(stage, spec), min(LOAD_ROWS, reach.rows)
+        min(_ROLLBACK, limits.rollback), limits.positions(stage, spec), min(LOAD_ROWS, limits.prefill_chunk)
     )
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -136,33 +137,26 @@ class Sequence:
         self._reset()
 
     def _reset(self) -> None:
-        manifest, backends, limits = self._manifest, self._backends, self.limits
+        manifest, limits, observers = self._manifest, self.limits, self._observers
+
+        def stage(name: str, **shared: Tensor) -> CachedStage:
+            backend = self._backends[name]
+            return CachedStage(backend, limits=limits.cache, name=name, shared=shared, observers=observers)
+
         self.length = 0
         self.boundaries = PatchBoundaries(manifest.patching)
-        self.patcher = (
-            PatcherState(backends["patcher"], limits, self._observers)
-            if manifest.patching.needs_entropy
-            else None
-        )
-        self._encoder = self._stage("encoder")
-        self._latent = self._stage("latent")
-        self._decoder = self._stage("decoder", patch_values=self._patch_values)
+        self.patcher: PatcherState | None = None
+        self._encoder = stage("encoder")
+        self._latent = stage("latent")
+        self._decoder = stage("decoder", patch_values=self._patch_values)
         self._stages = {"encoder": self._encoder, "latent": self._latent, "decoder": self._decoder}
-        if self.patcher:
+        if manifest.patching.needs_entropy:
+            self.patcher = PatcherState(self._backends["patcher"], limits, observers)
             self._stages = {"patcher": self.patcher.stage, **self._stages}
         self._states = _ByteStates(self._memory, manifest.model.width)
         self._oldest_patch = 0
         self._recent_logits = np.zeros((limits.rollback + 1, manifest.model.vocab_size), np.float32)
         self._oldest_logits = 0
-
-    def _stage(self, name: str, **shared: Tensor) -> CachedStage:
-        return CachedStage(
-            self._backends[name],
-            limits=self.limits.cache,
-            name=name,
-            shared=shared,
-            observers=self._observers,
-        )
 
     @property
     def ids(self) -> Ids:
@@ -207,10 +201,8 @@ class Sequence:
 
         Raises PromptTooLongError, before anything changes, when the model has no position for them.
         """
-        results = []
-        for result in self.extend(ids):
-            results.append(result if len(ids) <= self.limits.prefill_chunk else _copied(result))
-        return results
+        several = len(ids) > self.limits.prefill_chunk
+        return [_copied(result) if several else result for result in self.extend(ids)]
 
     def extend(self, ids: Ids) -> Iterator[ChunkResult]:
         """Like `append`, one chunk at a time: yields a ChunkResult that the next step overwrites."""
@@ -249,11 +241,15 @@ class Sequence:
 
     def _check_in_step(self, draft: Draft) -> None:
         # A pass that failed half-way has moved some caches on, and boundaries with them.
-        ahead = {"patcher": draft.entropies is not None, "encoder": draft.states is not None}
-        read = {name: self.length + len(draft.ids) * ahead.get(name, False) for name in self._stages}
-        read["latent"] = len(self.boundaries.starts) - 1
-        in_step = all(stage.cache.length == read[name] for name, stage in self._stages.items())
-        if not in_step or self.boundaries.length != self.length:
+        now, ahead = self.length, self.length + len(draft.ids)
+        entropies_read = now if draft.entropies is None else ahead
+        in_step = (
+            (self.patcher is None or self.patcher.stage.cache.length == entropies_read)
+            and self._encoder.cache.length == (now if draft.states is None else ahead)
+            and self._latent.cache.length == len(self.boundaries.starts) - 1
+            and self._decoder.cache.length == self.boundaries.length == now
+        )
+        if not in_step:
             raise BackendError("an earlier pass over this text failed half-way; begin a new sequence")
 
     # The phases that drafts run ahead of `read`; each leaves its cache `count` positions further.
@@ -320,15 +316,15 @@ class Sequence:
 
     def _run_patches(self, edges: list[int]) -> None:
         # edges: starts of consecutive closed patches and the end of the last one.
-        patches = len(edges) - 1
-        lengths = [edges[index + 1] - edges[index] for index in range(patches)]
+        lengths = [end - start for start, end in pairwise(edges)]
+        patches = len(lengths)
         # Few distinct lengths keep few bound calls; padding is masked out exactly.
         padded = next_power_of_two(max(lengths))
         shape = (1, patches, padded, self._manifest.model.width)
         call = self._latent.prepare(patches, {"patch_bytes": shape, "patch_lengths": (1, patches)})
         target = call.inputs["patch_bytes"][0]
-        for index, length in enumerate(lengths):
-            target[index, :length] = self._states.get(edges[index], edges[index + 1])
+        for index, (start, end) in enumerate(pairwise(edges)):
+            target[index, : end - start] = self._states.get(start, end)
         call.inputs["patch_lengths"][0] = lengths
         first = self._latent.cache.length
         values: Tensor = self._latent.run(call)["patch_values"][0]
@@ -350,9 +346,9 @@ class Sequence:
         """
         if not 0 <= count < max(1, self.length):
             raise OptionError(f"roll back {count} bytes: 0 to {max(0, self.length - 1)} can be taken back")
-        length = self.length - count
         if count == 0:
             return
+        length = self.length - count
         if not self._can_roll_back(length):
             self._read_again(length)
             return
@@ -379,9 +375,8 @@ class Sequence:
     def _read_again(self, length: int) -> None:
         ids, times = self._ids[:length].copy(), self.times
         self._reset()
-        for name, past in times.items():
-            now = self.times[name]
-            now.calls, now.seconds = past.calls, past.seconds
+        for name, stage in self._stages.items():
+            stage.time = times[name]
         for _ in self.extend(ids):
             pass
 
@@ -398,7 +393,9 @@ def _patch_group(starts: list[int], first: int, closed: int, budget: int) -> int
 
 def _copied(result: ChunkResult) -> ChunkResult:
     entropies = None if result.entropies is None else result.entropies.copy()
-    return ChunkResult(result.logits.copy(), result.byte_states.copy(), result.closed, entropies)
+    return replace(
+        result, logits=result.logits.copy(), byte_states=result.byte_states.copy(), entropies=entropies
+    )
 
 
 class _ByteStates:

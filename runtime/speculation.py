@@ -23,7 +23,7 @@ from .sampling import Sampler
 from .sequence import Draft, Sequence
 from .vocabulary import EOS
 
-__all__ = ["DraftFigures", "Speculator"]
+__all__ = ["DraftFigures", "Speculator", "check_draft"]
 
 Floats = npt.NDArray[np.float32]
 
@@ -42,19 +42,23 @@ class DraftFigures:
     """Rounds that a wrong guess ended."""
 
 
+def check_draft(options: GenerationOptions, sequence: Sequence) -> None:
+    """Raise OptionError when the sequence's model cannot draft as the options ask."""
+    if options.draft == "patcher" and sequence.patcher is None:
+        raise OptionError(
+            "draft: got 'patcher', but this model's patches need no entropy model; "
+            "take auto, decoder or lookup"
+        )
+
+
 class Speculator:
-    """Chooses the ids of one text, one or several at a time."""
+    """Chooses the ids of one text, one or several at a time. Raises OptionError as `check_draft` does."""
 
     def __init__(
         self, sequence: Sequence, sampler: Sampler, options: GenerationOptions, costs: CostTable
     ) -> None:
-        """Raises OptionError when the model cannot draft as the options ask."""
+        check_draft(options, sequence)
         self._sequence, self._sampler = sequence, sampler
-        if options.draft == "patcher" and sequence.patcher is None:
-            raise OptionError(
-                "draft: got 'patcher', but this model's patches need no entropy model; "
-                "take auto, decoder or lookup"
-            )
         self._index = LookupIndex() if options.draft in ("auto", "lookup") else None
         self._planner = Planner(costs, options, has_patcher=sequence.patcher is not None)
         self.figures = DraftFigures()
@@ -64,12 +68,11 @@ class Speculator:
 
     def begin(self) -> int:
         """The first id after what the sequence has read."""
-        if self._index is not None:
-            self._index.extend(self._sequence.ids.tolist())
-        logits = self._sequence.logits
+        logits, ids = self._sequence.logits, self._sequence.ids
         self.rows = logits[None]
-        chosen = self._sampler(logits, self._sequence.ids)
-        self._learn([chosen])
+        chosen = self._sampler(logits, ids)
+        if self._index is not None:
+            self._index.extend([*ids.tolist(), chosen])
         return chosen
 
     def round(self, pending: int, most: int) -> list[int]:
@@ -78,7 +81,8 @@ class Speculator:
         plan = self._plan(most)
         draft = self._draft(plan, pending)
         chosen = self._check(draft)
-        self._learn(chosen)
+        if self._index is not None:
+            self._index.extend(chosen)
         drafted, accepted = len(draft.ids) - 1, len(chosen) - 1
         if drafted:
             self.figures.rounds += 1
@@ -128,7 +132,3 @@ class Speculator:
                 break
         sequence.roll_back(count - len(chosen))
         return chosen
-
-    def _learn(self, chosen: list[int]) -> None:
-        if self._index is not None:
-            self._index.extend(chosen)

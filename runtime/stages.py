@@ -70,10 +70,20 @@ class CachedStage:
             self._bulk = None
             self._generation = cache.generation
         key = tuple(shapes.values())
-        call = self._kept_call(key)
-        if call is None:
+        call = self._calls.get(key)
+        if call is not None:
+            self._calls.move_to_end(key)
+        elif self._bulk is not None and self._bulk[0] == key:
+            call = self._bulk[1]
+        else:
+            self._bulk = None  # its buffers are large: gone before the next ones come
             call = self._backend.bind({**shapes, "positions": (1, count)}, cache, self._shared)
-            self._keep(key, call)
+            if sum(array.nbytes for array in (*call.inputs.values(), *call.outputs.values())) > _SMALL:
+                self._bulk = (key, call)
+            else:
+                self._calls[key] = call
+                if len(self._calls) > _KEPT_CALLS:
+                    self._calls.popitem(last=False)
         call.begin()
         positions = call.inputs["positions"]
         if count == 1:
@@ -82,24 +92,6 @@ class CachedStage:
             positions[0] = np.arange(cache.length, cache.length + count)
         cache.prepare(call.inputs, count)
         return call
-
-    def _kept_call(self, key: _Shapes) -> StageCall | None:
-        call = self._calls.get(key)
-        if call is not None:
-            self._calls.move_to_end(key)
-        elif self._bulk is not None and self._bulk[0] == key:
-            call = self._bulk[1]
-        else:
-            self._bulk = None  # its buffers are large: gone before the next ones come
-        return call
-
-    def _keep(self, key: _Shapes, call: StageCall) -> None:
-        if sum(array.nbytes for array in (*call.inputs.values(), *call.outputs.values())) > _SMALL:
-            self._bulk = (key, call)
-            return
-        self._calls[key] = call
-        if len(self._calls) > _KEPT_CALLS:
-            self._calls.popitem(last=False)
 
     def run(self, call: StageCall) -> dict[str, Any]:
         """Run, append new keys and values to the cache, return the outputs (reused by the next run)."""

@@ -1,8 +1,7 @@
-"""Bytes and ids: id = byte + 4, after four special ids. There is no vocabulary file.
+"""Text, bytes and ids: id = byte + 4, after four special ids. There is no vocabulary file.
 
-A text always begins with `BOS`. Of the special ids only `EOS` may be generated.
-
-Text from a stream of bytes: a character comes out when its last byte is in, never in halves.
+A text always begins with `BOS`. Of the special ids only `EOS` may be generated. Where text comes from a
+stream of bytes (`Utf8Stream`), a character comes out when its last byte is in, never in halves.
 """
 
 from __future__ import annotations
@@ -42,18 +41,12 @@ SUPPRESSED = (0, BOS, 3)
 
 def byte_ids(data: bytes) -> NDArray[np.int64]:
     """The ids of `data`, int64 [len(data)], without BOS: the continuation of a text."""
-    ids = np.frombuffer(data, dtype=np.uint8).astype(np.int64)
-    ids += BYTE_OFFSET
-    return ids
+    return np.frombuffer(data, dtype=np.uint8).astype(np.int64) + BYTE_OFFSET
 
 
 def encode(data: bytes) -> NDArray[np.int64]:
     """The ids of a whole text: BOS, then `data`. int64 [1 + len(data)]."""
-    ids = np.empty(1 + len(data), dtype=np.int64)
-    ids[0] = BOS
-    ids[1:] = np.frombuffer(data, dtype=np.uint8)
-    ids[1:] += BYTE_OFFSET
-    return ids
+    return np.concatenate([np.array([BOS], np.int64), byte_ids(data)])
 
 
 def decode(ids: ArrayLike) -> bytes:
@@ -68,11 +61,8 @@ def decode(ids: ArrayLike) -> bytes:
         raise ValueError(
             f"ids are {values.dtype} of shape {list(values.shape)}; allowed is a list of whole numbers"
         )
-    lowest, highest = int(values.min()), int(values.max())
-    if lowest < 0 or highest >= VOCAB_SIZE:
-        wrong = lowest if lowest < 0 else highest
+    for wrong in values[(values < 0) | (values >= VOCAB_SIZE)]:
         raise ValueError(f"id {wrong} is outside the vocabulary; allowed are 0 to {VOCAB_SIZE - 1}")
-    values = values.astype(np.int64)
     return (values[values >= BYTE_OFFSET] - BYTE_OFFSET).astype(np.uint8).tobytes()
 
 

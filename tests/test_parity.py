@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 from blt_edge.export import export_checkpoint
 from blt_edge.export.reference import SUPPRESSED, byte_ids
+from blt_edge.graphs.config import parse_config
 from blt_edge.runtime import BltModel, GenerationOptions
 from support.goldens import OUTPUTS, read_golden, sample
 from support.model_store import RandomModels
@@ -60,37 +62,27 @@ def closed_or_open(lengths: tuple[int, ...]) -> list[int]:
 
 
 @by_name
-def test_every_stage_and_boundary(case: RandomModel, random_models: RandomModels, bundle: Bundle) -> None:
-    golden = random_models.golden(case)
+def test_every_stage_row_and_boundary(case: RandomModel, random_models: RandomModels, bundle: Bundle) -> None:
+    golden, wanted = random_models.golden(case), random_models.reference(case).trace(PARITY_TEXT)
     model = BltModel.load(bundle(case), threads=1)
     found = model.trace(PARITY_TEXT)
     assert golden.reference.startswith("transformers 5")
     assert float(np.abs(golden.samples["logits"]).max()) > 1.0, "logits too small to compare"
+    assert wanted.patch_lengths == golden.patch_lengths
     assert model.patch_lengths(PARITY_TEXT) == closed_or_open(golden.patch_lengths)
     for name in OUTPUTS:
-        assert (name in golden.samples) == (name in found)
-        if name in found:
-            close(sample(found[name]), golden.samples[name], 1e-4)
-    if golden.entropies is not None:
-        assert np.abs(model.entropies(PARITY_TEXT) - golden.entropies).max() <= 1e-4
-    close(sample(model.logits(PARITY_TEXT)), golden.samples["logits"], 1e-4)
-
-
-@by_name
-def test_every_row(case: RandomModel, random_models: RandomModels, bundle: Bundle) -> None:
-    wanted, golden = random_models.reference(case).trace(PARITY_TEXT), random_models.golden(case)
-    found = BltModel.load(bundle(case), threads=1).trace(PARITY_TEXT)
-    assert wanted.patch_lengths == golden.patch_lengths
-    assert (wanted.entropies is None) == (golden.entropies is None)
-    for name in OUTPUTS:
         expected = getattr(wanted, name)
-        assert (expected is None) == (name not in found)
+        assert (name in golden.samples) == (name in found) == (expected is not None)
         if expected is not None:
+            close(sample(found[name]), golden.samples[name], 1e-4)
             close(found[name], expected, 1e-4)
             # Neither may the file be stale, nor, without torch, the reference wrong.
             close(sample(expected), golden.samples[name], 3e-5)
-    if wanted.entropies is not None:
-        assert np.abs(found["entropies"] - wanted.entropies).max() <= 1e-4
+    assert (wanted.entropies is None) == (golden.entropies is None) == ("entropies" not in found)
+    if golden.entropies is not None:
+        for entropies in (model.entropies(PARITY_TEXT), found["entropies"]):
+            assert np.abs(entropies - golden.entropies).max() <= 1e-4
+            assert np.abs(entropies - wanted.entropies).max() <= 1e-4
         assert np.abs(golden.entropies - wanted.entropies).max() <= 3e-5
 
 
@@ -103,11 +95,7 @@ def test_greedy_bytes(case: RandomModel, random_models: RandomModels, bundle: Bu
     assert result.data == greedy.data
     assert len(result.data) == count
     assert result.finish_reason == "length"
-
-
-@by_name
-def test_greedy_bytes_are_the_references_picks(case: RandomModel, random_models: RandomModels) -> None:
-    # A model is causal, so one pass over prompt and bytes says what each step would have picked.
+    # A model is causal, so one pass over prompt and bytes says what each of the reference's steps would pick.
     greedy = random_models.golden(case).greedy
     logits = random_models.reference(case).logits(greedy.prompt + greedy.data)[len(greedy.prompt) : -1].copy()
     logits[:, list(SUPPRESSED)] = -np.inf
@@ -143,35 +131,37 @@ def test_the_text_is_hard() -> None:
     assert sum(byte >= 0x80 for byte in PARITY_TEXT) > 300
 
 
+# Of a field of a section (None: of the whole config), values that some case has.
+COVERED: dict[tuple[str | None, str], set[Any]] = {
+    ("encoder_config", "cross_attn_k"): {1, 2, 4},
+    (None, "encoder_hash_byte_group_nb_functions"): {1, 2},
+    (None, "local_attention_window_len"): {16, 128, None, "missing"},
+    ("patcher_config", "sliding_window"): {16, 128, None, "missing"},
+    ("encoder_config", "num_hidden_layers"): {1, 3},
+    ("encoder_config", "cross_attn_all_layers"): {True, False},
+    ("decoder_config", "cross_attn_all_layers"): {False, "missing"},
+    (None, "tie_word_embeddings"): {True, "missing"},
+    (None, "patch_in_forward"): {False, "missing"},
+}
+PARTS = ("patcher_config", "encoder_config", "decoder_config", "global_config")
+
+
 def test_the_cases_cover_every_shape() -> None:
     configs = [case.config for case in CASES]
 
-    def values(name: str, section: str | None = None) -> set[Any]:
-        parts = [config[section] if section else config for config in configs]
-        return {repr(part.get(name, "missing")) for part in parts}
+    def values(section: str | None, name: str) -> list[Any]:
+        return [(config[section] if section else config).get(name, "missing") for config in configs]
 
-    for section in ("patcher_config", "encoder_config", "decoder_config", "global_config"):
-        assert len(values("num_key_value_heads", section)) > 1
-        assert len(values("hidden_act", section)) > 1
-    assert values("cross_attn_k", "encoder_config") == {"1", "2", "4"}
-    projected = {
-        config["encoder_config"]["cross_attn_k"] * config["encoder_config"]["hidden_size"]
-        != config["global_config"]["hidden_size"]
-        for config in configs
-    }
-    assert projected == {True, False}
-    assert {"1", "2"} <= values("encoder_hash_byte_group_nb_functions")
-    assert len(values("encoder_hash_byte_group_size")) >= 3
-    assert {"16", "128", "None", "'missing'"} <= values("local_attention_window_len")
-    assert {"16", "128", "None", "'missing'"} <= values("sliding_window", "patcher_config")
-    assert {"1", "3"} <= values("num_hidden_layers", "encoder_config")
-    assert {"True", "False"} <= values("cross_attn_all_layers", "encoder_config")
-    assert {"'missing'", "False"} <= values("cross_attn_all_layers", "decoder_config")
+    for place, wanted in COVERED.items():
+        assert wanted <= set(values(*place)), place
+    for part, name in product(PARTS, ("num_key_value_heads", "hidden_act")):
+        assert len(set(values(part, name))) > 1
+    assert len(set(map(str, values(None, "encoder_hash_byte_group_size")))) >= 3
     assert {0.0, 1.0} <= {case.share for case in CASES}
     for spelling in ("rope_theta", "rope_parameters", "rope_scaling"):
         assert any(spelling in config["encoder_config"] for config in configs)
-    assert {"True"} <= values("tie_word_embeddings")
-    assert {"False"} <= values("patch_in_forward")
+    parsed = [parse_config({**config, "patching_mode": "entropy"}) for config in configs]
+    assert {config.token_projection for config in parsed} == {True, False}
 
 
 @pytest.mark.parametrize("case", WITH_THRESHOLD, ids=lambda case: case.name)

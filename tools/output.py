@@ -1,13 +1,9 @@
-"""What the user asked of the whole run: how much to say. Knows no verbs.
-
-Error lines: one line each, in the user's words, whoever raised the error.
-
-Progress on stderr and tables: what people look at. rich is imported when something is shown.
+"""What people are shown: progress, figures and error lines on stderr, tables and generated text on stdout.
 
 On a terminal progress is a bar that leaves nothing behind; in a pipe it is one plain line per step. A table
-in a pipe is never cut or folded.
-
-Generated text on stdout, and Ctrl-C while it comes.
+in a pipe is never cut or folded. An error is one line in the user's words, whoever raised it. rich is
+imported when something is shown.
+What it does not know: verbs and their options, the server. Nothing below it prints.
 """
 
 from __future__ import annotations
@@ -24,31 +20,32 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
+from ..runtime.errors import BltError
+
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = [
-    "Progress",
-    "Session",
-    "TextOutput",
-    "count",
-    "crash_line",
-    "error_line",
-    "flagged",
-    "foreseen_line",
-    "interrupt_sets",
-    "is_terminal",
-    "is_usage",
-    "missing_package",
-    "option_name",
-    "print_fields",
-    "print_table",
-    "printable",
-    "progress_bar",
-    "size",
-    "status",
-    "usage_line",
-]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
+
+_PIPE_WIDTH = 100_000
+_EXTRAS = {
+    "cpu": ("onnxruntime",),
+    "export": ("onnx", "onnx_ir", "onnxscript", "safetensors", "ml_dtypes", "huggingface_hub"),
+    "validate": ("torch", "transformers"),
+    "serve": ("starlette", "uvicorn", "prometheus_client"),
+}
+"""Optional packages, by what installs them: pip install 'blt-edge[...]'."""
+
+# What a terminal would obey becomes visible; a pipe gets everything as it is.
+_VISIBLE = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}
+
+
+# 1. How much to say, and to whom.
 
 
 @dataclass
@@ -81,26 +78,9 @@ def is_terminal(stream: object) -> bool:
         return False
 
 
-_EXTRAS = {
-    "onnxruntime": "cpu",
-    "onnx": "export",
-    "onnx_ir": "export",
-    "onnxscript": "export",
-    "safetensors": "export",
-    "ml_dtypes": "export",
-    "huggingface_hub": "export",
-    "torch": "validate",
-    "transformers": "validate",
-    "starlette": "serve",
-    "uvicorn": "serve",
-    "prometheus_client": "serve",
-}
-_SEVERAL_LINES = re.compile(r"\s*\n\s*")
-
-
 def printable(text: str) -> str:
     """`text` on one line, without anything that a terminal would obey."""
-    line = _SEVERAL_LINES.sub(" ", text.strip())
+    line = re.sub(r"\s*\n\s*", " ", text.strip())
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in line
     )
@@ -116,7 +96,7 @@ def error_line(text: str, prefix: str = "error: ") -> None:
             pass
 
 
-# 1. Wrong usage, found by click or by us.
+# 2. Wrong usage, found by click or by us.
 
 
 def option_name(parameter: click.Parameter) -> str:
@@ -152,37 +132,25 @@ def flagged(message: str, command: click.Command) -> str:
     return message
 
 
-# 2. Errors of a run.
-
-
-def is_usage(error: Exception) -> bool:
-    """Whether an error of ours means that an option or a path was wrong."""
-    from ..runtime.errors import OptionError, PromptTooLongError
-
-    return isinstance(error, (OptionError, PromptTooLongError))
+# 3. Errors of a run.
 
 
 def foreseen_line(error: Exception) -> str | None:
     """The line of an error that can happen to anybody; None for one that nobody foresaw."""
-    from ..runtime.errors import BltError
-
     if isinstance(error, BltError):
         return str(error)
     if isinstance(error, MemoryError):
         return "out of memory; close other programs, or take a smaller model or --prefill-chunk"
     if isinstance(error, ModuleNotFoundError):
-        return missing_package(error)
+        name = (error.name or "").partition(".")[0]
+        for extra, packages in _EXTRAS.items():
+            if name in packages:
+                return (
+                    f"this needs the package {name}, which is not installed: pip install 'blt-edge[{extra}]'"
+                )
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return None
-
-
-def missing_package(error: ModuleNotFoundError) -> str | None:
-    """What to install for a package that is missing; None when it is none of those we make optional."""
-    name = (error.name or "").partition(".")[0]
-    if name not in _EXTRAS:
-        return None
-    return f"this needs the package {name}, which is not installed: pip install 'blt-edge[{_EXTRAS[name]}]'"
 
 
 def crash_line(error: Exception, verbose: bool) -> str:
@@ -192,13 +160,7 @@ def crash_line(error: Exception, verbose: bool) -> str:
     return f"{type(error).__name__}: {text}{hint}" if text else f"{type(error).__name__}{hint}"
 
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
-
-_PIPE_WIDTH = 100_000
-
-
-# 1. Progress.
+# 4. Progress.
 
 
 @contextmanager
@@ -266,7 +228,7 @@ def status(session: Session, first: str = "") -> Iterator[Callable[[str], None]]
         yield lambda what: shown.update(Text(printable(what)))
 
 
-# 2. Tables.
+# 5. Tables and numbers.
 
 
 def print_table(
@@ -321,9 +283,6 @@ def _print(renderable: object, file: IO[str] | None) -> None:
     target.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 
-# 3. Numbers.
-
-
 def size(bytes_: float) -> str:
     """Bytes in decimal units: "512 bytes", "25.1 MB"."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
@@ -340,12 +299,7 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
-# What a terminal would obey becomes visible; a pipe gets everything as it is.
-_VISIBLE = {
-    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-}
+# 6. Generated text, and Ctrl-C while it comes.
 
 
 class TextOutput:

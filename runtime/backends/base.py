@@ -1,16 +1,13 @@
-"""Where values that pass from stage to stage live: numpy arrays on the CPU, device memory on a GPU.
-
-The runtime moves byte states and patch values between stages without looking at them, so it only asks for
-what both kinds of array offer (`Tensor`). What people and sampling see (logits, entropies) is always numpy.
-
-What a backend offers: bound calls of a stage graph.
+"""What a backend offers: bound calls of a stage graph, and the memory in which values pass between stages.
 
 A call is a graph with its input and output buffers fixed. The owner says `begin`, fills `inputs`, calls
-`run`, and reads `outputs`; nothing is allocated or bound per step. Buffers are reused by the next
-run of the same call: whoever keeps a result copies it.
+`run`, and reads `outputs`; nothing is allocated or bound per step. Buffers are reused by the next run of the
+same call: whoever keeps a result copies it.
 
-Values that pass from stage to stage (`RESIDENT`) stay where the backend computes: on a GPU they are device
-memory, runs are queued on one stream, and only a run with outputs for the host waits for it.
+Values that pass from stage to stage (`RESIDENT`) stay where the backend computes: numpy arrays on the CPU,
+device memory on a GPU, where runs are queued on one stream and only a run with outputs for the host waits for
+it. The runtime does not look at them: it only asks for what both kinds of array offer (`Tensor`). What people
+and sampling see (logits, entropies) is always numpy.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ __all__ = [
     "RESIDENT",
     "CacheLimits",
     "Done",
-    "HostMemory",
+    "EngineLimits",
     "Memory",
     "StageBackend",
     "StageCall",
@@ -41,16 +38,23 @@ __all__ = [
 ]
 
 
+Array = npt.NDArray[Any]
+
+RESIDENT = ("byte_states", "patch_bytes", "patch_values")
+"""Inputs and outputs that pass from stage to stage and are in the backend's memory, not the host's."""
+
+Done = Callable[[float], None]
+"""done(seconds that a run took), called when that is known: on a GPU, when the host next waits for it."""
+
+
 class Tensor(Protocol):
     """float32 values; slices of leading axes are views, assignment copies, `np.array(x)` fetches."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Axes."""
+    def shape(self) -> tuple[int, ...]: ...
 
     @property
-    def nbytes(self) -> int:
-        """Bytes."""
+    def nbytes(self) -> int: ...
 
     def __len__(self) -> int: ...
 
@@ -69,16 +73,13 @@ class Memory(Protocol):
         """New float32 values, all 0."""
 
 
-class HostMemory:
-    """Numpy arrays."""
-
+class _HostMemory:
     def zeros(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        """See Memory.zeros."""
         return np.zeros(shape, np.float32)
 
 
-HOST = HostMemory()
-"""The one host memory."""
+HOST = _HostMemory()
+"""Numpy arrays."""
 
 
 def ring_runs(first: int, count: int, size: int) -> Iterator[tuple[slice, slice]]:
@@ -91,13 +92,26 @@ def ring_runs(first: int, count: int, size: int) -> Iterator[tuple[slice, slice]
         done += run
 
 
-Array = npt.NDArray[Any]
+@dataclass(frozen=True)
+class EngineLimits:
+    """What texts and passes an engine has to take."""
 
-RESIDENT = ("byte_states", "patch_bytes", "patch_values")
-"""Inputs and outputs that pass from stage to stage and are in the backend's memory, not the host's."""
+    max_bytes: int
+    """Longest text in ids, BOS included."""
+    max_patches: int
+    """Most patches of a text."""
+    max_patch_length: int
+    """Longest patch in bytes; the runtime pads to powers of two."""
+    max_batch: int = 1
+    """Texts at a time."""
+    prefill_chunk: int = 256
+    """Bytes or patches that one pass takes at most."""
+    rollback: int = 64
+    """Bytes that can be taken back without computing them again."""
 
-Done = Callable[[float], None]
-"""done(seconds that a run took), called when that is known: on a GPU, when the host next waits for it."""
+    def positions(self, stage: str, spec: StageSpec) -> int:
+        """Positions that a stage's cache can come to."""
+        return min(spec.max_positions, self.max_patches if stage == "latent" else self.max_bytes)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import BackendError
 
-__all__ = ["CudaDriver", "import_cudart"]
+__all__ = ["CudaDriver", "device_compute_capability", "import_cudart"]
 
 _DEVICE = 0
 
@@ -26,6 +26,26 @@ def import_cudart() -> Any:
             "CUDA version that the driver has"
         ) from error
     return runtime
+
+
+def device_compute_capability() -> str | None:
+    """Compute capability of the first visible GPU, such as "8.7"; None where there is no GPU or no driver.
+
+    Nothing is kept on the GPU. Raises BackendError when cuda-python is missing.
+    """
+    cudart = import_cudart()
+    attributes = cudart.cudaDeviceAttr
+    wanted = (
+        attributes.cudaDevAttrComputeCapabilityMajor,
+        attributes.cudaDevAttrComputeCapabilityMinor,
+    )
+    try:
+        answers = [cudart.cudaDeviceGetAttribute(attribute, 0) for attribute in wanted]
+    except (RuntimeError, OSError):  # a driver's library that can't be loaded
+        return None
+    if any(int(status) != 0 for status, _ in answers):
+        return None
+    return ".".join(str(value) for _, value in answers)
 
 
 class CudaDriver:

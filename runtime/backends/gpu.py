@@ -43,7 +43,7 @@ class Gpu:
     """One device, its stream, and what was queued there and not yet waited for."""
 
     def __init__(self, driver: Any) -> None:
-        """driver: a `cuda.CudaDriver`, or what stands for one in tests."""
+        """driver: a `cuda.CudaDriver`."""
         self.driver = driver
         self.lock = _LOCK
         """Held while something is queued or allocated: a graph must not capture another thread's work."""
@@ -95,18 +95,18 @@ class Gpu:
     def allocate(self, count: int, pinned: bool = False) -> int:
         """Address of new memory: the device's, or the host's that the device reaches. Raises BackendError."""
         with self.lock:
+            if self._left and count >= _LARGE:
+                self.synchronize()
             new = self.driver.allocate_pinned if pinned else self.driver.allocate
-            for waited in (False, True):
-                if self._left and (waited or count >= _LARGE):
+            try:
+                return int(new(max(count, 1)))
+            except BackendError as error:
+                if self._left:  # waiting gives that back
                     self.synchronize()
-                try:
-                    return int(new(max(count, 1)))
-                except BackendError as error:
-                    if waited or not self._left:
-                        where = "pinned host" if pinned else "device"
-                        told = f"{count} bytes of {where} memory: {error}; free some, or quantize"
-                        raise BackendError(told) from error
-            raise AssertionError("the second failure is raised")
+                    return self.allocate(count, pinned)
+                where = "pinned host" if pinned else "device"
+                told = f"{count} bytes of {where} memory: {error}; free some, or quantize"
+                raise BackendError(told) from error
 
     def release_with(self, holder: object, release: Callable[[Any], object], thing: Any) -> None:
         """Once nobody holds `holder`, and the device is done with what was queued then: release(thing)."""
@@ -161,20 +161,11 @@ def _close(driver: Any, left: _Leftovers) -> None:
 
 
 class _Block:
-    """Device memory that is given back when nobody holds it."""
+    """Memory, the device's or the host's that the device reaches, given back when nobody holds it."""
 
-    def __init__(self, gpu: Gpu, count: int) -> None:
-        self.address = gpu.allocate(count)
-        self.bytes = count
-        gpu.release_with(self, gpu.driver.free, self.address)
-
-
-class _Pinned:
-    """Host memory that the device reaches, given back likewise."""
-
-    def __init__(self, gpu: Gpu, count: int) -> None:
-        self.address = gpu.allocate(count, pinned=True)
-        gpu.release_with(self, gpu.driver.free_pinned, self.address)
+    def __init__(self, gpu: Gpu, count: int, pinned: bool = False) -> None:
+        self.address, self.bytes = gpu.allocate(count, pinned), count
+        gpu.release_with(self, gpu.driver.free_pinned if pinned else gpu.driver.free, self.address)
 
 
 class DeviceArray:
@@ -197,7 +188,6 @@ class DeviceArray:
 
     @property
     def nbytes(self) -> int:
-        """Bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def __len__(self) -> int:
@@ -310,29 +300,25 @@ class Packed:
     def __init__(self, gpu: Gpu, shapes: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]]) -> None:
         """shapes: name -> (shape, dtype)."""
         self._gpu = gpu
-        offsets, end = {}, 0
+        places, end = {}, 0
         for name, (shape, dtype) in shapes.items():
-            offsets[name] = end
             size = math.prod(shape) * np.dtype(dtype).itemsize
+            places[name] = slice(end, end + size)
             end += -(-size // _ALIGNMENT) * _ALIGNMENT
         self.bytes = end
-        self._device = _Block(gpu, end)
-        pinned = _Pinned(gpu, end)
+        self._device, pinned = _Block(gpu, end), _Block(gpu, end, pinned=True)
         self._pinned = pinned.address
         raw = (ctypes.c_ubyte * max(end, 1)).from_address(pinned.address)
         # Arrays hold on to `raw`, and by it to the memory: a result may outlive its sequence.
         raw._pinned = pinned  # type: ignore[attr-defined]
         whole = np.frombuffer(memoryview(raw), np.uint8)
         whole[:] = 0
-        self.host: dict[str, Array] = {}
+        self.host: dict[str, Array] = {
+            name: whole[places[name]].view(dtype).reshape(shape) for name, (shape, dtype) in shapes.items()
+        }
         """The host's side."""
-        self.device: dict[str, int] = {}
+        self.device = {name: self._device.address + place.start for name, place in places.items()}
         """Addresses of the device's side."""
-        for name, (shape, dtype) in shapes.items():
-            size = math.prod(shape) * np.dtype(dtype).itemsize
-            part = whole[offsets[name] : offsets[name] + size]
-            self.host[name] = part.view(dtype).reshape(shape)
-            self.device[name] = self._device.address + offsets[name]
 
     def upload(self) -> None:
         """Queue the copy to the device."""

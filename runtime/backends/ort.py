@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import numpy.typing as npt
 
 from ..cache import StageCache
 from ..errors import BackendError, BundleError, first_line
+from ..host import describe_processor
 from ..manifest import Manifest
 from .base import HOST, CacheLimits, Done, ordered_cache, ring_cache
-from .signatures import check_contract, check_weights_file, output_shapes, stage_inputs, stage_outputs
+from .signatures import Signature, check_signature, check_weights_file, output_shapes, stage_signature
 
 __all__ = [
     "OrtCall",
@@ -25,6 +26,7 @@ __all__ = [
     "save_optimized",
     "session_entries",
     "session_options",
+    "session_signature",
 ]
 
 Array = npt.NDArray[Any]
@@ -113,7 +115,16 @@ def _session(ort: Any, name: str, model: bytes | str, options: Any) -> Any:
         ) from error
 
 
-@lru_cache(maxsize=1)
+def session_signature(session: Any) -> Signature:
+    """Inputs and outputs of a session's graph, as it declares them."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    return (
+        {value.name: tuple(value.shape) for value in inputs},
+        {value.name: tuple(value.shape) for value in outputs},
+    )
+
+
+@cache
 def int8_saturates() -> bool:
     """Whether this processor's fast int8 products may overflow 16 bits: x86 without VNNI instructions.
 
@@ -121,10 +132,7 @@ def int8_saturates() -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64", "i386", "i686"):
         return False
-    try:
-        return "vnni" not in Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return True
+    return "vnni" not in describe_processor()["features"]
 
 
 class OrtStage:
@@ -157,16 +165,10 @@ class OrtStage:
             # Nothing is left to do, and whatever was folded again would leave the mapped file.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         self._session = _session(ort, path.name, str(path), options)
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        self._input_axes = {value.name: tuple(value.shape) for value in inputs}
-        self._output_axes = {value.name: tuple(value.shape) for value in outputs}
-        self._spec = manifest.stages[stage]
-        self._fused = optimized is not None and "past_length" in self._input_axes
-        wanted_inputs = stage_inputs(manifest, stage, fused=self._fused)
-        wanted_outputs = stage_outputs(manifest, stage, fused=self._fused)
-        check_contract(path.name, "input", wanted_inputs, self._input_axes)
-        check_contract(path.name, "output", wanted_outputs, self._output_axes)
-        self._input_types = {value.name: _dtype(path.name, value) for value in inputs}
+        self._spec, self._signature = manifest.stages[stage], session_signature(self._session)
+        self._fused = optimized is not None and "past_length" in self._signature[0]
+        check_signature(path.name, stage_signature(manifest, stage, fused=self._fused), self._signature)
+        self._input_types = {value.name: _dtype(path.name, value) for value in self._session.get_inputs()}
 
     def new_cache(self, limits: CacheLimits) -> StageCache:
         """See StageBackend.new_cache."""
@@ -179,8 +181,9 @@ class OrtStage:
         if self._fused:
             shapes = {**shapes, "past_length": (1,), "total_length": ()}
         inputs = {name: np.zeros(shape, self._input_types[name]) for name, shape in shapes.items()}
-        own = {name: axes for name, axes in self._output_axes.items() if not name.startswith("present.")}
-        shaped = output_shapes(self._input_axes, shapes, own)
+        given, made = self._signature
+        own = {name: axes for name, axes in made.items() if not name.startswith("present.")}
+        shaped = output_shapes((given, own), shapes)
         outputs = {name: np.zeros(shape, np.float32) for name, shape in shaped.items()}
         if not isinstance(cache.binding, _Binding):
             cache.binding = _Binding(self._session, cache, shared)

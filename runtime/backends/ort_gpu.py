@@ -10,10 +10,10 @@ capture as a whole, because some nodes are on the CPU, runs without CUDA graphs;
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,9 @@ from ..errors import BackendError, first_line
 from ..manifest import Manifest
 from .base import CacheLimits
 from .gpu import DeviceRingCache, Gpu, drop
-from .gpu_call import GpuCall, bind_buffers
-from .ort import import_onnxruntime
-from .signatures import Shapes, check_contract, check_weights_file, input_type, stage_inputs, stage_outputs
+from .gpu_call import GpuCall
+from .ort import import_onnxruntime, session_signature
+from .signatures import Shapes, check_signature, check_weights_file, input_type, stage_signature
 from .tensorrt_profiles import ProfileAxes
 
 __all__ = ["PROVIDERS", "OrtGpuStage", "Provider", "check_available", "preload_libraries"]
@@ -110,7 +110,7 @@ def check_available(device: str) -> Any:
     return ort
 
 
-@functools.cache
+@cache
 def preload_libraries(ort: Any) -> None:
     """Load CUDA's libraries where pip put them: no provider looks there by itself."""
     preload = getattr(ort, "preload_dlls", None)
@@ -141,27 +141,23 @@ class OrtGpuStage:
         graph is not what the manifest says.
         """
         self.memory = gpu
-        self._gpu = gpu
-        self._spec = manifest.stages[stage]
-        self._file = self._spec.file
+        self._spec, self._provider = manifest.stages[stage], PROVIDERS[device]
+        self._file, self._signature = self._spec.file, stage_signature(manifest, stage)
         ort = check_available(device)
-        self._provider = PROVIDERS[device]
-        self._axes, self._output_axes = stage_inputs(manifest, stage), stage_outputs(manifest, stage)
-        settings = {**_settings(self._provider, gpu, caches), **_ranges(self._provider, self._axes, ranges)}
-        settings.update(options)
+        settings = {
+            **_settings(self._provider, gpu, caches),
+            **_ranges(self._provider, self._signature[0], ranges),
+            **options,
+        }
         self.graphs_refused = False
         """Whether ONNX Runtime could not capture this graph."""
         self._graphs = settings[self._provider.graph_option] not in ("0", "false", "False")
+        self._graph_ids: dict[object, int] = {}
         check_weights_file(directory / self._file, self._spec.data)
         self._session = self._open_session(ort, directory / self._file, settings)
         gpu.release_with(self, drop, self._session)
-        self._graph_ids: dict[object, int] = {}
         self._run_options = ort.RunOptions
-        for kind, wanted, found in (
-            ("input", self._axes, self._session.get_inputs()),
-            ("output", self._output_axes, self._session.get_outputs()),
-        ):
-            check_contract(self._file, kind, wanted, {value.name: tuple(value.shape) for value in found})
+        check_signature(self._file, self._signature, session_signature(self._session))
 
     def _open_session(self, ort: Any, path: Path, settings: dict[str, str]) -> Any:
         try:
@@ -181,7 +177,7 @@ class OrtGpuStage:
             session = ort.InferenceSession(
                 str(path), options, providers=[(name, dict(settings))], enable_fallback=False
             )
-        except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
+        except Exception as error:  # of many kinds, all with the reason in their text
             raise BackendError(f"{path.name}: {name} refused it: {first_line(error)}") from error
         ran = session.get_providers()
         if not ran or ran[0] != name:
@@ -193,35 +189,40 @@ class OrtGpuStage:
 
     def new_cache(self, limits: CacheLimits) -> StageCache:
         """See StageBackend.new_cache."""
-        return DeviceRingCache(self._gpu, self._spec, limits)
+        return DeviceRingCache(self.memory, self._spec, limits)
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Any]
     ) -> GpuCall:
         """See StageBackend.bind."""
-        bound = bind_buffers(self._gpu, (self._axes, self._output_axes), shapes, cache, shared)
+        call = GpuCall(self.memory, self._signature, shapes, cache, shared)
         binding = self._session.io_binding()
-        for name, shape in bound.inputs.items():
-            binding.bind_input(name, "cuda", 0, input_type(name), shape, bound.addresses[name])
-        for name, shape in bound.outputs.items():
-            binding.bind_output(name, "cuda", 0, np.float32, shape, bound.addresses[name])
+        for name, shape in call.input_shapes.items():
+            binding.bind_input(name, "cuda", 0, input_type(name), shape, call.addresses[name])
+        for name, shape in call.output_shapes.items():
+            binding.bind_output(name, "cuda", 0, np.float32, shape, call.addresses[name])
+        graph = self._graph_id(call.input_shapes, call.addresses)
         run_options = self._run_options()
         run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        graph = self._graph_id(bound.inputs, bound.addresses)
         run_options.add_run_config_entry("gpu_graph_id", str(graph))
-        advice = ""
-        if graph != _NO_GRAPH:
+        # ONNX Runtime captures by itself.
+        call.connect(partial(self._run, binding, run_options, graph != _NO_GRAPH), capturable=False)
+        return call
+
+    def _run(self, binding: Any, run_options: Any, as_graph: bool) -> None:
+        try:
+            self._session.run_with_iobinding(binding, run_options)
+        except Exception as error:  # likewise
             option = f"{self._provider.graph_option}={self._provider.switch[0]}"
-            advice = f"; --provider-option {option} does without CUDA graphs"
-        execution = _Execution(self._session, self._file, binding, run_options, bound.kept, advice)
-        bound.call.connect(execution)
-        return bound.call
+            advice = f"; --provider-option {option} does without CUDA graphs" if as_graph else ""
+            told = f"{self._file}: ONNX Runtime could not run it: {first_line(error)}{advice}"
+            raise BackendError(told) from error
 
     def _graph_id(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> int:
         """The CUDA graph for a call of these shapes and addresses, `_NO_GRAPH` for a call without one."""
         if not self._graphs or shapes["positions"][1] > _GRAPH_POSITIONS:
             return _NO_GRAPH
-        with self._gpu.lock:
+        with self.memory.lock:
             key = (tuple(shapes.items()), tuple(addresses.items()))
             if key not in self._graph_ids and len(self._graph_ids) == _MOST_GRAPHS:
                 return _NO_GRAPH
@@ -257,25 +258,3 @@ def _ranges(provider: Provider, inputs: Shapes, ranges: tuple[ProfileAxes, Profi
         )
         for bound in ("min", "opt", "max")
     }
-
-
-class _Execution:
-    """An IO binding at one set of shapes and addresses."""
-
-    capturable = False  # ONNX Runtime captures by itself
-
-    def __init__(
-        self, session: Any, file: str, binding: Any, options: Any, kept: Mapping[str, Any], advice: str
-    ) -> None:
-        """kept: tensors that must live as long as this; advice: ends the message of an error."""
-        self._session, self._file, self._binding, self._options = session, file, binding, options
-        self._kept, self._advice = kept, advice
-
-    def enqueue(self) -> None:
-        """See Execution.enqueue."""
-        try:
-            self._session.run_with_iobinding(self._binding, self._options)
-        except Exception as error:  # likewise
-            raise BackendError(
-                f"{self._file}: ONNX Runtime could not run it: {first_line(error)}{self._advice}"
-            ) from error

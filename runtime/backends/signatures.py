@@ -17,22 +17,35 @@ from ..manifest import Manifest, StageSpec
 
 __all__ = [
     "Shapes",
-    "check_contract",
+    "Signature",
+    "check_signature",
     "check_weights_file",
     "input_type",
     "output_shapes",
     "stage_inputs",
     "stage_outputs",
+    "stage_signature",
 ]
 
 Shapes = dict[str, tuple["int | str", ...]]
 """Tensor name -> its axes: a number, or the name of a dynamic axis."""
 
+Signature = tuple[Shapes, Shapes]
+"""A graph's (inputs, outputs)."""
+
 _WHOLE_NUMBERS = ("byte_ids", "patch_index", "patch_lengths", "past_positions", "positions")
 
 
+def stage_signature(manifest: Manifest, stage: str, *, fused: bool = False) -> Signature:
+    """Inputs and outputs of a stage's graph.
+
+    fused: with fused attention, over a cache whose positions lie in order.
+    """
+    return stage_inputs(manifest, stage, fused=fused), stage_outputs(manifest, stage, fused=fused)
+
+
 def stage_inputs(manifest: Manifest, stage: str, *, fused: bool = False) -> Shapes:
-    """Inputs of a stage's graph; fused: with fused attention, over a cache whose positions lie in order."""
+    """Inputs of a stage's graph; fused: as for `stage_signature`."""
     spec, width = manifest.stages[stage], manifest.model.width
     axis = _axis(stage)
     own: dict[str, Shapes] = {
@@ -55,7 +68,7 @@ def stage_inputs(manifest: Manifest, stage: str, *, fused: bool = False) -> Shap
 
 
 def stage_outputs(manifest: Manifest, stage: str, *, fused: bool = False) -> Shapes:
-    """Outputs of a stage's graph; fused: as for `stage_inputs`."""
+    """Outputs of a stage's graph; fused: as for `stage_signature`."""
     spec, model = manifest.stages[stage], manifest.model
     axis = _axis(stage)
     logits: Shapes = {"logits": ("batch", axis, model.vocab_size)}
@@ -83,12 +96,9 @@ def input_type(name: str) -> type[np.generic]:
     return np.int64 if name in _WHOLE_NUMBERS else np.float32
 
 
-def output_shapes(
-    inputs: Mapping[str, tuple[int | str, ...]],
-    given: Mapping[str, tuple[int, ...]],
-    outputs: Mapping[str, tuple[int | str, ...]],
-) -> dict[str, tuple[int, ...]]:
-    """Shapes of a graph's outputs when its inputs, with these named axes, are `given` these shapes."""
+def output_shapes(signature: Signature, given: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of a graph's outputs when its inputs are `given` these shapes."""
+    inputs, outputs = signature
     sizes: dict[str, int] = {}
     for name, shape in given.items():
         for axis, size in zip(inputs[name], shape, strict=True):
@@ -100,16 +110,15 @@ def output_shapes(
     }
 
 
-def check_contract(
-    file: str, kind: str, expected: Shapes, found: Mapping[str, tuple[int | str, ...]]
-) -> None:
-    """Raise BundleError naming the first input or output (`kind`) of `file` that is not as expected."""
-    for name in [*expected, *found]:
-        if expected.get(name) != found.get(name):
-            raise BundleError(
-                f"{file}: {kind} {name[:60]!r} is {_shown(found.get(name))}, the manifest asks for "
-                f"{_shown(expected.get(name))}; export the checkpoint again"
-            )
+def check_signature(file: str, expected: Signature, found: Signature) -> None:
+    """Raise BundleError naming the first input or output of `file` that is not as expected."""
+    for kind, wanted, there in zip(("input", "output"), expected, found, strict=True):
+        for name in [*wanted, *there]:
+            if wanted.get(name) != there.get(name):
+                raise BundleError(
+                    f"{file}: {kind} {name[:60]!r} is {_shown(there.get(name))}, the manifest asks for "
+                    f"{_shown(wanted.get(name))}; export the checkpoint again"
+                )
 
 
 def check_weights_file(graph: Path, data: str) -> None:

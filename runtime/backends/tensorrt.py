@@ -1,15 +1,13 @@
-"""The differences between the Python modules `tensorrt` (10.3 to 11) and `tensorrt_rtx`, in one place.
+"""TensorRT: the Python modules `tensorrt` (10.3 to 11) and `tensorrt_rtx`, and stages as engines of either.
 
-Both have nearly the same interface. TensorRT builds for the GPU it runs on and keeps a timing cache;
-TensorRT-RTX builds for compute capabilities by name, with no GPU there, compiles the rest when an engine is
-first loaded, and a timing cache would only make it look for a GPU. Reading the GPU's compute capability is
-here too. What this does not know: bundles, stages, profiles.
-
-Stages as TensorRT engines, everything resident on the GPU; `tensorrt` and `tensorrt_rtx` alike.
+Both modules have nearly the same interface; `TensorRtModule` is the one place that knows the differences.
+TensorRT builds for the GPU it runs on and keeps a timing cache; TensorRT-RTX builds for compute capabilities
+by name, with no GPU there, compiles the rest when an engine is first loaded, and a timing cache would only
+make it look for a GPU.
 
 An engine has two optimization profiles, for prefill and for decode steps. A call has an execution context of
-its own, because a captured graph holds on to its state; all contexts share one scratch memory, since
-runs follow each other on one stream.
+its own, because a captured graph holds on to its state; all contexts share one scratch memory, since runs
+follow each other on one stream.
 """
 
 from __future__ import annotations
@@ -28,33 +26,51 @@ from typing import Any
 import numpy as np
 
 from ..cache import StageCache
-from ..engines import build_command
 from ..errors import BackendError, BundleError, first_line
 from ..files import write_whole
 from ..manifest import Manifest, StageSpec
 from .base import CacheLimits
-from .cuda import import_cudart
 from .gpu import DeviceRingCache, Gpu, drop
-from .gpu_call import GpuCall, bind_buffers
-from .signatures import check_contract, input_type, stage_inputs, stage_outputs
-from .tensorrt_profiles import DECODE, Profiles, check_shape, choose_profile
+from .gpu_call import GpuCall
+from .signatures import check_signature, input_type, stage_signature
+from .tensorrt_profiles import DECODE, Profiles, build_command, check_shape, choose_profile
 
-__all__ = ["TENSORRT_TARGETS", "Flavour", "TensorRtStage", "device_compute_capability", "load_flavour"]
-
-TENSORRT_TARGETS = ("tensorrt", "tensorrt-rtx")
-
-_NAMES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-_MODULES = {"tensorrt": ("tensorrt",), "tensorrt-rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-_OLDEST = {"tensorrt": (10, 3), "tensorrt-rtx": (1, 1)}
-_INSTALL = {
-    "tensorrt": "on a Jetson it comes with JetPack (apt install python3-libnvinfer), elsewhere "
-    "pip install 'blt-edge[tensorrt]'",
-    "tensorrt-rtx": "pip install 'blt-edge[tensorrt-rtx]'",
-}
+__all__ = ["TENSORRT_TARGETS", "TensorRtModule", "TensorRtStage", "load_tensorrt"]
 
 
 @dataclass(frozen=True)
-class Flavour:
+class _Edition:
+    name: str
+    modules: tuple[str, ...]
+    """Names to import it by; a package may only name others."""
+    oldest: tuple[int, int]
+    install: str
+
+
+_EDITIONS = {
+    "tensorrt": _Edition(
+        "TensorRT",
+        ("tensorrt",),
+        (10, 3),
+        "on a Jetson it comes with JetPack (apt install python3-libnvinfer), elsewhere "
+        "pip install 'blt-edge[tensorrt]'",
+    ),
+    "tensorrt-rtx": _Edition(
+        "TensorRT-RTX",
+        ("tensorrt_rtx", "tensorrt_rtx_bindings"),
+        (1, 1),
+        "pip install 'blt-edge[tensorrt-rtx]'",
+    ),
+}
+
+TENSORRT_TARGETS = tuple(_EDITIONS)
+
+
+# 1. The modules.
+
+
+@dataclass(frozen=True)
+class TensorRtModule:
     """One of the two modules, imported."""
 
     target: str
@@ -67,7 +83,7 @@ class Flavour:
     @property
     def name(self) -> str:
         """What people call it."""
-        return _NAMES[self.target]
+        return _EDITIONS[self.target].name
 
     @property
     def ahead_of_time(self) -> bool:
@@ -77,7 +93,14 @@ class Flavour:
     @property
     def compute_capabilities(self) -> tuple[str, ...]:
         """What it builds for by name: ("7.5", "8.0", ...); nothing where it builds for its own GPU only."""
-        return tuple(sorted(_capability_names(self.module), key=float)) if self.ahead_of_time else ()
+        return tuple(sorted(self._capabilities(), key=float)) if self.ahead_of_time else ()
+
+    def _capabilities(self) -> dict[str, Any]:
+        return {
+            f"{name[2:-1]}.{name[-1]}": value
+            for name, value in self.module.ComputeCapability.__members__.items()
+            if name.startswith("SM") and name[2:].isdecimal()
+        }
 
     @property
     def captures(self) -> bool:
@@ -109,7 +132,7 @@ class Flavour:
         trt = self.module
         config.clear_flag(trt.BuilderFlag.TF32)
         if self.ahead_of_time:
-            known = _capability_names(trt)
+            known = self._capabilities()
             config.num_compute_capabilities = len(capabilities)
             for index, capability in enumerate(capabilities):
                 config.set_compute_capability(known[capability], index)
@@ -118,21 +141,44 @@ class Flavour:
         if optimization_level is not None:
             config.builder_optimization_level = optimization_level
 
-    def monitor(self, report: Any) -> Any:
+    def monitor(self, report: Callable[[str, int, int], None]) -> Any:
         """A progress monitor that calls report(innermost phase, steps done, steps), from any thread.
 
         None where the module has none. It must outlive the build.
         """
         base = getattr(self.module, "IProgressMonitor", None)
-        return None if base is None else _monitor(base, report)
+        if base is None:
+            return None
 
-    def logger(self, write: Any) -> Any:
+        class Monitor(base):  # type: ignore[misc, valid-type]
+            def __init__(self) -> None:
+                super().__init__()
+                self._open: dict[str, tuple[int, int]] = {}  # phase -> steps done and steps, innermost last
+
+            def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+                self._open[phase] = (0, steps)
+                report(phase, 0, steps)
+
+            def step_complete(self, phase: str, step: int) -> bool:
+                if phase in self._open:
+                    self._open[phase] = (step + 1, self._open[phase][1])
+                    report(phase, *self._open[phase])
+                return True
+
+            def phase_finish(self, phase: str) -> None:
+                self._open.pop(phase, None)
+                for name, (done, steps) in [*self._open.items()][-1:]:
+                    report(name, done, steps)
+
+        return Monitor()
+
+    def logger(self, write: Callable[[str, str], None]) -> Any:
         """A logger that calls write(severity name such as "ERROR", message) and prints nothing."""
         base = self.module.ILogger
 
         class Recorder(base):  # type: ignore[misc, valid-type]
             def __init__(self) -> None:
-                base.__init__(self)
+                super().__init__()
 
             def log(self, severity: Any, message: str) -> None:
                 write(severity.name, message)
@@ -189,88 +235,35 @@ class Flavour:
             write_whole(path, lambda new: new.write_bytes(memoryview(config.get_timing_cache().serialize())))
 
 
-def load_flavour(target: str) -> Flavour:
+def load_tensorrt(target: str) -> TensorRtModule:
     """Import the module of one of `TENSORRT_TARGETS`.
 
     Raises BackendError when it is not installed, can't be loaded, or is too old.
     """
-    for name in _MODULES[target]:
+    edition = _EDITIONS[target]
+    for name in edition.modules:
         try:
             module = importlib.import_module(name)
         except ModuleNotFoundError:
             continue
         except (ImportError, OSError, RuntimeError) as error:  # a library that it needs
-            raise BackendError(
-                f"{_NAMES[target]} is installed, but can't be loaded: {first_line(error)}"
-            ) from error
-        if not hasattr(module, "Builder"):
-            continue  # a package that only names others
-        return _checked(Flavour(target, str(module.__version__), module))
-    raise BackendError(f"{_NAMES[target]} is not installed: {_INSTALL[target]}")
-
-
-def _checked(flavour: Flavour) -> Flavour:
-    oldest = _OLDEST[flavour.target]
-    numbers = flavour.version.split(".")[:2]
-    if all(number.isdecimal() for number in numbers) and tuple(map(int, numbers)) < oldest:
+            told = f"{edition.name} is installed, but can't be loaded: {first_line(error)}"
+            raise BackendError(told) from error
+        if hasattr(module, "Builder"):
+            break
+    else:
+        raise BackendError(f"{edition.name} is not installed: {edition.install}")
+    version = str(module.__version__)
+    numbers = version.split(".")[:2]
+    if all(number.isdecimal() for number in numbers) and tuple(map(int, numbers)) < edition.oldest:
         raise BackendError(
-            f"{flavour.name} {flavour.version} is too old, {'.'.join(map(str, oldest))} or newer is needed: "
-            f"{_INSTALL[flavour.target]}"
+            f"{edition.name} {version} is too old, {'.'.join(map(str, edition.oldest))} or newer is needed: "
+            f"{edition.install}"
         )
-    return flavour
+    return TensorRtModule(target, version, module)
 
 
-def device_compute_capability() -> str | None:
-    """Compute capability of the first visible GPU, such as "8.7"; None where there is no GPU or no driver.
-
-    Nothing is kept on the GPU. Raises BackendError when cuda-python is missing.
-    """
-    cudart = import_cudart()
-    attributes = cudart.cudaDeviceAttr
-    wanted = (
-        attributes.cudaDevAttrComputeCapabilityMajor,
-        attributes.cudaDevAttrComputeCapabilityMinor,
-    )
-    try:
-        answers = [cudart.cudaDeviceGetAttribute(attribute, 0) for attribute in wanted]
-    except (RuntimeError, OSError):  # a driver's library that can't be loaded
-        return None
-    if any(int(status) != 0 for status, _ in answers):
-        return None
-    return ".".join(str(value) for _, value in answers)
-
-
-def _capability_names(module: Any) -> dict[str, Any]:
-    members = module.ComputeCapability.__members__
-    return {
-        f"{name[2:-1]}.{name[-1]}": value
-        for name, value in members.items()
-        if name.startswith("SM") and name[2:].isdecimal()
-    }
-
-
-def _monitor(base: Any, report: Any) -> Any:
-    class Monitor(base):  # type: ignore[misc]
-        def __init__(self) -> None:
-            base.__init__(self)
-            self._open: dict[str, tuple[int, int]] = {}  # phase -> steps done and steps, the innermost last
-
-        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
-            self._open[phase] = (0, steps)
-            report(phase, 0, steps)
-
-        def step_complete(self, phase: str, step: int) -> bool:
-            if phase in self._open:
-                self._open[phase] = (step + 1, self._open[phase][1])
-                report(phase, *self._open[phase])
-            return True
-
-        def phase_finish(self, phase: str) -> None:
-            self._open.pop(phase, None)
-            for name, (done, steps) in [*self._open.items()][-1:]:
-                report(name, done, steps)
-
-    return Monitor()
+# 2. A stage.
 
 
 class TensorRtStage:
@@ -279,7 +272,7 @@ class TensorRtStage:
     def __init__(
         self,
         gpu: Gpu,
-        flavour: Flavour,
+        trt: TensorRtModule,
         manifest: Manifest,
         stage: str,
         plan: Path,
@@ -294,18 +287,17 @@ class TensorRtStage:
         manifest says.
         """
         self.memory = gpu
-        self._gpu, self._flavour, self._file = gpu, flavour, plan.name
+        self._trt, self._file = trt, plan.name
         self._stage, self._spec, self._ranges = stage, manifest.stages[stage], ranges
-        self._build = build_command(bundle, flavour.target)
-        self._axes = stage_inputs(manifest, stage)
-        self._output_axes = stage_outputs(manifest, stage)
+        self._build = build_command(bundle, trt.target)
+        self._signature = stage_signature(manifest, stage)
         self._messages: deque[str] = deque(maxlen=3)
         # Not a method of ours: the engine holds its logger, where Python can't see the circle.
-        self._logger = flavour.logger(partial(_note, self._messages))
-        self._runtime = flavour.module.Runtime(self._logger)
+        self._logger = trt.logger(partial(_note, self._messages))
+        self._runtime = trt.module.Runtime(self._logger)
         self._engine = self._deserialize(plan)
         self._check()
-        self._new_context = flavour.context_maker(self._engine)
+        self._new_context = trt.context_maker(self._engine)
         profiles = range(self._engine.num_optimization_profiles)
         self._scratch = max(self._engine.get_device_memory_size_for_profile_v2(each) for each in profiles)
         gpu.scratch(self._scratch)
@@ -314,7 +306,7 @@ class TensorRtStage:
     def _refused(self, what: str) -> BackendError:
         reasons = "; ".join(self._messages) or "it gave no reason"
         self._messages.clear()
-        return BackendError(f"{self._file}: {self._flavour.name} {self._flavour.version} {what}: {reasons}")
+        return BackendError(f"{self._file}: {self._trt.name} {self._trt.version} {what}: {reasons}")
 
     def _deserialize(self, plan: Path) -> Any:
         with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
@@ -329,47 +321,59 @@ class TensorRtStage:
 
     def _check(self) -> None:
         """Compare names, axes and types with the manifest: buffers are made by it."""
-        trt, engine = self._flavour.module, self._engine
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        found: dict[bool, dict[str, tuple[int | str, ...]]] = {True: {}, False: {}}
-        for name in names:
-            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-            expected = (self._axes if is_input else self._output_axes).get(name)
-            sizes = tuple(engine.get_tensor_shape(name))
-            found[is_input][name] = _named(sizes, expected)
+        module, engine = self._trt.module, self._engine
+        inputs: dict[str, tuple[int | str, ...]] = {}
+        outputs: dict[str, tuple[int | str, ...]] = {}
+        for index in range(engine.num_io_tensors):
+            name = engine.get_tensor_name(index)
+            is_input = engine.get_tensor_mode(name) == module.TensorIOMode.INPUT
+            expected = self._signature[0 if is_input else 1].get(name)
+            (inputs if is_input else outputs)[name] = _named(tuple(engine.get_tensor_shape(name)), expected)
             kind = engine.get_tensor_dtype(name)
-            wanted = trt.DataType.INT64 if input_type(name) is np.int64 else trt.DataType.FLOAT
-            if kind != wanted or engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
+            wanted = module.DataType.INT64 if input_type(name) is np.int64 else module.DataType.FLOAT
+            if kind != wanted or engine.get_tensor_location(name) != module.TensorLocation.DEVICE:
                 raise BundleError(
                     f"{self._file}: {name[:60]!r} is {kind}, {wanted} on the device is needed; build it again"
                 )
-        check_contract(self._file, "input", self._axes, found[True])
-        check_contract(self._file, "output", self._output_axes, found[False])
+        check_signature(self._file, self._signature, (inputs, outputs))
 
     def new_cache(self, limits: CacheLimits) -> StageCache:
         """See StageBackend.new_cache."""
-        return _EngineCache(self._gpu, self._spec, limits, self._stage, self._ranges, self._build)
+        return _EngineCache(self.memory, self._spec, limits, self._stage, self._ranges, self._build)
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Any]
     ) -> GpuCall:
         """See StageBackend.bind. Raises BackendError when no profile takes these shapes."""
-        bound = bind_buffers(self._gpu, (self._axes, self._output_axes), shapes, cache, shared)
+        call = GpuCall(self.memory, self._signature, shapes, cache, shared)
         sizes = {
             axis: size
-            for name, shape in bound.inputs.items()
-            for axis, size in zip(self._axes[name], shape, strict=True)
+            for name, shape in call.input_shapes.items()
+            for axis, size in zip(self._signature[0][name], shape, strict=True)
             if isinstance(axis, str)
         }
         profile = choose_profile(self._ranges, self._stage, sizes, self._build)
-        with self._gpu.lock:
+        with self.memory.lock:
             context = self._new_context()
             if context is None:
                 raise self._refused("gave no execution context")
-            bound.call.connect(_Execution(self, context, profile, bound.inputs, bound.addresses, bound.kept))
+            self._set_up(context, profile, call)
+        call.connect(partial(self._run, context), capturable=not self._trt.captures)
         # What a context holds may be in use until the device is done with its last run.
-        self._gpu.release_with(bound.call, drop, (self._new_context, context))
-        return bound.call
+        self.memory.release_with(call, drop, (self._new_context, context))
+        return call
+
+    def _set_up(self, context: Any, profile: int, call: GpuCall) -> None:
+        context.set_device_memory(self.memory.scratch(self._scratch), self._scratch)
+        done = context.set_optimization_profile_async(profile, self.memory.driver.stream)
+        done = done and all(context.set_input_shape(*shape) for shape in call.input_shapes.items())
+        done = done and all(context.set_tensor_address(*address) for address in call.addresses.items())
+        if not done:
+            raise self._refused("refused shapes that its profile has")
+
+    def _run(self, context: Any) -> None:
+        if not context.execute_async_v3(self.memory.driver.stream):
+            raise self._refused("could not run it")
 
 
 def _note(messages: deque[str], severity: str, message: str) -> None:
@@ -398,40 +402,10 @@ class _EngineCache(DeviceRingCache):
 
 
 def _named(sizes: tuple[int, ...], expected: tuple[int | str, ...] | None) -> tuple[int | str, ...]:
-    """An engine's axes, dynamic ones (-1) by the names that the contract gives them."""
+    """An engine's axes, dynamic ones (-1) by the names that the manifest gives them."""
     if expected is None or len(expected) != len(sizes):
         return tuple(sizes)
     return tuple(
         axis if size == -1 and isinstance(axis, str) else size
         for size, axis in zip(sizes, expected, strict=True)
     )
-
-
-class _Execution:
-    """An execution context at one set of shapes and addresses."""
-
-    def __init__(
-        self,
-        stage: TensorRtStage,
-        context: Any,
-        profile: int,
-        shapes: Mapping[str, tuple[int, ...]],
-        addresses: Mapping[str, int],
-        kept: Mapping[str, Any],
-    ) -> None:
-        """kept: tensors that must live as long as this."""
-        self._stage, self._context, self._kept = stage, context, kept
-        self.capturable = not stage._flavour.captures
-        gpu = stage.memory
-        self._stream = gpu.driver.stream
-        context.set_device_memory(gpu.scratch(stage._scratch), stage._scratch)
-        done = context.set_optimization_profile_async(profile, self._stream)
-        done = done and all(context.set_input_shape(name, shape) for name, shape in shapes.items())
-        done = done and all(context.set_tensor_address(name, address) for name, address in addresses.items())
-        if not done:
-            raise stage._refused("refused shapes that its profile has")
-
-    def enqueue(self) -> None:
-        """See Execution.enqueue."""
-        if not self._context.execute_async_v3(self._stream):
-            raise self._stage._refused("could not run it")

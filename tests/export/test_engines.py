@@ -217,7 +217,7 @@ def test_attention_is_fused_in_every_layer(built: Path) -> None:
 def test_the_bundle_is_sound_with_a_form_and_without(bundle: Path) -> None:
     assert load(bundle, verify=True).engine.directory == form_of(bundle)
     shutil.rmtree(bundle / "engines")
-    refused(bundle, "no form was built for this device; blt-edge build ", verify=True)
+    refused(bundle, "no engine was built for this device; blt-edge build ", verify=True)
 
 
 def test_a_sound_form_stays_and_force_replaces_it(bundle: Path) -> None:
@@ -277,7 +277,7 @@ def test_other_options(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_bundles_form_under_the_right_name(bundle: Path, float_bundle: Path, tmp_path: Path) -> None:
     other = quantize_bundle(float_bundle, tmp_path / "other", precision="int8w")
     (other / "engines").mkdir()
-    wanted = forms.form_path(other, forms.describe_engine(load_manifest(other)))
+    wanted = forms.engine_path(other, forms.describe_engine(load_manifest(other)))
     shutil.copytree(form_of(bundle), wanted)
     refused(other, "engine.json is damaged")
     assert build_engine(other).reason is None

@@ -34,7 +34,7 @@ from support.model_store import RandomModels
 from support.parity_cases import CASES
 from support.quantized import BLOCKY, UnitRanges, build, config_of
 from support.random_models import PARITY_TEXT, RandomModel, base_config
-from support.simulated_gpu import SimulatedTensorRt, simulate, write_engines
+from support.simulated_gpu import simulate, write_engines
 
 GQA = {"num_key_value_heads": 2}
 MODELS = {
@@ -200,8 +200,8 @@ def test_it_computes_what_transformers_computes(
     portable: Path, random_models: RandomModels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = joined_bundle(portable, tmp_path / "joined")
-    driver = simulate(monkeypatch, "tensorrt")
-    write_engines(bundle, SimulatedTensorRt(driver).flavour("tensorrt"))
+    simulate(monkeypatch, "tensorrt")
+    write_engines(bundle, "tensorrt")
     model = BltModel.load(bundle, "tensorrt", prefill_chunk=96)
     text = PARITY_TEXT[:700]
     wanted = random_models.reference(CASE).logits(PARITY_TEXT)[: 1 + len(text)]

@@ -17,10 +17,12 @@ from blt_edge.export.proof import WrongEngineError, build_steps
 from blt_edge.export.quantize import quantize_bundle
 from blt_edge.export.tensorrt_worker import PlanFacts
 from blt_edge.runtime import BackendError, BltModel
+from blt_edge.runtime.backends.base import EngineLimits
 from blt_edge.runtime.backends.ort import OrtStage
+from blt_edge.runtime.backends.signatures import stage_inputs
 from blt_edge.runtime.engines import was_proven
 from blt_edge.runtime.manifest import load_manifest
-from blt_edge.runtime.self_test import Hold, Reach, Run, TakeBack
+from blt_edge.runtime.self_test import Hold, Run, TakeBack
 from hypothesis import given
 from hypothesis import strategies as st
 from support.planted import ALIKE, MISTAKES, plant, reseal
@@ -226,12 +228,12 @@ def build_on_gpu(
 ) -> Any:
     """`build --target` for a GPU of compute capability 8.6; one stage's engine has a mistake."""
     driver = simulate(monkeypatch, target)
-    flavour = SimulatedTensorRt(driver).flavour(target)
+    trt = SimulatedTensorRt(driver).as_module(target)
 
     def build(_target: str, graph: Path, ranges: Any, plan: Path, *_more: Any) -> PlanFacts:
         manifest = load_manifest(bundle)
         source = plant(graph, ALIKE[mistake]) if graph.stem == stage else graph
-        axes = build_tensorrt.stage_inputs(manifest, graph.stem)
+        axes = stage_inputs(manifest, graph.stem)
         shapes = [
             {
                 name: [
@@ -245,8 +247,8 @@ def build_on_gpu(
         plan.write_text(json.dumps({"graph": str(source), "profiles": shapes}))
         return PlanFacts(plan.stat().st_size, 0.1, None, None)
 
-    monkeypatch.setattr(build_tensorrt, "load_flavour", lambda _target: flavour)
-    monkeypatch.setattr(type(flavour), "compute_capabilities", ("8.6",))
+    monkeypatch.setattr(build_tensorrt, "load_tensorrt", lambda _target: trt)
+    monkeypatch.setattr(type(trt), "compute_capabilities", ("8.6",))
     monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: here)
     monkeypatch.setattr(build_tensorrt, "build_in_child", build)
     capability = ("8.6",) if target == "tensorrt-rtx" else ()
@@ -298,8 +300,8 @@ def test_an_engine_that_could_not_run_is_proven_when_it_is_loaded(
 def test_an_engine_that_changed_since_is_not_used_on_a_gpu(
     own_float: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
-    driver = simulate(monkeypatch, target)
-    form = write_engines(own_float, SimulatedTensorRt(driver).flavour(target))
+    simulate(monkeypatch, target)
+    form = write_engines(own_float, target)
     assert BltModel.load(own_float, target).engine.directory == form
     plan = form / "decoder.plan"
     wrong = plant(own_float / "decoder.onnx", MISTAKES["a longer window"])
@@ -331,7 +333,7 @@ def test_steps_keep_within_what_the_engine_takes(
     from dataclasses import replace
 
     spec = replace(load_manifest(float_bundle).stages[stage], window=window, max_positions=most)
-    reach = Reach(most, most, 8, rows, rollback)
+    reach = EngineLimits(most, most, 8, 1, rows, rollback)
     length = base = 0
     kinds = set()
     for step in build_steps(stage, spec, reach):
@@ -361,7 +363,7 @@ def test_the_portable_graph_is_read_as_it_stands(own_float: Path, tmp_path: Path
         asked.append(stage)
         return OrtStage(own_float, manifest, stage, 1)
 
-    reach = Reach(600, 600, 8)
+    reach = EngineLimits(600, 600, 8)
     proof.prove_engine(
         own_float, manifest, open_stage, reach, tmp_path / "self_test.bin", name="it", alike=True
     )

@@ -26,7 +26,7 @@ from blt_edge.export.build_tensorrt import TensorRtOptions, build_engines, plan_
 from blt_edge.export.quantize import quantize_bundle
 from blt_edge.export.tensorrt_worker import Moment, PlanFacts, PlanOptions
 from blt_edge.graphs.stages import STAGE_NAMES
-from blt_edge.runtime.backends.tensorrt import Flavour, load_flavour
+from blt_edge.runtime.backends.tensorrt import TensorRtModule, load_tensorrt
 from blt_edge.runtime.engines import find_tensorrt_engine
 from blt_edge.runtime.errors import BackendError, BundleError, OptionError
 from blt_edge.runtime.files import WriteError
@@ -36,11 +36,11 @@ Ranges = tuple[dict[str, tuple[int, int, int]], ...]
 
 
 @pytest.fixture(scope="module")
-def rtx() -> Flavour:
+def rtx() -> TensorRtModule:
     pytest.importorskip(
         "tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
     )
-    return load_flavour("tensorrt-rtx")
+    return load_tensorrt("tensorrt-rtx")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def bundle(demo: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(demo, tmp_path / "bundle"))
 
 
-ORIN = Flavour("tensorrt", "10.3.0", None)
+ORIN = TensorRtModule("tensorrt", "10.3.0", None)
 OPTIONS = TensorRtOptions("tensorrt")
 
 
@@ -81,7 +81,7 @@ def orin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]
         self_test.write_bytes(b"")
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(build_tensorrt, "load_flavour", lambda target: ORIN)
+    monkeypatch.setattr(build_tensorrt, "load_tensorrt", lambda target: ORIN)
     monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: "8.7")
     monkeypatch.setattr(build_tensorrt, "build_in_child", build)
     # Noise computes nothing: what proves engines has tests of its own.
@@ -169,7 +169,7 @@ def test_options_that_are_refused(
     assert not (demo / "engines").exists()
 
 
-def test_targets_that_are_refused(demo: Path, rtx: Flavour, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_that_are_refused(demo: Path, rtx: TensorRtModule, monkeypatch: pytest.MonkeyPatch) -> None:
     options = TensorRtOptions("tensorrt-rtx")
     with pytest.raises(OptionError, match=r"got '8\.7', TensorRT-RTX .* builds for 7\.5, 8\.0.* tensorrt$"):
         plan_tensorrt(demo, replace(options, compute_capability=("8.7",)))
@@ -187,7 +187,7 @@ def test_targets_that_are_refused(demo: Path, rtx: Flavour, monkeypatch: pytest.
 
 
 def test_full_tensorrt_needs_a_gpu(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build_tensorrt, "load_flavour", lambda target: ORIN)
+    monkeypatch.setattr(build_tensorrt, "load_tensorrt", lambda target: ORIN)
     monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: None)
     with pytest.raises(BackendError, match=r"no GPU .*build on the device"):
         plan_tensorrt(demo, OPTIONS)
@@ -265,7 +265,9 @@ def is_running(process: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_ends_the_build_and_its_child(rtx: Flavour, bundle: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_the_build_and_its_child(
+    rtx: TensorRtModule, bundle: Path, number: signal.Signals
+) -> None:
     arguments = ["build", str(bundle), "--target", "tensorrt-rtx", "--compute-capability", "8.6"]
     start = "import sys; from blt_edge.tools.cli import main; sys.exit(main())"
     with subprocess.Popen(

@@ -18,10 +18,9 @@ from blt_edge.export.tensorrt_worker import PlanFacts, PlanOptions, build_plan
 from blt_edge.graphs.config import ModelConfig
 from blt_edge.graphs.quantize import Recipe
 from blt_edge.graphs.stages import STAGE_NAMES, axis_ranges, stage_stack
-from blt_edge.runtime.backends.tensorrt import Flavour, load_flavour
-from blt_edge.runtime.backends.tensorrt_profiles import profile_limits, profiles
+from blt_edge.runtime.backends.tensorrt import TensorRtModule, load_tensorrt
+from blt_edge.runtime.backends.tensorrt_profiles import Profiles
 from blt_edge.runtime.errors import BackendError
-from blt_edge.runtime.manifest import Axis
 from blt_edge.runtime.names import PRECISIONS
 from support.bundles import describe
 from support.onnx_graphs import FEW, plain_product, save_graph
@@ -81,11 +80,11 @@ WIDE = RandomModel(
 
 
 @pytest.fixture(scope="module")
-def rtx() -> Flavour:
+def rtx() -> TensorRtModule:
     pytest.importorskip(
         "tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
     )
-    return load_flavour("tensorrt-rtx")
+    return load_tensorrt("tensorrt-rtx")
 
 
 def ranges_of(config: ModelConfig, stage: str) -> Ranges:
@@ -102,20 +101,20 @@ def ranges_of(config: ModelConfig, stage: str) -> Ranges:
             )
             for name in STAGE_NAMES
         },
-        axes={name: Axis(axis.min, axis.opt, axis.max) for name, axis in axis_ranges(config).items()},
+        axes=axis_ranges(config),
     )
-    pair = profiles(manifest, profile_limits(manifest)).stages[stage]
+    pair = Profiles.of(manifest).stages[stage]
     return tuple({name: (axis.min, axis.opt, axis.max) for name, axis in axes.items()} for axes in pair)
 
 
 def build_random(
-    flavour: Flavour, folder: Path, model: RandomModel, stage: str, precision: str, *capabilities: str
+    trt: TensorRtModule, folder: Path, model: RandomModel, stage: str, precision: str, *capabilities: str
 ) -> PlanFacts:
     config = config_of(model)
     # Plain rounding: the search would change nothing that TensorRT sees.
     path = save_random_stage(folder, config, stage, Recipe(precision, search="rtn", ranges=UnitRanges()))
     options = PlanOptions(capabilities or ("8.6",), half_attention=precision != "fp32")
-    return build_plan(flavour, path, ranges_of(config, stage), folder / "stage.plan", options)
+    return build_plan(trt, path, ranges_of(config, stage), folder / "stage.plan", options)
 
 
 # 1. Graphs.
@@ -125,7 +124,7 @@ def build_random(
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("model", [SMALL, SHRUNKEN], ids=lambda model: model.name)
 def test_a_stage_builds_with_both_profiles(
-    rtx: Flavour, model: RandomModel, stage: str, precision: str, tmp_path: Path
+    rtx: TensorRtModule, model: RandomModel, stage: str, precision: str, tmp_path: Path
 ) -> None:
     facts = build_random(rtx, tmp_path, model, stage, precision)
     assert facts.bytes == (tmp_path / "stage.plan").stat().st_size > 0
@@ -133,11 +132,11 @@ def test_a_stage_builds_with_both_profiles(
 
 
 @pytest.mark.parametrize("stage", STAGE_NAMES)
-def test_fp16_builds_for_other_gpus(rtx: Flavour, stage: str, tmp_path: Path) -> None:
+def test_fp16_builds_for_other_gpus(rtx: TensorRtModule, stage: str, tmp_path: Path) -> None:
     build_random(rtx, tmp_path, SMALL, stage, "fp16", "8.0", "8.9", "12.0")
 
 
-def test_engine_sizes_show_that_precisions_are_real(rtx: Flavour, tmp_path: Path) -> None:
+def test_engine_sizes_show_that_precisions_are_real(rtx: TensorRtModule, tmp_path: Path) -> None:
     sizes = {}
     for precision in ("fp16", "int8", "int8w", "int4"):
         (tmp_path / precision).mkdir()
@@ -147,7 +146,7 @@ def test_engine_sizes_show_that_precisions_are_real(rtx: Flavour, tmp_path: Path
     assert sizes["int4"] <= 0.4 * sizes["fp16"]
 
 
-def test_fewer_patches_take_less_gpu_memory(rtx: Flavour, tmp_path: Path) -> None:
+def test_fewer_patches_take_less_gpu_memory(rtx: TensorRtModule, tmp_path: Path) -> None:
     config = config_of(SMALL)
     path = save_random_stage(tmp_path, config, "latent", Recipe("fp16"))
     taken = []
@@ -159,7 +158,7 @@ def test_fewer_patches_take_less_gpu_memory(rtx: Flavour, tmp_path: Path) -> Non
 
 
 def test_joined_attention_takes_less_gpu_memory(
-    rtx: Flavour, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rtx: TensorRtModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stack = {"num_attention_heads": 8, "num_hidden_layers": 3, "intermediate_size": 64}
     config = config_of(RandomModel("deep", base_config(width=512, global_stack=stack)))
@@ -181,7 +180,7 @@ def test_joined_attention_takes_less_gpu_memory(
 
 
 def refusal(
-    flavour: Flavour,
+    trt: TensorRtModule,
     path: Path,
     capfd: pytest.CaptureFixture[str],
     ranges: Ranges = FEW,
@@ -190,7 +189,7 @@ def refusal(
 ) -> str:
     plan = path.with_suffix(".plan")
     with pytest.raises(BackendError) as caught:
-        build_plan(flavour, path, ranges, plan, PlanOptions((capability,), **options))
+        build_plan(trt, path, ranges, plan, PlanOptions((capability,), **options))
     assert not plan.exists()
     assert capfd.readouterr().err == ""
     message = str(caught.value)
@@ -199,7 +198,7 @@ def refusal(
     return message
 
 
-def test_scatter_with_a_reduction(rtx: Flavour, tmp_path: Path, capfd: Any) -> None:
+def test_scatter_with_a_reduction(rtx: TensorRtModule, tmp_path: Path, capfd: Any) -> None:
     indices = helper.make_tensor_value_info("i", TensorProto.INT64, ["bytes", 4])
     nodes = [
         helper.make_node("Add", ["x", "x"], ["twice"], name="double"),
@@ -211,7 +210,7 @@ def test_scatter_with_a_reduction(rtx: Flavour, tmp_path: Path, capfd: Any) -> N
     )
 
 
-def test_an_operator_of_another_domain(rtx: Flavour, tmp_path: Path, capfd: Any) -> None:
+def test_an_operator_of_another_domain(rtx: TensorRtModule, tmp_path: Path, capfd: Any) -> None:
     node = helper.make_node(
         "GroupQueryAttention", ["x"], ["y"], name="attn", domain="com.microsoft", num_heads=1, kv_num_heads=1
     )
@@ -241,7 +240,7 @@ def fp8_product(folder: Path) -> Path:
     return save_graph(folder, nodes, inits)
 
 
-def test_a_type_that_the_gpu_lacks(rtx: Flavour, tmp_path: Path, capfd: Any) -> None:
+def test_a_type_that_the_gpu_lacks(rtx: TensorRtModule, tmp_path: Path, capfd: Any) -> None:
     path = fp8_product(tmp_path)
     message = refusal(rtx, path, capfd)
     assert "node 'quantize_x' gives FP8; Cannot compile for target(s) sm86" in message
@@ -249,32 +248,32 @@ def test_a_type_that_the_gpu_lacks(rtx: Flavour, tmp_path: Path, capfd: Any) -> 
     build_plan(rtx, path, FEW, tmp_path / "ada.plan", PlanOptions(("8.9",)))
 
 
-def test_a_profile_out_of_order(rtx: Flavour, tmp_path: Path, capfd: Any) -> None:
+def test_a_profile_out_of_order(rtx: TensorRtModule, tmp_path: Path, capfd: Any) -> None:
     assert refusal(rtx, plain_product(tmp_path), capfd, ({"bytes": (4, 2, 1)},)) == (
         "broken.onnx: the profile's range of bytes is 4, 2, 1; smallest <= tuned for <= largest is needed"
     )
 
 
-def test_a_profile_without_an_axis(rtx: Flavour, tmp_path: Path, capfd: Any) -> None:
+def test_a_profile_without_an_axis(rtx: TensorRtModule, tmp_path: Path, capfd: Any) -> None:
     assert refusal(rtx, plain_product(tmp_path), capfd, ({"past": (1, 1, 1)},)) == (
         "broken.onnx: input 'x' has an axis 'bytes', for which the profiles have no range; they have past"
     )
 
 
-def test_a_profile_beyond_the_graphs_range(rtx: Flavour, tmp_path: Path, capfd: Any) -> None:
+def test_a_profile_beyond_the_graphs_range(rtx: TensorRtModule, tmp_path: Path, capfd: Any) -> None:
     rows = numpy_helper.from_array(np.ones((3, 4), np.float32), "w")
     path = save_graph(tmp_path, [helper.make_node("Add", ["x", "w"], ["y"], name="sum")], [rows])
     message = refusal(rtx, path, capfd, ({"bytes": (2, 2, 2)},))
     assert message.endswith("IElementWiseLayer sum: broadcast dimensions must be conformable")
 
 
-def test_too_small_a_workspace(rtx: Flavour, tmp_path: Path, capfd: Any) -> None:
+def test_too_small_a_workspace(rtx: TensorRtModule, tmp_path: Path, capfd: Any) -> None:
     message = refusal(rtx, plain_product(tmp_path), capfd, workspace=1)
     assert message.endswith("; give a larger --workspace")
 
 
 @pytest.mark.parametrize("data", [b"hello" * 100, b""])
-def test_a_file_that_is_no_graph(rtx: Flavour, tmp_path: Path, capfd: Any, data: bytes) -> None:
+def test_a_file_that_is_no_graph(rtx: TensorRtModule, tmp_path: Path, capfd: Any, data: bytes) -> None:
     path = tmp_path / "broken.onnx"
     path.write_bytes(data)
     assert "refused it" in refusal(rtx, path, capfd)

@@ -23,7 +23,8 @@ from blt_edge.graphs.stages import (
 )
 from blt_edge.tools.models.numpy_patcher import GATES
 from onnxscript import GraphBuilder
-from support.numpy_stages import NumpyBlt, random_tensors
+from support.numpy_blt import NumpyBlt
+from support.random_models import random_tensors
 
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 24}
 RAW: dict[str, Any] = {
@@ -353,20 +354,13 @@ def test_latent_and_decoder_equal_plain_numpy(whole_model: Whole, cuts: list[int
     patches = [block[0, patch, :length].astype(np.float64) for patch, length in enumerate(lengths)]
     inputs = {"patch_bytes": block, "patch_lengths": lengths[None]}
     (values,) = whole_model.run("latent", inputs, cuts, {})
-    wanted = plain.latent(patches)
-    flat = [
-        [
-            np.concatenate([key.transpose(1, 2, 0).ravel(), value.transpose(1, 0, 2).ravel()])
-            for key, value in row
-        ]
-        for row in wanted
-    ]
-    close(values, np.array([np.concatenate(row) for row in flat]))
+    latents = plain.latents(np.concatenate(patches), np.cumsum([0, *lengths]).tolist())
+    close(values, plain.patch_values(latents))
     states = random.normal(size=(14, width)).astype(np.float32)
     index = random.integers(0, 11, 14)
     inputs = {"byte_states": states[None], "patch_index": index[None]}
     (logits,) = whole_model.run("decoder", inputs, cuts, {"patch_values": values})
-    close(logits, plain.decoder(states.astype(np.float64), wanted, index.tolist()))
+    close(logits, plain.decoder(states.astype(np.float64), latents, index))
 
 
 def test_a_padded_patch_pools_to_small_numbers(config: ModelConfig) -> None:

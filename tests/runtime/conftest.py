@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from blt_edge.runtime import BltModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -32,3 +33,15 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     write_random_model(TINY, folder / "checkpoint")
     return export_checkpoint(folder / "checkpoint", folder / "bundle")
+
+
+@pytest.fixture(scope="session")
+def model(tiny_bundle: Path) -> BltModel:
+    """That bundle, loaded as a user would."""
+    return BltModel.load(tiny_bundle, device="cpu", threads=1)
+
+
+@pytest.fixture(scope="session")
+def tight(tiny_bundle: Path) -> BltModel:
+    """The same with small limits: prompts of several chunks, and roll-backs that read again."""
+    return BltModel.load(tiny_bundle, threads=1, prefill_chunk=16, rollback=12)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from blt_edge.runtime import integrity
 from blt_edge.runtime.errors import BundleError
-from blt_edge.runtime.integrity import check_files, file_record, hash_file, sample_hash
-from blt_edge.runtime.manifest import FileRecord, Manifest, load_manifest
+from blt_edge.runtime.integrity import check_files, file_record
+from blt_edge.runtime.manifest import Manifest, load_manifest
 
 from ..support.bundles import write_bundle
 
@@ -16,38 +16,32 @@ def written(path: Path, data: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("size", [0, 1, 4096, 5_000_000])
-def test_hash_file_is_sha256(tmp_path: Path, size: int) -> None:
-    data = os.urandom(size)
-    path = written(tmp_path / "x", data)
-    assert hash_file(path) == hashlib.sha256(data).hexdigest()
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.parametrize("size", [0, 100, 64 * 4096])
-def test_sample_of_a_small_file_is_everything(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize("size", [0, 1, 4096, 64 * 4096, 5_000_000])
+def test_a_record_has_size_and_both_hashes(tmp_path: Path, size: int) -> None:
     data = os.urandom(size)
-    assert sample_hash(written(tmp_path / "x", data)) == hashlib.sha256(data).hexdigest()
+    record = file_record(written(tmp_path / "x", data))
+    assert (record.bytes, record.sha256) == (size, digest(data))
+    if size <= 64 * 4096:
+        assert record.sample_sha256 == record.sha256
 
 
 @pytest.mark.parametrize("size", [64 * 4096 + 1, 1_000_003])
-def test_sample_is_64_even_blocks_with_both_ends(tmp_path: Path, size: int) -> None:
+def test_a_sample_is_64_even_blocks_with_both_ends(tmp_path: Path, size: int) -> None:
     data = os.urandom(size)
     starts = [i * (size - 4096) // 63 for i in range(64)]
-    assert starts[0] == 0
-    assert starts[-1] + 4096 == size
-    expected = hashlib.sha256(b"".join(data[start : start + 4096] for start in starts)).hexdigest()
-    assert sample_hash(written(tmp_path / "x", data)) == expected
+    assert (starts[0], starts[-1] + 4096) == (0, size)
+    expected = digest(b"".join(data[start : start + 4096] for start in starts))
+    assert file_record(written(tmp_path / "x", data)).sample_sha256 == expected
 
 
-def test_record_holds_size_and_both_hashes(tmp_path: Path) -> None:
-    path = written(tmp_path / "x", os.urandom(300_000))
-    assert file_record(path) == FileRecord(300_000, hash_file(path), sample_hash(path))
-
-
-def test_hash_reports_progress(tmp_path: Path) -> None:
+def test_progress_is_reported(tmp_path: Path) -> None:
     size = 9 << 20
     calls: list[tuple[int, int]] = []
-    hash_file(written(tmp_path / "x", bytes(size)), lambda done, total: calls.append((done, total)))
+    file_record(written(tmp_path / "x", bytes(size)), lambda done, total: calls.append((done, total)))
     assert len(calls) >= 2
     assert calls[-1] == (size, size)
     assert calls == sorted(calls)

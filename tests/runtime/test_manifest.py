@@ -51,13 +51,8 @@ def put(payload: dict[str, Any], path: str, value: object) -> dict[str, Any]:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     written = write_bundle(tmp_path / "bundle")
-    assert load_manifest(tmp_path / "bundle") == written
-    assert load_manifest(str(tmp_path / "bundle")).stages["latent"].window is None
-
-
-def test_dict_and_back(bundle: Path) -> None:
-    manifest = load_manifest(bundle)
-    assert Manifest.from_dict(manifest.to_dict()) == manifest
+    manifest = load_manifest(str(tmp_path / "bundle"))
+    assert manifest == written == Manifest.from_dict(written.to_dict())
     assert list(manifest.stages) == ["patcher", "encoder", "latent", "decoder"]
 
 
@@ -75,6 +70,7 @@ def test_json_is_as_documented(payload: dict[str, Any]) -> None:
     }
     assert payload["stages"]["latent"]["patch_values"] == 96
     assert "patch_values" not in payload["stages"]["encoder"]
+    assert "quantization" not in payload
     assert payload["patching"]["threshold"] == 1.335442066192627
     assert set(payload["files"]["tables.bin"]) == {"bytes", "sha256", "sample_sha256"}
 
@@ -91,63 +87,44 @@ def test_embedding_spec_derives_hash_rows_and_size() -> None:
     assert SPEC.bytes == SPEC.rows * 8 * 2
 
 
+CALIBRATION = CalibrationSpec("mse", ("bundled:english.txt", "mine.txt"), 96, 511, 3, 0.5)
+
+# What types alone do not tell; wrong types are tried on every field in test_bundle_attacks.
 FAULTS = [
     ("schema", 0, "a whole number from 1 to 1"),
-    ("schema", True, "a whole number from 1 to 1"),
-    ("schema", "1", "a whole number from 1 to 1"),
-    ("blt_edge", 1, "printable text"),
-    ("source", [], "an object"),
-    ("source.name", "", "printable text"),
+    ("schema", 10**30, "a whole number from 1 to 1"),
     ("source.name", "a\x1b[2J", "printable text"),
     ("source.name", "\ud800", "printable text"),
     ("source.layout", "gguf", "one of huggingface, meta"),
-    ("source.layout", ["meta"], "one of huggingface, meta"),
     ("source.sha256", "AB" * 32, "a sha256"),
     ("source.sha256", "ab" * 31, "a sha256"),
-    ("source.config", "x", "an object"),
     ("model.vocab_size", 261, "a whole number from 260 to 260"),
     ("model.width", 8.0, "a whole number from 1"),
     ("model.width", 16, "for tables of this shape|the model's width"),
     ("model.cross_attn_k", 0, "a whole number from 1"),
-    ("model.max_positions", 10**400, "a whole number from 1"),
     ("model.max_positions", 513, "at most the stages' 512"),
-    ("model.trained_context", None, "a whole number from 1"),
-    ("model.parameters", None, "an object"),
     ("model.parameters.patcher", -1, "a whole number from 0"),
     ("model.parameters.glue", 1, "a field 'glue'"),
     ("patching.mode", "fixed", "one of entropy, space, static, byte"),
     ("patching.mode", "static", "patch_size"),
     ("patching.threshold", None, "threshold"),
-    ("patching.threshold", "1.3", "a number from"),
-    ("patching.threshold", True, "a number from"),
     ("patching.threshold", 10**400, "a number from"),
-    ("patching.threshold", math.nan, "a number from"),
-    ("patching.threshold_add", math.inf, "a number from"),
-    ("patching.monotonic", 0, "true or false"),
     ("patching.max_patch_length", 0, "a whole number from 1"),
-    ("patching.patch_size", 1.5, "a whole number from 1"),
     ("embedding.file", "../tables.bin", "a plain file name"),
     ("embedding.file", "missing.bin", "a file of the list under files"),
     ("embedding.dtype", "bfloat16", "one of float16, float32"),
     ("embedding.dtype", "float32", "for tables of this shape"),
     ("embedding.width", 4, "the model's width 8"),
-    ("embedding.byte_rows", 259, "a whole number from 260 to 260"),
-    ("embedding.group_sizes", 3, "a list of at most"),
     ("embedding.group_sizes", [3] * 101, "a list of at most"),
     ("embedding.group_sizes", [3, 0], "a whole number from 1"),
     ("embedding.group_sizes", [3, 4, 5], "for tables of this shape"),
     ("embedding.functions", -1, "a whole number from 0"),
     ("embedding.hash_vocab", 12, "for tables of this shape"),
-    ("stages", ["decoder"], "an object"),
     ("stages.extra", {}, "one of patcher, encoder, latent, decoder"),
-    ("stages.decoder", None, "an object"),
-    ("stages.decoder.file", "/etc/passwd", "a plain file name"),
     ("stages.decoder.file", "decoder.gguf", "a file of the list under files"),
     ("stages.decoder.data", "a\\b", "a plain file name"),
-    ("stages.decoder.data", None, "a plain file name"),
     ("stages.decoder.precision", "fp8", "one of fp32, fp16, int8, int8w, int4"),
-    ("stages.decoder.kv_heads", 0, "a whole number from 1"),
-    ("stages.decoder.head_dim", "64", "a whole number from 1"),
+    ("stages.decoder.layers", -1, "a whole number from 1 to 1000"),
     ("stages.decoder.window", 0, "a whole number from 1"),
     ("stages.latent.window", 16, "null"),
     ("stages.decoder.max_positions", 2**31, "a whole number from 1"),
@@ -155,33 +132,36 @@ FAULTS = [
     ("stages.decoder.patch_values", None, "latent and decoder only"),
     ("stages.decoder.patch_values", 97, "the same value as in the latent stage"),
     ("stages.encoder.patch_values", 96, "latent and decoder only"),
-    ("axes.batch", 8, "an object"),
+    ("stages.decoder.unknown", 1, "a field 'unknown'"),
     ("axes.Batch!", {"min": 1, "opt": 1, "max": 1}, "an axis name"),
     ("axes.batch.min", -1, "a whole number from 0"),
     ("axes.batch.opt", 0, "a whole number from 1"),
     ("axes.batch.max", 0, "a whole number from 1"),
-    ("validation", [], "an object"),
-    ("files", None, "an object"),
+    ("quantization.search", "best", "one of mse, rtn"),
+    ("quantization.block_size", 0, "a whole number from 1"),
+    ("quantization.calibration.texts", ["mine.txt", 5], "printable text"),
+    ("quantization.calibration.windows", 0, "a whole number from 1"),
+    ("quantization.calibration.seed", -1, "a whole number from 0"),
+    ("quantization.more", 1, "a field 'more'"),
     ("files/..", {}, "a plain file name"),
     ("files/manifest.json", {}, "a plain file name"),
     ("files/tables.bin/bytes", 1, "for tables of this shape"),
     ("files/decoder.onnx/bytes", -1, "a whole number from 0"),
-    ("files/decoder.onnx/sha256", None, "a sha256"),
-    ("files/decoder.onnx/sample_sha256", "", "a sha256"),
     ("unknown", 1, "a field 'unknown'"),
-    ("stages.decoder.unknown", 1, "a field 'unknown'"),
 ]
 
 
 @pytest.mark.parametrize(
     ("path", "value", "said"), FAULTS, ids=[f"{path}={value!r:.20}" for path, value, _ in FAULTS]
 )
-def test_fault_is_named(payload: dict[str, Any], path: str, value: object, said: str) -> None:
+def test_fault_is_named(bundle: Path, path: str, value: object, said: str) -> None:
+    quantized = dataclasses.replace(
+        load_manifest(bundle), quantization=QuantizationSpec("mse", 32, CALIBRATION)
+    )
     with pytest.raises(BundleError, match=said) as caught:
-        Manifest.from_dict(put(payload, path, value))
+        Manifest.from_dict(put(quantized.to_dict(), path, value))
     message = str(caught.value)
     assert message.startswith("manifest.json: ")
-    assert "\n" not in message
     assert message.isprintable()
     assert len(message) < 300
 
@@ -223,12 +203,6 @@ def test_no_patcher_needed_without_entropy(payload: dict[str, Any]) -> None:
     manifest = Manifest.from_dict(changed)
     assert manifest.patching == PatchingRule("static", patch_size=4)
     assert Manifest.from_dict(manifest.to_dict()) == manifest
-
-
-@pytest.mark.parametrize("value", [None, 3, "x", [], {}, {"schema": None}])
-def test_not_a_manifest_at_all(value: object) -> None:
-    with pytest.raises(BundleError, match=r"manifest\.json"):
-        Manifest.from_dict(value)
 
 
 def test_newer_schema_says_upgrade(bundle: Path, payload: dict[str, Any]) -> None:
@@ -297,9 +271,6 @@ def test_seal_makes_what_write_makes(bundle: Path, payload: dict[str, Any]) -> N
     assert (bundle / "manifest.json").read_bytes() == before
 
 
-CALIBRATION = CalibrationSpec("mse", ("bundled:english.txt", "mine.txt"), 96, 511, 3, 0.5)
-
-
 @pytest.mark.parametrize(
     "spec",
     [
@@ -312,31 +283,3 @@ def test_quantization_is_read_back(bundle: Path, spec: QuantizationSpec) -> None
     manifest = dataclasses.replace(load_manifest(bundle), quantization=spec)
     write_manifest(bundle, manifest)
     assert load_manifest(bundle) == manifest
-
-
-def test_quantization_is_not_there_without_integers(payload: dict[str, Any]) -> None:
-    assert "quantization" not in payload
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        ("search", "best", "one of mse, rtn"),
-        ("block_size", 0, "a whole number from 1"),
-        ("calibration", [], "an object"),
-        ("calibration.method", "a\x1bb", "printable text"),
-        ("calibration.texts", "mine.txt", "a list of at most 10000 texts"),
-        ("calibration.texts", ["mine.txt", 5], "printable text"),
-        ("calibration.windows", 0, "a whole number from 1"),
-        ("calibration.window_bytes", 1.5, "a whole number from 1"),
-        ("calibration.seed", -1, "a whole number from 0"),
-        ("calibration.smooth", "much", "a number from"),
-        ("more", 1, "a field 'more'"),
-    ],
-)
-def test_bad_quantization_is_refused(payload: dict[str, Any], path: str, value: object, message: str) -> None:
-    good = {"search": "mse", "block_size": 32, "calibration": dataclasses.asdict(CALIBRATION)}
-    good["calibration"]["texts"] = list(CALIBRATION.texts)
-    changed = put({**payload, "quantization": good}, f"quantization.{path}", value)
-    with pytest.raises(BundleError, match=f"quantization.*{message}"):
-        Manifest.from_dict(changed)

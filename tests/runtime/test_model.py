@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,49 +15,43 @@ from blt_edge.runtime.vocabulary import BYTE_OFFSET
 EVERY_BYTE = bytes(range(256))
 
 
-@pytest.fixture(scope="module")
-def model(tiny_bundle: Path) -> BltModel:
-    return BltModel.load(tiny_bundle, device="cpu", threads=1)
-
-
 @pytest.mark.parametrize("data", [b"", b"a", b"\x00", "é中🐇".encode(), EVERY_BYTE])
 def test_shapes_and_sums(model: BltModel, data: bytes) -> None:
     rows = 1 + len(data)
     logits, entropies = model.logits(data), model.entropies(data)
-    assert logits.shape == (rows, 260)
-    assert logits.dtype == entropies.dtype == np.float32
-    assert entropies.shape == (rows,)
+    assert (logits.shape, logits.dtype) == ((rows, 260), np.float32)
+    assert (entropies.shape, entropies.dtype) == ((rows,), np.float32)
     lengths = model.patch_lengths(data)
     assert sum(lengths) == rows
     assert min(lengths) > 0
 
 
-def test_score_is_the_mean_log_loss_of_the_logits(model: BltModel) -> None:
-    wide = model.logits(EVERY_BYTE)[:-1].astype(np.float64)
-    targets = np.frombuffer(EVERY_BYTE, np.uint8).astype(int) + BYTE_OFFSET
-    log_sum = np.log(np.exp(wide).sum(axis=1))
-    expected = (log_sum - wide[np.arange(256), targets]).mean() / np.log(2)
-    result = model.score(EVERY_BYTE, context=257)
-    assert result.bits_per_byte == pytest.approx(expected, rel=1e-9)
-    assert (result.bytes, result.windows) == (256, 1)
-    assert result.patches == len(model.patch_lengths(EVERY_BYTE))
+def test_a_score_is_the_mean_log_loss_of_windows_from_bos(model: BltModel) -> None:
+    def bits(data: bytes) -> float:
+        wide = model.logits(data)[:-1].astype(np.float64)
+        targets = np.frombuffer(data, np.uint8).astype(int) + BYTE_OFFSET
+        log_sum = np.log(np.exp(wide).sum(axis=1))
+        return float((log_sum - wide[np.arange(len(data)), targets]).sum() / np.log(2))
+
+    result = model.score(EVERY_BYTE, context=100)
+    parts = [EVERY_BYTE[:99], EVERY_BYTE[99:198], EVERY_BYTE[198:]]
+    assert result.bits_per_byte == pytest.approx(sum(map(bits, parts)) / 256, rel=1e-9)
+    assert (result.bytes, result.windows) == (256, 3)
+    assert result.patches == sum(len(model.patch_lengths(part)) for part in parts)
 
 
-def test_score_windows_each_start_from_bos(model: BltModel) -> None:
-    data = EVERY_BYTE[:100]
-    parts = [data[:39], data[39:78], data[78:]]
-    expected = sum(model.score(part, context=40).bits_per_byte * len(part) for part in parts) / 100
-    result = model.score(data, context=40)
-    assert result.windows == 3
-    assert result.bits_per_byte == pytest.approx(expected, rel=1e-9)
-
-
-def test_score_refuses_nothing_and_bad_contexts(model: BltModel) -> None:
+def test_a_score_s_window_is_the_trained_context_unless_one_is_given(model: BltModel) -> None:
+    assert model.score(b"ab").context == model.manifest.model.trained_context
+    assert model.score(b"abc", context=2).windows == 3
+    assert model.score(b"ab", context=400).windows == 1
     with pytest.raises(OptionError, match="empty"):
         model.score(b"")
-    for context in (1, 401, 0, -3, True):
-        with pytest.raises(OptionError, match="from 2 to 400"):
-            model.score(b"abc", context=context)
+
+
+@pytest.mark.parametrize("context", [1, 0, -5, 401, True, 3.0, "9"])
+def test_a_context_without_room_is_refused(model: BltModel, context: Any) -> None:
+    with pytest.raises(OptionError, match=r"context: got .*a whole number from 2 to 400"):
+        model.score(b"abc", context=context)
 
 
 def test_texts_longer_than_the_model_are_refused(model: BltModel) -> None:
@@ -78,23 +73,31 @@ def test_texts_longer_than_the_model_are_refused(model: BltModel) -> None:
         ({"rollback": -1}, "rollback: got -1"),
     ],
 )
-def test_bad_load_options_name_the_range(tiny_bundle: Path, options: dict[str, object], message: str) -> None:
+def test_bad_load_options_name_the_range(tiny_bundle: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
-        BltModel.load(tiny_bundle, **options)  # type: ignore[arg-type]
+        BltModel.load(tiny_bundle, **options)
 
 
-def test_importing_the_runtime_imports_no_heavy_package(tiny_bundle: Path) -> None:
-    script = (
-        "import sys; import blt_edge.runtime as runtime; "
-        f"runtime.BltModel.load({str(tiny_bundle)!r}, threads=1).generate(b'ab'); "
-        "print([name for name in ('torch', 'onnx', 'onnx_ir', 'onnxscript', 'transformers', 'safetensors', "
-        "'click', 'rich', 'ml_dtypes') if name in sys.modules])"
-    )
+HEAVY = (
+    "torch",
+    "onnx",
+    "onnx_ir",
+    "onnxscript",
+    "transformers",
+    "safetensors",
+    "click",
+    "rich",
+    "ml_dtypes",
+)
+
+
+@pytest.mark.parametrize(
+    ("run", "absent"),
+    [("", (*HEAVY, "onnxruntime")), ("runtime.BltModel.load({!r}, threads=1).generate(b'ab')", HEAVY)],
+    ids=["import", "generate"],
+)
+def test_the_runtime_imports_no_heavy_package(tiny_bundle: Path, run: str, absent: tuple[str, ...]) -> None:
+    script = f"import sys, blt_edge.runtime as runtime\n{run.format(str(tiny_bundle))}\n"
+    script += f"print([name for name in {absent} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
-
-
-def test_importing_the_runtime_does_not_import_the_engine() -> None:
-    script = "import sys, blt_edge.runtime; print('onnxruntime' in sys.modules)"
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "False"

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from blt_edge.runtime.drafting import LookupIndex, Match
+from blt_edge.runtime.drafting import Match
 from blt_edge.runtime.options import GenerationOptions
 from blt_edge.runtime.planning import Acceptance, CostTable, Gate, Planner
-from hypothesis import given
-from hypothesis import strategies as st
 
 
 def costs_of(per_pass: float, per_row: float) -> CostTable:
@@ -148,46 +146,3 @@ def test_a_given_length_is_kept() -> None:
     plan = planner.plan(None, 100, 0.25)
     assert plan.length == 7
     assert all(plan.gate.admits(0.0) for _ in range(7))
-
-
-# 4. The text's own past.
-
-
-@given(st.lists(st.integers(4, 7), max_size=80), st.integers(1, 40))
-def test_a_match_is_the_last_place_with_the_same_end(ids: list[int], count: int) -> None:
-    index = LookupIndex()
-    for number in ids:
-        index.extend([number])
-    size = LookupIndex.SHORTEST
-    places = [at for at in range(size, len(ids)) if ids[at - size : at] == ids[-size:]]
-    match = index.find()
-    if len(ids) <= size or not places:
-        assert match is None
-        return
-    assert match is not None
-    assert match.next == places[-1]
-    longest = size
-    while (
-        longest < LookupIndex.LONGEST
-        and longest < match.next
-        and (ids[match.next - longest - 1] == ids[len(ids) - longest - 1])
-    ):
-        longest += 1
-    assert match.length == longest
-    guesses = index.guesses(match, count)
-    assert len(guesses) == count
-    endless = list(ids)
-    for guess in guesses:
-        assert guess == endless[match.next + len(endless) - len(ids)]
-        endless.append(guess)
-    assert 0 < match.confidence(0) <= match.confidence(3) < 1
-
-
-@given(st.lists(st.lists(st.integers(4, 6), max_size=9), max_size=12))
-def test_how_a_text_was_cut_does_not_matter(parts: list[list[int]]) -> None:
-    whole, pieces = LookupIndex(), LookupIndex()
-    whole.extend([number for part in parts for number in part])
-    for part in parts:
-        if part:
-            pieces.extend(part)
-    assert whole.find() == pieces.find()

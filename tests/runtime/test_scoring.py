@@ -1,20 +1,136 @@
-"""Bits per byte against the definition, with a model whose logits follow from the ids alone."""
+"""Details of bytes against whole runs over the same text, and bits per byte against the definition."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from blt_edge.runtime import BltModel, ByteDetail, GenerationOptions
 from blt_edge.runtime.errors import OptionError
-from blt_edge.runtime.scoring import Score, score
-from blt_edge.runtime.vocabulary import BOS
+from blt_edge.runtime.names import DRAFTS
+from blt_edge.runtime.patching import PatchingRule
+from blt_edge.runtime.scoring import Score, likelihood, score
+from blt_edge.runtime.vocabulary import BOS, BYTE_OFFSET
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.model_store import altered
+
+PROMPT = "Alice était fatiguée".encode()
+WAYS: list[dict[str, Any]] = [{}, {"temperature": 1.0, "seed": 4}, {"repetition_penalty": 1.4}]
+
+# 1. One byte after the other.
+
+
+def checked(model: BltModel, prompt: bytes, options: GenerationOptions) -> tuple[ByteDetail, ...]:
+    """Generate, and compare every field with runs that know nothing of generation."""
+    plain = model.generate(prompt, replace(options, details=False, logprobs=None))
+    result = model.generate(prompt, options)
+    assert result.data == plain.data
+    assert plain.details == ()
+    assert len(result.details) == len(result.data)
+    text = prompt + result.data
+    # Patches over BOS and the text: position p of the text is 1 + p there.
+    starts = set(np.cumsum([0, *model.patch_lengths(text)])[:-1].tolist())
+    entropies = model.entropies(text)
+    wide = model.logits(text).astype(np.float64)
+    logs = wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)
+    for place, (byte, detail) in enumerate(zip(result.data, result.details, strict=True), len(prompt)):
+        assert (detail.byte, detail.position) == (byte, place)
+        assert detail.starts_patch == (1 + place in starts)
+        assert detail.entropy == pytest.approx(entropies[place], abs=1e-5)
+        if options.logprobs is None:
+            assert (detail.logprob, detail.top) == (None, ())
+            continue
+        assert detail.logprob == pytest.approx(logs[place, BYTE_OFFSET + byte], abs=1e-4)
+        assert len(detail.top) == options.logprobs
+        expected = np.sort(logs[place])[::-1][: options.logprobs]
+        assert [one for _, one in detail.top] == pytest.approx(expected.tolist(), abs=1e-4)
+        for number, one in detail.top:
+            assert one == pytest.approx(logs[place, number], abs=1e-4)
+    return result.details
+
+
+@pytest.mark.parametrize("how", WAYS, ids=["greedy", "warm", "penalised"])
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_details_are_those_of_whole_runs(model: BltModel, draft: str, how: dict[str, Any]) -> None:
+    details = checked(model, PROMPT, GenerationOptions(max_new_bytes=60, draft=draft, logprobs=5, **how))
+    assert {detail.starts_patch for detail in details} == {True, False}
+
+
+@pytest.mark.parametrize("logprobs", [None, 0, 1, 20])
+@pytest.mark.parametrize("prompt", [b"", b"x", bytes(range(256))])
+def test_first_bytes_with_as_many_alternatives_as_asked_for(
+    model: BltModel, prompt: bytes, logprobs: int | None
+) -> None:
+    details = checked(model, prompt, GenerationOptions(max_new_bytes=9, details=True, logprobs=logprobs))
+    assert details[0].position == len(prompt)
+    if not prompt:
+        assert details[0].starts_patch
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_accepted_guesses_are_marked(model: BltModel, monkeypatch: pytest.MonkeyPatch, draft: str) -> None:
+    # Random weights seldom repeat themselves: let one id in common be enough.
+    monkeypatch.setattr("blt_edge.runtime.drafting.LookupIndex.SHORTEST", 1)
+    options = GenerationOptions(max_new_bytes=120, details=True, draft=draft, draft_length=6)
+    result = model.generate(PROMPT, options)
+    marked = sum(detail.guessed for detail in result.details)
+    assert marked == result.stats.accepted
+    assert not result.details[0].guessed
+    if draft == "lookup":
+        assert marked > 0
+
+
+@pytest.mark.parametrize("draft", DRAFTS)
+def test_bytes_behind_a_stop_string_have_none(model: BltModel, draft: str) -> None:
+    free = model.generate(PROMPT, GenerationOptions(max_new_bytes=60)).data
+    options = GenerationOptions(max_new_bytes=60, draft=draft, stop=(free[20:23],), logprobs=1)
+    assert len(checked(model, PROMPT, options)) == free.index(free[20:23])
+
+
+def test_each_chunk_has_its_own(model: BltModel) -> None:
+    options = GenerationOptions(max_new_bytes=80, temperature=1.0, seed=3, details=True)
+    place = len(PROMPT)
+    for chunk in model.stream(PROMPT, options):
+        assert bytes(detail.byte for detail in chunk.details) == chunk.data
+        assert [detail.position for detail in chunk.details] == list(range(place, place + len(chunk.data)))
+        place += len(chunk.data)
+
+
+def test_other_patching_has_no_entropies(model: BltModel) -> None:
+    other = altered(model, PatchingRule("static", patch_size=3))
+    details = other.generate(b"abc", GenerationOptions(max_new_bytes=12, details=True)).details
+    assert {detail.entropy for detail in details} == {None}
+    # BOS is alone, then every three bytes.
+    assert [detail.starts_patch for detail in details] == [
+        not place % 3 for place in range(3, 3 + len(details))
+    ]
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf])
+def test_infinite_logits_have_finite_logs(value: float) -> None:
+    logits = np.zeros(260, np.float32)
+    logits[7] = value
+    chosen, top = likelihood(logits, 7, 260)
+    logs = np.array([log for _, log in top])
+    assert np.isfinite(logs).all()
+    assert np.exp(logs).sum() == pytest.approx(1)
+    assert (chosen == pytest.approx(0)) == (value > 0)
+
+
+def test_logs_of_equal_logits_name_the_lowest_ids_first() -> None:
+    chosen, top = likelihood(np.zeros(260, np.float32), 200, 3)
+    assert chosen == pytest.approx(-np.log(260))
+    assert top == tuple((number, pytest.approx(-np.log(260))) for number in range(3))
+
+
+# 2. A whole text, with a model whose logits follow from the ids alone.
 
 TABLE = np.random.default_rng(0).normal(size=(260, 260)).astype(np.float32) * 4
 # So large that their exponentials are infinite, and so small that they are 0.
@@ -28,27 +144,17 @@ class ScriptedSequence:
 
     def __init__(self, chunk: int, opened: list[int]) -> None:
         self._chunk, self._opened = chunk, opened
-        self.boundaries = SimpleNamespace(patch_lengths=lambda: [1] * (1 + self._length // 3))
-        self._length = 0
 
     def extend(self, ids: np.ndarray) -> Iterator[Any]:
         assert ids[0] == BOS
         self._opened.append(len(ids))
+        self.boundaries = SimpleNamespace(count=1 + len(ids) // 3)
         room = np.empty((self._chunk, 260), np.float32)
         for start in range(0, len(ids), self._chunk):
             part = ids[start : start + self._chunk]
             rows = room[: len(part)]  # written over by the next chunk, as a real one is
             rows[:] = TABLE[part] * (1 + np.arange(start, start + len(part))[:, None] % 3)
-            self._length += len(part)
             yield SimpleNamespace(logits=rows)
-
-
-def model(chunk: int, opened: list[int], trained: int = 50, positions: int = 400) -> Any:
-    return SimpleNamespace(
-        manifest=SimpleNamespace(model=SimpleNamespace(trained_context=trained)),
-        limits=SimpleNamespace(max_positions=positions),
-        sequence=lambda: ScriptedSequence(chunk, opened),
-    )
 
 
 def by_definition(data: bytes, context: int) -> float:
@@ -73,9 +179,10 @@ def by_definition(data: bytes, context: int) -> float:
 def test_bits_are_those_of_the_definition(data: bytes, context: int, chunk: int) -> None:
     opened: list[int] = []
     told: list[tuple[int, int]] = []
-    result = score(
-        model(chunk, opened), data, context=context, progress=lambda done, all_: told.append((done, all_))
-    )
+    new: Any = lambda: ScriptedSequence(chunk, opened)  # noqa: E731
+    began = time.perf_counter()
+    result = score(new, data, context, lambda done, all_: told.append((done, all_)))
+    assert 0 < result.seconds <= time.perf_counter() - began
     assert result.bits_per_byte == pytest.approx(by_definition(data, context), rel=1e-5)
     windows = [len(data[start : start + context - 1]) for start in range(0, len(data), context - 1)]
     assert opened == [1 + length for length in windows]
@@ -84,30 +191,11 @@ def test_bits_are_those_of_the_definition(data: bytes, context: int, chunk: int)
     assert told == [(sum(windows[: index + 1]), len(data)) for index in range(len(windows))]
 
 
-def test_the_window_is_the_trained_context_unless_one_is_given() -> None:
-    opened: list[int] = []
-    assert score(model(7, opened, trained=5), b"twelve bytes").context == 5
-    assert opened == [5, 5, 5]
-    assert score(model(7, opened), b"ab", context=2).windows == 2
-    assert score(model(7, opened), b"ab", context=400).windows == 1
-
-
-@pytest.mark.parametrize("context", [1, 0, -5, 401, True, 3.0, "9"])
-def test_a_context_without_room_is_refused(context: Any) -> None:
-    with pytest.raises(OptionError, match=r"context: got .*a whole number from 2 to 400"):
-        score(model(7, []), b"ab", context=context)
-
-
-def test_an_empty_text_is_refused() -> None:
+def test_an_empty_text_is_refused(model: BltModel) -> None:
     with pytest.raises(OptionError, match="empty"):
-        score(model(7, []), b"")
+        score(model.sequence, b"", 50)
 
 
-def test_seconds_are_those_that_passed() -> None:
-    began = time.perf_counter()
-    result = score(model(3, []), b"some bytes " * 20)
-    assert 0 < result.seconds <= time.perf_counter() - began
-    assert result.bytes_per_second == result.bytes / result.seconds
-    assert Score(1.0, 30, 1, 1, 9, 1.5).bytes_per_second == 20.0
-    assert Score(1.0, 30, 1, 1, 9, 0.5).bytes_per_second == 60.0
-    assert Score(1.0, 30, 1, 1, 9, 0.0).bytes_per_second == 0.0
+@pytest.mark.parametrize(("seconds", "speed"), [(1.5, 20.0), (0.5, 60.0), (0.0, 0.0)])
+def test_bytes_per_second(seconds: float, speed: float) -> None:
+    assert Score(1.0, 30, 1, 1, 9, seconds).bytes_per_second == speed

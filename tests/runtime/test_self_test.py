@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blt_edge.runtime import BltModel, BundleError
-from blt_edge.runtime.manifest import StageSpec
+from blt_edge.runtime.backends.base import EngineLimits
+from blt_edge.runtime.manifest import StageSpec, load_manifest
 from blt_edge.runtime.self_test import (
     LOAD_ROWS,
     STAGE_TOLERANCES,
     TEXT,
     Hold,
-    Reach,
     Run,
     Traced,
     _keys_values,
@@ -23,7 +23,6 @@ from blt_edge.runtime.self_test import (
     load_steps,
     percent,
     read_self_test,
-    self_test_bytes,
     text_inputs,
 )
 from blt_edge.runtime.vocabulary import encode
@@ -43,7 +42,9 @@ def test_a_load_runs_few_rows_past_the_window(
     window: int | None, most: int, rows: int, rollback: int
 ) -> None:
     steps = load_steps(
-        "encoder", replace(SPEC, window=window, max_positions=most), Reach(most, most, 8, rows, rollback)
+        "encoder",
+        replace(SPEC, window=window, max_positions=most),
+        EngineLimits(most, most, 8, 1, rows, rollback),
     )
     length = total = 0
     for step in steps:
@@ -134,14 +135,16 @@ def test_inputs_are_the_text(tiny_bundle: Path) -> None:
 
 
 def test_a_file_of_another_size_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
-    manifest = BltModel.load(tiny_bundle, "cpu").manifest
-    reach, path = Reach(400, 400, 8), tmp_path / "self_test.bin"
-    size = self_test_bytes(manifest, reach)
-    for wrong in (0, size - 1, size + 1):
+    manifest, limits, path = load_manifest(tiny_bundle), EngineLimits(400, 400, 8), tmp_path / "self_test.bin"
+    path.write_bytes(b"")
+    with pytest.raises(BundleError, match=r"^self_test\.bin has not the (\d+) bytes") as caught:
+        read_self_test(path, manifest, limits)
+    size = int(str(caught.value).split()[4])
+    for wrong in (size - 1, size + 1):
         path.write_bytes(bytes(wrong))
-        with pytest.raises(BundleError, match=rf"^self_test\.bin has not the {size} bytes"):
-            read_self_test(path, manifest, reach)
+        with pytest.raises(BundleError, match=f"has not the {size} bytes"):
+            read_self_test(path, manifest, limits)
     path.write_bytes(bytes(size))
-    arrays = read_self_test(path, manifest, reach)
+    arrays = read_self_test(path, manifest, limits)
     assert sum(array.nbytes for array in arrays.values()) == size
     assert arrays["states"].shape == (LOAD_ROWS, manifest.model.width)

@@ -18,18 +18,14 @@ from blt_edge.runtime.vocabulary import encode
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
-from support.numpy_stages import NumpyBlt, WholeText
+from support.model_store import altered
+from support.numpy_blt import NumpyBlt, WholeText
 
 ROLLBACK = 12
 
 
-@pytest.fixture(scope="module")
-def model(tiny_bundle: Path) -> BltModel:
-    return BltModel.load(tiny_bundle, threads=1, prefill_chunk=16, rollback=ROLLBACK)
-
-
-def assert_like_fresh(model: BltModel, sequence: Sequence, data: bytes) -> None:
-    fresh = model.sequence()
+def assert_like_fresh(tight: BltModel, sequence: Sequence, data: bytes) -> None:
+    fresh = tight.sequence()
     fresh.append(encode(data))
     assert sequence.length == fresh.length == 1 + len(data)
     assert sequence.ids.tolist() == fresh.ids.tolist()
@@ -57,8 +53,8 @@ steps = st.lists(
 
 @settings(deadline=None, max_examples=60)
 @given(steps=steps)
-def test_any_walk_ends_where_a_fresh_run_does(model: BltModel, steps: list[tuple[str, bytes | int]]) -> None:
-    sequence = model.sequence()
+def test_any_walk_ends_where_a_fresh_run_does(tight: BltModel, steps: list[tuple[str, bytes | int]]) -> None:
+    sequence = tight.sequence()
     sequence.append(encode(b""))
     data = b""
     for _kind, value in steps:
@@ -70,38 +66,27 @@ def test_any_walk_ends_where_a_fresh_run_does(model: BltModel, steps: list[tuple
             value = min(value, len(data))
             sequence.roll_back(value)
             data = data[: len(data) - value]
-    assert_like_fresh(model, sequence, data)
+    assert_like_fresh(tight, sequence, data)
 
 
-def test_roll_back_within_the_limit_computes_nothing(model: BltModel) -> None:
-    sequence = model.sequence()
-    data = bytes(range(60, 120)) * 3
-    sequence.append(encode(data))
-    calls = {name: spent.calls for name, spent in sequence.times.items()}
-    sequence.roll_back(ROLLBACK)
-    assert {name: spent.calls for name, spent in sequence.times.items()} == calls
-    assert_like_fresh(model, sequence, data[:-ROLLBACK])
-
-
-def test_roll_back_far_beyond_the_limit_reads_again(model: BltModel) -> None:
-    sequence = model.sequence()
-    data = b"It was a dark and stormy night; the rain fell in torrents. " * 4
-    sequence.append(encode(data))
-    sequence.roll_back(200)
-    assert_like_fresh(model, sequence, data[:-200])
-
-
-@pytest.mark.parametrize("count", [-1, 5, 10**9])
-def test_roll_back_out_of_range_is_refused(model: BltModel, count: int) -> None:
-    sequence = model.sequence()
-    sequence.append(encode(b"abcd"))
-    with pytest.raises(OptionError, match="0 to 4"):
+@pytest.mark.parametrize(
+    ("data", "count"), [(None, 1), (b"", 1), (b"abcd", -1), (b"abcd", 5), (b"abcd", 10**9)]
+)
+def test_a_roll_back_out_of_range_is_refused(tight: BltModel, data: bytes | None, count: int) -> None:
+    sequence = tight.sequence()
+    if data is not None:
+        sequence.append(encode(data))
+    sequence.roll_back(0)
+    with pytest.raises(
+        OptionError, match=f"roll back {count} bytes: 0 to {len(data or b'')} can be taken back"
+    ):
         sequence.roll_back(count)
-    assert_like_fresh(model, sequence, b"abcd")
+    if data is not None:
+        assert_like_fresh(tight, sequence, data)
 
 
-def test_a_text_that_does_not_fit_changes_nothing(model: BltModel) -> None:
-    sequence = model.sequence()
+def test_a_text_that_does_not_fit_changes_nothing(tight: BltModel) -> None:
+    sequence = tight.sequence()
     sequence.append(encode(b"x" * 390))
     with pytest.raises(PromptTooLongError, match=r"401 positions.*400"):
         sequence.append(np.full(10, 70, np.int64))
@@ -110,9 +95,8 @@ def test_a_text_that_does_not_fit_changes_nothing(model: BltModel) -> None:
     assert sequence.length == 400
 
 
-def test_memory_does_not_grow_with_the_text_but_for_the_global_cache(tiny_bundle: Path) -> None:
-    model = BltModel.load(tiny_bundle, threads=1, prefill_chunk=16, rollback=4)
-    sequence = model.sequence()
+def test_memory_does_not_grow_with_the_text_but_for_the_global_cache(tight: BltModel) -> None:
+    sequence = altered(tight, rollback=4).sequence()
     data = bytes(np.random.default_rng(0).integers(32, 127, 380, dtype=np.uint8))
     sequence.append(encode(data[:200]))
     before = sequence.state_bytes - sequence._latent.cache.bytes
@@ -173,7 +157,8 @@ def plain(tiny_bundle: Path) -> NumpyBlt:
 
 @pytest.fixture(scope="module")
 def walked(plain: NumpyBlt) -> WholeText:
-    return plain.whole(WALKED)
+    threshold = plain.config.patching.threshold
+    return plain.whole(WALKED, lambda h: [0, 1, *(i + 1 for i in range(1, len(h)) if h[i] > threshold)])
 
 
 def agree(found: Any, wanted: Any) -> None:
@@ -196,12 +181,11 @@ def agree(found: Any, wanted: Any) -> None:
     ),
 )
 def test_every_result_on_any_walk_is_plain_numpy_s(
-    model: BltModel, walked: WholeText, chunk: int, rollback: int, steps: list[tuple[str, int]]
+    tight: BltModel, walked: WholeText, chunk: int, rollback: int, steps: list[tuple[str, int]]
 ) -> None:
-    limits = replace(model.limits, prefill_chunk=chunk, rollback=rollback)
-    sequence = BltModel(model.manifest, model._backends, model._table, limits, model.path).sequence()
+    sequence = altered(tight, prefill_chunk=chunk, rollback=rollback).sequence()
     length = furthest = 0  # furthest: since the text was last read again
-    values = walked.flat_values()
+    values = walked.values
     for step, count in steps:
         if step.startswith("back"):
             if length:
@@ -245,10 +229,10 @@ def test_every_result_on_any_walk_is_plain_numpy_s(
             agree(sequence.logits, walked.logits[length - 1])
 
 
-def test_a_sequence_out_of_step_is_refused(model: BltModel) -> None:
+def test_a_sequence_out_of_step_is_refused(tight: BltModel) -> None:
     ids = encode(b"some text to read")
     for ahead in ("patcher", "encoder", "latent", "decoder", "boundaries"):
-        sequence = model.sequence()
+        sequence = tight.sequence()
         sequence.append(ids)
         if ahead == "boundaries":
             sequence.boundaries.extend(np.array([70]), np.zeros(1, np.float32))
@@ -258,9 +242,9 @@ def test_a_sequence_out_of_step_is_refused(model: BltModel) -> None:
             sequence.read(Draft(np.array([70])))
 
 
-def test_a_draft_brings_what_was_computed_of_it(model: BltModel, walked: WholeText) -> None:
+def test_a_draft_brings_what_was_computed_of_it(tight: BltModel, walked: WholeText) -> None:
     for with_entropies, with_states in ((True, False), (False, True), (True, True)):
-        sequence = model.sequence()
+        sequence = tight.sequence()
         sequence.append(WALKED[:50])
         ids = WALKED[50:58]
         before = {name: spent.calls for name, spent in sequence.times.items()}
@@ -282,10 +266,10 @@ def test_a_draft_brings_what_was_computed_of_it(model: BltModel, walked: WholeTe
             sequence.read(Draft(WALKED[58:60], entropies=np.zeros(2, np.float32)))
 
 
-def test_room_for_drafts_is_made_once(model: BltModel) -> None:
-    sequence = model.sequence()
+def test_room_for_drafts_is_made_once(tight: BltModel) -> None:
+    sequence = tight.sequence()
     room = sequence.draft_states(3)
-    assert room.shape == (3, model.manifest.model.width)
+    assert room.shape == (3, tight.manifest.model.width)
     assert not room.any()
     assert np.shares_memory(room, sequence.draft_states(2))
     assert len(sequence.draft_states(2)) == 2
@@ -296,26 +280,19 @@ def test_room_for_drafts_is_made_once(model: BltModel) -> None:
 def test_limits_say_what_to_do() -> None:
     limits = SequenceLimits(prefill_chunk=4, rollback=2, max_positions=10)
     limits.check_positions(10)
-    for said, one in (
-        (r"11 positions \(BOS included\), the model has 10; shorten it$", limits),
-        (
-            r"its engines were built for 10; shorten it, or blt-edge build --max-bytes 11$",
-            replace(limits, model_positions=11),
-        ),
-        (
-            r"its engines were built for 10; shorten it, or blt-edge build --max-bytes 11$",
-            replace(limits, model_positions=12),
-        ),
+    for positions, wanted, said in (
+        (None, 11, r"11 positions \(BOS included\), the model has 10; shorten it$"),
+        (11, 11, r"engines were built for 10; shorten it, or blt-edge build --max-bytes 11$"),
+        (12, 11, r"engines were built for 10; shorten it, or blt-edge build --max-bytes 11$"),
+        (11, 12, r"built for 10; shorten it$"),
     ):
         with pytest.raises(PromptTooLongError, match=said):
-            one.check_positions(11)
-    with pytest.raises(PromptTooLongError, match=r"built for 10; shorten it$"):
-        replace(limits, model_positions=11).check_positions(12)
+            replace(limits, model_positions=positions).check_positions(wanted)
     assert (limits.cache.rollback, limits.cache.positions, limits.cache.chunk) == (2, 10, 4)
 
 
-def test_figures_are_of_the_sequence_s_own_memory_and_time(model: BltModel) -> None:
-    sequence = model.sequence()
+def test_figures_are_of_the_sequence_s_own_memory_and_time(tight: BltModel) -> None:
+    sequence = tight.sequence()
     with pytest.raises(AssertionError, match="nothing was read"):
         _ = sequence.logits
     sequence.append(WALKED[:100])
@@ -325,7 +302,7 @@ def test_figures_are_of_the_sequence_s_own_memory_and_time(model: BltModel) -> N
     assert sequence.stage_seconds == sum(spent.seconds for spent in sequence.times.values())
     assert list(sequence.times) == ["patcher", "encoder", "latent", "decoder"]
     # One pass more than chunks where more patches closed than fit one block.
-    chunks = -(-100 // model.limits.prefill_chunk)
+    chunks = -(-100 // tight.limits.prefill_chunk)
     assert [spent.calls for spent in sequence.times.values()][:2] == [chunks, chunks]
     spent = {name: (one.calls, one.seconds) for name, one in sequence.times.items()}
     sequence.roll_back(80)
@@ -334,8 +311,8 @@ def test_figures_are_of_the_sequence_s_own_memory_and_time(model: BltModel) -> N
         assert one.seconds > spent[name][1]
 
 
-def test_a_short_text_can_be_taken_back_to_its_beginning(model: BltModel, walked: WholeText) -> None:
-    sequence = model.sequence()
+def test_a_short_text_can_be_taken_back_to_its_beginning(tight: BltModel, walked: WholeText) -> None:
+    sequence = tight.sequence()
     for length in range(2, ROLLBACK + 2):
         sequence.append(WALKED[sequence.length : length])
         calls = [spent.calls for spent in sequence.times.values()]
@@ -345,15 +322,11 @@ def test_a_short_text_can_be_taken_back_to_its_beginning(model: BltModel, walked
         agree(sequence.logits, walked.logits[0])
 
 
-def test_observers_are_told_of_every_stage(model: BltModel) -> None:
+def test_observers_are_told_of_every_stage(tight: BltModel) -> None:
     told: dict[str, list[int]] = {}
-    sequence = Sequence(
-        model.manifest,
-        model._backends,
-        model._table,
-        model.limits,
-        (lambda stage, began, seconds, rows: told.setdefault(stage, []).append(rows),),
-    )
+    watched = altered(tight)
+    watched.observer = lambda stage, began, seconds, rows: told.setdefault(stage, []).append(rows)
+    sequence = watched.sequence()
     sequence.append(WALKED[:40])
     chunks = [16, 16, 8]
     assert told["patcher"] == told["encoder"] == told["decoder"] == chunks
@@ -363,20 +336,20 @@ def test_observers_are_told_of_every_stage(model: BltModel) -> None:
     assert told["decoder"] == [*chunks, 1]
 
 
-def test_the_patcher_s_logits_are_those_of_the_last_ids(model: BltModel, plain: NumpyBlt) -> None:
+def test_the_patcher_s_logits_are_those_of_the_last_ids(tight: BltModel, plain: NumpyBlt) -> None:
     entropies, logits = plain.patcher(WALKED[:30])
-    patcher = model.sequence().patcher
+    patcher = tight.sequence().patcher
     assert patcher is not None
     for first, last in ((0, 9), (9, 10), (10, 26), (26, 30)):
         agree(patcher.extend(WALKED[first:last]), entropies[first:last])
         agree(patcher.last_logits, logits[first:last])
 
 
-def test_a_rule_without_entropies_needs_no_patcher(model: BltModel, plain: NumpyBlt) -> None:
+def test_a_rule_without_entropies_needs_no_patcher(tight: BltModel, plain: NumpyBlt) -> None:
     rule = PatchingRule("static", patch_size=3)
-    manifest = replace(model.manifest, patching=rule)
-    backends = {name: backend for name, backend in model._backends.items() if name != "patcher"}
-    sequence = Sequence(manifest, backends, model._table, model.limits)
+    manifest = replace(tight.manifest, patching=rule)
+    backends = {name: backend for name, backend in tight._backends.items() if name != "patcher"}
+    sequence = Sequence(manifest, backends, tight._table, tight.limits)
     wanted = plain.whole(WALKED[:70], [0, *range(1, 71, 3)])
     assert list(sequence.times) == ["encoder", "latent", "decoder"]
     results = sequence.append(WALKED[:70])
@@ -390,8 +363,8 @@ def test_a_rule_without_entropies_needs_no_patcher(model: BltModel, plain: Numpy
 
 
 @pytest.mark.parametrize("step", [1, 700, 2000])
-def test_ids_are_kept_and_seldom_copied(model: BltModel, step: int) -> None:
-    sequence, sizes = model.sequence(), set()
+def test_ids_are_kept_and_seldom_copied(tight: BltModel, step: int) -> None:
+    sequence, sizes = tight.sequence(), set()
     for first in range(0, 6000, step):
         sequence.store_ids(first, np.arange(first, first + step))
         sizes.add(len(sequence._ids))
@@ -400,8 +373,8 @@ def test_ids_are_kept_and_seldom_copied(model: BltModel, step: int) -> None:
     assert len(sizes) <= 6
 
 
-def test_what_was_decoded_on_a_stale_patch_is_forgotten(model: BltModel, walked: WholeText) -> None:
-    sequence = model.sequence()
+def test_what_was_decoded_on_a_stale_patch_is_forgotten(tight: BltModel, walked: WholeText) -> None:
+    sequence = tight.sequence()
     sequence.append(WALKED[:50])
     room = sequence.draft_states(2)
     for place in (0, 1):
@@ -415,9 +388,9 @@ def test_what_was_decoded_on_a_stale_patch_is_forgotten(model: BltModel, walked:
 
 @settings(deadline=None, max_examples=50)
 @given(steps=st.lists(st.tuples(st.booleans(), st.integers(1, 30)), max_size=20))
-def test_recent_logits_are_kept_as_far_as_it_says(model: BltModel, steps: list[tuple[bool, int]]) -> None:
+def test_recent_logits_are_kept_as_far_as_it_says(tight: BltModel, steps: list[tuple[bool, int]]) -> None:
     # Windows of the caches hide this limit; a model without windows has no other.
-    sequence, rows = model.sequence(), ROLLBACK + 1
+    sequence, rows = tight.sequence(), ROLLBACK + 1
     truth: list[int] = []
     furthest = 0
     for number, (forward, count) in enumerate(steps):
@@ -433,58 +406,10 @@ def test_recent_logits_are_kept_as_far_as_it_says(model: BltModel, steps: list[t
             assert (sequence._recent_logits[position % rows] == truth[position]).all()
 
 
-def test_nothing_can_be_taken_back_of_nothing_nor_bos(model: BltModel) -> None:
-    sequence = model.sequence()
-    sequence.roll_back(0)
-    for length in (0, 1):
-        sequence.append(WALKED[sequence.length : length])
-        with pytest.raises(OptionError, match="roll back 1 bytes: 0 to 0 can be taken back"):
-            sequence.roll_back(1)
-    sequence.roll_back(0)
-    assert sequence.length == 1
-
-
-def test_whatever_is_gone_forbids_a_roll_back(model: BltModel) -> None:
-    length = 55
-
-    def allowed(change: Any) -> bool:
-        sequence = model.sequence()
-        sequence.append(WALKED[:60])
-        starts = sequence.boundaries.starts
-        opened = sum(start <= length for start in starts) - 1
-        change(sequence, opened, starts[opened])
-        return sequence._can_roll_back(length)
-
-    assert allowed(lambda sequence, opened, start: None)
-    for gone in (0, 1):
-        assert allowed(lambda s, opened, start, g=gone: setattr(s, "_oldest_patch", opened - 1 + g)) != gone
-        assert allowed(lambda s, opened, start, g=gone: setattr(s._states, "base", start + g)) != gone
-        assert allowed(lambda s, opened, start, g=gone: setattr(s, "_oldest_logits", length - 1 + g)) != gone
-        for name, window in (("patcher", 12), ("encoder", 8), ("decoder", 8)):
-            assert (
-                allowed(
-                    lambda s, opened, start, g=gone, n=name, w=window: setattr(
-                        s._stages[n].cache, "_oldest", length - w + 1 + g
-                    )
-                )
-                != gone
-            )
-    # The latent stage forgets no patch, but would be asked for the one that is opened again.
-    asked: list[int] = []
-
-    def ask(sequence: Sequence, opened: int, start: int) -> None:
-        sequence._latent.cache.can_roll_back = lambda patch: bool(asked.append(patch))  # type: ignore[method-assign, assignment]
-        asked.append(opened)
-
-    assert not allowed(ask)
-    assert asked[0] == asked[1]
-
-
-def test_values_of_recent_patches_are_kept_as_far_as_it_says(model: BltModel, plain: NumpyBlt) -> None:
+def test_values_of_recent_patches_are_kept_as_far_as_it_says(tight: BltModel, plain: NumpyBlt) -> None:
     count, slots = 120, 16 + ROLLBACK + 2
-    manifest = replace(model.manifest, patching=PatchingRule("byte"))
-    sequence = Sequence(manifest, model._backends, model._table, model.limits)
-    wanted = plain.whole(WALKED[:count], list(range(count + 1))).flat_values()
+    sequence = altered(tight, PatchingRule("byte")).sequence()
+    wanted = plain.whole(WALKED[:count], list(range(count + 1))).values
     furthest = 0
     for step in (16, 16, 3, -ROLLBACK, 1, 16, 16, 16, -7, 2, -5, 16, 16):
         if step < 0:

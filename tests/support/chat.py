@@ -1,4 +1,4 @@
-"""What tests of chat share: a session on a model, an answer as it is shown, a slow program."""
+"""A chat on a model, an answer as it is shown, and the program as a process, also slowed down."""
 
 from __future__ import annotations
 

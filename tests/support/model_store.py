@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from blt_edge.export.reference import Reference
+from blt_edge.runtime import BltModel
+from blt_edge.runtime.patching import PatchingRule
 
 from .goldens import GreedySample, ParityGolden, read_golden
 from .numpy_blt import load_reference
 from .random_models import RandomModel, write_random_model
 
-__all__ = ["RandomModels"]
+__all__ = ["RandomModels", "altered"]
+
+
+def altered(model: BltModel, rule: PatchingRule | None = None, **limits: int) -> BltModel:
+    """A loaded model with another patching rule or other limits, such as `rollback`."""
+    manifest = model.manifest if rule is None else replace(model.manifest, patching=rule)
+    return BltModel(
+        manifest, model._backends, model._table, replace(model.limits, **limits), model.path, model.engine
+    )
 
 
 class RandomModels:

@@ -1,19 +1,21 @@
-"""A whole BLT in plain numpy: what stands in for transformers where torch is not installed.
+"""A whole BLT in plain numpy: judge of graphs and runtime, and transformers where torch is missing.
 
-Float64, no cache, whole texts and whole masks, and boundaries by the plain rules of `reference_patching`.
-It shares no code with graphs and runtime but the reading of a config and the rotary frequencies. That it
+Float64, no cache, whole texts and whole masks, and boundaries by the plain rules of `export.reference`. It
+shares no code with graphs and runtime but the reading of a config and the rotary frequencies. That it
 computes what transformers does is shown in test_parity, by golden files where transformers is missing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from blt_edge.export.checkpoint import open_checkpoint
-from blt_edge.export.checkpoint_base import HASH_EMBEDDING, Checkpoint
+from blt_edge.export.checkpoint_base import HASH_EMBEDDING
 from blt_edge.export.reference import (
     Floats,
     Reference,
@@ -36,13 +38,167 @@ from blt_edge.tools.models.numpy_patcher import (
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-__all__ = ["NumpyReference", "load_reference"]
+__all__ = ["NumpyBlt", "NumpyReference", "WholeText", "load_reference"]
 
 _PRIMES = (
     1000000007, 5915587277, 1500450271, 3267000013, 5754853343, 4093082899,
     9576890767, 3628273133, 2860486313, 5463458053, 3367900313,
 )  # fmt: skip
 _SUPPRESSED, _EOS, _OFFSET = [0, 1, 3], 2, 4
+
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, repr=False)
+class WholeText:
+    """What the model makes of a text of n ids, P of whose patches are complete."""
+
+    entropies: Array | None
+    """[n] in nats; None without a patcher, as `patcher_logits`."""
+    patcher_logits: Array | None
+    """[n, 260]."""
+    starts: list[int]
+    """Of patches, up to n if a patch starts after the last id."""
+    states: Array
+    """[n, D] of the encoder."""
+    latents: Array
+    """[P, global width] of the global transformer."""
+    values: Array
+    """[P, V]: what the decoder reads of each patch, as `ReferenceTrace.patch_values`."""
+    logits: Array
+    """[n, 260]."""
+
+
+class NumpyBlt:
+    """The model's parts, each over a whole text; tensors have the names and layout of a checkpoint."""
+
+    def __init__(self, config: ModelConfig, tensors: Mapping[str, NDArray[Any]]) -> None:
+        self.config = config
+        self.weights = _KeptWeights(tensors)
+
+    def whole(self, ids: Ids, starts: Sequence[int] | Callable[[Array | None], Sequence[int]]) -> WholeText:
+        """A text from ids to logits. `starts` of patches, 0 first, or what decides them by the entropies."""
+        patcher_logits = entropies = None
+        if self.config.patcher is not None:
+            entropies, patcher_logits = self.patcher(ids)
+        if callable(starts):
+            starts = starts(entropies)
+        states, closed = self.encoder(self.embed(ids)), len(starts) - 1
+        # The last patch is open, or not begun: nothing reads it.
+        edges = [*starts, len(ids)] if starts[-1] < len(ids) else starts
+        latents = self.latents(states, edges)
+        # The byte at i reads the last patch that is complete before byte i + 1.
+        patch_of = np.searchsorted(starts, np.arange(1, len(ids) + 1), side="right") - 2
+        logits = self.decoder(states, latents, patch_of)
+        values = self.patch_values(latents)[:closed]
+        return WholeText(entropies, patcher_logits, list(starts), states, latents[:closed], values, logits)
+
+    def patcher(self, ids: Ids) -> tuple[Array, Array]:
+        """ids [n] -> entropies [n] in nats and logits [n, 260]."""
+        stack, weights = self.config.patcher, self.weights
+        assert stack is not None
+        states = transformer(weights.of("model.patcher.embed_tokens")[ids], stack, weights, "model.patcher")
+        normed = norm(states, weights.of("model.patcher.norm"), stack.norm_eps)
+        logits = weights.linear("model.patcher.lm_head", normed)
+        return entropies_of(logits), logits
+
+    def embed(self, ids: Ids) -> Array:
+        """ids [n] -> the sum of byte and hash embeddings [n, D]."""
+        spec, first = self.config.hash, 0
+        result = self.weights.of("model.local_encoder.embed_tokens")[ids]
+        tables = self.weights.of(HASH_EMBEDDING.removesuffix(".weight"))
+        for function in range(spec.functions):
+            prime = _PRIMES[function % len(_PRIMES)]
+            for size in spec.group_sizes:
+                padded = np.concatenate([np.zeros(size - 1, np.uint64), ids.astype(np.uint64)])
+                powers = np.array([pow(prime, j, 1 << 64) for j in range(size)], np.uint64)
+                sums = (sliding_window_view(padded, size) * powers).sum(axis=1, dtype=np.uint64)
+                # unsigned sums wrap around as signed ones do
+                result = result + tables[first + sums.view(np.int64) % spec.vocab]
+                first += spec.vocab
+        return np.asarray(result)
+
+    def encoder(self, embeds: Array) -> Array:
+        """Byte embeddings [n, D] -> byte states [n, D]."""
+        return transformer(embeds, self.config.encoder, self.weights, "model.local_encoder")
+
+    def latents(self, states: Array, edges: Sequence[int]) -> Array:
+        """Byte states [n, D] and the edges of P patches -> global states [P, global width]."""
+        config, weights, encoder = self.config, self.weights, self.config.encoder
+        maxima = np.stack([states[start:end].max(axis=0) for start, end in pairwise(edges)])
+        vectors = weights.linear("model.local_encoder.patch_embedding_projection", maxima)
+        patch_of = np.repeat(np.arange(len(maxima)), np.diff(edges))
+        own = np.repeat(np.arange(len(maxima)), config.cross_attn_k)[:, None] == patch_of
+        last = encoder.layers - 1 if config.encoder_cross_all_layers else 0
+        pooling = f"model.local_encoder.cross_attn_layers.{last}"
+        pooled = self._cross(encoder, pooling, vectors.reshape(-1, encoder.width), states, own)
+        pooled = pooled.reshape(len(maxima), -1)
+        if config.token_projection:
+            pooled = weights.linear("model.global_transformer.token_embedding_projection", pooled)
+        return transformer(pooled, config.global_stack, weights, "model.global_transformer")
+
+    def patch_values(self, latents: Array) -> Array:
+        """[P, global width] -> what `ReferenceTrace.patch_values` holds of each patch."""
+        config, decoder, count = self.config, self.config.decoder, len(latents)
+        vectors, flat = self._patch_vectors(latents), []
+        for index in range(decoder.layers if config.decoder_cross_all_layers else 1):
+            prefix = f"model.local_decoder.cross_attn_layers.{index}"
+            normed = norm(vectors, self.weights.of(f"{prefix}.k_norm"), decoder.norm_eps)
+            for name, axes in (("k_proj", (0, 2, 3, 1)), ("v_proj", (0, 2, 1, 3))):
+                rows = normed @ self.weights.of(f"{prefix}.{name}").T
+                by_head = rows.reshape(count, config.cross_attn_k, decoder.kv_heads, -1).transpose(axes)
+                flat.append(by_head.reshape(count, -1))
+        return np.concatenate(flat, axis=1)
+
+    def decoder(self, states: Array, latents: Array, patch_of: NDArray[np.integer[Any]]) -> Array:
+        """Byte states [n, D], latents [P, ...] and the patch that each byte reads [n] -> logits [n, 260]."""
+        config, decoder, prefix = self.config, self.config.decoder, "model.local_decoder"
+        vectors = self._patch_vectors(latents)
+        seen = patch_of[:, None] == np.repeat(np.arange(len(latents)), config.cross_attn_k)
+        for index in range(decoder.layers):
+            if index == 0 or config.decoder_cross_all_layers:
+                states = self._cross(decoder, f"{prefix}.cross_attn_layers.{index}", states, vectors, seen)
+            states = layer(states, decoder, self.weights, f"{prefix}.layers.{index}")
+        normed = norm(states, self.weights.of(f"{prefix}.norm"), decoder.norm_eps)
+        return self.weights.linear("lm_head", normed)
+
+    def _patch_vectors(self, latents: Array) -> Array:
+        """[P, global width] -> [P * k, D]."""
+        vectors = self.weights.linear("model.local_decoder.patch_embedding_projection", latents)
+        return np.asarray(vectors.reshape(-1, self.config.decoder.width))
+
+    def _cross(
+        self, stack: TransformerConfig, prefix: str, x: Array, read: Array, seen: NDArray[np.bool_]
+    ) -> Array:
+        """x [Q, D] over read [K, D] -> 2 x + attention: its own residual and the caller's."""
+        weights = self.weights
+        query = norm(x, weights.of(f"{prefix}.q_norm"), stack.norm_eps)
+        read = norm(read, weights.of(f"{prefix}.k_norm"), stack.norm_eps)
+        mixed = attention(
+            split_heads(weights.linear(f"{prefix}.q_proj", query), stack.heads),
+            split_heads(weights.linear(f"{prefix}.k_proj", read), stack.kv_heads),
+            split_heads(weights.linear(f"{prefix}.v_proj", read), stack.kv_heads),
+            seen,
+        )
+        return np.asarray(2 * x + weights.linear(f"{prefix}.o_proj", mixed))
+
+
+class _KeptWeights(Weights):
+    """Float64 weights, all in memory: a test's model is small and runs many times."""
+
+    inputs: dict[str, Array] | None = None
+    """What entered the linear layers, kept while it is no None."""
+
+    def __init__(self, tensors: Mapping[str, NDArray[Any]]) -> None:
+        self._tensors = {name.removesuffix(".weight"): x.astype(np.float64) for name, x in tensors.items()}
+
+    def of(self, module: str) -> Array:
+        return self._tensors[module]
+
+    def linear(self, module: str, x: Array) -> Array:
+        if self.inputs is not None:
+            self.inputs[module] = x.astype(np.float32)
+        return super().linear(module, x)
 
 
 def load_reference(folder: Path) -> Reference:
@@ -55,17 +211,18 @@ class NumpyReference(Reference):
 
     def __init__(self, folder: Path) -> None:
         with open_checkpoint(folder) as checkpoint:
-            self._weights = _KeptWeights(checkpoint)
+            tensors = {name: checkpoint.tensor(name) for name in checkpoint.names()}
             super().__init__(None, checkpoint.config, f"numpy {np.__version__}")
-        self._parsed = parse_config(self._config)
+        self._blt = NumpyBlt(parse_config(self._config), tensors)
 
     @property
     def max_positions(self) -> int:
-        return min(self._parsed.encoder.max_positions, self._parsed.decoder.max_positions)
+        config = self._blt.config
+        return min(config.encoder.max_positions, config.decoder.max_positions)
 
     @property
     def threshold(self) -> float | None:
-        rule = self._parsed.patching
+        rule = self._blt.config.patching
         alone = rule.mode == "entropy" and not (rule.monotonic or rule.threshold_add)
         return rule.threshold if alone else None
 
@@ -81,144 +238,26 @@ class NumpyReference(Reference):
 
     def linear_inputs(self, data: bytes) -> dict[str, Floats]:
         """What enters each linear layer in one pass over the text: by module name, [rows, inputs]."""
-        self._weights.inputs = kept = {}
+        self._blt.weights.inputs = kept = {}
         try:
             self._run(data, None)
         finally:
-            self._weights.inputs = None
+            self._blt.weights.inputs = None
         return kept
 
     def _run(self, data: bytes, lengths: Sequence[int] | None) -> ReferenceTrace:
-        config, weights, ids = self._parsed, self._weights, np.array(byte_ids(data))
-        patcher_logits = entropies = None
-        if config.patcher is not None:
-            patcher_logits = _patcher(config.patcher, weights, ids)
-            entropies = entropies_of(patcher_logits)
-        if lengths is None:
+        ids = np.array(byte_ids(data))
+
+        def decided(entropies: Array | None) -> Sequence[int]:
+            if lengths is not None:
+                return np.cumsum([0, *lengths[:-1]]).tolist()
             rounded = None if entropies is None else entropies.astype(np.float32)
-            starts = causal_starts(self._config, ids.tolist(), rounded)
-            lengths = np.diff([*starts, len(ids) + 1]).tolist()
-        if sum(lengths) != len(ids) + 1 or min(lengths) < 1:
+            return causal_starts(self._config, ids.tolist(), rounded)
+
+        if lengths is not None and (sum(lengths) != len(ids) + 1 or min(lengths) < 1):
             raise ValueError(f"patch lengths must be positive and sum to {len(ids) + 1}: {list(lengths)}")
-        embedded = _embed(config, weights, ids)
-        states = transformer(embedded, config.encoder, weights, "model.local_encoder")
-        # The last patch is open, or not begun: nothing reads it.
-        edges = [edge for edge in np.cumsum([0, *lengths]).tolist() if edge < len(ids)] + [len(ids)]
-        latents = _latents(config, weights, states, edges)
-        closed = len(lengths) - 1
-        # The byte at i reads the last patch that is complete before byte i + 1.
-        patch_of = np.repeat(np.arange(len(lengths)), lengths)[1:] - 1
-        logits = _decode(config, weights, states, latents, patch_of)
-        values = _patch_values(config, weights, latents)[:closed]
-        arrays = (patcher_logits, entropies, states, latents[:closed], values, logits)
+        text = self._blt.whole(ids, decided)
+        arrays = (text.patcher_logits, text.entropies, text.states, text.latents, text.values, text.logits)
         trace = (None if array is None else array.astype(np.float32) for array in arrays)
-        return ReferenceTrace(data, ids, tuple(lengths), *trace)  # type: ignore[arg-type]
-
-
-class _KeptWeights(Weights):
-    """Float64 weights, all in memory: a test's model is small and runs many times."""
-
-    inputs: dict[str, Array] | None = None
-    """What entered the linear layers, kept while it is no None."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        names = [name.removesuffix(".weight") for name in checkpoint.names()]
-        read = Weights(checkpoint, np.float64)
-        self._tensors = {name: read.of(name) for name in names}
-
-    def of(self, module: str) -> Array:
-        return self._tensors[module]
-
-    def linear(self, module: str, x: Array) -> Array:
-        if self.inputs is not None:
-            self.inputs[module] = x.astype(np.float32)
-        return super().linear(module, x)
-
-
-def _patcher(stack: TransformerConfig, weights: Weights, ids: NDArray[np.int64]) -> Array:
-    """ids [n] -> logits [n, 260]."""
-    states = transformer(weights.of("model.patcher.embed_tokens")[ids], stack, weights, "model.patcher")
-    return weights.linear(
-        "model.patcher.lm_head", norm(states, weights.of("model.patcher.norm"), stack.norm_eps)
-    )
-
-
-def _embed(config: ModelConfig, weights: Weights, ids: NDArray[np.int64]) -> Array:
-    """ids [n] -> the sum of byte and hash embeddings [n, width]."""
-    result = weights.of("model.local_encoder.embed_tokens")[ids]
-    tables, vocab, first = weights.of(HASH_EMBEDDING.removesuffix(".weight")), config.hash.vocab, 0
-    for function in range(config.hash.functions):
-        prime = _PRIMES[function % len(_PRIMES)]
-        for size in config.hash.group_sizes:
-            padded = np.concatenate([np.zeros(size - 1, np.uint64), ids.astype(np.uint64)])
-            powers = np.array([pow(prime, j, 1 << 64) for j in range(size)], np.uint64)
-            sums = (sliding_window_view(padded, size) * powers).sum(axis=1, dtype=np.uint64)
-            # unsigned sums wrap around as signed ones do
-            result = result + tables[first + sums.view(np.int64) % vocab]
-            first += vocab
-    return np.asarray(result)
-
-
-def _cross(
-    stack: TransformerConfig, weights: Weights, prefix: str, x: Array, read: Array, seen: NDArray[np.bool_]
-) -> Array:
-    """x [Q, width] over read [K, width] -> 2 x + attention: its own residual and the caller's."""
-    query = norm(x, weights.of(f"{prefix}.q_norm"), stack.norm_eps)
-    read = norm(read, weights.of(f"{prefix}.k_norm"), stack.norm_eps)
-    mixed = attention(
-        split_heads(weights.linear(f"{prefix}.q_proj", query), stack.heads),
-        split_heads(weights.linear(f"{prefix}.k_proj", read), stack.kv_heads),
-        split_heads(weights.linear(f"{prefix}.v_proj", read), stack.kv_heads),
-        seen,
-    )
-    return np.asarray(2 * x + weights.linear(f"{prefix}.o_proj", mixed))
-
-
-def _latents(config: ModelConfig, weights: Weights, states: Array, edges: Sequence[int]) -> Array:
-    """Byte states [n, width] and the edges of P patches -> global states [P, global width]."""
-    k, encoder = config.cross_attn_k, config.encoder
-    maxima = np.stack([states[start:end].max(axis=0) for start, end in pairwise(edges)])
-    vectors = weights.linear("model.local_encoder.patch_embedding_projection", maxima)
-    patch_of = np.repeat(np.arange(len(maxima)), np.diff(edges))
-    own = np.repeat(np.arange(len(maxima)), k)[:, None] == patch_of
-    last = encoder.layers - 1 if config.encoder_cross_all_layers else 0
-    pooling = f"model.local_encoder.cross_attn_layers.{last}"
-    pooled = _cross(encoder, weights, pooling, vectors.reshape(-1, encoder.width), states, own)
-    pooled = pooled.reshape(len(maxima), -1)
-    if config.token_projection:
-        pooled = weights.linear("model.global_transformer.token_embedding_projection", pooled)
-    return transformer(pooled, config.global_stack, weights, "model.global_transformer")
-
-
-def _patch_vectors(config: ModelConfig, weights: Weights, latents: Array) -> Array:
-    """[P, global width] -> [P * k, width]."""
-    vectors = weights.linear("model.local_decoder.patch_embedding_projection", latents)
-    return np.asarray(vectors.reshape(-1, config.decoder.width))
-
-
-def _decode(
-    config: ModelConfig, weights: Weights, states: Array, latents: Array, patch_of: NDArray[np.int64]
-) -> Array:
-    """Byte states [n, width], global states [P, ...] and the patch each byte reads [n] -> logits [n, 260]."""
-    decoder, prefix = config.decoder, "model.local_decoder"
-    vectors = _patch_vectors(config, weights, latents)
-    seen = patch_of[:, None] == np.repeat(np.arange(len(latents)), config.cross_attn_k)
-    for index in range(decoder.layers):
-        if index == 0 or config.decoder_cross_all_layers:
-            states = _cross(decoder, weights, f"{prefix}.cross_attn_layers.{index}", states, vectors, seen)
-        states = layer(states, decoder, weights, f"{prefix}.layers.{index}")
-    return weights.linear("lm_head", norm(states, weights.of(f"{prefix}.norm"), decoder.norm_eps))
-
-
-def _patch_values(config: ModelConfig, weights: Weights, latents: Array) -> Array:
-    """[P, global width] -> what `ReferenceTrace.patch_values` holds of each patch."""
-    decoder, count = config.decoder, len(latents)
-    vectors, flat = _patch_vectors(config, weights, latents), []
-    for index in range(decoder.layers if config.decoder_cross_all_layers else 1):
-        prefix = f"model.local_decoder.cross_attn_layers.{index}"
-        normed = norm(vectors, weights.of(f"{prefix}.k_norm"), decoder.norm_eps)
-        for name, axes in (("k_proj", (0, 2, 3, 1)), ("v_proj", (0, 2, 1, 3))):
-            rows = normed @ weights.of(f"{prefix}.{name}").T
-            by_head = rows.reshape(count, config.cross_attn_k, decoder.kv_heads, -1).transpose(axes)
-            flat.append(by_head.reshape(count, -1))
-    return np.concatenate(flat, axis=1)
+        taken = tuple(np.diff([*text.starts, len(ids) + 1]).tolist())
+        return ReferenceTrace(data, ids, taken, *trace)  # type: ignore[arg-type]

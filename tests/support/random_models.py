@@ -23,12 +23,19 @@ import ml_dtypes
 import numpy as np
 from blt_edge.export.checkpoint import open_checkpoint
 from blt_edge.export.checkpoint_base import EMBEDDING, expected_tensors
-from blt_edge.graphs.config import parse_config
+from blt_edge.graphs.config import ModelConfig, parse_config
 from blt_edge.tools.models.numpy_patcher import patcher_entropies
 from blt_edge.tools.models.random_checkpoint import write_checkpoint_weights
 from numpy.typing import NDArray
 
-__all__ = ["PARITY_TEXT", "RandomModel", "base_config", "choose_threshold", "write_random_model"]
+__all__ = [
+    "PARITY_TEXT",
+    "RandomModel",
+    "base_config",
+    "choose_threshold",
+    "random_tensors",
+    "write_random_model",
+]
 
 _DATA = Path(__file__).parents[1] / "data"
 _SCRIPTS = (
@@ -143,6 +150,12 @@ def write_random_model(model: RandomModel, folder: Path, text: bytes = PARITY_TE
         config["patching_threshold"] = choose_threshold(entropies, config, model.share)
     _write_config(folder, config)
     return folder
+
+
+def random_tensors(config: ModelConfig) -> dict[str, NDArray[np.float32]]:
+    """Every tensor that a checkpoint of this config has, drawn as those of a random model are."""
+    model = RandomModel("tensors", {})
+    return {name: _weight(model, name, shape) for name, shape in expected_tensors(config).items()}
 
 
 def _write_config(folder: Path, config: Mapping[str, Any]) -> None:

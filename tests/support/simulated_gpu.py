@@ -6,7 +6,7 @@ import pytest
 from blt_edge.runtime import devices
 from blt_edge.runtime.backends import ort_gpu
 from blt_edge.runtime.backends.ort_gpu import PROVIDERS
-from blt_edge.runtime.backends.tensorrt import Flavour
+from blt_edge.runtime.backends.tensorrt import TensorRtModule
 from blt_edge.runtime.errors import BackendError
 from support.simulated_cuda import SimulatedDriver
 from support.simulated_ort import SimulatedOrt
@@ -20,12 +20,12 @@ def simulate(monkeypatch: pytest.MonkeyPatch, *there: str) -> SimulatedDriver:
     driver = SimulatedDriver()
     monkeypatch.setattr(devices, "CudaDriver", lambda: driver)
 
-    def flavour(target: str) -> Flavour:
+    def trt(target: str) -> TensorRtModule:
         if target not in there:
             raise BackendError(f"{target} is not installed")
-        return SimulatedTensorRt(driver).flavour(target)
+        return SimulatedTensorRt(driver).as_module(target)
 
-    monkeypatch.setattr(devices, "load_flavour", flavour)
+    monkeypatch.setattr(devices, "load_tensorrt", trt)
     for device in there:
         if device in PROVIDERS:
             module = SimulatedOrt(driver, PROVIDERS[device].name)

@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 from blt_edge.export.proof import prove_engine
 from blt_edge.runtime.backends.signatures import stage_inputs
-from blt_edge.runtime.backends.tensorrt import Flavour
+from blt_edge.runtime.backends.tensorrt import TensorRtModule
 from blt_edge.runtime.backends.tensorrt_profiles import (
     ProfileAxes,
     Profiles,
     plan_file,
-    profile_limits,
-    profiles,
 )
-from blt_edge.runtime.engines import ENGINE_NAME, describe_tensorrt, form_path, render_engine
+from blt_edge.runtime.engines import ENGINE_NAME, describe_tensorrt, engine_path, render_engine
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest
 from blt_edge.runtime.self_test import SELF_TEST_NAME
 from support.simulated_cuda import SimulatedDriver, compute, cpu_session
 
-__all__ = ["SimulatedTensorRt", "write_engines", "write_plan"]
+__all__ = ["VERSION", "SimulatedTensorRt", "write_engines", "write_plan"]
+
+VERSION = "10.3.0"
 
 
 def write_plan(path: Path, bundle: Path, stage: str, ranges: Profiles) -> None:
@@ -46,20 +46,19 @@ def write_plan(path: Path, bundle: Path, stage: str, ranges: Profiles) -> None:
     path.write_text(json.dumps({"graph": str(graph), "profiles": shapes}))
 
 
-def write_engines(bundle: Path, flavour: Flavour, capability: str = "8.6", **limits: int) -> Path:
-    """Engines of every stage in the bundle, as `blt-edge build` leaves them; returns the form's directory."""
-    manifest = load_manifest(bundle)
-    ranges = profiles(manifest, profile_limits(manifest, **limits))
-    description = describe_tensorrt(manifest, flavour, (capability,), ranges)
-    form = form_path(bundle, description)
-    form.mkdir(parents=True)
+def write_engines(bundle: Path, target: str, capability: str = "8.6", **limits: int) -> Path:
+    """Engines of every stage in the bundle, as `blt-edge build` leaves them; returns their directory."""
+    manifest, trt = load_manifest(bundle), TensorRtModule(target, VERSION, None)
+    ranges = Profiles.of(manifest, **limits)
+    description = describe_tensorrt(manifest, trt, (capability,), ranges)
+    path = engine_path(bundle, description)
+    path.mkdir(parents=True)
     for stage in manifest.stages:
-        write_plan(form / plan_file(stage), bundle, stage, ranges)
-    self_test = form / SELF_TEST_NAME
-    prove_engine(bundle, manifest, None, ranges.limits.reach, self_test, name=flavour.name, alike=False)
-    files = {path.name: file_record(path) for path in form.iterdir()}
-    (form / ENGINE_NAME).write_text(render_engine(description, files, proven=False))
-    return form
+        write_plan(path / plan_file(stage), bundle, stage, ranges)
+    prove_engine(bundle, manifest, None, ranges.limits, path / SELF_TEST_NAME, name=trt.name, alike=False)
+    files = {file.name: file_record(file) for file in path.iterdir()}
+    (path / ENGINE_NAME).write_text(render_engine(description, files, proven=False))
+    return path
 
 
 class SimulatedTensorRt:
@@ -84,9 +83,9 @@ class SimulatedTensorRt:
     def __init__(self, driver: SimulatedDriver) -> None:
         self.driver = driver
 
-    def flavour(self, target: str) -> Flavour:
+    def as_module(self, target: str) -> TensorRtModule:
         """As one of the two modules."""
-        return Flavour(target, "10.3.0", self)
+        return TensorRtModule(target, VERSION, self)
 
     def Runtime(self, logger: Any) -> _Runtime:  # noqa: N802
         """As TensorRT spells it."""

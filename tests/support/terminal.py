@@ -29,22 +29,22 @@ class Terminal:
             os.execv(sys.executable, [sys.executable, "-c", code, *map(str, arguments)])
         fcntl.ioctl(self._descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.shown = ""
+        """All that was shown, without what moves the cursor and colours."""
         self._bytes = b""
+        self._seen = 0
 
     def type(self, keys: str) -> None:
         """Press keys; what the program shows next is waited for from here on."""
-        self._update()
         self._seen = len(self.shown)
         os.write(self._descriptor, keys.encode())
 
     def wait_for(self, text: str, seconds: float = 30) -> str:
         """Wait until `text` is shown after the last keys; returns what was shown since."""
         end = time.monotonic() + seconds
-        start = getattr(self, "_seen", 0)
-        while text not in self.shown[start:]:
+        while text not in self.shown[self._seen :]:
             if time.monotonic() > end or not self._read(end - time.monotonic()):
-                raise AssertionError(f"{text!r} never came; shown: {self.shown[start:]!r}")
-        return self.shown[start:]
+                raise AssertionError(f"{text!r} never came; shown: {self.shown[self._seen :]!r}")
+        return self.shown[self._seen :]
 
     def type_until(self, keys: str, text: str) -> None:
         """Press keys until `text` is shown: Python's readline does not see a signal while it takes a key."""
@@ -65,6 +65,11 @@ class Terminal:
         os.close(self._descriptor)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
+    @property
+    def raw(self) -> str:
+        """All that the terminal was sent."""
+        return self._bytes.decode("utf-8", "ignore")
+
     def _read(self, seconds: float) -> bool:
         if not select.select([self._descriptor], [], [], max(0.0, seconds))[0]:
             return False
@@ -73,9 +78,5 @@ class Terminal:
         except OSError:  # the other side is closed
             return False
         self._bytes += data
-        self._update()
+        self.shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.raw.replace("\r", ""))
         return bool(data)
-
-    def _update(self) -> None:
-        text = self._bytes.decode("utf-8", "ignore").replace("\r", "")
-        self.shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)

@@ -7,9 +7,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from click.testing import CliRunner, Result
+
+if TYPE_CHECKING:
+    from blt_edge.runtime import BltModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -40,6 +44,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     checkpoint = folder / "checkpoint"
     write_golden(checkpoint, greedy_count=12, reference=load_reference(checkpoint))
     return TinyModel(folder / "checkpoint", export_checkpoint(folder / "checkpoint", folder / "bundle"))
+
+
+@pytest.fixture(scope="session")
+def model(tiny_model: TinyModel) -> BltModel:
+    """The tiny model, loaded."""
+    from blt_edge.runtime import BltModel
+
+    return BltModel.load(tiny_model.bundle, threads=1)
 
 
 @pytest.fixture

@@ -15,11 +15,6 @@ from blt_edge.runtime import BltModel, GenerationOptions
 from support.chat import MAIN, SLOW, posix, visible
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model) -> BltModel:
-    return BltModel.load(tiny_model.bundle, threads=1)
-
-
 @posix
 def test_ctrl_c_in_a_pipe_ends_the_program(tiny_model) -> None:
     process = subprocess.Popen(

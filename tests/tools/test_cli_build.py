@@ -132,14 +132,16 @@ def test_what_an_old_tensorrt_refuses_is_told_before(
 ) -> None:
     """A machine with a GPU whose TensorRT crashes: the line comes first, and is no refusal."""
     from blt_edge.export import build_tensorrt
-    from blt_edge.runtime.backends.tensorrt import Flavour
+    from blt_edge.runtime.backends.tensorrt import TensorRtModule
     from blt_edge.runtime.errors import BackendError
 
     def crash(*arguments: object) -> None:
         raise BackendError("patcher.onnx: TensorRT crashed")
 
     def built(version: str, model: Path, *options: str) -> list[str]:
-        monkeypatch.setattr(build_tensorrt, "load_flavour", lambda target: Flavour(target, version, None))
+        monkeypatch.setattr(
+            build_tensorrt, "load_tensorrt", lambda target: TensorRtModule(target, version, None)
+        )
         result = cli("build", model, "--target", "tensorrt", "-q", *options)
         lines = result.stderr.splitlines()
         if not options:

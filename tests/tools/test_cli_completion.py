@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import select
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
@@ -23,8 +21,8 @@ BIN = str(Path(sys.executable).parent)
 
 def offered(*words: str) -> list[str]:
     """What bash is told for a command line whose last word is being typed: "type,value" each."""
-    asked = {COMPLETION: "bash_complete", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
-    told = CliRunner().invoke(program, [], env=asked)
+    asked = {"COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+    told = CliRunner().invoke(program, [], env={COMPLETION: "bash_complete", **asked})
     assert (told.exit_code, told.stderr) == (0, "")
     return told.stdout.split()
 
@@ -32,18 +30,18 @@ def offered(*words: str) -> list[str]:
 def test_verbs_and_nothing_imported() -> None:
     assert offered("blt-edge", "") == [f"plain,{verb}" for verb in VERBS]
     assert offered("blt-edge", "--ver") == ["plain,--version"]
-    code = """
+    heavy = ("numpy", "rich", "onnxruntime", "onnx", "blt_edge.tools.cli.export", "blt_edge.tools.cli.score")
+    code = f"""
 import sys
 from blt_edge.tools.cli import main
 try:
     main()
 except SystemExit as left:
     assert left.code == 0
-heavy = ("numpy", "rich", "onnxruntime", "onnx", "blt_edge.tools.cli.export", "blt_edge.tools.cli.score")
-print("loaded:", [name for name in heavy if name in sys.modules])
+print("loaded:", [name for name in {heavy!r} if name in sys.modules])
 """
-    for words, place in (("blt-edge ex", "1"), ("blt-edge generate --dr", "2")):
-        asked = {COMPLETION: "bash_complete", "COMP_WORDS": words, "COMP_CWORD": place}
+    for words, verbs in (("blt-edge ex", "1"), ("blt-edge generate --dr", "2")):
+        asked = {COMPLETION: "bash_complete", "COMP_WORDS": words, "COMP_CWORD": verbs}
         done = subprocess.run(
             [sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True, check=True
         )
@@ -56,7 +54,8 @@ def test_options_of_a_verb(verb: str) -> None:
     assert command is not None
     options = [option for option in command.params if isinstance(option, click.Option)]
     flags = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
-    assert {*offered("blt-edge", verb, "-")} == {f"plain,{flag}" for flag in (*flags, "-h", "--help")}
+    told = {word.removeprefix("plain,") for word in offered("blt-edge", verb, "-")}
+    assert told == {*flags, "-h", "--help"}
 
 
 @pytest.mark.parametrize(
@@ -129,41 +128,27 @@ def test_an_unknown_shell_is_one_line(cli) -> None:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_bash_at_a_terminal(tmp_path: Path) -> None:
-    pty = pytest.importorskip("pty")
+    terminal = pytest.importorskip("support.terminal")
     for name in ("bundle", "more"):
         (tmp_path / name).mkdir()
     (tmp_path / "text.txt").touch()
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PS1": "$ ", "TERM": "dumb"}
-    terminal, bash_side = pty.openpty()
-    streams = dict.fromkeys(("stdin", "stdout", "stderr"), bash_side)
-    command = ["bash", "--norc", "--noprofile", "-i"]
-    bash = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True, **streams)
-    try:
-        setup = 'bind "set enable-bracketed-paste off"; eval "$(blt-edge completion bash)"; echo rea""dy\n'
-        os.write(terminal, setup.encode())
-        assert _read_until(terminal, b"ready\r\n")
-        for typed, completed in (
-            ("blt-edge gen", "blt-edge generate "),
-            ("blt-edge generate --draft lo", "--draft lookup "),
-            ("blt-edge score -m bu", "-m bundle/"),
-            ("blt-edge score -m bundle te", "bundle text.txt "),
-        ):
-            os.write(terminal, typed.encode() + b"\t")
-            assert _read_until(terminal, completed.encode()), typed
-            os.write(terminal, b"\x15")  # forgets the line
-    finally:
-        bash.kill()
-        bash.wait()
-        os.close(terminal)
-        os.close(bash_side)
-
-
-def _read_until(terminal: int, mark: bytes, seconds: float = 60) -> bool:
-    seen, end = b"", time.monotonic() + seconds
-    while mark not in seen and time.monotonic() < end:
-        if select.select([terminal], [], [], 0.1)[0]:
-            seen += os.read(terminal, 65536)
-    return mark in seen
+    shell = ["bash", "--norc", "--noprofile", "-i"]
+    start = f"import os; os.chdir({str(tmp_path)!r}); os.execvp('bash', {shell})"
+    environment = {"PATH": f"{BIN}:{os.environ['PATH']}", "PS1": "$ ", "TERM": "dumb"}
+    bash = terminal.Terminal(start, [], environment)
+    bash.type('bind "set enable-bracketed-paste off"; eval "$(blt-edge completion bash)"; echo rea""dy\n')
+    bash.wait_for("\nready\n")
+    for typed, completed in (
+        ("blt-edge gen", "blt-edge generate "),
+        ("blt-edge generate --draft lo", "--draft lookup "),
+        ("blt-edge score -m bu", "-m bundle/"),
+        ("blt-edge score -m bundle te", "bundle text.txt "),
+    ):
+        bash.type(f"{typed}\t")
+        bash.wait_for(completed)
+        bash.type("\x15")  # forgets the line
+    bash.type("exit\n")
+    assert bash.end() == 0
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")

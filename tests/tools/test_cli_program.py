@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -14,19 +15,11 @@ import pytest
 from blt_edge.runtime.errors import BltError, BundleError, OptionError, PromptTooLongError
 from blt_edge.tools.cli import inspect as inspect_verb
 from blt_edge.tools.cli.program import VERBS, program
+from click.testing import Result
 
 HEAVY = (
-    "numpy",
-    "rich",
-    "onnxruntime",
-    "torch",
-    "onnx",
-    "onnx_ir",
-    "onnxscript",
-    "transformers",
-    "safetensors",
-    "starlette",
-    "uvicorn",
+    *("numpy", "rich", "onnxruntime", "torch", "onnx", "onnx_ir", "onnxscript", "transformers"),
+    *("safetensors", "starlette", "uvicorn"),
 )
 HELPS = [["--help"], ["--version"], [], *([verb, "--help"] for verb in VERBS)]
 
@@ -101,31 +94,19 @@ def test_no_verb_shows_the_help_and_is_wrong_usage(cli) -> None:
         (["--hlep"], "there is no option --hlep; did you mean --help?"),
         (["generate"], "--model is missing; see blt-edge generate --help"),
         (["inspect"], "BUNDLE is missing; see blt-edge inspect --help"),
-        (["score", __file__], "--model is missing"),
         (["inspect", "a", "b"], "BUNDLE: a does not exist"),
-        (
-            ["generate", "--temprature", "1"],
-            "there is no option --temprature; did you mean --temperature or --temp?",
-        ),
+        (["generate", "--temprature", "1"], "did you mean --temperature or --temp?"),
         (["generate", "--top-k", "many"], "--top-k: 'many' is not a valid integer"),
         (["generate", "--top-k"], "option '--top-k' requires an argument; see blt-edge generate --help"),
         (["generate", "--device", "gpu"], "--device: got 'gpu', this version has auto or cpu or tensorrt"),
         (["export", "demo", "-o", "x", "--precision", "int9"], "--precision: got 'int9', allowed are fp32"),
-        (
-            ["export", "demo", "--tables", "int9"],
-            "--tables: got 'int9', this version has auto or fp32 or fp16 or int8 or int4",
-        ),
+        (["export", "demo", "--tables", "int9"], "--tables: got 'int9', this version has auto or fp32 or"),
         (["export", "demo"], "--output is missing"),
-        (["export"], "MODEL is missing"),
-        (
-            ["export", "no/such/folder", "-o", "x"],
-            "MODEL: no/such/folder does not exist; give a checkpoint's",
-        ),
+        (["export", "no/such/folder", "-o", "x"], "MODEL: no/such/folder does not exist; give a checkpoint"),
         (["export", "./gone", "-o", "x"], "MODEL: ./gone does not exist"),
         (["export", __file__, "-o", "x"], "is a file; give the folder that holds config.json"),
         (["validate", "/", "--rtol", "-1"], "BUNDLE: / has no manifest.json, so it is no bundle"),
         (["validate", __file__], "is not a directory; give the directory of a bundle"),
-        (["generate", "-m", "gone"], "--model: gone does not exist; give the directory of a bundle"),
         (["generate", "--stop", ""], "--stop: is empty; allowed are strings of at least one byte"),
         (["generate", "--stop", r"a\q"], r"--stop: unknown escape \q in"),
         (["generate", "--prompt-file", "gone"], "--prompt-file: gone does not exist"),
@@ -143,6 +124,21 @@ def test_wrong_usage_is_one_line_and_exit_code_2(cli, arguments: list[str], line
     assert line in result.stderr
 
 
+@pytest.fixture
+def failing(cli, monkeypatch, tmp_path: Path) -> Callable[..., Result]:
+    """`failing(error, "-v")` -> the result of a verb that raises the error."""
+    (tmp_path / "manifest.json").touch()
+
+    def run(error: BaseException, *flags: str) -> Result:
+        def raise_error(*arguments: object, **options: object) -> None:
+            raise error
+
+        monkeypatch.setattr(inspect_verb.command, "callback", raise_error)
+        return cli("inspect", tmp_path, *flags)
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
@@ -153,54 +149,37 @@ def test_wrong_usage_is_one_line_and_exit_code_2(cli, arguments: list[str], line
         (PermissionError(13, "Permission denied", "x/y"), 1, "x/y: Permission denied"),
         (OSError(28, "No space left on device"), 1, "No space left on device"),
         (MemoryError(), 1, "out of memory;"),
-        (
-            ModuleNotFoundError("No module named 'onnx_ir'", name="onnx_ir"),
-            1,
-            "this needs the package onnx_ir, which is not installed: pip install 'blt-edge[export]'",
-        ),
+        (ModuleNotFoundError(name="onnx_ir"), 1, "this needs the package onnx_ir, which is not installed"),
         (ZeroDivisionError("oops"), 1, "ZeroDivisionError: oops (run with -v for the traceback)"),
-        (
-            ModuleNotFoundError("No module named 'x'", name="x"),
-            1,
-            "ModuleNotFoundError: No module named 'x' (run",
-        ),
+        (ModuleNotFoundError("No module named 'x'", name="x"), 1, "ModuleNotFoundError: No module named 'x'"),
         (KeyError(), 1, "KeyError (run with -v for the traceback)"),
     ],
 )
-def test_errors_of_a_run_are_one_line(
-    cli, monkeypatch, tmp_path: Path, error: Exception, code: int, line: str
-) -> None:
-    _inspect_raises(monkeypatch, error)
-    (tmp_path / "manifest.json").touch()
-    result = cli("inspect", tmp_path)
+def test_errors_of_a_run_are_one_line(failing, error: Exception, code: int, line: str) -> None:
+    result = failing(error)
     assert result.exit_code == code
     assert result.stderr.startswith(f"blt-edge: error: {line}")
     assert result.stderr.count("\n") == 1
 
 
-def test_verbose_shows_the_traceback_of_an_unforeseen_error(cli, monkeypatch, tmp_path: Path) -> None:
-    _inspect_raises(monkeypatch, ZeroDivisionError("oops"))
-    (tmp_path / "manifest.json").touch()
-    result = cli("inspect", tmp_path, "-v")
+def test_verbose_shows_the_traceback_of_an_unforeseen_error(failing) -> None:
+    result = failing(ZeroDivisionError("oops"), "-v")
     assert result.exit_code == 1
     assert "Traceback (most recent call last)" in result.stderr
     assert result.stderr.endswith("blt-edge: error: ZeroDivisionError: oops\n")
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
-def test_interrupt_is_one_line(cli, monkeypatch, tmp_path: Path, error: BaseException) -> None:
-    _inspect_raises(monkeypatch, error)
-    (tmp_path / "manifest.json").touch()
-    result = cli("inspect", tmp_path)
-    assert result.exit_code == 1
-    assert result.stderr == "blt-edge: interrupted\n"
-
-
-def test_a_closed_pipe_is_quiet(cli, monkeypatch, tmp_path: Path) -> None:
-    _inspect_raises(monkeypatch, BrokenPipeError())
-    (tmp_path / "manifest.json").touch()
-    result = cli("inspect", tmp_path)
-    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "")
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (KeyboardInterrupt(), "blt-edge: interrupted\n"),
+        (click.Abort(), "blt-edge: interrupted\n"),
+        (BrokenPipeError(), ""),  # nobody reads on
+    ],
+)
+def test_an_end_before_the_end(failing, error: BaseException, told: str) -> None:
+    result = failing(error)
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", told)
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs /dev/full")
@@ -217,10 +196,3 @@ def test_a_full_stdout_is_one_line() -> None:
     assert done.stderr.startswith("blt-edge: error: ")
     assert done.stderr.endswith("No space left on device\n")
     assert done.stderr.count("\n") == 1
-
-
-def _inspect_raises(monkeypatch, error: BaseException) -> None:
-    def raise_error(*arguments: object, **options: object) -> None:
-        raise error
-
-    monkeypatch.setattr(inspect_verb.command, "callback", raise_error)

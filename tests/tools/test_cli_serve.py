@@ -12,17 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.chat import MAIN, SLOW, posix
 
 httpx = pytest.importorskip("httpx", reason="needs httpx: pip install 'blt-edge[dev]'")
 pytest.importorskip("starlette", reason="needs starlette: pip install 'blt-edge[serve]'")
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-
-MAIN = "from blt_edge.tools.cli import main; main()"
-# The tiny model is fast: slowed down, it can be stopped in the middle.
-SLOW = (
-    "import blt_edge.runtime.generation as g, time; before = g._reason_to_end\n"
-    "g._reason_to_end = lambda *a: (time.sleep(0.01), before(*a))[1]\n" + MAIN
-)
+pytestmark = posix
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
@@ -101,7 +95,7 @@ def test_what_runs_is_finished_before_it_ends(start: Start) -> None:
 
 
 def test_a_second_signal_ends_it_at_once(start: Start) -> None:
-    process = start("--grace", 60, code=SLOW.replace("0.01", "0.2"))
+    process = start("--grace", 60, code=SLOW.replace("0.02", "0.2"))
     asked = {"prompt": "Once", "max_tokens": 480, "stream": True, "draft": "none"}
     with httpx.stream("POST", f"{address(process)}/v1/completions", json=asked, timeout=60) as answer:
         lines = answer.iter_lines()
@@ -120,27 +114,23 @@ def test_the_key_from_the_environment(start: Start) -> None:
     process = start(BLT_EDGE_API_KEY="s3cret")
     url = address(process)
     assert httpx.get(f"{url}/v1/models").status_code == 401
-    answer = httpx.get(f"{url}/v1/models", headers={"Authorization": "Bearer s3cret"})
-    assert answer.status_code == 200
+    assert httpx.get(f"{url}/v1/models", headers={"Authorization": "Bearer s3cret"}).status_code == 200
     _, _, err = ended(process)
     assert "s3cret" not in err
     assert '-H "Authorization: Bearer $BLT_EDGE_API_KEY"' in err
+    empty = start(BLT_EDGE_API_KEY="")
+    out, err = empty.communicate(timeout=60)
+    assert (empty.returncode, out) == (2, "")
+    assert err.startswith("blt-edge: error: BLT_EDGE_API_KEY is empty; give it a key, or unset it")
 
 
-@pytest.mark.parametrize(("key", "warned"), [("", True), ("k", False)])
-def test_an_open_door_is_warned_of(start: Start, key: str, warned: bool) -> None:
-    process = start("--host", "0.0.0.0", "-q", **({"BLT_EDGE_API_KEY": key} if key else {}))
+@pytest.mark.parametrize("key", [{}, {"BLT_EDGE_API_KEY": "k"}])
+def test_an_open_door_is_warned_of(start: Start, key: dict[str, str]) -> None:
+    process = start("--host", "0.0.0.0", "-q", **key)
     assert address(process).startswith("http://0.0.0.0:")
     code, _, err = ended(process)
     assert code == 0
-    assert ("anybody who reaches 0.0.0.0 may use this server" in err) == warned
-
-
-def test_an_empty_key_in_the_environment_opens_nothing(start: Start) -> None:
-    process = start(BLT_EDGE_API_KEY="")
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (2, "")
-    assert err.startswith("blt-edge: error: BLT_EDGE_API_KEY is empty; give it a key, or unset it")
+    assert ("anybody who reaches 0.0.0.0 may use this server" in err) == (not key)
 
 
 def test_it_goes_on_when_nobody_reads_its_log(start: Start) -> None:
@@ -176,19 +166,17 @@ def test_a_port_that_is_taken(start: Start) -> None:
     ("flags", "line"),
     [
         (("--port", "70000"), "--port: 70000 is not in the range"),
-        (("--queue", "-1"), "--queue: -1 is not in the range"),
         (("--timeout", "0"), "--timeout: 0.0 is not in the range"),
         (("--max-body", "plenty"), "--max-body: got 'plenty'; give an amount such as"),
-        (("--api-key", ""), "--api-key is empty or has characters"),
         (("--api-key", "a b"), "--api-key is empty or has characters"),
+        (("--api-key", ""), "--api-key is empty or has characters"),
         (("--cors-origin", "example.org"), "--cors-origin: got example.org; give a scheme and a host"),
         (("--draft-length", "99"), "--draft-length is 99; allowed is"),
         (("--host", "no such host."), "can't listen on http://no such host.:0"),
         (("--host", "a" * 300), "can't listen on http://aaa"),
         (("--host", "a..b"), "can't listen on http://a..b:0"),
         (("--allow-host", "example.org:80"), "--allow-host: got example.org:80; give a name alone"),
-        (("--allow-host", "http://example.org"), "--allow-host: got http://example.org; give a name alone"),
-        (("--allow-host", "10.0.0.1:80"), "--allow-host: got 10.0.0.1:80; give a name alone"),
+        (("--allow-host", "http://example.org"), "--allow-host: got http://example.org; give a name"),
     ],
 )
 def test_wrong_values(cli: Any, tiny_model, flags: tuple[str, ...], line: str) -> None:

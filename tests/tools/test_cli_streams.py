@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from support.chat import MAIN, SLOW, posix
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals and terminals")
-
-MAIN = "from blt_edge.tools.cli import main; main()"
+pytestmark = posix
 
 
 def start(*arguments: object, code: str = MAIN, **options: object) -> subprocess.Popen[bytes]:
@@ -31,13 +30,6 @@ def start(*arguments: object, code: str = MAIN, **options: object) -> subprocess
 
 def endless(bundle: Path) -> Sequence[object]:
     return ("generate", "-m", bundle, "-p", "Once upon a time", "-n", 480, "--threads", 1)
-
-
-# The tiny model is fast: slowed down, it can be interrupted in the middle.
-SLOW = (
-    "import blt_edge.runtime.generation as g, time; before = g._reason_to_end\n"
-    "g._reason_to_end = lambda *a: (time.sleep(0.02), before(*a))[1]\n" + MAIN
-)
 
 
 def test_interrupted_generation_keeps_its_text_and_tells_figures(tiny_model) -> None:
@@ -69,36 +61,36 @@ def test_interrupted_twice_is_over_at_once(tiny_model) -> None:
     assert err.decode().splitlines()[-1] == "blt-edge: interrupted"
 
 
-def test_interrupted_export_leaves_nothing(tiny_model, tmp_path: Path) -> None:
-    slow = (
-        "import blt_edge.export.export as e, time\n"
-        "def write(*a): print('writing tables', flush=True); time.sleep(60)\n"
-        "e.write_tables = write\n" + MAIN
-    )
-    process = start("export", tiny_model.checkpoint, "-o", tmp_path / "bundle", code=slow)
-    assert process.stdout.readline() == b"writing tables\n"
+def interrupted(*arguments: object, code: str) -> list[str]:
+    """The lines on stderr of a program that is interrupted as soon as it says "now" on stdout."""
+    process = start(*arguments, code=f"import time\n{code}\n{MAIN}")
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"now\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert err.decode().splitlines()[-1] == "blt-edge: interrupted"
     assert b"Traceback" not in err
+    *lines, last = err.decode().splitlines()
+    assert last == "blt-edge: interrupted"
+    return lines
+
+
+def test_interrupted_export_leaves_nothing(tiny_model, tmp_path: Path) -> None:
+    slow = (
+        "import blt_edge.export.export as e\n"
+        "e.write_tables = lambda *a: (print('now', flush=True), time.sleep(60))"
+    )
+    interrupted("export", tiny_model.checkpoint, "-o", tmp_path / "bundle", code=slow)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_interrupted_validation_keeps_the_bundle(tiny_model, tmp_path: Path) -> None:
     slow = (
-        "import blt_edge.export.reference as r, time\n"
-        "r.reference_available = lambda: True\n"
-        "r.Reference.load = lambda folder: (print('loading', flush=True), time.sleep(60))\n" + MAIN
+        "import blt_edge.export.reference as r\nr.reference_available = lambda: True\n"
+        "r.Reference.load = lambda folder: (print('now', flush=True), time.sleep(60))"
     )
-    process = start("export", tiny_model.checkpoint, "-o", tmp_path / "bundle", code=slow)
-    assert process.stdout.readline() == b"loading\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    *_, note, last = err.decode().splitlines()
-    assert "was written, but its validation did not end" in note
-    assert last == "blt-edge: interrupted"
+    lines = interrupted("export", tiny_model.checkpoint, "-o", tmp_path / "bundle", code=slow)
+    assert "was written, but its validation did not end" in lines[-1]
     assert (tmp_path / "bundle" / "manifest.json").is_file()
 
 
@@ -142,74 +134,55 @@ def test_closed_streams_are_no_crash(tiny_model, tmp_path: Path, verb: str, clos
     assert b"Exception" not in done.stderr
 
 
-def terminal(
-    arguments: Sequence[object], columns: int = 80, code: str = MAIN, interrupt_at: bytes | None = None
-) -> tuple[int, str]:
-    """Run in a pseudo-terminal; returns the exit code and all it got. Ctrl-C is typed at `interrupt_at`."""
-    import fcntl
-    import pty
-    import struct
-    import termios
+@pytest.fixture
+def terminal() -> Any:
+    """`terminal("inspect", bundle, ...)`: the program on a terminal of 80 columns."""
+    from support.terminal import Terminal  # POSIX only
 
-    pid, descriptor = pty.fork()
-    if pid == 0:
-        os.environ.update(OMP_NUM_THREADS="1", TERM="xterm")
-        os.environ.pop("COLUMNS", None)
-        os.execv(sys.executable, [sys.executable, "-c", code, *map(str, arguments)])
-    fcntl.ioctl(descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    shown = b""
-    try:
-        while data := os.read(descriptor, 4096):
-            shown += data
-            if interrupt_at is not None and interrupt_at in shown:
-                os.write(descriptor, b"\x03")
-                interrupt_at = None
-    except OSError:
-        pass
-    os.close(descriptor)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), shown.decode()
+    def run(*arguments: object, code: str = MAIN) -> Terminal:
+        return Terminal(code, arguments, {"OMP_NUM_THREADS": "1", "TERM": "xterm"})
+
+    return run
 
 
-def plain(shown: str) -> list[str]:
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).splitlines()
-
-
-def test_tables_fit_a_terminal_of_80_columns(tiny_model, tmp_path: Path) -> None:
+def test_tables_fit_a_terminal_of_80_columns(terminal, tiny_model, tmp_path: Path) -> None:
     (tmp_path / ("long-name" * 10)).write_text("some text")
-    code, shown = terminal(["inspect", tiny_model.bundle])
-    assert code == 0
-    assert max(map(len, plain(shown))) <= 80
-    code, shown = terminal(["score", "-q", "-m", tiny_model.bundle, tmp_path / ("long-name" * 10)])
-    assert code == 0
-    assert max(map(len, plain(shown))) <= 80
-    golden = tiny_model.checkpoint / "golden.safetensors"
-    code, shown = terminal(["validate", tiny_model.bundle, "--golden", golden, "-q"])
-    assert code == 0
-    assert max(map(len, plain(shown))) <= 80
-    assert "greedy: equal bytes of 12" in shown
+    for arguments, told in (
+        (["inspect", tiny_model.bundle], "patcher"),
+        (["score", "-q", "-m", tiny_model.bundle, tmp_path / ("long-name" * 10)], "bits/byte"),
+        (
+            ["validate", tiny_model.bundle, "-q", "--golden", tiny_model.checkpoint / "golden.safetensors"],
+            "greedy: equal bytes of 12",
+        ),
+    ):
+        shell = terminal(*arguments)
+        assert shell.end() == 0
+        assert max(map(len, shell.shown.splitlines())) <= 80
+        assert told in shell.shown
 
 
-def test_progress_on_a_terminal_leaves_nothing_behind(tiny_model, tmp_path: Path) -> None:
-    code, shown = terminal(["export", tiny_model.checkpoint, "-o", tmp_path / "bundle", "--no-validate"])
-    assert code == 0
-    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") > 0  # the cursor is back
-    assert "\x1b[2K" in shown.rsplit("100%", 1)[-1]  # the bar's line is erased
+def test_progress_on_a_terminal_leaves_nothing_behind(terminal, tiny_model, tmp_path: Path) -> None:
+    shell = terminal("export", tiny_model.checkpoint, "-o", tmp_path / "bundle", "--no-validate")
+    assert shell.end() == 0
+    assert shell.raw.count("\x1b[?25l") == shell.raw.count("\x1b[?25h") > 0  # the cursor is back
+    assert "\x1b[2K" in shell.raw.rsplit("100%", 1)[-1]  # the bar's line is erased
 
 
-def test_generated_text_on_a_terminal_ends_its_line(tiny_model) -> None:
-    code, shown = terminal(["generate", "-m", tiny_model.bundle, "-p", "x", "-n", 5, "--echo", "-q"])
-    assert code == 0
-    assert shown.startswith("x")
-    assert shown.endswith("\n")
+def test_generated_text_on_a_terminal_ends_its_line(terminal, tiny_model) -> None:
+    shell = terminal("generate", "-m", tiny_model.bundle, "-p", "x", "-n", 5, "--echo", "-q")
+    assert shell.end() == 0
+    assert shell.shown.startswith("x")
+    assert shell.shown.endswith("\n")
 
 
-def test_ctrl_c_on_a_terminal_leaves_it_clean(tiny_model, tmp_path: Path) -> None:
+def test_ctrl_c_on_a_terminal_leaves_it_clean(terminal, tiny_model, tmp_path: Path) -> None:
     slow = "import blt_edge.export.export as e, time; e.write_tables = lambda *a: time.sleep(60)\n" + MAIN
-    arguments = ["export", tiny_model.checkpoint, "-o", tmp_path / "bundle"]
-    code, shown = terminal(arguments, code=slow, interrupt_at=b"decoder graph \x1b")
-    assert code == 1
-    assert plain(shown)[-1] == "blt-edge: interrupted"
-    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") > 0
+    shell = terminal("export", tiny_model.checkpoint, "-o", tmp_path / "bundle", code=slow)
+    shell.wait_for("decoder graph")
+    shell.type("\x03")
+    assert shell.end() == 1
+    assert shell.shown.endswith("blt-edge: interrupted\n")
+    assert shell.raw.count("\x1b[?25l") == shell.raw.count("\x1b[?25h") > 0
     assert list(tmp_path.iterdir()) == []
 
 

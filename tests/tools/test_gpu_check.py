@@ -11,7 +11,7 @@ import pytest
 from blt_edge.runtime import BltModel
 from blt_edge.runtime.backends.ort_gpu import PROVIDERS
 from blt_edge.tools.gpu import check, measure
-from support.simulated_gpu import SimulatedTensorRt, simulate, write_engines
+from support.simulated_gpu import simulate, write_engines
 
 TEXT = Path(__file__).parents[1] / "data" / "alice.txt"
 ROOT = Path(__file__).parents[2]
@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[2]
 def test_a_device_that_is_right_passes(
     device: str, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    driver = simulate(monkeypatch, device)
+    simulate(monkeypatch, device)
     if device == "tensorrt":
-        write_engines(own_bundle, SimulatedTensorRt(driver).flavour(device))
+        write_engines(own_bundle, device)
     monkeypatch.setattr(measure, "_PARITY_BYTES", 200)
     monkeypatch.setattr(measure, "_GREEDY_BYTES", 20)
     monkeypatch.setattr(measure, "_ROUNDS", 1)

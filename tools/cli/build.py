@@ -114,9 +114,9 @@ def command(
         engine = _build_tensorrt(session, bundle, options, force)
     else:
         engine = _build_onnxruntime(session, bundle, force)
-    from ...runtime.engines import forms_of
+    from ...runtime.engines import engines_of
 
-    others = [other.name for other in forms_of(bundle, target) if other.name != engine.name]
+    others = [other.name for other in engines_of(bundle, target) if other.name != engine.name]
     if others:
         session.say(f"engines for other machines, versions or limits, to remove by hand: {', '.join(others)}")
     if json_file is not None:
@@ -135,7 +135,7 @@ def _document(engine: Path, target: str) -> dict[str, Any]:
         "bytes": sum(files.values()),
         "proven": was_proven(engine),
         "files": files,
-        "built_for": read_description(engine / ENGINE_NAME),
+        "built_for": read_description(engine),
     }
 
 
@@ -145,7 +145,7 @@ def _document(engine: Path, target: str) -> dict[str, Any]:
 def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
     """Print what building would do; returns what it would write, and how much of it."""
     from ...export.build_ort import check_version, form_bytes
-    from ...runtime.engines import describe_engine, form_path
+    from ...runtime.engines import describe_engine, engine_path
     from ...runtime.manifest import load_manifest
 
     check_version("building an engine")
@@ -155,7 +155,7 @@ def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
         for stage, spec in manifest.stages.items()
     ]
     print_table(("part", "precision", ">portable"), rows, sys.stdout)
-    return form_path(bundle, describe_engine(manifest)), f"at most {size(form_bytes(manifest))}"
+    return engine_path(bundle, describe_engine(manifest)), f"at most {size(form_bytes(manifest))}"
 
 
 def _build_onnxruntime(session: Session, bundle: Path, force: bool) -> Path:
@@ -231,14 +231,14 @@ def _warn_of_refusals(session: Session, bundle: Path, plan: BuildPlan) -> None:
     from ...graphs.precision import format_precision
     from ...runtime.manifest import load_manifest
 
-    rules = None if plan.flavour.ahead_of_time else rules_of_old(plan.flavour.version)
+    rules = None if plan.trt.ahead_of_time else rules_of_old(plan.trt.version)
     findings = [] if rules is None else lint_bundle(bundle, load_manifest(bundle), rules)
     if not findings:
         return
     stages = list(dict.fromkeys(finding.stage for finding in findings))
     mix = {stage: "fp16" if stage in stages else part.precision for stage, part in plan.stages.items()}
     line = (
-        f"warning: {plan.flavour.name} {plan.flavour.version} will probably refuse {' and '.join(stages)}: "
+        f"warning: {plan.trt.name} {plan.trt.version} will probably refuse {' and '.join(stages)}: "
         f"{findings[0].reason} ({findings[0].node}{'' if len(findings) == 1 else ' and others'}); "
         f"export or quantize with --precision {format_precision(mix)}"
     )
@@ -263,7 +263,7 @@ def _watch(say: Callable[[str], None], plan: BuildPlan) -> Callable[[str, Moment
 
 
 def _show_estimate(plan: BuildPlan, file: IO[str]) -> None:
-    file.write(f"{plan.flavour.name} {plan.flavour.version}, compute capability ")
+    file.write(f"{plan.trt.name} {plan.trt.version}, compute capability ")
     file.write(f"{' and '.join(plan.capabilities)}\n")
     rows = [
         (f"{stage} graph", part.precision, size(part.weights), size(part.plan), size(part.peak_memory))

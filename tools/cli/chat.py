@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..output import Session, TextOutput, foreseen_line, interrupt_sets, is_terminal, printable, status
-from .chat_session import Answer, ChatError, ChatSession, typed_text
+from ...runtime.options import GenerationOptions
+from ..output import Session, TextOutput, foreseen_line, printable, status
 from .documents import read_prompt
 from .model_options import EngineOptions, engine_options, load_model, sampling_options
 from .options import STDIN, InputFile, model_option, verb
 
 if TYPE_CHECKING:
-    from .chat_commands import Chat
+    from .chat_lines import Chat
     from .line_reader import LineReader
 
-__all__ = ["command"]
+_SHOWN = 600
+"""Characters of the text that a person is shown at the start."""
 
 
 @verb("chat")
@@ -49,8 +47,9 @@ def command(
     lists them. stdout carries the model's text, stderr everything else. Lines may come in a pipe; the exit
     code is then 1 when one of them failed.
     """
-    from ...runtime import GenerationOptions
-    from .chat_commands import Chat, complete
+    # Not at the top: they import numpy.
+    from .chat_lines import Chat, complete
+    from .chat_session import ChatSession
     from .line_reader import line_reader
 
     options = GenerationOptions(**sampling)
@@ -86,16 +85,9 @@ def _begin(chat: Chat, reader: LineReader, model: Path) -> None:
     with status(session, f"reading the prompt, {len(state.text)} bytes"):
         state.read()
     if reader.interactive:
-        chat.out.write(_tail(state.text.decode("utf-8", "replace")))
+        text = state.text.decode("utf-8", "replace")
+        chat.out.write(text if len(text) <= _SHOWN else "... " + text[-_SHOWN:])
         chat.out.close_line()
-
-
-_SHOWN = 600
-
-
-def _tail(text: str) -> str:
-    """The text, or its last lines."""
-    return text if len(text) <= _SHOWN else "... " + text[-_SHOWN:]
 
 
 # 2. Line after line.
@@ -103,6 +95,9 @@ def _tail(text: str) -> str:
 
 def _converse(chat: Chat, reader: LineReader) -> bool:
     """Take lines until there are no more; whether all of them could be done."""
+    from .chat_lines import take_line
+    from .chat_session import ChatError
+
     done = True
     while True:
         try:
@@ -118,7 +113,7 @@ def _converse(chat: Chat, reader: LineReader) -> bool:
                 chat.session.note("")
             return done
         try:
-            if not _take(chat, line, reader.interactive):
+            if not take_line(chat, line, reader.interactive):
                 return done
         except BrokenPipeError:  # nobody reads on
             raise
@@ -134,66 +129,3 @@ def _converse(chat: Chat, reader: LineReader) -> bool:
             chat.out.close_line()
             chat.note(f"error: {printable(told)}")
             done = done and reader.interactive
-
-
-def _take(chat: Chat, line: bytes, interactive: bool) -> bool:
-    """Do what one line asks; False when it is to be the last."""
-    from .chat_commands import run_command
-
-    if line.startswith(b"/") and not line.startswith(b"//"):
-        return run_command(chat, line.decode("utf-8", "surrogateescape"))
-    answer = _answer(chat, typed_text(line[1:] if line.startswith(b"//") else line, chat.state.text))
-    chat.say(f"[{_figures(answer)}]")
-    _tell_of_room(chat, answer)
-    if answer.reason == "cancelled" and not interactive:
-        raise KeyboardInterrupt
-    return True
-
-
-def _answer(chat: Chat, typed: bytes) -> Answer:
-    state, cancel = chat.state, threading.Event()
-    reading = len(state.unread) + len(typed)
-    with ExitStack() as progress, interrupt_sets(cancel):
-
-        def write(text: str) -> None:
-            progress.close()
-            chat.out.write(text)
-
-        if reading > 200 and is_terminal(sys.stderr):
-            progress.enter_context(status(chat.session, f"reading {reading} bytes"))
-        answer = state.turn(typed, write, cancel)
-    chat.out.close_line()
-    return answer
-
-
-def _tell_of_room(chat: Chat, answer: Answer) -> None:
-    left, advice = chat.state.positions_left, "/undo takes back the last turn, /reset starts over"
-    if left == 0:
-        chat.note(f"no positions are left, all {chat.state.positions} are used; {advice}")
-    elif left < min(chat.state.options.max_new_bytes, chat.state.positions // 8):
-        chat.say(f"{left} of {chat.state.positions} positions are left; {advice}")
-
-
-_ENDINGS = {
-    "length": "",
-    "eos": "; the model ended the text",
-    "stop": "; a stop string came",
-    "context": "; the positions ran out",
-    "cancelled": "; stopped",
-}
-
-
-def _figures(answer: Answer) -> str:
-    stats = answer.stats
-    told = [f"{stats.new_bytes} new byte{'' if stats.new_bytes == 1 else 's'}"]
-    if stats.new_bytes > 1:
-        told.append(f"{stats.bytes_per_second:.0f} bytes/s")
-    if answer.patches:
-        told.append(f"{(stats.prompt_bytes + stats.new_bytes) / answer.patches:.1f} bytes a patch")
-    if stats.new_bytes:
-        first = 1000 * stats.first_byte_seconds
-        told.append(f"first in {first:.{int(first < 10)}f} ms")
-    if stats.drafted:
-        told.append(f"guesses {stats.accepted / stats.drafted:.0%}")
-    cut = "; the last character is not complete" if answer.cut else ""
-    return ", ".join(told) + _ENDINGS.get(answer.reason, "") + cut

@@ -9,14 +9,17 @@ What it does not know: terminals, commands, lines (but for `typed_text`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
-if TYPE_CHECKING:
-    from ...runtime import BltModel, FinishReason, GenerationOptions, GenerationStats
+from ...runtime import BltModel, FinishReason, GenerationOptions, GenerationStats
+from ...runtime.speculation import check_draft
+from ...runtime.vocabulary import Utf8Stream, byte_ids, encode
 
-__all__ = ["Answer", "ChatError", "ChatSession", "Totals", "Turn", "typed_text"]
+ADVICE = "/undo takes back the last turn, /reset starts over"
+"""What to do when positions run out."""
 
 
 class ChatError(Exception):
@@ -55,7 +58,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """How a turn ended."""
 
     reason: FinishReason
@@ -66,48 +69,19 @@ class Answer:
     """The last character lacks bytes, which the next turn may bring."""
 
 
-@dataclass
-class Totals:
-    """Figures of all turns, those taken back included."""
-
-    turns: int = 0
-    read: int = 0
-    """Bytes read as prompts."""
-    new: int = 0
-    """Bytes generated."""
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    drafted: int = 0
-    accepted: int = 0
-    stage_seconds: dict[str, float] = field(default_factory=dict)
-
-    def add(self, stats: GenerationStats) -> None:
-        """Count one more turn."""
-        self.turns += 1
-        self.read += stats.prompt_bytes
-        self.new += stats.new_bytes
-        self.prefill_seconds += stats.prefill_seconds
-        self.decode_seconds += stats.decode_seconds
-        self.drafted += stats.drafted
-        self.accepted += stats.accepted
-        for name, seconds in stats.stage_seconds.items():
-            self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + seconds
-
-
 class ChatSession:
     """The text, its turns and its state."""
 
     def __init__(self, model: BltModel, options: GenerationOptions, start: bytes = b"") -> None:
         """start: the text before the first turn. Raises OptionError when the model can't do what is asked."""
-        self.model, self.totals = model, Totals()
-        self._start = start
+        self.model, self._start = model, start
+        self.past: list[GenerationStats] = []
+        """Figures of all turns, those taken back included."""
         self.reset()
         self.set_options(options)
 
     def reset(self) -> None:
         """Back to the text before the first turn."""
-        from ...runtime.vocabulary import Utf8Stream
-
         self._text = bytearray(self._start)
         self.turns: list[Turn] = []
         self._utf8 = Utf8Stream()
@@ -119,10 +93,7 @@ class ChatSession:
 
     def set_options(self, options: GenerationOptions) -> None:
         """Use these from the next turn on. Raises OptionError, with nothing changed."""
-        from ...runtime.sampling import Sampler
-        from ...runtime.speculation import Speculator
-
-        Speculator(self.sequence, Sampler(options), options, self.model.costs)  # refuses what it can't do
+        check_draft(options, self.sequence)
         self.options = options
 
     def change(self, **fields: Any) -> None:
@@ -151,21 +122,17 @@ class ChatSession:
 
     def read(self) -> None:
         """Read what is unread now, instead of with the next turn. Raises PromptTooLongError."""
-        from ...runtime.vocabulary import byte_ids, encode
-
         data = self.unread
         with self._state_at_risk():
             for _ in self.sequence.extend(byte_ids(data) if self.sequence.length else encode(data)):
                 pass
 
-    def turn(self, typed: bytes, write: Callable[[str], None], cancel: threading.Event) -> Answer:
+    def turn(self, typed: bytes, write: Callable[[str], None], cancel: threading.Event) -> Reply:
         """Add `typed`, let the model go on, and `write` its text as it comes until `cancel` is set.
 
         Raises ChatError, with nothing changed, when no position is left. After any other exception the text
         keeps what was written.
         """
-        from ...runtime.vocabulary import Utf8Stream
-
         self._check_room(typed)
         prompt, new = self.unread + typed, self.sequence.length == 0
         self.turns.append(Turn(len(self._text), len(typed)))
@@ -180,8 +147,8 @@ class ChatSession:
                 write(self._utf8.push(chunk.data))
         assert reason is not None
         assert stats is not None
-        self.totals.add(stats)
-        return Answer(reason, stats, stats.patches - new, self._utf8.pending > 0)
+        self.past.append(stats)
+        return Reply(reason, stats, stats.patches - new, self._utf8.pending > 0)
 
     def undo_reads(self) -> int:
         """Bytes that `undo` may have to read again."""
@@ -193,8 +160,6 @@ class ChatSession:
 
         Raises ChatError when there is none.
         """
-        from ...runtime.vocabulary import Utf8Stream
-
         if not self.turns:
             raise ChatError("there is no turn to take back")
         turn = self.turns.pop()
@@ -210,28 +175,17 @@ class ChatSession:
         if wanted <= self.positions:
             return
         if self.positions_left == 0:
-            raise ChatError(f"all {self.positions} positions of the model are used; {_ADVICE}")
+            raise ChatError(f"all {self.positions} positions of the model are used; {ADVICE}")
         raise ChatError(
             f"this needs {len(added)} positions, {self.positions_left} of {self.positions} are left; "
-            f"add less, or {_ADVICE}"
+            f"add less, or {ADVICE}"
         )
 
-    def _state_at_risk(self) -> _StateAtRisk:
-        return _StateAtRisk(self)
-
-
-_ADVICE = "/undo takes back the last turn, /reset starts over"
-
-
-class _StateAtRisk:
-    """Drops the state when the block is left by an exception: what a broken pass leaves is of no use."""
-
-    def __init__(self, chat: ChatSession) -> None:
-        self._chat = chat
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is not None:
-            self._chat.drop_state()
+    @contextmanager
+    def _state_at_risk(self) -> Iterator[None]:
+        # What a broken pass leaves is of no use.
+        try:
+            yield
+        except BaseException:
+            self.drop_state()
+            raise

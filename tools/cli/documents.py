@@ -20,16 +20,6 @@ from ...runtime.files import write_whole
 from ..output import Session, is_terminal
 from .options import STDIN
 
-__all__ = [
-    "check_plot",
-    "finish_written",
-    "json_line",
-    "read_input",
-    "read_prompt",
-    "shown_name",
-    "write_json",
-]
-
 
 def read_input(path: Path, session: Session, what: str) -> bytes:
     """Everything in a file, or on stdin for `-`. Raises OSError."""

@@ -5,25 +5,25 @@ from __future__ import annotations
 import base64
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...runtime.host import peak_resident
+from ...runtime.options import GenerationOptions
 from ..output import Session, TextOutput, interrupt_sets, is_terminal, printable, size, status
 from .documents import read_prompt, write_json
 from .model_options import EngineOptions, engine_options, load_model, sampling_options
 from .options import STDIN, InputFile, json_option, model_option, verb
 
 if TYPE_CHECKING:
-    from ...runtime import BltModel, GenerationChunk, GenerationOptions, GenerationStats
+    from ...runtime import BltModel, GenerationChunk, GenerationStats
     from ...runtime.engines import Engine
-
-__all__ = ["command"]
 
 
 @verb("generate")
@@ -55,8 +55,6 @@ def command(
     UTF-8 come out as U+FFFD (--json has them all, in base64). The model may end the text before
     --max-new-bytes. Figures follow on stderr.
     """
-    from ...runtime import GenerationOptions
-
     options = GenerationOptions(**sampling)
     data = read_prompt(prompt, prompt_file, session)
     if data is None:
@@ -76,11 +74,6 @@ def command(
         raise KeyboardInterrupt
 
 
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield None
-
-
 # 1. The text, and Ctrl-C while it comes.
 
 
@@ -88,19 +81,16 @@ def _stream(
     session: Session, model: BltModel, prompt: bytes, options: GenerationOptions, out: TextOutput
 ) -> tuple[GenerationChunk, bytes]:
     """Print the text; returns the last chunk, with the reason and figures, and all new bytes."""
-    made: list[bytes] = []
-    cancel = threading.Event()
+    made, cancel = bytearray(), threading.Event()
     chunks = model.stream(prompt, options, cancel=cancel)
+    slow = is_terminal(sys.stderr) and len(prompt) > 200
     try:
-        with status(session, f"reading the prompt, {len(prompt)} bytes") if _slow(prompt) else _nothing():
-            chunk = next(chunks)
+        with status(session, f"reading the prompt, {len(prompt)} bytes") if slow else nullcontext():
+            first = next(chunks)
         with interrupt_sets(cancel):
-            while True:
+            for chunk in chain([first], chunks):
                 out.write(chunk.text)
-                made.append(chunk.data)
-                if chunk.finish_reason is not None:
-                    break
-                chunk = next(chunks)
+                made += chunk.data
     except BrokenPipeError:  # nobody reads on: nothing more to say
         raise
     except BaseException:
@@ -108,11 +98,7 @@ def _stream(
         raise
     if not session.quiet or chunk.finish_reason == "cancelled" or is_terminal(sys.stdout):
         out.end_line()
-    return chunk, b"".join(made)
-
-
-def _slow(prompt: bytes) -> bool:
-    return is_terminal(sys.stderr) and len(prompt) > 200
+    return chunk, bytes(made)
 
 
 # 2. Figures.
@@ -127,47 +113,37 @@ _ENDINGS = {
 
 
 def _figures(session: Session, stats: GenerationStats, reason: str, engine: Engine) -> None:
-    text = stats.prompt_bytes + stats.new_bytes
-    patches = _patches(stats)
+    patches = f"{stats.text_patches} {'patch' if stats.text_patches == 1 else 'patches'}"
     session.say(
         f"{stats.prompt_bytes} prompt bytes, {stats.new_bytes} new bytes, {patches} "
-        f"{'patch' if patches == 1 else 'patches'} ({_ratio(text, patches):.2f} bytes each); "
-        f"{_ENDINGS.get(reason, reason)}"
+        f"({stats.bytes_per_patch:.2f} bytes each); {_ENDINGS.get(reason, reason)}"
     )
     speed = f"first byte after {1000 * stats.first_byte_seconds:.1f} ms"
     if stats.new_bytes > 1 and stats.decode_seconds > 0:
-        each = 1000 * stats.decode_seconds / stats.new_bytes
-        speed += f", then {stats.bytes_per_second:.1f} bytes/s ({each:.2f} ms/byte)"
+        speed += f", then {stats.bytes_per_second:.1f} bytes/s ({stats.milliseconds_per_byte:.2f} ms/byte)"
     session.say(speed)
     if stats.rounds:
         session.say(
-            f"drafts: {stats.accepted} of {stats.drafted} guesses right "
-            f"({_ratio(stats.accepted, stats.drafted):.0%}), {stats.rounds} rounds of "
-            f"{_ratio(stats.accepted + stats.rounds, stats.rounds):.1f} bytes; "
-            f"{_ratio(stats.stage_calls['decoder'], stats.new_bytes):.2f} decoder calls a byte"
+            f"drafts: {stats.accepted} of {stats.drafted} guesses right ({stats.acceptance or 0:.0%}), "
+            f"{stats.rounds} rounds of {stats.accepted / stats.rounds + 1:.1f} bytes; "
+            f"{stats.calls_per_byte['decoder']:.2f} decoder calls a byte"
         )
-    session.say("time: " + ", ".join(f"{name} {share:.0%}" for name, share in _shares(stats).items()))
-    peak = peak_resident()
-    session.say(
-        f"memory: {size(stats.state_bytes)} of state" + (f", {size(peak)} at peak in all" if peak else "")
-    )
+    shares = stage_shares(stats.stage_seconds, stats.prefill_seconds + stats.decode_seconds)
+    session.say("time: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    session.say(f"memory: {memory_told(stats.state_bytes)}")
     session.say(f"engine: {printable(str(engine))}")
 
 
-def _patches(stats: GenerationStats) -> int:
-    """Patches of the text, without the one that BOS is alone in."""
-    return max(0, stats.patches - 1)
-
-
-def _ratio(number: float, count: float) -> float:
-    return number / count if count else 0.0
-
-
-def _shares(stats: GenerationStats) -> dict[str, float]:
+def stage_shares(stage_seconds: Mapping[str, float], total: float) -> dict[str, float]:
     """Shares of the whole time by stage, and "other": sampling, hashing, patching and Python."""
-    total = stats.prefill_seconds + stats.decode_seconds
-    shares = {name: _ratio(seconds, total) for name, seconds in stats.stage_seconds.items()}
+    shares = {name: seconds / total if total else 0.0 for name, seconds in stage_seconds.items()}
     return {**shares, "other": max(0.0, 1.0 - sum(shares.values()))}
+
+
+def memory_told(state_bytes: int) -> str:
+    """What a text's state takes, and this process in all."""
+    peak = peak_resident()
+    return f"{size(state_bytes)} of state" + (f", {size(peak)} at peak in all" if peak else "")
 
 
 def _document(
@@ -191,15 +167,13 @@ def _document(
         "options": asked,
         "stats": {
             **asdict(stats),
-            "patches": _patches(stats),
-            "bytes_per_patch": _ratio(stats.prompt_bytes + stats.new_bytes, _patches(stats)),
+            "patches": stats.text_patches,
+            "bytes_per_patch": stats.bytes_per_patch,
             "bytes_per_second": stats.bytes_per_second,
-            "milliseconds_per_byte": 1000 * _ratio(stats.decode_seconds, stats.new_bytes),
-            "stage_shares": _shares(stats),
-            "draft_acceptance": _ratio(stats.accepted, stats.drafted),
-            "stage_calls_per_byte": {
-                name: _ratio(calls, stats.new_bytes) for name, calls in stats.stage_calls.items()
-            },
+            "milliseconds_per_byte": stats.milliseconds_per_byte,
+            "stage_shares": stage_shares(stats.stage_seconds, stats.prefill_seconds + stats.decode_seconds),
+            "draft_acceptance": stats.acceptance or 0.0,
+            "stage_calls_per_byte": stats.calls_per_byte,
             "peak_resident_bytes": peak_resident(),
         },
     }

@@ -14,8 +14,6 @@ from typing import Protocol
 
 from ..output import is_terminal
 
-__all__ = ["LineReader", "expanded", "history_file", "line_reader", "paths_that_begin"]
-
 Complete = Callable[[str, str], list[str]]
 """complete(line up to the cursor, its last word) -> what the word may become."""
 

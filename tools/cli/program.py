@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from ..output import Session, crash_line, error_line, foreseen_line, is_usage, usage_line
+from ...runtime.errors import OptionError, PromptTooLongError
+from ..output import Session, crash_line, error_line, foreseen_line, usage_line
 from .completion import COMPLETION, complete
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
-
-__all__ = ["VERBS", "Program", "program"]
 
 NAME = "blt-edge"
 
@@ -98,9 +97,7 @@ class Program(click.Group):
         **extra: Any,
     ) -> NoReturn:
         """Run `args` (None = sys.argv) and exit; see the module for exit codes."""
-        arguments = list(sys.argv[1:] if args is None else args)
-        session = Session()
-        code = _run(self, arguments, session)
+        code = _run(self, list(sys.argv[1:] if args is None else args), Session())
         sys.exit(code if _flushed() else 1)
 
 
@@ -131,16 +128,12 @@ def _run(group: Program, arguments: list[str], session: Session) -> int:
         # Whoever read our output has enough of it.
         return 1
     except Exception as error:
-        return _failed(error, session)
+        line = foreseen_line(error)
+        if line is None and session.verbose:
+            traceback.print_exc()
+        error_line(line or crash_line(error, session.verbose))
+        return 2 if isinstance(error, (OptionError, PromptTooLongError)) else 1
     return 0
-
-
-def _failed(error: Exception, session: Session) -> int:
-    line = foreseen_line(error)
-    if line is None and session.verbose:
-        traceback.print_exc()
-    error_line(line or crash_line(error, session.verbose))
-    return 2 if is_usage(error) else 1
 
 
 def _prepare_streams() -> None:

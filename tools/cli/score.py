@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,35 +15,7 @@ from .model_options import EngineOptions, engine_options, load_model
 from .options import STDIN, InputFile, json_option, model_option, verb
 
 if TYPE_CHECKING:
-    from ...runtime import BltModel, Score
-
-__all__ = ["command"]
-
-
-@dataclass(frozen=True)
-class _Line:
-    """Figures of one file, or of all together."""
-
-    name: str
-    bytes: int
-    patches: int
-    """Without the one of each window that BOS is alone in."""
-    windows: int
-    bits: float
-    seconds: float
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """What is told of it."""
-        return {
-            "bytes": self.bytes,
-            "patches": self.patches,
-            "bytes_per_patch": self.bytes / max(1, self.patches),
-            "bits_per_byte": self.bits / self.bytes,
-            "bytes_per_second": self.bytes / self.seconds if self.seconds > 0 else 0.0,
-            "windows": self.windows,
-            "seconds": self.seconds,
-        }
+    from ...runtime import Score
 
 
 @verb("score")
@@ -79,12 +50,19 @@ def command(
             loaded.score(text, context=context, progress=partial(progress, f"scoring {Path(name).name}"))
             for name, text in texts
         ]
-    lines = [_line(name, score) for (name, _), score in zip(texts, scores, strict=True)]
-    total = _total(lines)
+    figures = [(name, _figures([score])) for (name, _), score in zip(texts, scores, strict=True)]
+    total = _figures(scores)
     if json_file is not None:
-        write_json(json_file, _document(model, loaded, scores[0].context, lines, total))
+        document = {
+            "model": str(model),
+            "source": loaded.manifest.source.name,
+            "context": scores[0].context,
+            "files": [{"file": name, **told} for name, told in figures],
+            "total": total,
+        }
+        write_json(json_file, document)
     if json_file != STDIN:
-        _show(lines, total)
+        _show(figures, total)
 
 
 def _read(files: Sequence[Path], session: Session) -> list[tuple[str, bytes]]:
@@ -97,52 +75,34 @@ def _read(files: Sequence[Path], session: Session) -> list[tuple[str, bytes]]:
     return texts
 
 
-def _line(name: str, score: Score) -> _Line:
-    return _Line(
-        name=name,
-        bytes=score.bytes,
-        patches=score.patches - score.windows,
-        windows=score.windows,
-        bits=score.bits_per_byte * score.bytes,
-        seconds=score.seconds,
-    )
+def _figures(scores: Sequence[Score]) -> dict[str, Any]:
+    """What is told of one file, or of all together."""
+    size, seconds = sum(score.bytes for score in scores), sum(score.seconds for score in scores)
+    windows = sum(score.windows for score in scores)
+    patches = sum(score.patches for score in scores) - windows  # BOS is alone in one of each window
+    return {
+        "bytes": size,
+        "patches": patches,
+        "bytes_per_patch": size / max(1, patches),
+        "bits_per_byte": sum(score.bits_per_byte * score.bytes for score in scores) / size,
+        "bytes_per_second": size / seconds if seconds > 0 else 0.0,
+        "windows": windows,
+        "seconds": seconds,
+    }
 
 
-def _total(lines: Sequence[_Line]) -> _Line:
-    return _Line(
-        name="total",
-        bytes=sum(line.bytes for line in lines),
-        patches=sum(line.patches for line in lines),
-        windows=sum(line.windows for line in lines),
-        bits=sum(line.bits for line in lines),
-        seconds=sum(line.seconds for line in lines),
-    )
-
-
-def _show(lines: Sequence[_Line], total: _Line) -> None:
-    shown = [*lines, total] if len(lines) > 1 else lines
+def _show(figures: Sequence[tuple[str, dict[str, Any]]], total: dict[str, Any]) -> None:
+    several = len(figures) > 1
     rows = [
         (
-            line.name,
-            f"{line.bytes:,}",
-            f"{line.patches:,}",
-            f"{line.figures['bytes_per_patch']:.2f}",
-            f"{line.figures['bits_per_byte']:.4f}",
-            f"{line.figures['bytes_per_second']:,.0f}",
+            name,
+            f"{told['bytes']:,}",
+            f"{told['patches']:,}",
+            f"{told['bytes_per_patch']:.2f}",
+            f"{told['bits_per_byte']:.4f}",
+            f"{told['bytes_per_second']:,.0f}",
         )
-        for line in shown
+        for name, told in [*figures, *[("total", total)] * several]
     ]
     columns = ("file", ">bytes", ">patches", ">bytes/patch", ">bits/byte", ">bytes/s")
-    print_table(columns, rows, total=len(lines) > 1)
-
-
-def _document(
-    bundle: Path, model: BltModel, context: int, lines: Sequence[_Line], total: _Line
-) -> dict[str, Any]:
-    return {
-        "model": str(bundle),
-        "source": model.manifest.source.name,
-        "context": context,
-        "files": [{"file": line.name, **line.figures} for line in lines],
-        "total": total.figures,
-    }
+    print_table(columns, rows, total=several)

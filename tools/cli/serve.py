@@ -11,20 +11,20 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...runtime.options import GenerationOptions
 from ..output import Session, crash_line, error_line, foreseen_line, printable
+from ..server.settings import ServerSettings, is_loopback
 from .model_options import EngineOptions, engine_options, load_model
 from .options import MemorySize, draft_options, model_option, verb
 
 if TYPE_CHECKING:
     from ...runtime import BltModel
-    from ..server.settings import ServerSettings
-
-__all__ = ["command"]
 
 _SECONDS = click.FloatRange(min=0, min_open=True, max=86_400)
 
@@ -134,24 +134,23 @@ def command(
     stderr a line for each request. --draft and --draft-length are for requests that name none.
     """
     settings = _settings(model, asked)
-    bound = _bind(settings)
+    from ..server.run import bind  # needs what the extra "serve" installs
+
     try:
-        loaded = load_model(session, model, engine)
-        _serve(session, loaded, settings, bound)
-    finally:
-        bound.close()
+        bound = bind(settings.host, settings.port)
+    except OSError as error:
+        raise click.ClickException(
+            f"can't listen on {printable(settings.url)}: {error.strerror}; choose another --host or --port"
+        ) from None
+    with bound:
+        _serve(session, load_model(session, model, engine), settings, bound)
 
 
 # 1. What was asked for.
 
 
 def _settings(bundle: Path, asked: dict[str, Any]) -> ServerSettings:
-    from ...runtime import GenerationOptions
-    from ..server.settings import ServerSettings
-
-    GenerationOptions(
-        draft=asked["draft"], draft_length=asked["draft_length"]
-    )  # raises what is wrong with them
+    GenerationOptions(draft=asked["draft"], draft_length=asked["draft_length"])  # raises OptionError
     key = asked["api_key"]
     if key is None and os.environ.get("BLT_EDGE_API_KEY") == "":
         raise click.UsageError("BLT_EDGE_API_KEY is empty; give it a key, or unset it to serve without one")
@@ -161,44 +160,28 @@ def _settings(bundle: Path, asked: dict[str, Any]) -> ServerSettings:
         )
     for origin in asked["cors_origins"]:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s?#@]+", origin):
-            shown = printable(origin)
+            got = printable(origin)
             raise click.UsageError(
-                f"--cors-origin: got {shown}; give a scheme and a host such as https://example.org"
+                f"--cors-origin: got {got}; give a scheme and a host such as https://example.org"
             )
     for host in asked["allowed_hosts"]:
         if not _HOST.fullmatch(host):
-            raise click.UsageError(
-                f"--allow-host: got {printable(host)}; give a name alone, such as example.org"
-            )
+            got = printable(host)
+            raise click.UsageError(f"--allow-host: got {got}; give a name alone, such as example.org")
     name = asked.pop("name") or bundle.resolve().name
     name = name.encode("utf-8", "backslashreplace").decode("utf-8")  # JSON has no word for other bytes
     return ServerSettings(name=name, **asked)
-
-
-def _bind(settings: ServerSettings) -> socket.socket:
-    from ..server.run import bind, url
-
-    try:
-        return bind(settings.host, settings.port)
-    except OSError as error:
-        address = printable(url(settings.host, settings.port))
-        raise click.ClickException(
-            f"can't listen on {address}: {error.strerror}; choose another --host or --port"
-        ) from None
 
 
 # 2. Running.
 
 
 def _serve(session: Session, model: BltModel, settings: ServerSettings, bound: socket.socket) -> None:
-    from dataclasses import replace
-
-    from ..server.run import run_server, url
+    from ..server.run import run_server
     from ..server.service import Service
 
     host, port = bound.getsockname()[:2]
     settings = replace(settings, host=host, port=port, allowed_hosts=(*settings.allowed_hosts, settings.host))
-    address = url(host, port)
 
     def say(line: str) -> None:
         with _whoever_reads():
@@ -212,13 +195,12 @@ def _serve(session: Session, model: BltModel, settings: ServerSettings, bound: s
 
     def started() -> None:
         if sys.stdout is not None:
-            sys.stdout.write(address + "\n")
+            sys.stdout.write(settings.url + "\n")
             sys.stdout.flush()
         with _whoever_reads():
             _introduce(session, model, settings)
 
-    service = Service(model, settings, report)
-    run_server(service, bound, say=say, log=say, started=started)
+    run_server(Service(model, settings, report), bound, say=say, started=started)
     say("stopped")
 
 
@@ -235,29 +217,18 @@ def _whoever_reads() -> Iterator[None]:
 
 
 def _introduce(session: Session, model: BltModel, settings: ServerSettings) -> None:
-    from ..server.settings import is_loopback
-
     positions = model.limits.max_positions
     session.say(f"{printable(settings.name)}: {positions} positions; engine: {printable(str(model.engine))}")
-    for line in _example(settings):
-        session.say(line)
+    host = settings.host
+    if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
+        host = "::1" if ":" in host else "127.0.0.1"
+    key = ' -H "Authorization: Bearer $BLT_EDGE_API_KEY"' if settings.api_key is not None else ""
+    body = json.dumps({"prompt": "Once upon a time", "max_tokens": 64, "temperature": 0.7})
+    session.say(f"try: curl {replace(settings, host=host).url}/v1/completions{key} \\")
+    session.say(f"       -H 'Content-Type: application/json' -d '{body}'")
     session.say("a page is at the same address; Ctrl-C ends it")
     if not is_loopback(settings.host) and settings.api_key is None:
         session.note(
             f"blt-edge: warning: anybody who reaches {settings.host} may use this server; "
             "set BLT_EDGE_API_KEY, or leave --host at 127.0.0.1"
         )
-
-
-def _example(settings: ServerSettings) -> list[str]:
-    from ..server.run import url
-
-    host = settings.host
-    if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
-        host = "::1" if ":" in host else "127.0.0.1"
-    body = json.dumps({"prompt": "Once upon a time", "max_tokens": 64, "temperature": 0.7})
-    key = ' -H "Authorization: Bearer $BLT_EDGE_API_KEY"' if settings.api_key is not None else ""
-    return [
-        f"try: curl {url(host, settings.port)}/v1/completions{key} \\",
-        f"       -H 'Content-Type: application/json' -d '{body}'",
-    ]

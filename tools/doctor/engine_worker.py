@@ -109,20 +109,20 @@ def _cuda_answer(driver: Any, result: Any) -> Any:
 
 def _tensorrt(target: str) -> dict[str, Any]:
     """Whether TensorRT's Python module loads and can make a builder."""
-    from ...runtime.backends.tensorrt import load_flavour
+    from ...runtime.backends.tensorrt import load_tensorrt
 
-    flavour = load_flavour(target)
-    facts: dict[str, Any] = {"version": flavour.version, "builds_for": list(flavour.compute_capabilities)}
+    trt = load_tensorrt(target)
+    facts: dict[str, Any] = {"version": trt.version, "builds_for": list(trt.compute_capabilities)}
     said: list[str] = []
-    logger = flavour.logger(lambda severity, message: said.append(f"{severity}: {message}"))
-    if flavour.module.Builder(logger) is None:
+    logger = trt.logger(lambda severity, message: said.append(f"{severity}: {message}"))
+    if trt.module.Builder(logger) is None:
         facts["error"] = next((line for line in said if line.startswith("ERROR")), "it can't make a builder")
     return facts
 
 
 def _bundle(directory: str, capability: str) -> dict[str, Any]:
     """What a bundle would run from, engine by engine; capability: the first GPU's, empty = there is none."""
-    from ...runtime.backends.tensorrt import TENSORRT_TARGETS, load_flavour
+    from ...runtime.backends.tensorrt import TENSORRT_TARGETS, load_tensorrt
     from ...runtime.engines import find_engine, find_tensorrt_engine
     from ...runtime.errors import BltError
     from ...runtime.manifest import load_manifest
@@ -133,14 +133,14 @@ def _bundle(directory: str, capability: str) -> dict[str, Any]:
     forms = [_form("onnxruntime", prepared.name, prepared.reason, prepared.directory is not None)]
     for target in TENSORRT_TARGETS:
         try:
-            flavour = load_flavour(target)
+            trt = load_tensorrt(target)
         except BltError as error:
             forms.append(_form(target, "", str(error), False))
             continue
         if not capability:
             forms.append(_form(target, "", "no GPU is seen", False))
             continue
-        engine = find_tensorrt_engine(path, manifest, flavour, capability)
+        engine = find_tensorrt_engine(path, manifest, trt, capability)
         forms.append(_form(target, engine.name, engine.reason, engine.directory is not None))
     return {
         "stages": {name: spec.precision for name, spec in manifest.stages.items()},

@@ -11,12 +11,14 @@ from typing import Any
 from ...runtime import ByteDetail, GenerationStats
 from ...runtime.vocabulary import BYTE_OFFSET, EOS, Utf8Stream
 from .requests import CompletionRequest
-from .service import Piece
-
-__all__ = ["DONE", "Answer", "event", "token_text"]
+from .service import ChoiceChunk
 
 _REASONS = {"eos": "stop", "stop": "stop", "length": "length", "context": "length"}
 _SPECIAL = {0: "<0>", 1: "<bos>", EOS: "<eos>", 3: "<3>"}
+_FIGURES = (
+    *("prompt_bytes", "new_bytes", "patches", "prefill_seconds", "first_byte_seconds", "decode_seconds"),
+    *("bytes_per_second", "stage_seconds", "drafted", "accepted", "rounds"),
+)
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream that came to its end."""
 
@@ -34,8 +36,8 @@ def token_text(number: int) -> str:
     return chr(byte) if byte < 0x80 else f"bytes:\\x{byte:02x}"
 
 
-class Answer:
-    """One request's answer while it is made."""
+class Completion:
+    """OpenAI's completion object while it is made."""
 
     def __init__(self, request: CompletionRequest, model: str) -> None:
         """model: its id."""
@@ -50,7 +52,7 @@ class Answer:
         self._prompts = [prompt for prompt, _ in request.choices]
         self._new_bytes = 0
 
-    def add(self, piece: Piece) -> dict[str, Any]:
+    def add(self, piece: ChoiceChunk) -> dict[str, Any]:
         """Take the next piece in; returns its chunk of a stream."""
         choice = self._choices.get(piece.choice)
         if choice is None:
@@ -93,7 +95,7 @@ class _Choice:
         self._first = True
         self._offsets = _Offsets()
 
-    def add(self, piece: Piece) -> dict[str, Any]:
+    def add(self, piece: ChoiceChunk) -> dict[str, Any]:
         """The piece's text, logprobs, finish_reason, and blt where asked."""
         request, chunk, first = self._request, piece.chunk, self._first
         self._first = False
@@ -143,15 +145,20 @@ class _Offsets:
 
     def __init__(self) -> None:
         self._utf8, self._characters = Utf8Stream(), 0
+        self._pending = b""  # of a character that may come
 
     def next(self, byte: int) -> int:
         """The offset of the next byte's character, a U+FFFD for what is none."""
-        self._characters += len(self._utf8.push(bytes([byte])))
-        return self._characters if self._utf8.pending else self._characters - 1
+        data = bytes([byte])
+        self._characters += len(self._utf8.push(data))
+        self._pending = (self._pending + data)[-self._utf8.pending :] if self._utf8.pending else b""
+        # Bytes that wait may be of two characters already: a half of a surrogate pair never becomes one.
+        return self._characters + len(self._pending.decode("utf-8", "replace")) - 1
 
     def end(self) -> None:
         """What follows begins a new character."""
         self._characters += len(self._utf8.flush())
+        self._pending = b""
 
 
 def _no_logprobs() -> dict[str, list[Any]]:
@@ -206,16 +213,5 @@ def _byte(detail: ByteDetail) -> dict[str, Any]:
 
 
 def _figures(stats: GenerationStats) -> dict[str, Any]:
-    return {
-        "prompt_bytes": stats.prompt_bytes,
-        "new_bytes": stats.new_bytes,
-        "patches": max(0, stats.patches - 1),  # without the one that BOS is alone in
-        "prefill_seconds": stats.prefill_seconds,
-        "first_byte_seconds": stats.first_byte_seconds,
-        "decode_seconds": stats.decode_seconds,
-        "bytes_per_second": stats.bytes_per_second,
-        "stage_seconds": stats.stage_seconds,
-        "drafted": stats.drafted,
-        "accepted": stats.accepted,
-        "rounds": stats.rounds,
-    }
+    figures = {name: getattr(stats, name) for name in _FIGURES}
+    return {**figures, "patches": stats.text_patches}

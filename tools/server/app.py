@@ -1,15 +1,17 @@
-"""The page's files, read once from this package. Nothing else is ever read from the disk.
+"""The routes of the server, the page's files, and who may ask.
 
-The routes, and what lies around them.
+The page's files are read once, from this package; nothing else is ever read from the disk.
 """
 
 from __future__ import annotations
 
+import hmac
 import re
 from collections.abc import Callable, Mapping
 from importlib import resources
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -19,13 +21,16 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...runtime.fields import shown
-from .access import Access, HostGuard, KeyGuard
-from .completions import Completions
-from .metrics import CONTENT_TYPE
-from .requests import ApiError
-from .service import Service
+from .completions import CompletionsEndpoint
+from .metrics import CONTENT_TYPE, accounted
+from .requests import ApiError, unknown_model
+from .service import Service, server_failed
+from .settings import ServerSettings, is_loopback
 
-__all__ = ["create_app", "page_files", "page_routes"]
+_MODEL = "/v1/models/"
+_PATHS = ("/v1/completions", "/v1/models", "/healthz", "/metrics")
+
+# 1. The page.
 
 _KINDS = {
     "html": "text/html; charset=utf-8",
@@ -34,7 +39,6 @@ _KINDS = {
     "svg": "image/svg+xml",
 }
 _NAME = re.compile(r"[a-z_]+\.(css|js|svg)")
-_INDEX = "index.html"
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'",
@@ -48,22 +52,19 @@ _MISSING = b"The page is not installed. The API is at /v1/completions.\n"
 def page_files() -> dict[str, bytes]:
     """What is at each path: `/`, and each style sheet, script and picture; without a page, a note."""
     folder = resources.files(__package__).joinpath("page")
-    if not folder.joinpath(_INDEX).is_file():
+    index = folder.joinpath("index.html")
+    if not index.is_file():
         return {"/": _MISSING}
-    files = {
-        f"/{file.name}": file.read_bytes()
-        for file in folder.iterdir()
-        if _NAME.fullmatch(file.name) and file.is_file()
-    }
-    return {"/": folder.joinpath(_INDEX).read_bytes(), **files}
+    files = [file for file in folder.iterdir() if _NAME.fullmatch(file.name) and file.is_file()]
+    return {"/": index.read_bytes(), **{f"/{file.name}": file.read_bytes() for file in files}}
 
 
 def page_routes(files: Mapping[str, bytes]) -> list[Route]:
     """One route for each of `page_files`."""
-    return [_route(path, content) for path, content in files.items()]
+    return [_page_route(path, content) for path, content in files.items()]
 
 
-def _route(path: str, content: bytes) -> Route:
+def _page_route(path: str, content: bytes) -> Route:
     kind = _KINDS["html" if path == "/" else path.rpartition(".")[2]]
     if content is _MISSING:
         kind = "text/plain; charset=utf-8"
@@ -74,32 +75,28 @@ def _route(path: str, content: bytes) -> Route:
     return Route(path, answer, methods=["GET"])
 
 
-_MODEL = "/v1/models/"
-_PATHS = ("/v1/completions", "/v1/models", "/healthz", "/metrics")
+# 2. The application.
 
 
 def create_app(service: Service, say: Callable[[str], None]) -> ASGIApp:
     """The application. say: gets a line for each request."""
     settings, page = service.settings, page_files()
-    around = [Middleware(_Refusals), Middleware(HostGuard, settings=settings)]
+    around = [Middleware(_host_guard, settings=settings)]
     if settings.cors_origins:
-        around.append(
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST"],
-                allow_headers=["*"],
-                expose_headers=["x-request-id"],
-            )
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id"],
         )
-        around.append(Middleware(_Refusals))  # so that a page may read them
+        around.append(cors)
     if settings.api_key is not None:
-        open_paths = frozenset({*page, "/healthz"})
-        around.append(Middleware(KeyGuard, key=settings.api_key, open_paths=open_paths))
+        around.append(Middleware(_key_guard, key=settings.api_key, open_paths={*page, "/healthz"}))
     app = Starlette(
         routes=[*_routes(service), *page_routes(page)],
         middleware=around,
-        exception_handlers={ApiError: _refusal, HTTPException: _http_refusal, Exception: _failure},
+        exception_handlers={ApiError: _refused, HTTPException: _not_routed, Exception: _failed},
     )
     app.router.redirect_slashes = False
 
@@ -108,7 +105,7 @@ def create_app(service: Service, say: Callable[[str], None]) -> ASGIApp:
             return path
         return _MODEL + "{id}" if path.startswith(_MODEL) else "other"
 
-    return Access(app, service.metrics, say, service.report, route)
+    return accounted(app, service.metrics, say, service.report, route)
 
 
 def _routes(service: Service) -> list[Route]:
@@ -119,9 +116,8 @@ def _routes(service: Service) -> list[Route]:
 
     async def one_model(request: Request) -> Response:
         name = request.path_params["name"]
-        if name != model["id"]:
-            message = f"there is no model {shown(name)}; this server has {model['id']!r}"
-            raise ApiError(404, message, param="model", code="model_not_found")
+        if name != service.facts.name:
+            raise unknown_model(name, service.facts.name)
         return JSONResponse(model)
 
     async def health(request: Request) -> Response:
@@ -133,7 +129,7 @@ def _routes(service: Service) -> list[Route]:
         return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
     return [
-        Route("/v1/completions", Completions(service), methods=["POST"]),
+        Route("/v1/completions", CompletionsEndpoint(service), methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
         Route(_MODEL + "{name:path}", one_model, methods=["GET"]),
         Route("/healthz", health, methods=["GET"]),
@@ -159,33 +155,12 @@ def _model_document(service: Service) -> dict[str, object]:
     }
 
 
-# Refusals.
-
-
-class _Refusals:
-    """Answers the ApiError of a guard, which lies outside of the routes' exception handlers."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on."""
-        try:
-            await self._app(scope, receive, send)
-        except ApiError as error:
-            await _refused(error)(scope, receive, send)
-
-
-def _refused(error: ApiError) -> Response:
-    return JSONResponse(error.document, error.status, error.headers)
-
-
-async def _refusal(request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _refused(error)
+    return error.response
 
 
-async def _http_refusal(request: Request, error: Exception) -> Response:
+async def _not_routed(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     method, path = request.method, shown(request.url.path)
     if error.status_code == 405:
@@ -193,8 +168,65 @@ async def _http_refusal(request: Request, error: Exception) -> Response:
         message, code = f"{method} {path} is not allowed; allowed is {allowed}", "method_not_allowed"
     else:
         message, code = f"there is nothing at {path}; there are {', '.join(_PATHS)}", "not_found"
-    return _refused(ApiError(error.status_code, message, code=code, headers=error.headers))
+    return ApiError(error.status_code, message, code, headers=error.headers).response
 
 
-async def _failure(request: Request, error: Exception) -> Response:
-    return _refused(ApiError(500, "the server failed", kind="server_error", code="internal_error"))
+async def _failed(request: Request, error: Exception) -> Response:
+    return server_failed().response
+
+
+# 3. Who may ask.
+
+
+def _host_guard(app: ASGIApp, settings: ServerSettings) -> ASGIApp:
+    """On a loopback address, answers only to loopback names and those that are allowed.
+
+    A web page whose name was made to point to this machine is of the same origin as the server for a
+    browser; the Host header gives it away. On other addresses names are not known, and all are let through.
+    HTTP/1.0 without the header is no browser.
+    """
+    if not is_loopback(settings.host):
+        return app
+    allowed = {name.lower() for name in settings.allowed_hosts}
+    refusal = ApiError(
+        403,
+        "the Host header is no name of this server; call it by 127.0.0.1 or localhost, or allow the name "
+        "with --allow-host",
+        "host_not_allowed",
+    )
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        header = Headers(scope=scope).get("host")
+        name = None if header is None else host_name(header)
+        known = name is None or is_loopback(name) or name in allowed
+        await (app if known else refusal.response)(scope, receive, send)
+
+    return answer
+
+
+def host_name(header: str) -> str:
+    """The name in a Host header, in lower case, without port and brackets; "" for what is none."""
+    name = header.strip().lower()
+    if name.startswith("["):
+        inside, _, rest = name[1:].partition("]")
+        return inside if not rest or rest.startswith(":") else ""
+    return name.rpartition(":")[0] if ":" in name else name
+
+
+def _key_guard(app: ASGIApp, key: str, open_paths: set[str]) -> ASGIApp:
+    """Asks for `Authorization: Bearer KEY` everywhere but on the open paths."""
+    expected = key.encode("utf-8")
+    refusal = ApiError(
+        401,
+        "the key is missing or wrong; send Authorization: Bearer and the server's --api-key",
+        "invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        right = hmac.compare_digest(given.strip().encode("latin-1"), expected)
+        known = scope["path"] in open_paths or (scheme.lower() == "bearer" and right)
+        await (app if known else refusal.response)(scope, receive, send)
+
+    return answer

@@ -14,12 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from .access import access_record
-from .answers import DONE, Answer, event
-from .requests import ApiError, ClientGoneError, CompletionRequest, parse_completion, read_json
-from .service import Exchange, Service
-
-__all__ = ["Completions"]
+from .answers import DONE, Completion, event
+from .metrics import request_record
+from .requests import ApiError, ClientGoneError, parse_completion, read_json
+from .service import ChoiceChunk, Exchange, Service
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -28,7 +26,7 @@ _STREAM_HEADERS = [
 ]
 
 
-class Completions:
+class CompletionsEndpoint:
     """The endpoint, an ASGI application."""
 
     def __init__(self, service: Service) -> None:
@@ -36,101 +34,97 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises ApiError as long as nothing was sent."""
-        handling = _Handling(self._service, scope, receive, send)
+        answer = _Answer(self._service, scope, receive, send)
         try:
             with anyio.fail_after(self._service.settings.timeout):
-                await handling.run()
+                await answer.run()
         except TimeoutError:
-            await handling.fail(self._timed_out(handling.parsed))
+            await answer.fail(self._timed_out(answer.parsed))
         except ApiError as error:
-            await handling.fail(error)
+            await answer.fail(error)
         except ClientGoneError:
-            access_record(scope).gone = True
+            request_record(scope).gone = True
 
     def _timed_out(self, parsed: bool) -> ApiError:
         limit = self._service.settings.timeout
         if not parsed:
             message, headers = f"the body did not arrive within {limit:g} s", {"Connection": "close"}
-            return ApiError(408, message, code="timeout", headers=headers)
+            return ApiError(408, message, "timeout", headers=headers)
         return ApiError(
             504,
             f"the request took longer than {limit:g} s; ask for less, or raise the server's --timeout",
-            kind="server_error",
-            code="timeout",
+            "timeout",
             headers={"x-should-retry": "false"},  # OpenAI's client would ask again, for as long
         )
 
 
-class _Handling:
+class _Answer:
     # One request, and how far its answer is.
 
     def __init__(self, service: Service, scope: Scope, receive: Receive, send: Send) -> None:
         self._service, self._scope, self._receive, self._send = service, scope, receive, send
         self._arrived = time.monotonic()
-        self._streaming = self._answered = False
+        self._first_byte: float | None = None  # seconds after that
+        self._streaming = self._sending = False
         self.parsed = False
 
     async def run(self) -> None:
-        service, metrics = self._service, self._service.metrics
+        service = self._service
         document = await read_json(Request(self._scope, self._receive), service.settings.max_body)
         request = parse_completion(document, service.facts)
         self.parsed = True
-        exchange = service.open(request, self._receive)
+        exchange = Exchange(service, request, self._receive)
+        completion = Completion(request, service.facts.name)
         try:
-            answer = Answer(request, service.facts.name)
             if request.stream:
-                await self._stream(request, exchange, answer)
+                await self._stream(exchange, completion, request.include_usage)
             else:
-                await self._whole(exchange, answer)
+                await self._whole(exchange, completion)
         finally:
             exchange.close()
-        metrics.whole.observe(time.monotonic() - self._arrived)
+        service.metrics.whole.observe(self._seconds)
 
-    async def _whole(self, exchange: Exchange, answer: Answer) -> None:
-        first = None
-        async for pieces in exchange.batches():
-            if first is None:
-                first = self._first_byte()
+    async def _whole(self, exchange: Exchange, completion: Completion) -> None:
+        async for pieces in self._pieces(exchange):
             for piece in pieces:
-                answer.add(piece)
+                completion.add(piece)
         queued = (exchange.began or self._arrived) - self._arrived
-        times = {"queue": queued, "first-byte": first or 0.0, "total": time.monotonic() - self._arrived}
+        times = {"queue": queued, "first-byte": self._first_byte or 0.0, "total": self._seconds}
         timing = ", ".join(f"{name};dur={1000 * seconds:.1f}" for name, seconds in times.items())
-        response = JSONResponse(answer.document, headers={"Server-Timing": timing})
-        self._answered = True
+        response = JSONResponse(completion.document, headers={"Server-Timing": timing})
+        self._sending = True
         await response(self._scope, self._receive, self._send)
 
-    async def _stream(self, request: CompletionRequest, exchange: Exchange, answer: Answer) -> None:
-        # The status is sent with the first text, so that whatever fails before has one of its own.
-        async for body in self._events(request, exchange, answer):
-            if not self._streaming:
-                self._streaming = True
-                await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+    async def _stream(self, exchange: Exchange, completion: Completion, include_usage: bool) -> None:
+        async for pieces in self._pieces(exchange):
+            await self._send_part(b"".join(event(completion.add(piece)) for piece in pieces))
+        await self._send_part((event(completion.usage_chunk) if include_usage else b"") + DONE)
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _events(
-        self, request: CompletionRequest, exchange: Exchange, answer: Answer
-    ) -> AsyncIterator[bytes]:
-        first = True
+    async def _pieces(self, exchange: Exchange) -> AsyncIterator[list[ChoiceChunk]]:
         async for pieces in exchange.batches():
-            if first:
-                self._first_byte()
-                first = False
-            yield b"".join(event(answer.add(piece)) for piece in pieces)
-        yield (event(answer.usage_chunk) if request.include_usage else b"") + DONE
+            if self._first_byte is None:
+                self._first_byte = self._seconds
+                self._service.metrics.first_byte.observe(self._first_byte)
+            yield pieces
 
-    def _first_byte(self) -> float:
-        seconds = time.monotonic() - self._arrived
-        self._service.metrics.first_byte.observe(seconds)
-        return seconds
+    async def _send_part(self, body: bytes) -> None:
+        # The status is sent with the first text, so that whatever fails before has one of its own.
+        if not self._streaming:
+            self._streaming = True
+            await self._send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._arrived
 
     async def fail(self, error: ApiError) -> None:
         """Tell the client: as an event where a stream has begun."""
-        if not self._streaming and not self._answered:
+        if not self._streaming and not self._sending:
             raise error
-        access_record(self._scope).error = error.status
-        if self._answered:
+        request_record(self._scope).error = error.status
+        if self._sending:
             return  # the connection is closed
         with anyio.move_on_after(1.0):  # one that does not read is not waited for
             await self._send({"type": "http.response.body", "body": event(error.document), "more_body": True})

@@ -1,22 +1,33 @@
-"""Figures of a server for Prometheus. Safe from any thread."""
+"""The account of every request: an id, a line on stderr, and figures for Prometheus.
+
+What it does not know: what is asked for, and what is answered.
+"""
 
 from __future__ import annotations
 
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .worker import Worker
-
-__all__ = ["CONTENT_TYPE", "Metrics"]
+from ..output import printable
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_GONE = 499
+_KEY = "blt_edge.request_record"
 
 
 class Metrics:
-    """Counts since the server began, in a registry of their own."""
+    """Counts since the server began, in a registry of their own. Safe from any thread."""
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, waiting: Callable[[], int]) -> None:
+        """waiting: the length of the queue now."""
         registry = self._registry = CollectorRegistry()
         self.requests = Counter(
             "blt_edge_http_requests",
@@ -25,9 +36,7 @@ class Metrics:
             registry=registry,
         )
         self.in_flight = Gauge(
-            "blt_edge_http_requests_in_flight",
-            "Requests not answered yet.",
-            registry=registry,
+            "blt_edge_http_requests_in_flight", "Requests not answered yet.", registry=registry
         )
         self.prompt_bytes = Counter("blt_edge_prompt_bytes", "Bytes of prompts read.", registry=registry)
         self.new_bytes = Counter(
@@ -48,9 +57,75 @@ class Metrics:
             registry=registry,
         )
         queue = Gauge("blt_edge_queue_length", "Requests whose turn has not come.", registry=registry)
-        queue.set_function(lambda: worker.waiting)
+        queue.set_function(waiting)
         ProcessCollector(registry=registry)  # resident memory among it, on Linux
 
     def text(self) -> bytes:
         """The exposition, in `CONTENT_TYPE`."""
         return generate_latest(self._registry)
+
+
+@dataclass
+class RequestRecord:
+    """What became of one request."""
+
+    status: int = _GONE
+    """That was sent; 499 as long as none was."""
+    bytes: int = 0
+    """Of the body that was sent."""
+    gone: bool = False
+    """The client left before its answer was complete."""
+    error: int | None = None
+    """The status of an error that came after the answer had begun."""
+
+    @property
+    def final(self) -> int:
+        """The status that counts."""
+        return _GONE if self.gone else self.error or self.status
+
+
+def request_record(scope: Scope) -> RequestRecord:
+    """The record of the request of this scope."""
+    record: RequestRecord = scope[_KEY]
+    return record
+
+
+def accounted(
+    app: ASGIApp,
+    metrics: Metrics,
+    say: Callable[[str], None],
+    report: Callable[[Exception], None],
+    route: Callable[[str], str],
+) -> ASGIApp:
+    """The outermost application: lets `app` answer, and keeps account.
+
+    say: gets a line for each request. report: gets errors that nobody foresaw. route: names a path for the
+    figures, so that their number is bounded.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.monotonic()
+        record = scope[_KEY] = RequestRecord()
+        request_id = f"req-{secrets.token_hex(8)}"
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            else:
+                record.bytes += len(message.get("body", b""))
+            await send(message)
+
+        metrics.in_flight.inc()
+        try:
+            await app(scope, receive, counted)
+        except Exception as error:
+            record.error = 500
+            report(error)
+        finally:
+            metrics.in_flight.dec()
+            metrics.requests.labels(route(scope["path"]), str(record.final)).inc()
+            path, seconds = printable(scope["path"])[:100], time.monotonic() - started
+            say(f"{scope['method']} {path} {record.final} {record.bytes} bytes {1000 * seconds:.0f} ms")
+
+    return answer

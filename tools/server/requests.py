@@ -1,41 +1,49 @@
-"""Refusals as OpenAI's clients read them: a status and `{"error": {message, type, param, code}}`.
+"""A completion request: its body, read within a limit as JSON without surprises, and what it may say.
 
-A request's body: read within a limit, and JSON without surprises. What it means is not known here.
-
-What a completion request may say: OpenAI's parameters and ours, each checked or refused by name.
-
-The rules of a value are those of `GenerationOptions`; only the names and defaults are OpenAI's.
+OpenAI's parameters and ours, each checked or refused by name. The rules of a value are those of
+`GenerationOptions`; only the names and defaults are OpenAI's. A refusal is a status and OpenAI's
+`{"error": {message, type, param, code}}`.
+What it does not know: routes, the model, how an answer is made.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import anyio
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
 
 from ...runtime import GenerationOptions, OptionError
 from ...runtime.fields import checked_flag, checked_int, shown
 
-__all__ = [
-    "DEFAULT_MAX_TOKENS",
-    "MOST_CHOICES",
-    "ApiError",
-    "ClientGoneError",
-    "CompletionRequest",
-    "ModelFacts",
-    "invalid",
-    "parse_completion",
-    "parse_json",
-    "read_json",
-    "retry_after",
-]
+DEFAULT_MAX_TOKENS = 256
+"""Bytes, as `blt-edge generate` makes by default; OpenAI's 16 tokens would be 16 bytes."""
+MOST_CHOICES = 128
+"""Choices of a request: prompts times n."""
+MOST_TOLD = 65_536
+"""Bytes of a request's answer, or as many as the model has positions, that may have logprobs or details: each
+takes some 3 KB of memory while the answer is made."""
+MOST_STOPS = 4
+LARGEST_SEED = 2**63 - 1
 
 _LONGEST_PARAM = 100
+_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+
+# A client that hears of a refusal only after it has sent everything gets it more surely than one whose
+# connection breaks: so much, in bodies and in seconds, is read and thrown away.
+_PATIENCE_BODIES = 4
+_PATIENCE_SECONDS = 2.0
+
+T = TypeVar("T")
+_Types = type | tuple[type, ...]
+
+
+# 1. Refusals.
 
 
 class ApiError(Exception):
@@ -45,23 +53,23 @@ class ApiError(Exception):
         self,
         status: int,
         message: str,
+        code: str,
         *,
-        kind: str = "invalid_request_error",
         param: str | None = None,
-        code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """kind: the document's `type`. param: the parameter at fault. code: a word for programs."""
+        """code: a word for programs. param: the parameter at fault."""
         super().__init__(message)
         if param is not None:  # a client's own key may be long, and have what UTF-8 has no bytes for
             param = param[:_LONGEST_PARAM].encode("utf-8", "backslashreplace").decode("utf-8")
+        kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
         self.status, self.headers = status, dict(headers or {})
-        self._fields = {"message": message, "type": kind, "param": param, "code": code}
+        self.document = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
     @property
-    def document(self) -> dict[str, Any]:
-        """The answer's JSON."""
-        return {"error": dict(self._fields)}
+    def response(self) -> JSONResponse:
+        """The answer as it is sent."""
+        return JSONResponse(self.document, self.status, self.headers)
 
 
 class ClientGoneError(Exception):
@@ -70,7 +78,13 @@ class ClientGoneError(Exception):
 
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """A 400: the request itself is wrong."""
-    return ApiError(400, message, param=param, code=code)
+    return ApiError(400, message, code, param=param)
+
+
+def unknown_model(name: object, known: str) -> ApiError:
+    """A 404: this server's model has another name."""
+    message = f"there is no model {shown(name)}; this server has {known!r}"
+    return ApiError(404, message, "model_not_found", param="model")
 
 
 def retry_after(seconds: float) -> dict[str, str]:
@@ -78,10 +92,7 @@ def retry_after(seconds: float) -> dict[str, str]:
     return {"Retry-After": str(max(1, min(60, round(seconds))))}
 
 
-# A client that hears of a refusal only after it has sent everything gets it more surely than one whose
-# connection breaks: so much, in bodies and in seconds, is read and thrown away.
-_PATIENCE_BODIES = 4
-_PATIENCE_SECONDS = 2.0
+# 2. The body.
 
 
 async def read_json(request: Request, most: int) -> dict[str, Any]:
@@ -100,9 +111,15 @@ async def read_json(request: Request, most: int) -> dict[str, Any]:
 
 
 async def _read(request: Request, most: int) -> bytes:
+    too_large = ApiError(
+        413,
+        f"the body is longer than {most} bytes; send less, or raise the server's --max-body",
+        "body_too_large",
+        headers={"Connection": "close"},
+    )
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:18]) > most and "expect" in request.headers:
-        raise _too_large(most)  # it waits to be told to send anything
+        raise too_large  # it waits to be told to send anything
     body, size = bytearray(), 0
     with anyio.CancelScope() as scope:
         async for piece in request.stream():
@@ -115,17 +132,8 @@ async def _read(request: Request, most: int) -> bytes:
             if size > _PATIENCE_BODIES * most:
                 break
     if size > most:
-        raise _too_large(most)
+        raise too_large
     return bytes(body)
-
-
-def _too_large(most: int) -> ApiError:
-    return ApiError(
-        413,
-        f"the body is longer than {most} bytes; send less, or raise the server's --max-body",
-        code="body_too_large",
-        headers={"Connection": "close"},
-    )
 
 
 def parse_json(body: bytes) -> Any:
@@ -158,28 +166,13 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-DEFAULT_MAX_TOKENS = 256
-"""Bytes, as `blt-edge generate` makes by default; OpenAI's 16 tokens would be 16 bytes."""
-MOST_CHOICES = 128
-"""Choices of a request: prompts times n."""
-MOST_TOLD = 65_536
-"""Bytes of a request's answer, or as many as the model has positions, that may have logprobs or details: each
-takes some 3 KB of memory while the answer is made."""
-MOST_STOPS = 4
-LARGEST_SEED = 2**63 - 1
+# 3. The request.
 
-_SAMPLING = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "repetition_penalty": "repetition_penalty",
-    "seed": "seed",
-    "logprobs": "logprobs",
-    "draft": "draft",
-    "draft_length": "draft_length",
-}
-"""Parameters that are a field of `GenerationOptions`."""
+_SAMPLING = (
+    *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "logprobs"),
+    *("draft", "draft_length"),
+)
+"""Parameters that are a field of `GenerationOptions`, by the same name."""
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
@@ -190,17 +183,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 """OpenAI's parameters that are not there, and what they may be because it means nothing."""
 
 _ALLOWED = (
-    "model",
-    "prompt",
-    "max_tokens",
-    *_SAMPLING,
-    "n",
-    "stop",
-    "echo",
-    "stream",
-    "stream_options",
-    "user",
-    "blt_details",
+    *("model", "prompt", "max_tokens", *_SAMPLING, "n", "stop"),
+    *("echo", "stream", "stream_options", "user", "blt_details"),
 )
 
 
@@ -286,7 +270,7 @@ def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> Completi
     return request
 
 
-# 1. Names.
+# 4. Names.
 
 
 def _check_names(document: Mapping[str, Any]) -> None:
@@ -303,12 +287,7 @@ def _check_names(document: Mapping[str, Any]) -> None:
 
 def _check_model(name: Any, facts: ModelFacts) -> None:
     if name is not None and name != facts.name:
-        raise ApiError(
-            404,
-            f"there is no model {shown(name)}; this server has {facts.name!r}",
-            param="model",
-            code="model_not_found",
-        )
+        raise unknown_model(name, facts.name)
 
 
 def _check_neutral(given: Mapping[str, Any]) -> None:
@@ -330,7 +309,7 @@ def _unsupported(name: str, value: Any, advice: str) -> ApiError:
     )
 
 
-# 2. The prompt.
+# 5. The prompt.
 
 
 def _prompts(prompt: Any) -> tuple[bytes, ...]:
@@ -411,28 +390,20 @@ def _check_told(request: CompletionRequest, max_tokens: int, facts: ModelFacts) 
         )
 
 
-# 3. Values.
+# 6. Values.
 
 
 def _options(
     given: Mapping[str, Any], defaults: GenerationOptions, most: int, details: bool
 ) -> GenerationOptions:
     fields: dict[str, Any] = {"max_new_bytes": most, "details": details}
-    for name, field in _SAMPLING.items():
+    fields["stop"] = _stops(given.get("stop", []))
+    for name in _SAMPLING:
         if name in given:
-            _check_option(name, field, given[name])
-            fields[field] = given[name]
+            fields[name] = _option(name, given[name], str if name == "draft" else (int, float))
     if "seed" in given:
         _whole("seed", given["seed"], 0, LARGEST_SEED - MOST_CHOICES)
-    fields["stop"] = _stops(given.get("stop", []))
     return replace(defaults, **fields)
-
-
-def _check_option(name: str, field: str, value: Any) -> None:
-    try:
-        GenerationOptions(**{field: value})
-    except OptionError as error:
-        raise _wrong(name, error, value) from None
 
 
 def _stops(stop: Any) -> tuple[bytes, ...]:
@@ -442,8 +413,7 @@ def _stops(stop: Any) -> tuple[bytes, ...]:
         raise invalid(message, "stop", "invalid_type")
     if len(stops) > MOST_STOPS:
         raise invalid(f"stop has {len(stops)} strings; allowed are {MOST_STOPS}", "stop")
-    found = tuple(_text("stop", one) for one in stops)
-    _check_option("stop", "stop", found)
+    found: tuple[bytes, ...] = _option("stop", tuple(_text("stop", one) for one in stops), tuple)
     return found
 
 
@@ -458,21 +428,25 @@ def _include_usage(options: Any, stream: bool) -> bool:
     return _flag("include_usage", options)
 
 
+def _option(name: str, value: Any, types: _Types) -> Any:
+    def check(name: str, value: Any) -> Any:
+        return getattr(GenerationOptions(**{name: value}), name)
+
+    return _checked(check, name, value, types=types)
+
+
 def _flag(name: str, given: Mapping[str, Any]) -> bool:
-    try:
-        return checked_flag(name, given.get(name, False))
-    except OptionError as error:
-        raise invalid(str(error), name, "invalid_type") from None
+    return _checked(checked_flag, name, given.get(name, False), types=())
 
 
 def _whole(name: str, value: Any, least: int, most: int | None) -> int:
+    return _checked(checked_int, name, value, least, most, types=(int, float))
+
+
+def _checked(check: Callable[..., T], name: str, value: Any, *limits: int | None, types: _Types) -> T:
+    """What `check` makes of a value of one of the types. Raises ApiError."""
     try:
-        return checked_int(name, value, least, most)
+        return check(name, value, *limits)
     except OptionError as error:
-        raise _wrong(name, error, value) from None
-
-
-def _wrong(name: str, error: OptionError, value: Any) -> ApiError:
-    right = {"draft": str, "stop": tuple}.get(name, (int, float))
-    fits = isinstance(value, right) and not isinstance(value, bool)
-    return invalid(str(error), name, "invalid_value" if fits else "invalid_type")
+        fits = isinstance(value, types) and not isinstance(value, bool)
+        raise invalid(str(error), name, "invalid_value" if fits else "invalid_type") from None

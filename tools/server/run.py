@@ -1,10 +1,6 @@
-"""Connections as uvicorn handles them, and an end to those that ask for nothing.
+"""A running server: its socket, uvicorn around the application, and an orderly end.
 
-uvicorn waits without end for a request's head, and h11 holds what came of it: a client that sends nothing, or
-a byte now and then, would keep its connection, and some hundreds of them the process's last file. What it
-does not know: routes, the model.
-
-A running server: the socket, uvicorn, and an orderly end.
+What it does not know: routes, the model.
 """
 
 from __future__ import annotations
@@ -21,46 +17,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from .app import create_app
 from .service import Service
 
-__all__ = ["HEAD_SECONDS", "Protocol", "Server", "bind", "run_server", "url"]
-
 HEAD_SECONDS = 20.0
 """For a request's head to arrive, from the connection or from the head's first byte."""
-
-
-class Protocol(H11Protocol):
-    """HTTP/1.1 by h11."""
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait."""
-        super().connection_made(transport)
-        self._wait_for_head()
-
-    def data_received(self, data: bytes) -> None:
-        """Wait on, unless the head is there."""
-        super().data_received(data)
-        self._wait_for_head()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
-        super().connection_lost(exc)
-        self._wait_no_longer()
-
-    def _wait_for_head(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._wait_no_longer()
-        elif self._deadline is None:
-            self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
-
-    def _wait_no_longer(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Nothing: uvicorn would advise to install what this server has no use for."""
-
 
 _LAST_SECONDS = 3
 """For connections to take their last bytes."""
@@ -83,48 +41,30 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def url(host: str, port: int) -> str:
-    """The address to call."""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def run_server(
-    service: Service,
-    bound: socket.socket,
-    *,
-    say: Callable[[str], None],
-    log: Callable[[str], None],
-    started: Callable[[], None],
+    service: Service, bound: socket.socket, *, say: Callable[[str], None], started: Callable[[], None]
 ) -> None:
-    """Serve until SIGTERM, SIGINT or `service.stop`, then close the service. say: gets the access lines.
-    log: gets uvicorn's warnings. started: called once it listens.
+    """Serve until SIGTERM, SIGINT or `service.stop`, then close the service. say: gets the access lines and
+    uvicorn's warnings. started: called once it listens.
     """
-    server = Server(service, say, log, started)
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it: one that takes no more bytes ends
         patience = round(1000 * service.settings.timeout)
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, patience))
     try:
-        asyncio.run(server.serve([bound]))
+        asyncio.run(_Server(service, say, started).serve([bound]))
     finally:
-        service.close()
+        service.queue.close()
 
 
-class Server(uvicorn.Server):
+class _Server(uvicorn.Server):
     """uvicorn, but a signal first lets what was accepted run on, and refuses with a status what is new."""
 
-    def __init__(
-        self,
-        service: Service,
-        say: Callable[[str], None],
-        log: Callable[[str], None],
-        started: Callable[[], None],
-    ) -> None:
-        """As `run_server`."""
-        _log_to(log)
+    def __init__(self, service: Service, say: Callable[[str], None], started: Callable[[], None]) -> None:
+        _log_to(say)
         super().__init__(
             uvicorn.Config(
                 create_app(service, say),
-                http=Protocol,
+                http=_Connection,
                 ws="none",
                 lifespan="off",
                 interface="asgi3",
@@ -163,11 +103,53 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _log_to(log: Callable[[str], None]) -> None:
+class _Connection(H11Protocol):
+    """HTTP/1.1 by h11, with an end to connections that ask for nothing.
+
+    uvicorn waits without end for a request's head: a client that sends nothing, or a byte now and then, would
+    keep its connection, and some hundreds of them the process's last file. uvicorn has no limit for that, an
+    application first hears of a connection when the head is there, and a protocol around uvicorn's could not
+    see when a request begins: so this looks at its `cycle`, which is not public, and which the tests of
+    connections would miss.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait."""
+        super().connection_made(transport)
+        self._wait_for_head()
+
+    def data_received(self, data: bytes) -> None:
+        """Wait on, unless the head is there."""
+        super().data_received(data)
+        self._wait_for_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no longer."""
+        super().connection_lost(exc)
+        self._wait_no_longer()
+
+    def _wait_for_head(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._wait_no_longer()
+        elif self._deadline is None:
+            self._deadline = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _wait_no_longer(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: uvicorn would advise to install what this server has no use for."""
+
+
+def _log_to(say: Callable[[str], None]) -> None:
     # uvicorn's warnings, of broken HTTP for instance, as lines like the others.
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            log(record.getMessage().strip())
+            say(record.getMessage().strip())
 
     logger = logging.getLogger("uvicorn.error")
     logger.handlers, logger.propagate = [Lines(logging.WARNING)], False

@@ -1,18 +1,17 @@
-"""What the worker does for one request: every choice, one after the other, as pieces of text.
+"""One model behind a queue: what all requests share, and one request's way through it.
 
-A choice is what `BltModel.stream` makes of the prompt and the choice's options, which is what `blt-edge
-generate` prints. Where the prompt is told of, too, it is read here first, in the same passes.
-
-One model behind a queue: what all requests share, and one request's way through it.
-
+A model computes one text at a time as fast as several, because its stages use all the threads there are: so
+one thread runs jobs, one after the other, from a queue of bounded length.
 What it does not know: routes, headers, JSON.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,13 +35,131 @@ from ...runtime.vocabulary import BYTE_OFFSET, encode
 from .metrics import Metrics
 from .requests import ApiError, ClientGoneError, CompletionRequest, ModelFacts, invalid, retry_after
 from .settings import ServerSettings
-from .worker import Began, Ended, Job, Mailbox, QueueFullError, Worker
 
-__all__ = ["Exchange", "Piece", "Service", "generate_pieces"]
+# 1. The queue and its thread.
+
+
+class QueueFullError(Exception):
+    """As many jobs wait as may."""
+
+
+class Job:
+    """One piece of work, and where its steps go."""
+
+    def __init__(
+        self,
+        steps: Callable[[threading.Event], Generator[Any, None, None]],
+        deliver: Callable[[Any], None],
+    ) -> None:
+        """steps(cancel): the work; it ends soon after `cancel` is set. deliver: gets, in the queue's
+        thread, every step, then None or what the work raised; nothing of a job withdrawn before its turn.
+        """
+        self.steps, self.deliver = steps, deliver
+        self.cancel = threading.Event()
+        self.began: float | None = None
+        """When its turn came, time.monotonic() seconds."""
+
+    def run(self) -> None:
+        """Work to the end."""
+        self.began = time.monotonic()
+        last: Exception | None = None
+        try:
+            with contextlib.closing(self.steps(self.cancel)) as steps:
+                for step in steps:
+                    self.deliver(step)
+        except Exception as error:
+            last = error
+        self.deliver(last)
+
+
+class JobQueue:
+    """Jobs that wait, and a thread that runs one after the other. What is in them it does not know."""
+
+    def __init__(self, capacity: int, name: str = "jobs") -> None:
+        """capacity: jobs that may wait while one runs."""
+        self._capacity = capacity
+        self._changed = threading.Condition()
+        self._waiting: deque[Job] = deque()
+        self._running: Job | None = None
+        self._closed = False
+        self._usual_seconds = 0.0  # that a job takes, as a moving mean; 0 before the first
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs whose turn has not come."""
+        return len(self._waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        with self._changed:
+            return self._running is None and not self._waiting
+
+    @property
+    def expected_wait(self) -> float:
+        """Seconds until the jobs of now are done, by what jobs have taken."""
+        return (self.waiting + (self._running is not None)) * self._usual_seconds
+
+    def submit(self, job: Job) -> None:
+        """Put a job at the queue's end. Raises QueueFullError."""
+        with self._changed:
+            if self._closed or len(self._waiting) + (self._running is not None) > self._capacity:
+                raise QueueFullError
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def withdraw(self, job: Job) -> None:
+        """End a job: one that waits is forgotten, one that runs is told to stop."""
+        job.cancel.set()
+        self.forget(job)
+
+    def forget(self, job: Job) -> bool:
+        """Take a job out of the queue; whether it was still there."""
+        with self._changed:
+            try:
+                self._waiting.remove(job)
+            except ValueError:
+                return False
+            return True
+
+    def close(self, patience: float = 30.0) -> None:
+        """Forget what waits, stop what runs, and wait at most `patience` seconds for its end."""
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            if self._running is not None:
+                self._running.cancel.set()
+            self._changed.notify()
+        self._thread.join(patience)
+
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            job.run()
+            assert job.began is not None
+            seconds = time.monotonic() - job.began
+            with self._changed:
+                self._running = None
+                share = 0.2 if self._usual_seconds else 1.0
+                self._usual_seconds += share * (seconds - self._usual_seconds)
+            del job  # its last steps would live until the next one comes
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            if self._closed:
+                return None
+            self._running = self._waiting.popleft()
+            return self._running
+
+
+# 2. The work of a request.
 
 
 @dataclass(frozen=True)
-class Piece:
+class ChoiceChunk:
     """A piece of one choice."""
 
     choice: int
@@ -53,14 +170,14 @@ class Piece:
     """In a choice's first piece, where the request asks for it: the prompt's bytes."""
 
 
-def generate_pieces(
+def _chunks(
     model: BltModel, request: CompletionRequest, cancel: threading.Event
-) -> Generator[Piece, None, None]:
-    """All choices in order; when `cancel` is set, the last piece says "cancelled". Raises BltError."""
+) -> Generator[ChoiceChunk, None, None]:
+    # All choices in order, each as `blt-edge generate` prints it; with `cancel` the last one is "cancelled".
     for index, (prompt, options) in enumerate(request.choices):
         if not request.reads_prompt and not request.score_only:
             for chunk in model.stream(prompt, options, cancel=cancel):
-                yield Piece(index, chunk)
+                yield ChoiceChunk(index, chunk)
         else:
             yield from _with_prompt(model, index, prompt, options, request.score_only, cancel)
         if cancel.is_set():
@@ -74,18 +191,18 @@ def _with_prompt(
     options: GenerationOptions,
     score_only: bool,
     cancel: threading.Event,
-) -> Generator[Piece, None, None]:
+) -> Generator[ChoiceChunk, None, None]:
     started = time.perf_counter()
     sequence = model.sequence()
     details: tuple[ByteDetail, ...] | None = _read_prompt(sequence, prompt, options.logprobs, cancel)
     read = _stats_of_prompt(sequence, len(prompt), time.perf_counter() - started)
     if cancel.is_set() or score_only:
         reason: FinishReason = "cancelled" if cancel.is_set() else "length"
-        yield Piece(index, GenerationChunk("", b"", reason, read), details)
+        yield ChoiceChunk(index, GenerationChunk("", b"", reason, read), details)
         return
     for chunk in model.stream(b"", options, sequence=sequence, cancel=cancel):
         stats = None if chunk.stats is None else _together(read, chunk.stats)
-        yield Piece(index, replace(chunk, stats=stats), details)
+        yield ChoiceChunk(index, replace(chunk, stats=stats), details)
         details = None
 
 
@@ -145,24 +262,27 @@ def _together(read: GenerationStats, made: GenerationStats) -> GenerationStats:
     )
 
 
-Report = Callable[[Exception], None]
-"""Told of an error that nobody foresaw."""
+# 3. The service.
 
 
 class Service:
-    """The model, its worker, and whether the server goes on. Its methods belong to the event loop."""
+    """The model, its queue, and whether the server goes on. Its methods belong to the event loop."""
 
-    def __init__(self, model: BltModel, settings: ServerSettings, report: Report) -> None:
+    def __init__(
+        self, model: BltModel, settings: ServerSettings, report: Callable[[Exception], None]
+    ) -> None:
+        """report: told of errors that nobody foresaw."""
         self.model, self.settings, self.report = model, settings, report
-        self.worker = Worker(settings.queue, "generating")
-        self.metrics = Metrics(self.worker)
+        self.queue = JobQueue(settings.queue, "generating")
+        self.metrics = Metrics(lambda: self.queue.waiting)
         self.facts = ModelFacts(
             settings.name,
             model.limits.max_positions,
             GenerationOptions(temperature=1.0, draft=settings.draft, draft_length=settings.draft_length),
         )
         self.created = int(time.time())
-        self._exchanges: set[Exchange] = set()
+        self.exchanges: set[Exchange] = set()
+        """Requests that are being answered."""
         self._stops_at: float | None = None
 
     @property
@@ -175,7 +295,7 @@ class Service:
         """Whether, being told to stop, there is nothing left to wait for."""
         if self._stops_at is None:
             return False
-        return time.monotonic() >= self._stops_at or (self.worker.idle and not self._exchanges)
+        return time.monotonic() >= self._stops_at or (self.queue.idle and not self.exchanges)
 
     def stop(self) -> None:
         """Refuse what comes from now on; told again, wait no longer for what was accepted."""
@@ -184,28 +304,12 @@ class Service:
 
     def cut(self) -> None:
         """End whatever still goes on."""
-        for exchange in self._exchanges:
+        for exchange in self.exchanges:
             exchange.fail(_stopped())
 
-    def close(self) -> None:
-        """End the worker."""
-        self.worker.close()
-
-    def open(self, request: CompletionRequest, receive: Receive) -> Exchange:
-        """Put a request into the queue; close what is returned. Raises ApiError when it is full."""
-        if self.stopping:
-            raise _stopped()
-        exchange = Exchange(self, request, receive)
-        self._exchanges.add(exchange)
-        return exchange
-
-    def forget(self, exchange: Exchange) -> None:
-        """An exchange has ended."""
-        self._exchanges.discard(exchange)
-
-    def pieces(self, request: CompletionRequest, cancel: threading.Event) -> Generator[Piece, None, None]:
-        """The request's pieces, counted; runs in the worker's thread."""
-        for piece in generate_pieces(self.model, request, cancel):
+    def work(self, request: CompletionRequest, cancel: threading.Event) -> Generator[ChoiceChunk, None, None]:
+        """The request's text in pieces, counted; runs in the queue's thread. Raises BltError."""
+        for piece in _chunks(self.model, request, cancel):
             if piece.chunk.stats is not None:
                 self.metrics.prompt_bytes.inc(piece.chunk.stats.prompt_bytes)
                 self.metrics.new_bytes.inc(piece.chunk.stats.new_bytes)
@@ -213,59 +317,67 @@ class Service:
 
 
 class Exchange:
-    """One request between its client and the worker. All that may happen to it arrives in one mailbox."""
+    """One request between its client and the queue. All that happens to it arrives in one place, in order."""
 
     def __init__(self, service: Service, request: CompletionRequest, receive: Receive) -> None:
-        """Raises ApiError when the queue is full."""
-        self._service, self._mailbox = service, Mailbox()
-        self._job = Job(lambda cancel: service.pieces(request, cancel), self._mailbox.put)
-        self.submitted = time.monotonic()
-        self.began: float | None = None
+        """Puts the request into the queue; `close` it at the end. Raises ApiError when it can't be taken."""
+        if service.stopping:
+            raise _stopped()
+        self._service, self._loop = service, asyncio.get_running_loop()
+        self._arrivals: asyncio.Queue[ChoiceChunk | Exception | None] = asyncio.Queue()
+        self._job = Job(lambda cancel: service.work(request, cancel), self._deliver)
         try:
-            service.worker.submit(self._job)
+            service.queue.submit(self._job)
         except QueueFullError:
             raise ApiError(
                 429,
-                f"{service.worker.waiting} requests wait already; come again later, or raise --queue",
-                kind="rate_limit_error",
-                code="queue_full",
-                headers=retry_after(service.worker.expected_wait / 2),  # half of the queue is room enough
+                f"{service.queue.waiting} requests wait already; come again later, or raise --queue",
+                "queue_full",
+                headers=retry_after(service.queue.expected_wait / 2),  # half of the queue is room enough
             ) from None
         self._watch = asyncio.create_task(self._wait_for_end(receive))
-        self._timer = asyncio.get_running_loop().call_later(service.settings.queue_timeout, self._overdue)
+        self._timer = self._loop.call_later(service.settings.queue_timeout, self._overdue)
+        service.exchanges.add(self)
 
-    async def batches(self) -> AsyncIterator[list[Piece]]:
+    @property
+    def began(self) -> float | None:
+        """When its turn came, time.monotonic() seconds."""
+        return self._job.began
+
+    async def batches(self) -> AsyncIterator[list[ChoiceChunk]]:
         """The pieces as they come, all there are at a time. Raises ApiError, ClientGoneError."""
-        while True:
-            pieces, ended = [], False
-            for letter in await self._mailbox.take():
-                if isinstance(letter, Piece):
-                    pieces.append(letter)
-                elif isinstance(letter, Began):
-                    self.began = time.monotonic()
-                    self._timer.cancel()
-                elif isinstance(letter, Ended):
-                    if letter.error is not None:
-                        raise self._told(letter.error)
+        ended = False
+        while not ended:
+            arrived = [await self._arrivals.get()]
+            while not self._arrivals.empty():
+                arrived.append(self._arrivals.get_nowait())
+            pieces = []
+            for one in arrived:
+                if isinstance(one, ChoiceChunk):
+                    pieces.append(one)
+                elif one is None:
                     ended = True
                 else:
-                    raise letter
+                    raise self._told(one)
             if pieces:
                 yield pieces
-            if ended:
-                return
 
     def fail(self, error: ApiError | ClientGoneError) -> None:
         """End it with an error."""
-        self._service.worker.withdraw(self._job)
-        self._mailbox.put(error)
+        self._service.queue.withdraw(self._job)
+        self._deliver(error)
 
     def close(self) -> None:
-        """Nobody reads on: the queue forgets it, or the worker stops."""
+        """Nobody reads on: the queue forgets it, or its work stops."""
         self._timer.cancel()
         self._watch.cancel()
-        self._service.worker.withdraw(self._job)
-        self._service.forget(self)
+        self._service.queue.withdraw(self._job)
+        self._service.exchanges.discard(self)
+
+    def _deliver(self, arrival: ChoiceChunk | Exception | None) -> None:
+        # From any thread.
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads on
+            self._loop.call_soon_threadsafe(self._arrivals.put_nowait, arrival)
 
     async def _wait_for_end(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -273,21 +385,27 @@ class Exchange:
         self.fail(ClientGoneError())
 
     def _overdue(self) -> None:
-        worker, limit = self._service.worker, self._service.settings.queue_timeout
-        if self.began is None and worker.forget(self._job):
+        queue, limit = self._service.queue, self._service.settings.queue_timeout
+        if queue.forget(self._job):
             message = f"the request's turn did not come within {limit:g} s; come again later"
-            headers = retry_after(worker.expected_wait)
-            self.fail(ApiError(503, message, kind="server_error", code="queue_timeout", headers=headers))
+            self.fail(ApiError(503, message, "queue_timeout", headers=retry_after(queue.expected_wait)))
 
-    def _told(self, error: Exception) -> ApiError:
+    def _told(self, error: Exception) -> ApiError | ClientGoneError:
+        if isinstance(error, (ApiError, ClientGoneError)):
+            return error
         if isinstance(error, (OptionError, PromptTooLongError)):
             return invalid(str(error))
-        if not isinstance(error, BltError):
-            self._service.report(error)
-            return ApiError(500, "the server failed", kind="server_error", code="internal_error")
-        return ApiError(500, str(error), kind="server_error", code="model_error")
+        if isinstance(error, BltError):
+            return ApiError(500, str(error), "model_error")
+        self._service.report(error)
+        return server_failed()
+
+
+def server_failed() -> ApiError:
+    """What is told of an error that nobody foresaw."""
+    return ApiError(500, "the server failed", "internal_error")
 
 
 def _stopped() -> ApiError:
-    headers: dict[str, Any] = {**retry_after(5), "Connection": "close"}
-    return ApiError(503, "the server is stopping", kind="server_error", code="stopping", headers=headers)
+    headers = {**retry_after(5), "Connection": "close"}
+    return ApiError(503, "the server is stopping", "stopping", headers=headers)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass
 
-__all__ = ["ServerSettings", "is_loopback"]
-
 
 @dataclass(frozen=True)
 class ServerSettings:
@@ -38,6 +36,11 @@ class ServerSettings:
     """`GenerationOptions.draft` of requests that name none."""
     draft_length: int | None = None
     """`GenerationOptions.draft_length` likewise."""
+
+    @property
+    def url(self) -> str:
+        """The address to call."""
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
 
 def is_loopback(address: str) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from blt_edge.runtime.backends import cuda
-from blt_edge.runtime.backends.cuda import CudaDriver
+from blt_edge.runtime.backends.cuda import CudaDriver, device_compute_capability
 from blt_edge.runtime.errors import BackendError
 
 GRAPH, EXECUTABLE, STREAM = 11, 12, 7
@@ -90,3 +92,50 @@ def test_a_driver_that_is_too_old_is_told_apart(monkeypatch: pytest.MonkeyPatch)
         opened(monkeypatch, cudaGetDeviceCount=(35, None))
     with pytest.raises(BackendError, match=r"no CUDA device: no device is visible; see blt-edge doctor"):
         opened(monkeypatch, cudaGetDeviceCount=(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("answer", "capability"),
+    [((0, 8), "8.8"), ((100, None), None), (RuntimeError("no libcuda.so"), None)],
+)
+def test_the_compute_capability(monkeypatch: pytest.MonkeyPatch, answer: Any, capability: str | None) -> None:
+    class Attributes:
+        cudaDeviceAttr = SimpleNamespace(  # noqa: N815
+            cudaDevAttrComputeCapabilityMajor=1, cudaDevAttrComputeCapabilityMinor=2
+        )
+
+        def cudaDeviceGetAttribute(self, attribute: int, device: int) -> Any:  # noqa: N802
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    monkeypatch.setattr(cuda, "import_cudart", Attributes)
+    assert device_compute_capability() == capability
+
+
+# The real one.
+
+NEEDED = "needs cuda.bindings: pip install 'blt-edge[gpu]'"
+
+
+def test_without_a_gpu_the_driver_says_so() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason=NEEDED)
+    if runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess:
+        pytest.skip("there is a GPU")
+    with pytest.raises(BackendError, match=r"no CUDA device: .*; see blt-edge doctor, or take --device cpu"):
+        CudaDriver()
+
+
+def test_the_cuda_runtime_has_what_the_driver_calls() -> None:
+    runtime = pytest.importorskip("cuda.bindings.runtime", reason=NEEDED)
+    source = Path(cuda.__file__).read_text()
+    names = set(re.findall(r"[\"(.](cuda[A-Z]\w+)", source))
+    assert len(names) > 20
+    enums = ("cudaMemcpyKind", "cudaStreamCaptureMode", "cudaError_t", "cudaDeviceAttr")
+    kinds = [getattr(runtime, name) for name in enums]
+    missing = [
+        name
+        for name in names
+        if not hasattr(runtime, name) and not any(hasattr(kind, name) for kind in kinds)
+    ]
+    assert missing == []

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from blt_edge.export import export_checkpoint
-from blt_edge.runtime import BackendError, BltModel, BundleError, GenerationOptions, PromptTooLongError
+from blt_edge.runtime import BackendError, BltError, BltModel, GenerationOptions, PromptTooLongError
 from blt_edge.runtime.backends import ort_gpu
 from blt_edge.runtime.backends.base import HOST, CacheLimits
 from blt_edge.runtime.backends.gpu import DeviceArray, DeviceRingCache, Gpu, Packed
 from blt_edge.runtime.backends.ort_gpu import PROVIDERS
 from blt_edge.runtime.backends.tensorrt import TensorRtStage
-from blt_edge.runtime.backends.tensorrt_profiles import profile_limits, profiles
+from blt_edge.runtime.backends.tensorrt_profiles import Profiles
 from blt_edge.runtime.cache import RingCache
 from blt_edge.runtime.manifest import StageSpec, load_manifest
 from blt_edge.runtime.vocabulary import encode
@@ -48,22 +48,26 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Loader]:
         driver = simulate(monkeypatch, kind)
         drivers.append(driver)
         own = Path(shutil.copytree(bundle, tmp_path / "on-gpu"))
-        if kind in PROVIDERS:
-            return BltModel.load(own, kind, **options), driver
-        write_engines(own, SimulatedTensorRt(driver).flavour(kind), **(limits or {}))
+        if kind not in PROVIDERS:
+            write_engines(own, kind, **(limits or {}))
         return BltModel.load(own, kind, **options), driver
 
     yield load
     assert [driver.broken for driver in drivers] == [[] for _ in drivers]
 
 
-def tensorrt_stage(bundle: Path, stage: str, folder: Path, **limits: int) -> TensorRtStage:
-    """A stage of a bundle as an engine with the profiles of these limits."""
+def encoder_engine(
+    bundle: Path, plan: Path, content: bytes | str = "encoder", **limits: int
+) -> TensorRtStage:
+    """The encoder as the engine in `plan`: of the stage that `content` names, or these bytes."""
     manifest, driver = load_manifest(bundle), SimulatedDriver()
-    ranges, plan = profiles(manifest, profile_limits(manifest, **limits)), folder / f"{stage}.plan"
-    write_plan(plan, bundle, stage, ranges)
-    flavour = SimulatedTensorRt(driver).flavour("tensorrt")
-    return TensorRtStage(Gpu(driver), flavour, manifest, stage, plan, ranges, bundle)
+    ranges = Profiles.of(manifest, **limits)
+    if isinstance(content, bytes):
+        plan.write_bytes(content)
+    else:
+        write_plan(plan, bundle, content, ranges)
+    trt = SimulatedTensorRt(driver).as_module("tensorrt")
+    return TensorRtStage(Gpu(driver), trt, manifest, "encoder", plan, ranges, bundle)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,31 +137,25 @@ def test_results_outlive_their_sequence(tiny_bundle: Path, on_gpu: Loader) -> No
 
 
 def test_shapes_outside_the_profiles_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
-    stage = tensorrt_stage(tiny_bundle, "encoder", tmp_path, prefill_chunk=32)
+    stage = encoder_engine(tiny_bundle, tmp_path / "encoder.plan", prefill_chunk=32)
     cache = stage.new_cache(CacheLimits(4, 64, 64))
     width = load_manifest(tiny_bundle).model.width
     with pytest.raises(BackendError, match=r"bytes is 40, .* built for 1 to 32.*--prefill-chunk 40"):
         stage.bind({"byte_embeds": (1, 40, width), "positions": (1, 40)}, cache, {})
 
 
-def test_what_is_no_plan_is_refused_with_the_reason(tiny_bundle: Path, tmp_path: Path) -> None:
-    plan, driver, manifest = tmp_path / "encoder.plan", SimulatedDriver(), load_manifest(tiny_bundle)
-    plan.write_bytes(b"ftrt\0\0\0")
-    flavour, ranges = (
-        SimulatedTensorRt(driver).flavour("tensorrt"),
-        profiles(manifest, profile_limits(manifest)),
-    )
-    with pytest.raises(BackendError, match=r"encoder.plan: TensorRT 10.3.0 refused it: magic number"):
-        TensorRtStage(Gpu(driver), flavour, manifest, "encoder", plan, ranges, tiny_bundle)
-
-
-def test_a_plan_of_another_stage_is_refused(tiny_bundle: Path, tmp_path: Path) -> None:
-    manifest, driver = load_manifest(tiny_bundle), SimulatedDriver()
-    plan, ranges = tmp_path / "encoder.plan", profiles(manifest, profile_limits(manifest))
-    write_plan(plan, tiny_bundle, "decoder", ranges)
-    flavour = SimulatedTensorRt(driver).flavour("tensorrt")
-    with pytest.raises(BundleError, match=r"encoder.plan: input 'byte_embeds' is absent"):
-        TensorRtStage(Gpu(driver), flavour, manifest, "encoder", plan, ranges, tiny_bundle)
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"ftrt\0\0\0", r"encoder.plan: TensorRT 10.3.0 refused it: magic number"),
+        ("decoder", r"encoder.plan: input 'byte_embeds' is absent"),
+    ],
+)
+def test_what_is_no_plan_or_another_stages_is_refused(
+    tiny_bundle: Path, tmp_path: Path, content: bytes | str, reason: str
+) -> None:
+    with pytest.raises(BltError, match=reason):
+        encoder_engine(tiny_bundle, tmp_path / "encoder.plan", content)
 
 
 def test_no_memory_left_is_said(tiny_bundle: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +17,20 @@ pytest.importorskip("uvicorn", reason="needs uvicorn: pip install 'blt-edge[serv
 
 import httpx
 from blt_edge.runtime import BltModel
-from blt_edge.tools.server.run import bind, run_server, url
+from blt_edge.tools.server.run import bind, run_server
 from blt_edge.tools.server.service import Service
 from blt_edge.tools.server.settings import ServerSettings
 
 Slow = Callable[[float], None]
+
+
+class Connection(socket.socket):
+    """A client's end."""
+
+    def rest(self) -> bytes:
+        """What comes until the server closes it."""
+        with self:
+            return b"".join(iter(lambda: self.recv(65536), b""))
 
 
 @dataclass
@@ -58,9 +68,23 @@ class Running:
             time.sleep(0.01)
         raise AssertionError("it did not happen within 30 s")
 
+    def wait_busy(self, waiting: int = 0) -> None:
+        """Wait until something runs, and so many requests wait."""
+        queue = self.service.queue
+        self.wait_until(lambda: not queue.idle and queue.waiting == waiting)
+
     def wait_idle(self) -> None:
         """Wait until nothing runs, nothing waits, and nobody is being answered."""
-        self.wait_until(lambda: self.service.worker.idle and not self.service._exchanges)
+        self.wait_until(lambda: self.service.queue.idle and not self.service.exchanges)
+
+    def connect(self, first: bytes = b"") -> Connection:
+        """A connection of its own, on which `first` has been sent; close it."""
+        host, _, port = self.url.removeprefix("http://").partition(":")
+        connection = Connection()
+        connection.settimeout(30)
+        connection.connect((host, int(port)))
+        connection.sendall(first)
+        return connection
 
 
 @pytest.fixture(scope="session")
@@ -79,11 +103,11 @@ def running(model: BltModel, **settings: Any) -> Iterator[Running]:
     errors: list[Exception] = []
     asked = ServerSettings(**{"name": "tiny", "grace": 0.0, "host": address, "port": port, **settings})
     service = Service(model, asked, errors.append)
-    server = Running(url(address, port), service, lines, errors)
+    server = Running(asked.url, service, lines, errors)
     listening = threading.Event()
 
     def serve() -> None:
-        run_server(service, bound, say=lines.append, log=lines.append, started=listening.set)
+        run_server(service, bound, say=lines.append, started=listening.set)
         server.ended.set()
 
     thread = threading.Thread(target=serve, daemon=True)
@@ -101,8 +125,6 @@ def running(model: BltModel, **settings: Any) -> Iterator[Running]:
 @pytest.fixture
 def start(tiny: BltModel) -> Iterator[Callable[..., Running]]:
     """`start(queue=1, ...)` -> a server with these settings, until the test ends."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         yield lambda **settings: stack.enter_context(running(tiny, **settings))
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 from blt_edge.tools.server import run
@@ -21,78 +19,56 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "HEAD_SECONDS", 0.2)
 
 
-@pytest.fixture
-def stack() -> Iterator[ExitStack]:
-    with ExitStack() as stack:
-        yield stack
-
-
-def connect(server, stack: ExitStack, first: bytes = b"") -> socket.socket:
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    connection = stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
-    connection.sendall(first)
-    return connection
-
-
-def all_of(connection: socket.socket) -> bytes:
-    """Until the server closes it."""
-    answer = b""
-    while piece := connection.recv(65536):
-        answer += piece
-    return answer
-
-
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("first", [b"", b"GET /heal", HEAD, HEAD + b"X-Long: "])
-def test_a_head_that_does_not_come_ends_the_connection(start, stack: ExitStack, first: bytes) -> None:
+def test_a_head_that_does_not_come_ends_the_connection(start, first: bytes) -> None:
     server = start()
-    many = [connect(server, stack, first) for _ in range(20)]
-    assert [all_of(one) for one in many] == [b""] * 20
+    many = [server.connect(first) for _ in range(20)]
+    assert [one.rest() for one in many] == [b""] * 20
     assert server.get("/healthz").status_code == 200
 
 
 @pytest.mark.usefixtures("impatient")
-def test_a_byte_now_and_then_does_not_help(start, stack: ExitStack) -> None:
-    connection = connect(start(), stack, HEAD + b"X: ")
-    connection.settimeout(0.01)
-    sent, is_open = 0, True
-    while is_open and sent < 3000:
-        sent += 1
-        try:
-            connection.sendall(b"a")
-            is_open = connection.recv(1) != b""
-        except TimeoutError:
-            continue
-        except ConnectionError:
-            is_open = False
+def test_a_byte_now_and_then_does_not_help(start) -> None:
+    with start().connect(HEAD + b"X: ") as connection:
+        connection.settimeout(0.01)
+        sent, is_open = 0, True
+        while is_open and sent < 3000:
+            sent += 1
+            try:
+                connection.sendall(b"a")
+                is_open = connection.recv(1) != b""
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                is_open = False
     assert not is_open
 
 
 @pytest.mark.usefixtures("impatient")
 def test_an_answer_may_take_longer(start, slow) -> None:
     slow(0.05)
-    server = start()
-    answer = server.post({"max_tokens": 8, "temperature": 0, "draft": "none"})
+    answer = start().post({"max_tokens": 8, "temperature": 0, "draft": "none"})
     assert answer.status_code == 200
     assert answer.elapsed.total_seconds() > 0.2
 
 
 @pytest.mark.usefixtures("impatient")
-def test_the_next_request_of_a_connection_has_its_own_time(start, stack: ExitStack) -> None:
-    connection = connect(start(), stack, HEAD)
+def test_the_next_request_of_a_connection_has_its_own_time(start) -> None:
+    connection = start().connect(HEAD)
     for part in (b"\r\n", HEAD + b"\r\n"):
         connection.sendall(part)
         answer = b""
         while not answer.endswith(OK):
             answer += connection.recv(65536)
     connection.sendall(b"GET /")
-    assert all_of(connection) == b""
+    assert connection.rest() == b""
 
 
-def test_an_upgrade_is_not_taken_and_no_package_advised(start, stack: ExitStack) -> None:
+def test_an_upgrade_is_not_taken_and_no_package_advised(start) -> None:
     server = start()
     asked = HEAD + b"Connection: upgrade, close\r\nUpgrade: websocket\r\n\r\n"
-    assert all_of(connect(server, stack, asked)).endswith(OK)
+    assert server.connect(asked).rest().endswith(OK)
     assert not any("pip install" in line for line in server.lines)
 
 
@@ -105,5 +81,5 @@ def test_who_takes_no_bytes_is_left_to_the_system(tiny) -> None:
             found.append(bound.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
             service.stop()
 
-        run_server(service, bound, say=[].append, log=[].append, started=started)
+        run_server(service, bound, say=[].append, started=started)
     assert found == [7500]

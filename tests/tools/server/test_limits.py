@@ -5,22 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import httpx
 import pytest
-from blt_edge.runtime import BltError
+from blt_edge.runtime import BltError, GenerationOptions
 
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 LONG = {"prompt": "Once", "max_tokens": 480, "temperature": 0, "draft": "none"}
 
 
 @pytest.fixture
 def behind() -> Iterator[Callable[..., Future[httpx.Response]]]:
     """`behind(server, document)` posts in a thread."""
-    with ThreadPoolExecutor(8) as pool:
+    with ThreadPoolExecutor(24) as pool:
         yield lambda server, document: pool.submit(server.post, document)
 
 
@@ -32,9 +32,9 @@ def test_a_full_queue_is_429_and_the_rest_is_answered(start, slow, behind) -> No
     slow(0.01)
     server = start(queue=1)
     running = behind(server, {**LONG, "max_tokens": 60})
-    server.wait_until(lambda: server.service.worker._running is not None)
+    server.wait_busy()
     waiting = behind(server, {"temperature": 0})
-    server.wait_until(lambda: server.service.worker.waiting == 1)
+    server.wait_busy(waiting=1)
     assert server.metric("blt_edge_queue_length") == 1
     refused = server.post({})
     assert codes(refused) == (429, "queue_full")
@@ -46,7 +46,7 @@ def test_a_turn_that_does_not_come_is_503(start, slow, behind) -> None:
     slow(0.01)
     server = start(queue_timeout=0.2)
     running = behind(server, {**LONG, "max_tokens": 100})
-    server.wait_until(lambda: server.service.worker._running is not None)
+    server.wait_busy()
     late = server.post({})
     assert codes(late) == (503, "queue_timeout")
     assert "retry-after" in late.headers
@@ -91,10 +91,10 @@ def test_a_client_that_leaves_the_queue_is_forgotten(start, slow, behind) -> Non
     slow(0.01)
     server = start()
     running = behind(server, {**LONG, "max_tokens": 100})
-    server.wait_until(lambda: server.service.worker._running is not None)
+    server.wait_busy()
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=0.2)
-    server.wait_until(lambda: server.service.worker.waiting == 0)
+    server.wait_busy(waiting=0)
     assert running.result().status_code == 200
     server.wait_idle()
     assert server.metric("blt_edge_generated_bytes_total") == 100  # nothing of the one that left
@@ -118,37 +118,23 @@ def test_bodies_that_are_too_long(start) -> None:
 
 def test_a_long_body_that_waits_to_be_asked_for_is_not_asked_for(start) -> None:
     server = start(max_body=1000)
-    answer = raw(
-        server, b"Content-Type: application/json\r\nContent-Length: 99999\r\nExpect: 100-continue\r\n\r\n"
-    )
-    assert answer.startswith(b"HTTP/1.1 413 ")
+    asked = HEAD + b"Content-Length: 99999\r\nExpect: 100-continue\r\n\r\n"
+    assert server.connect(asked).rest().startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_body_that_does_not_come(start) -> None:
     server = start(timeout=0.3)
-    answer = raw(server, b'Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"prompt": ')
+    answer = server.connect(HEAD + b'Content-Length: 99\r\n\r\n{"prompt": ').rest()
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"timeout"' in answer
 
 
-def raw(server, rest: bytes) -> bytes:
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n" + rest)
-        answer = b""
-        while piece := connection.recv(65536):
-            answer += piece
-        return answer
-
-
 def test_a_client_that_does_not_read_is_cut_off(start, slow) -> None:
     server = start(timeout=1.0)
-    host, _, port = server.url.removeprefix("http://").partition(":")
     body = json.dumps({**LONG, "n": 128, "logprobs": 20, "blt_details": True, "stream": True}).encode()
-    with socket.create_connection((host, int(port)), timeout=30) as connection:
+    with server.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        connection.sendall(f"POST /v1/completions HTTP/1.1\r\n{head}".encode() + body)
+        connection.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
         server.wait_until(lambda: any(" 504 " in line for line in server.lines))
     server.wait_idle()
     assert server.post({}).status_code == 200
@@ -158,9 +144,9 @@ def test_what_was_accepted_is_finished_and_what_is_new_refused(start, slow, behi
     slow(0.01)
     server = start(grace=30.0)
     running = behind(server, {**LONG, "max_tokens": 100})
-    server.wait_until(lambda: server.service.worker._running is not None)
+    server.wait_busy()
     waiting = behind(server, {"temperature": 0})
-    server.wait_until(lambda: server.service.worker.waiting == 1)
+    server.wait_busy(waiting=1)
     server.service.stop()
     refused = server.post({})
     assert codes(refused) == (503, "stopping")
@@ -175,9 +161,9 @@ def test_after_the_grace_what_runs_is_cut_off(start, slow, behind) -> None:
     slow(0.02)
     server = start(grace=0.2)
     running = behind(server, LONG)
-    server.wait_until(lambda: server.service.worker._running is not None)
+    server.wait_busy()
     streamed = behind(server, {**LONG, "stream": True})
-    server.wait_until(lambda: server.service.worker.waiting == 1)
+    server.wait_busy(waiting=1)
     server.service.stop()
     assert codes(running.result()) == (503, "stopping")
     assert codes(streamed.result()) == (503, "stopping")
@@ -237,22 +223,9 @@ def test_an_error_in_the_middle_of_a_stream(start, monkeypatch) -> None:
 
 
 def test_many_at_once_are_all_answered_right(start, tiny, behind) -> None:
-    from blt_edge.runtime import GenerationOptions
-
     server = start(queue=100)
-    asked = [
-        {"prompt": f"{number}", "max_tokens": 12, "temperature": 1, "seed": number} for number in range(24)
-    ]
-    answers: list[httpx.Response] = [None] * 24  # type: ignore[list-item]
-
-    def ask(number: int) -> None:
-        answers[number] = server.post(asked[number])
-
-    threads = [threading.Thread(target=ask, args=(number,)) for number in range(24)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for number, answer in enumerate(answers):
-        expected = tiny.generate(f"{number}", GenerationOptions(12, temperature=1.0, seed=number))
-        assert answer.json()["choices"][0]["text"] == expected.text
+    asked = [{"prompt": f"{seed}", "max_tokens": 12, "temperature": 1, "seed": seed} for seed in range(24)]
+    answers = [behind(server, one) for one in asked]
+    for seed, answer in enumerate(answers):
+        expected = tiny.generate(f"{seed}", GenerationOptions(12, temperature=1.0, seed=seed))
+        assert answer.result().json()["choices"][0]["text"] == expected.text

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from blt_edge.runtime import GenerationOptions
 from blt_edge.tools.server import requests
-from blt_edge.tools.server import requests as body_module
 from blt_edge.tools.server.requests import (
     ApiError,
     CompletionRequest,
@@ -101,37 +100,23 @@ def test_choices_of_several_prompts_without_a_seed() -> None:
         ({"prompt": [1, True]}, "prompt", "invalid_type", "True"),
         ({"prompt": [1.0]}, "prompt", "invalid_type", "1.0"),
         ({"prompt": [15496, 995]}, "prompt", "invalid_value", "has 15496 at place 0; a list of numbers"),
-        ({"prompt": [[-1]]}, "prompt", "invalid_value", "-1"),
-        (
-            {"prompt": "x" * 500},
-            "prompt",
-            "context_length_exceeded",
-            "500 bytes, the model reads at most 499",
-        ),
-        ({"prompt": ["a", "x" * 500]}, "prompt", "context_length_exceeded", "500 bytes"),
+        ({"prompt": "x" * 500}, "prompt", "context_length_exceeded", "500 bytes, the model reads at most"),
+        ({"prompt": ["a", "x" * 500]}, "prompt", "context_length_exceeded", "499; shorten it"),
         ({"prompt": "a\ud800"}, "prompt", "invalid_value", "half a character, \\ud800, at 1"),
         ({"model": "gpt-4"}, "model", "model_not_found", "no model 'gpt-4'; this server has 'tiny'"),
         ({"max_tokens": 501}, "max_tokens", "invalid_value", "from 0 to 500"),
-        ({"max_tokens": -1}, "max_tokens", "invalid_value", "-1"),
         ({"max_tokens": 0}, "max_tokens", "invalid_value", "needs echo"),
         ({"max_tokens": "9"}, "max_tokens", "invalid_type", "'9'; allowed is a whole number"),
         ({"max_tokens": 9.0}, "max_tokens", "invalid_value", "9.0"),
         ({"max_tokens": True}, "max_tokens", "invalid_type", "True"),
         ({"temperature": "hot"}, "temperature", "invalid_type", "'hot'; allowed is a finite number >= 0"),
-        ({"temperature": -1}, "temperature", "invalid_value", "-1"),
-        ({"temperature": float("inf")}, "temperature", "invalid_value", "inf"),
         ({"temperature": 10**400}, "temperature", "invalid_value", "allowed is a finite number"),
         ({"top_p": 0}, "top_p", "invalid_value", "> 0 and <= 1"),
-        ({"top_k": 1.5}, "top_k", "invalid_value", "whole number"),
-        ({"min_p": 2}, "min_p", "invalid_value", "<= 1"),
-        ({"repetition_penalty": 0}, "repetition_penalty", "invalid_value", "> 0"),
         ({"seed": -1}, "seed", "invalid_value", ">= 0"),
         ({"seed": 2**63}, "seed", "invalid_value", "seed is"),
-        ({"logprobs": 21}, "logprobs", "invalid_value", "from 0 to 20"),
         ({"logprobs": True}, "logprobs", "invalid_type", "True"),
         ({"draft": "best"}, "draft", "invalid_value", "auto, none, decoder, patcher, lookup"),
         ({"draft": ["auto"]}, "draft", "invalid_type", "auto, none"),
-        ({"draft_length": 33}, "draft_length", "invalid_value", "from 1 to 32"),
         ({"n": 0}, "n", "invalid_value", "from 1 to 128"),
         ({"n": 65, "prompt": ["a", "b"]}, "n", "invalid_value", "allowed are 128 choices"),
         ({"stop": [""]}, "stop", "invalid_value", "is empty"),
@@ -150,13 +135,7 @@ def test_choices_of_several_prompts_without_a_seed() -> None:
         ({"best_of": 2}, "best_of", "unsupported_parameter", "give n, which is 1"),
         ({"presence_penalty": 0.5}, "presence_penalty", "unsupported_parameter", "give 0"),
         ({"frequency_penalty": False}, "frequency_penalty", "unsupported_parameter", "give 0"),
-        (
-            {"temprature": 1},
-            "temprature",
-            "unknown_parameter",
-            "no parameter 'temprature'; allowed are model",
-        ),
-        ({"messages": []}, "messages", "unknown_parameter", "'messages'"),
+        ({"temprature": 1}, "temprature", "unknown_parameter", "'temprature'; allowed are model"),
         ({"a\ud800": 1}, "a\\ud800", "unknown_parameter", r"'a\ud800'"),
         ({"k" * 5000: 1}, "k" * 100, "unknown_parameter", "no parameter 'kkk"),
     ],
@@ -173,21 +152,7 @@ def test_refusals(document: dict[str, Any], param: str, code: str, words: str) -
 
 
 def test_null_is_not_given() -> None:
-    names = [
-        "model",
-        "max_tokens",
-        "temperature",
-        "top_p",
-        "n",
-        "stop",
-        "seed",
-        "logprobs",
-        "echo",
-        "stream",
-        "stream_options",
-        "user",
-        "suffix",
-    ]
+    names = [name for name in [*requests._ALLOWED, *requests._NEUTRAL] if name != "prompt"]
     assert parse(**dict.fromkeys(names)) == parse()
 
 
@@ -196,33 +161,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-NAMES = st.sampled_from(
-    [
-        "model",
-        "prompt",
-        "max_tokens",
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "n",
-        "stop",
-        "seed",
-        "logprobs",
-        "echo",
-        "stream",
-        "stream_options",
-        "user",
-        "suffix",
-        "logit_bias",
-        "best_of",
-        "presence_penalty",
-        "draft",
-        "draft_length",
-        "blt_details",
-        "other",
-    ]
-)
+NAMES = st.sampled_from([*requests._ALLOWED, *requests._NEUTRAL, "best_of", "other"])
 
 
 @given(st.dictionaries(NAMES, VALUES, max_size=6))
@@ -276,7 +215,7 @@ def test_a_key_that_is_there_twice_is_found_among_many() -> None:
     """Without comparing each with each, which takes minutes for the keys that a body has room for."""
     pairs = [(_Compared(number), 0) for number in range(1000)]
     with pytest.raises(ApiError, match="'999' twice"):
-        body_module._unique([*pairs, (_Compared(999), 1)])
+        requests._unique([*pairs, (_Compared(999), 1)])
     assert _Compared.times < 10_000
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from blt_edge.runtime.backends import tensorrt
-from blt_edge.runtime.backends.tensorrt import Flavour, device_compute_capability, load_flavour
+from blt_edge.runtime.backends.tensorrt import TensorRtModule, load_tensorrt
 from blt_edge.runtime.errors import BackendError
 
 
@@ -68,13 +68,16 @@ def nothing_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("nothing_installed")
-def test_what_to_install_is_told() -> None:
-    with pytest.raises(BackendError, match=r"^TensorRT is not installed: on a Jetson it comes with JetPack"):
-        load_flavour("tensorrt")
-    with pytest.raises(
-        BackendError, match=r"^TensorRT-RTX is not installed: pip install 'blt-edge\[tensorrt"
-    ):
-        load_flavour("tensorrt-rtx")
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("tensorrt", r"^TensorRT is not installed: on a Jetson it comes with JetPack"),
+        ("tensorrt-rtx", r"^TensorRT-RTX is not installed: pip install 'blt-edge\[tensorrt"),
+    ],
+)
+def test_what_to_install_is_told(target: str, said: str) -> None:
+    with pytest.raises(BackendError, match=said):
+        load_tensorrt(target)
 
 
 @pytest.mark.usefixtures("nothing_installed")
@@ -88,75 +91,36 @@ def test_what_to_install_is_told() -> None:
     ],
 )
 def test_a_module_is_found(monkeypatch: pytest.MonkeyPatch, target: str, name: str, version: str) -> None:
+    if name == "tensorrt_rtx_bindings":  # the package beside it has nothing in it
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", ModuleType("tensorrt_rtx"))
     install(monkeypatch, name, version)
-    flavour = load_flavour(target)
-    assert (flavour.target, flavour.version) == (target, version)
-    assert flavour.module is sys.modules[name]
+    trt = load_tensorrt(target)
+    assert (trt.target, trt.version, trt.module) == (target, version, sys.modules[name])
 
 
 @pytest.mark.usefixtures("nothing_installed")
 def test_an_old_module_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, "tensorrt", "8.6.1")
     with pytest.raises(BackendError, match=r"^TensorRT 8\.6\.1 is too old, 10\.3 or newer is needed: "):
-        load_flavour("tensorrt")
+        load_tensorrt("tensorrt")
 
 
-@pytest.mark.usefixtures("nothing_installed")
 def test_a_package_without_its_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> Any:
         raise OSError("libnvinfer.so.10: cannot open shared object file\nmore")
 
     monkeypatch.setattr(tensorrt.importlib, "import_module", fail)
     with pytest.raises(BackendError, match=r"is installed, but can't be loaded: libnvinfer\.so\.10.* file$"):
-        load_flavour("tensorrt")
+        load_tensorrt("tensorrt")
 
 
-@pytest.mark.usefixtures("nothing_installed")
-def test_an_empty_package_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    empty = ModuleType("tensorrt_rtx")
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", empty)
-    install(monkeypatch, "tensorrt_rtx_bindings", "1.7")
-    assert load_flavour("tensorrt-rtx").version == "1.7"
-
-
-# 2. The GPU.
-
-
-class Cudart:
-    """cuda-python's runtime where device 0 has this compute capability, or an error."""
-
-    cudaDeviceAttr = SimpleNamespace(  # noqa: N815
-        cudaDevAttrComputeCapabilityMajor="major", cudaDevAttrComputeCapabilityMinor="minor"
-    )
-
-    def __init__(self, answer: tuple[int, int] | int | Exception) -> None:
-        self._answer = answer
-
-    def cudaDeviceGetAttribute(self, attribute: str, device: int) -> tuple[int, int | None]:  # noqa: N802
-        assert device == 0
-        if isinstance(self._answer, Exception):
-            raise self._answer
-        if isinstance(self._answer, int):
-            return self._answer, None
-        return 0, self._answer[attribute == "minor"]
-
-
-@pytest.mark.parametrize(
-    ("answer", "capability"),
-    [((8, 7), "8.7"), ((12, 1), "12.1"), (100, None), (35, None), (RuntimeError("no libcuda.so"), None)],
-)
-def test_the_compute_capability(monkeypatch: pytest.MonkeyPatch, answer: Any, capability: str | None) -> None:
-    monkeypatch.setattr(tensorrt, "import_cudart", lambda: Cudart(answer))
-    assert device_compute_capability() == capability
-
-
-# 3. Building.
+# 2. Building.
 
 
 def network_flags(flags: Any) -> int:
     asked: list[int] = []
     builder = SimpleNamespace(create_network=asked.append)
-    Flavour("tensorrt", "10.3", module(NetworkDefinitionCreationFlag=flags)).create_network(builder)
+    TensorRtModule("tensorrt", "10.3", module(NetworkDefinitionCreationFlag=flags)).create_network(builder)
     return asked[0]
 
 
@@ -167,7 +131,7 @@ def test_networks_are_strongly_typed() -> None:
 
 def test_float32_stays_float32_and_targets_are_set() -> None:
     config = Config()
-    rtx = Flavour("tensorrt-rtx", "1.7", module())
+    rtx = TensorRtModule("tensorrt-rtx", "1.7", module())
     rtx.set_up(config, capabilities=("8.6", "12.0"), workspace=7, optimization_level=5)
     assert config.said == [
         ("clear_flag", "tf32"),
@@ -181,7 +145,7 @@ def test_float32_stays_float32_and_targets_are_set() -> None:
 
 def test_full_tensorrt_has_no_targets() -> None:
     config = Config()
-    full = Flavour("tensorrt", "10.3", module(ComputeCapability=None))
+    full = TensorRtModule("tensorrt", "10.3", module(ComputeCapability=None))
     full.set_up(config, capabilities=(), workspace=None, optimization_level=None)
     assert config.said == [("clear_flag", "tf32")]
     assert full.compute_capabilities == ()
@@ -189,8 +153,8 @@ def test_full_tensorrt_has_no_targets() -> None:
 
 def test_a_monitor_reports_the_innermost_phase() -> None:
     told: list[tuple[str, int, int]] = []
-    flavour = Flavour("tensorrt", "10.3", module(IProgressMonitor=object))
-    monitor = flavour.monitor(lambda *what: told.append(what))
+    trt = TensorRtModule("tensorrt", "10.3", module(IProgressMonitor=object))
+    monitor = trt.monitor(lambda *what: told.append(what))
     monitor.phase_start("build", None, 6)
     monitor.phase_start("costs", "build", 2)
     assert monitor.step_complete("costs", 0) is True
@@ -199,18 +163,18 @@ def test_a_monitor_reports_the_innermost_phase() -> None:
     monitor.step_complete("build", 0)
     monitor.phase_finish("build")
     assert told == [("build", 0, 6), ("costs", 0, 2), ("costs", 1, 2), ("build", 0, 6), ("build", 1, 6)]
-    assert Flavour("tensorrt", "10.0", module()).monitor(print) is None
+    assert TensorRtModule("tensorrt", "10.0", module()).monitor(print) is None
 
 
 def test_a_logger_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     said: list[tuple[str, str]] = []
-    flavour = Flavour("tensorrt", "10.3", module(ILogger=object))
-    flavour.logger(lambda *what: said.append(what)).log(SimpleNamespace(name="ERROR"), "no")
+    trt = TensorRtModule("tensorrt", "10.3", module(ILogger=object))
+    trt.logger(lambda *what: said.append(what)).log(SimpleNamespace(name="ERROR"), "no")
     assert said == [("ERROR", "no")]
     assert capfd.readouterr() == ("", "")
 
 
-# 4. The timing cache.
+# 3. The timing cache.
 
 
 class TimingConfig:
@@ -235,18 +199,18 @@ class TimingConfig:
 
 def test_what_was_learned_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    flavour = Flavour("tensorrt", "10.3.0", module())
-    path = flavour.timing_cache_path("8.7")
+    trt = TensorRtModule("tensorrt", "10.3.0", module())
+    path = trt.timing_cache_path("8.7")
     assert path == tmp_path / "blt-edge" / "tensorrt-10.3.0-sm87.timing"
-    assert Flavour("tensorrt-rtx", "1.7", module()).timing_cache_path("8.6") is None
+    assert TensorRtModule("tensorrt-rtx", "1.7", module()).timing_cache_path("8.6") is None
     for expected in (b"good+", b"good++"):
         config = TimingConfig()
-        flavour.read_timing_cache(config, path)
-        flavour.write_timing_cache(config, path)
+        trt.read_timing_cache(config, path)
+        trt.write_timing_cache(config, path)
         assert path.read_bytes() == expected
     path.write_bytes(b"another version's")
     config = TimingConfig()
-    flavour.read_timing_cache(config, path)
+    trt.read_timing_cache(config, path)
     assert config.used == b""
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -255,24 +219,23 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "x.timing"
     config = TimingConfig()
-    flavour = Flavour("tensorrt", "10.3.0", module())
-    flavour.read_timing_cache(config, path)
-    flavour.write_timing_cache(config, path)
+    trt = TensorRtModule("tensorrt", "10.3.0", module())
+    trt.read_timing_cache(config, path)
+    trt.write_timing_cache(config, path)
 
 
-# 5. The real one.
+# 4. The real one.
 
 
 def test_the_installed_module_builds_for_names() -> None:
     pytest.importorskip(
         "tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
     )
-    flavour = load_flavour("tensorrt-rtx")
-    assert {"7.5", "8.0", "8.6", "8.9", "12.0"} <= set(flavour.compute_capabilities)
-    assert flavour.name == "TensorRT-RTX"
+    trt = load_tensorrt("tensorrt-rtx")
+    assert {"7.5", "8.0", "8.6", "8.9", "12.0"} <= set(trt.compute_capabilities)
 
 
-# 6. Contexts.
+# 5. Contexts.
 
 
 def test_rtx_captures_graphs_by_itself_and_keeps_what_it_compiled() -> None:
@@ -280,15 +243,15 @@ def test_rtx_captures_graphs_by_itself_and_keeps_what_it_compiled() -> None:
     engine = SimpleNamespace(create_runtime_config=lambda: config, create_execution_context=lambda how: how)
     parts = {"ExecutionContextAllocationStrategy": SimpleNamespace(USER_MANAGED="ours")}
     graphs = SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole")
-    flavour = Flavour("tensorrt-rtx", "1.7", module(**parts, CudaGraphStrategy=graphs))
-    assert flavour.captures
-    assert flavour.context_maker(engine)() is config
+    trt = TensorRtModule("tensorrt-rtx", "1.7", module(**parts, CudaGraphStrategy=graphs))
+    assert trt.captures
+    assert trt.context_maker(engine)() is config
     assert config.cuda_graph_strategy == "whole"
     assert ("set_execution_context_allocation_strategy", "ours") in config.said
     older = Config()
     engine.create_runtime_config = lambda: older
-    Flavour("tensorrt-rtx", "1.1", module(**parts)).context_maker(engine)()
+    TensorRtModule("tensorrt-rtx", "1.1", module(**parts)).context_maker(engine)()
     assert "cuda_graph_strategy" not in vars(older)
-    plain = Flavour("tensorrt", "10.3", module(**parts))
+    plain = TensorRtModule("tensorrt", "10.3", module(**parts))
     assert not plain.captures
     assert plain.context_maker(engine)() == "ours"

@@ -1,4 +1,4 @@
-"""What forms take this machine for."""
+"""What engines take this machine for."""
 
 from __future__ import annotations
 

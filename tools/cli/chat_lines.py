@@ -1,7 +1,8 @@
-"""The commands of `blt-edge chat`: what a line that begins with a slash does.
+"""What a line of `blt-edge chat` does: a turn of the text, or a command, which begins with a slash.
 
-Each prints its answer on stderr, but for /text, whose answer is the text. A wrong command or value is a
+stdout carries the model's text, and what /text shows; stderr everything else. A wrong command or value is a
 `ChatError` of one line, and changes nothing.
+What it does not know: how lines are typed, where they come from.
 """
 
 from __future__ import annotations
@@ -10,27 +11,27 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
-from contextlib import nullcontext
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import click
 
 from ...runtime.files import write_whole
-from ...runtime.host import peak_resident
-from ..output import Session, TextOutput, is_terminal, print_fields, printable, size, status
-from .chat_session import ChatError, ChatSession
+from ..output import Session, TextOutput, interrupt_sets, is_terminal, print_fields, printable, status
+from .chat_session import ADVICE, ChatError, ChatSession, Reply, typed_text
+from .generate import memory_told, stage_shares
 from .line_reader import expanded, paths_that_begin
 from .options import StopString
-
-__all__ = ["SETTINGS", "Chat", "complete", "run_command"]
 
 
 @dataclass
 class Chat:
-    """What commands work on."""
+    """What lines work on."""
 
     session: Session
     state: ChatSession
@@ -48,23 +49,75 @@ class Chat:
         self.session.note(line)
 
 
-def run_command(chat: Chat, line: str) -> bool:
-    """Do what the line, which begins with a slash, says; False when the program is to end.
+def take_line(chat: Chat, line: bytes, interactive: bool) -> bool:
+    """Do what one line asks; False when it is to be the last.
 
-    Raises ChatError, OptionError and OSError, with nothing changed.
+    Raises ChatError, OptionError and OSError, with nothing changed; KeyboardInterrupt for an answer that was
+    stopped where nobody types.
     """
-    name, _, argument = line.strip().partition(" ")
-    if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(COMMANDS)}"
-        raise ChatError(f"there is no command {printable(name)}; {hint} (// begins a text with a slash)")
-    command = COMMANDS[name]
-    if argument.strip() and not command.argument:
-        raise ChatError(f"{name} takes no argument, got {printable(argument)!r}")
-    return command.run(chat, argument) is not False
+    if line.startswith(b"/") and not line.startswith(b"//"):
+        return _run_command(chat, line.decode("utf-8", "surrogateescape"))
+    reply = _turn(chat, typed_text(line[1:] if line.startswith(b"//") else line, chat.state.text))
+    chat.say(f"[{_figures(reply)}]")
+    left, positions = chat.state.positions_left, chat.state.positions
+    if left == 0:
+        chat.note(f"no positions are left, all {positions} are used; {ADVICE}")
+    elif left < min(chat.state.options.max_new_bytes, positions // 8):
+        chat.say(f"{left} of {positions} positions are left; {ADVICE}")
+    if reply.reason == "cancelled" and not interactive:
+        raise KeyboardInterrupt
+    return True
 
 
-# 1. Settings.
+# 1. Turns.
+
+
+def _turn(chat: Chat, typed: bytes) -> Reply:
+    state, cancel = chat.state, threading.Event()
+    reading = len(state.unread) + len(typed)
+    with ExitStack() as progress, interrupt_sets(cancel):
+
+        def write(text: str) -> None:
+            progress.close()
+            chat.out.write(text)
+
+        if reading > 200 and is_terminal(sys.stderr):
+            progress.enter_context(status(chat.session, f"reading {reading} bytes"))
+        reply = state.turn(typed, write, cancel)
+    chat.out.close_line()
+    return reply
+
+
+_ENDINGS = {
+    "length": "",
+    "eos": "; the model ended the text",
+    "stop": "; a stop string came",
+    "context": "; the positions ran out",
+    "cancelled": "; stopped",
+}
+
+
+def _figures(reply: Reply) -> str:
+    stats = reply.stats
+    told = [_many(stats.new_bytes, "new byte")]
+    if stats.new_bytes > 1:
+        told.append(f"{stats.bytes_per_second:.0f} bytes/s")
+    if reply.patches:
+        told.append(f"{(stats.prompt_bytes + stats.new_bytes) / reply.patches:.1f} bytes a patch")
+    if stats.new_bytes:
+        first = 1000 * stats.first_byte_seconds
+        told.append(f"first in {first:.{int(first < 10)}f} ms")
+    if stats.acceptance is not None:
+        told.append(f"guesses {stats.acceptance:.0%}")
+    cut = "; the last character is not complete" if reply.cut else ""
+    return ", ".join(told) + _ENDINGS.get(reply.reason, "") + cut
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+# 2. Settings.
 
 _NUMBERS: dict[str, type[int] | type[float]] = {
     "max_new_bytes": int,
@@ -92,9 +145,7 @@ def _set(chat: Chat, argument: str) -> None:
     name = given.removesuffix("+").strip().lstrip("-").replace("-", "_")
     name = _OTHER_NAMES.get(name, name)
     if name not in SETTINGS:
-        near = get_close_matches(name, SETTINGS)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(SETTINGS)}"
-        raise ChatError(f"there is no setting {given.strip()!r}; {hint}")
+        raise ChatError(f"there is no setting {given.strip()!r}; {_near(name, SETTINGS)}")
     if not equals or (adds and name != "stop"):
         raise ChatError(f"got {argument.strip()!r}; write /set {name}=VALUE")
     before = chat.state.options.stop if adds else ()
@@ -135,7 +186,7 @@ def _escaped(data: bytes) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-# 2. The others.
+# 3. The other commands.
 
 
 def _help(chat: Chat, argument: str) -> None:
@@ -158,39 +209,33 @@ added to the text as a line of its own, and the model writes on from there.
 
 
 def _stats(chat: Chat, argument: str) -> None:
-    state, totals = chat.state, chat.state.totals
-    length, turns = len(state.text), len(state.turns)
+    state, past = chat.state, chat.state.past
+    text = f"{_many(len(state.text), 'byte')}, {_many(len(state.turns), 'turn')}"
     patches = max(0, len(state.sequence.boundaries.patch_lengths()) - 1) if state.sequence.length else 0
-    text = f"{_many(length, 'byte')}, {_many(turns, 'turn')}"
     if patches:
         text += f", {(state.sequence.length - 1) / patches:.2f} bytes a patch"
+    reading, making = sum(one.prefill_seconds for one in past), sum(one.decode_seconds for one in past)
     fields = [
         ("text", text),
         ("positions", f"{state.positions_left} of {state.positions} left"),
-        ("read", _paced(totals.read, totals.prefill_seconds)),
-        ("generated", _paced(totals.new, totals.decode_seconds)),
+        ("read", _paced(sum(one.prompt_bytes for one in past), reading)),
+        ("generated", _paced(sum(one.new_bytes for one in past), making)),
     ]
-    if totals.drafted:
-        share = totals.accepted / totals.drafted
-        fields.append(("drafts", f"{totals.accepted} of {totals.drafted} guesses right ({share:.0%})"))
-    total = totals.prefill_seconds + totals.decode_seconds
+    drafted, accepted = sum(one.drafted for one in past), sum(one.accepted for one in past)
+    if drafted:
+        fields.append(("drafts", f"{accepted} of {drafted} guesses right ({accepted / drafted:.0%})"))
+    total = reading + making
     if total:
-        shares = {name: seconds / total for name, seconds in totals.stage_seconds.items()}
-        shares["other"] = max(0.0, 1.0 - sum(shares.values()))
-        fields.append(("time", ", ".join(f"{name} {share:.0%}" for name, share in shares.items())))
-    peak = peak_resident()
-    memory = f"{size(state.sequence.state_bytes)} of state"
-    fields.append(("memory", memory + (f", {size(peak)} at peak in all" if peak else "")))
+        stages = {name: sum(one.stage_seconds[name] for one in past) for name in past[0].stage_seconds}
+        shares = stage_shares(stages, total).items()
+        fields.append(("time", ", ".join(f"{name} {share:.0%}" for name, share in shares)))
+    fields.append(("memory", memory_told(state.sequence.state_bytes)))
     fields.append(("engine", str(state.model.engine)))
     _print(chat, fields)
 
 
 def _paced(count: int, seconds: float) -> str:
     return _many(count, "byte") + (f", {count / seconds:.1f} bytes/s" if count and seconds else "")
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _reset(chat: Chat, argument: str) -> None:
@@ -211,15 +256,7 @@ def _text(chat: Chat, argument: str) -> None:
     chat.out.close_line()
 
 
-def _save(chat: Chat, argument: str) -> None:
-    _write(chat, argument, over=False)
-
-
-def _save_over(chat: Chat, argument: str) -> None:
-    _write(chat, argument, over=True)
-
-
-def _write(chat: Chat, argument: str, over: bool) -> None:
+def _save(chat: Chat, argument: str, over: bool = False) -> None:
     name = argument.strip()
     if not name:
         raise ChatError(f"/save{'!' * over} needs a file's name")
@@ -238,18 +275,17 @@ def _write(chat: Chat, argument: str, over: bool) -> None:
     chat.say(f"{_many(len(chat.state.text), 'byte')} written to {printable(name)}")
 
 
-def _quit(chat: Chat, argument: str) -> bool:
-    return False
-
-
 def _print(chat: Chat, fields: list[tuple[str, str]]) -> None:
     if sys.stderr is not None:
         print_fields(fields, sys.stderr)
 
 
+# 4. All of them.
+
+
 @dataclass(frozen=True)
 class _Command:
-    run: Callable[[Chat, str], bool | None]
+    run: Callable[[Chat, str], None]
     help: str
     argument: str = ""
 
@@ -267,9 +303,26 @@ COMMANDS = {
     ),
     "/stats": _Command(_stats, "figures of the text and of all turns"),
     "/save": _Command(_save, "write the text to a new file", "FILE"),
-    "/save!": _Command(_save_over, "write it over a file that is there", "FILE"),
-    "/quit": _Command(_quit, "leave, as Ctrl-D does"),
+    "/save!": _Command(partial(_save, over=True), "write it over a file that is there", "FILE"),
+    "/quit": _Command(lambda chat, argument: None, "leave, as Ctrl-D does"),
 }
+
+
+def _run_command(chat: Chat, line: str) -> bool:
+    name, _, argument = line.strip().partition(" ")
+    if name not in COMMANDS:
+        hint = _near(name, COMMANDS)
+        raise ChatError(f"there is no command {printable(name)}; {hint} (// begins a text with a slash)")
+    command = COMMANDS[name]
+    if argument.strip() and not command.argument:
+        raise ChatError(f"{name} takes no argument, got {printable(argument)!r}")
+    command.run(chat, argument)
+    return name != "/quit"
+
+
+def _near(name: str, names: Iterable[str]) -> str:
+    near = get_close_matches(name, list(names))
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
 
 
 def complete(line: str, word: str) -> list[str]:
