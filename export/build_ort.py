@@ -1,18 +1,14 @@
-"""What ONNX Runtime's own operators do in the installed version, found by running them on a few numbers.
+"""Building an engine for ONNX Runtime, on the device: all of it or nothing, beside portable graphs.
 
 An engine takes the meaning of operators outside the ONNX standard for granted, and versions differ: up to
-1.23 `GroupQueryAttention` lets a window see one key more than from 1.24 on. Asking the operator finds that
-for versions that nobody has tried, too.
-
-Building a device-specific form of a bundle, on the device: all of it or nothing, beside portable graphs.
-
-The form is written to a hidden sibling that takes its name at the end, once it has computed what the portable
-graphs compute (`proof`). `runtime.engines` says what it holds.
+1.23 `GroupQueryAttention` lets a window see one key more than from 1.24 on. So the installed version's own
+operators are run on a few numbers first, which finds that for versions that nobody has tried, too. The engine
+is written to a hidden sibling that takes its name at the end, once it has computed what the portable graphs
+compute (`proof`). `runtime.engines` says what it holds.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -44,27 +40,22 @@ from ..runtime.files import OutputError, WriteError, new_directory
 from ..runtime.integrity import check_files, file_record
 from ..runtime.manifest import Manifest, load_manifest
 from ..runtime.self_test import SELF_TEST_NAME
-from .bundle import Meter, Progress
+from .bundle import Meter, Progress, graph_name, load_stage, save_stage
 from .proof import prove_engine
-from .stage_files import graph_name, load_stage, save_stage
 
-__all__ = [
-    "OLDEST",
-    "build_engine",
-    "check_version",
-    "form_bytes",
-    "multiplies_blocks",
-    "new_engine",
-    "window_offset",
-]
+__all__ = ["build_engine", "check_version", "engine_bytes", "new_engine"]
 
 OLDEST = (1, 22)
 """ONNX Runtime's first version whose fused attention takes positions."""
 
-Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 
+# Of the operator that is tried.
 _HEADS, _KV_HEADS, _WIDTH, _WINDOW, _CAPACITY = 4, 2, 16, 4, 16
+# Bytes of an engine for each byte of portable weights, at most: both layouts of every weight, or float32, and
+# while a stage is built its weights once more.
+_GROWTH = 3.5
+_ALIGNMENT = 64
 
 
 def check_version(what: str) -> None:
@@ -94,23 +85,21 @@ def window_offset() -> int | None:
 def multiplies_blocks(bits: int) -> bool:
     """Whether the product over blocks of 4 or 8 bits is right once it was saved and loaded as engines are."""
     model = block_product(128, 32, bits)
-    weight, scales = (_values(model.graph, name) for name in ("weight", "scales"))
+    weight, scales = (
+        tensor.numpy().astype(np.float32)
+        for name in ("weight", "scales")
+        if (tensor := model.graph.initializers[name].const_value) is not None
+    )
     x = np.random.default_rng(0).standard_normal((3, len(weight))).astype(np.float32)
     wanted = x @ (weight * scales.repeat(len(weight) // len(scales), axis=0))
     write_block_products(model, bits)
-    with tempfile.TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder:
         try:
             found = _saved_and_run(model, Path(folder), "int4" if bits == 4 else "int8w", x)
         except Exception:  # ONNX Runtime raises many kinds; whatever it says, it can't be had
             return False
     # Inputs are rounded to int8.
     return bool(np.abs(found - wanted).max() <= 0.05 * np.abs(wanted).max())
-
-
-def _values(graph: ir.Graph, name: str) -> Floats:
-    tensor = graph.initializers[name].const_value
-    assert tensor is not None
-    return tensor.numpy().astype(np.float32)
 
 
 def _saved_and_run(model: ir.Model, folder: Path, precision: str, x: Floats) -> Floats:
@@ -129,20 +118,38 @@ def _saved_and_run(model: ir.Model, folder: Path, precision: str, x: Floats) -> 
 
 
 def _attends_right(window: int | None, attribute: int) -> bool:
-    run = _attention(attribute)
-    if run is None:
+    try:
+        session = _attention(attribute)
+        for past, count in ((0, 1), (0, 6), (7, 1), (7, 3)):
+            random = np.random.default_rng(past + count)
+            shape = (past + count, _HEADS + 2 * _KV_HEADS, _WIDTH)
+            joined = random.standard_normal(shape).astype(np.float32)
+            wanted, keys, values = _attend(joined, window)
+            found = session.run(["mixed"], _feeds(joined[past:], keys[:past], values[:past]))[0][0]
+            if not np.allclose(found, wanted[past:], rtol=0, atol=1e-4):
+                return False
+    except Exception:  # ONNX Runtime raises many kinds; whatever it says, it does not take our inputs
         return False
-    for past, count in ((0, 1), (0, 6), (7, 1), (7, 3)):
-        random = np.random.default_rng(past + count)
-        joined = random.standard_normal((past + count, _HEADS + 2 * _KV_HEADS, _WIDTH)).astype(np.float32)
-        wanted, keys, values = _attend(joined, window)
-        cached = [np.zeros((1, _KV_HEADS, _CAPACITY, _WIDTH), np.float32) for _ in range(2)]
-        for buffer, known in zip(cached, (keys, values), strict=True):
-            buffer[0, :, :past] = known[:past].transpose(1, 0, 2)
-        found = run(joined[past:], cached, past)
-        if found is None or not np.allclose(found, wanted[past:], rtol=0, atol=1e-4):
-            return False
     return True
+
+
+def _feeds(joined: Floats, *cached: Floats) -> dict[str, npt.NDArray[Any]]:
+    """Inputs for `joined` [n, H + 2 Hkv, width], read after `cached` keys and values [past, Hkv, width]."""
+    past, count = len(cached[0]), len(joined)
+    buffers = np.zeros((2, 1, _KV_HEADS, _CAPACITY, _WIDTH), np.float32)
+    for buffer, known in zip(buffers, cached, strict=True):
+        buffer[0, :, :past] = known.transpose(1, 0, 2)
+    cos, sin = _rotation(_CAPACITY)
+    return {
+        "joined": joined.reshape(1, count, -1),
+        "past_key": buffers[0],
+        "past_value": buffers[1],
+        "past_length": np.array([past + count - 1], np.int32),
+        "total_length": np.array(past + count, np.int32),
+        "cos": cos,
+        "sin": sin,
+        "positions": np.arange(past, past + count, dtype=np.int64)[None],
+    }
 
 
 def _rotation(count: int) -> tuple[Floats, Floats]:
@@ -168,87 +175,39 @@ def _attend(joined: Floats, window: int | None) -> tuple[Floats, Floats, Floats]
 
 
 def _attention(window: int) -> Any:
-    """run(joined [S, H + 2 Hkv, width], [keys, values], past length) -> [S, H * width]; None if refused."""
+    """A session of nothing but the operator, whose `local_window_size` is `window`."""
+    cached = np.zeros((0, _KV_HEADS, _WIDTH), np.float32)
+    feeds = _feeds(np.zeros((1, _HEADS + 2 * _KV_HEADS, _WIDTH), np.float32), cached, cached)
+    joined, *others = inputs = [
+        ir.Value(
+            name=name,
+            # One position here, more later.
+            shape=ir.Shape(
+                [1, "count", *array.shape[2:]] if name in ("joined", "positions") else array.shape
+            ),
+            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        )
+        for name, array in feeds.items()
+    ]
+    node = attention_node(joined, others, heads=_HEADS, kv_heads=_KV_HEADS, window=window, name="attention")
+    for output, name in zip(node.outputs, ("mixed", "key", "value"), strict=True):
+        output.name = name
+        output.type = joined.type
+    opsets = {"": 20, DOMAIN: 1}
+    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports=opsets, name="probe")
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    try:
-        session = ort.InferenceSession(
-            ir.to_proto(_attention_model(window)).SerializeToString(),
-            options,
-            providers=["CPUExecutionProvider"],
-        )
-    except Exception:  # ONNX Runtime raises many kinds; whatever it says, it does not take our inputs
-        return None
-    cos, sin = _rotation(_CAPACITY)
-
-    def run(joined: Floats, cached: list[Floats], past: int) -> Floats | None:
-        count = len(joined)
-        feeds = {
-            "joined": joined.reshape(1, count, -1),
-            "past_key": cached[0],
-            "past_value": cached[1],
-            "past_length": np.array([past + count - 1], np.int32),
-            "total_length": np.array(past + count, np.int32),
-            "cos": cos,
-            "sin": sin,
-            "positions": np.arange(past, past + count, dtype=np.int64)[None],
-        }
-        try:
-            mixed: Floats = session.run(["mixed"], feeds)[0][0]
-        except Exception:  # likewise
-            return None
-        return mixed
-
-    return run
-
-
-def _attention_model(window: int) -> ir.Model:
-    float32, int32, int64 = ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64
-    cache = [1, _KV_HEADS, _CAPACITY, _WIDTH]
-    kinds: dict[str, tuple[list[Any], ir.DataType]] = {
-        "joined": ([1, "count", (_HEADS + 2 * _KV_HEADS) * _WIDTH], float32),
-        "past_key": (cache, float32),
-        "past_value": (cache, float32),
-        "past_length": ([1], int32),
-        "total_length": ([], int32),
-        "cos": ([_CAPACITY, _WIDTH // 2], float32),
-        "sin": ([_CAPACITY, _WIDTH // 2], float32),
-        "positions": ([1, "count"], int64),
-    }
-    values = {
-        name: ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind))
-        for name, (shape, kind) in kinds.items()
-    }
-    node = attention_node(
-        values["joined"],
-        [value for name, value in values.items() if name != "joined"],
-        heads=_HEADS,
-        kv_heads=_KV_HEADS,
-        window=window,
-        name="attention",
-    )
-    for output, name in zip(node.outputs, ("mixed", "key", "value"), strict=True):
-        output.name = name
-        output.type = ir.TensorType(float32)
-    graph = ir.Graph(
-        list(values.values()), node.outputs, nodes=[node], opset_imports={"": 20, DOMAIN: 1}, name="probe"
-    )
-    return ir.Model(graph, ir_version=10)
-
-
-_GROWTH = 3.5
-"""Bytes of a form for each byte of portable weights, at most: both layouts of every weight, or float32, and
-while a stage is built its weights once more."""
-_ALIGNMENT = 64
+    model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress | None = None) -> Engine:
-    """Write ONNX Runtime's form of `bundle` for this machine, `engines/TARGET-FINGERPRINT/`; returns it.
+    """Write ONNX Runtime's engine of `bundle` for this machine, `engines/TARGET-FINGERPRINT/`; returns it.
 
-    A sound form that is there already stays, unless `force`; forms for other machines stay. The bundle stays
-    usable everywhere. progress(what, bytes of weights done, in all). Peak memory is that of loading the
-    largest stage without a form, up to twice its weights.
+    A sound engine that is there already stays, unless `force`; so do those for other machines. The bundle
+    stays usable everywhere. progress(what, bytes of weights done, in all). Peak memory is that of loading the
+    largest stage without an engine, up to twice its weights.
 
     Raises BundleError, BackendError (no ONNX Runtime, one that is too old, or it refuses a graph),
     WrongEngineError (it computes something else than the portable graphs), WriteError (disk full).
@@ -264,25 +223,24 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
     final = engine_path(directory, description)
     weights = {stage: manifest.files[spec.data].bytes for stage, spec in manifest.stages.items()}
     meter = Meter(progress, 2 * sum(weights.values()))
-    with new_engine(final, needed=form_bytes(manifest)) as temporary:
+    with new_engine(final, needed=engine_bytes(manifest)) as temporary:
         for stage, size in weights.items():
             advance = meter.of(f"{stage} graph")
             advance(0)
             _build_stage(directory, manifest, stage, temporary)
             advance(size)
         _prove(directory, manifest, temporary, meter)
-        files = {path.name: file_record(path) for path in sorted(temporary.iterdir())}
-        (temporary / ENGINE_NAME).write_text(render_engine(description, files), encoding="ascii")
+        seal_engine(temporary, description)
     return Engine.at(directory, final)
 
 
-def form_bytes(manifest: Manifest) -> int:
-    """Disk that ONNX Runtime's form of a bundle takes, at most."""
+def engine_bytes(manifest: Manifest) -> int:
+    """Disk that ONNX Runtime's engine of a bundle takes, at most."""
     return int(_GROWTH * sum(manifest.files[spec.data].bytes for spec in manifest.stages.values()))
 
 
-def _build_stage(directory: Path, manifest: Manifest, stage: str, form: Path) -> None:
-    spec, graph = manifest.stages[stage], form / graph_file(stage)
+def _build_stage(directory: Path, manifest: Manifest, stage: str, engine: Path) -> None:
+    spec, graph = manifest.stages[stage], engine / graph_file(stage)
     model = load_stage(directory, spec)
     offset = window_offset()
     # Where the operator is of no use, the portable graph's attention is optimized like the rest.
@@ -291,12 +249,12 @@ def _build_stage(directory: Path, manifest: Manifest, stage: str, form: Path) ->
     bits = BLOCK_BITS.get(spec.precision)
     # Likewise: what is spelled out is right, if slow.
     if bits is not None and multiplies_blocks(bits) and write_block_products(model, bits):
-        with TemporaryDirectory(dir=form) as weights:
+        with TemporaryDirectory(dir=engine) as weights:
             save_stage(Path(weights), stage, model, lambda _count: None)
             _save((Path(weights) / graph_name(stage)).read_bytes(), Path(weights), spec.precision, graph)
     else:
         _save(ir.to_proto(model).SerializeToString(), directory, spec.precision, graph)
-    assert (form / data_file(stage)).is_file()
+    assert (engine / data_file(stage)).is_file()
 
 
 def _save(model: bytes, weights: Path, precision: str, graph: Path) -> None:
@@ -325,20 +283,27 @@ def _aligned(graph: Path) -> bool:
     return True
 
 
-def _prove(directory: Path, manifest: Manifest, form: Path, meter: Meter) -> None:
+def _prove(directory: Path, manifest: Manifest, engine: Path, meter: Meter) -> None:
     def watch(stage: str) -> None:
         meter.of(f"proving the {stage} graph")(manifest.files[manifest.stages[stage].data].bytes)
 
     prove_engine(
         directory,
         manifest,
-        lambda stage: OrtStage(directory, manifest, stage, None, optimized=form / graph_file(stage)),
+        lambda stage: OrtStage(directory, manifest, stage, None, optimized=engine / graph_file(stage)),
         engine_limits(manifest),
-        form / SELF_TEST_NAME,
+        engine / SELF_TEST_NAME,
         name=f"ONNX Runtime {import_onnxruntime().__version__}",
         alike=True,
         watch=watch,
     )
+
+
+def seal_engine(directory: Path, description: dict[str, Any], *, proven: bool = True) -> None:
+    """Record every file of a new engine, what it was made for, and whether it ran here."""
+    files = {path.name: file_record(path) for path in sorted(directory.iterdir())}
+    text = render_engine(description, files, proven=proven)
+    (directory / ENGINE_NAME).write_text(text, encoding="ascii")
 
 
 @contextmanager

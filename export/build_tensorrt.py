@@ -10,14 +10,15 @@ builds one stage. Full TensorRT builds for this machine's GPU, TensorRT-RTX also
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from ..graphs.attention import half_attention, join_attention
-from ..runtime.backends.base import StageBackend
+from ..runtime.backends.base import EngineLimits, StageBackend
 from ..runtime.backends.cuda import device_compute_capability
 from ..runtime.backends.signatures import check_signature, stage_signature
 from ..runtime.backends.tensorrt import (
@@ -29,22 +30,20 @@ from ..runtime.backends.tensorrt import (
 from ..runtime.backends.tensorrt_profiles import Profiles, plan_file
 from ..runtime.devices import open_gpu
 from ..runtime.engines import (
-    ENGINE_NAME,
     Engine,
     check_engine_files,
     describe_tensorrt,
     engine_path,
-    render_engine,
     was_proven,
 )
 from ..runtime.errors import BackendError, BltError, BundleError, OptionError
 from ..runtime.fields import checked_int
-from ..runtime.integrity import check_files, file_record
+from ..runtime.integrity import check_files
 from ..runtime.manifest import Manifest, load_manifest
 from ..runtime.self_test import SELF_TEST_NAME
-from .build_ort import new_engine
+from .build_ort import new_engine, seal_engine
+from .bundle import load_stage
 from .proof import prove_engine
-from .stage_files import load_stage
 from .tensorrt_worker import Moment, PlanFacts, PlanOptions, build_in_child
 
 __all__ = ["BuildPlan", "TensorRtBuild", "TensorRtOptions", "build_engines", "plan_tensorrt"]
@@ -101,6 +100,19 @@ class StageEstimate:
     peak_memory: int
     """Of the process that builds it, about."""
 
+    @classmethod
+    def of(cls, manifest: Manifest, stage: str) -> StageEstimate:
+        """Estimated from the stage's weights and layers."""
+        spec = manifest.stages[stage]
+        weights, layers = manifest.files[spec.data].bytes, spec.layers + 1  # one for what is around them
+        growth = _WEIGHT_MEMORY.get(spec.precision, _INTEGER_MEMORY)
+        return cls(
+            precision=spec.precision,
+            weights=weights,
+            plan=int(_PLAN_GROWTH * weights) + _LAYER_KERNELS * layers,
+            peak_memory=_PROGRAM_MEMORY + _LAYER_MEMORY * layers + int(growth * weights),
+        )
+
 
 @dataclass(frozen=True)
 class BuildPlan:
@@ -113,10 +125,9 @@ class BuildPlan:
     profiles: Profiles
     """Sizes of every axis."""
     stages: dict[str, StageEstimate]
-    """By stage."""
     description: dict[str, Any]
     """What the engines depend on."""
-    form: Path
+    directory: Path
     """The directory that will hold the plans."""
     there: bool
     """Whether it does already, and is sound."""
@@ -155,15 +166,8 @@ def plan_tensorrt(bundle: str | Path, options: TensorRtOptions) -> BuildPlan:
     if options.target not in TENSORRT_TARGETS:
         raise OptionError(f"target: got {options.target!r}, it is one of {', '.join(TENSORRT_TARGETS)}")
     manifest = load_manifest(directory)
-    ranges = Profiles.of(
-        manifest,
-        max_bytes=options.max_bytes,
-        max_patches=options.max_patches,
-        max_patch_length=options.max_patch_length,
-        max_batch=options.max_batch,
-        prefill_chunk=options.prefill_chunk,
-        rollback=options.rollback,
-    )
+    limits = {limit.name: getattr(options, limit.name) for limit in fields(EngineLimits)}
+    ranges = Profiles.of(manifest, **limits)
     if options.workspace is not None:
         checked_int("workspace", options.workspace, 1)
     if options.optimization_level is not None:
@@ -181,15 +185,15 @@ def plan_tensorrt(bundle: str | Path, options: TensorRtOptions) -> BuildPlan:
         workspace=options.workspace,
         optimization_level=options.optimization_level,
     )
-    form = engine_path(directory, description)
+    engine = engine_path(directory, description)
     return BuildPlan(
         trt=trt,
         capabilities=capabilities,
         profiles=ranges,
-        stages={stage: _estimate(manifest, stage) for stage in manifest.stages},
+        stages={stage: StageEstimate.of(manifest, stage) for stage in manifest.stages},
         description=description,
-        form=form,
-        there=_is_sound(form, description),
+        directory=engine,
+        there=_is_sound(engine, description),
         timing_cache=trt.timing_cache_path(capabilities[0]),
     )
 
@@ -212,9 +216,9 @@ def build_engines(
     directory = Path(bundle)
     plan = plan_tensorrt(directory, options)
     manifest = load_manifest(directory)
-    engine = Engine.at(directory, plan.form)
+    engine = Engine.at(directory, plan.directory)
     if plan.there and not force:
-        return TensorRtBuild(engine, {}, was_proven(plan.form))
+        return TensorRtBuild(engine, {}, was_proven(plan.directory))
     how = PlanOptions(
         plan.capabilities if plan.trt.ahead_of_time else (),
         options.workspace,
@@ -222,8 +226,10 @@ def build_engines(
         plan.timing_cache,
     )
     facts = {}
-    with new_engine(plan.form, needed=plan.plan_bytes) as temporary:
+    with new_engine(plan.directory, needed=plan.plan_bytes) as temporary:
         for stage, spec in manifest.stages.items():
+            if watch is not None:
+                watch(stage, None)
             facts[stage] = build_in_child(
                 options.target,
                 directory / spec.file,
@@ -233,23 +239,21 @@ def build_engines(
                 ),
                 temporary / plan_file(stage),
                 replace(how, half_attention=half_attention(spec)),
-                _of_stage(watch, stage),
+                partial(watch, stage) if watch else None,
             )
         proven = _prove(directory, manifest, plan, temporary)
-        files = {path.name: file_record(path) for path in sorted(temporary.iterdir())}
-        text = render_engine(plan.description, files, proven=proven)
-        (temporary / ENGINE_NAME).write_text(text, encoding="ascii")
+        seal_engine(temporary, plan.description, proven=proven)
     return TensorRtBuild(engine, facts, proven)
 
 
-def _prove(directory: Path, manifest: Manifest, plan: BuildPlan, form: Path) -> bool:
+def _prove(directory: Path, manifest: Manifest, plan: BuildPlan, engine: Path) -> bool:
     """Compare engines with the portable graphs, if they run here at all; see `proof.prove_engine`."""
     here = device_compute_capability() in plan.capabilities
     gpu = open_gpu() if here else None
 
     def open_stage(stage: str) -> StageBackend:
         assert gpu is not None
-        file = form / plan_file(stage)
+        file = engine / plan_file(stage)
         return TensorRtStage(gpu, plan.trt, manifest, stage, file, plan.profiles, directory)
 
     prove_engine(
@@ -257,22 +261,16 @@ def _prove(directory: Path, manifest: Manifest, plan: BuildPlan, form: Path) -> 
         manifest,
         open_stage if here else None,
         plan.profiles.limits,
-        form / SELF_TEST_NAME,
+        engine / SELF_TEST_NAME,
         name=f"{plan.trt.name} {plan.trt.version}",
         alike=False,
     )
     return here
 
 
-def _of_stage(watch: Watch | None, stage: str) -> Callable[[Moment], None] | None:
-    if watch is None:
-        return None
-    watch(stage, None)
-    return lambda moment: watch(stage, moment)
-
-
 def _capabilities(trt: TensorRtModule, wanted: tuple[str, ...]) -> tuple[str, ...]:
     known = trt.compute_capabilities
+    builder = f"{trt.name} {trt.version} builds for {', '.join(known)}"
     if wanted and not trt.ahead_of_time:
         raise OptionError(
             f"compute_capability: {trt.name} builds only for the GPU that it runs on; leave the option "
@@ -281,22 +279,18 @@ def _capabilities(trt: TensorRtModule, wanted: tuple[str, ...]) -> tuple[str, ..
     for value in wanted:
         if value not in known:
             raise OptionError(
-                f"compute_capability: got {value!r}, {trt.name} {trt.version} builds for "
-                f"{', '.join(known)}; engines for other GPUs are built on them, with --target tensorrt"
+                f"compute_capability: got {value!r}, {builder}; engines for other GPUs are built on them, "
+                "with --target tensorrt"
             )
     if wanted:
         return tuple(sorted(set(wanted), key=float))
     own = device_compute_capability()
     if own is None:
-        instead = (
-            f"name one with --compute-capability: {', '.join(known)}" if known else "build on the device"
-        )
+        name_one = f"name one with --compute-capability: {', '.join(known)}"
+        instead = name_one if known else "build on the device"
         raise BackendError(f"this machine has no GPU (or no driver for it) to build for; {instead}")
     if known and own not in known:
-        raise BackendError(
-            f"this machine's GPU has compute capability {own}, {trt.name} {trt.version} builds for "
-            f"{', '.join(known)}"
-        )
+        raise BackendError(f"this machine's GPU has compute capability {own}, {builder}")
     return (own,)
 
 
@@ -320,23 +314,11 @@ def _axes_of(values: Sequence[ir.Value]) -> dict[str, tuple[int | str, ...]]:
     }
 
 
-def _estimate(manifest: Manifest, stage: str) -> StageEstimate:
-    spec = manifest.stages[stage]
-    weights, layers = manifest.files[spec.data].bytes, spec.layers + 1  # one for what is around them
-    growth = _WEIGHT_MEMORY.get(spec.precision, _INTEGER_MEMORY)
-    return StageEstimate(
-        precision=spec.precision,
-        weights=weights,
-        plan=int(_PLAN_GROWTH * weights) + _LAYER_KERNELS * layers,
-        peak_memory=_PROGRAM_MEMORY + _LAYER_MEMORY * layers + int(growth * weights),
-    )
-
-
-def _is_sound(form: Path, description: dict[str, Any]) -> bool:
-    if not form.is_dir():
+def _is_sound(engine: Path, description: dict[str, Any]) -> bool:
+    if not engine.is_dir():
         return False
     try:
-        check_engine_files(form, description, again="")
+        check_engine_files(engine, description, again="")
     except BltError:
         return False
     return True

@@ -1,9 +1,7 @@
-"""What every checkpoint looks like from outside, whatever its layout: tensors under Hugging Face names,
-streamed.
+"""What every checkpoint looks like from outside, whatever its layout, and which tensors a config asks for.
 
-Nothing is loaded ahead: a tensor, or some rows of it, is read when asked for.
-
-Which tensors a model must have, by Hugging Face name, and how many parameters each part of it holds.
+Tensors go by their Hugging Face names. Nothing is loaded ahead: a tensor, or some rows of it, is read when
+asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +12,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,28 +20,19 @@ from numpy.typing import NDArray
 from ..graphs.config import ModelConfig, TransformerConfig
 from ..runtime.errors import BltError
 
-__all__ = [
-    "EMBEDDING",
-    "HASH_EMBEDDING",
-    "PARTS",
-    "Checkpoint",
-    "CheckpointError",
-    "Piece",
-    "TensorFile",
-    "check_tensors",
-    "expected_tensors",
-    "one_line",
-    "parameter_counts",
-    "read_json",
-    "sample_blocks",
-]
+PARTS = ("patcher", "encoder", "latent", "decoder", "tables")
+"""The parts of a bundle that hold weights: the four stages, and the byte and hash embedding tables."""
+EMBEDDING = "model.local_encoder.embed_tokens.weight"
+"""The byte embedding, [260, encoder width]."""
+HASH_EMBEDDING = "model.encoder_hash_tok_embedding.weight"
+"""The fused hash tables, [tables * hash vocab, encoder width]."""
 
-DTYPES = ("float16", "bfloat16", "float32")
-"""Element types that a checkpoint may store."""
-
+_PER_PATCH = ("patch_embedding_projection.weight", "k_norm.weight", "k_proj.weight", "v_proj.weight")
 _MAX_JSON_BYTES = 64 << 20
 _BLOCKS = 64
 _BLOCK_BYTES = 4096
+
+Shape = tuple[int, ...]
 
 
 class CheckpointError(BltError):
@@ -56,14 +44,10 @@ class TensorFile(Protocol):
 
     path: Path
 
-    def names(self) -> Sequence[str]:
-        """Names of the stored tensors."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The tensor's shape."""
-
+    def names(self) -> Sequence[str]: ...
+    def shape(self, name: str) -> Shape: ...
     def dtype(self, name: str) -> str:
-        """One of `DTYPES`; raises `CheckpointError` for any other stored type."""
+        """float16, bfloat16 or float32; raises `CheckpointError` for any other stored type."""
 
     def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) of the first axis as a new float32 array (a scalar has one row)."""
@@ -76,12 +60,21 @@ class TensorFile(Protocol):
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A stored tensor: where the rows of a checkpoint's tensor, or some of them, come from."""
+class StoredTensor:
+    """Where the rows of a checkpoint's tensor, or some of them, come from."""
 
     file: TensorFile
     name: str
     """The tensor's name in the file."""
+
+    @property
+    def shape(self) -> Shape:
+        """The stored tensor's shape."""
+        return self.file.shape(self.name)
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """See `TensorFile.read`."""
+        return self.file.read(self.name, start, stop)
 
 
 class Checkpoint:
@@ -90,31 +83,29 @@ class Checkpoint:
     Not safe for use by several threads at once.
     """
 
-    name: str
-    """What the user called it: a folder's name, a hub id, or `demo`."""
-    layout: str
-    """`huggingface` or `meta`: the layout of the files. Names and config are Hugging Face's in both."""
-    config: dict[str, Any]
-    """The raw config, in the form of transformers' `config.json`."""
+    folder = Path()
+    """Where its `config.json` lies, once it was opened by `open_checkpoint`."""
 
     def __init__(
-        self, name: str, layout: str, config: dict[str, Any], tensors: Mapping[str, Sequence[Piece]]
+        self, name: str, layout: str, config: dict[str, Any], tensors: Mapping[str, Sequence[StoredTensor]]
     ) -> None:
         self.name = name
+        """What the user called it: a folder's name, a hub id, or `demo`."""
         self.layout = layout
+        """`huggingface` or `meta`: the layout of the files. Names and config are Hugging Face's in both."""
         self.config = config
-        self._tensors = {key: tuple(pieces) for key, pieces in tensors.items()}
-        files = {id(p.file): p.file for pieces in self._tensors.values() for p in pieces}
+        """The raw config, in the form of transformers' `config.json`."""
+        self._tensors = {key: tuple(parts) for key, parts in tensors.items()}
+        files = {id(part.file): part.file for parts in self._tensors.values() for part in parts}
         self._files = sorted(files.values(), key=lambda file: str(file.path))
 
     def names(self) -> tuple[str, ...]:
         """Hugging Face names of all tensors, tied ones under both names."""
         return tuple(self._tensors)
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def shape(self, name: str) -> Shape:
         """The tensor's shape; `CheckpointError` when there is none of that name."""
-        pieces = self._pieces(name)
-        shapes = [piece.file.shape(piece.name) for piece in pieces]
+        shapes = [part.shape for part in self._parts(name)]
         if len(shapes) == 1:
             return shapes[0]
         if any(not shape or shape[1:] != shapes[0][1:] for shape in shapes):
@@ -125,13 +116,13 @@ class Checkpoint:
 
     def dtype(self, name: str) -> str:
         """The stored element type: float16, bfloat16 or float32; any other is refused by name."""
-        kinds = {piece.file.dtype(piece.name) for piece in self._pieces(name)}
+        kinds = {part.file.dtype(part.name) for part in self._parts(name)}
         return kinds.pop() if len(kinds) == 1 else "float32"
 
     def tensor(self, name: str) -> NDArray[np.float32]:
         """The whole tensor as a new float32 array, whatever its stored type."""
         shape = self.shape(name)
-        return self.rows(name, 0, shape[0]) if shape else self._pieces(name)[0].file.read(name, 0, 1)
+        return self.rows(name, 0, shape[0]) if shape else self._parts(name)[0].read(0, 1)
 
     def rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) of the first axis as a new float32 array; only these are read.
@@ -141,15 +132,15 @@ class Checkpoint:
         shape = self.shape(name)
         if not shape or not 0 <= start <= stop <= shape[0]:
             raise ValueError(f"{name}: rows {start}:{stop} of a tensor of shape {shape}")
-        parts: list[NDArray[np.float32]] = []
+        found: list[NDArray[np.float32]] = []
         offset = 0
-        for piece in self._pieces(name):
-            count = piece.file.shape(piece.name)[0]
-            low, high = max(start - offset, 0), min(stop - offset, count)
-            if low < high or (start == stop and not parts):
-                parts.append(piece.file.read(piece.name, min(low, count), max(high, min(low, count))))
+        for part in self._parts(name):
+            count = part.shape[0]
+            first, last = (min(max(row - offset, 0), count) for row in (start, stop))
+            if first < last or (start == stop and not found):
+                found.append(part.read(first, last))
             offset += count
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return found[0] if len(found) == 1 else np.concatenate(found)
 
     def sha256(self) -> str:
         """A fingerprint of the source, hex: cheap even for files of many gigabytes.
@@ -172,12 +163,10 @@ class Checkpoint:
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def _pieces(self, name: str) -> tuple[Piece, ...]:
+    def _parts(self, name: str) -> tuple[StoredTensor, ...]:
         if name not in self._tensors:
             raise CheckpointError(f"{self.name}: tensor {name} is missing")
         return self._tensors[name]
@@ -218,24 +207,13 @@ def sample_blocks(path: Path, digest: Any) -> None:
             digest.update(file.read(_BLOCK_BYTES))
 
 
-PARTS = ("patcher", "encoder", "latent", "decoder", "tables")
-"""The parts of a bundle that hold weights: the four stages, and the byte and hash embedding tables."""
-
-EMBEDDING = "model.local_encoder.embed_tokens.weight"
-"""The byte embedding, [260, encoder width]."""
-HASH_EMBEDDING = "model.encoder_hash_tok_embedding.weight"
-"""The fused hash tables, [tables * hash vocab, encoder width]."""
-
-Shape = tuple[int, ...]
-
-
 def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
     """Every tensor that a checkpoint of this config has -> its shape.
 
     Linear weights are [out, in]. A tied byte embedding is listed under both names.
     """
     k, vocab = config.cross_attn_k, config.vocab_size
-    encoder, decoder, global_stack = config.encoder, config.decoder, config.global_stack
+    encoder, decoder, latent = config.encoder, config.decoder, config.global_stack
     result: dict[str, Shape] = {
         EMBEDDING: (vocab, encoder.width),
         HASH_EMBEDDING: (config.hash.tables * config.hash.vocab, encoder.width),
@@ -248,17 +226,13 @@ def expected_tensors(config: ModelConfig) -> dict[str, Shape]:
         result["model.patcher.lm_head.weight"] = (vocab, width)
     result.update(_stack("model.local_encoder", encoder))
     result["model.local_encoder.patch_embedding_projection.weight"] = (k * encoder.width, encoder.width)
-    pooling_layers = encoder.layers if config.encoder_cross_all_layers else 1
-    result.update(_cross_attention("model.local_encoder", encoder, pooling_layers))
+    result.update(_cross_attention("model.local_encoder", encoder, config.encoder_cross_all_layers))
     if config.token_projection:
-        result["model.global_transformer.token_embedding_projection.weight"] = (
-            global_stack.width,
-            k * encoder.width,
-        )
-    result.update(_stack("model.global_transformer", global_stack))
-    result["model.local_decoder.patch_embedding_projection.weight"] = (k * decoder.width, global_stack.width)
-    reading_layers = decoder.layers if config.decoder_cross_all_layers else 1
-    result.update(_cross_attention("model.local_decoder", decoder, reading_layers))
+        projection = "model.global_transformer.token_embedding_projection.weight"
+        result[projection] = (latent.width, k * encoder.width)
+    result.update(_stack("model.global_transformer", latent))
+    result["model.local_decoder.patch_embedding_projection.weight"] = (k * decoder.width, latent.width)
+    result.update(_cross_attention("model.local_decoder", decoder, config.decoder_cross_all_layers))
     result.update(_stack("model.local_decoder", decoder))
     result["model.local_decoder.norm.weight"] = (decoder.width,)
     result["lm_head.weight"] = (vocab, decoder.width)
@@ -273,8 +247,7 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """
     counts = dict.fromkeys(PARTS, 0)
     for name, shape in expected_tensors(config).items():
-        part = _part(name, config)
-        if part is not None:
+        if (part := _part(name, config)) is not None:
             counts[part] += math.prod(shape)
     return counts
 
@@ -308,29 +281,29 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
 
 
 def _stack(prefix: str, stack: TransformerConfig) -> Iterator[tuple[str, Shape]]:
-    width, kv_width = stack.width, stack.kv_heads * stack.head_dim
+    width = stack.width
     for layer in range(stack.layers):
         base = f"{prefix}.layers.{layer}"
         yield f"{base}.input_layernorm.weight", (width,)
-        for projection, rows in (("q", width), ("k", kv_width), ("v", kv_width), ("o", width)):
-            yield f"{base}.self_attn.{projection}_proj.weight", (rows, width)
+        yield from _projections(f"{base}.self_attn", stack)
         yield f"{base}.post_attention_layernorm.weight", (width,)
         yield f"{base}.mlp.gate_proj.weight", (stack.intermediate, width)
         yield f"{base}.mlp.up_proj.weight", (stack.intermediate, width)
         yield f"{base}.mlp.down_proj.weight", (width, stack.intermediate)
 
 
-def _cross_attention(prefix: str, stack: TransformerConfig, layers: int) -> Iterator[tuple[str, Shape]]:
-    width, kv_width = stack.width, stack.kv_heads * stack.head_dim
-    for layer in range(layers):
+def _cross_attention(prefix: str, stack: TransformerConfig, all_layers: bool) -> Iterator[tuple[str, Shape]]:
+    for layer in range(stack.layers if all_layers else 1):
         base = f"{prefix}.cross_attn_layers.{layer}"
-        for projection, rows in (("q", width), ("k", kv_width), ("v", kv_width), ("o", width)):
-            yield f"{base}.{projection}_proj.weight", (rows, width)
-        yield f"{base}.q_norm.weight", (width,)
-        yield f"{base}.k_norm.weight", (width,)
+        yield from _projections(base, stack)
+        yield f"{base}.q_norm.weight", (stack.width,)
+        yield f"{base}.k_norm.weight", (stack.width,)
 
 
-_PER_PATCH = ("patch_embedding_projection.weight", "k_norm.weight", "k_proj.weight", "v_proj.weight")
+def _projections(base: str, stack: TransformerConfig) -> Iterator[tuple[str, Shape]]:
+    kv_width = stack.kv_heads * stack.head_dim
+    for name, rows in (("q", stack.width), ("k", kv_width), ("v", kv_width), ("o", stack.width)):
+        yield f"{base}.{name}_proj.weight", (rows, stack.width)
 
 
 def _part(name: str, config: ModelConfig) -> str | None:
@@ -339,15 +312,13 @@ def _part(name: str, config: ModelConfig) -> str | None:
         return "tables"
     if name.startswith("model.patcher."):
         return "patcher"
-    if name.startswith("model.local_encoder.cross_attn_layers."):
-        last = config.encoder.layers - 1 if config.encoder_cross_all_layers else 0
-        return "latent" if name.split(".")[3] == str(last) else None
-    if name == "model.local_encoder.patch_embedding_projection.weight":
-        return "latent"
-    if name.startswith("model.local_encoder."):
-        return "encoder"
     if name.startswith("model.global_transformer."):
         return "latent"
+    if name.startswith("model.local_encoder."):
+        if "cross_attn_layers" in name:
+            last = config.encoder.layers - 1 if config.encoder_cross_all_layers else 0
+            return "latent" if name.split(".")[3] == str(last) else None
+        return "latent" if "patch_embedding_projection" in name else "encoder"
     crossing = "cross_attn_layers" in name or "patch_embedding_projection" in name
     return "latent" if crossing and name.endswith(_PER_PATCH) else "decoder"
 

@@ -15,11 +15,10 @@ from ..graphs.stages import axis_ranges, patch_value_width, stage_names, stage_s
 from ..runtime.errors import OptionError
 from ..runtime.files import scratch
 from ..runtime.manifest import EmbeddingSpec, Manifest, ModelSpec, Source, StageSpec
-from .bundle import Meter, Progress, finish, new_bundle
+from .bundle import Meter, Progress, checkpoint_stage, data_name, finish, graph_name, new_bundle
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint_base import EMBEDDING, HASH_EMBEDDING, check_tensors, parameter_counts
-from .quantize import AnyRange, QuantizationOptions, calibrated
-from .stage_files import data_name, graph_name, stage_bytes, write_stage
+from .quantize import QuantizationOptions, calibrated, plan_stages, write_stages
 from .tables import table_dtype, table_spec, write_tables
 
 __all__ = ["ExportPlan", "export_checkpoint", "plan_export"]
@@ -34,11 +33,12 @@ class ExportPlan:
     """What an export will write and need."""
 
     name: str
-    """The checkpoint's name."""
+    """The checkpoint's."""
     layout: str
     """"huggingface" or "meta"."""
+    folder: Path
+    """The checkpoint's: of a hub id, the fetched files'."""
     config: ModelConfig
-    """The model."""
     parameters: dict[str, int]
     """Parameters by part: the stages and "tables"."""
     precision: str
@@ -102,34 +102,19 @@ def export_checkpoint(
         trained = _context(context, plan.config)
         directory = stack.enter_context(new_bundle(output, force=force, needed=plan.total_bytes))
         if needs_ranges(plan.precisions) and options.ranges is None:
-            options = _calibrated(source, Path(output), plan, options, progress)
+            # On the output's disk: a bundle of gigabytes may not fit where temporary files usually go.
+            with scratch(Path(output).absolute(), "calibration") as folder:
+                # With the checkpoint's own tables, as a float32 bundle that `quantize` starts from has.
+                bundle = export_checkpoint(source, folder / "fp32", progress=progress)
+                options = calibrated(bundle, plan.precisions, options, progress)
         meter = Meter(progress, plan.total_bytes)
-        for stage, kind in plan.precisions.items():
-            advance = meter.of(f"{stage} graph")
-            write_stage(directory, plan.config, stage, checkpoint, advance, options.recipe(kind))
-        written = meter.up_to("embedding tables")
-        tables_path = directory / "tables.bin"
-        spec = write_tables(tables_path, checkpoint, plan.config, table_dtype(plan.tables), written)
-        finish(
-            directory,
-            _manifest(checkpoint, plan, trained, spec, options),
-            partial(progress, "hashes") if progress else None,
-        )
+        open_stage = partial(checkpoint_stage, checkpoint, plan.config)
+        write_stages(directory, plan.precisions, options, open_stage, meter)
+        written, dtype = meter.up_to("embedding tables"), table_dtype(plan.tables)
+        spec = write_tables(directory / "tables.bin", checkpoint, plan.config, dtype, written)
+        manifest = _manifest(checkpoint, plan, trained, spec, options)
+        finish(directory, manifest, partial(progress, "hashes") if progress else None)
     return Path(output)
-
-
-def _calibrated(
-    source: str | Path,
-    output: Path,
-    plan: ExportPlan,
-    options: QuantizationOptions,
-    progress: Progress | None,
-) -> QuantizationOptions:
-    # On the output's disk: a bundle of gigabytes may not fit where temporary files usually go.
-    with scratch(output.absolute(), "calibration") as folder:
-        # With the checkpoint's own tables, as a float32 bundle that `quantize` starts from has.
-        bundle = export_checkpoint(source, folder / "fp32", progress=progress)
-        return calibrated(bundle, plan.precisions, options, progress)
 
 
 def _plan(checkpoint: Checkpoint, precision: str, tables: str, options: QuantizationOptions) -> ExportPlan:
@@ -140,15 +125,13 @@ def _plan(checkpoint: Checkpoint, precision: str, tables: str, options: Quantiza
         check_texts(options.texts, options.windows, _context(None, config), options.seed)
     check_tensors(checkpoint, config)
     kind = _table_kind(checkpoint, tables, set(precisions.values()))
-    sizes = {
-        stage: stage_bytes(config, stage, options.recipe(word, AnyRange()))
-        for stage, word in precisions.items()
-    }
+    sizes = plan_stages(precisions, options, partial(checkpoint_stage, checkpoint, config))
     # The largest weight is held as it is read, joined and transposed, and once more as it is written.
     peak = _BASE_MEMORY + max(_TABLE_BLOCK_MEMORY, 3 * max(largest for _, largest in sizes.values()))
     return ExportPlan(
         name=checkpoint.name,
         layout=checkpoint.layout,
+        folder=checkpoint.folder,
         config=config,
         parameters=parameter_counts(config),
         precision=precision,
@@ -171,11 +154,9 @@ def _table_kind(checkpoint: Checkpoint, tables: str, words: set[str]) -> str:
 
 
 def _context(context: int | None, config: ModelConfig) -> int:
-    size = config.trained_context if context is None else context
-    if isinstance(size, bool) or not isinstance(size, int) or not 2 <= size <= _max_positions(config):
-        raise OptionError(
-            f"context: got {size!r}, a whole number from 2 to {_max_positions(config)} is needed"
-        )
+    size, most = config.trained_context if context is None else context, _max_positions(config)
+    if isinstance(size, bool) or not isinstance(size, int) or not 2 <= size <= most:
+        raise OptionError(f"context: got {size!r}, a whole number from 2 to {most} is needed")
     return size
 
 
@@ -191,6 +172,21 @@ def _manifest(
     options: QuantizationOptions,
 ) -> Manifest:
     config = plan.config
+    stages = {}
+    for stage, precision in plan.precisions.items():
+        stack = stage_stack(config, stage)
+        stages[stage] = StageSpec(
+            file=graph_name(stage),
+            data=data_name(stage),
+            precision=precision,
+            layers=stack.layers,
+            kv_heads=stack.kv_heads,
+            head_dim=stack.head_dim,
+            window=stack.window,
+            max_positions=stack.max_positions,
+            parameters=plan.parameters[stage],
+            patch_values=patch_value_width(config) if stage in ("latent", "decoder") else None,
+        )
     return Manifest(
         generator=version("blt-edge"),
         source=Source(checkpoint.name, checkpoint.layout, checkpoint.sha256(), checkpoint.config),
@@ -204,25 +200,9 @@ def _manifest(
         ),
         patching=config.patching,
         embedding=tables,
-        stages={stage: _stage_spec(plan, stage) for stage in plan.graph_bytes},
+        stages=stages,
         axes=axis_ranges(config),
         validation=None,
         files={},
         quantization=options.spec(plan.precisions),
-    )
-
-
-def _stage_spec(plan: ExportPlan, stage: str) -> StageSpec:
-    stack = stage_stack(plan.config, stage)
-    return StageSpec(
-        file=graph_name(stage),
-        data=data_name(stage),
-        precision=plan.precisions[stage],
-        layers=stack.layers,
-        kv_heads=stack.kv_heads,
-        head_dim=stack.head_dim,
-        window=stack.window,
-        max_positions=stack.max_positions,
-        parameters=plan.parameters[stage],
-        patch_values=patch_value_width(plan.config) if stage in ("latent", "decoder") else None,
     )

@@ -147,10 +147,8 @@ def write_golden(
 
 def read_golden(path: str | Path) -> Golden:
     """Read and check a golden file. Raises `GoldenError` in one line when it is missing or not sound."""
-    path = Path(path)
-    tensors, metadata = _load(path)
-    fault = _fault(tensors, metadata)
-    if fault:
+    tensors, metadata = _load(path := Path(path))
+    if fault := _fault(tensors, metadata):
         raise GoldenError(f"{path}: {fault}; {_WRITE_AGAIN}")
     ids = tensors["ids"]
     return Golden(
@@ -253,22 +251,15 @@ def _fault(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str])
 def _disagreement(tensors: Mapping[str, npt.NDArray[Any]], greedy_count: int) -> str | None:
     ids, starts = tensors["ids"], tensors["patch_starts"]
     count = len(ids)
-    if (
-        not 1 <= count <= _LONGEST_TEXT
-        or ids[0] != 1
-        or (count > 1 and not 4 <= ids[1:].min() <= ids.max() < 260)
-    ):
+    bytes_only = count == 1 or (count and 4 <= ids[1:].min() <= ids.max() < 260)
+    if not 1 <= count <= _LONGEST_TEXT or ids[0] != 1 or not bytes_only:
         return "its ids are not BOS and bytes"
-    increasing = (
-        len(starts) > 0 and starts[0] == 0 and starts[-1] < count and bool((np.diff(starts) > 0).all())
-    )
-    if not increasing:
+    if not len(starts) or starts[0] != 0 or starts[-1] >= count or (np.diff(starts) <= 0).any():
         return f"its patch starts do not rise from 0 to under {count}"
-    if tensors["logits"].shape != (count, 260):
-        return f"its logits have shape {tensors['logits'].shape}, expected ({count}, 260)"
-    if "entropies" in tensors and tensors["entropies"].shape != (count,):
-        return f"its entropies have shape {tensors['entropies'].shape}, expected ({count},)"
-    greedy = len(tensors["greedy"])
-    if greedy > greedy_count or greedy != len(tensors["greedy_margins"]):
-        return f"it has {greedy} greedy bytes of {greedy_count} and {len(tensors['greedy_margins'])} margins"
+    for name, shape in {"logits": (count, 260), "entropies": (count,)}.items():
+        if name in tensors and tensors[name].shape != shape:
+            return f"its {name} have shape {tensors[name].shape}, expected {shape}"
+    greedy, margins = len(tensors["greedy"]), len(tensors["greedy_margins"])
+    if greedy > greedy_count or greedy != margins:
+        return f"it has {greedy} greedy bytes of {greedy_count} and {margins} margins"
     return None

@@ -1,17 +1,16 @@
-"""Reading a safetensors file strictly and by rows, bfloat16 included, with numpy alone.
+"""A checkpoint in the Hugging Face layout: `config.json` and `model.safetensors`, or shards and an index.
 
-The safetensors package gives bfloat16 rows only through torch or jax, which an export must not need. The
-format is small: 8 bytes of header length, a JSON header, and the tensors' bytes one after another. Every
-number in the header is checked against the file before anything is read.
-
-A checkpoint in the Hugging Face layout: `config.json` and `model.safetensors`, or shards and an index.
+safetensors files are read strictly and by rows, bfloat16 included, with numpy alone: the safetensors package
+gives bfloat16 rows only through torch or jax, which an export must not need. The format is small: 8 bytes of
+header length, a JSON header, and the tensors' bytes one after another. Every number in the header is checked
+against the file before anything is read.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,20 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checkpoint_base import (
+    EMBEDDING,
     Checkpoint,
     CheckpointError,
-    Piece,
-    TensorFile,
+    StoredTensor,
     one_line,
     read_json,
     sample_blocks,
 )
 
-__all__ = ["SafetensorsFile", "open_huggingface", "open_weights"]
-
-_NAMES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-# bfloat16 is the upper half of a float32
-_STORED: dict[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "F32": np.dtype("<f4")}
+# bfloat16 is the upper half of a float32.
+_TYPES: dict[str, tuple[str, np.dtype[Any]]] = {
+    "F16": ("float16", np.dtype("<f2")),
+    "BF16": ("bfloat16", np.dtype("<u2")),
+    "F32": ("float32", np.dtype("<f4")),
+}
 _ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0"), 1),
     **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
@@ -44,6 +44,9 @@ _ITEM_BYTES = {
 _MAX_HEADER = 100_000_000
 _MAX_AXES = 8
 _CHUNK_BYTES = 16 << 20
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -71,33 +74,20 @@ class SafetensorsFile:
             raise
 
     def names(self) -> tuple[str, ...]:
-        """Names of the stored tensors."""
         return tuple(self._entries)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The tensor's shape."""
         return self._entries[name].shape
 
     def dtype(self, name: str) -> str:
-        """float16, bfloat16 or float32; any other stored type is refused."""
-        stored = self._entries[name].dtype
-        if stored not in _NAMES:
-            raise CheckpointError(
-                f"{self.path}: tensor {one_line(name)} has type {one_line(stored)}, "
-                f"allowed: {', '.join(_NAMES)}; export a quantized model from its original weights"
-            )
-        return _NAMES[stored]
+        return self._type(name)[0]
 
     def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) as a new float32 array; beside it, at most 16 MiB are in memory at a time."""
-        self.dtype(name)
-        entry = self._entries[name]
+        entry, stored = self._entries[name], self._type(name)[1]
         row = entry.shape[1:]
-        row_items = math.prod(row)
-        shape = (stop - start, *row) if entry.shape else ()
-        result = np.empty(shape, np.float32)
-        stored = _STORED[entry.dtype]
-        self._file.seek(entry.start + start * row_items * stored.itemsize)
+        result = np.empty((stop - start, *row) if entry.shape else (), np.float32)
+        self._file.seek(entry.start + start * math.prod(row) * stored.itemsize)
         flat = result.reshape(-1)
         step = _CHUNK_BYTES // stored.itemsize
         chunk = np.empty(min(step, flat.size), stored)
@@ -105,17 +95,29 @@ class SafetensorsFile:
             target = flat[begin : begin + step]
             part = chunk[: target.size]
             self._fill(part)
-            _widen(part, target)
+            if stored.kind == "u":
+                bits = target.view(np.uint32)
+                bits[:] = part
+                bits <<= 16
+            else:
+                target[:] = part
         return result
 
     def fingerprint(self, digest: Any) -> None:
-        """Feed size, header and sampled contents to a hashlib object."""
         digest.update(self._header)
         sample_blocks(self.path, digest)
 
     def close(self) -> None:
-        """Release the file."""
         self._file.close()
+
+    def _type(self, name: str) -> tuple[str, np.dtype[Any]]:
+        stored = self._entries[name].dtype
+        if stored not in _TYPES:
+            raise CheckpointError(
+                f"{self.path}: tensor {one_line(name)} has type {one_line(stored)}, "
+                f"allowed: {', '.join(_TYPES)}; export a quantized model from its original weights"
+            )
+        return _TYPES[stored]
 
     def _fill(self, array: NDArray[Any]) -> None:
         if not array.size:
@@ -127,15 +129,6 @@ class SafetensorsFile:
             if not count:
                 raise CheckpointError(f"{self.path}: ended while reading; was it changed meanwhile?")
             done += count
-
-
-def _widen(stored: NDArray[Any], target: NDArray[np.float32]) -> None:
-    if stored.dtype == np.dtype("<u2"):
-        bits = target.view(np.uint32)
-        bits[:] = stored
-        bits <<= 16
-    else:
-        target[:] = stored
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, dict[str, _Entry]]:
@@ -211,11 +204,6 @@ def _check_layout(entries: Iterable[_Entry], base: int, size: int, path: Path) -
         raise CheckpointError(f"{path}: {size - position} bytes follow its last tensor; not safetensors")
 
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_TIED = ("lm_head.weight", "model.local_encoder.embed_tokens.weight")
-
-
 def open_huggingface(folder: Path, name: str, config: dict[str, Any]) -> Checkpoint:
     """The checkpoint in `folder`, whose `config.json` is already read. Raises `CheckpointError`."""
     if config.get("model_type") != "blt":
@@ -224,33 +212,36 @@ def open_huggingface(folder: Path, name: str, config: dict[str, Any]) -> Checkpo
             "only 'blt' (BltForCausalLM) can be exported"
         )
     with ExitStack() as stack:
-        tensors = {key: (piece,) for key, piece in open_weights(folder, stack).items()}
+        stored = open_weights(folder, stack)
         if config.get("tie_word_embeddings") is True:
-            _tie(tensors)
-        checkpoint = Checkpoint(name, "huggingface", config, tensors)
+            # One matrix under both names; where both are stored, both are kept, as in transformers.
+            tied = stored.get(_HEAD) or stored.get(EMBEDDING)
+            if tied is not None:
+                stored = {_HEAD: tied, EMBEDDING: tied} | stored
+        checkpoint = Checkpoint(name, "huggingface", config, {key: (part,) for key, part in stored.items()})
         stack.pop_all()
     return checkpoint
 
 
-def open_weights(folder: Path, stack: ExitStack) -> dict[str, Piece]:
+def open_weights(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
     """All stored tensors by name; the files are closed with `stack`.
 
     A single file wins over an index, as in transformers.
     """
     if (folder / _SINGLE).is_file():
         file = _open(folder / _SINGLE, stack)
-        return {key: Piece(file, key) for key in file.names()}
+        return {key: StoredTensor(file, key) for key in file.names()}
     if (folder / _INDEX).is_file():
         return _open_shards(folder, stack)
-    raise CheckpointError(_nothing_to_read(folder))
+    raise CheckpointError(f"{folder}: {_nothing_to_read(folder)}")
 
 
-def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Piece]:
+def _open_shards(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
     index = folder / _INDEX
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, Mapping) or not weight_map:
         raise CheckpointError(f"{index}: has no weight_map, so it names no shards")
-    shards: dict[str, TensorFile] = {}
+    shards: dict[str, SafetensorsFile] = {}
     for shard in sorted({_shard_name(value, index) for value in weight_map.values()}):
         if not (folder / shard).is_file():
             raise CheckpointError(f"{folder / shard}: missing, but the index names it; fetch it again")
@@ -259,7 +250,7 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, Piece]:
     for key, shard in weight_map.items():
         if key not in held[shard]:
             raise CheckpointError(f"{folder / shard}: has no tensor {one_line(key)}, but the index says so")
-    return {key: Piece(shards[shard], key) for key, shard in weight_map.items()}
+    return {key: StoredTensor(shards[shard], key) for key, shard in weight_map.items()}
 
 
 def _shard_name(value: Any, index: Path) -> str:
@@ -277,27 +268,13 @@ def _open(path: Path, stack: ExitStack) -> SafetensorsFile:
     return file
 
 
-def _tie(tensors: dict[str, tuple[Piece]]) -> None:
-    """Present the one stored matrix under both names.
-
-    Where both are stored, both are kept, as in transformers.
-    """
-    head, embedding = _TIED
-    if head in tensors:
-        tensors.setdefault(embedding, tensors[head])
-    elif embedding in tensors:
-        tensors[head] = tensors[embedding]
-
-
 def _nothing_to_read(folder: Path) -> str:
-    def any_of(patterns: Sequence[str]) -> bool:
-        return any(True for pattern in patterns for _ in folder.glob(pattern))
-
-    if any_of(("*.bin", "*.pt", "*.pth", "*.bin.index.json")):
+    pickles = ("*.bin", "*.pt", "*.pth", "*.bin.index.json")
+    if any(True for pattern in pickles for _ in folder.glob(pattern)):
         return (
-            f"{folder}: holds PyTorch pickles only; load it with transformers and save_pretrained() it "
-            "to get model.safetensors"
+            "holds PyTorch pickles only; load it with transformers and save_pretrained() it to get "
+            "model.safetensors"
         )
-    if any_of(("*.safetensors",)):
-        return f"{folder}: has neither {_SINGLE} nor {_INDEX}; its .safetensors files can't be put together"
-    return f"{folder}: has no weights ({_SINGLE}, or {_INDEX} and its shards)"
+    if any(folder.glob("*.safetensors")):
+        return f"has neither {_SINGLE} nor {_INDEX}; its .safetensors files can't be put together"
+    return f"has no weights ({_SINGLE}, or {_INDEX} and its shards)"

@@ -1,4 +1,9 @@
-"""What the ONNX parsers of TensorRT's versions take: one table for each version; no graph is read here.
+"""What a version of TensorRT would refuse in a bundle's graphs, found without TensorRT and without weights.
+
+A graph's structure is compared with a table for each version's ONNX parser: opset, operators and domains,
+types, quantization, inputs that must be constants, attributes that are not taken. Only what a graph file
+itself holds is read, so values in the weights' file (the sign of scales) are not seen. No finding does not
+mean that an engine builds: layers, shapes and memory are the builder's.
 
 Where the tables come from, all in the repository onnx/onnx-tensorrt but for the last two:
 
@@ -16,18 +21,12 @@ Where the tables come from, all in the repository onnx/onnx-tensorrt but for the
   opset 25 as the newest of 11.
 - TensorRT-RTX 1.7: its own parser was asked about every operator (`OnnxParser.supports_operator`); what it
   would take from a plugin library, which it has not, is left out.
-
-What a version of TensorRT would refuse in a bundle's graphs, found without TensorRT and without weights.
-
-A graph's structure is compared with the tables of `tensorrt_rules`, which says where they come from: opset,
-operators and domains, types, quantization, inputs that must be constants, attributes that are not taken.
-Only what a graph file itself holds is read, so values in the weights' file (the sign of scales) are not seen.
-No finding does not mean that an engine builds: layers, shapes and memory are the builder's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -35,17 +34,22 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
+import onnx_ir as ir
 
 from ..runtime.errors import BundleError, OptionError
 from ..runtime.manifest import Manifest
 
-__all__ = ["ALL_DATA", "ANYTHING", "RULES", "Finding", "Rules", "lint_bundle", "lint_graph", "rules_of_old"]
+__all__ = ["RULES", "Finding", "Rules", "lint_bundle", "lint_graph", "rules_of_old"]
 
-FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"})
-NUMBERS = FLOATS | {"INT32", "INT64"}
-ANYTHING = NUMBERS | {"BOOL"}
-LOGICAL = frozenset({"BOOL"})
+_FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE"})
+_NUMBERS = _FLOATS | {"INT32", "INT64"}
+_ANYTHING = _NUMBERS | {"BOOL"}
+_OLDEST_OPSET = 9
+_STANDARD = ("", "ai.onnx")
+_ONE_OUTPUT = ("Attention", "BatchNormalization", "LayerNormalization", "MaxPool")
+_KNOWN_TYPES = _ANYTHING | {"INT8", "INT4", "UINT8", "FLOAT8E4M3FN", "FLOAT4E2M1", "UNDEFINED"}
+_FLOAT_WEIGHTS = "keep the stage fp32 or fp16"
+_STANDARD_FORM = "use the portable graphs that `blt-edge export` and `quantize` write"
 
 _FLOAT_OPERATORS = """
     Acos Acosh Asin Asinh Atan Atanh AveragePool BatchNormalization Ceil Celu Clip Conv ConvTranspose Cos Cosh
@@ -56,7 +60,6 @@ _FLOAT_OPERATORS = """
     Reciprocal Resize RNN Round ScaledTanh Scan Selu Sigmoid Sin Sinh Softmax Softplus Softsign Sqrt Tan Tanh
     ThresholdedRelu Upsample
 """
-_HALF_OPERATORS = "DeformConv GridSample Mish NonMaxSuppression NonZero RoiAlign"
 _NUMBER_OPERATORS = """
     Abs Add ArgMax ArgMin DepthToSpace Div Equal Gelu Greater GreaterOrEqual IsNaN Less LessOrEqual Max Mean
     Min Mod Mul Neg Pad Range ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin
@@ -68,37 +71,33 @@ _ANY_OPERATORS = """
     OneHot RandomNormal RandomUniform Reshape ReverseSequence Shape Size Slice Split Squeeze Tile Transpose
     Trilu Unsqueeze Where
 """
-_LOGICAL_OPERATORS = "And Not Or Xor"
 
 
 def _operators(types: frozenset[str], names: str) -> dict[str, frozenset[str]]:
     return dict.fromkeys(names.split(), types)
 
 
-ALL_DATA = frozenset(
-    _operators(
-        ANYTHING,
-        "Add And Concat Div Einsum Equal Gemm Greater GreaterOrEqual Less LessOrEqual MatMul Max Mean Min "
-        "Mod Mul Or Pow Sub Sum Xor",
-    )
-)
-"""Operators of which every input is data of the types that the tables give; of others, it is the first."""
+# Operators of which every input is data of the types that the tables give; of others, it is the first.
+_ALL_DATA = """
+    Add And Concat Div Einsum Equal Gemm Greater GreaterOrEqual Less LessOrEqual MatMul Max Mean Min Mod Mul
+    Or Pow Sub Sum Xor
+"""
 
 _BASE: dict[str, frozenset[str]] = {
-    **_operators(FLOATS, _FLOAT_OPERATORS),
-    **_operators(FLOATS - {"BFLOAT16"}, _HALF_OPERATORS),
-    **_operators(NUMBERS, _NUMBER_OPERATORS),
-    **_operators(ANYTHING, _ANY_OPERATORS),
-    **_operators(LOGICAL, _LOGICAL_OPERATORS),
-    **_operators(ANYTHING | {"UINT8"}, "Cast CastLike"),
+    **_operators(_FLOATS, _FLOAT_OPERATORS),
+    **_operators(_FLOATS - {"BFLOAT16"}, "DeformConv GridSample Mish NonMaxSuppression NonZero RoiAlign"),
+    **_operators(_NUMBERS, _NUMBER_OPERATORS),
+    **_operators(_ANYTHING, _ANY_OPERATORS),
+    **_operators(frozenset({"BOOL"}), "And Not Or Xor"),
+    **_operators(_ANYTHING | {"UINT8"}, "Cast CastLike"),
     "DequantizeLinear": frozenset(),  # see quantized_types
 }
 _LATER: dict[str, frozenset[str]] = {
-    **_operators(FLOATS, "Attention RMSNormalization RotaryEmbedding STFT"),
+    **_operators(_FLOATS, "Attention RMSNormalization RotaryEmbedding STFT"),
     # The types that are documented for windows are the window's, not those of its size.
-    **_operators(ANYTHING, "BlackmanWindow HammingWindow HannWindow"),
-    "TensorScatter": FLOATS | {"INT32"},
-    "Pow": NUMBERS,
+    **_operators(_ANYTHING, "BlackmanWindow HammingWindow HannWindow"),
+    "TensorScatter": _FLOATS | {"INT32"},
+    "Pow": _NUMBERS,
 }
 _REDUCTIONS = dict.fromkeys([name for name in _BASE if name.startswith("Reduce")], 1)
 
@@ -125,8 +124,6 @@ class Rules:
     """Scatter operators that may reduce."""
     unsorted: bool = False
     """Whether TopK may leave its results unsorted."""
-    oldest_opset: int = 9
-    """The oldest opset that is documented."""
     device_lacks: Mapping[str, str] = field(default_factory=dict)
     """Types that the parser takes and the devices of this version lack, each with the reason."""
 
@@ -158,7 +155,7 @@ _RTX = replace(
     title="TensorRT-RTX 1.7",
     operators={
         **{name: types for name, types in _11.operators.items() if name not in _NO_PLUGINS},
-        **_operators(FLOATS, "Swish CausalConvWithState LinearAttention"),
+        **_operators(_FLOATS, "Swish CausalConvWithState LinearAttention"),
     },
     newest_opset=26,
     scatter_reduction=frozenset(),
@@ -168,8 +165,6 @@ _RTX = replace(
 RULES: Mapping[str, Rules] = {"tensorrt-10.3": _10_3, "tensorrt-11": _11, "tensorrt-rtx": _RTX}
 """By the name that a user gives."""
 
-_OLD = (10, 13)
-
 
 def rules_of_old(version: str) -> str | None:
     """The name of the rules that full TensorRT of this version follows, where it is as old as JetPack 6's.
@@ -178,13 +173,7 @@ def rules_of_old(version: str) -> str | None:
     """
     numbers = version.split(".")[:2]
     known = len(numbers) == 2 and all(number.isdecimal() for number in numbers)
-    return "tensorrt-10.3" if known and tuple(map(int, numbers)) < _OLD else None
-
-
-_STANDARD = ("", "ai.onnx")
-_KNOWN_TYPES = ANYTHING | {"INT8", "INT4", "UINT8", "FLOAT8E4M3FN", "FLOAT4E2M1", "UNDEFINED"}
-_FLOAT_WEIGHTS = "keep the stage fp32 or fp16"
-_STANDARD_FORM = "use the portable graphs that `blt-edge export` and `quantize` write"
+    return "tensorrt-10.3" if known and tuple(map(int, numbers)) < (10, 13) else None
 
 
 @dataclass(frozen=True)
@@ -192,15 +181,12 @@ class Finding:
     """Something that would be refused."""
 
     stage: str
-    """The bundle's stage."""
     node: str
     """The node's name, or what else in the graph it is about."""
     operator: str
     """The node's operator; empty when it is about no node."""
     reason: str
-    """What is not taken."""
     remedy: str
-    """What to do instead."""
 
 
 def lint_bundle(directory: Path, manifest: Manifest, version: str) -> list[Finding]:
@@ -214,320 +200,247 @@ def lint_bundle(directory: Path, manifest: Manifest, version: str) -> list[Findi
     for stage, spec in manifest.stages.items():
         path = directory / spec.file
         try:
-            model = onnx.load(path, load_external_data=False)
-        except Exception as error:  # protobuf raises several kinds
+            found += lint_graph(onnx.load(path, load_external_data=False), stage, RULES[version])
+        except Exception as error:  # protobuf and onnx_ir raise several kinds
             raise BundleError(f"{path} is not a graph that can be read ({type(error).__name__})") from error
-        found += lint_graph(model, stage, RULES[version])
     return found
 
 
-def lint_graph(model: ModelProto, stage: str, rules: Rules) -> list[Finding]:
+def lint_graph(model: onnx.ModelProto, stage: str, rules: Rules) -> list[Finding]:
     """Everything in one graph that these rules refuse, in the graph's order."""
+    known = {value.name for value in (*model.graph.value_info, *model.graph.output)}
+    if any(name not in known for node in model.graph.node for name in node.output if name):
+        with suppress(Exception):  # a graph that can't be typed is looked at as it is
+            model = onnx.shape_inference.infer_shapes(model)
     return [
         Finding(stage, node, operator, reason, remedy.replace("{stage}", stage))
-        for node, operator, reason, remedy in _Linter(_typed(model), rules).findings()
+        for node, operator, reason, remedy in _Linter(ir.from_proto(model), rules).findings()
     ]
-
-
-def _typed(model: ModelProto) -> ModelProto:
-    """The model with the types of what its nodes make, as far as they can be told."""
-    known = {value.name for value in (*model.graph.value_info, *model.graph.output)}
-    if all(name in known for node in model.graph.node for name in node.output if name):
-        return model
-    try:
-        return onnx.shape_inference.infer_shapes(model)
-    except Exception:  # a graph that can't be typed is looked at as it is
-        return model
 
 
 _Found = tuple[str, str, str, str]
 """Node, operator, reason, remedy."""
-
-
-@dataclass(frozen=True)
-class _Value:
-    """What is known of a value."""
-
-    type: str = "UNDEFINED"
-    shape: tuple[int | None, ...] | None = None
-    """None where unknown, as a whole or a dimension."""
-    constant: bool = False
-    data: TensorProto | None = None
-    """Its constant value, where the graph file holds it."""
-
-
-_UNKNOWN = _Value()
+_Shape = tuple[int | None, ...]
+"""Dimensions, None where unknown."""
 
 
 class _Linter:
     """One graph, its functions and the graphs inside."""
 
-    def __init__(self, model: ModelProto, rules: Rules) -> None:
+    def __init__(self, model: ir.Model, rules: Rules) -> None:
         self._model, self._rules = model, rules
-        self._functions = {(function.domain, function.name): function for function in model.functions}
+        self._functions = {(domain, name) for domain, name, _overload in model.functions}
 
     def findings(self) -> Iterator[_Found]:
         """What is about the whole, then what is about each node."""
-        yield from self._opset()
-        yield from self._graph(self._model.graph, {})
-        for function in self._model.functions:
-            yield from self._nodes(function.node, {})
+        newest = self._rules.newest_opset
+        for domain, version in self._model.opset_imports.items():
+            if domain in _STANDARD and not _OLDEST_OPSET <= version <= newest:
+                known = f"known are {_OLDEST_OPSET} to {newest}"
+                yield "the graph", "", f"opset {version}; {known}", _STANDARD_FORM
+        yield from self._graph(self._model.graph)
+        for function in self._model.functions.values():
+            yield from self._nodes(function)
 
-    def _opset(self) -> Iterator[_Found]:
-        rules = self._rules
-        for entry in self._model.opset_import:
-            if entry.domain not in _STANDARD:
-                continue
-            if not rules.oldest_opset <= entry.version <= rules.newest_opset:
-                yield (
-                    "the graph",
-                    "",
-                    f"opset {entry.version}; known are {rules.oldest_opset} to {rules.newest_opset}",
-                    _STANDARD_FORM,
-                )
+    def _graph(self, graph: ir.Graph) -> Iterator[_Found]:
+        for value in graph.inputs:
+            yield from self._type(f"input {value.name}", "", _kind(value))
+        for value in graph.initializers.values():
+            yield from self._type(f"weight {value.name}", "", _kind(value))
+        yield from self._nodes(graph)
 
-    def _graph(self, graph: onnx.GraphProto, outer: Mapping[str, _Value]) -> Iterator[_Found]:
-        values = {**outer, **dict(_declared(graph))}
-        for value in graph.input:
-            yield from self._type(f"input {value.name}", "", values[value.name].type)
-        for tensor in graph.initializer:
-            yield from self._type(f"weight {tensor.name}", "", values[tensor.name].type)
-        yield from self._nodes(graph.node, values)
-
-    def _nodes(self, nodes: Sequence[onnx.NodeProto], values: Mapping[str, _Value]) -> Iterator[_Found]:
-        values = dict(values)
+    def _nodes(self, nodes: Iterable[ir.Node]) -> Iterator[_Found]:
         for node in nodes:
-            name = node.name or f"the node that makes {node.output[0] if node.output else 'nothing'}"
-            view = _Node(node, name, [values.get(key, _UNKNOWN) for key in node.input])
-            yield from self._operator(view)
-            for attribute in node.attribute:
-                for graph in (attribute.g, *attribute.graphs):
-                    yield from self._graph(graph, values)
-            values.update(_constants(node))
+            yield from self._operator(node)
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    yield from self._graph(attribute.as_graph())
+                elif attribute.type == ir.AttributeType.GRAPHS:
+                    for graph in attribute.as_graphs():
+                        yield from self._graph(graph)
 
-    def _operator(self, node: _Node) -> Iterator[_Found]:
-        if node.proto.domain not in _STANDARD:
-            if (node.proto.domain, node.operator) not in self._functions:
-                yield node.found(f"domain {node.proto.domain} is unknown", _STANDARD_FORM)
+    def _operator(self, node: ir.Node) -> Iterator[_Found]:
+        if (node.domain, node.op_type) in self._functions:
             return
-        if (node.proto.domain, node.operator) in self._functions:
-            return
-        if node.operator not in self._rules.operators:
-            yield node.found("there is no such operator", _STANDARD_FORM)
-            return
-        for check in (self._inputs, self._constant_inputs, self._quantized, self._attributes, self._results):
-            yield from check(node)
-
-    # 1. Types.
+        if node.domain not in _STANDARD:
+            yield _found(node, f"domain {node.domain} is unknown", _STANDARD_FORM)
+        elif node.op_type not in self._rules.operators:
+            yield _found(node, "there is no such operator", _STANDARD_FORM)
+        else:
+            for check in (self._inputs, self._constant_inputs, self._quantized, self._attributes):
+                yield from check(node)
+            for name in ("to", "dtype", "output_dtype"):
+                kind = _attribute(node, name)
+                if isinstance(kind, int) and kind:
+                    yield from self._type(_name(node), node.op_type, ir.DataType(kind).name)
 
     def _type(self, name: str, operator: str, kind: str) -> Iterator[_Found]:
         if kind not in _KNOWN_TYPES:
-            yield name, operator, f"the type {_word(kind)} is unknown", "take float32, int32 or int64"
+            yield name, operator, f"the type {kind.lower()} is unknown", "take float32, int32 or int64"
         elif kind == "FLOAT4E2M1" and kind not in self._rules.quantized_types:
             yield name, operator, "the type float4e2m1 is unknown", _FLOAT_WEIGHTS
         elif kind in self._rules.device_lacks:
             yield name, operator, self._rules.device_lacks[kind], _FLOAT_WEIGHTS
 
-    def _inputs(self, node: _Node) -> Iterator[_Found]:
-        if node.operator == "DequantizeLinear":
+    def _inputs(self, node: ir.Node) -> Iterator[_Found]:
+        if node.op_type == "DequantizeLinear":
             return
-        allowed = self._rules.operators[node.operator]
-        data = node.inputs if node.operator in ALL_DATA else node.inputs[:1]
-        for value in data:
-            if value.type in _KNOWN_TYPES and value.type not in allowed and value.type != "UNDEFINED":
-                taken = ", ".join(sorted(map(_word, allowed)))
-                yield node.found(f"reads {_word(value.type)}; it takes {taken}", "cast it before")
+        allowed = self._rules.operators[node.op_type]
+        for value in node.inputs if node.op_type in _ALL_DATA.split() else node.inputs[:1]:
+            kind = _kind(value)
+            if kind in _KNOWN_TYPES and kind not in allowed and kind != "UNDEFINED":
+                yield _found(node, f"reads {kind.lower()}; it takes {_words(allowed)}", "cast it before")
                 return
 
-    def _results(self, node: _Node) -> Iterator[_Found]:
-        for name in ("to", "dtype", "output_dtype"):
-            kind = node.attribute(name)
-            if isinstance(kind, int) and kind:
-                yield from self._type(node.name, node.operator, TensorProto.DataType.Name(kind))
-
-    # 2. What must be constant.
-
-    def _constant_inputs(self, node: _Node) -> Iterator[_Found]:
-        place = self._rules.constants.get(node.operator)
-        if place is None or node.missing(place) or node.inputs[place].constant:
+    def _constant_inputs(self, node: ir.Node) -> Iterator[_Found]:
+        place = self._rules.constants.get(node.op_type)
+        if place is None or _input(node, place) is None or _constant(_input(node, place)) is not None:
             return
-        yield node.found(f"input {place} is computed; a constant is needed", "write its value into the graph")
+        reason = f"input {place} is computed; a constant is needed"
+        yield _found(node, reason, "write its value into the graph")
 
-    # 3. Quantization.
-
-    def _quantized(self, node: _Node) -> Iterator[_Found]:
-        if node.operator not in ("QuantizeLinear", "DequantizeLinear"):
+    def _quantized(self, node: ir.Node) -> Iterator[_Found]:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
             return
         yield from self._zero_point(node)
-        if node.operator == "DequantizeLinear":
-            kind = node.input(0).type
+        data, kind = _input(node, 0), _kind(_input(node, 0))
+        if node.op_type == "DequantizeLinear":
             if kind not in self._rules.quantized_types | {"UNDEFINED"}:
-                taken = ", ".join(sorted(map(_word, self._rules.quantized_types)))
-                yield node.found(f"reads {_word(kind)}; it takes {taken}", "quantize to signed integers")
-            if kind == "INT4":
-                yield from _int4(node)
+                taken = _words(self._rules.quantized_types)
+                reason = f"reads {kind.lower()}; it takes {taken}"
+                yield _found(node, reason, "quantize to signed integers")
+            if kind == "INT4" and _constant(data) is None:
+                reason = "computed int4; only weights may be int4"
+                yield _found(node, reason, "keep activations in int8 or float")
+            elif kind == "INT4" and prod(size or 0 for size in _shape(data) or (0,)) % 2:
+                yield _found(node, "an odd number of int4 values", "pad the weight")
         yield from self._scales(node)
 
-    def _zero_point(self, node: _Node) -> Iterator[_Found]:
+    def _zero_point(self, node: ir.Node) -> Iterator[_Found]:
         symmetric = "quantize symmetrically, with zero points of zero"
-        if node.missing(2):
-            if node.operator == "QuantizeLinear" and not node.attribute("output_dtype"):
-                yield node.found("no zero point means uint8, which is not taken", "give an int8 zero point")
-            return
-        zero = node.input(2)
-        if zero.type not in self._rules.quantized_types | {"UNDEFINED"}:
-            yield node.found(f"its zero point is {_word(zero.type)}", "quantize to signed integers")
-        elif not zero.constant:
-            yield node.found("its zero point is computed", symmetric)
-        elif zero.data is not None and np.any(numpy_helper.to_array(zero.data).astype(np.float32)):
-            yield node.found("its zero point is not zero", symmetric)
+        zero = _input(node, 2)
+        if zero is None:
+            if node.op_type == "QuantizeLinear" and not _attribute(node, "output_dtype"):
+                reason = "no zero point means uint8, which is not taken"
+                yield _found(node, reason, "give an int8 zero point")
+        elif _kind(zero) not in self._rules.quantized_types | {"UNDEFINED"}:
+            yield _found(node, f"its zero point is {_kind(zero).lower()}", "quantize to signed integers")
+        elif _constant(zero) is None:
+            yield _found(node, "its zero point is computed", symmetric)
+        elif (values := _values(zero)) is not None and np.any(values.astype(np.float32)):
+            yield _found(node, "its zero point is not zero", symmetric)
 
-    def _scales(self, node: _Node) -> Iterator[_Found]:
-        data, scale = node.input(0), node.input(1)
-        if scale.data is not None and not np.all(numpy_helper.to_array(scale.data) > 0):
-            yield node.found("a scale is not positive", "quantize the stage again")
-        if scale.shape is None:
+    def _scales(self, node: ir.Node) -> Iterator[_Found]:
+        again = "quantize the stage again"
+        values, shape, scales = _values(_input(node, 1)), _shape(_input(node, 0)), _shape(_input(node, 1))
+        if values is not None and not np.all(values > 0):
+            yield _found(node, "a scale is not positive", again)
+        if scales is None:
             return
-        if None in scale.shape:
-            yield node.found("its scales have a dynamic shape", "write the scales into the graph")
+        sizes = [size for size in scales if size is not None]
+        if len(sizes) < len(scales):
+            yield _found(node, "its scales have a dynamic shape", "write the scales into the graph")
+        elif prod(sizes) == 1 or shape is None:
             return
-        sizes = [size for size in scale.shape if size is not None]
-        if prod(sizes) == 1 or data.shape is None:
-            return
-        if len(sizes) == 1:
-            axis = node.attribute("axis", 1)
-            channels = data.shape[axis] if -len(data.shape) <= axis < len(data.shape) else None
+        elif len(sizes) == 1:
+            axis = _attribute(node, "axis", 1)
+            channels = shape[axis] if -len(shape) <= axis < len(shape) else None
             if channels is not None and channels != sizes[0]:
-                yield node.found(f"{sizes[0]} scales for {channels} channels", "quantize the stage again")
-            return
-        yield from self._blocks(node, data.shape, sizes)
+                yield _found(node, f"{sizes[0]} scales for {channels} channels", again)
+        else:
+            yield from self._blocks(node, shape, sizes)
 
-    def _blocks(self, node: _Node, shape: tuple[int | None, ...], scales: list[int]) -> Iterator[_Found]:
-        rules, kind = self._rules, node.input(0).type
+    def _blocks(self, node: ir.Node, shape: _Shape, scales: list[int]) -> Iterator[_Found]:
+        rules, kind = self._rules, _kind(_input(node, 0))
         if kind in rules.quantized_types and kind not in rules.block_types:
-            words = " and ".join(sorted(map(_word, rules.block_types)))
+            words = " and ".join(sorted(map(str.lower, rules.block_types)))
             remedy = "quantize with fp16, int8 or int4 here, such as --precision int4,{stage}=fp16"
-            yield node.found(f"{_word(kind)} has a scale for each block; only {words} may", remedy)
+            yield _found(node, f"{kind.lower()} has a scale for each block; only {words} may", remedy)
         if len(shape) not in rules.block_ranks:
             ranks = " or ".join(map(str, sorted(rules.block_ranks)))
-            yield node.found(f"blocks in {len(shape)} dimensions; {ranks} are taken", "reshape the weight")
+            yield _found(node, f"blocks in {len(shape)} dimensions; {ranks} are taken", "reshape the weight")
         elif len(scales) != len(shape):
-            yield node.found(f"{len(scales)} dimensions of scales for {len(shape)}", "quantize it again")
+            yield _found(node, f"{len(scales)} dimensions of scales for {len(shape)}", "quantize it again")
         elif None not in shape:
             blocked = [axis for axis, size in enumerate(shape) if size != scales[axis]]
             if len(blocked) > 1:
-                yield node.found("blocks along more than one axis", "quantize the stage again")
+                yield _found(node, "blocks along more than one axis", "quantize the stage again")
             elif blocked and blocked[0] < len(shape) - 2:
-                yield node.found("blocks along neither of the last two axes", "quantize the stage again")
+                yield _found(node, "blocks along neither of the last two axes", "quantize the stage again")
             elif any((shape[axis] or 0) % max(1, scales[axis]) for axis in blocked):
-                yield node.found("blocks that do not divide the weight", "choose another --block-size")
+                yield _found(node, "blocks that do not divide the weight", "choose another --block-size")
 
-    # 4. Attributes and outputs.
-
-    def _attributes(self, node: _Node) -> Iterator[_Found]:
-        reduction = node.attribute("reduction", b"none")
-        scatters = node.operator in ("ScatterElements", "ScatterND")
-        if scatters and reduction != b"none" and node.operator not in self._rules.scatter_reduction:
-            yield node.found(f"reduction {reduction.decode()!r} is not taken", "gather, then reduce")
-        elif node.operator == "TopK" and not (node.attribute("sorted", 1) or self._rules.unsorted):
-            yield node.found("unsorted results are not taken", "ask for sorted ones")
-        elif node.operator in _ONE_OUTPUT and any(node.proto.output[1:]):
-            yield node.found("only its first output is taken", "drop the other outputs")
-        elif node.operator == "BatchNormalization" and node.attribute("training_mode", 0):
-            yield node.found("training mode is not taken", "export the model for inference")
-        elif node.operator == "Attention" and not all(map(node.missing, (4, 5, 6))):
-            yield node.found("a cache inside Attention is not taken", "concatenate keys and values before")
-        elif node.operator == "Attention" and node.attribute("softcap", 0.0):
-            yield node.found("softcap is not taken", "write attention as products and Softmax")
-        elif node.operator == "TensorScatter" and node.attribute("axis", -2) != -2:
-            yield node.found("only axis -2 is taken", "lay the cache out as [batch, heads, positions, width]")
-        elif node.operator == "EyeLike" and None in (node.input(0).shape or ()):
-            yield node.found("its size is dynamic", "write the matrix into the graph")
-        elif node.operator == "Constant":
-            for name in ("sparse_value", "value_string", "value_strings"):
-                if node.attribute(name) is not None:
-                    yield node.found(f"{name} is not taken", "give a dense tensor of numbers")
-
-
-_ONE_OUTPUT = ("Attention", "BatchNormalization", "LayerNormalization", "MaxPool")
+    def _attributes(self, node: ir.Node) -> Iterator[_Found]:
+        operator = node.op_type
+        reduction = _attribute(node, "reduction", "none")
+        scatters = operator in ("ScatterElements", "ScatterND")
+        if scatters and reduction != "none" and operator not in self._rules.scatter_reduction:
+            yield _found(node, f"reduction {reduction!r} is not taken", "gather, then reduce")
+        elif operator == "TopK" and not (_attribute(node, "sorted", 1) or self._rules.unsorted):
+            yield _found(node, "unsorted results are not taken", "ask for sorted ones")
+        elif operator in _ONE_OUTPUT and any(output.name for output in node.outputs[1:]):
+            yield _found(node, "only its first output is taken", "drop the other outputs")
+        elif operator == "BatchNormalization" and _attribute(node, "training_mode", 0):
+            yield _found(node, "training mode is not taken", "export the model for inference")
+        elif operator == "Attention" and any(_input(node, place) for place in (4, 5, 6)):
+            reason = "a cache inside Attention is not taken"
+            yield _found(node, reason, "concatenate keys and values before")
+        elif operator == "Attention" and _attribute(node, "softcap", 0.0):
+            yield _found(node, "softcap is not taken", "write attention as products and Softmax")
+        elif operator == "TensorScatter" and _attribute(node, "axis", -2) != -2:
+            remedy = "lay the cache out as [batch, heads, positions, width]"
+            yield _found(node, "only axis -2 is taken", remedy)
+        elif operator == "EyeLike" and None in (_shape(_input(node, 0)) or ()):
+            yield _found(node, "its size is dynamic", "write the matrix into the graph")
+        elif operator == "Constant":
+            for name in ("value_string", "value_strings"):
+                if name in node.attributes:
+                    yield _found(node, f"{name} is not taken", "give a dense tensor of numbers")
 
 
-def _int4(node: _Node) -> Iterator[_Found]:
-    data = node.input(0)
-    if not data.constant:
-        yield node.found("computed int4; only weights may be int4", "keep activations in int8 or float")
-    elif data.shape is not None and prod(size or 0 for size in data.shape) % 2:
-        yield node.found("an odd number of int4 values", "pad the weight")
+# Reading graphs.
 
 
-# 5. Reading graphs.
+def _name(node: ir.Node) -> str:
+    return node.name or f"the node that makes {node.outputs[0].name if node.outputs else 'nothing'}"
 
 
-@dataclass(frozen=True)
-class _Node:
-    """A node and what is known of its inputs."""
-
-    proto: onnx.NodeProto
-    name: str
-    inputs: list[_Value]
-
-    @property
-    def operator(self) -> str:
-        return str(self.proto.op_type)
-
-    def found(self, reason: str, remedy: str) -> _Found:
-        return self.name, self.operator, reason, remedy
-
-    def missing(self, place: int) -> bool:
-        """Whether an optional input is left out."""
-        return place >= len(self.proto.input) or not self.proto.input[place]
-
-    def input(self, place: int) -> _Value:
-        return _UNKNOWN if self.missing(place) else self.inputs[place]
-
-    def attribute(self, name: str, default: Any = None) -> Any:
-        for attribute in self.proto.attribute:
-            if attribute.name == name and attribute.type != AttributeProto.UNDEFINED:
-                return helper.get_attribute_value(attribute)
-        return default
+def _found(node: ir.Node, reason: str, remedy: str) -> _Found:
+    return _name(node), node.op_type, reason, remedy
 
 
-def _declared(graph: onnx.GraphProto) -> Iterator[tuple[str, _Value]]:
-    for value in (*graph.input, *graph.value_info, *graph.output):
-        tensor = value.type.tensor_type
-        shape = None
-        if tensor.HasField("shape"):
-            shape = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
-        yield value.name, _Value(_type_name(tensor.elem_type), shape)
-    for weight in graph.initializer:
-        yield weight.name, _constant(weight)
+def _input(node: ir.Node, place: int) -> ir.Value | None:
+    """None where an optional input is left out."""
+    return node.inputs[place] if place < len(node.inputs) else None
 
 
-def _constants(node: onnx.NodeProto) -> Iterator[tuple[str, _Value]]:
-    """What a Constant node makes."""
-    if node.op_type != "Constant" or node.domain not in _STANDARD or not node.output:
-        return
-    for attribute in node.attribute:
-        value = helper.get_attribute_value(attribute)
-        if attribute.name == "value":
-            yield node.output[0], _constant(value)
-        elif attribute.name.startswith("value_"):
-            shape: tuple[int | None, ...] = (len(value),) if isinstance(value, list) else ()
-            yield node.output[0], _Value(shape=shape, constant=True)
+def _attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+    attribute = node.attributes.get(name)
+    return default if attribute is None or attribute.is_ref() else attribute.value
 
 
-def _constant(tensor: TensorProto) -> _Value:
-    inside = tensor.data_location != TensorProto.EXTERNAL
-    known = inside and tensor.data_type != TensorProto.UNDEFINED and tensor.data_type != TensorProto.STRING
-    return _Value(_type_name(tensor.data_type), tuple(tensor.dims), True, tensor if known else None)
+def _constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    return None if value is None else ir.convenience.get_const_tensor(value)
 
 
-def _type_name(number: int) -> str:
-    try:
-        return str(TensorProto.DataType.Name(number))
-    except ValueError:
-        return f"type {number}"
+def _values(value: ir.Value | None) -> np.ndarray[Any, Any] | None:
+    """What a constant holds, where the graph file itself has it."""
+    tensor = _constant(value)
+    return None if tensor is None or isinstance(tensor, ir.ExternalTensor) else tensor.numpy()
 
 
-def _word(kind: str) -> str:
-    return kind.lower()
+def _kind(value: ir.Value | None) -> str:
+    tensor = _constant(value)
+    kind = tensor.dtype if tensor is not None else value.dtype if value is not None else None
+    return "UNDEFINED" if kind is None else kind.name
+
+
+def _shape(value: ir.Value | None) -> _Shape | None:
+    """None where unknown as a whole."""
+    tensor = _constant(value)
+    shape = tensor.shape if tensor is not None else value.shape if value is not None else None
+    return None if shape is None else tuple(size if isinstance(size, int) else None for size in shape)
+
+
+def _words(kinds: Iterable[str]) -> str:
+    return ", ".join(sorted(map(str.lower, kinds)))

@@ -1,14 +1,4 @@
-"""Reading tensors out of a PyTorch `.pth` file without running what its pickle says.
-
-Needs torch, imported when a file is opened. `weights_only` restricts the pickle to tensors and plain
-containers, and the file is mapped, so that only what is asked for is read.
-
-Meta's `args` and `params.json` as a Hugging Face config, with the meaning Meta's code gives them.
-
-Fields of training, logging and kernels are ignored; those that would change what the model computes are
-checked against the one value that the graphs implement.
-
-A checkpoint in Meta's own layout, presented under Hugging Face names with a Hugging Face config.
+"""A checkpoint in Meta's own layout, presented under Hugging Face names with a Hugging Face config.
 
     config.json                      {"args": {...}}, the fields of ByteLatentTransformerArgs
     model.safetensors | consolidated.pth
@@ -17,13 +7,16 @@ A checkpoint in Meta's own layout, presented under Hugging Face names with a Hug
 
 Weights are taken as they are: both layouts rotate interleaved pairs, so nothing is permuted. Each hash
 table is a tensor of its own here; together, in order, they are Hugging Face's fused one. The name map is
-that of transformers' `convert_blt_weights_to_hf.py`.
+that of transformers' `convert_blt_weights_to_hf.py`. Fields of training, logging and kernels are ignored;
+those that would change what the model computes are checked against the one value that the graphs implement.
+
+A `.pth` file is read without running what its pickle says: torch's `weights_only` restricts it to tensors
+and plain containers. It is mapped, so that only what is asked for is read.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -37,90 +30,17 @@ from .checkpoint_base import (
     HASH_EMBEDDING,
     Checkpoint,
     CheckpointError,
-    Piece,
-    TensorFile,
+    StoredTensor,
     one_line,
     read_json,
     sample_blocks,
 )
 from .huggingface import open_weights
 
-__all__ = [
-    "TorchFile",
-    "huggingface_config",
-    "is_meta_config",
-    "meta_name",
-    "needs_entropy_model",
-    "open_meta",
-]
+Fields = Mapping[str, Any]
+Shapes = Mapping[str, tuple[int, ...]]
 
-_WRAPPERS = ("model", "state_dict")
-
-
-class TorchFile:
-    """One `.pth` file's state dict, at the top or under `model` or `state_dict`. Raises `CheckpointError`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            import torch
-        except ImportError as error:
-            raise CheckpointError(
-                f"{path}: reading a .pth file needs torch: pip install 'blt-edge[validate]'"
-            ) from error
-        self._torch = torch
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # a damaged or hostile pickle can raise nearly anything
-            told = first_line(error)[:200]
-            raise CheckpointError(f"{path}: not a readable file of plain tensors: {told}") from error
-        for wrapper in _WRAPPERS:
-            if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-                loaded = loaded[wrapper]
-        if not isinstance(loaded, Mapping):
-            raise CheckpointError(f"{path}: holds {type(loaded).__name__}, expected a dict of tensors")
-        self._tensors: dict[str, Any] = {
-            str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)
-        }
-
-    def names(self) -> tuple[str, ...]:
-        """Names of the stored tensors."""
-        return tuple(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The tensor's shape."""
-        return tuple(self._tensors[name].shape)
-
-    def dtype(self, name: str) -> str:
-        """float16, bfloat16 or float32; any other stored type is refused."""
-        torch, tensor = self._torch, self._tensors[name]
-        names = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
-        if tensor.dtype not in names or tensor.layout is not torch.strided or tensor.device.type != "cpu":
-            raise CheckpointError(
-                f"{self.path}: tensor {one_line(name)} is {tensor.dtype}, {tensor.layout}, on "
-                f"{tensor.device}; allowed: dense {', '.join(names.values())}"
-            )
-        return names[tensor.dtype]
-
-    def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows [start, stop) as a new float32 array."""
-        self.dtype(name)
-        tensor = self._tensors[name]
-        part = tensor[start:stop] if tensor.ndim else tensor
-        copy = part.detach().to(self._torch.float32, copy=True).contiguous()
-        array: NDArray[np.float32] = copy.numpy()
-        return array
-
-    def fingerprint(self, digest: Any) -> None:
-        """Feed size and sampled contents to a hashlib object."""
-        sample_blocks(self.path, digest)
-
-    def close(self) -> None:
-        """Release the mapping."""
-        self._tensors = {}
-
-
-_ONLY: Mapping[str, Any] = {
+_ONLY: Fields = {
     "use_rope": True,
     "non_linearity": "swiglu",
     "norm_type": "rmsnorm",
@@ -145,7 +65,84 @@ _PATCHER_WINDOW = 512
 """The window that Meta's loader gives every entropy model, whatever its params say."""
 
 
-def needs_entropy_model(args: Mapping[str, Any]) -> bool:
+_HASH_TABLES = "encoder_hash_tok_embedding."
+_SEGMENTS = {
+    "attention": "self_attn",
+    "feed_forward": "mlp",
+    "attention_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "tok_embeddings": "embed_tokens",
+    "cross_attn_norm_q": "q_norm",
+    "cross_attn_norm_kv": "k_norm",
+    "w1": "gate_proj",
+    "w2": "down_proj",
+    "w3": "up_proj",
+    "wq": "q_proj",
+    "wk": "k_proj",
+    "wv": "v_proj",
+    "wo": "o_proj",
+    "output": "lm_head",
+}
+
+
+class TorchFile:
+    """One `.pth` file's state dict, at the top or under `model` or `state_dict`. Raises `CheckpointError`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            import torch
+        except ImportError as error:
+            raise CheckpointError(
+                f"{path}: reading a .pth file needs torch: pip install 'blt-edge[validate]'"
+            ) from error
+        self._torch = torch
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # a damaged or hostile pickle can raise nearly anything
+            told = first_line(error)[:200]
+            raise CheckpointError(f"{path}: not a readable file of plain tensors: {told}") from error
+        for wrapper in ("model", "state_dict"):
+            if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+                loaded = loaded[wrapper]
+        if not isinstance(loaded, Mapping):
+            raise CheckpointError(f"{path}: holds {type(loaded).__name__}, expected a dict of tensors")
+        self._tensors: dict[str, Any] = {
+            str(name): value for name, value in loaded.items() if isinstance(value, torch.Tensor)
+        }
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> str:
+        torch, tensor = self._torch, self._tensors[name]
+        names = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
+        if tensor.dtype not in names or tensor.layout is not torch.strided or tensor.device.type != "cpu":
+            raise CheckpointError(
+                f"{self.path}: tensor {one_line(name)} is {tensor.dtype}, {tensor.layout}, on "
+                f"{tensor.device}; allowed: dense {', '.join(names.values())}"
+            )
+        return names[tensor.dtype]
+
+    def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        self.dtype(name)
+        tensor = self._tensors[name]
+        part = tensor[start:stop] if tensor.ndim else tensor
+        copy = part.detach().to(self._torch.float32, copy=True).contiguous()
+        array: NDArray[np.float32] = copy.numpy()
+        return array
+
+    def fingerprint(self, digest: Any) -> None:
+        sample_blocks(self.path, digest)
+
+    def close(self) -> None:
+        self._tensors = {}
+
+
+def needs_entropy_model(args: Fields) -> bool:
     """Whether the main model's patches depend on entropies.
 
     The mode is that of the main model; an entropy model's own `patcher_args` tell how it was trained,
@@ -154,9 +151,7 @@ def needs_entropy_model(args: Mapping[str, Any]) -> bool:
     return (args.get("patching_mode") or "entropy") == "entropy"
 
 
-def huggingface_config(
-    args: Mapping[str, Any], params: Mapping[str, Any] | None, gate_shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Any]:
+def huggingface_config(args: Fields, params: Fields | None, gate_shapes: Shapes) -> dict[str, Any]:
     """The raw config, in the form of transformers' `config.json`, of a checkpoint in Meta's layout.
 
     `params` is the entropy model's `params.json`, None where there is none. `gate_shapes` maps the Hugging
@@ -186,7 +181,7 @@ def huggingface_config(
     return config
 
 
-def _check_supported(args: Mapping[str, Any]) -> None:
+def _check_supported(args: Fields) -> None:
     layers = args.get("n_layers_local_encoder")
     if args.get("cross_attn_all_layers_encoder") and layers != 1:
         raise ConfigError(
@@ -210,7 +205,7 @@ def _check_supported(args: Mapping[str, Any]) -> None:
                 )
 
 
-def _local(args: Mapping[str, Any], side: str, gate_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _local(args: Fields, side: str, gate_shapes: Shapes) -> dict[str, Any]:
     return {
         "vocab_size": args.get("vocab_size", 260),
         "cross_attn_all_layers": bool(args.get(f"cross_attn_all_layers_{side}", False)),
@@ -224,7 +219,7 @@ def _local(args: Mapping[str, Any], side: str, gate_shapes: Mapping[str, tuple[i
     }
 
 
-def _global(args: Mapping[str, Any], gate_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _global(args: Fields, gate_shapes: Shapes) -> dict[str, Any]:
     return {
         "hidden_size": _need(args, "dim_global"),
         "num_attention_heads": _need(args, "n_heads_global"),
@@ -235,7 +230,7 @@ def _global(args: Mapping[str, Any], gate_shapes: Mapping[str, tuple[int, ...]])
     }
 
 
-def _patcher(model: Mapping[str, Any], gate_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _patcher(model: Fields, gate_shapes: Shapes) -> dict[str, Any]:
     window = model.get("sliding_window")
     return {
         "vocab_size": model.get("vocab_size", 260),
@@ -249,27 +244,24 @@ def _patcher(model: Mapping[str, Any], gate_shapes: Mapping[str, tuple[int, ...]
     }
 
 
-def _common(
-    fields: Mapping[str, Any], prefix: str, gate_shapes: Mapping[str, tuple[int, ...]]
-) -> dict[str, Any]:
+def _common(fields: Fields, prefix: str, gate_shapes: Shapes) -> dict[str, Any]:
     """What every part has. `head_dim` is passed on so that one that differs from width / heads is refused."""
-    common = {
+    head_dim, shape = fields.get("head_dim"), gate_shapes.get(f"{prefix}.layers.0.mlp.gate_proj.weight")
+    return {
         "rms_norm_eps": fields.get("norm_eps", 1e-5),
         "rope_theta": fields.get("rope_theta", 10000.0),
         "hidden_act": "silu",
+        **({} if head_dim is None else {"head_dim": head_dim}),
+        **({"intermediate_size": shape[0]} if shape else {}),
     }
-    if fields.get("head_dim") is not None:
-        common["head_dim"] = fields["head_dim"]
-    shape = gate_shapes.get(f"{prefix}.layers.0.mlp.gate_proj.weight")
-    if shape:
-        common["intermediate_size"] = shape[0]
-    return common
 
 
-def _patching(args: Mapping[str, Any], patcher_args: Mapping[str, Any]) -> dict[str, Any]:
-    """The patching rule: mode and flags of the main model, its threshold or the one beside the entropy
-    model.
-    """
+def _patching(args: Fields, patcher_args: Fields) -> dict[str, Any]:
+    """Mode and flags of the main model, its threshold or the one beside the entropy model."""
+
+    def either(name: str, beside_name: str) -> Any:
+        return patcher_args.get(beside_name) if args.get(name) is None else args[name]
+
     threshold, beside = args.get("patching_threshold"), patcher_args.get("threshold")
     if threshold is not None and beside is not None and threshold != beside:
         raise ConfigError(
@@ -286,19 +278,14 @@ def _patching(args: Mapping[str, Any], patcher_args: Mapping[str, Any]) -> dict[
         "patch_in_forward": True,
         "patching_mode": mode,
         "patching_threshold": beside if threshold is None else threshold,
-        "patching_threshold_add": _either(args, "patching_threshold_add", patcher_args, "threshold_add"),
-        "monotonicity": _either(args, "monotonicity", patcher_args, "monotonicity") or False,
-        "max_patch_length": _either(args, "max_patch_length", patcher_args, "max_patch_length"),
+        "patching_threshold_add": either("patching_threshold_add", "threshold_add"),
+        "monotonicity": either("monotonicity", "monotonicity") or False,
+        "max_patch_length": either("max_patch_length", "max_patch_length"),
         **({} if size is None else {"patch_size": size}),
     }
 
 
-def _either(first: Mapping[str, Any], name: str, second: Mapping[str, Any], other: str) -> Any:
-    value = first.get(name)
-    return second.get(other) if value is None else value
-
-
-def _group_sizes(args: Mapping[str, Any]) -> Any:
+def _group_sizes(args: Fields) -> Any:
     """A list, or Meta's other spelling, "3,4,5"; a model without hash embeddings is refused."""
     sizes = args.get("encoder_hash_byte_group_size")
     if isinstance(sizes, str):
@@ -313,13 +300,13 @@ def _group_sizes(args: Mapping[str, Any]) -> Any:
     return sizes
 
 
-def _need(fields: Mapping[str, Any], name: str, where: str = "args") -> Any:
+def _need(fields: Fields, name: str, where: str = "args") -> Any:
     if fields.get(name) is None:
         raise ConfigError(f"{where}.{name}: missing, and it has no default")
     return fields[name]
 
 
-def _section(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _section(fields: Fields, name: str) -> Fields:
     value = fields.get(name)
     if value is None:
         return {}
@@ -328,43 +315,20 @@ def _section(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value
 
 
-_ENTROPY_FOLDER = "entropy_model"
-_HASH_TABLES = "encoder_hash_tok_embedding."
-_SEGMENTS = {
-    "attention": "self_attn",
-    "feed_forward": "mlp",
-    "attention_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "tok_embeddings": "embed_tokens",
-    "cross_attn_norm_q": "q_norm",
-    "cross_attn_norm_kv": "k_norm",
-    "w1": "gate_proj",
-    "w2": "down_proj",
-    "w3": "up_proj",
-    "wq": "q_proj",
-    "wk": "k_proj",
-    "wv": "v_proj",
-    "wo": "o_proj",
-    "output": "lm_head",
-}
-
-
-def is_meta_config(config: Mapping[str, Any]) -> bool:
+def is_meta_config(config: Fields) -> bool:
     """Whether a parsed `config.json` is of Meta's layout: everything under `args`, and no model_type."""
     return isinstance(config.get("args"), Mapping) and "model_type" not in config
 
 
 def meta_name(name: str, *, entropy_model: bool = False) -> str:
-    """The Hugging Face name of a tensor of Meta's main checkpoint or, with `entropy_model`, of its entropy
-    model.
-    """
+    """The Hugging Face name of a tensor of the main checkpoint or, with `entropy_model`, of that one."""
     if name == "local_decoder.output.weight" and not entropy_model:
         return "lm_head.weight"
     mapped = ".".join(_SEGMENTS.get(segment, segment) for segment in name.split("."))
     return f"model.patcher.{mapped}" if entropy_model else f"model.{mapped}"
 
 
-def open_meta(folder: Path, name: str, raw: Mapping[str, Any]) -> Checkpoint:
+def open_meta(folder: Path, name: str, raw: Fields) -> Checkpoint:
     """The checkpoint in `folder`, whose `config.json` is `raw`.
 
     Raises `CheckpointError` for files that are missing or damaged, and `ConfigError` for what the graphs
@@ -373,31 +337,25 @@ def open_meta(folder: Path, name: str, raw: Mapping[str, Any]) -> Checkpoint:
     args = raw["args"]
     with ExitStack() as stack:
         main = _open_weights(folder, stack)
-        tensors: dict[str, tuple[Piece, ...]] = {
-            meta_name(key): (piece,) for key, piece in main.items() if not _is_left_out(key)
-        }
-        tensors.update(_hash_tables(main, folder))
+        tensors = _renamed(main, entropy_model=False) | _hash_tables(main, folder)
         params: dict[str, Any] | None = None
         if needs_entropy_model(args):
-            entropy_folder = folder / _ENTROPY_FOLDER
+            entropy_folder = folder / "entropy_model"
             if not entropy_folder.is_dir():
                 raise CheckpointError(
                     f"{entropy_folder}: missing; entropy patching needs the entropy model's params.json and "
                     "consolidated.pth there"
                 )
             params = read_json(entropy_folder / "params.json")
-            entropy = _open_weights(entropy_folder, stack)
-            for key, piece in entropy.items():
-                if not _is_left_out(key):
-                    tensors[meta_name(key, entropy_model=True)] = (piece,)
-        shapes = {key: _shape(pieces) for key, pieces in tensors.items() if key.endswith("gate_proj.weight")}
-        config = huggingface_config(args, params, shapes)
+            tensors |= _renamed(_open_weights(entropy_folder, stack), entropy_model=True)
+        gates = {key: parts[0].shape for key, parts in tensors.items() if key.endswith("gate_proj.weight")}
+        config = huggingface_config(args, params, {key: shape for key, shape in gates.items() if all(shape)})
         checkpoint = Checkpoint(name, "meta", config, tensors)
         stack.pop_all()
     return checkpoint
 
 
-def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Piece]:
+def _open_weights(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
     path = folder / "consolidated.pth"
     safetensors = any(folder.glob("model.safetensors*"))
     if not safetensors and not path.is_file():
@@ -410,29 +368,29 @@ def _open_weights(folder: Path, stack: ExitStack) -> dict[str, Piece]:
         return open_weights(folder, stack)
     file = TorchFile(path)
     stack.callback(file.close)
-    return {key: Piece(file, key) for key in file.names()}
+    return {key: StoredTensor(file, key) for key in file.names()}
 
 
-def _is_left_out(name: str) -> bool:
-    """Hash tables, which are joined, and rotary tables, which are computed."""
-    return name.startswith(_HASH_TABLES) or name.split(".")[-1] == "freqs_cis"
+def _renamed(
+    stored: Mapping[str, StoredTensor], *, entropy_model: bool
+) -> dict[str, tuple[StoredTensor, ...]]:
+    """Under Hugging Face names; hash tables (joined later) and rotary tables (computed) stay out."""
+    return {
+        meta_name(key, entropy_model=entropy_model): (tensor,)
+        for key, tensor in stored.items()
+        if not key.startswith(_HASH_TABLES) and key.split(".")[-1] != "freqs_cis"
+    }
 
 
-def _hash_tables(main: Mapping[str, Piece], folder: Path) -> dict[str, tuple[Piece, ...]]:
-    numbered: dict[int, Piece] = {}
-    for key, piece in main.items():
+def _hash_tables(main: Mapping[str, StoredTensor], folder: Path) -> dict[str, tuple[StoredTensor, ...]]:
+    numbered: dict[int, StoredTensor] = {}
+    for key, tensor in main.items():
         if key.startswith(_HASH_TABLES):
             number = key.removeprefix(_HASH_TABLES).removesuffix(".weight")
             if not number.isascii() or not number.isdigit() or len(number) > 4:
                 raise CheckpointError(f"{folder}: tensor {one_line(key)} is not a numbered hash table")
-            numbered[int(number)] = piece
+            numbered[int(number)] = tensor
     for index in range(len(numbered)):
         if index not in numbered:
             raise CheckpointError(f"{folder}: tensor {_HASH_TABLES}{index}.weight is missing")
-    return {HASH_EMBEDDING: tuple(numbered[i] for i in range(len(numbered)))} if numbered else {}
-
-
-def _shape(pieces: Sequence[Piece]) -> tuple[int, ...]:
-    file: TensorFile = pieces[0].file
-    shape = file.shape(pieces[0].name)
-    return shape if math.prod(shape) else ()
+    return {HASH_EMBEDDING: tuple(numbered[index] for index in sorted(numbered))} if numbered else {}

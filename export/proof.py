@@ -3,8 +3,7 @@
 Both run over the same inputs in the ways that texts use a stage: single steps, a few rows, chunks; from an
 empty cache that grows, and past the window, where it slides; with bytes taken back and read again. Whether
 a window has the right length is asked without a tolerance, too. What an engine gave in the runs that a load
-will repeat is kept beside it (`runtime.self_test`).
-Where an engine cannot run here, what the portable graphs gave is kept instead.
+will repeat is kept beside it (`runtime.self_test`); where it cannot run here, what the portable graphs gave.
 What this does not know: how engines are built or loaded.
 """
 
@@ -114,34 +113,28 @@ class _Stage:
     ) -> None:
         self._manifest, self._stage, self._backend, self._reach = manifest, stage, backend, reach
         self._spec = manifest.stages[stage]
+        most = reach.positions(stage, self._spec)
+        self._limits = CacheLimits(min(_ROLLBACK, reach.rollback), most, reach.prefill_chunk)
 
-    def _run(self, limits: CacheLimits, inputs: Inputs, steps: Sequence[Step]) -> list[Traced]:
-        return run_steps(self._manifest, self._stage, self._backend, limits, inputs, steps)
-
-    def _limits(self) -> CacheLimits:
-        reach = self._reach
-        return CacheLimits(
-            min(_ROLLBACK, reach.rollback), reach.positions(self._stage, self._spec), reach.prefill_chunk
-        )
+    def _run(self, inputs: Inputs, steps: Sequence[Step], limits: CacheLimits | None = None) -> list[Traced]:
+        return run_steps(self._manifest, self._stage, self._backend, limits or self._limits, inputs, steps)
 
     def chunk(self, inputs: Inputs) -> dict[str, Floats]:
         """Outputs of one pass over a chunk of the inputs."""
-        rows = _chunk(self._stage, self._spec, self._reach)
-        (traced,) = self._run(self._limits(), inputs, [Run(rows)])
+        (traced,) = self._run(inputs, [Run(_chunk(self._stage, self._spec, self._reach))])
         return traced.outputs
 
     def repeatable(self, inputs: Inputs) -> list[Traced]:
         """What a load will repeat."""
-        limits = load_limits(self._stage, self._spec, self._reach)
-        return self._run(limits, inputs, load_steps(self._stage, self._spec, self._reach))
+        known = (self._stage, self._spec, self._reach)
+        return self._run(inputs, load_steps(*known), load_limits(*known))
 
     def compare(self, portable: _Stage, inputs: Inputs, name: str, alike: bool) -> None:
         """Raise WrongEngineError where this stage and the portable one are too far apart."""
         steps = build_steps(self._stage, self._spec, self._reach)
-        expected = portable._run(self._limits(), inputs, steps)
+        expected = [run.outputs for run in portable._run(inputs, steps)]
         most = allowed(self._spec.precision, alike)
-        found = self._run(self._limits(), inputs, steps)
-        breach = first_breach(self._spec.precision, found, [run.outputs for run in expected], most)
+        breach = first_breach(self._spec.precision, self._run(inputs, steps), expected, most)
         if breach is not None:
             raise self._wrong(
                 name,
@@ -162,16 +155,17 @@ class _Stage:
         """
         window, held = self._spec.window, _past_window(self._spec, self._reach)
         quiet = Hold(*held, edge=False, unseen=False)
-        if window is None or not 0 < quiet.count <= self._limits().positions - quiet.first - _ROLLBACK:
+        if window is None or not 0 < quiet.count <= self._limits.positions - quiet.first - _ROLLBACK:
             return
         plain, unseen, edge = (
-            self._run(self._limits(), inputs, [hold, Run(1), Run(min(3, self._reach.prefill_chunk))])
+            self._run(inputs, [hold, Run(1), Run(min(3, self._reach.prefill_chunk))])
             for hold in (quiet, replace(quiet, unseen=True), replace(quiet, edge=True))
         )
-        if first_breach("fp32", unseen, [run.outputs for run in plain], _NO_EFFECT) is not None:
+        expected = [run.outputs for run in plain]
+        if first_breach("fp32", unseen, expected, _NO_EFFECT) is not None:
             raise self._wrong(name, f"it reads what lies before its window of {window} positions")
-        seen = first_breach("fp32", edge[:1], [run.outputs for run in plain[:1]], _NO_EFFECT) is not None
-        if not seen and window > 1:  # in a window of one there is nothing but the position itself
+        # In a window of one there is nothing but the position itself.
+        if window > 1 and first_breach("fp32", edge[:1], expected[:1], _NO_EFFECT) is None:
             raise self._wrong(name, f"it does not read the oldest of the {window} positions in its window")
 
 

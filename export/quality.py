@@ -1,18 +1,24 @@
-"""How far one model's predictions are from another's over the same text: sums that add up over texts."""
+"""How far a bundle's results are from its reference's over the same text, and how far they may be.
+
+Figures are sums that add up over texts; what is allowed goes by precision.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.errors import OptionError
+from ..runtime.manifest import Manifest
 from ..runtime.sampling import log_probabilities
+from ..runtime.self_test import STAGE_TOLERANCES
 from ..runtime.vocabulary import BYTE_OFFSET
 
-__all__ = ["Tally", "lead_length"]
+__all__ = ["TOLERANCES", "Tally", "Tolerances", "lead_length", "least_precise", "tolerances_of"]
 
 Floats = NDArray[np.float32]
 Data = bytes  # a class with a field `bytes` can't name the type
@@ -101,9 +107,83 @@ class Tally:
         }
 
 
-def lead_length(one: bytes, other: bytes) -> int:
-    """How many bytes two texts begin with in common."""
-    for index, (a, b) in enumerate(zip(one, other, strict=False)):
-        if a != b:
-            return index
-    return min(len(one), len(other))
+def lead_length(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many items (bytes of a text, starts of patches) two sequences begin with in common."""
+    shorter = min(len(one), len(other))
+    return next((index for index in range(shorter) if one[index] != other[index]), shorter)
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """What a bundle may differ by. A scale is the largest magnitude in the reference's output, at least 1."""
+
+    stage: float
+    """Largest difference in a stage's output, as a share of its scale. When quantized: norm of the
+    difference, as a share of the output's."""
+    entropy: float
+    """Largest difference of entropies, in nats."""
+    logits: float
+    """Largest difference of logits, as a share of their scale."""
+    logits_mean: float
+    """Mean difference of logits, as a share of their scale."""
+    cosine: float
+    """Smallest cosine between all logits of a text and the reference's."""
+    argmax: float
+    """Smallest share of positions with the same most likely next byte."""
+    boundaries: float = 1.0
+    """Smallest precision and recall of patch boundaries. At 1 boundaries and greedy bytes must be equal;
+    below, the bundle is judged as a quantized one, and the next two hold."""
+    divergence: float = 0.0
+    """Largest mean KL divergence from the reference's predictions, in bits per byte."""
+    bits: float = 0.0
+    """Most bits per byte more than the reference's, on the texts compared."""
+
+
+# Whole texts are promised 0.99 (`blt-edge compare` measures that); the text compared here has some 340
+# boundaries, of which one more or less is already 0.003.
+_BOUNDARIES = 0.97
+
+_LIMITS: Mapping[str, tuple[float, ...]] = {
+    # entropy, logits, logits_mean, cosine, argmax, boundaries, divergence, bits
+    "fp32": (1e-4, 1e-4, 1e-5, 0.999999, 0.999),
+    "fp16": (0.05, 0.05, 0.001, 0.9999, 0.99, _BOUNDARIES, 0.001, 0.002),
+    "int8w": (0.5, 0.25, 0.007, 0.9996, 0.96, _BOUNDARIES, 0.012, 0.02),
+    "int8": (0.5, 0.25, 0.01, 0.9995, 0.945, _BOUNDARIES, 0.015, 0.02),
+    "int4": (0.5, 0.3, 0.016, 0.9987, 0.855, _BOUNDARIES, 0.036, 0.05),
+}
+TOLERANCES: Mapping[str, Tolerances] = {
+    precision: Tolerances(STAGE_TOLERANCES[precision], *limits) for precision, limits in _LIMITS.items()
+}
+"""By the precision of a bundle's least precise part, most precise first.
+
+Those of integers are twice the worst of what the default mixes show on the demo, over `GOLDEN_TEXT` and eight
+pieces of 700 bytes of English and other scripts. Boundaries and bits per byte are what default mixes are
+promised to keep. fp16's are set, not measured: ONNX Runtime's CPU computes float16 products in float32, where
+the demo, whose weights are float16, shows no difference; other engines round each product's input and output.
+"""
+
+
+def tolerances_of(manifest: Manifest) -> Tolerances:
+    """The tolerances of a bundle's least precise part. Raises `OptionError` when there are none."""
+    precision = least_precise(manifest)
+    if precision not in TOLERANCES:
+        known = ", ".join(TOLERANCES)
+        raise OptionError(
+            f"precision: got {precision!r}, tolerances are known for {known}; give them yourself"
+        )
+    return TOLERANCES[precision]
+
+
+def least_precise(manifest: Manifest) -> str:
+    """The precision of the bundle's least precise stage or table; one without tolerances comes first."""
+    known = {stage.precision for stage in manifest.stages.values()}
+    unknown = sorted(known - TOLERANCES.keys())
+    return unknown[0] if unknown else max(known | {_table_precision(manifest)}, key=list(TOLERANCES).index)
+
+
+def _table_precision(manifest: Manifest) -> str:
+    """The precision whose tolerances the tables need: rows in integers differ as much as such weights."""
+    if manifest.embedding.dtype == "float16":
+        # Exact where the checkpoint's own are float16 or, nearly always, bfloat16.
+        return "fp16" if manifest.source.config.get("dtype") == "float32" else "fp32"
+    return {"float32": "fp32", "int8": "int8w", "int4": "int4"}[manifest.embedding.dtype]

@@ -1,13 +1,10 @@
-"""Patch boundaries for the oracle, where transformers has no rule or a non-causal one.
+"""The oracle: transformers' own Byte Latent Transformer, run so that an exported model can be compared.
 
-Written from Meta's description once more, byte by byte and as plainly as possible, so that it can check the
-runtime's incremental patching without sharing a line with it.
-
-The oracle: transformers' own Byte Latent Transformer, run so that an exported model can be compared.
-
-Float32 weights, eager attention, no cache, one unpadded row, and only Hugging Face folders. torch and
-transformers are imported when a reference is loaded, never with this module. Knows nothing of graphs, bundles
-or the runtime.
+Float32 weights, eager attention, no cache, one unpadded row, and only Hugging Face folders. Where
+transformers has no patching rule, or a non-causal one, boundaries are found here from Meta's description,
+byte by byte and as plainly as possible, so that this can check the runtime's incremental patching without
+sharing a line with it. torch and transformers are imported when a reference is loaded, never with this
+module. Knows nothing of graphs, bundles or the runtime.
 """
 
 from __future__ import annotations
@@ -24,23 +21,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.errors import BltError
+from ..runtime.errors import BltError, first_line
 
-__all__ = [
-    "SUPPRESSED",
-    "Reference",
-    "ReferenceModelError",
-    "ReferenceTrace",
-    "byte_ids",
-    "causal_starts",
-    "patching_mode",
-    "pick_margins",
-    "reference_available",
-    "transformers_patching",
-]
+__all__ = ["Reference", "ReferenceModelError", "ReferenceTrace", "pick_margins", "reference_available"]
 
-_OFFSET = 4
+Floats = npt.NDArray[np.float32]
+
+SUPPRESSED = (0, 1, 3)
+"""Ids that a generation never picks; id 2 ends it."""
+
+_BOS, _EOS, _OFFSET = 1, 2, 4
 _THRESHOLD = 1.335442066192627
+_OLDEST = (5, 23)
 
 
 def patching_mode(config: Mapping[str, Any]) -> str:
@@ -59,9 +51,7 @@ def transformers_patching(config: Mapping[str, Any]) -> bool:
     return mode == "byte" or (mode == "entropy" and not any(config.get(name) for name in extras))
 
 
-def causal_starts(
-    config: Mapping[str, Any], ids: Sequence[int], entropies: npt.NDArray[np.float32] | None
-) -> list[int]:
+def causal_starts(config: Mapping[str, Any], ids: Sequence[int], entropies: Floats | None) -> list[int]:
     """Patch starts over positions 0..n, n = len(ids), so that the last one may lie just behind the text.
 
     `config` is a parsed `config.json`: `patching_mode`, `patching_threshold`, `patching_threshold_add`,
@@ -77,9 +67,7 @@ def causal_starts(
     return starts
 
 
-def _begins(
-    config: Mapping[str, Any], i: int, ids: Sequence[int], entropies: npt.NDArray[np.float32] | None
-) -> bool:
+def _begins(config: Mapping[str, Any], i: int, ids: Sequence[int], entropies: Floats | None) -> bool:
     """Whether position i + 1 >= 2 starts a patch, were patches as long as they like."""
     mode = patching_mode(config)
     if mode == "byte":
@@ -103,15 +91,6 @@ def _begins(
 def _space_like(token: int) -> bool:
     byte = token - _OFFSET
     return byte < 0 or byte >= 0xC0 or (byte < 0x80 and not chr(byte).isalnum())
-
-
-Floats = npt.NDArray[np.float32]
-
-SUPPRESSED = (0, 1, 3)
-"""Ids that a generation never picks; id 2 ends it."""
-
-_BOS, _EOS = 1, 2
-_OLDEST = (5, 23)
 
 
 class ReferenceModelError(BltError):
@@ -195,9 +174,8 @@ class Reference:
                     output_loading_info=True,
                 )
         except Exception as error:  # of any kind: safetensors, torch and transformers have their own
-            reason = (str(error).strip() or repr(error)).splitlines()[0]
             raise ReferenceModelError(
-                f"{folder}: transformers can't load it as a reference: {reason}"
+                f"{folder}: transformers can't load it as a reference: {first_line(error)}"
             ) from error
         for kind in ("missing_keys", "mismatched_keys"):
             if report[kind]:
@@ -238,27 +216,10 @@ class Reference:
         """Next-byte logits, [1 + n, 260]; row i follows BOS and the first i bytes."""
         return self.trace(data).logits
 
-    def entropies(self, data: bytes) -> Floats:
-        """The patcher's entropies in nats, [1 + n]; `ReferenceModelError` when the boundaries need none."""
-        found = self.trace(data).entropies
-        if found is None:
-            raise ReferenceModelError(
-                "this checkpoint's patching rule has no entropies: patching_mode is not entropy"
-            )
-        return found
-
     def patch_lengths(self, data: bytes) -> list[int]:
         """Lengths > 0 of the patches over BOS and `data`; they sum to 1 + n."""
         *closed, last = self.trace(data).patch_lengths
         return [*closed, last - 1] if last > 1 else closed
-
-    def logits_with_patches(self, data: bytes, lengths: Sequence[int]) -> Floats:
-        """Logits [1 + n, 260] under given boundaries, for rules that transformers doesn't know.
-
-        `lengths` > 0 cover the 1 + n ids and the position after them, which belongs to the last patch: they
-        sum to n + 2. Raises `ValueError` when they don't.
-        """
-        return self._run(data, lengths).logits
 
     def greedy(self, prompt: bytes, count: int) -> bytes:
         """Up to `count` bytes of greedy text after BOS and `prompt`, fewer where EOS ends it.
@@ -267,7 +228,7 @@ class Reference:
         forward pass per byte with the lengths given.
         """
         if not transformers_patching(self._config):
-            return self.greedy_with_patches(prompt, count, self._causal_lengths)
+            return self._greedy_by_steps(prompt, count, self._causal_lengths)
         if count == 0:
             return b""
         import torch
@@ -286,10 +247,8 @@ class Reference:
             )
         return bytes(token - _OFFSET for token in out[0, ids.shape[1] :].tolist() if token != _EOS)
 
-    def greedy_with_patches(
-        self, prompt: bytes, count: int, lengths: Callable[[bytes], Sequence[int]]
-    ) -> bytes:
-        """`greedy` under another patching rule: `lengths(text so far)` as in `logits_with_patches`."""
+    def _greedy_by_steps(self, prompt: bytes, count: int, lengths: Callable[[bytes], Sequence[int]]) -> bytes:
+        """`greedy` under another patching rule: `lengths(text so far)` as in `_run`."""
         data = prompt
         for _ in range(count):
             last = self._run(data, lengths(data)).logits[-1].copy()
@@ -301,6 +260,11 @@ class Reference:
         return data[len(prompt) :]
 
     def _run(self, data: bytes, lengths: Sequence[int] | None) -> ReferenceTrace:
+        """A forward pass, under given boundaries where `lengths` are not None.
+
+        `lengths` > 0 cover the 1 + n ids and the position after them, which belongs to the last patch: they
+        sum to n + 2. Raises ValueError when they don't.
+        """
         import torch
 
         ids = torch.tensor([byte_ids(data)])
@@ -316,7 +280,10 @@ class Reference:
             logits = self._model(ids, patch_lengths=given, use_cache=False).logits
         patcher = kept.get("patcher") if self.has_patcher else None
         if lengths is None:
-            lengths = [1] * end if patcher is None else _with_next(patcher[1][0].tolist())
+            # Over a text the last length may be 0; the position after the text is added.
+            lengths = [1] * end if patcher is None else patcher[1][0].tolist()
+            if patcher is not None:
+                lengths[-1] += 1
         closed = len(lengths) - 1
         return ReferenceTrace(
             data=data,
@@ -353,11 +320,6 @@ class Reference:
                 by_head = rows.reshape(len(rows) // k, k, heads, rows.shape[1] // heads).transpose(axes)
                 flat.append(by_head.reshape(len(by_head), -1))
         return np.concatenate(flat, axis=1)
-
-
-def _with_next(lengths: list[int]) -> list[int]:
-    """transformers' lengths over a text, of which the last may be 0, with the position after it added."""
-    return [*lengths[:-1], lengths[-1] + 1]
 
 
 @contextmanager

@@ -1,15 +1,9 @@
-"""One stage's graph to a TensorRT plan, in this process.
-
-What TensorRT logs is kept, not printed: where it refuses a graph, the error has its reasons and the node's
-name. What this does not know: bundles, which profiles are wanted, and how to survive TensorRT's crashes
-(`tensorrt_worker`).
-
-Building one stage's plan in a process of its own.
+"""One stage's graph to a TensorRT plan, in a process of its own.
 
 TensorRT may crash, be killed when memory runs out, and cannot be interrupted while it compiles: none of that
-should take this process along, and what it took is given back when it ends. The child reads one JSON line,
-the job, from its stdin, and writes one JSON line per event on its stdout. It ends when its stdin does, so it
-never outlives its parent.
+should take this process along, and what it took is given back when it ends. What it logs is kept, not
+printed: where it refuses a graph, the error has its reasons and the node's name. What this does not know:
+bundles, and which profiles are wanted.
 """
 
 from __future__ import annotations
@@ -18,7 +12,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +24,17 @@ from ..runtime.child import Tell, run_child
 from ..runtime.errors import BackendError
 from ..runtime.host import peak_resident
 
-__all__ = ["Moment", "PlanFacts", "PlanOptions", "Report", "Watch", "build_in_child", "build_plan", "work"]
+__all__ = ["Moment", "PlanFacts", "PlanOptions", "build_in_child", "build_plan", "work"]
 
 Report = Callable[[str, int, int], None]
 """report(what TensorRT is doing, steps of it done, steps of it), from any thread."""
+Range = tuple[int, int, int]
+"""Smallest, tuned for, largest."""
+Axes = dict[str, Range]
+"""One optimization profile: every dynamic axis by its name in the graph."""
+Ranges = tuple[Axes, ...]
 
+_INTERVAL = 0.25
 _MOST_REASONS = 3
 _NODE = re.compile(r"Parsing node: (?P<name>.*) \[(?P<operator>[^\]]*)\]$")
 _ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
@@ -43,7 +43,6 @@ _CODE = re.compile(r"^\S+: Error Code \d+: ")
 _SOURCE = re.compile(r"\[\w+\.cpp:\d+: (\w+)\] ")
 _DATATYPES = re.compile(r"HW-specific datatypes: ([\w, ]+)")
 _NO_GPU = "cudaError 35"
-_BINDING = "Int64 binding"
 
 
 @dataclass(frozen=True)
@@ -76,26 +75,45 @@ class PlanFacts:
     """GPU memory that running it takes besides weights, inputs and outputs, in bytes; None where unknown."""
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What a build is doing now."""
+
+    phase: str
+    """In TensorRT's words."""
+    done: int
+    """Steps of the phase that are done."""
+    steps: int
+    """Steps of the phase."""
+    seconds: float
+    """Since the build of this stage began."""
+    memory: int | None
+    """Most resident memory so far, in bytes; None where unknown."""
+
+
+Watch = Callable[[Moment], None]
+"""Called some times a second while a stage is built."""
+
+
 def build_plan(
     trt: TensorRtModule,
     graph: Path,
-    profiles: tuple[dict[str, tuple[int, int, int]], ...],
+    profiles: Ranges,
     plan: Path,
     options: PlanOptions,
     report: Report | None = None,
 ) -> PlanFacts:
     """Build the ONNX file `graph`, its weights beside it, and write the plan.
 
-    Attention that `graphs.layers` built is joined first, in memory; the file stays as it is.
-    profiles: for each optimization profile the (smallest, tuned-for, largest) size of every dynamic axis of
-    the inputs, by the axis's name in the graph. Raises BackendError when the profiles are not right for the
-    graph or TensorRT refuses either; BltError as `join_attention`; OSError when the plan cannot be written.
+    Attention as `graphs` builds it is joined first, in memory; the file stays as it is. Raises
+    BackendError when the profiles are not right for the graph or TensorRT refuses either; BltError as
+    `join_attention`; OSError when the plan cannot be written.
     """
     started = time.perf_counter()
     report = report or (lambda what, done, steps: None)
     build = _Build(trt, graph.name, options.capabilities)
     # Builder, parser and configuration keep plain pointers to each other: all stay referenced until the end.
-    logger = trt.logger(build.log.write)
+    logger = trt.logger(build.log)
     builder = trt.module.Builder(logger)
     network = trt.create_network(builder)
     parser = trt.module.OnnxParser(network, logger)
@@ -124,35 +142,27 @@ def build_plan(
         bytes=plan.stat().st_size,
         seconds=time.perf_counter() - started,
         peak_memory=peak_resident(),
-        activations=build.log.activations,
+        activations=build.activations,
     )
 
 
-@dataclass
-class _Log:
-    """What TensorRT said, as far as somebody may ask."""
-
-    errors: list[str] = field(default_factory=list)
-    node: tuple[str, str] | None = None
-    """Name and operator of the node that was read last."""
-    activations: int | None = None
-
-    def write(self, severity: str, message: str) -> None:
-        """Take in a message."""
-        if severity in ("ERROR", "INTERNAL_ERROR"):
-            self.errors.append(message)
-        elif found := _NODE.search(message):
-            self.node = (found["name"], found["operator"])
-        elif found := _ACTIVATIONS.search(message):
-            self.activations = max(self.activations or 0, int(found[1]))
-
-
 class _Build:
-    """The steps that can fail, and how each says why."""
+    """The steps that can fail, and how each says why: from what TensorRT logs."""
 
     def __init__(self, trt: TensorRtModule, name: str, capabilities: tuple[str, ...]) -> None:
         self._trt, self._name, self._capabilities = trt, name, capabilities
-        self.log = _Log()
+        self._errors: list[str] = []
+        self._node: tuple[str, str] | None = None  # name and operator of the node that was read last
+        self.activations: int | None = None
+
+    def log(self, severity: str, message: str) -> None:
+        """Take in a message of TensorRT's."""
+        if severity in ("ERROR", "INTERNAL_ERROR"):
+            self._errors.append(message)
+        elif found := _NODE.search(message):
+            self._node = (found["name"], found["operator"])
+        elif found := _ACTIVATIONS.search(message):
+            self.activations = max(self.activations or 0, int(found[1]))
 
     def _refused(self, *reasons: str) -> BackendError:
         target = f" for compute capability {' and '.join(self._capabilities)}" if self._capabilities else ""
@@ -170,17 +180,15 @@ class _Build:
 
     def _parser_reason(self, graph: Path, error: Any) -> str:
         name, operator = error.node_name(), error.node_operator()
-        if not operator and self.log.node is not None:  # its checks before reading a node name none
-            name, operator = self.log.node
+        if not operator and self._node is not None:  # its checks before reading a node name none
+            name, operator = self._node
         reason = str(error.desc()).strip()
         domain = _domain(graph, name, operator)
         if domain:
             reason = f"the operator is {domain}'s own, not one of standard ONNX"
         return f"node {name!r} ({operator}): {reason}" if operator else reason
 
-    def add_profile(
-        self, builder: Any, network: Any, config: Any, axes: dict[str, tuple[int, int, int]]
-    ) -> None:
+    def add_profile(self, builder: Any, network: Any, config: Any, axes: Axes) -> None:
         """Add an optimization profile with these ranges."""
         for name, (low, tuned, high) in axes.items():
             if not 0 <= low <= tuned <= high:
@@ -195,7 +203,7 @@ class _Build:
         if config.add_optimization_profile(profile) < 0:
             raise self._refused(*self._reasons())
 
-    def _range(self, value: Any, place: int, axes: dict[str, tuple[int, int, int]]) -> tuple[int, int, int]:
+    def _range(self, value: Any, place: int, axes: Axes) -> Range:
         size = value.shape[place]
         if size >= 0:
             return size, size, size
@@ -215,13 +223,13 @@ class _Build:
         return plan
 
     def _reasons(self) -> list[str]:
-        real = [message for message in self.log.errors if _NO_GPU not in message] or self.log.errors
+        real = [message for message in self._errors if _NO_GPU not in message] or self._errors
         reasons = [_cleaned(message) for message in real[:_MOST_REASONS]]
         return [*reasons, *(["give a larger --workspace"] if "workspace" in "".join(reasons) else [])]
 
     def _datatype_reasons(self, network: Any) -> list[str]:
         """TensorRT names a type that the GPU lacks, but no node: the first that has it."""
-        found = _DATATYPES.search(" ".join(self.log.errors))
+        found = _DATATYPES.search(" ".join(self._errors))
         wanted = {name.strip().partition("_")[0].upper() for name in found[1].split(",")} if found else set()
         for index in range(network.num_layers if wanted else 0):
             layer = network.get_layer(index)
@@ -259,33 +267,10 @@ def _domain(graph: Path, name: str, operator: str) -> str:
         return ""
 
 
-_INTERVAL = 0.25
-
-
-@dataclass(frozen=True)
-class Moment:
-    """What a build is doing now."""
-
-    phase: str
-    """In TensorRT's words."""
-    done: int
-    """Steps of the phase that are done."""
-    steps: int
-    """Steps of the phase."""
-    seconds: float
-    """Since the build of this stage began."""
-    memory: int | None
-    """Most resident memory so far, in bytes; None where unknown."""
-
-
-Watch = Callable[[Moment], None]
-"""Called some times a second while a stage is built."""
-
-
 def build_in_child(
     target: str,
     graph: Path,
-    profiles: tuple[dict[str, tuple[int, int, int]], ...],
+    profiles: Ranges,
     plan: Path,
     options: PlanOptions,
     watch: Watch | None = None,
@@ -294,16 +279,13 @@ def build_in_child(
 
     Raises as `build_plan` and `load_tensorrt`, and BackendError when the process crashes or is killed.
     """
+    cache = None if options.timing_cache is None else str(options.timing_cache.absolute())
     job = {
         "target": target,
         "graph": str(graph.absolute()),
         "profiles": profiles,
         "plan": str(plan.absolute()),
-        "capabilities": options.capabilities,
-        "workspace": options.workspace,
-        "optimization_level": options.optimization_level,
-        "timing_cache": None if options.timing_cache is None else str(options.timing_cache.absolute()),
-        "half_attention": options.half_attention,
+        "options": {**asdict(options), "timing_cache": cache},
     }
 
     def listen(event: Mapping[str, Any]) -> None:
@@ -326,41 +308,27 @@ def build_in_child(
 
 def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     """What `build_in_child` runs: builds the plan and tells some times a second how far it is."""
-    reporter = _Reporter(tell)
-    threading.Thread(target=reporter.tick, daemon=True).start()
+    started, last = time.perf_counter(), ("starting", 0, 1)
+
+    def report(*now: Any) -> None:
+        nonlocal last
+        last = now
+
+    def tick() -> None:
+        while True:
+            tell(asdict(Moment(*last, time.perf_counter() - started, peak_resident())))
+            time.sleep(_INTERVAL)
+
+    threading.Thread(target=tick, daemon=True).start()
+    options = request["options"]
+    options["capabilities"] = tuple(options["capabilities"])
+    options["timing_cache"] = options["timing_cache"] and Path(options["timing_cache"])
     facts = build_plan(
         load_tensorrt(request["target"]),
         Path(request["graph"]),
         tuple({name: tuple(sizes) for name, sizes in axes.items()} for axes in request["profiles"]),
         Path(request["plan"]),
-        PlanOptions(
-            tuple(request["capabilities"]),
-            request["workspace"],
-            request["optimization_level"],
-            None if request["timing_cache"] is None else Path(request["timing_cache"]),
-            request["half_attention"],
-        ),
-        reporter.report,
+        PlanOptions(**options),
+        report,
     )
     return asdict(facts)
-
-
-class _Reporter:
-    """Tells what was reported last, some times a second."""
-
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
-        self._started = time.perf_counter()
-        self._last = ("starting", 0, 1)
-
-    def report(self, phase: str, done: int, steps: int) -> None:
-        """Keep what is being done."""
-        self._last = (phase, done, steps)
-
-    def tick(self) -> None:
-        """Tell it, again and again."""
-        while True:
-            phase, done, steps = self._last
-            seconds = time.perf_counter() - self._started
-            self._tell(asdict(Moment(phase, done, steps, seconds, peak_resident())))
-            time.sleep(_INTERVAL)

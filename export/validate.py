@@ -1,10 +1,8 @@
-"""A float32 bundle as the reference of those made from it: what `quantize` compares its result with.
-
-Is a bundle the model it was exported from? Stage by stage, boundary by boundary, byte by byte.
+"""Is a bundle the model it was exported from? Stage by stage, boundary by boundary, byte by byte.
 
 Compares a loaded bundle with transformers (`Reference`), with what transformers once computed (`Golden`), or
 with the float32 bundle it was made from (`BundleReference`). Prints nothing; the report goes into the
-manifest, and its rows make a table. Limits are set per precision, in `tolerances`.
+manifest, and its rows make a table. Limits are set per precision, in `quality`.
 
 A quantized bundle can't have every boundary and greedy byte of its reference. Of it are demanded nearly all
 boundaries, and close distributions; how far its greedy text goes with the reference's is only reported.
@@ -13,31 +11,35 @@ boundaries, and close distributions; how far its greedy text goes with the refer
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import BundleError, OptionError
 from ..runtime.integrity import check_files
-from ..runtime.manifest import Manifest, load_manifest
+from ..runtime.manifest import load_manifest
 from ..runtime.model import BltModel
 from ..runtime.options import GenerationOptions
 from .golden import GOLDEN_TEXT, Golden
-from .quality import Tally
+from .quality import Tally, Tolerances, lead_length, least_precise, tolerances_of
 from .reference import Reference, pick_margins
-from .tolerances import Tolerances, least_precise, tolerances_of
 
 __all__ = ["BundleReference", "ValidationReport", "ValidationRow", "validate_bundle"]
 
 Floats = npt.NDArray[np.float32]
 
+_OUTPUTS = ("patcher_logits", "entropies", "byte_states", "patch_values", "logits")
+_GREEDY_PROMPT = 64
+_CLOSE_ENTROPY = 1e-5
+_CLOSE_LOGITS = 1e-4
+
 
 class BundleReference:
-    """A loaded float32 bundle, asked like `Reference`."""
+    """A loaded float32 bundle, asked like `Reference`, for those made from it."""
 
     def __init__(self, model: BltModel) -> None:
         """`model` is a float32 bundle's; use `load`."""
@@ -64,7 +66,7 @@ class BundleReference:
         return rule.threshold if alone else None
 
     def trace(self, data: bytes) -> Mapping[str, Floats]:
-        """See `BltModel.trace`."""
+        """What each stage gives, see `BltModel.trace`."""
         return self._model.trace(data)
 
     def patch_lengths(self, data: bytes) -> list[int]:
@@ -78,11 +80,6 @@ class BundleReference:
     def greedy(self, prompt: bytes, count: int) -> bytes:
         """The `count` most likely next bytes, fewer where the model ends the text."""
         return self._model.generate(prompt, GenerationOptions(max_new_bytes=count)).data
-
-
-_GREEDY_PROMPT = 64
-_CLOSE_ENTROPY = 1e-5
-_CLOSE_LOGITS = 1e-4
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ class ValidationReport:
     """The precision whose tolerances applied."""
     data_bytes: int
     """Bytes of text compared."""
-    rows: tuple[ValidationRow, ...] = field(default=())
+    rows: tuple[ValidationRow, ...] = ()
     """All comparisons, in the order of the stages."""
 
     @property
@@ -152,21 +149,7 @@ class ValidationReport:
         }
 
 
-class _Generated(Protocol):
-    @property
-    def data(self) -> bytes: ...
-
-
-class ValidatedModel(Protocol):
-    """What a validation needs of `runtime.BltModel`."""
-
-    @property
-    def manifest(self) -> Manifest: ...
-    @property
-    def path(self) -> Path: ...
-    def trace(self, data: bytes, /) -> Mapping[str, Floats]: ...
-    def patch_lengths(self, data: bytes, /) -> list[int]: ...
-    def generate(self, prompt: bytes, options: GenerationOptions, /) -> _Generated: ...
+AnyReference = Reference | Golden | BundleReference
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,8 +164,8 @@ class _Pair:
 
 
 def validate_bundle(
-    model: ValidatedModel,
-    expected: Reference | Golden | BundleReference,
+    model: BltModel,
+    expected: AnyReference,
     texts: Sequence[bytes] | None = None,
     tolerances: Tolerances | None = None,
     *,
@@ -218,12 +201,14 @@ def validate_bundle(
     for number, text in enumerate(texts, 1):
         say(f"text {number} of {len(texts)}")
         pairs.append(_pair(model, expected, text))
-    rows += _patcher_rows(pairs, limits)
-    if limits.boundaries < 1:
-        rows += _boundary_share_rows(pairs, expected.threshold, limits)
-    else:
-        rows.append(_boundary_row(pairs, expected.threshold))
-    rows += _stage_rows(pairs, limits)
+    rows += _output_rows({"patcher_logits": "patcher: logits"}, pairs, limits)
+    if "entropies" in pairs[0].expected:
+        largest, note = _worst(pairs, "entropies", scaled=False)
+        title = "patcher: entropies, largest difference in nats"
+        rows.append(ValidationRow(title, largest, "<=", limits.entropy, note))
+    rows += _boundary_rows(pairs, expected.threshold, limits)
+    stages = {"byte_states": "encoder: byte states", "patch_values": "latent: patch keys and values"}
+    rows += _output_rows(stages, pairs, limits)
     rows += _logit_rows(pairs, limits)
     if isinstance(expected, Golden) or greedy_bytes > 0:
         say("greedy bytes")
@@ -233,64 +218,36 @@ def validate_bundle(
     return ValidationReport(expected.name, precision, sum(map(len, texts)), tuple(rows))
 
 
-def _pair(model: ValidatedModel, expected: Reference | Golden | BundleReference, text: bytes) -> _Pair:
+def _pair(model: BltModel, expected: AnyReference, text: bytes) -> _Pair:
     found = model.trace(text)
-    wanted: dict[str, Floats | None] = {"entropies": None, "logits": None}
-    if isinstance(expected, Golden):
-        wanted.update(entropies=expected.entropies, logits=expected.logits)
-        lengths: Sequence[int] = expected.patch_lengths
-    elif isinstance(expected, BundleReference):
-        wanted.update(expected.trace(text))
-        lengths = expected.patch_lengths(text)
-    else:
-        trace = expected.trace(text)
-        names = ("patcher_logits", "entropies", "byte_states", "patch_values", "logits")
-        wanted.update({name: getattr(trace, name) for name in names})
-        lengths = expected.patch_lengths(text)
-    arrays = {name: array for name, array in wanted.items() if array is not None}
+    known: Any = expected if isinstance(expected, Golden) else expected.trace(text)
+    wanted = known if isinstance(known, Mapping) else vars(known)
+    lengths = known.patch_lengths if isinstance(expected, Golden) else expected.patch_lengths(text)
+    arrays = {name: wanted[name] for name in _OUTPUTS if wanted.get(name) is not None}
     return _Pair(text, found, arrays, _starts(model.patch_lengths(text)), _starts(lengths))
 
 
-def _starts(lengths: Iterable[int]) -> list[int]:
-    ends = np.cumsum(list(lengths))
-    return [0, *ends[:-1].tolist()]
+def _starts(lengths: Sequence[int]) -> list[int]:
+    return [0, *np.cumsum(lengths)[:-1].tolist()]
 
 
 # 1. Rows. Differences are taken in float64; a missing or misshapen output counts as infinitely far.
 
 
-def _files_row(model: ValidatedModel) -> ValidationRow:
-    files = len(model.manifest.files)
+def _files_row(model: BltModel) -> ValidationRow:
+    sound = files = len(model.manifest.files)
+    note = ""
     try:
         check_files(model.path, model.manifest, full=True)
     except BundleError as error:
-        return ValidationRow("bundle: files with the right sha256", 0, "==", files, str(error))
-    return ValidationRow("bundle: files with the right sha256", files, "==", files)
-
-
-def _patcher_rows(pairs: Sequence[_Pair], limits: Tolerances) -> list[ValidationRow]:
-    rows = []
-    if "patcher_logits" in pairs[0].expected:
-        rows.append(_output_row("patcher: logits", "patcher_logits", pairs, limits))
-    if "entropies" in pairs[0].expected:
-        largest, note = _worst(pairs, "entropies", scaled=False)
-        rows.append(
-            ValidationRow(
-                "patcher: entropies, largest difference in nats", largest, "<=", limits.entropy, note
-            )
-        )
-    return rows
-
-
-def _stage_rows(pairs: Sequence[_Pair], limits: Tolerances) -> list[ValidationRow]:
-    stages = {"byte_states": "encoder: byte states", "patch_values": "latent: patch keys and values"}
-    return [
-        _output_row(title, name, pairs, limits) for name, title in stages.items() if name in pairs[0].expected
-    ]
+        sound, note = 0, str(error)
+    return ValidationRow("bundle: files with the right sha256", sound, "==", files, note)
 
 
 def _logit_rows(pairs: Sequence[_Pair], limits: Tolerances) -> list[ValidationRow]:
-    rows = [_scaled_row("decoder: logits", "logits", pairs, limits.logits)]
+    title = "decoder: logits, "
+    largest, note = _worst(pairs, "logits", scaled=True)
+    rows = [ValidationRow(f"{title}largest difference / scale", largest, "<=", limits.logits, note)]
     if not math.isfinite(rows[0].measured):
         return rows
     found = np.concatenate([pair.found["logits"] for pair in pairs]).astype(np.float64)
@@ -300,57 +257,48 @@ def _logit_rows(pairs: Sequence[_Pair], limits: Tolerances) -> list[ValidationRo
     cosine = float((found * wanted).sum()) / norms if norms else float(not np.abs(found - wanted).any())
     agreed = found.argmax(-1) == wanted.argmax(-1)
     note = "" if agreed.all() else f"first differs at row {int(np.argmin(agreed))}"
-    title = "decoder: logits, "
-    rows = [
-        *rows,
+    rows += [
         ValidationRow(f"{title}mean difference / scale", mean, "<=", limits.logits_mean),
         ValidationRow(f"{title}cosine", cosine, ">=", limits.cosine),
         ValidationRow(f"{title}argmax agreement", float(agreed.mean()), ">=", limits.argmax, note),
     ]
-    return [*rows, *_prediction_rows(pairs, limits)] if limits.boundaries < 1 else rows
-
-
-def _prediction_rows(pairs: Sequence[_Pair], limits: Tolerances) -> list[ValidationRow]:
-    """How far the predicted bytes' distributions are apart."""
+    if limits.boundaries == 1:
+        return rows
     own, other = Tally(), Tally()
     for pair in pairs:
-        found, wanted = pair.found["logits"][:-1], pair.expected["logits"][:-1]
-        own.add_predictions(found, wanted, pair.data)
-        other.add_predictions(wanted, wanted, pair.data)
+        before, after = pair.expected["logits"][:-1], pair.found["logits"][:-1]
+        own.add_predictions(after, before, pair.data)
+        other.add_predictions(before, before, pair.data)
     more = own.bits_per_byte - other.bits_per_byte
     note = f"{own.bits_per_byte:.4f}, the reference {other.bits_per_byte:.4f}"
     return [
+        *rows,
         ValidationRow("predictions: mean KL, bits per byte", own.mean_divergence, "<=", limits.divergence),
         ValidationRow("predictions: more bits per byte", more, "<=", limits.bits, note),
     ]
 
 
-def _boundary_row(pairs: Sequence[_Pair], threshold: float | None) -> ValidationRow:
-    """Boundaries are equal or not; where they are not, the first one, and how near its entropy came."""
-    differing, note = 0, ""
+def _boundary_rows(
+    pairs: Sequence[_Pair], threshold: float | None, limits: Tolerances
+) -> list[ValidationRow]:
+    """Boundaries must be equal; a quantized bundle's nearly all the reference's, and the other way round.
+
+    The note is about the first one that differs, and how near its entropy came.
+    """
+    differing, note, tally = 0, "", Tally()
     for number, pair in enumerate(pairs, 1):
+        tally.add_boundaries(pair.found_starts, pair.expected_starts)
         flips = sorted(set(pair.found_starts) ^ set(pair.expected_starts))
         differing += len(flips)
         if flips and not note:
             side = "the reference" if flips[0] in pair.expected_starts else "the bundle"
-            note = f"only {side} starts a patch at position {flips[0]}" + f" of text {number}" * (
-                len(pairs) > 1
-            )
+            where = f" of text {number}" if len(pairs) > 1 else ""
+            note = f"only {side} starts a patch at position {flips[0]}{where}"
             note += _closeness(pair.expected.get("entropies"), flips[0] - 1, threshold)
-    return ValidationRow("patcher: boundaries that differ", differing, "==", 0, note)
-
-
-def _boundary_share_rows(
-    pairs: Sequence[_Pair], threshold: float | None, limits: Tolerances
-) -> list[ValidationRow]:
-    """Of a quantized bundle's boundaries nearly all must be the reference's, and the other way round."""
-    tally = Tally()
-    for pair in pairs:
-        tally.add_boundaries(pair.found_starts, pair.expected_starts)
-    note = _boundary_row(pairs, threshold).note
-    shares = {"precision": tally.boundary_precision, "recall": tally.boundary_recall}
+    if limits.boundaries == 1:
+        return [ValidationRow("patcher: boundaries that differ", differing, "==", 0, note)]
     rows = []
-    for name, share in shares.items():
+    for name, share in (("precision", tally.boundary_precision), ("recall", tally.boundary_recall)):
         own, note = (note, "") if share < 1 else ("", note)
         rows.append(ValidationRow(f"patcher: boundaries, {name}", share, ">=", limits.boundaries, own))
     return rows
@@ -366,9 +314,7 @@ def _closeness(entropies: Floats | None, position: int, threshold: float | None)
     return f"; entropy {entropy:.5f} is within {max(distance, 1e-8):.0e} of the threshold"
 
 
-def _greedy_row(
-    model: ValidatedModel, expected: Reference | Golden | BundleReference, text: bytes, greedy_bytes: int
-) -> ValidationRow:
+def _greedy_row(model: BltModel, expected: AnyReference, text: bytes, greedy_bytes: int) -> ValidationRow:
     if isinstance(expected, Golden):
         prompt, wanted, count = expected.prompt, expected.greedy, expected.greedy_count
         margins = expected.greedy_margins
@@ -381,8 +327,7 @@ def _greedy_row(
     title = f"greedy: equal bytes of {len(wanted)}"
     if found == wanted:
         return ValidationRow(title, len(wanted), "==", len(wanted))
-    pairs = zip(found, wanted, strict=False)
-    same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(wanted)))
+    same = lead_length(found, wanted)
     note = f"byte {same} is {_byte(found, same)}, in the reference {_byte(wanted, same)}"
     if same < len(margins) and margins[same] < _CLOSE_LOGITS:
         note += f", whose two largest logits there are within {max(float(margins[same]), 1e-8):.0e}"
@@ -397,42 +342,39 @@ def _byte(data: bytes, index: int) -> str:
 # 2. Measures.
 
 
-def _output_row(title: str, name: str, pairs: Sequence[_Pair], limits: Tolerances) -> ValidationRow:
-    if limits.boundaries == 1:
-        return _scaled_row(title, name, pairs, limits.stage)
+def _output_rows(
+    titles: Mapping[str, str], pairs: Sequence[_Pair], limits: Tolerances
+) -> list[ValidationRow]:
+    """Rows for the stages' outputs, title by name, that the reference has."""
+    rows = []
+    for name, title in titles.items():
+        if name not in pairs[0].expected:
+            continue
+        if limits.boundaries == 1:
+            title, (error, note) = f"{title}, largest difference / scale", _worst(pairs, name, scaled=True)
+        else:
+            title, (error, note) = f"{title}, relative error", _relative_error(pairs, name)
+        rows.append(ValidationRow(title, error, "<=", limits.stage, note))
+    return rows
+
+
+def _relative_error(pairs: Sequence[_Pair], name: str) -> tuple[float, str]:
+    """The largest norm of a difference as a share of the output's norm."""
     error, note = 0.0, ""
     for pair in pairs:
         wanted, found = pair.expected[name], pair.found.get(name)
-        if found is not None and name == "patch_values":
-            # Patches after the first boundary that differs are others.
-            same = _common_patches(pair)
+        if found is not None and name == "patch_values" and pair.found_starts != pair.expected_starts:
+            # Patches after the first boundary that differs are others; the one before it ends elsewhere.
+            same = max(0, lead_length(pair.found_starts, pair.expected_starts) - 1)
             note = note or f"of the {same} patches before the boundaries differ" * (same < len(wanted))
             found, wanted = found[:same], wanted[:same]
         if found is None or found.shape != wanted.shape:
-            error, note = _worst(pairs, name, scaled=True)
-            break
+            return _worst(pairs, name, scaled=True)
         norm = float(np.linalg.norm(wanted.astype(np.float64)))
         difference = float(np.linalg.norm(found.astype(np.float64) - wanted))
         # A nan stays: no comparison with it holds.
         error = float(np.maximum(error, difference / norm if norm else difference))
-    return ValidationRow(f"{title}, relative error", error, "<=", limits.stage, note)
-
-
-def _common_patches(pair: _Pair) -> int:
-    """How many closed patches both sides have in common before their boundaries differ."""
-    both = zip(pair.found_starts, pair.expected_starts, strict=False)
-    equal = next((index for index, (a, b) in enumerate(both) if a != b), None)
-    if equal is None:
-        equal = min(len(pair.found_starts), len(pair.expected_starts))
-    if pair.found_starts == pair.expected_starts:
-        return len(pair.expected["patch_values"])
-    # The patch that the last common start begins ends elsewhere.
-    return max(0, equal - 1)
-
-
-def _scaled_row(title: str, name: str, pairs: Sequence[_Pair], allowed: float) -> ValidationRow:
-    largest, note = _worst(pairs, name, scaled=True)
-    return ValidationRow(f"{title}, largest difference / scale", largest, "<=", allowed, note)
+    return error, note
 
 
 def _worst(pairs: Sequence[_Pair], name: str, *, scaled: bool) -> tuple[float, str]:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from .options import GenerationOptions
 from .planning import CostTable
@@ -124,6 +125,8 @@ class GenerationChunk:
     """Set in the last chunk only."""
     details: tuple[ByteDetail, ...] = ()
     """One for each byte of `data`, when `GenerationOptions.details` asks for them."""
+    prompt_details: tuple[ByteDetail, ...] = ()
+    """In the first chunk, one for each byte of the prompt, when `GenerationOptions.prompt_details` asks."""
 
     def __str__(self) -> str:
         return self.text
@@ -143,6 +146,8 @@ class GenerationResult:
     """Figures."""
     details: tuple[ByteDetail, ...] = ()
     """One for each byte of `data`, when `GenerationOptions.details` asks for them."""
+    prompt_details: tuple[ByteDetail, ...] = ()
+    """One for each byte of the prompt, when `GenerationOptions.prompt_details` asks for them."""
 
 
 # 2. Bytes in, certain text out.
@@ -286,6 +291,7 @@ def joined(chunks: Iterable[GenerationChunk]) -> GenerationResult:
         last.finish_reason,
         last.stats,
         tuple(detail for part in parts for detail in part.details),
+        parts[0].prompt_details,
     )
 
 
@@ -309,6 +315,7 @@ class _Generation:
         self._prompt, self._options, self._cancel = prompt, options, cancel
         self._speculator = Speculator(sequence, Sampler(options), options, costs)
         self._details: deque[ByteDetail] = deque()  # of bytes that are not certain text yet
+        self._prompt_details: list[ByteDetail] = []  # until the first chunk
         self._out = _TextStream(options.stop_bytes)
         self._new_bytes = 0
         self._pending = EOS  # the id chosen last, which the sequence has not read
@@ -317,10 +324,10 @@ class _Generation:
 
     def run(self) -> Iterator[GenerationChunk]:
         """See `stream`."""
-        sequence, data, cancel = self._sequence, self._prompt, self._cancel
+        sequence, cancel = self._sequence, self._cancel
         # 1. Prefill.
         reason: FinishReason | None = None
-        for _ in sequence.extend(byte_ids(data) if sequence.length else encode(data)):
+        for _ in self._read_prompt():
             if cancel is not None and cancel.is_set():
                 reason = "cancelled"
                 break
@@ -351,6 +358,22 @@ class _Generation:
         self._settle(stopped)
         yield replace(last, finish_reason=reason, stats=self._stats())
 
+    def _read_prompt(self) -> Iterator[None]:
+        # In chunks, with what was known of each byte before it, where that is asked for.
+        sequence, options, before = self._sequence, self._options, self._sequence.length
+        ids = byte_ids(self._prompt) if before else encode(self._prompt)
+
+        def look(first: int, rows: npt.NDArray[np.float32]) -> None:
+            if options.prompt_details:  # rows: before the ids at first..; the last may be of a new byte
+                known = ids[first - before :][: len(rows)].tolist()
+                self._prompt_details += byte_details(sequence, first, known, rows, options.logprobs)
+
+        if before:
+            look(before, sequence.logits[None])
+        for result in sequence.extend(ids):
+            look(sequence.length - len(result.logits) + 1, result.logits)
+            yield
+
     def _choose(self) -> list[int]:
         # The next ids; the last of them is read in the next round, if there is one.
         speculator, options = self._speculator, self._options
@@ -370,7 +393,8 @@ class _Generation:
     def _chunk(self, text: str, data: bytes) -> GenerationChunk:
         self._length += len(data)
         details = tuple(self._details.popleft() for _ in data) if self._options.details else ()
-        return GenerationChunk(text, data, details=details)
+        prompt_details, self._prompt_details = tuple(self._prompt_details), []
+        return GenerationChunk(text, data, details=details, prompt_details=prompt_details)
 
     def _settle(self, stopped: bool) -> None:
         """Let the sequence stand where the text does."""

@@ -23,7 +23,7 @@ MOST_LOGPROBS = 20
 _above = partial(checked_real, above_minimum=True)
 _RANGES: tuple[tuple[Any, ...], ...] = (
     # check, field, least, most where there is one, hint; None is allowed where it is the default
-    (checked_int, "max_new_bytes", 1, ""),
+    (checked_int, "max_new_bytes", 0, "0 = only read the prompt"),
     (checked_real, "temperature", 0, "0 = greedy"),
     (checked_int, "top_k", 0, "0 = off"),
     (_above, "top_p", 0, 1, "1 = off"),
@@ -43,7 +43,7 @@ class GenerationOptions:
     """
 
     max_new_bytes: int = 256
-    """Generate at most this many bytes; >= 1."""
+    """Generate at most this many bytes; 0 only reads the prompt."""
 
     temperature: float = 0.0
     """Logits are divided by it; 0 takes the most likely id (greedy), whatever top_k, top_p, min_p are."""
@@ -84,6 +84,9 @@ class GenerationOptions:
     """Tell, too, how probable each byte was, and this many of the ids that were most likely there, 0 to
     `MOST_LOGPROBS`. None tells nothing of it. Anything else turns `details` on."""
 
+    prompt_details: bool = False
+    """Tell the same of the prompt's bytes, too, with the first chunk. Turns `details` on."""
+
     def __post_init__(self) -> None:
         if self.draft not in DRAFTS:
             raise OptionError(f"draft is {shown(self.draft)}; allowed are {', '.join(DRAFTS)}")
@@ -92,8 +95,8 @@ class GenerationOptions:
             if value is not None or default is not None:
                 object.__setattr__(self, name, check(name, value, *arguments, hint=hint))
         object.__setattr__(self, "stop", _stop_bytes(self.stop))
-        checked_flag("details", self.details)
-        object.__setattr__(self, "details", self.details or self.logprobs is not None)
+        asked = checked_flag("details", self.details), checked_flag("prompt_details", self.prompt_details)
+        object.__setattr__(self, "details", any(asked) or self.logprobs is not None)
 
     @property
     def stop_bytes(self) -> tuple[bytes, ...]:

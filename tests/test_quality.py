@@ -12,7 +12,7 @@ from blt_edge.calibration.collect import DEFAULT_METHOD, collect_observations
 from blt_edge.calibration.observers import METHODS
 from blt_edge.export import export_checkpoint
 from blt_edge.export.quality import Tally
-from blt_edge.export.quantize import quantize_bundle
+from blt_edge.export.quantize import QuantizationOptions, quantize_bundle
 from blt_edge.graphs.precision import MIXES
 from blt_edge.tools.compare.bundles import BundleReport, CompareOptions, compare_bundles
 
@@ -33,13 +33,14 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BundleReport]
     seen = collect_observations(bundles[0], stages=stages, threads=1)
     for name in (*MORE_BITS, *(f"int8-{method}" for method in METHODS if method != DEFAULT_METHOD)):
         word, _, method = name.partition("-")
+        ranges = seen.ranges(method or DEFAULT_METHOD) if word == "int8" else None
         bundles.append(
             quantize_bundle(
                 bundles[0],
                 folder / name,
                 precision=word,
                 tables=None if word == "fp16" else "int8",
-                ranges=seen.ranges(method or DEFAULT_METHOD) if word == "int8" else None,
+                quantization=QuantizationOptions(ranges=ranges),
             )
         )
     comparison = compare_bundles(bundles, TEXTS, OPTIONS)

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from blt_edge.export.checkpoint import Checkpoint, CheckpointError, open_checkpoint
-from blt_edge.export.checkpoint_base import Piece
+from blt_edge.export.checkpoint_base import StoredTensor
 from blt_edge.export.huggingface import SafetensorsFile
 from blt_edge.tools.models.random_checkpoint import scaled_config, write_random_checkpoint
 from hypothesis import given, settings
@@ -53,9 +52,8 @@ def test_tensors_are_those_that_were_saved(dtype: str, tmp_path: Path) -> None:
     tensors = {name: array.astype(element) for name, array in arrays.items()}
     save_file(tensors, tmp_path / "x.safetensors")
     file = SafetensorsFile(tmp_path / "x.safetensors")
-    with Checkpoint(
-        "x", "huggingface", {}, {name: [Piece(file, name)] for name in file.names()}
-    ) as checkpoint:
+    stored = {name: [StoredTensor(file, name)] for name in file.names()}
+    with Checkpoint("x", "huggingface", {}, stored) as checkpoint:
         assert set(checkpoint.names()) == tensors.keys()
         for name, tensor in tensors.items():
             read = checkpoint.tensor(name)
@@ -75,11 +73,8 @@ def test_tensors_are_those_that_were_saved(dtype: str, tmp_path: Path) -> None:
 
 
 def test_every_bfloat16_widens_exactly(tmp_path: Path) -> None:
-    bits = np.arange(1 << 16, dtype="<u2")
-    path = tmp_path / "all.safetensors"
-    write_raw(
-        path, {"x": {"dtype": "BF16", "shape": [1 << 16], "data_offsets": [0, 1 << 17]}}, bits.tobytes()
-    )
+    bits, path = np.arange(1 << 16, dtype="<u2"), tmp_path / "all.safetensors"
+    write_raw(path, {"x": entry(0, 1 << 17, (1 << 16,), "BF16")}, bits.tobytes())
     read = SafetensorsFile(path).read("x", 0, 1 << 16)
     np.testing.assert_array_equal(read.view(np.uint32), bits.astype(np.uint32) << 16)
 
@@ -99,11 +94,10 @@ def test_only_the_rows_asked_for_are_read(tmp_path: Path) -> None:
     write_raw(path, {"table": entry(0, rows * width * 4, (rows, width))}, b"")
     last = np.arange(width, dtype="<f4")
     with path.open("r+b") as file:
-        header = file.seek(0, 2)
-        file.seek(header + (rows - 1) * width * 4)
+        file.seek((rows - 1) * width * 4, 2)
         file.write(last.tobytes())
-    file_of = SafetensorsFile(path)
-    with Checkpoint("huge", "huggingface", {}, {"table": [Piece(file_of, "table")]}) as checkpoint:
+    table = StoredTensor(SafetensorsFile(path), "table")
+    with Checkpoint("huge", "huggingface", {}, {"table": [table]}) as checkpoint:
         np.testing.assert_array_equal(checkpoint.rows("table", rows - 1, rows), last[None])
         assert not checkpoint.rows("table", 5, 7).any()
         assert len(checkpoint.sha256()) == 64
@@ -159,7 +153,7 @@ def refused(source: str | Path, *words: str) -> None:
         assert word in message
 
 
-def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
     refused(tmp_path / "nothing", "nothing", "no such folder")
     refused("no/such/folder", "no such folder")
     refused("word", "no such folder")
@@ -169,26 +163,23 @@ def test_sources_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     refused(tmp_path / "file", "is a file")
 
 
-def test_a_hub_id_offline_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip(
+@pytest.fixture
+def hub() -> Any:
+    return pytest.importorskip(
         "huggingface_hub", reason="needs huggingface_hub: pip install 'blt-edge[export]'"
     )
 
-    def snapshot(hub_id: str, **options: Any) -> str:
-        assert options["allow_patterns"]
-        return str(fetch(hub_id))
 
-    def fetch(hub_id: str) -> str:
+def test_a_hub_id_offline_is_one_line(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(hub_id: str, **options: Any) -> str:
+        assert options["allow_patterns"]
         raise hub.errors.LocalEntryNotFoundError("offline\nand more")
 
-    monkeypatch.setattr(hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
     refused("owner/name", "owner/name", "cache")
 
 
-def test_a_hub_id_names_the_checkpoint(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub = pytest.importorskip(
-        "huggingface_hub", reason="needs huggingface_hub: pip install 'blt-edge[export]'"
-    )
+def test_a_hub_id_names_the_checkpoint(hub: Any, single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "snapshot_download", lambda hub_id, **options: str(single))
     with open_checkpoint("owner/name") as checkpoint:
         assert checkpoint.name == "owner/name"
@@ -224,8 +215,9 @@ def test_damaged_index(sharded: Path, tmp_path: Path) -> None:
     text = path.read_text()
     path.write_text(text[: len(text) // 2])
     refused(folder, path.name)
-    index = json.loads(text)
-    for shard in (
+    weight_map = json.loads(text)["weight_map"]
+    first, gone = weight_map[EMBEDDING], "model-00001-of-00009.safetensors"
+    names = (
         "../x.safetensors",
         "/etc/x.safetensors",
         "a/b.safetensors",
@@ -234,19 +226,16 @@ def test_damaged_index(sharded: Path, tmp_path: Path) -> None:
         3,
         None,
         "C:x.safetensors",
-    ):
-        path.write_text(json.dumps({"weight_map": {**index["weight_map"], EMBEDDING: shard}}))
-        refused(folder, path.name)
-    for weight_map in ({}, [], None):
-        path.write_text(json.dumps({"weight_map": weight_map}))
-        refused(folder, "weight_map")
-    path.write_text(
-        json.dumps({"weight_map": {**index["weight_map"], "extra": "model-00001-of-00009.safetensors"}})
     )
-    refused(folder, "model-00001-of-00009.safetensors", "missing")
-    first = index["weight_map"][EMBEDDING]
-    path.write_text(json.dumps({"weight_map": {**index["weight_map"], "extra": first}}))
-    refused(folder, "extra")
+    maps: list[tuple[Any, tuple[str, ...]]] = [
+        *(({**weight_map, EMBEDDING: name}, (path.name,)) for name in names),
+        *((empty, ("weight_map",)) for empty in ({}, [], None)),
+        ({**weight_map, "extra": gone}, (gone, "missing")),
+        ({**weight_map, "extra": first}, ("extra",)),
+    ]
+    for changed, words in maps:
+        path.write_text(json.dumps({"weight_map": changed}))
+        refused(folder, *words)
     path.write_text(text)
     (folder / first).unlink()
     refused(folder, first, "missing")
@@ -306,10 +295,10 @@ def test_other_types_are_refused_by_name_when_used(dtype: str, size: int, tmp_pa
     path = tmp_path / "x.safetensors"
     write_raw(path, {"a": entry(0, size, dtype=dtype)}, b"\0" * size)
     file = SafetensorsFile(path)
-    calls: list[Callable[[], object]] = [lambda: file.dtype("a"), lambda: file.read("a", 0, 2)]
-    for call in calls:
-        with pytest.raises(CheckpointError, match=f"a has type {dtype}"):
-            call()
+    with pytest.raises(CheckpointError, match=f"a has type {dtype}"):
+        file.dtype("a")
+    with pytest.raises(CheckpointError, match=f"a has type {dtype}"):
+        file.read("a", 0, 2)
 
 
 @settings(max_examples=200, deadline=None)

@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from blt_edge.export import export_checkpoint
 from blt_edge.export.build_tensorrt import _check_graph
+from blt_edge.export.bundle import load_stage
 from blt_edge.export.lint_tensorrt import RULES, lint_graph
-from blt_edge.export.stage_files import load_stage
 from blt_edge.graphs.attention import half_attention, join_attention
 from blt_edge.graphs.quantize import Recipe
 from blt_edge.graphs.stages import STAGE_NAMES, stage_stack

@@ -50,6 +50,8 @@ def test_logits_are_those_of_transformers(plain: Reference, random_models: Rando
         expected = model(torch.tensor([byte_ids(TEXT)]), use_cache=False).logits[0].numpy()
     assert plain.logits(TEXT).dtype == np.float32
     np.testing.assert_array_equal(plain.logits(TEXT), expected)
+    assert {parameter.dtype for parameter in plain._model.parameters()} == {torch.float32}
+    assert plain._model.model.local_decoder.config._attn_implementation == "eager"
 
 
 def test_trace_has_every_stage(plain: Reference) -> None:
@@ -63,13 +65,12 @@ def test_trace_has_every_stage(plain: Reference) -> None:
     assert trace.patcher_logits is not None
     logits = trace.patcher_logits.astype(np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    np.testing.assert_allclose(
-        plain.entropies(TEXT), -(probabilities * np.log(probabilities)).sum(-1), atol=1e-5
-    )
+    np.testing.assert_allclose(trace.entropies, -(probabilities * np.log(probabilities)).sum(-1), atol=1e-5)
 
 
 def test_boundaries_follow_the_threshold(plain: Reference) -> None:
-    entropies, threshold = plain.entropies(TEXT), plain.threshold
+    entropies, threshold = plain.trace(TEXT).entropies, plain.threshold
+    assert entropies is not None
     assert threshold is not None
     starts = [0, 1, *(i + 1 for i in range(1, len(entropies) - 1) if entropies[i] > threshold)]
     lengths = plain.patch_lengths(TEXT)
@@ -123,9 +124,8 @@ def test_every_byte_a_patch_without_patcher(random_models: RandomModels) -> None
     reference = random_models.reference(NO_PATCHER)
     assert reference.patch_lengths(b"abc") == [1, 1, 1, 1]
     assert reference.threshold is None
-    assert reference.trace(b"abc").patcher_logits is None
-    with pytest.raises(ReferenceModelError, match="no entropies"):
-        reference.entropies(b"abc")
+    trace = reference.trace(b"abc")
+    assert trace.patcher_logits is trace.entropies is None
 
 
 def test_greedy_is_the_argmax_byte_after_byte(plain: Reference) -> None:
@@ -136,7 +136,7 @@ def test_greedy_is_the_argmax_byte_after_byte(plain: Reference) -> None:
     logits[:, list(module.SUPPRESSED)] = -np.inf
     assert bytes((logits.argmax(-1) - 4).tolist()) == data
     lengths = lambda text: plain.trace(text).patch_lengths  # noqa: E731
-    assert plain.greedy_with_patches(prompt, count, lengths) == data
+    assert plain._greedy_by_steps(prompt, count, lengths) == data
 
 
 def test_greedy_ends_at_eos_and_suppresses_the_others(
@@ -154,18 +154,18 @@ def test_greedy_ends_at_eos_and_suppresses_the_others(
     last = changed.logits(TEXT[:40] + data)[-1]
     last[list(module.SUPPRESSED)] = -np.inf
     assert last.argmax() == 2
-    with_patches = changed.greedy_with_patches(TEXT[:40], 64, lambda d: changed.trace(d).patch_lengths)
+    with_patches = changed._greedy_by_steps(TEXT[:40], 64, lambda d: changed.trace(d).patch_lengths)
     assert with_patches == data
 
 
 def test_given_patches(plain: Reference) -> None:
     own = plain.trace(TEXT).patch_lengths
-    np.testing.assert_allclose(plain.logits_with_patches(TEXT, own), plain.logits(TEXT), atol=2e-5)
-    other = plain.logits_with_patches(TEXT, [1] * (len(TEXT) + 2))
+    np.testing.assert_allclose(plain._run(TEXT, own).logits, plain.logits(TEXT), atol=2e-5)
+    other = plain._run(TEXT, [1] * (len(TEXT) + 2)).logits
     assert np.abs(other - plain.logits(TEXT)).max() > 0.1
     for wrong in ([1] * (len(TEXT) + 1), [*own, 0], [len(TEXT) + 3, -1]):
         with pytest.raises(ValueError, match="sum to"):
-            plain.logits_with_patches(TEXT, wrong)
+            plain._run(TEXT, wrong)
 
 
 def test_a_stored_generation_config_has_no_say(
@@ -175,14 +175,6 @@ def test_a_stored_generation_config_has_no_say(
     settings = {"repetition_penalty": 9.0, "suppress_tokens": [100], "min_new_tokens": 3, "do_sample": True}
     (tmp_path / "generation_config.json").write_text(json.dumps(settings))
     assert Reference.load(tmp_path).greedy(TEXT[:40], 8) == plain.greedy(TEXT[:40], 8)
-
-
-def test_everything_runs_in_eager_float32(plain: Reference) -> None:
-    model = plain._model
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    for part in (model.model.patcher, model.model.local_encoder, model.model.global_transformer):
-        assert part.config._attn_implementation == "eager"
-    assert model.model.local_decoder.config._attn_implementation == "eager"
 
 
 def test_pick_margins_ignore_suppressed_ids() -> None:

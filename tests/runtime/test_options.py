@@ -15,7 +15,7 @@ NAN, INF = float("nan"), float("inf")
 
 # field: (what is allowed, values that are refused, values that are accepted)
 FIELDS: dict[str, tuple[str, list[Any], list[Any]]] = {
-    "max_new_bytes": ("a whole number >= 1", [0, -1, 1.0, True, None, "5", NAN], [1, 10**9, np.int64(5)]),
+    "max_new_bytes": ("a whole number >= 0", [-1, 1.0, True, None, "5", NAN], [0, 1, 10**9, np.int64(5)]),
     "temperature": (
         "a finite number >= 0",
         [-0.1, NAN, INF, True, None, "1", 10**400],
@@ -28,6 +28,7 @@ FIELDS: dict[str, tuple[str, list[Any], list[Any]]] = {
     "seed": ("a whole number >= 0", [-1, 1.0, True, "7", NAN], [None, 0, 2**200]),
     "draft_length": ("a whole number from 1 to 32", [0, -1, 33, 2.0, True, "4", NAN], [None, 1, 32]),
     "details": ("true or false", [0, 1, "yes", None], [False, True]),
+    "prompt_details": ("true or false", [0, 1, "yes", None], [False, True]),
     "logprobs": ("a whole number from 0 to 20", [-1, 21, 1.0, True, "5", NAN], [None, 0, 20, np.int64(3)]),
 }
 
@@ -52,6 +53,7 @@ def test_an_unknown_draft_is_refused_with_those_there_are(draft: Any) -> None:
 @pytest.mark.parametrize("logprobs", [0, 5])
 def test_logprobs_imply_details(logprobs: int) -> None:
     assert GenerationOptions(logprobs=logprobs).details
+    assert GenerationOptions(prompt_details=True).details
     assert GenerationOptions(details=True).logprobs is None
 
 
@@ -65,7 +67,7 @@ def test_the_defaults_are_greedy_with_everything_off() -> None:
     options = GenerationOptions()
     off = {"temperature": 0, "top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1, "seed": None}
     more = {"max_new_bytes": 256, "stop": (), "draft": "auto", "draft_length": None, "details": False}
-    assert dataclasses.asdict(options) == {**off, **more, "logprobs": None}
+    assert dataclasses.asdict(options) == {**off, **more, "logprobs": None, "prompt_details": False}
 
 
 def test_options_are_frozen_and_replaceable() -> None:

@@ -30,17 +30,17 @@ WAYS: list[dict[str, Any]] = [{}, {"temperature": 1.0, "seed": 4}, {"repetition_
 def checked(model: BltModel, prompt: bytes, options: GenerationOptions) -> tuple[ByteDetail, ...]:
     """Generate, and compare every field with runs that know nothing of generation."""
     plain = model.generate(prompt, replace(options, details=False, logprobs=None))
-    result = model.generate(prompt, options)
+    result = model.generate(prompt, replace(options, prompt_details=True))
     assert result.data == plain.data
-    assert plain.details == ()
-    assert len(result.details) == len(result.data)
+    assert plain.details == plain.prompt_details == ()
+    assert (len(result.prompt_details), len(result.details)) == (len(prompt), len(result.data))
     text = prompt + result.data
     # Patches over BOS and the text: position p of the text is 1 + p there.
     starts = set(np.cumsum([0, *model.patch_lengths(text)])[:-1].tolist())
     entropies = model.entropies(text)
     wide = model.logits(text).astype(np.float64)
     logs = wide - np.logaddexp.reduce(wide, axis=1, keepdims=True)
-    for place, (byte, detail) in enumerate(zip(result.data, result.details, strict=True), len(prompt)):
+    for place, (byte, detail) in enumerate(zip(text, result.prompt_details + result.details, strict=True)):
         assert (detail.byte, detail.position) == (byte, place)
         assert detail.starts_patch == (1 + place in starts)
         assert detail.entropy == pytest.approx(entropies[place], abs=1e-5)
@@ -72,6 +72,23 @@ def test_first_bytes_with_as_many_alternatives_as_asked_for(
     assert details[0].position == len(prompt)
     if not prompt:
         assert details[0].starts_patch
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7])
+def test_a_prompt_that_is_only_read_and_one_that_goes_on(model: BltModel, cut: int) -> None:
+    only = GenerationOptions(0, logprobs=2, prompt_details=True)
+    whole = model.generate(PROMPT, only)
+    assert (whole.data, whole.finish_reason, whole.stats.prompt_bytes) == (b"", "length", len(PROMPT))
+    sequence = model.sequence()
+    parts = [model.generate(part, only, sequence=sequence) for part in (PROMPT[:cut], PROMPT[cut:])]
+    assert sequence.length == 1 + len(PROMPT)
+    details = parts[0].prompt_details + parts[1].prompt_details
+    assert len(details) == len(whole.prompt_details)
+    for one, other in zip(details, whole.prompt_details, strict=True):
+        assert replace(one, entropy=0.0, logprob=0.0, top=()) == replace(
+            other, entropy=0.0, logprob=0.0, top=()
+        )
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
 
 
 @pytest.mark.parametrize("draft", DRAFTS)

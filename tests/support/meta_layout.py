@@ -9,16 +9,53 @@ from typing import Any
 
 import numpy as np
 from blt_edge.export.checkpoint import open_checkpoint
+from blt_edge.export.checkpoint_base import HASH_EMBEDDING
 from blt_edge.graphs.config import ModelConfig, parse_config
-from blt_edge.tools.checkpoint_layout import to_meta
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from .torch_only import torch_or_skip
 
-__all__ = ["meta_args", "meta_params", "write_meta"]
-
 Array = NDArray[Any]
+
+_META = {
+    "self_attn": "attention",
+    "mlp": "feed_forward",
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "embed_tokens": "tok_embeddings",
+    "q_norm": "cross_attn_norm_q",
+    "k_norm": "cross_attn_norm_kv",
+    "gate_proj": "w1",
+    "up_proj": "w3",
+    "down_proj": "w2",
+    "q_proj": "wq",
+    "k_proj": "wk",
+    "v_proj": "wv",
+    "o_proj": "wo",
+    "lm_head": "output",
+}
+
+
+def to_meta(tensors: Mapping[str, Array], tables: int) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Meta's two state dicts, of the main and of the entropy model, for a Hugging Face one.
+
+    The matrices are the same; the fused hash table is cut into `tables`.
+    """
+    main: dict[str, Array] = {}
+    entropy: dict[str, Array] = {}
+    for name, tensor in tensors.items():
+        of_patcher = name.startswith("model.patcher.")
+        rest = name.removeprefix("model.patcher." if of_patcher else "model.")
+        if name == HASH_EMBEDDING:
+            for index, table in enumerate(np.split(tensor, tables)):
+                main[f"encoder_hash_tok_embedding.{index}.weight"] = np.ascontiguousarray(table)
+        elif name == "lm_head.weight":
+            main["local_decoder.output.weight"] = tensor
+        else:
+            renamed = ".".join(_META.get(part, part) for part in rest.split("."))
+            (entropy if of_patcher else main)[renamed] = tensor
+    return main, entropy
 
 
 def meta_args(config: ModelConfig) -> dict[str, Any]:
@@ -99,50 +136,31 @@ def meta_params(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def write_meta(
-    source: Path,
-    folder: Path,
-    *,
-    pickled: bool = True,
-    pickled_main: bool = False,
-    args: Mapping[str, Any] | None = None,
-    params: Mapping[str, Any] | None = None,
-) -> Path:
-    """Write Meta's layout of the Hugging Face checkpoint `source`; `args` and `params` replace fields.
+def write_meta(source: Path, folder: Path, *, pickled: bool = True, pickled_main: bool = False) -> Path:
+    """Write Meta's layout of the Hugging Face checkpoint `source`.
 
     The main weights go to model.safetensors. As in the released model, the entropy model's go to a pickle
     unless `pickled` says that no file is one; `pickled_main` makes a pickle of both. Pickles need torch.
     """
     with open_checkpoint(source) as checkpoint:
         config = parse_config(checkpoint.config)
-        weights = to_meta({name: checkpoint.tensor(name) for name in checkpoint.names()}, config.hash.tables)
-
+        tensors = {name: checkpoint.tensor(name) for name in checkpoint.names()}
+    main, entropy = to_meta(tensors, config.hash.tables)
     entropy_folder = folder / "entropy_model"
     entropy_folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"args": {**meta_args(config), **(args or {})}}))
-    written = meta_params(config)
-    written["entropy_model"].update((params or {}).get("entropy_model", {}))
-    written["data"].update((params or {}).get("data", {}))
-    (entropy_folder / "params.json").write_text(json.dumps(written))
+    (folder / "config.json").write_text(json.dumps({"args": meta_args(config)}))
+    (entropy_folder / "params.json").write_text(json.dumps(meta_params(config)))
     if pickled:
-        _pickle({"model": _tensors(weights.entropy), "step": 3}, entropy_folder / "consolidated.pth")
+        torch_or_skip().save({"model": _tensors(entropy), "step": 3}, entropy_folder / "consolidated.pth")
     else:
-        save_file(_contiguous(weights.entropy), entropy_folder / "model.safetensors")
+        save_file(entropy, entropy_folder / "model.safetensors")
     if pickled_main:
-        _pickle(_tensors(weights.main), folder / "consolidated.pth")
+        torch_or_skip().save(_tensors(main), folder / "consolidated.pth")
     else:
-        save_file(_contiguous(weights.main), folder / "model.safetensors")
+        save_file(main, folder / "model.safetensors")
     return folder
-
-
-def _contiguous(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
 def _tensors(arrays: Mapping[str, Array]) -> dict[str, Any]:
     torch = torch_or_skip()
-    return {name: torch.from_numpy(array) for name, array in _contiguous(arrays).items()}
-
-
-def _pickle(content: Mapping[str, Any], path: Path) -> None:
-    torch_or_skip().save(content, path)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -9,15 +9,14 @@ from typing import Any
 
 from blt_edge.runtime import GenerationStats
 from blt_edge.runtime.manifest import EmbeddingSpec, FileRecord, Manifest, ModelSpec, StageSpec
-from blt_edge.tools.profile.bandwidth import Bandwidth
-from blt_edge.tools.profile.cost import cost_card
-from blt_edge.tools.profile.measure import Case, Profile, ProfileOptions
-from blt_edge.tools.profile.recorder import Arrival, Round, StageEvent
-from blt_edge.tools.profile.statistics import figures
+from blt_edge.tools.profile.ceiling import Bandwidth
+from blt_edge.tools.profile.measure import Profile, ProfileOptions
+from blt_edge.tools.profile.recorder import Arrival, Recording, StageEvent
+from blt_edge.tools.profile.statistics import Case, Run, summarize
 
 from .bundles import describe
 
-__all__ = ["STAGES", "demo_manifest", "make_case", "make_profile", "make_round"]
+__all__ = ["STAGES", "demo_manifest", "make_bandwidth", "make_case", "make_profile", "make_round"]
 
 STAGES = ("patcher", "encoder", "latent", "decoder")
 _DEMO = Path(__file__).parents[2] / "export" / "demo" / "config.json"
@@ -46,7 +45,7 @@ def demo_manifest() -> Manifest:
     )
 
 
-def make_round(start: float = 100.0, slower: float = 1.0, **stats: Any) -> Round:
+def make_round(start: float = 100.0, slower: float = 1.0, **stats: Any) -> Recording:
     """A prompt of 4 bytes in two chunks, three new bytes: two steps of `slower` seconds each, of which the
     second ends a patch.
     """
@@ -83,36 +82,18 @@ def make_round(start: float = 100.0, slower: float = 1.0, **stats: Any) -> Round
         **stats,
     }
     arrivals = (Arrival(start + 1.2, 1, 7), Arrival(start + step, 1, 10), Arrival(start + end, 1, 14))
-    return Round(start, events, arrivals, GenerationStats(**given), "length")
+    return Recording(start, events, arrivals, GenerationStats(**given), "length")
 
 
-def make_case(*rounds: Round, threads: int | None = 2, draft: str = "none", **changes: Any) -> Case:
+def make_case(*rounds: Recording, threads: int | None = 2, draft: str = "none", **changes: Any) -> Case:
     """A case of these rounds (one when none is given) on a memory of 1 GB/s."""
-    rounds = rounds or (make_round(),)
-    found = figures(rounds, STAGES, drafting=draft != "none")
-    cost = cost_card(
-        demo_manifest(),
-        positions=found.positions,
-        bytes_per_patch=found.bytes_per_patch,
-        calls_per_byte={name: stage.calls_per_byte for name, stage in found.stages.items()},
-        state_bytes=found.state_bytes,
-        bandwidth=1e9,
-    )
-    case = Case(
-        threads=threads,
-        draft=draft,
-        figures=found,
-        cost=cost,
-        bandwidth=Bandwidth(1e9, 2, 1 << 28, 1 << 20, 6),
-        load_seconds=0.5,
-        first_run=None,
-        other_load=0.0,
-        peak_resident=2_000_000,
-        peak_private=None,
-        byte_latencies=tuple(value for one in rounds for value in one.byte_latencies()),
-        last_round=rounds[-1],
-    )
-    return replace(case, **changes)
+    run = Run(threads, draft, 0.5, None, 0.0, 2_000_000, None, rounds or (make_round(),))
+    return replace(summarize(run, demo_manifest(), make_bandwidth()), **changes)
+
+
+def make_bandwidth(cache_bytes: int = 1 << 20) -> Bandwidth:
+    """1 GB/s."""
+    return Bandwidth(1e9, 2, 1 << 28, cache_bytes, 6, "CPU", "by hand")
 
 
 def make_profile(*cases: Case, **options: Any) -> Profile:

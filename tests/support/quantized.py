@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from blt_edge.export.stage_files import save_stage
+from blt_edge.export.bundle import save_stage
 from blt_edge.graphs.config import ModelConfig, parse_config
 from blt_edge.graphs.layers import Weight
 from blt_edge.graphs.quantize import Recipe, rewrite_stage

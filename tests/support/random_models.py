@@ -33,6 +33,7 @@ __all__ = [
     "RandomModel",
     "base_config",
     "choose_threshold",
+    "export_random_model",
     "random_tensors",
     "write_random_model",
 ]
@@ -160,6 +161,13 @@ def random_tensors(config: ModelConfig) -> dict[str, NDArray[np.float32]]:
 
 def _write_config(folder: Path, config: Mapping[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def export_random_model(model: RandomModel, folder: Path) -> Path:
+    """Write the checkpoint to `folder/checkpoint`, and its float32 bundle to `folder/bundle`, the result."""
+    from blt_edge.export import export_checkpoint
+
+    return export_checkpoint(write_random_model(model, folder / "checkpoint"), folder / "bundle")
 
 
 def _weight(model: RandomModel, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:

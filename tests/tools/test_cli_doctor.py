@@ -7,17 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from blt_edge.tools.cli import doctor
 from blt_edge.tools.doctor import report as module
-from blt_edge.tools.doctor.jetson import read_jetson
-from blt_edge.tools.doctor.machine import read_driver, read_memory, read_processor
-from blt_edge.tools.doctor.packages import Engine, Gpu, State
-from blt_edge.tools.doctor.report import Report, examine
+from blt_edge.tools.doctor.machine import read_driver, read_jetson, read_memory, read_processor
+from blt_edge.tools.doctor.report import Advice, MachineReport, examine
+from blt_edge.tools.doctor.software import CudaDevice, Software, TriedEngine
 from support.machines import ORIN, PC_WITH_CARD, system
 
 
 @pytest.fixture(scope="module")
-def here() -> Report:
+def here() -> MachineReport:
     return examine()
 
 
@@ -25,16 +23,16 @@ def here() -> Report:
 def told(cli, monkeypatch: pytest.MonkeyPatch):
     """`told(report)`: what the verb says about it."""
 
-    def tell(report: Report, *arguments: str):
+    def tell(report: MachineReport, *arguments: str):
         monkeypatch.setattr(module, "examine", lambda *_, **__: report)
         return cli("doctor", *arguments)
 
     return tell
 
 
-def test_this_machine_runs_bundles(here: Report) -> None:
+def test_this_machine_runs_bundles(here: MachineReport) -> None:
     assert here.cpu_works
-    assert here.state.cpu.ran == ("CPUExecutionProvider",)
+    assert here.software.cpu.ran == ("CPUExecutionProvider",)
     assert here.versions["numpy"]
     json.dumps(here.to_dict())
 
@@ -42,18 +40,13 @@ def test_this_machine_runs_bundles(here: Report) -> None:
 def test_the_verb_as_one_calls_it(cli, tiny_model) -> None:
     result = cli("doctor", "-m", tiny_model.bundle)
     assert result.exit_code == 0
-    for word in (
-        "versions",
-        "ONNX Runtime, CPU",
-        "computed a product itself",
-        "precision",
-        "portable graphs: ",
-    ):
+    words = ("versions", "ONNX Runtime, CPU", "computed a product itself", "precision", "portable graphs: ")
+    for word in words:
         assert word in result.stdout
     assert "trying ONNX Runtime's CPUExecutionProvider" in result.stderr
 
 
-def test_json(told, here: Report) -> None:
+def test_json(told, here: MachineReport) -> None:
     result = told(here, "--json", "-", "-q")
     assert (result.exit_code, result.stderr) == (0, "")
     document = json.loads(result.stdout)
@@ -61,24 +54,24 @@ def test_json(told, here: Report) -> None:
     assert document["engines"][0]["provider"] == "CPUExecutionProvider"
 
 
-def test_without_the_processors_path_the_exit_code_is_1(told, here: Report) -> None:
-    broken = Engine("ONNX Runtime", "CPUExecutionProvider", error="crashed (SIGILL)")
-    result = told(replace(here, state=replace(here.state, engines=(broken,))))
+def test_without_the_processors_path_the_exit_code_is_1(told, here: MachineReport) -> None:
+    broken = TriedEngine("ONNX Runtime", "CPUExecutionProvider", error="crashed (SIGILL)")
+    result = told(replace(here, software=replace(here.software, engines=(broken,))))
     assert result.exit_code == 1
     assert "crashed (SIGILL)" in result.stdout
     assert result.stderr == "blt-edge: error: bundles can't run on the processor: crashed (SIGILL)\n"
 
 
-def test_a_jetson_in_words(told, here: Report, tmp_path: Path) -> None:
+def test_a_jetson_in_words(told, here: MachineReport, tmp_path: Path) -> None:
     orin = system(tmp_path, ORIN)
-    state = State((Gpu("Orin", "8.7", 8 << 30, True),), None, "12.6", here.state.engines, ())
+    software = Software((CudaDevice("Orin", "8.7", 8 << 30, True),), None, "12.6", here.software.engines, ())
     report = replace(
         here,
         processor=read_processor(orin),
         memory=read_memory(orin),
         jetson=read_jetson(orin),
         driver=read_driver(orin),
-        state=state,
+        software=software,
     )
     words = told(report).stdout
     for line in (
@@ -92,23 +85,24 @@ def test_a_jetson_in_words(told, here: Report, tmp_path: Path) -> None:
         assert line in words
 
 
-def test_a_gpu_that_cannot_be_used(told, here: Report, tmp_path: Path) -> None:
+def test_a_gpu_that_cannot_be_used(told, here: MachineReport, tmp_path: Path) -> None:
     card = system(tmp_path, PC_WITH_CARD)
-    state = replace(here.state, gpus=(), gpu_error="crashed (SIGSEGV)")
-    words = told(replace(here, driver=read_driver(card), state=state)).stdout
+    software = replace(here.software, gpus=(), gpu_error="crashed (SIGSEGV)")
+    words = told(replace(here, driver=read_driver(card), software=software)).stdout
     assert "NVIDIA GeForce RTX 3060, not usable (driver 550.54.14): crashed (SIGSEGV)" in words
 
 
-def test_a_bundle_with_a_problem(told, here: Report) -> None:
+def test_a_bundle_with_a_problem(told, here: MachineReport) -> None:
     words = told(replace(here, bundle={"path": "x", "error": "manifest.json was changed"})).stdout
     assert "problem  manifest.json was changed" in words
+
+
+def test_advice_comes_with_commands(told, here: MachineReport) -> None:
+    missing = (Advice("pictures", "missing: matplotlib", ("pip install x",)),)
+    assert "pictures: missing: matplotlib\n    pip install x\n" in told(replace(here, advice=missing)).stdout
 
 
 def test_no_bundle(cli, tmp_path: Path) -> None:
     result = cli("doctor", "-m", tmp_path)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "has no manifest.json" in result.stderr
-
-
-def test_the_module_is_light() -> None:
-    assert doctor.command.name == "doctor"

@@ -100,7 +100,7 @@ def test_dry_run_writes_nothing(cli, tiny_model, tmp_path: Path, monkeypatch) ->
     ("flags", "line"),
     [
         (("-o", "{tmp}"), "exists; give a new name, or --force"),
-        (("-o", "{tmp}/gone/bundle"), "the directory {tmp}/gone does not exist; create it first"),
+        (("-o", "{tmp}/gone/bundle"), "its parent {tmp}/gone does not exist; create it first"),
         (("-o", "{tmp}/new", "--context", "1"), "--context: got 1, a whole number from 2 to 500"),
         (("-o", "{tmp}/new", "--rtol", "-1"), "--rtol is -1.0; allowed is a finite number >= 0"),
         (("-o", "{tmp}/new", "--atol", "nan"), "--atol is nan; allowed is a finite number >= 0"),

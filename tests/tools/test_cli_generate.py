@@ -88,7 +88,7 @@ def test_an_empty_prompt_is_allowed(cli, tiny_model) -> None:
     [
         ((), "--prompt is missing; give a text, - for stdin, or --prompt-file FILE"),
         (("-p", "x", "--prompt-file", __file__), "--prompt and --prompt-file are both given"),
-        (("-p", "x", "-n", "0"), "--max-new-bytes is 0; allowed is a whole number >= 1"),
+        (("-p", "x", "-n", "-1"), "--max-new-bytes is -1; allowed is a whole number >= 0"),
         (("-p", "x", "--temp", "nan"), "--temperature is nan; allowed is"),
         (("-p", "x", "--repetition-penalty", "0"), "--repetition-penalty is 0.0; allowed is"),
         (("-p", "x", "--threads", "0"), "--threads: got 0, a whole number from 1"),

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 from blt_edge.tools.cli.profile import show
-from blt_edge.tools.doctor.jetson import read_jetson
-from blt_edge.tools.profile.bandwidth import measure_bandwidth
+from blt_edge.tools.doctor.machine import read_jetson
+from blt_edge.tools.profile.ceiling import measure_bandwidth
 from support.machines import ORIN, system
-from support.profiles import make_profile
+from support.profiles import make_case, make_profile, make_round
 
 QUICK = ("--prompt-bytes", 40, "--new-bytes", 12, "--repeat", 2, "--threads", 1)
 
 
 @pytest.fixture(autouse=True)
 def small_bandwidth_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from blt_edge.tools.profile import bandwidth, measure
+    from blt_edge.tools.profile import ceiling, measure
 
-    monkeypatch.setattr(bandwidth, "_SECONDS", 0.01)
+    monkeypatch.setattr(ceiling, "_SECONDS", 0.01)
     monkeypatch.setattr(measure, "measure_bandwidth", lambda threads: measure_bandwidth(threads, 1 << 20))
 
 
@@ -78,40 +78,25 @@ def test_tables_of_a_sweep(cli, tiny_model, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "line"),
+    ("arguments", "line"),
     [
-        (["--threads", "2,many"], 2, "--threads: got '2,many'; give a whole number, or several with commas"),
-        (["--threads", "0"], 2, "--threads: got 0, a whole number from 1 to 1024 is needed"),
-        (
-            ["--prompt-bytes", "495"],
-            2,
-            "--prompt-bytes: got 495, with 128 new bytes this model has positions",
-        ),
-        (["--new-bytes", "1"], 2, "--new-bytes: got 1, a whole number from 2"),
-        (["--draft", "none,oracle"], 2, "--draft: got 'oracle', this version has auto or none or decoder"),
-        (["--draft-length", "0"], 2, "--draft-length"),
-        (["--repeat", "0"], 2, "--repeat: got 0, a whole number from 1"),
-        (["--device", "tpu"], 2, "--device: got 'tpu'"),
-        (["--text", "gone.txt"], 2, "--text: gone.txt does not exist"),
-        (["--text", "-"], 2, "--text: stdin is empty; there is nothing to take prompts from"),
-        (["--plot", "out.jpg"], 2, "--plot: got out.jpg; give a file that ends with .png, .svg or .pdf"),
-        (["--trace", "-"], 2, "--trace: got -; give a file"),
-        (["--trace", "a.json", "--json", "a.json"], 2, "--json, --plot and --trace: a file is given twice"),
-        (["--trace", "no/such/a.json"], 2, "--trace: the directory no/such does not exist"),
+        (["--threads", "2,many"], "--threads: 'many' is not a valid integer"),
+        (["--threads", "0"], "--threads is 0; allowed is a whole number from 1 to 1024"),
+        (["--prompt-bytes", "495"], "--prompt-bytes: got 495, with 128 new bytes this model has positions"),
+        (["--draft", "none,oracle"], "--draft: got 'oracle', this version has auto or none or decoder"),
+        (["--draft-length", "0"], "--draft-length"),
+        (["--text", "-"], "--text: stdin is empty; there is nothing to take prompts from"),
+        (["--plot", "out.jpg"], "--plot: got out.jpg; give a file that ends with .png, .svg or .pdf"),
+        (["--trace", "-"], "--trace: got -; give a file"),
+        (["--trace", "a.json", "--json", "a.json"], "--json, --plot and --trace: a file is given twice"),
     ],
 )
 def test_refusals(
-    cli,
-    tiny_model,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    code: int,
-    line: str,
+    cli, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = cli("profile", "-m", tiny_model.bundle, "-q", *arguments)
-    assert (result.exit_code, result.stdout) == (code, "")
+    assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"blt-edge: error: {line}")
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -151,3 +136,14 @@ def test_a_jetson_is_shown_with_its_power(capsys: pytest.CaptureFixture[str], tm
     assert "power     mode 25W, clocks moving\n" in shown
     assert profile.to_dict()["machine"]["jetson"]["power_mode"] == "25W"
     assert make_profile().to_dict()["machine"]["jetson"] is None
+
+
+def test_drafts_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    one = make_round(rounds=2, drafted=8, accepted=6)
+    arrivals = (one.arrivals[0], replace(one.arrivals[2], count=2))
+    show(make_profile(make_case(replace(one, arrivals=arrivals), draft="lookup")), [])
+    shown = capsys.readouterr().out
+    assert "lookup: 75.0% of 8 guesses accepted, 4.00 bytes a round" in shown
+    assert "2 of 2 bytes came several at once, by drafts" in shown
+    show(make_profile(make_case(draft="auto")), [])
+    assert "auto: nothing was guessed" in capsys.readouterr().out

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from blt_edge.runtime.manifest import load_manifest
-from blt_edge.tools.cli import export, validate
 from support.torch_only import transformers_or_skip
 
 
@@ -96,8 +95,6 @@ def test_a_bundle_of_the_packaged_demo_knows_its_reference(
     cli, tiny_model, tmp_path: Path, monkeypatch, without_transformers
 ) -> None:
     monkeypatch.setattr("blt_edge.export.checkpoint._demo_folder", lambda: tiny_model.checkpoint)
-    for verb in (export, validate):
-        monkeypatch.setattr(verb, "checkpoint_folder", lambda source: tiny_model.checkpoint)
     bundle = tmp_path / "bundle"
     exported = cli("export", "demo", "-o", bundle)
     assert exported.exit_code == 0

@@ -144,7 +144,7 @@ def _document(engine: Path, target: str) -> dict[str, Any]:
 
 def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
     """Print what building would do; returns what it would write, and how much of it."""
-    from ...export.build_ort import check_version, form_bytes
+    from ...export.build_ort import check_version, engine_bytes
     from ...runtime.engines import describe_engine, engine_path
     from ...runtime.manifest import load_manifest
 
@@ -155,7 +155,7 @@ def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
         for stage, spec in manifest.stages.items()
     ]
     print_table(("part", "precision", ">portable"), rows, sys.stdout)
-    return engine_path(bundle, describe_engine(manifest)), f"at most {size(form_bytes(manifest))}"
+    return engine_path(bundle, describe_engine(manifest)), f"at most {size(engine_bytes(manifest))}"
 
 
 def _build_onnxruntime(session: Session, bundle: Path, force: bool) -> Path:
@@ -194,7 +194,7 @@ def _plan_tensorrt(session: Session, bundle: Path, options: TensorRtOptions) -> 
     print_table(("part", "axis", "prefill", "decode"), rows, sys.stdout)
     if plan.timing_cache is not None:
         sys.stdout.write(f"what it learns about kernels would be kept in {plan.timing_cache}\n")
-    return plan.form, f"about {size(plan.plan_bytes)}"
+    return plan.directory, f"about {size(plan.plan_bytes)}"
 
 
 def _range(axis: Axis) -> str:
@@ -222,7 +222,7 @@ def _build_tensorrt(session: Session, bundle: Path, options: TensorRtOptions, fo
             )
     elif shown:
         session.say("they are there already, and sound; --force builds them again")
-    return plan.form
+    return plan.directory
 
 
 def _warn_of_refusals(session: Session, bundle: Path, plan: BuildPlan) -> None:

@@ -16,13 +16,7 @@ from ..output import Session, count, print_table, progress_bar, size, status
 from .documents import finish_written, write_json
 from .options import STDIN, CheckpointSource, OneOf, json_option, option, tolerance_options, verb
 from .quantize import precision_option, quantization, quantization_options
-from .validate import (
-    ReferenceChoice,
-    check_tolerances,
-    checkpoint_folder,
-    checkpoint_reference,
-    validate_written,
-)
+from .validate import ReferenceChoice, check_tolerances, checkpoint_reference, validate_written
 
 if TYPE_CHECKING:
     from ...export import ExportPlan
@@ -77,11 +71,14 @@ def command(
     manifest says so. stdout carries the bundle's path.
     """
     check_tolerances(rtol, atol)
-    if not dry_run:
-        _check_output(output, force)
     from ...export import export_checkpoint
+    from ...export.bundle import check_output
 
-    # A wrong word shows before the checkpoint is opened.
+    # What is wrong shows before a checkpoint of gigabytes is fetched.
+    if not dry_run:
+        if output is None:
+            raise click.UsageError("--output is missing; give the name of a new directory")
+        check_output(output, force)
     how = quantization(integers, precision, STAGES, session)
     plan = _plan(session, source, precision, tables, how)
     if dry_run:
@@ -89,7 +86,7 @@ def command(
             write_json(json_file, _document(plan))
         if json_file != STDIN:
             _show_plan(plan, output, sys.stdout)
-            _show_comparison(_reference(plan, source), sys.stdout)
+            _show_comparison(_reference(plan), sys.stdout)
         return
     assert output is not None
     if not session.quiet and sys.stderr is not None:
@@ -107,21 +104,8 @@ def command(
         )
     written = sum(file.stat().st_size for file in path.iterdir())
     session.say(f"wrote {path}, {size(written)}")
-    check = partial(validate_written, path, _reference(plan, source), session, rtol, atol)
+    check = partial(validate_written, path, _reference(plan), session, rtol, atol)
     finish_written(session, path, json_file, None if no_validate else check)
-
-
-def _check_output(output: Path | None, force: bool) -> None:
-    """Refuse an output before a checkpoint of gigabytes is fetched for it; the export checks it again."""
-    if output is None:
-        raise click.UsageError("--output is missing; give the name of a new directory")
-    if os.path.lexists(output) and not force:
-        raise click.UsageError(
-            f"--output {output} exists; give a new name, or --force to replace a bundle that is there"
-        )
-    parent = Path(os.path.abspath(output)).parent  # noqa: PTH100 - resolve() would follow a link at the output
-    if not parent.is_dir():
-        raise click.UsageError(f"--output {output}: the directory {parent} does not exist; create it first")
 
 
 def _plan(session: Session, source: str, precision: str, tables: str, how: QuantizationOptions) -> ExportPlan:
@@ -169,8 +153,8 @@ def _show_plan(plan: ExportPlan, output: Path | None, file: IO[str]) -> None:
     file.write(f"peak memory about {size(plan.peak_memory)}; {size(free)} of disk are free\n")
 
 
-def _reference(plan: ExportPlan, source: str) -> ReferenceChoice:
-    return checkpoint_reference(checkpoint_folder(source), plan.layout, sum(plan.parameters.values()))
+def _reference(plan: ExportPlan) -> ReferenceChoice:
+    return checkpoint_reference(plan.folder, plan.layout, sum(plan.parameters.values()))
 
 
 def _show_comparison(chosen: ReferenceChoice, file: IO[str]) -> None:

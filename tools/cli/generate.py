@@ -118,7 +118,8 @@ def _figures(session: Session, stats: GenerationStats, reason: str, engine: Engi
         f"{stats.prompt_bytes} prompt bytes, {stats.new_bytes} new bytes, {patches} "
         f"({stats.bytes_per_patch:.2f} bytes each); {_ENDINGS.get(reason, reason)}"
     )
-    speed = f"first byte after {1000 * stats.first_byte_seconds:.1f} ms"
+    begun = "first byte" if stats.new_bytes else "prompt read"
+    speed = f"{begun} after {1000 * stats.first_byte_seconds:.1f} ms"
     if stats.new_bytes > 1 and stats.decode_seconds > 0:
         speed += f", then {stats.bytes_per_second:.1f} bytes/s ({stats.milliseconds_per_byte:.2f} ms/byte)"
     session.say(speed)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...runtime.errors import OptionError
 from ...runtime.files import write_whole
 from ...runtime.names import PATCHING_MODES
 from ..output import Session, is_terminal, printable, status
@@ -19,8 +20,6 @@ from .model_options import EngineOptions, engine_options, load_model
 from .options import STDIN, InputFile, OneOf, OutputFile, json_option, model_option, verb
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from ...runtime.patching import PatchingRule
     from ..patch_view.view import PatchView
 
@@ -120,45 +119,43 @@ def command(
     count the text's bytes from 0, patches from 1. --mode and what follows it try another rule than the
     bundle's, which stays as it is.
     """
-    from ...runtime.manifest import load_manifest
-
     outputs = {"--plot": plot, "--html": html_file, "--json": json_file, "--csv": csv_file}
-    _check_outputs(outputs)
-    rule = _rule(load_manifest(model).patching, **changes)
-    data = _text(session, text, prompt_file)
-    loaded = load_model(session, model, engine, positions=1 + len(data))
-    from ..patch_view.view import look
-
-    with _slow(session, f"reading {len(data):,} bytes", len(data) > 1000):
-        view = look(loaded, data, rule)
-    if plot is not None:
-        with _slow(session, f"drawing {plot}", len(data) > 1000):
-            _draw(view, model, plot)
-    if html_file is not None:
-        from ..patch_view.page import html_page
-
-        _write_text(html_file, html_page(view, model.resolve().name))
-    if csv_file is not None:
-        from ..patch_view.tables import csv_text
-
-        _write_text(csv_file, csv_text(view))
-    if json_file is not None:
-        write_json(json_file, _document(view, model, loaded.manifest.source.name, loaded.manifest.patching))
-    if STDIN not in outputs.values():
-        _show(view)
-    if not session.quiet:
-        _figures(session, view, shown=STDIN not in outputs.values())
-
-
-# 1. What was asked for.
-
-
-def _check_outputs(outputs: dict[str, Path | None]) -> None:
-    """Refuse what can't be written before anything is read."""
     given = [path for path in outputs.values() if path is not None]
     if len(set(given)) < len(given):
         raise click.UsageError(f"{', '.join(outputs)}: a file is given twice; give each its own")
-    check_plot(outputs["--plot"])
+    check_plot(plot)
+    from ...runtime.manifest import load_manifest
+
+    rule = _rule(load_manifest(model).patching, changes)
+    data = _text(session, text, prompt_file)
+    loaded = load_model(session, model, engine, positions=1 + len(data))
+    from ..patch_view.view import csv_text, look, patch_document
+
+    name = model.resolve().name
+    with _slow(session, f"reading {len(data):,} bytes", data):
+        view = look(loaded, data, rule)
+    if plot is not None:
+        from ..patch_view.plot import draw_patches
+
+        kind = plot.suffix.lower().lstrip(".")
+        with _slow(session, f"drawing {plot}", data):
+            write_whole(plot, lambda path: draw_patches(view, path, kind, name))
+    if html_file is not None:
+        from ..patch_view.page import html_page
+
+        _write_text(html_file, html_page(view, name))
+    if csv_file is not None:
+        _write_text(csv_file, csv_text(view))
+    if json_file is not None:
+        source, own = loaded.manifest.source.name, loaded.manifest.patching
+        about = {"model": str(model), "source": source, "bundle_rule": asdict(own)}
+        write_json(json_file, {**about, **patch_document(view)})
+    if STDIN not in given:
+        _show(session, view)
+    _say_figures(session, view)
+
+
+# 1. What was asked for.
 
 
 def _text(session: Session, text: str | None, prompt_file: Path | None) -> bytes:
@@ -179,42 +176,18 @@ def _text(session: Session, text: str | None, prompt_file: Path | None) -> bytes
     return data
 
 
-def _rule(
-    own: PatchingRule,
-    *,
-    mode: str | None,
-    threshold: float | None,
-    threshold_add: float | None,
-    monotonic: bool | None,
-    patch_size: int | None,
-    max_patch_length: int | None,
-) -> PatchingRule:
+def _rule(own: PatchingRule, changes: dict[str, Any]) -> PatchingRule:
     """The bundle's rule with what is given in its place; what would have no effect is refused."""
-    from ...runtime.errors import OptionError
-
-    used = mode or own.mode
-    belongs = {
-        "--threshold": (threshold, "entropy"),
-        "--threshold-add": (threshold_add, "entropy"),
-        "--monotonic": (monotonic, "entropy"),
-        "--patch-size": (patch_size, "static"),
-    }
-    for flag, (value, needed) in belongs.items():
-        if value is not None and used != needed:
+    given = {name: value for name, value in changes.items() if value is not None}
+    used = given.get("mode", own.mode)
+    belongs = dict.fromkeys(("threshold", "threshold_add", "monotonic"), "entropy")
+    for name, needed in {**belongs, "patch_size": "static"}.items():
+        if name in given and used != needed:
+            flag = "--" + name.replace("_", "-")
             raise click.UsageError(f"{flag} has no effect in mode {used}; add --mode {needed}, or omit it")
-    rising = own.monotonic if monotonic is None else monotonic
-    if threshold_add and rising:
+    if given.get("threshold_add") and given.get("monotonic", own.monotonic):
         raise click.UsageError("--threshold-add has no effect in a monotonic rule; add --no-monotonic")
-    changes = {
-        "mode": mode,
-        "threshold": threshold,
-        "threshold_add": threshold_add,
-        "monotonic": monotonic,
-        "patch_size": patch_size,
-        "max_patch_length": max_patch_length,
-    }
-    given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-    if max_patch_length == 0:
+    if given.get("max_patch_length") == 0:
         given["max_patch_length"] = None
     try:
         return replace(own, **given)
@@ -226,16 +199,9 @@ def _rule(
 # 2. What is shown.
 
 
-def _slow(session: Session, what: str, is_slow: bool) -> AbstractContextManager[object]:
+def _slow(session: Session, what: str, data: bytes) -> AbstractContextManager[object]:
     """Says what is being done where somebody may wait for it."""
-    return status(session, what) if is_slow and is_terminal(sys.stderr) else nullcontext()
-
-
-def _draw(view: PatchView, bundle: Path, plot: Path) -> None:
-    from ..patch_view.plot import draw_patches
-
-    kind = plot.suffix.lower().lstrip(".")
-    write_whole(plot, lambda path: draw_patches(view, path, kind, bundle.resolve().name))
+    return status(session, what) if len(data) > 1000 and is_terminal(sys.stderr) else nullcontext()
 
 
 def _write_text(target: Path, text: str) -> None:
@@ -246,62 +212,38 @@ def _write_text(target: Path, text: str) -> None:
         sys.stdout.buffer.write(text.encode())
 
 
-def _document(view: PatchView, bundle: Path, source: str, own: PatchingRule) -> dict[str, Any]:
-    from ..patch_view.tables import patch_document
-
-    return {"model": str(bundle), "source": source, "bundle_rule": asdict(own), **patch_document(view)}
-
-
-def _show(view: PatchView) -> None:
-    """The text on stdout: in colours where 256 of them can be seen, else with marks."""
+def _show(session: Session, view: PatchView) -> None:
+    """The text on stdout, in colours where 256 can be seen, else with marks; what they mean on stderr."""
     from ..patch_view import terminal
 
     out = sys.stdout
     if out is None:
         return
+    width = None
+    if is_terminal(out):
+        from rich.console import Console
+
+        console = Console(file=out, highlight=False)
+        width = console.width
+        if not console.no_color and console.color_system in ("256", "truecolor"):
+            for line in terminal.coloured_lines(view, width):
+                console.print(line, crop=False, overflow="ignore", no_wrap=True)
+            if not session.quiet and sys.stderr is not None:
+                Console(stderr=True, highlight=False).print(terminal.coloured_legend(view))
+            return
     encoding = out.encoding or "utf-8"
     marks = terminal.choose_marks(view.data, encoding)
-    if not is_terminal(out):
-        out.writelines(line + "\n" for line in terminal.marked_lines(view, marks, encoding=encoding))
-        return
-    from rich.console import Console
-
-    console = Console(file=out, highlight=False)
-    if _has_colours(console):
-        for line in terminal.coloured_lines(view, console.width):
-            console.print(line, crop=False, overflow="ignore", no_wrap=True)
-    else:
-        out.writelines(line + "\n" for line in terminal.marked_lines(view, marks, console.width, encoding))
+    out.writelines(line + "\n" for line in terminal.marked_lines(view, marks, width, encoding))
+    inner = f", {marks.inner} behind a character in which one starts" if view.has_inner_starts else ""
+    session.say(f"{marks.start} stands before each patch{inner}")
 
 
-def _figures(session: Session, view: PatchView, shown: bool) -> None:
-    """On stderr: what the colours or marks mean, when the text was shown, and what was counted."""
+def _say_figures(session: Session, view: PatchView) -> None:
+    """What was counted, on stderr."""
     from ..patch_view import terminal
-    from ..patch_view.tables import summarize
+    from ..patch_view.view import summarize
 
-    if shown:
-        _legend(session, view)
     summary = summarize(view)
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     for line in [*terminal.figures(view, summary), *terminal.histogram(summary, encoding=encoding)]:
         session.say(line)
-
-
-def _legend(session: Session, view: PatchView) -> None:
-    from rich.console import Console
-
-    from ..patch_view import terminal
-
-    if is_terminal(sys.stdout) and _has_colours(Console(file=sys.stdout)):
-        if sys.stderr is not None:
-            Console(stderr=True, highlight=False).print(terminal.coloured_legend(view))
-        return
-    marks = terminal.choose_marks(view.data, getattr(sys.stdout, "encoding", None) or "utf-8")
-    inner = any(map(view.inner_starts, view.pieces))
-    behind = f", {marks.inner} behind a character in which one starts" if inner else ""
-    session.say(f"{marks.start} stands before each patch{behind}")
-
-
-def _has_colours(console: Console) -> bool:
-    """Whether shades can be told apart there."""
-    return not console.no_color and console.color_system in ("256", "truecolor")

@@ -1,11 +1,11 @@
-"""A profile as people read it: the cost card, then what was measured, then what to doubt.
+"""`blt-edge profile`: what a byte costs, how long it takes, and how near that is to what memory allows.
 
-`blt-edge profile`: what a byte costs, how long it takes, and how near that is to what memory allows.
+The profile is shown as people read it: the cost of a byte, then what was measured, then what to doubt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,293 +18,27 @@ from .documents import check_plot, json_line, read_input, shown_name, write_json
 from .options import STDIN, InputFile, OneOf, OutputFile, json_option, model_option, verb
 
 if TYPE_CHECKING:
-    from ..profile.measure import Case, Profile, ProfileOptions
-    from ..profile.statistics import Figures
+    from ..profile.measure import Profile
+    from ..profile.statistics import Case, Decode
 
-    NumbersType = click.ParamType[tuple[int, ...]]
-    WordsType = click.ParamType[tuple[str, ...]]
+    SeveralType = click.ParamType[tuple[Any, ...]]
 else:  # generic from click 8.2 on
-    NumbersType = WordsType = click.ParamType
+    SeveralType = click.ParamType
 
 __all__ = ["command", "show"]
 
 
-def show(profile: Profile, doubts: Sequence[str]) -> None:
-    """Print a profile on stdout."""
-    _show_head(profile)
-    click.echo()
-    first = profile.cases[0]
-    _show_cost(profile, first)
-    click.echo()
-    if len(profile.cases) == 1:
-        _show_case(profile, first)
-    else:
-        _show_cases(profile)
-    if doubts:
-        click.echo()
-    for doubt in doubts:
-        click.echo(f"warning: {doubt}")
+class Several(SeveralType):
+    """Values of one type, with commas between."""
 
+    name = "several"
 
-def _show_head(profile: Profile) -> None:
-    machine, options = profile.machine, profile.options
-    rounds = f"{options.repeat} round{'s' * (options.repeat != 1)}"
-    warmup = f"{options.warmup} warm-up{'s' * (options.warmup != 1)}"
-    print_fields(
-        [
-            ("bundle", f"{profile.path}, from {profile.manifest.source.name}"),
-            (
-                "machine",
-                f"{machine['processor']}, {machine['cpus']} CPUs, {machine['system']}, "
-                f"ONNX Runtime {machine['onnxruntime']}",
-            ),
-            *_board(profile),
-            ("engine", profile.engine),
-            ("measured", f"{rounds} of {options.new_bytes} greedy bytes after {warmup}"),
-        ]
-    )
-
-
-def _board(profile: Profile) -> Iterator[tuple[str, str]]:
-    jetson = profile.jetson
-    if jetson is not None:
-        memory = f", {size(jetson.memory)} shared by processors and GPU" if jetson.memory else ""
-        clocks = {True: "fixed", False: "moving", None: "unknown"}[jetson.clocks_fixed]
-        yield "board", f"{jetson.board}, JetPack {jetson.jetpack or 'unknown'}{memory}"
-        yield "power", f"mode {jetson.power_mode or 'unknown'}, clocks {clocks}"
-
-
-# 1. What a byte costs.
-
-
-def _show_cost(profile: Profile, case: Case) -> None:
-    cost = case.cost
-    which = f", {case.name}" if len(profile.cases) > 1 else ""
-    click.echo(f"what a byte reads after {cost.positions:,} positions{which}")
-    rows = [
-        (
-            stage.stage,
-            stage.precision,
-            size(stage.weights),
-            size(stage.cache),
-            f"{stage.calls_per_byte:.3f}",
-            size(stage.per_byte),
-        )
-        for stage in cost.stages
-    ]
-    table = profile.manifest.embedding
-    rows.append(
-        ("tables", table.precision, f"{cost.table_rows} x {size(cost.row_bytes)}", "", "", size(cost.tables))
-    )
-    weights, cache = size(cost.weights_per_byte), size(cost.cache_per_byte)
-    rows.append(("a byte", "", weights, cache, "", size(cost.per_byte)))
-    print_table(("stage", "precision", ">weights", ">cache", ">runs/byte", ">read/byte"), rows, total=True)
-    click.echo()
-    fields = [
-        ("bandwidth", f"{case.bandwidth.bytes_per_second / 1e9:.1f} GB/s: {case.bandwidth.method}"),
-        ("ceiling", f"{cost.ceiling:,.1f} bytes/s of text, if memory were never idle"),
-        ("state", f"{size(cost.state_bytes)} of caches and recent states"),
-    ]
-    print_fields([*fields, *_left_out(case)])
-
-
-def _left_out(case: Case) -> Iterator[tuple[str, str]]:
-    for stage in case.cost.stages:
-        if stage.left_out:
-            yield (
-                "left out",
-                f"the {stage.stage}'s byte embedding, {size(stage.left_out)}: one row of it is read",
-            )
-
-
-# 2. One case in full.
-
-
-def _show_case(profile: Profile, case: Case) -> None:
-    figures = case.figures
-    chunks = f"{figures.prefill_chunks} chunk{'s' * (figures.prefill_chunks != 1)}"
-    prefill = f"{figures.prefill.median:,.1f} bytes/s, {figures.prompt_bytes:,} bytes in {chunks}, "
-    prefill += f"{1000 * figures.seconds_per_chunk:.2f} ms for one of {figures.chunk_ids}"
-    speed = figures.decode
-    decode = f"{speed.median:,.1f} bytes/s ({speed.low:,.1f} to {speed.high:,.1f}), "
-    decode += f"{figures.patches_per_second:,.1f} patches/s"
-    patch = figures.bytes_per_patch
-    fields = [
-        ("load", f"{case.load_seconds:.2f} s"),
-        ("prefill", prefill),
-        ("first byte", f"after {1000 * figures.first_byte.median:.2f} ms"),
-        ("decode", decode),
-        ("patches", f"{patch:.2f} bytes each" if patch else "none ended"),
-        ("ceiling", f"{case.ceiling_reached:.0%} reached"),
-    ]
-    if figures.speculation is not None:
-        fields.append(("drafts", _drafts(case)))
-    peak, private = _size(case.peak_resident), _size(case.peak_private)
-    fields.append(("memory", f"{peak} resident at peak, {private} of it in no file"))
-    print_fields(fields)
-    click.echo()
-    _show_latencies(figures)
-    if figures.shared_bytes:
-        click.echo(
-            f"{figures.shared_bytes:,} of {figures.byte_latency.count:,} bytes came several at once, by "
-            "drafts: each counts with an even share of their time"
-        )
-    click.echo()
-    _show_stages(case)
-
-
-def _drafts(case: Case) -> str:
-    speculation = case.figures.speculation
-    assert speculation is not None
-    accepted, bytes_per_round = _speculation(case)
-    if not accepted:
-        return f"{case.draft}: nothing was guessed"
-    guesses = f"{accepted} of {speculation.drafted:,} guesses accepted"
-    return f"{case.draft}: {guesses}, {bytes_per_round} bytes a round"
-
-
-def _show_latencies(figures: Figures) -> None:
-    names = ("min", "mean", "p50", "p90", "p95", "p99", "max")
-    parts = {
-        "every byte": figures.byte_latency,
-        "inside a patch": figures.inside_patch,
-        "ending a patch": figures.ending_patch,
-    }
-    rows = []
-    for what, latency in parts.items():
-        if latency is not None:
-            values = latency.scaled(1000)
-            rows.append((what, f"{latency.count:,}", *(f"{getattr(values, name):.3f}" for name in names)))
-    print_table(("ms/byte", ">bytes", *(f">{name}" for name in names)), rows)
-
-
-def _show_stages(case: Case) -> None:
-    figures = case.figures
-    rows = []
-    for name, share in figures.decode_shares.items():
-        stage = figures.stages.get(name)
-        cells = ("", "", "")
-        if stage is not None:
-            milliseconds = 1000 * stage.seconds_per_call
-            cells = (f"{stage.calls_per_byte:.3f}", f"{stage.rows_per_call:.2f}", f"{milliseconds:.3f}")
-        rows.append((name, f"{figures.prefill_shares.get(name, 0.0):.1%}", f"{share:.1%}", *cells))
-    print_table(("time in", ">prefill", ">decode", ">runs/byte", ">rows/run", ">ms/run"), rows)
-
-
-# 3. A sweep.
-
-_KEYS = ("threads", "draft", ">prompt")
-
-
-def _show_cases(profile: Profile) -> None:
-    _show_speeds(profile.cases)
-    click.echo("prefill, decode, ceiling: bytes/s; first byte, p50, p99: ms")
-    click.echo()
-    _show_parts(profile.cases)
-    click.echo("shares of the time of decoding")
-    click.echo()
-    _show_memory(profile.cases)
-    click.echo("read by a byte; peak, private: most memory of the process since loading")
-
-
-def _show_speeds(cases: Sequence[Case]) -> None:
-    names = ("prefill", "first", "decode", "p50", "p99", "ceiling", "reached")
-    rows = [
-        (
-            *_keys(case),
-            f"{case.figures.prefill.median:,.0f}",
-            f"{1000 * case.figures.first_byte.median:,.1f}",
-            f"{case.figures.decode.median:,.1f}",
-            f"{1000 * case.figures.byte_latency.p50:.3f}",
-            f"{1000 * case.figures.byte_latency.p99:.3f}",
-            f"{case.cost.ceiling:,.1f}",
-            f"{case.ceiling_reached:.0%}",
-        )
-        for case in cases
-    ]
-    print_table((*_KEYS, *(f">{name}" for name in names)), rows)
-
-
-def _show_parts(cases: Sequence[Case]) -> None:
-    shares = list(dict.fromkeys(name for case in cases for name in case.figures.decode_shares))
-    # What is left comes last, whichever stages the first case has.
-    shares.sort(key=lambda name: name == "other")
-    drafting = any(case.figures.speculation for case in cases)
-    names = [*shares, *(("accepted", "bytes/round") if drafting else ())]
-    rows = [
-        (
-            *_keys(case),
-            *(f"{case.figures.decode_shares.get(name, 0.0):.1%}" for name in shares),
-            *(_speculation(case) if drafting else ()),
-        )
-        for case in cases
-    ]
-    print_table((*_KEYS, *(f">{name}" for name in names)), rows)
-
-
-def _show_memory(cases: Sequence[Case]) -> None:
-    rows = [
-        (
-            *_keys(case),
-            size(case.cost.per_byte),
-            size(case.figures.state_bytes),
-            _size(case.peak_resident),
-            _size(case.peak_private),
-            f"{case.load_seconds:.2f} s",
-        )
-        for case in cases
-    ]
-    print_table((*_KEYS, ">read", ">state", ">peak", ">private", ">load"), rows)
-
-
-def _keys(case: Case) -> tuple[str, str, str]:
-    return _threads(case.threads), case.draft, f"{case.figures.prompt_bytes:,}"
-
-
-def _threads(threads: int | None) -> str:
-    return "default" if threads is None else str(threads)
-
-
-def _speculation(case: Case) -> tuple[str, str]:
-    speculation = case.figures.speculation
-    if speculation is None or speculation.acceptance is None or speculation.bytes_per_round is None:
-        return "", ""
-    return f"{speculation.acceptance:.1%}", f"{speculation.bytes_per_round:.2f}"
-
-
-def _size(bytes_: int | None) -> str:
-    return "unknown" if bytes_ is None else size(bytes_)
-
-
-class Numbers(NumbersType):
-    """Whole numbers, with commas between."""
-
-    name = "numbers"
+    def __init__(self, one: Any) -> None:
+        self._one = one
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, ...]:
-        """The numbers."""
-        if isinstance(value, tuple):
-            return value
-        try:
-            return tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"got {value!r}; give a whole number, or several with commas between", param, ctx)
-
-
-class Words(WordsType):
-    """Some of a few words, with commas between."""
-
-    name = "words"
-
-    def __init__(self, allowed: tuple[str, ...]) -> None:
-        self._one = OneOf(allowed)
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, ...]:
-        """The words."""
+    ) -> tuple[Any, ...]:
         if isinstance(value, tuple):
             return value
         return tuple(self._one.convert(part.strip(), param, ctx) for part in str(value).split(","))
@@ -315,7 +49,7 @@ class Words(WordsType):
 @click.option("--device", type=OneOf(DEVICES), default="auto", show_default=True, help="Where to run.")
 @click.option(
     "--threads",
-    type=Numbers(),
+    type=Several(click.INT),
     multiple=True,
     metavar="N,...",
     show_default="as many as the engine likes",
@@ -323,7 +57,7 @@ class Words(WordsType):
 )
 @click.option(
     "--prompt-bytes",
-    type=Numbers(),
+    type=Several(click.INT),
     multiple=True,
     default=["512"],
     metavar="N,...",
@@ -341,7 +75,7 @@ class Words(WordsType):
 @click.option(
     "--draft",
     "drafts",
-    type=Words(DRAFTS),
+    type=Several(OneOf(DRAFTS)),
     multiple=True,
     default=["none"],
     metavar="SOURCE,...",
@@ -388,7 +122,10 @@ def command(
     json_file: Path | None,
     plot: Path | None,
     trace: Path | None,
-    **settings: Any,
+    threads: tuple[tuple[int, ...], ...],
+    prompt_bytes: tuple[tuple[int, ...], ...],
+    drafts: tuple[tuple[str, ...], ...],
+    **single: Any,
 ) -> None:
     """Measure where time goes, and how near it is to what memory allows.
 
@@ -398,28 +135,34 @@ def command(
     stdout is always one JSON document; with --json - it is the only one.
     """
     _check_outputs(json_file, plot, trace)
-    options = _options(**settings)
-    data = _text(text, session)
-    from ..profile.measure import profile
-    from ..profile.warnings import doubts
+    from ..profile.measure import ProfileOptions, profile, profile_warnings
 
+    options = ProfileOptions(
+        threads=_flat(threads) or (None,), prompt_bytes=_flat(prompt_bytes), drafts=_flat(drafts), **single
+    )
+    data = _text(text, session)
     with status(session) as say:
         measured = profile(model, data, options, say)
-    reasons = doubts(measured)
-    document = {**measured.to_dict(), "warnings": reasons}
+    warnings = profile_warnings(measured)
+    document = {**measured.to_dict(), "warnings": warnings}
     if json_file is not None and json_file != STDIN:
         write_json(json_file, document)
     if plot is not None:
-        _draw(measured, plot)
-    if trace is not None:
-        from ..profile.trace import chrome_trace
+        from ..profile import plot as drawing
 
-        write_json(trace, chrome_trace(measured))
+        kind = plot.suffix.lower().lstrip(".")
+        write_whole(plot, lambda path: drawing.draw_profile(measured, path, kind))
+    if trace is not None:
+        from ..profile.recorder import chrome_trace
+
+        rounds = [(case.name, case.rounds[-1]) for case in measured.cases]
+        about = {"model": measured.path, "engine": measured.engine, "machine": measured.machine["processor"]}
+        write_json(trace, chrome_trace(rounds, about))
     if json_file == STDIN:
-        for reason in reasons:
-            session.say(f"warning: {reason}")
+        for warning in warnings:
+            session.say(f"warning: {warning}")
     else:
-        show(measured, reasons)
+        show(measured, warnings)
         click.echo()
     click.echo(json_line(document))
 
@@ -432,23 +175,6 @@ def _check_outputs(json_file: Path | None, plot: Path | None, trace: Path | None
     if len(set(files)) < len(files):
         raise click.UsageError("--json, --plot and --trace: a file is given twice; give each its own")
     check_plot(plot)
-
-
-def _options(
-    *,
-    threads: tuple[tuple[int, ...], ...],
-    prompt_bytes: tuple[tuple[int, ...], ...],
-    drafts: tuple[tuple[str, ...], ...],
-    **single: Any,
-) -> ProfileOptions:
-    from ..profile.measure import ProfileOptions
-
-    return ProfileOptions(
-        threads=_flat(threads) or (None,),
-        prompt_bytes=_flat(prompt_bytes),
-        drafts=_flat(drafts),
-        **single,
-    )
 
 
 def _flat(values: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
@@ -467,8 +193,207 @@ def _text(path: Path | None, session: Session) -> bytes:
     return data
 
 
-def _draw(measured: Profile, target: Path) -> None:
-    from ..profile.plot import draw_profile
+# What is shown.
 
-    kind = target.suffix.lower().lstrip(".")
-    write_whole(target, lambda path: draw_profile(measured, path, kind))
+
+def show(profile: Profile, warnings: Sequence[str]) -> None:
+    """Print a profile on stdout."""
+    _show_head(profile)
+    click.echo()
+    _show_cost(profile)
+    click.echo()
+    if len(profile.cases) == 1:
+        _show_case(profile.cases[0])
+    else:
+        _show_sweep(profile.cases)
+    if warnings:
+        click.echo()
+    for warning in warnings:
+        click.echo(f"warning: {warning}")
+
+
+def _show_head(profile: Profile) -> None:
+    machine, options, jetson = profile.machine, profile.options, profile.jetson
+    fields = [
+        ("bundle", f"{profile.path}, from {profile.manifest.source.name}"),
+        (
+            "machine",
+            f"{machine['processor']}, {machine['cpus']} CPUs, {machine['system']}, "
+            f"ONNX Runtime {machine['onnxruntime']}",
+        ),
+    ]
+    if jetson is not None:
+        memory = f", {size(jetson.memory)} shared by processors and GPU" if jetson.memory else ""
+        clocks = {True: "fixed", False: "moving", None: "unknown"}[jetson.clocks_fixed]
+        fields.append(("board", f"{jetson.board}, JetPack {jetson.jetpack or 'unknown'}{memory}"))
+        fields.append(("power", f"mode {jetson.power_mode or 'unknown'}, clocks {clocks}"))
+    fields.append(("engine", profile.engine))
+    rounds, warmups = _counted(options.repeat, "round"), _counted(options.warmup, "warm-up")
+    fields.append(("measured", f"{rounds} of {options.new_bytes} greedy bytes after {warmups}"))
+    print_fields(fields)
+
+
+# 1. What a byte costs.
+
+
+def _show_cost(profile: Profile) -> None:
+    case, table = profile.cases[0], profile.manifest.embedding
+    cost = case.cost
+    which = f", {case.name}" if len(profile.cases) > 1 else ""
+    click.echo(f"what a byte reads after {cost.positions:,} positions{which}")
+    rows = [
+        (
+            stage.stage,
+            stage.precision,
+            size(stage.weights),
+            size(stage.cache),
+            f"{stage.calls_per_byte:.3f}",
+            size(stage.per_byte),
+        )
+        for stage in cost.stages.values()
+    ]
+    table_rows = f"{cost.table_rows} x {size(cost.row_bytes)}"
+    rows.append(("tables", table.precision, table_rows, "", "", size(cost.tables_per_byte)))
+    weights, cache = size(cost.weights_per_byte), size(cost.cache_per_byte)
+    rows.append(("a byte", "", weights, cache, "", size(cost.read_per_byte)))
+    print_table(("stage", "precision", ">weights", ">cache", ">runs/byte", ">read/byte"), rows, total=True)
+    click.echo()
+    bandwidth, ceiling = case.bandwidth, cost.ceiling_bytes_per_second
+    fields = [
+        ("bandwidth", f"{bandwidth.bytes_per_second / 1e9:.1f} GB/s: {bandwidth.method}"),
+        ("ceiling", f"{ceiling:,.1f} bytes/s of text, if memory were never idle"),
+        ("state", f"{size(cost.state_bytes)} of caches and recent states"),
+    ]
+    for stage in cost.stages.values():
+        if stage.left_out:
+            embedding = f"the {stage.stage}'s byte embedding, {size(stage.left_out)}"
+            fields.append(("left out", f"{embedding}: one row of it is read"))
+    print_fields(fields)
+
+
+# 2. One case in full.
+
+
+def _show_case(case: Case) -> None:
+    prefill, decode = case.prefill, case.decode
+    read, speed = prefill.bytes_per_second, decode.bytes_per_second
+    chunks = _counted(prefill.chunks, "chunk")
+    patches = f"{case.bytes_per_patch:.2f} bytes each" if case.bytes_per_patch else "none ended"
+    fields = [
+        ("load", f"{case.load_seconds:.2f} s"),
+        (
+            "prefill",
+            f"{read.median:,.1f} bytes/s, {case.prompt_bytes:,} bytes in {chunks}, "
+            f"{prefill.milliseconds_per_chunk:.2f} ms for one of {prefill.chunk_ids}",
+        ),
+        ("first byte", f"after {case.first_byte_milliseconds.median:.2f} ms"),
+        (
+            "decode",
+            f"{speed.median:,.1f} bytes/s ({speed.low:,.1f} to {speed.high:,.1f}), "
+            f"{decode.patches_per_second:,.1f} patches/s",
+        ),
+        ("patches", patches),
+        ("ceiling", f"{case.ceiling_reached:.0%} reached"),
+    ]
+    if decode.speculation is not None:
+        accepted, bytes_per_round = _speculation(case)
+        guesses = f"{accepted} of {decode.speculation.drafted:,} guesses accepted"
+        told = f"{guesses}, {bytes_per_round} bytes a round" if accepted else "nothing was guessed"
+        fields.append(("drafts", f"{case.draft}: {told}"))
+    peak, private = _size(case.peak_resident_bytes), _size(case.peak_private_bytes)
+    fields.append(("memory", f"{peak} resident at peak, {private} of it in no file"))
+    print_fields(fields)
+    click.echo()
+    _show_latencies(decode)
+    click.echo()
+    rows = []
+    for name, share in decode.shares.items():
+        cells = ("", "", "")
+        if name in decode.stages:
+            runs = decode.stages[name]
+            milliseconds = f"{runs.milliseconds_per_call:.3f}"
+            cells = (f"{runs.calls_per_byte:.3f}", f"{runs.rows_per_call:.2f}", milliseconds)
+        rows.append((name, f"{prefill.shares.get(name, 0.0):.1%}", f"{share:.1%}", *cells))
+    print_table(("time in", ">prefill", ">decode", ">runs/byte", ">rows/run", ">ms/run"), rows)
+
+
+def _show_latencies(decode: Decode) -> None:
+    names = ("min", "mean", "p50", "p90", "p95", "p99", "max")
+    parts = {
+        "every byte": decode.milliseconds_per_byte,
+        "inside a patch": decode.inside_patch,
+        "ending a patch": decode.ending_patch,
+    }
+    rows = [
+        (what, f"{latency.count:,}", *(f"{getattr(latency, name):.3f}" for name in names))
+        for what, latency in parts.items()
+        if latency is not None
+    ]
+    print_table(("ms/byte", ">bytes", *(f">{name}" for name in names)), rows)
+    if decode.shared_bytes:
+        click.echo(
+            f"{decode.shared_bytes:,} of {decode.milliseconds_per_byte.count:,} bytes came several at once, "
+            "by drafts: each counts with an even share of their time"
+        )
+
+
+# 3. A sweep.
+
+
+def _show_sweep(cases: Sequence[Case]) -> None:
+    speeds: dict[str, Callable[[Case], str]] = {
+        "prefill": lambda case: f"{case.prefill.bytes_per_second.median:,.0f}",
+        "first": lambda case: f"{case.first_byte_milliseconds.median:,.1f}",
+        "decode": lambda case: f"{case.decode.bytes_per_second.median:,.1f}",
+        "p50": lambda case: f"{case.decode.milliseconds_per_byte.p50:.3f}",
+        "p99": lambda case: f"{case.decode.milliseconds_per_byte.p99:.3f}",
+        "ceiling": lambda case: f"{case.cost.ceiling_bytes_per_second:,.1f}",
+        "reached": lambda case: f"{case.ceiling_reached:.0%}",
+    }
+    _print_cases(cases, speeds)
+    click.echo("prefill, decode, ceiling: bytes/s; first byte, p50, p99: ms\n")
+    # What is left comes last, whichever stages the first case has.
+    stages = dict.fromkeys(name for case in cases for name in case.decode.shares)
+    shares = {name: _share_of(name) for name in sorted(stages, key=lambda name: name == "other")}
+    if any(case.decode.speculation for case in cases):
+        shares["accepted"] = lambda case: _speculation(case)[0]
+        shares["bytes/round"] = lambda case: _speculation(case)[1]
+    _print_cases(cases, shares)
+    click.echo("shares of the time of decoding\n")
+    memory: dict[str, Callable[[Case], str]] = {
+        "read": lambda case: size(case.cost.read_per_byte),
+        "state": lambda case: size(case.state_bytes),
+        "peak": lambda case: _size(case.peak_resident_bytes),
+        "private": lambda case: _size(case.peak_private_bytes),
+        "load": lambda case: f"{case.load_seconds:.2f} s",
+    }
+    _print_cases(cases, memory)
+    click.echo("read by a byte; peak, private: most memory of the process since loading")
+
+
+def _share_of(stage: str) -> Callable[[Case], str]:
+    return lambda case: f"{case.decode.shares.get(stage, 0.0):.1%}"
+
+
+def _print_cases(cases: Sequence[Case], columns: Mapping[str, Callable[[Case], str]]) -> None:
+    rows = []
+    for case in cases:
+        threads = "default" if case.threads is None else str(case.threads)
+        cells = (cell(case) for cell in columns.values())
+        rows.append((threads, case.draft, f"{case.prompt_bytes:,}", *cells))
+    print_table(("threads", "draft", ">prompt", *(f">{name}" for name in columns)), rows)
+
+
+def _speculation(case: Case) -> tuple[str, str]:
+    speculation = case.decode.speculation
+    if speculation is None or speculation.acceptance is None or speculation.bytes_per_round is None:
+        return "", ""
+    return f"{speculation.acceptance:.1%}", f"{speculation.bytes_per_round:.2f}"
+
+
+def _size(bytes_: int | None) -> str:
+    return "unknown" if bytes_ is None else size(bytes_)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

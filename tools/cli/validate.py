@@ -31,8 +31,8 @@ from .options import (
 
 if TYPE_CHECKING:
     from ...export.golden import Golden
+    from ...export.quality import Tolerances
     from ...export.reference import Reference
-    from ...export.tolerances import Tolerances
     from ...export.validate import BundleReference, ValidationReport
     from ...runtime.manifest import Manifest
 
@@ -133,7 +133,7 @@ def _given_reference(manifest: Manifest, source: str, session: Session) -> Refer
     from ...export import open_checkpoint
 
     with open_checkpoint(source) as checkpoint:
-        layout, sha256 = checkpoint.layout, checkpoint.sha256()
+        folder, layout, sha256 = checkpoint.folder, checkpoint.layout, checkpoint.sha256()
     if layout != "huggingface":
         raise click.UsageError(
             f"--reference: {source} is in Meta's layout, which transformers does not read; give it in "
@@ -146,7 +146,7 @@ def _given_reference(manifest: Manifest, source: str, session: Session) -> Refer
         session.note(
             f"note: the bundle was exported from other files than those of {source} (their sha256 differ)"
         )
-    return ReferenceChoice("transformers", checkpoint_folder(source))
+    return ReferenceChoice("transformers", folder)
 
 
 def _packaged_demo(manifest: Manifest) -> ReferenceChoice:
@@ -161,28 +161,14 @@ def _packaged_demo(manifest: Manifest) -> ReferenceChoice:
         return replace(unknown, why_not=(*unknown.why_not, missing))
     try:
         with open_checkpoint("demo") as checkpoint:
-            sha256 = checkpoint.sha256()
+            folder, sha256 = checkpoint.folder, checkpoint.sha256()
     except CheckpointError:
         return unknown
     if sha256 != manifest.source.sha256:
         reason = "the bundle was made from another version of the demo than the packaged one"
         return replace(unknown, why_not=(reason, *unknown.why_not))
     parameters = sum(manifest.model.parameters.values())
-    return checkpoint_reference(checkpoint_folder("demo"), manifest.source.layout, parameters)
-
-
-def checkpoint_folder(source: str) -> Path:
-    """The folder of a checkpoint that was opened before: the packaged demo, a folder, a hub id's snapshot."""
-    if source == "demo":
-        from importlib import resources
-
-        return Path(str(resources.files("blt_edge.export"))) / "demo"
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    import huggingface_hub
-
-    return Path(huggingface_hub.snapshot_download(source, local_files_only=True))
+    return checkpoint_reference(folder, manifest.source.layout, parameters)
 
 
 def checkpoint_reference(folder: Path, layout: str, parameters: int) -> ReferenceChoice:
@@ -309,7 +295,7 @@ def _load(chosen: ReferenceChoice) -> Reference | Golden | BundleReference:
 def _tolerances(manifest: Manifest, rtol: float | None, atol: float | None) -> Tolerances | None:
     if rtol is None and atol is None:
         return None
-    from ...export.tolerances import tolerances_of
+    from ...export.quality import tolerances_of
 
     limits = tolerances_of(manifest)
     if rtol is not None:

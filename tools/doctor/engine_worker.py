@@ -1,6 +1,6 @@
-"""What an engine does on this machine, found out in a process of its own.
+"""What an engine does on this machine, found out in a process of its own that `software.ask` starts.
 
-A driver or an engine that crashes or hangs takes only this process with it; engines write logs to stderr.
+A driver or an engine that crashes or hangs takes only this process with it. Engines log to stderr.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from typing import Any
 
 from ...runtime.child import Tell
 
-__all__ = ["work"]
-
 # A graph of one MatMul, a [2, 3] and b [3, 2] to c: written out because the package onnx may not be here.
 _GRAPH = bytes.fromhex(
     "08083a590a110a01610a016212016322064d61744d756c120570726f62655a130a0161120e0a0c080112080a0208020a0208035a"
@@ -22,9 +20,16 @@ _GRAPH = bytes.fromhex(
 
 
 def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
-    """The facts about a subject, with "error" where something did not work."""
+    """Answer one question: facts about a subject, with "error" where something did not work."""
+    subjects: dict[str, Callable[..., dict[str, Any]]] = {
+        "providers": _providers,
+        "provider": _provider,
+        "cuda": _cuda,
+        "tensorrt": _tensorrt,
+        "bundle": _bundle,
+    }
     try:
-        return _SUBJECTS[request["subject"]](*request["names"])
+        return subjects[request["subject"]](*request["names"])
     except Exception as error:  # whatever an engine raises is the answer
         text = str(error).strip() or type(error).__name__
         return {"error": text.splitlines()[0]}
@@ -81,18 +86,20 @@ def _cuda() -> dict[str, Any]:
 
     def device(ordinal: int) -> dict[str, Any]:
         handle = _cuda_answer(driver, driver.cuDeviceGet(ordinal))
-
-        def attribute(name: str) -> int:
-            return int(_cuda_answer(driver, driver.cuDeviceGetAttribute(getattr(kind, name), handle)))
-
-        major = attribute("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR")
-        minor = attribute("CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR")
+        major, minor, unified = (
+            int(_cuda_answer(driver, driver.cuDeviceGetAttribute(attribute, handle)))
+            for attribute in (
+                kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+                kind.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+                kind.CU_DEVICE_ATTRIBUTE_INTEGRATED,
+            )
+        )
         name = _cuda_answer(driver, driver.cuDeviceGetName(128, handle))
         return {
             "name": name.decode("utf-8", "replace").strip("\0 "),
             "compute_capability": f"{major}.{minor}",
             "memory_bytes": int(_cuda_answer(driver, driver.cuDeviceTotalMem(handle))),
-            "unified_memory": bool(attribute("CU_DEVICE_ATTRIBUTE_INTEGRATED")),
+            "unified_memory": bool(unified),
         }
 
     count = int(_cuda_answer(driver, driver.cuDeviceGetCount()))
@@ -130,32 +137,19 @@ def _bundle(directory: str, capability: str) -> dict[str, Any]:
     path = Path(directory)
     manifest = load_manifest(path)
     prepared = find_engine(path, manifest)
-    forms = [_form("onnxruntime", prepared.name, prepared.reason, prepared.directory is not None)]
+    found = [("onnxruntime", prepared.name, prepared.reason, prepared.directory is not None)]
     for target in TENSORRT_TARGETS:
         try:
             trt = load_tensorrt(target)
         except BltError as error:
-            forms.append(_form(target, "", str(error), False))
+            found.append((target, "", str(error), False))
             continue
         if not capability:
-            forms.append(_form(target, "", "no GPU is seen", False))
+            found.append((target, "", "no GPU is seen", False))
             continue
         engine = find_tensorrt_engine(path, manifest, trt, capability)
-        forms.append(_form(target, engine.name, engine.reason, engine.directory is not None))
+        found.append((target, engine.name, engine.reason, engine.directory is not None))
     return {
         "stages": {name: spec.precision for name, spec in manifest.stages.items()},
-        "forms": forms,
+        "forms": [dict(zip(("target", "name", "reason", "fits"), one, strict=True)) for one in found],
     }
-
-
-def _form(target: str, name: str, reason: str | None, used: bool) -> dict[str, Any]:
-    return {"target": target, "name": name, "reason": reason, "fits": used}
-
-
-_SUBJECTS: dict[str, Callable[..., dict[str, Any]]] = {
-    "providers": _providers,
-    "provider": _provider,
-    "cuda": _cuda,
-    "tensorrt": _tensorrt,
-    "bundle": _bundle,
-}

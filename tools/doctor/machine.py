@@ -1,6 +1,9 @@
-"""Reading a system's files and asking its commands, in one place: tests present other machines.
+"""What a machine is: processor, memory, NVIDIA's driver, and how a Jetson is set, as the kernel's files tell.
 
-Processor, memory and NVIDIA's driver, as the kernel's files tell them.
+Nothing is set here. All is read through `System`, so that tests present other machines. A Jetson's power mode
+is what `nvpmodel -q` says, or its own files where it is not there; clocks are the limits of the kernel's
+frequency scaling, which `jetson_clocks` sets to one value. The memory's clock can be read by root only and is
+left out.
 """
 
 from __future__ import annotations
@@ -8,11 +11,12 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Memory", "NvidiaDriver", "Processor", "System", "read_driver", "read_memory", "read_processor"]
+from ...runtime.host import read_text, size_in
 
 _PATIENCE = 5.0
 
@@ -47,17 +51,7 @@ class System:
 
     def text(self, path: str) -> str:
         """A file's text without the NULs and spaces at its ends; empty where it can't be read."""
-        try:
-            return self._path(path).read_text("utf-8", "replace").strip("\0 \n\t")
-        except OSError:
-            return ""
-
-    def exists(self, path: str) -> bool:
-        """Whether there is such a file or folder."""
-        try:
-            return self._path(path).exists()
-        except OSError:
-            return False
+        return read_text(self._path(path)).strip("\0 \n\t")
 
     def names(self, folder: str) -> list[str]:
         """What a folder holds, sorted; nothing where it can't be read."""
@@ -70,6 +64,10 @@ class System:
         """A file that is one whole number."""
         text = self.text(path)
         return int(text) if text.isdecimal() else None
+
+    def size(self, name: str) -> int | None:
+        """An entry of /proc/meminfo, in bytes."""
+        return size_in(self._path("/proc/meminfo"), f"{name}:")
 
     def _path(self, path: str) -> Path:
         return self.root / path.lstrip("/")
@@ -122,7 +120,7 @@ class Processor:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MachineMemory:
     """Bytes; None where unknown."""
 
     total: int | None
@@ -160,22 +158,16 @@ def read_processor(system: System) -> Processor:
     return Processor(name, max(1, len(fields.get("processor", []))), tuple(features))
 
 
-def read_memory(system: System) -> Memory:
+def read_memory(system: System) -> MachineMemory:
     """This machine's memory."""
-    kilobytes = {
-        name: int(value)
-        for name, value in re.findall(r"^(\w+):\s+(\d+) kB", system.text("/proc/meminfo"), re.MULTILINE)
-    }
-
-    def entry(name: str) -> int | None:
-        return kilobytes[name] * 1024 if name in kilobytes else None
-
     limits = (
         system.number("/sys/fs/cgroup/memory.max"),
         system.number("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
     )
     limit = next((value for value in limits if value is not None and value < _MOST), None)
-    return Memory(entry("MemTotal"), entry("MemAvailable"), entry("SwapTotal"), limit)
+    return MachineMemory(
+        system.size("MemTotal"), system.size("MemAvailable"), system.size("SwapTotal"), limit
+    )
 
 
 def read_driver(system: System) -> NvidiaDriver:
@@ -195,3 +187,182 @@ def read_driver(system: System) -> NvidiaDriver:
         match[1].strip() for text in texts if (match := re.search(r"^Model:\s*(.+)$", text, re.MULTILINE))
     ]
     return NvidiaDriver(found[1] if found else None, cards, tuple(models))
+
+
+# Jetsons.
+
+_RELEASE = re.compile(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)")
+_POWER_MODEL = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>")
+_GPU = re.compile(r"gpu|ga10b|gv11b|gp10b|gb10b")
+# The releases of Jetson Linux (L4T) and the JetPack that each belongs to, the longest fitting one counts:
+# https://developer.nvidia.com/embedded/jetpack/downloads and its archive.
+_JETPACKS = {
+    "35": "5",
+    "36.3": "6.0",
+    "36.4": "6.1",
+    "36.4.3": "6.2",
+    "36.4.4": "6.2.1",
+    "36.5": "6.2.2",
+    "38.2": "7.0",
+    "38.4": "7.1",
+    "39.2": "7.2",
+}
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The limits between which a clock may move. Hz."""
+
+    name: str
+    """"GPU" or "CPU"."""
+    lowest: int
+    """What it may fall to."""
+    highest: int
+    """What it may rise to."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it stays where it is."""
+        return self.lowest == self.highest
+
+    def __str__(self) -> str:
+        range_ = "" if self.fixed else f"{self.lowest / 1e6:.0f} to "
+        return f"{self.name} {range_}{self.highest / 1e6:.0f} MHz" + ", fixed" * self.fixed
+
+
+@dataclass(frozen=True)
+class Jetson:
+    """A Jetson as it is set now."""
+
+    board: str
+    """What it calls itself."""
+    l4t: str | None
+    """Release of Jetson Linux, such as "36.4.3"."""
+    jetpack: str | None
+    """JetPack, by its package or else by the release."""
+    power_mode: str | None
+    """Name of the power mode."""
+    full_power_mode: tuple[int, str] | None
+    """Number and name of the mode without limits; None where it is not known."""
+    clocks: tuple[Clock, ...]
+    """One for the GPU and one for the processors, as far as they can be read."""
+    memory: int | None
+    """Bytes of memory, which processors and GPU share."""
+
+    @property
+    def full_power(self) -> bool | None:
+        """Whether the power mode has no limits; None where it is not known."""
+        if self.power_mode is None:
+            return None
+        if self.full_power_mode is not None:
+            return self.power_mode == self.full_power_mode[1]
+        return self.power_mode.upper().startswith("MAXN")
+
+    @property
+    def clocks_fixed(self) -> bool | None:
+        """Whether no clock moves; None where none can be read."""
+        return all(clock.fixed for clock in self.clocks) if self.clocks else None
+
+    def warnings(self) -> Iterator[str]:
+        """Why figures measured here may not be the board's best, each with what to do."""
+        if self.full_power is False:
+            number, name = self.full_power_mode or (0, "MAXN")
+            yield (
+                f"the power mode is {self.power_mode}, which limits clocks and cores: "
+                f"sudo nvpmodel -m {number} sets {name}"
+            )
+        if self.clocks_fixed is False:
+            moving = ", ".join(str(clock) for clock in self.clocks if not clock.fixed)
+            yield f"clocks move with the load ({moving}): sudo jetson_clocks fixes them until the next start"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {
+            "board": self.board,
+            "l4t": self.l4t,
+            "jetpack": self.jetpack,
+            "power_mode": self.power_mode,
+            "full_power": self.full_power,
+            "clocks": {
+                clock.name: {"lowest_hz": clock.lowest, "highest_hz": clock.highest} for clock in self.clocks
+            },
+            "clocks_fixed": self.clocks_fixed,
+            "unified_memory_bytes": self.memory,
+        }
+
+
+def read_jetson(system: System) -> Jetson | None:
+    """What kind of Jetson this is; None when it is none."""
+    board = system.text("/proc/device-tree/model")
+    release = _RELEASE.search(system.text("/etc/nv_tegra_release"))
+    tegra = "nvidia,tegra" in system.text("/proc/device-tree/compatible")
+    if release is None and not tegra and "jetson" not in board.lower():
+        return None
+    l4t = f"{release[1]}.{release[2]}" if release else None
+    return Jetson(
+        board=board or "a Jetson without a name",
+        l4t=l4t,
+        jetpack=_package_version(system, "nvidia-jetpack") or (l4t and _jetpack(l4t)) or None,
+        power_mode=_power_mode(system),
+        full_power_mode=_full_power_mode(system),
+        clocks=tuple(_clocks(system)),
+        memory=system.size("MemTotal"),
+    )
+
+
+def _jetpack(l4t: str) -> str | None:
+    parts = l4t.removesuffix(".0").split(".")
+    fitting = (_JETPACKS.get(".".join(parts[:length])) for length in range(len(parts), 0, -1))
+    return next(filter(None, fitting), None)
+
+
+def _package_version(system: System, package: str) -> str | None:
+    """A Debian package's version without its build, such as "6.2.1" for "6.2.1+b38"."""
+    for entry in system.text("/var/lib/dpkg/status").split("\n\n"):
+        if entry.startswith(f"Package: {package}\n") and "Status: install ok installed" in entry:
+            found = re.search(r"^Version: (\d+(?:\.\d+)*)", entry, re.MULTILINE)
+            return found[1] if found else None
+    return None
+
+
+def _modes(system: System) -> dict[int, str]:
+    return {int(number): name for number, name in _POWER_MODEL.findall(system.text("/etc/nvpmodel.conf"))}
+
+
+def _power_mode(system: System) -> str | None:
+    said = re.search(r"NV Power Mode:\s*(\S+)", system.run(["nvpmodel", "-q"]) or "")
+    if said is not None:
+        return said[1].removeprefix("MODE_")
+    kept = re.search(r"pmode:(\d+)", system.text("/var/lib/nvpmodel/status"))
+    name = _modes(system).get(int(kept[1])) if kept else None
+    return name.removeprefix("MODE_") if name else None
+
+
+def _full_power_mode(system: System) -> tuple[int, str] | None:
+    """The mode MAXN, or the first one on boards that have none; the name without MODE_."""
+    modes = _modes(system)
+    if not modes:
+        return None
+    number = next((key for key, name in modes.items() if name.upper().startswith("MAXN")), min(modes))
+    return number, modes[number].removeprefix("MODE_")
+
+
+def _clocks(system: System) -> Iterator[Clock]:
+    devices, policies = "/sys/class/devfreq", "/sys/devices/system/cpu/cpufreq"
+    for name, folder, fits, prefix, unit in (
+        ("GPU", devices, _GPU, "", 1),
+        ("CPU", policies, re.compile("policy"), "scaling_", 1000),
+    ):
+        pairs = [
+            [system.number(f"{folder}/{entry}/{prefix}{end}_freq") for end in ("min", "max")]
+            for entry in system.names(folder)
+            if fits.search(entry)
+        ]
+        clocks = [
+            Clock(name, low * unit, high * unit)
+            for low, high in pairs
+            if low is not None and high is not None
+        ]
+        if clocks:
+            # Of several, one that moves tells more than those that don't.
+            yield max(clocks, key=lambda clock: clock.highest - clock.lowest)

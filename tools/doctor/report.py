@@ -1,40 +1,58 @@
-"""Everything about a machine that decides what blt-edge can do there, gathered once."""
+"""Everything about a machine that decides what blt-edge can do there, gathered once, and what is missing.
+
+What to do about that comes as commands to copy.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .advice import Advice, advise
-from .engines import Ask, ask
-from .jetson import Jetson, read_jetson
-from .machine import Memory, NvidiaDriver, Processor, System, read_driver, read_memory, read_processor
-from .packages import ONNX_RUNTIMES, Engine, Gpu, Lookup, State, installed, missing_by_extra, versions
-
-__all__ = ["Report", "examine"]
-
-_CPU = "CPUExecutionProvider"
-_TENSORRTS = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
-Progress = Callable[[str], None]
+from .machine import (
+    Jetson,
+    MachineMemory,
+    NvidiaDriver,
+    Processor,
+    System,
+    read_driver,
+    read_jetson,
+    read_memory,
+    read_processor,
+)
+from .software import Ask, Lookup, Software, ask, installed, missing_by_extra, try_software, versions
 
 
 @dataclass(frozen=True)
-class Report:
+class Advice:
+    """One thing that does not work, and what to do about it."""
+
+    purpose: str
+    """What it would be for."""
+    reason: str
+    """Why it does not work."""
+    commands: tuple[str, ...] = ()
+    """To be run one after the other."""
+    optional: bool = True
+    """Whether one can do without."""
+
+
+@dataclass(frozen=True)
+class MachineReport:
     """A machine, examined."""
 
     versions: dict[str, str | None]
     """Python and packages; None = not installed."""
     processor: Processor
     """What computes."""
-    memory: Memory
+    memory: MachineMemory
     """What it computes in."""
     jetson: Jetson | None
     """None where it is none."""
     driver: NvidiaDriver
     """NVIDIA's, as the kernel has it."""
-    state: State
+    software: Software
     """What works."""
     bundle: dict[str, Any] | None
     """What a bundle would run from; None when none was given."""
@@ -44,7 +62,7 @@ class Report:
     @property
     def cpu_works(self) -> bool:
         """Whether the path that needs no GPU does."""
-        return self.state.cpu.works
+        return self.software.cpu.works
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -55,10 +73,10 @@ class Report:
             "memory": asdict(self.memory),
             "jetson": self.jetson and self.jetson.to_dict(),
             "nvidia_driver": asdict(self.driver),
-            "gpus": [asdict(gpu) for gpu in self.state.gpus],
-            "gpu_error": self.state.gpu_error,
-            "cuda": self.state.cuda,
-            "engines": [{**asdict(engine), "works": engine.works} for engine in self.state.engines],
+            "gpus": [asdict(gpu) for gpu in self.software.gpus],
+            "gpu_error": self.software.gpu_error,
+            "cuda": self.software.cuda,
+            "engines": [{**asdict(engine), "works": engine.works} for engine in self.software.engines],
             "bundle": self.bundle,
             "advice": [asdict(piece) for piece in self.advice],
         }
@@ -71,81 +89,121 @@ def examine(
     lookup: Lookup = installed,
     requirements: Iterable[str] | None = None,
     ask: Ask = ask,
-    progress: Progress | None = None,
-) -> Report:
+    progress: Callable[[str], None] | None = None,
+) -> MachineReport:
     """Look at everything; with a bundle, at what it would run from. Raises nothing for what does not work.
 
     system, lookup, requirements, ask: where facts come from, this machine by default. progress(what is done).
     """
     system, say = system or System(), progress or (lambda what: None)
     jetson, driver = read_jetson(system), read_driver(system)
-    say("asking NVIDIA's driver")
-    gpus = ask("cuda")
-    engines = [*_onnxruntime(ask, say), *_tensorrt(ask, say)]
-    state = State(
-        gpus=tuple(Gpu(**gpu) for gpu in gpus.facts.get("devices", ())),
-        gpu_error=gpus.error,
-        cuda=gpus.facts.get("cuda"),
-        engines=tuple(engines),
-        runtimes=tuple(name for name in ONNX_RUNTIMES if lookup(name) is not None),
-    )
+    software = try_software(lookup, ask, say)
     facts = None
     if bundle is not None:
         say("looking at the bundle")
-        facts = _bundle(ask, bundle, state)
+        capability = software.gpus[0].compute_capability if software.gpus else ""
+        reply = ask("bundle", str(bundle.resolve()), capability)
+        facts = {"path": str(bundle), **reply.facts, "error": reply.error}
     missing = missing_by_extra(lookup, requirements)
-    return Report(
+    return MachineReport(
         versions=versions(lookup),
         processor=read_processor(system),
         memory=read_memory(system),
         jetson=jetson,
         driver=driver,
-        state=state,
+        software=software,
         bundle=facts,
-        advice=tuple(advise(state, jetson, driver, lookup, missing)),
+        advice=tuple(_advise(software, jetson, driver, lookup, missing)),
     )
 
 
-def _onnxruntime(ask: Ask, say: Progress) -> list[Engine]:
-    """Every execution provider that was compiled in, each tried."""
-    say("asking ONNX Runtime")
-    known = ask("providers")
-    if known.error is not None:
-        return [Engine("ONNX Runtime", _CPU, error=known.error)]
-    version = str(known.facts.get("version"))
-    engines = []
-    # The one that everything else falls back to comes first.
-    for name in sorted(known.facts.get("providers", ()), key=lambda name: name != _CPU):
-        say(f"trying ONNX Runtime's {name}")
-        answer = ask("provider", name)
-        engines.append(_tried(version, name, answer.facts, answer.error, answer.said))
-    if not any(engine.provider == _CPU for engine in engines):
-        engines.append(Engine("ONNX Runtime", _CPU, version, error="this build has no CPU provider"))
-    return engines
+# What to do.
+
+# What an extra of the package is for. Extras for developers are left out.
+_PURPOSES = {
+    "export": "exporting, quantizing and building bundles",
+    "validate": "comparing bundles with transformers",
+    "plot": "pictures (--plot)",
+    "serve": "the HTTP server",
+}
 
 
-def _tried(version: str, name: str, facts: dict[str, Any], error: str | None, said: str) -> Engine:
-    ran = tuple(facts.get("ran", ()))
-    if error is None and facts.get("right") is not True:
-        error = "a product of matrices came out wrong"
-    elif error is None and name not in ran:
-        where = f"ran on {', '.join(ran) or 'nothing'} instead"
-        error = f"{where}: {said}" if said else where
-        if name == "AzureExecutionProvider":
-            error = f"{where}, as it should: it is for calls to remote services only"
-    return Engine("ONNX Runtime", name, version, ran, error)
+def _advise(
+    software: Software,
+    jetson: Jetson | None,
+    driver: NvidiaDriver,
+    lookup: Lookup,
+    missing: Mapping[str, Sequence[str]],
+) -> Iterator[Advice]:
+    """What is wrong first, then what is missing for a GPU, then what is only not there."""
+    yield from _about_onnxruntime(software)
+    if jetson is not None or driver.cards or driver.version or software.gpus:
+        yield from _about_gpus(software, jetson, driver, lookup)
+    if jetson is not None:
+        for warning in jetson.warnings():
+            reason, _, _ = warning.partition(": ")
+            mode, _ = jetson.full_power_mode or (0, "")
+            fixing = "sudo jetson_clocks" if "jetson_clocks" in warning else f"sudo nvpmodel -m {mode}"
+            yield Advice("full speed", reason, (fixing,))
+    for extra, purpose in _PURPOSES.items():
+        packages = missing.get(extra, ())
+        if packages:
+            yield Advice(purpose, f"missing: {', '.join(packages)}", (f"pip install 'blt-edge[{extra}]'",))
 
 
-def _tensorrt(ask: Ask, say: Progress) -> list[Engine]:
-    engines = []
-    for target, title in _TENSORRTS.items():
-        say(f"trying {title}")
-        answer = ask("tensorrt", target)
-        engines.append(Engine(title, None, answer.facts.get("version"), (), answer.error))
-    return engines
+def _about_onnxruntime(software: Software) -> Iterator[Advice]:
+    purpose, runtimes, cpu = "running bundles", software.runtimes, software.cpu
+    if len(runtimes) > 1:
+        keep = next((name for name in runtimes if "gpu" in name), runtimes[0])
+        reason = (
+            f"{' and '.join(runtimes)} are both installed: they overwrite each other's files, and what was "
+            "installed last wins"
+        )
+        commands = (f"pip uninstall -y {' '.join(runtimes)}", f"pip install {keep}")
+        yield Advice(purpose, reason, commands, optional=cpu.works)
+    elif not cpu.works:
+        command = "pip install --force-reinstall onnxruntime" if runtimes else "pip install 'blt-edge[cpu]'"
+        yield Advice(purpose, cpu.error or "", (command,), optional=False)
 
 
-def _bundle(ask: Ask, bundle: Path, state: State) -> dict[str, Any]:
-    capability = state.gpus[0].compute_capability if state.gpus else ""
-    answer = ask("bundle", str(bundle.resolve()), capability)
-    return {"path": str(bundle), **answer.facts, "error": answer.error}
+def _about_gpus(
+    software: Software, jetson: Jetson | None, driver: NvidiaDriver, lookup: Lookup
+) -> Iterator[Advice]:
+    on_gpu = "running on the GPU"
+    if lookup("cuda-bindings") is None:
+        # They follow CUDA's number: JetPack 6 has CUDA 12, 7 has 13.
+        release = (jetson.l4t or "").split(".")[0] if jetson is not None else ""
+        wanted = "" if not release.isdecimal() else "12.6,<13" if int(release) < 38 else "13.0,<14"
+        command = f"pip install 'cuda-bindings>={wanted or '12.6'}'"
+        yield Advice(on_gpu, "the package cuda-bindings is missing", (command,))
+    elif not software.gpus:
+        error = software.gpu_error or "the driver shows no GPU"
+        if jetson is not None:
+            command = "sudo apt-get install --reinstall nvidia-l4t-cuda nvidia-l4t-core"
+            yield Advice(on_gpu, error, (command,))
+        elif driver.version is None:
+            reason = f"there is an NVIDIA card, but its driver is not loaded ({error})"
+            yield Advice(on_gpu, reason, ("sudo ubuntu-drivers install", "sudo reboot"))
+        else:
+            reason = f"driver {driver.version} is loaded, but gives programs no GPU ({error})"
+            yield Advice(on_gpu, reason, ("nvidia-smi", "sudo reboot"))
+    yield from _about_tensorrt(software, jetson)
+    cuda = software.engine("ONNX Runtime", "CUDAExecutionProvider")
+    if jetson is None and software.gpus and (cuda is None or not cuda.works):
+        reason = "this ONNX Runtime was built without CUDA" if cuda is None else cuda.error or ""
+        names = " ".join(software.runtimes) or "onnxruntime"
+        commands = (f"pip uninstall -y {names}", "pip install 'blt-edge[gpu]'")
+        yield Advice("ONNX Runtime on the GPU", reason, commands)
+
+
+def _about_tensorrt(software: Software, jetson: Jetson | None) -> Iterator[Advice]:
+    tensorrt, rtx = software.engine("TensorRT"), software.engine("TensorRT-RTX")
+    if tensorrt is None or tensorrt.works or (jetson is None and rtx is not None and rtx.works):
+        return
+    reason, _, _ = (tensorrt.error or "").partition(": on a Jetson")  # the error brings a remedy along
+    commands: tuple[str, ...] = ("pip install 'blt-edge[tensorrt-rtx]'",)
+    if jetson is not None:
+        made = "when it was made with --system-site-packages"
+        reason += f"; a virtual environment sees JetPack's TensorRT only {made}"
+        commands = ("sudo apt-get install python3-libnvinfer", "bash tools/jetson/install.sh")
+    yield Advice("TensorRT engines", reason, commands)

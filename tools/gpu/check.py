@@ -25,7 +25,7 @@ from ...runtime.backends.tensorrt import TENSORRT_TARGETS
 from ...runtime.errors import BltError
 from ...runtime.names import DEVICES, PRECISIONS
 from ..cli.documents import write_json
-from ..doctor.packages import versions
+from ..doctor.software import versions
 from ..profile.statistics import machine
 
 __all__ = ["DEVICES_CHECKED", "check", "main"]

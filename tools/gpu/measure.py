@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...export.quality import Tally, lead_length
-from ...export.tolerances import TOLERANCES, Tolerances, least_precise
+from ...export.quality import TOLERANCES, Tally, Tolerances, lead_length, least_precise
 from ...runtime import BltError, BltModel, GenerationOptions
 from ...runtime.vocabulary import encode
 

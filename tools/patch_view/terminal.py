@@ -1,9 +1,9 @@
 """A cut text for terminals, where patches are told apart by colour, and for pipes, where marks do it.
 
-On a terminal with colours every piece has a background: its hue changes where a patch starts, and it is the
-stronger the higher the entropy of the piece's most uncertain byte. Text and background are both set, so it
-does not matter whether the terminal is dark or light. Where a patch starts inside a piece, the piece is
-underlined. Without colours a mark stands before each patch, and behind a piece another mark for each patch
+On a terminal with colours every cluster has a background: its hue changes where a patch starts, and it is the
+stronger the higher the entropy of the cluster's most uncertain byte. Text and background are both set, so it
+does not matter whether the terminal is dark or light. Where a patch starts inside a cluster, the cluster is
+underlined. Without colours a mark stands before each patch, and behind a cluster another mark for each patch
 that starts inside it.
 """
 
@@ -13,27 +13,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .pieces import Piece, rows
-from .tables import Summary, counted, histogram_rows
-from .view import PatchView, rule_words
+from .clusters import break_rows
+from .view import PatchView, Summary, histogram_rows, rule_words
 
 if TYPE_CHECKING:
     from rich.text import Text
-
-__all__ = [
-    "Marks",
-    "choose_marks",
-    "coloured_legend",
-    "coloured_lines",
-    "figures",
-    "histogram",
-    "marked_lines",
-]
 
 _HUES = (((222, 235, 250), (88, 160, 240)), ((253, 236, 214), (244, 146, 40)))
 """Backgrounds of even and odd patches, at no entropy and at the highest; black text is legible on all."""
 
 _BLOCKS = " ▏▎▍▌▋▊▉█"
+
+
+# 1. With marks.
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,7 @@ class Marks:
     start: str = "|"
     """Before a patch."""
     inner: str = "¦"
-    """Behind a piece, for each patch that starts inside it."""
+    """Behind a cluster, for each patch that starts inside it."""
 
 
 def choose_marks(data: bytes, encoding: str = "utf-8") -> Marks:
@@ -57,31 +49,24 @@ def choose_marks(data: bytes, encoding: str = "utf-8") -> Marks:
     return Marks(first("|│‖◆^"), first("¦┆⁞◇'"))
 
 
-# 1. With marks.
-
-
 def marked_lines(
     view: PatchView, marks: Marks, width: int | None = None, encoding: str = "utf-8"
 ) -> list[str]:
     """The text with marks at patch starts. A line ends behind each newline, and before it is wider than
-    `width` columns (None: nowhere else). A piece that the encoding lacks is written as escapes of its bytes.
+    `width` columns (None: nowhere else). Of a cluster that the encoding lacks its bytes are escaped.
     """
-    shown = [_marked(view, piece, marks, encoding) for piece in view.pieces]
-    if width is None:
-        ranges = rows([0] * len(shown), [False] * len(shown), _newlines(view), 1)
-    else:
-        ranges = _rows(view, shown, width)
-    return ["".join(shown[index] for index in row) for row in ranges]
-
-
-def _marked(view: PatchView, piece: Piece, marks: Marks, encoding: str) -> str:
-    if _encodable(piece.shown, encoding):
-        start = marks.start if view.starts_with(piece) else ""
-        return start + piece.shown + marks.inner * view.inner_starts(piece)
-    return "".join(
-        (marks.start if position in view.start_set else "") + f"\\x{view.data[position]:02x}"
-        for position in range(piece.start, piece.end)
-    )
+    shown = []
+    for cluster in view.clusters:
+        if _encodable(cluster.shown, encoding):
+            start = marks.start if view.starts_with(cluster) else ""
+            shown.append(start + cluster.shown + marks.inner * view.inner_starts(cluster))
+        else:
+            escapes = (
+                (marks.start if position in view.start_set else "") + f"\\x{view.data[position]:02x}"
+                for position in range(cluster.start, cluster.end)
+            )
+            shown.append("".join(escapes))
+    return ["".join(shown[index] for index in row) for row in _rows(view, shown, width)]
 
 
 def _encodable(text: str, encoding: str) -> bool:
@@ -92,6 +77,16 @@ def _encodable(text: str, encoding: str) -> bool:
     return True
 
 
+def _rows(view: PatchView, shown: list[str], width: int | None) -> list[range]:
+    """Lines of clusters shown so; width None: they end behind newlines only."""
+    from rich.cells import cell_len
+
+    starts = [view.starts_with(cluster) for cluster in view.clusters]
+    newlines = [cluster.text == "\n" for cluster in view.clusters]
+    widths = [0] * len(shown) if width is None else [cell_len(text) for text in shown]
+    return break_rows(widths, starts, newlines, max(width or 0, 8))
+
+
 # 2. With colours.
 
 
@@ -99,23 +94,20 @@ def coloured_lines(view: PatchView, width: int) -> Iterator[Text]:
     """The text as lines of at most `width` columns, for a terminal of 256 colours or more."""
     from rich.text import Text
 
-    for row in _rows(view, [piece.shown for piece in view.pieces], width):
+    for row in _rows(view, [cluster.shown for cluster in view.clusters], width):
         line = Text(no_wrap=True, end="")
         for index in row:
-            piece = view.pieces[index]
-            line.append(piece.shown, _style(view, piece, view.visible_patches[index]))
+            cluster = view.clusters[index]
+            entropy = view.entropy(cluster)
+            share = 0.35 if entropy is None else view.share(entropy)
+            weight = "italic " if cluster.escaped else ""
+            weight += "underline " if view.inner_starts(cluster) else ""
+            background = _background(view.visible_patches[index], share)
+            line.append(cluster.shown, f"{weight}rgb(0,0,0) on {background}")
         yield line
 
 
-def _style(view: PatchView, piece: Piece, number: int) -> str:
-    entropy = view.entropy(piece)
-    background = _background(number, 0.35 if entropy is None else entropy / view.top)
-    weight = ("italic " if piece.escaped else "") + ("underline " if view.inner_starts(piece) else "")
-    return f"{weight}rgb(0,0,0) on {background}"
-
-
 def _background(number: int, share: float) -> str:
-    share = min(max(share, 0.0), 1.0) if share == share else 0.0
     pale, strong = _HUES[number % 2]
     return "rgb({},{},{})".format(*(round(a + (b - a) * share) for a, b in zip(pale, strong, strict=True)))
 
@@ -131,7 +123,7 @@ def coloured_legend(view: PatchView) -> Text:
             for step in range(6):
                 legend.append(" ", f"on {_background(number, step / 5)}")
         legend.append(f" {view.top:.3g} nats")
-    if any(map(view.inner_starts, view.pieces)):
+    if view.has_inner_starts:
         legend.append("; ")
         legend.append("underlined", "underline")
         legend.append(": a patch starts inside the character")
@@ -144,7 +136,7 @@ def coloured_legend(view: PatchView) -> Text:
 def figures(view: PatchView, summary: Summary) -> list[str]:
     """Lines that say what was counted."""
     lines = [
-        f"{counted(summary)}: mean {summary.mean_length:.2f} bytes, median {summary.median_length:g}, "
+        f"{summary}: mean {summary.mean_length:.2f} bytes, median {summary.median_length:g}, "
         f"longest {summary.longest}",
         f"a patch starts {rule_words(view.rule)}",
     ]
@@ -175,14 +167,3 @@ def _bar(length: float, encoding: str) -> str:
         return "#" * max(round(length), int(length > 0))
     eighths = max(round(8 * length), int(length > 0))
     return "█" * (eighths // 8) + _BLOCKS[eighths % 8].strip()
-
-
-def _rows(view: PatchView, shown: list[str], width: int) -> list[range]:
-    from rich.cells import cell_len
-
-    starts = [view.starts_with(piece) for piece in view.pieces]
-    return rows([cell_len(text) for text in shown], starts, _newlines(view), max(width, 8))
-
-
-def _newlines(view: PatchView) -> list[bool]:
-    return [piece.text == "\n" for piece in view.pieces]

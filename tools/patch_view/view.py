@@ -7,22 +7,25 @@ is the patcher's uncertainty before it has seen that byte, in nats: it decides w
 
 from __future__ import annotations
 
+import csv
+import io
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from statistics import mean, median
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...runtime.patching import PatchBoundaries, PatchingRule
 from ...runtime.vocabulary import encode
-from .pieces import Piece, pieces
+from .clusters import Cluster, characters, clusters, escape
 
 if TYPE_CHECKING:
     from ...runtime import BltModel
-
-__all__ = ["Floats", "PatchView", "cut", "fixed_starts", "look", "rule_words"]
 
 Floats = NDArray[np.float32]
 
@@ -46,9 +49,9 @@ class PatchView:
     """Whether a byte behind the text would start a patch; if not, the last patch is still open."""
 
     @cached_property
-    def pieces(self) -> list[Piece]:
+    def clusters(self) -> list[Cluster]:
         """What the text is shown as."""
-        return pieces(self.data)
+        return clusters(self.data)
 
     @cached_property
     def start_set(self) -> frozenset[int]:
@@ -68,31 +71,53 @@ class PatchView:
 
     @cached_property
     def visible_patches(self) -> list[int]:
-        """Of each piece a number that differs from its neighbour's where their first bytes' patches do.
+        """Of each cluster a number that differs from its neighbour's where their first bytes' patches do.
 
-        A patch that lies inside one piece takes no number, so even and odd ones alternate as pieces do.
+        A patch that lies inside one cluster takes no number, so even and odd ones alternate as clusters do.
         """
         numbers: list[int] = []
         number, last = -1, 0
-        for piece in self.pieces:
-            number += self.patches[piece.start] != last
-            last = self.patches[piece.start]
+        for cluster in self.clusters:
+            number += self.patches[cluster.start] != last
+            last = self.patches[cluster.start]
             numbers.append(number)
         return numbers
+
+    def starts_with(self, cluster: Cluster) -> bool:
+        """Whether a patch starts with a cluster's first byte."""
+        return cluster.start in self.start_set
+
+    def inner_starts(self, cluster: Cluster) -> int:
+        """How many patches start inside a cluster, behind its first byte."""
+        return bisect_right(self.starts, cluster.end - 1) - bisect_right(self.starts, cluster.start)
+
+    @cached_property
+    def has_inner_starts(self) -> bool:
+        """Whether a patch starts inside any cluster."""
+        return any(map(self.inner_starts, self.clusters))
 
     @cached_property
     def top(self) -> float:
         """Where scales of entropy end: at least 1 nat, and no entropy or threshold of the text is over it."""
         if self.entropies is None:
             return 1.0
-        seen = self.entropies[np.isfinite(self.entropies)]
-        line = self.level or 0.0
-        return max(1.0, line, float(seen.max())) if len(seen) else max(1.0, line)
+        finite = self.entropies[np.isfinite(self.entropies)]
+        return max(1.0, self.level or 0.0, float(finite.max(initial=0.0)))
 
     @property
     def level(self) -> float | None:
         """The entropy over which a patch may start; None when the rule has no such level."""
         return self.rule.threshold if self.rule.needs_entropy and not self.rule.monotonic else None
+
+    def entropy(self, cluster: Cluster) -> float | None:
+        """The highest entropy of a cluster's bytes; None without a patcher."""
+        if self.entropies is None:
+            return None
+        return float(self.entropies[cluster.start : cluster.end].max())
+
+    def share(self, entropy: float) -> float:
+        """An entropy's place on the scale from 0 to `top`, 0 to 1; 0 for NaN."""
+        return min(max(entropy / self.top, 0.0), 1.0) if entropy == entropy else 0.0
 
     @cached_property
     def rises(self) -> Floats | None:
@@ -114,20 +139,6 @@ class PatchView:
         over: NDArray[np.bool_] = seen[fixed_starts(self.rule) :] > np.float32(self.rule.threshold)
         return over
 
-    def inner_starts(self, piece: Piece) -> int:
-        """How many patches start inside a piece, behind its first byte."""
-        return bisect_right(self.starts, piece.end - 1) - bisect_right(self.starts, piece.start)
-
-    def starts_with(self, piece: Piece) -> bool:
-        """Whether a patch starts with a piece's first byte."""
-        return piece.start in self.start_set
-
-    def entropy(self, piece: Piece) -> float | None:
-        """The highest entropy of a piece's bytes; None without a patcher."""
-        if self.entropies is None:
-            return None
-        return float(self.entropies[piece.start : piece.end].max())
-
 
 def look(model: BltModel, data: bytes, rule: PatchingRule) -> PatchView:
     """Read `data` with the model's patcher, and with no other stage, and cut it by `rule`.
@@ -148,13 +159,12 @@ def cut(data: bytes, rule: PatchingRule, entropies: Floats | None) -> PatchView:
     starts = _starts(data, rule, entropies)
     unlimited = replace(rule, max_patch_length=None)
     by_rule = set(starts if unlimited == rule else _starts(data, unlimited, entropies))
-    reasons = [
-        "first" if start < fixed_starts(rule) else rule.mode if start in by_rule else "max_patch_length"
-        for start in starts
-        if start < len(data)
-    ]
     within = tuple(start for start in starts if start < len(data))
-    return PatchView(data, rule, entropies, within, tuple(reasons), starts[-1] == len(data))
+    reasons = tuple(
+        "first" if start < fixed_starts(rule) else rule.mode if start in by_rule else "max_patch_length"
+        for start in within
+    )
+    return PatchView(data, rule, entropies, within, reasons, starts[-1] == len(data))
 
 
 def _starts(data: bytes, rule: PatchingRule, entropies: Floats | None) -> list[int]:
@@ -171,19 +181,157 @@ def fixed_starts(rule: PatchingRule) -> int:
 
 def rule_words(rule: PatchingRule) -> str:
     """The rule as the end of a sentence: "a patch starts ..."."""
-    if rule.mode == "entropy":
-        threshold, add = f"{rule.threshold or 0.0:.4g}", rule.threshold_add
-        words = f"where entropy is over {threshold} nats"
-        if rule.monotonic:
-            words = f"where entropy rises by more than {threshold} nats"
-        elif add is not None:
-            words += f" and rises by more than {add:.4g}"
-    else:
-        words = {
-            "space": "behind the first of some spaces or signs",
-            "static": f"every {rule.patch_size} bytes",
-            "byte": "with every byte",
-        }[rule.mode]
+    threshold, add = f"{rule.threshold or 0.0:.4g}", rule.threshold_add
+    words = {
+        "entropy": f"where entropy is over {threshold} nats",
+        "space": "behind the first of some spaces or signs",
+        "static": f"every {rule.patch_size} bytes",
+        "byte": "with every byte",
+    }[rule.mode]
+    if rule.mode == "entropy" and rule.monotonic:
+        words = f"where entropy rises by more than {threshold} nats"
+    elif rule.mode == "entropy" and add is not None:
+        words += f" and rises by more than {add:.4g}"
     if rule.max_patch_length is not None:
         words += f", and after {rule.max_patch_length} bytes at the latest"
     return words
+
+
+# 1. Figures.
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is counted in a text; BOS and the patch it is alone in are left out."""
+
+    bytes: int
+    characters: int
+    """Bytes that are no UTF-8 are not among them."""
+    invalid_bytes: int
+    """Bytes that are no UTF-8."""
+    patches: int
+    """The last one included, though it may not be complete."""
+    mean_length: float
+    """Bytes of a patch."""
+    median_length: float
+    longest: int
+    """Bytes of the longest patch."""
+    lengths: dict[int, int]
+    """Patches by their length in bytes, rising."""
+    mean_entropy: float | None
+    """Nats a byte; None without a patcher."""
+    over_threshold: float | None
+    """Of the bytes that the threshold decides about, the share whose entropy (monotonic rules: its rise) is
+    over it; None when it decides about none."""
+
+    def __str__(self) -> str:
+        """What there is how many of: "79 bytes, 75 characters, 22 patches"."""
+        counts = [(self.bytes, "byte"), (self.characters, "character"), (self.invalid_bytes, "invalid byte")]
+        parts = [f"{number:,} {what}{'s' * (number != 1)}" for number, what in counts]
+        patches = f"{self.patches:,} patch{'es' * (self.patches != 1)}"
+        return ", ".join([*(parts if self.invalid_bytes else parts[:2]), patches])
+
+
+def summarize(view: PatchView) -> Summary:
+    """Count."""
+    seen = [character.text for character in characters(view.data)]
+    over = view.over_threshold
+    return Summary(
+        bytes=len(view.data),
+        characters=sum(text is not None for text in seen),
+        invalid_bytes=seen.count(None),
+        patches=len(view.lengths),
+        mean_length=mean(view.lengths),
+        median_length=float(median(view.lengths)),
+        longest=max(view.lengths),
+        lengths=dict(sorted(Counter(view.lengths).items())),
+        mean_entropy=None if view.entropies is None else float(np.mean(view.entropies[:-1])),
+        over_threshold=float(over.mean()) if over is not None and len(over) else None,
+    )
+
+
+def histogram_rows(summary: Summary) -> list[tuple[str, int]]:
+    """Lengths and how many patches have them: 1 to 8 one by one, longer ones in doubling ranges.
+
+    Ends with the range of the longest patch; ranges before it may be empty.
+    """
+    ranges = [(length, length) for length in range(1, min(8, summary.longest) + 1)]
+    while ranges[-1][1] < summary.longest:
+        low = ranges[-1][1] + 1
+        ranges.append((low, 2 * (low - 1)))
+    return [
+        (
+            str(low) if low == high else f"{low}-{high}",
+            sum(count for length, count in summary.lengths.items() if low <= length <= high),
+        )
+        for low, high in ranges
+    ]
+
+
+# 2. Tables for programs: one row a byte.
+
+COLUMNS = (
+    "position",
+    "byte",
+    "character",
+    "character_position",
+    "entropy",
+    "patch",
+    "starts_patch",
+    "reason",
+)
+"""Of a row: position of the byte in the text, from 0; the byte; the character it belongs to (None: it is no
+UTF-8) and the position of that character's first byte; entropy in nats before the byte (None: no patcher);
+number of its patch, from 1 (the runtime's number 0 is that of BOS, which is left out); whether a patch starts
+with it, and why (see `PatchView.reasons`), else None."""
+
+
+def byte_rows(view: PatchView) -> Iterator[dict[str, Any]]:
+    """A row for each byte, keys as in `COLUMNS`."""
+    reasons = dict(zip(view.starts, view.reasons, strict=True))
+    for character in characters(view.data):
+        for position in range(character.start, character.end):
+            values = (
+                position,
+                view.data[position],
+                character.text,
+                character.start,
+                _entropy(view, position),
+                view.patches[position],
+                position in reasons,
+                reasons.get(position),
+            )
+            yield dict(zip(COLUMNS, values, strict=True))
+
+
+def csv_text(view: PatchView) -> str:
+    r"""The rows with a header, each on one line. None is an empty cell; a character that can't be seen is
+    written as \n, \x00, \u00a0 or \U000e0001 (a backslash itself is one backslash)."""
+    out = io.StringIO()
+    table = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    table.writeheader()
+    for row in byte_rows(view):
+        text = row["character"]
+        if text is not None and text != " " and not text.isprintable():
+            row["character"] = escape(text)
+        row["starts_patch"] = int(row["starts_patch"])
+        table.writerow(row)
+    return out.getvalue()
+
+
+def patch_document(view: PatchView) -> dict[str, Any]:
+    """Everything: the text, the rule, the figures, a row for each byte, and what comes behind the text."""
+    return {
+        "text": view.data.decode("utf-8", "replace"),
+        "conventions": "positions count the text's bytes from 0; BOS, a patch of its own, is left out, and "
+        "patches count from 1; entropy is in nats, before the byte is known",
+        "rule": asdict(view.rule),
+        "summary": asdict(summarize(view)),
+        "next": {"entropy": _entropy(view, len(view.data)), "starts_patch": view.next_starts},
+        "bytes": list(byte_rows(view)),
+    }
+
+
+def _entropy(view: PatchView, position: int) -> float | None:
+    """Without the digits that float32 does not have."""
+    return None if view.entropies is None else float(str(view.entropies[position]))

@@ -1,4 +1,4 @@
-"""Profiling a bundle: every combination of what was asked for, one after the other, on this machine.
+"""Profiling a bundle: every combination of what was asked for, and reasons to read its figures with care.
 
 Loads once for each number of threads, since an engine's threads are fixed then. Memory bandwidth is measured
 last: its buffer must not count as the model's memory.
@@ -10,22 +10,20 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ...runtime.errors import BltError, OptionError
+from ...runtime.fields import checked_int
 from ...runtime.host import OtherLoad, PrivatePeak, describe_machine, peak_resident, reset_peak_resident
 from ...runtime.manifest import Manifest, load_manifest
-from ..doctor.jetson import Jetson, read_jetson
-from ..doctor.machine import System
-from .bandwidth import Bandwidth, measure_bandwidth, measure_device_bandwidth
-from .cost import CostCard, cost_card
-from .recorder import ByteLatency, Round, record_round
-from .statistics import Figures, figures
+from ..doctor.machine import Jetson, System, read_jetson
+from .ceiling import available_cores, measure_bandwidth, measure_device_bandwidth
+from .recorder import Recording, record
+from .statistics import Case, Run, Spread, summarize
 
 if TYPE_CHECKING:
     from ...runtime import BltModel, GenerationOptions
-
-__all__ = ["Case", "Profile", "ProfileError", "ProfileOptions", "profile"]
 
 _MOST = 1_000_000_000
 
@@ -59,81 +57,22 @@ class ProfileOptions:
 
     def __post_init__(self) -> None:
         """Raises OptionError for a value out of range."""
-        single = {"new_bytes": 2, "warmup": 0, "repeat": 1}
-        for name, least in single.items():
-            _check_whole(name, getattr(self, name), least)
+        for name, least in {"new_bytes": 2, "warmup": 0, "repeat": 1}.items():
+            checked_int(name, getattr(self, name), least, _MOST)
         for name in ("threads", "prompt_bytes", "drafts"):
             if not getattr(self, name):
                 raise OptionError(f"{name}: got nothing; give at least one value")
-        for value in self.prompt_bytes:
-            _check_whole("prompt_bytes", value, 1)
+        for size in self.prompt_bytes:
+            checked_int("prompt_bytes", size, 1, _MOST)
         for threads in self.threads:
             if threads is not None:
-                _check_whole("threads", threads, 1, 1024)
+                checked_int("threads", threads, 1, 1024)
 
     def generation(self, draft: str) -> GenerationOptions:
         """The generation of a case. Raises OptionError for a draft or a draft length that there is not."""
         from ...runtime import GenerationOptions
 
         return GenerationOptions(max_new_bytes=self.new_bytes, draft=draft, draft_length=self.draft_length)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One combination, measured."""
-
-    threads: int | None
-    """Threads as asked for."""
-    draft: str
-    """Where guesses came from."""
-    figures: Figures
-    """What the rounds were like."""
-    cost: CostCard
-    """What a byte read, and the ceiling."""
-    bandwidth: Bandwidth
-    """Of as many threads."""
-    load_seconds: float
-    """Time to load the bundle."""
-    first_run: float | None
-    """Time of the very first generation after loading, over the median of the rounds; None in later cases."""
-    other_load: float | None
-    """Processors that were busy with other things; None where unknown."""
-    peak_resident: int | None
-    """Most resident memory since loading, mapped files included, in bytes."""
-    peak_private: int | None
-    """Most memory of it that belongs to no file."""
-    byte_latencies: tuple[ByteLatency, ...]
-    """Of single bytes, of all rounds."""
-    last_round: Round
-    """The last round, for a trace."""
-
-    @property
-    def name(self) -> str:
-        """What tells it from the others."""
-        threads = "threads not limited" if self.threads is None else f"{self.threads} threads"
-        threads = "1 thread" if self.threads == 1 else threads
-        return f"{threads}, {self.figures.prompt_bytes} prompt bytes, draft {self.draft}"
-
-    @property
-    def ceiling_reached(self) -> float:
-        """Share of the ceiling that decoding reached."""
-        return self.figures.decode.median / self.cost.ceiling
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {
-            "threads": self.threads,
-            "draft": self.draft,
-            **self.figures.to_dict(),
-            "cost": self.cost.to_dict(),
-            "bandwidth": self.bandwidth.to_dict(),
-            "ceiling_reached": self.ceiling_reached,
-            "load_seconds": self.load_seconds,
-            "first_run": self.first_run,
-            "other_load_cores": self.other_load,
-            "peak_resident_bytes": self.peak_resident,
-            "peak_private_bytes": self.peak_private,
-        }
 
 
 @dataclass(frozen=True)
@@ -189,35 +128,29 @@ def profile(
     say = progress or (lambda what: None)
     manifest = load_manifest(bundle)
     _check(manifest, text, options)
-    measured: list[_Measured] = []
-    engine, chunk, reset, on_cpu = "", 0, True, True
-    for index, threads in enumerate(options.threads):
-        reset = reset_peak_resident() and reset if index else reset
-        setting = _Setting(Path(bundle), threads, options, text, say)
-        measured += setting.measure()
-        engine, chunk, on_cpu = setting.engine, setting.prefill_chunk, setting.on_cpu
+    settings: list[_Setting] = []
+    reset = True
+    for threads in options.threads:
+        if settings:
+            reset = reset_peak_resident() and reset
+        settings.append(_measure(Path(bundle), threads, options, text, say))
     say("measuring memory bandwidth")
-    bandwidths = {
-        threads: measure_bandwidth(threads) if on_cpu else measure_device_bandwidth()
-        for threads in options.threads
-    }
+    cases: list[Case] = []
+    for threads, setting in zip(options.threads, settings, strict=True):
+        bandwidth = measure_bandwidth(threads) if setting.on_cpu else measure_device_bandwidth()
+        cases += [summarize(run, manifest, bandwidth) for run in setting.runs]
     return Profile(
         path=str(bundle),
         manifest=manifest,
-        engine=engine,
-        prefill_chunk=chunk,
+        engine=settings[-1].engine,
+        prefill_chunk=settings[-1].prefill_chunk,
         options=options,
         text_bytes=len(text),
         machine=describe_machine(),
         jetson=read_jetson(System()),
         peaks_reset=reset,
-        cases=tuple(one.case(manifest, bandwidths[one.threads]) for one in measured),
+        cases=tuple(cases),
     )
-
-
-def _check_whole(name: str, value: object, least: int, most: int = _MOST) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise OptionError(f"{name}: got {value!r}, a whole number from {least} to {most} is needed")
 
 
 def _check(manifest: Manifest, text: bytes, options: ProfileOptions) -> None:
@@ -226,140 +159,170 @@ def _check(manifest: Manifest, text: bytes, options: ProfileOptions) -> None:
     for draft in options.drafts:
         options.generation(draft)
     room = manifest.model.max_positions - 1 - options.new_bytes
-    for value in options.prompt_bytes:
-        if value > room:
+    for size in options.prompt_bytes:
+        if size > room:
             raise OptionError(
-                f"prompt_bytes: got {value}, with {options.new_bytes} new bytes this model has positions for "
+                f"prompt_bytes: got {size}, with {options.new_bytes} new bytes this model has positions for "
                 f"{max(0, room)}; give less of one of them"
             )
 
 
-# One number of threads.
+# 1. One number of threads.
 
 
-@dataclass(frozen=True)
-class _Measured:
-    # A case without its bandwidth, which is measured when all models are gone.
-    threads: int | None
-    draft: str
-    figures: Figures
-    rounds: list[Round]
-    load_seconds: float
-    first_run: float | None
-    other_load: float | None
-    peak_resident: int | None
-    peak_private: int | None
-
-    def case(self, manifest: Manifest, bandwidth: Bandwidth) -> Case:
-        figures = self.figures
-        cost = cost_card(
-            manifest,
-            positions=figures.positions,
-            bytes_per_patch=figures.bytes_per_patch,
-            calls_per_byte={name: stage.calls_per_byte for name, stage in figures.stages.items()},
-            state_bytes=figures.state_bytes,
-            bandwidth=bandwidth.bytes_per_second,
-        )
-        return Case(
-            threads=self.threads,
-            draft=self.draft,
-            figures=figures,
-            cost=cost,
-            bandwidth=bandwidth,
-            load_seconds=self.load_seconds,
-            first_run=self.first_run,
-            other_load=self.other_load,
-            peak_resident=self.peak_resident,
-            peak_private=self.peak_private,
-            byte_latencies=tuple(value for one in self.rounds for value in one.byte_latencies()),
-            last_round=self.rounds[-1],
-        )
+class _Setting(NamedTuple):
+    runs: list[Run]
+    engine: str
+    prefill_chunk: int
+    on_cpu: bool
 
 
-class _Setting:
-    """The bundle loaded with one number of threads, and its cases."""
+def _measure(
+    bundle: Path, threads: int | None, options: ProfileOptions, text: bytes, say: Progress
+) -> _Setting:
+    """Load the bundle, and run every case."""
+    from ...runtime import BltModel
 
-    def __init__(
-        self, bundle: Path, threads: int | None, options: ProfileOptions, text: bytes, say: Progress
-    ) -> None:
-        self._bundle, self._threads, self._options, self._text, self._say = (
-            bundle,
-            threads,
-            options,
-            text,
-            say,
-        )
-        self.engine, self.prefill_chunk, self.on_cpu = "", 0, True
-
-    def measure(self) -> list[_Measured]:
-        """Load, and measure every case."""
-        from ...runtime import BltModel
-
-        self._say("loading" if self._threads is None else f"loading, threads: {self._threads}")
-        with PrivatePeak() as private:
-            started = time.perf_counter()
-            model = BltModel.load(self._bundle, self._options.device, self._threads)
-            loaded = time.perf_counter() - started
-        self.engine, self.prefill_chunk = str(model.engine), model.limits.prefill_chunk
-        self.on_cpu = model.engine.device == "CPU"
-        self._private = private.bytes
-        pairs = [(size, draft) for size in self._options.prompt_bytes for draft in self._options.drafts]
-        return [
-            self._case(model, size, draft, loaded, first=index == 0)
-            for index, (size, draft) in enumerate(pairs)
-        ]
-
-    def _case(self, model: BltModel, size: int, draft: str, loaded: float, *, first: bool) -> _Measured:
-        options = self._options
-        prompt = (self._text * (size // len(self._text) + 1))[:size]
-        generation = options.generation(draft)
-        name = f"{size} prompt bytes, draft {draft}"
-        # 1. Warm-up; memory is watched here, since watching costs time.
-        with PrivatePeak() as private:
-            warmed = []
-            for number in range(options.warmup):
-                self._say(f"{name}: warm-up {number + 1} of {options.warmup}")
-                warmed.append(_round(model, prompt, generation))
-        # 2. What counts.
-        rounds = []
-        with OtherLoad() as other:
-            for number in range(options.repeat):
-                self._say(f"{name}: round {number + 1} of {options.repeat}")
-                rounds.append(_round(model, prompt, generation))
-        with PrivatePeak() as afterwards:
-            peak = peak_resident()
-        self._private = max(filter(None, (self._private, private.bytes, afterwards.bytes)), default=None)
-        return _Measured(
-            threads=self._threads,
-            draft=draft,
-            figures=figures(rounds, model.manifest.stages, drafting=draft != "none"),
-            rounds=rounds,
-            load_seconds=loaded,
-            first_run=_first_run([*warmed, *rounds]) if first else None,
-            other_load=other.cores,
-            peak_resident=peak,
-            peak_private=self._private,
-        )
+    say("loading" if threads is None else f"loading, threads: {threads}")
+    with PrivatePeak() as private:
+        started = time.perf_counter()
+        model = BltModel.load(bundle, options.device, threads)
+        loaded = time.perf_counter() - started
+    most_private = private.bytes
+    runs: list[Run] = []
+    for size in options.prompt_bytes:
+        prompt = (text * (size // len(text) + 1))[:size]
+        for draft in options.drafts:
+            generation = options.generation(draft)
+            name = f"{size} prompt bytes, draft {draft}"
+            # 1. Warm-up; memory is watched here, since watching costs time.
+            with PrivatePeak() as private:
+                warmed = _rounds(model, prompt, generation, options.warmup, f"{name}: warm-up", say)
+            # 2. What counts.
+            with OtherLoad() as other:
+                rounds = _rounds(model, prompt, generation, options.repeat, f"{name}: round", say)
+            with PrivatePeak() as afterwards:
+                peak = peak_resident()
+            most_private = max(filter(None, (most_private, private.bytes, afterwards.bytes)), default=None)
+            first_run = None if runs else _first_run([*warmed, *rounds])
+            runs.append(Run(threads, draft, loaded, first_run, other.cores, peak, most_private, rounds))
+    return _Setting(runs, str(model.engine), model.limits.prefill_chunk, model.engine.device == "CPU")
 
 
-def _round(model: BltModel, prompt: bytes, options: GenerationOptions) -> Round:
-    one = record_round(model, prompt, options)
-    if one.decode_steps < 1 or one.stats.new_bytes < 1:
-        raise ProfileError(
-            f"the model ended the text after {one.stats.new_bytes} bytes, too few to time; "
-            "take another --text or --prompt-bytes"
-        )
-    return one
+def _rounds(
+    model: BltModel, prompt: bytes, options: GenerationOptions, count: int, name: str, say: Progress
+) -> tuple[Recording, ...]:
+    rounds = []
+    for number in range(1, count + 1):
+        say(f"{name} {number} of {count}")
+        one = record(model, prompt, options)
+        if one.decode_steps < 1 or one.stats.new_bytes < 1:
+            raise ProfileError(
+                f"the model ended the text after {one.stats.new_bytes} bytes, too few to time; "
+                "take another --text or --prompt-bytes"
+            )
+        rounds.append(one)
+    return tuple(rounds)
 
 
-def _first_run(rounds: list[Round]) -> float | None:
+def _first_run(rounds: list[Recording]) -> float | None:
     """Time of the first round over the median of the others; None when there are no others."""
-    from statistics import median
-
-    seconds = list(_total_seconds(rounds))
+    seconds = [one.end - one.start for one in rounds]
     return seconds[0] / median(seconds[1:]) if len(seconds) > 1 else None
 
 
-def _total_seconds(rounds: list[Round]) -> Iterator[float]:
-    for one in rounds:
-        yield one.stats.prefill_seconds + one.stats.decode_seconds
+# 2. Warnings.
+
+_SPREAD = 0.10
+_FIRST_RUN = 1.5
+_OTHER_CORES = 0.2
+_FEW_BYTES = 32
+
+Warned = tuple[str, float, str]
+"""What it is about (the same in every case that has it), how bad it is among those, and the line."""
+
+
+def profile_warnings(profile: Profile) -> list[str]:
+    """One line for each kind of reason to doubt figures; of several cases that have it, the worst is told."""
+    lines = list(_about_all(profile))
+    found = [(warned, case) for case in profile.cases for warned in case_warnings(case, profile)]
+    for kind in dict.fromkeys(kind for (kind, _, _), _ in found):
+        same = [(weight, line, case) for (other, weight, line), case in found if other == kind]
+        _, line, case = max(same, key=lambda one: one[0])
+        others = f" (and {len(same) - 1} more like it)" if len(same) > 1 else ""
+        lines.append(f"{case.name}{others}: {line}" if len(profile.cases) > 1 else line)
+    return lines
+
+
+def _about_all(profile: Profile) -> Iterator[str]:
+    if profile.jetson is not None:
+        yield from profile.jetson.warnings()
+    cores = available_cores()
+    most = max((threads for threads in profile.options.threads if threads), default=0)
+    if most > cores:
+        yield f"{most} threads are more than the {cores} cores of this machine: they wait for each other"
+    longest = max(profile.options.prompt_bytes)
+    if longest > profile.text_bytes:
+        yield (
+            f"the text has {profile.text_bytes} bytes and is repeated to make prompts of {longest}: "
+            "repeated text makes longer patches and better guesses than real text"
+        )
+    widened = [name for name, spec in profile.manifest.stages.items() if spec.precision == "fp16"]
+    if widened:
+        yield (
+            f"{', '.join(widened)}: fp16 weights count as two bytes each, but a processor without float16 "
+            "products reads them as float32, twice as much, so the ceiling is out of its reach"
+        )
+    if not profile.peaks_reset and len(profile.options.threads) > 1:
+        yield "this kernel can't reset peak memory: later threads' figures include the earlier ones"
+    first = profile.cases[0]
+    cache, weights = first.bandwidth.cache_bytes, first.cost.weights
+    if cache and weights <= cache:
+        yield (
+            f"all weights ({weights / 1e6:.1f} MB) fit the processor's caches ({cache / 1e6:.0f} MB): the "
+            "ceiling, which is memory's, is not what limits this model"
+        )
+
+
+def case_warnings(case: Case, profile: Profile) -> Iterator[Warned]:
+    """What is special about one case."""
+    yield from _unstable("decode", case.decode.bytes_per_second)
+    yield from _unstable("prefill", case.prefill.bytes_per_second)
+    load, first_run = case.other_load_cores, case.first_run
+    if load is not None and load > _OTHER_CORES:
+        yield "load", load, f"other programs kept {load:.1f} cores busy; measure again on a quiet machine"
+    if first_run is not None and first_run > _FIRST_RUN:
+        counted = "" if profile.options.warmup else ", and counts here, without --warmup"
+        line = (
+            f"the first run took {first_run:.1f} times as long as later ones (weights read from disk, "
+            f"memory touched for the first time){counted}"
+        )
+        yield "first run", first_run, line
+    used, trained = 1 + case.prompt_bytes + case.new_bytes, profile.manifest.model.trained_context
+    if used > trained:
+        line = (
+            f"{used} positions are more than the {trained} the model was trained on: the speed is right, "
+            "the text may not be"
+        )
+        yield "context", used, line
+    made, asked = case.new_bytes, profile.options.new_bytes
+    if made < asked:
+        yield "ended", -made, f"the model ended the text after {made} of {asked} bytes"
+    if made < _FEW_BYTES:
+        yield "few", -made, f"{made} new bytes are few: patches and percentiles are left to chance"
+    # Where caches hold everything, the ceiling is known not to count.
+    if case.ceiling_reached > 1 and case.cost.weights > (case.bandwidth.cache_bytes or 0):
+        line = (
+            f"decoding was faster than the ceiling ({case.ceiling_reached:.0%}): part of the weights stayed "
+            "in the processor's caches, or memory was busy while its bandwidth was measured"
+        )
+        yield "ceiling", case.ceiling_reached, line
+
+
+def _unstable(name: str, speed: Spread) -> Iterator[Warned]:
+    if speed.relative > _SPREAD:
+        line = (
+            f"{name} differs by {speed.relative:.0%} between rounds ({speed.low:,.1f} to {speed.high:,.1f} "
+            "bytes/s); a quiet machine and more --repeat make it sure"
+        )
+        yield f"unstable {name}", speed.relative, line

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import BltError
-from .measure import Case, Profile
-from .statistics import OTHER
-
-__all__ = ["draw_profile"]
+from .measure import Profile
+from .statistics import OTHER, Case, Spread
 
 _COLOURS = {
     "patcher": "#4c78a8",
@@ -51,12 +49,13 @@ def draw_profile(profile: Profile, path: Path, kind: str) -> None:
 
 def _draw_latencies(panel: Any, case: Case) -> None:
     """How many bytes took how long; the longest percent is cut off and said in the title."""
-    latency = case.figures.byte_latency.scaled(1000)
+    latency = case.decode.milliseconds_per_byte
     parts: dict[str, bool | None] = {"inside a patch": False, "ending a patch": True}
-    if case.figures.inside_patch is None or case.figures.ending_patch is None:
+    if case.decode.inside_patch is None or case.decode.ending_patch is None:
         parts = {"every byte": None}
+    every = [one for recording in case.rounds for one in recording.byte_latencies()]
     values = [
-        [1000 * value.seconds for value in case.byte_latencies if latent is None or value.latent == latent]
+        [1000 * one.seconds for one in every if latent is None or one.latent == latent]
         for latent in parts.values()
     ]
     colours = [_COLOURS["latent" if latent else "patcher"] for latent in parts.values()]
@@ -65,98 +64,88 @@ def _draw_latencies(panel: Any, case: Case) -> None:
     for name, colour in _MARKS.items():
         value = getattr(latency, name)
         panel.axvline(value, color=colour, linewidth=1.2, label=f"{name} {value:.3g} ms")
-    panel.axvline(
-        latency.mean, color="#e45756", linestyle="--", linewidth=1.2, label=f"mean {latency.mean:.3g} ms"
-    )
-    panel.set_title(
-        f"latency of {latency.count:,} bytes, up to p99 (the longest took {latency.max:.3g} ms)", fontsize=10
-    )
-    panel.set_xlabel("ms a byte")
-    panel.set_ylabel("bytes")
-    panel.legend(fontsize=8)
-    panel.grid(alpha=0.3)
+    mean = {"linestyle": "--", "linewidth": 1.2, "label": f"mean {latency.mean:.3g} ms"}
+    panel.axvline(latency.mean, color="#e45756", **mean)
+    longest = f"the longest took {latency.max:.3g} ms"
+    _dress(panel, f"latency of {latency.count:,} bytes, up to p99 ({longest})", "ms a byte", "bytes")
 
 
 def _draw_speed_over_context(panel: Any, profile: Profile) -> None:
-    for number, ((threads, draft), cases) in enumerate(_lines(profile).items()):
+    """A line for all cases that differ by context only."""
+    lines: dict[str, list[Case]] = {}
+    for case in sorted(profile.cases, key=lambda case: case.cost.positions):
+        lines.setdefault(_short(case), []).append(case)
+    for number, (name, cases) in enumerate(lines.items()):
         colour = f"C{number}"
         across = [case.cost.positions for case in cases]
-        speeds = [case.figures.decode for case in cases]
-        name = _short(threads, draft)
-        low = [speed.median - speed.low for speed in speeds]
-        high = [speed.high - speed.median for speed in speeds]
-        middle = [speed.median for speed in speeds]
-        panel.errorbar(across, middle, (low, high), marker="o", capsize=3, color=colour, label=name)
-        ceilings = [case.cost.ceiling for case in cases]
+        middle, errors = _error_bars([case.decode.bytes_per_second for case in cases])
+        panel.errorbar(across, middle, errors, marker="o", capsize=3, color=colour, label=name)
+        ceilings = [case.cost.ceiling_bytes_per_second for case in cases]
         panel.plot(across, ceilings, linestyle=":", linewidth=1.2, color=colour)
     panel.set_ylim(bottom=0)
-    panel.set_title("decoding speed by context (dotted: ceiling by memory bandwidth)", fontsize=10)
-    panel.set_xlabel("positions read before the byte")
-    panel.set_ylabel("bytes/s")
-    panel.legend(fontsize=8)
-    panel.grid(alpha=0.3)
+    title = "decoding speed by context (dotted: ceiling by memory bandwidth)"
+    _dress(panel, title, "positions read before the byte", "bytes/s")
 
 
 def _draw_speeds(panel: Any, profile: Profile) -> None:
-    names = [_short(case.threads, case.draft) for case in profile.cases]
-    speeds = [case.figures.decode for case in profile.cases]
-    middle = [speed.median for speed in speeds]
-    low = [speed.median - speed.low for speed in speeds]
-    high = [speed.high - speed.median for speed in speeds]
-    panel.barh(names, middle, xerr=(low, high), color="#4c78a8", ecolor="#333333", capsize=3)
-    for place, case in enumerate(profile.cases):
-        mark = {"marker": "|", "markersize": 14, "markeredgewidth": 2, "color": "#e45756", "linestyle": ""}
-        panel.plot([case.cost.ceiling], [place], label="" if place else "ceiling by memory bandwidth", **mark)
+    names = [_short(case) for case in profile.cases]
+    middle, errors = _error_bars([case.decode.bytes_per_second for case in profile.cases])
+    panel.barh(names, middle, xerr=errors, color="#4c78a8", ecolor="#333333", capsize=3)
+    mark = {"marker": "|", "markersize": 14, "markeredgewidth": 2, "color": "#e45756", "linestyle": ""}
+    ceilings = [case.cost.ceiling_bytes_per_second for case in profile.cases]
+    panel.plot(ceilings, range(len(ceilings)), label="ceiling by memory bandwidth", **mark)
     panel.invert_yaxis()
     panel.set_title(f"decoding speed after {profile.options.prompt_bytes[0]} bytes", fontsize=10)
     panel.set_xlabel("bytes/s")
-    panel.figure.legend(
-        *panel.get_legend_handles_labels(), fontsize=8, loc="outside lower left", frameon=False
-    )
+    _legend_below(panel, "lower left")
     panel.grid(alpha=0.3, axis="x")
 
 
+def _error_bars(speeds: list[Spread]) -> tuple[list[float], tuple[list[float], list[float]]]:
+    """Medians, and how far they are from the lowest and the highest reading."""
+    low = [speed.median - speed.low for speed in speeds]
+    high = [speed.high - speed.median for speed in speeds]
+    return [speed.median for speed in speeds], (low, high)
+
+
 def _draw_shares(panel: Any, profile: Profile) -> None:
-    rows: list[tuple[str, dict[str, float]]] = []
-    if len(profile.cases) == 1:
-        figures = profile.cases[0].figures
-        rows = [("prefill", figures.prefill_shares), ("decode", figures.decode_shares)]
-    else:
-        rows = [(_label(profile, case), case.figures.decode_shares) for case in profile.cases]
-    names = [name for name, _ in rows]
+    rows: dict[str, dict[str, float]] = {}
+    single = len(profile.cases) == 1
+    for case in profile.cases:
+        several = f", {case.prompt_bytes} B" if len(profile.options.prompt_bytes) > 1 else ""
+        rows[_short(case) + several] = case.decode.shares
+    if single:
+        rows = {"prefill": profile.cases[0].prefill.shares, "decode": profile.cases[0].decode.shares}
     start = [0.0] * len(rows)
     for stage, colour in _COLOURS.items():
-        shares = [100 * share.get(stage, 0.0) for _, share in rows]
+        shares = [100 * share.get(stage, 0.0) for share in rows.values()]
         if not any(shares):
             continue
-        bars = panel.barh(names, shares, left=start, color=colour, label=stage, height=0.6)
+        bars = panel.barh(list(rows), shares, left=start, color=colour, label=stage, height=0.6)
         texts = [f"{share:.0f}" if share >= 4 else "" for share in shares]
         panel.bar_label(bars, texts, label_type="center", fontsize=8)
         start = [before + share for before, share in zip(start, shares, strict=True)]
     panel.set_xlim(0, 100)
-    panel.set_title("share of time by stage" + ("" if len(profile.cases) == 1 else ", decode"), fontsize=10)
+    panel.set_title("share of time by stage" + ("" if single else ", decode"), fontsize=10)
     panel.set_xlabel("percent")
     panel.set_ylim(len(rows) - 0.5, -0.5)
-    panel.figure.legend(
-        *panel.get_legend_handles_labels(), fontsize=8, ncols=5, loc="outside lower right", frameon=False
-    )
+    _legend_below(panel, "lower right", ncols=5)
 
 
-def _lines(profile: Profile) -> dict[tuple[int | None, str], list[Case]]:
-    """Cases that differ by context only, those of a line, by context."""
-    lines: dict[tuple[int | None, str], list[Case]] = {}
-    for case in sorted(profile.cases, key=lambda case: case.cost.positions):
-        lines.setdefault((case.threads, case.draft), []).append(case)
-    return lines
+def _dress(panel: Any, title: str, across: str, up: str) -> None:
+    panel.set_title(title, fontsize=10)
+    panel.set_xlabel(across)
+    panel.set_ylabel(up)
+    panel.legend(fontsize=8)
+    panel.grid(alpha=0.3)
 
 
-def _short(threads: int | None, draft: str) -> str:
+def _legend_below(panel: Any, where: str, **more: Any) -> None:
+    handles, labels = panel.get_legend_handles_labels()
+    panel.figure.legend(handles, labels, fontsize=8, loc=f"outside {where}", frameon=False, **more)
+
+
+def _short(case: Case) -> str:
+    threads = case.threads
     count = "default threads" if threads is None else f"{threads} thread{'s' * (threads != 1)}"
-    return count if draft == "none" else f"{count}, {draft}"
-
-
-def _label(profile: Profile, case: Case) -> str:
-    parts = [_short(case.threads, case.draft)]
-    if len(profile.options.prompt_bytes) > 1:
-        parts.append(f"{case.figures.prompt_bytes} B")
-    return ", ".join(parts)
+    return count if case.draft == "none" else f"{count}, {case.draft}"

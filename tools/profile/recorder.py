@@ -1,18 +1,19 @@
-"""One generation as it happened: when each stage ran, and when bytes came."""
+"""One generation as it happened: when each stage ran and when bytes came, and that as a timeline.
+
+A timeline is in Chrome's trace format, which chrome://tracing and Perfetto read.
+"""
 
 from __future__ import annotations
 
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ...runtime import BltModel, GenerationOptions, GenerationStats
-
-__all__ = ["Arrival", "ByteLatency", "Round", "StageEvent", "record_round"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,6 @@ class StageEvent:
     """One run of a stage's graph."""
 
     stage: str
-    """Its name."""
     start: float
     """`time.perf_counter` seconds."""
     seconds: float
@@ -52,7 +52,7 @@ class ByteLatency:
 
 
 @dataclass(frozen=True)
-class Round:
+class Recording:
     """A generation that ended. Moments are `time.perf_counter` seconds."""
 
     start: float
@@ -96,6 +96,14 @@ class Round:
         return event.start + event.seconds / 2 < self.prefilled
 
     @property
+    def prefill_chunks(self) -> list[tuple[int, float]]:
+        """Ids and seconds of each pass over the stages that the prompt took, in order."""
+        events = self.prefill_events
+        first = [event for event in events if event.stage == events[0].stage]
+        ends = [*(event.start for event in first[1:]), self.prefilled]
+        return [(event.rows, end - event.start) for event, end in zip(first, ends, strict=True)]
+
+    @property
     def decode_steps(self) -> int:
         """Bytes that were read after the prompt: all but the last, which nothing follows.
 
@@ -109,17 +117,11 @@ class Round:
         return max(self.end - self.first_byte, 1e-9)
 
     @property
-    def prefill_chunks(self) -> list[tuple[int, float]]:
-        """Ids and seconds of each pass over the stages that the prompt took, in order."""
-        events = self.prefill_events
-        first = [event for event in events if event.stage == events[0].stage]
-        ends = [*(event.start for event in first[1:]), self.prefilled]
-        return [(event.rows, end - event.start) for event, end in zip(first, ends, strict=True)]
-
-    @property
-    def prompt_patches(self) -> int:
-        """Patches of the prompt that had ended when it had been read, with the one that BOS is alone in."""
-        return sum(event.rows for event in self.prefill_events if event.stage == "latent")
+    def decode_patches(self) -> int:
+        """Patches that ended after the prompt had been read."""
+        prompt_patches = sum(event.rows for event in self.prefill_events if event.stage == "latent")
+        # The runtime counts patches that began, the last one is open; drafts may run a patch more than once.
+        return max(0, self.stats.text_patches - prompt_patches)
 
     def byte_latencies(self) -> Iterator[ByteLatency]:
         """One for each byte after the first.
@@ -153,30 +155,25 @@ class Round:
         return sum(arrival.count for arrival in self.arrivals[1:] if arrival.count > 1)
 
 
-@dataclass
-class _Recorder:
-    # What the model calls after each stage run. Appending is all it does: it is inside what is timed.
-    events: list[StageEvent] = field(default_factory=list)
-
-    def __call__(self, stage: str, start: float, seconds: float, rows: int) -> None:
-        self.events.append(StageEvent(stage, start, seconds, rows))
-
-
-def record_round(model: BltModel, prompt: bytes, options: GenerationOptions) -> Round:
+def record(model: BltModel, prompt: bytes, options: GenerationOptions) -> Recording:
     """Generate once and write down what happened. Raises what `BltModel.stream` does."""
-    recorder = _Recorder()
+    events: list[StageEvent] = []
     arrivals: list[Arrival] = []
-    model.observer = recorder
+
+    def observe(stage: str, start: float, seconds: float, rows: int) -> None:
+        events.append(StageEvent(stage, start, seconds, rows))  # no more: it is inside what is timed
+
+    model.observer = observe
     try:
         start = time.perf_counter()
         for chunk in model.stream(prompt, options):
             if chunk.data:
-                arrivals.append(Arrival(time.perf_counter(), len(chunk.data), len(recorder.events)))
+                arrivals.append(Arrival(time.perf_counter(), len(chunk.data), len(events)))
     finally:
         model.observer = None
     assert chunk.stats is not None
     assert chunk.finish_reason is not None
-    return Round(start, tuple(recorder.events), _merged(arrivals), chunk.stats, chunk.finish_reason)
+    return Recording(start, tuple(events), _merged(arrivals), chunk.stats, chunk.finish_reason)
 
 
 def _merged(arrivals: list[Arrival]) -> tuple[Arrival, ...]:
@@ -185,3 +182,56 @@ def _merged(arrivals: list[Arrival]) -> tuple[Arrival, ...]:
     return tuple(
         Arrival(group[-1].moment, sum(arrival.count for arrival in group), group[0].calls) for group in rounds
     )
+
+
+# As a timeline.
+
+_TRACKS = ("phases", "patcher", "encoder", "latent", "decoder", "host")
+# Shorter gaps are the clock's own time.
+_LEAST_GAP = 1e-6
+
+TraceEvent = dict[str, Any]
+
+
+def chrome_trace(recordings: Iterable[tuple[str, Recording]], about: dict[str, str]) -> dict[str, Any]:
+    """The document, ready for JSON: each named recording a process, each stage a track of it.
+
+    What is between stage runs is the host's. Times are in microseconds from the moment when the generation
+    was asked for. about: what else to say of all of them.
+    """
+    events: list[TraceEvent] = []
+    for process, (name, recording) in enumerate(recordings, 1):
+        same = {"ph": "M", "pid": process, "ts": 0.0}
+        events.append({"name": "process_name", **same, "tid": 0, "args": {"name": name}})
+        for track, title in enumerate(_TRACKS, 1):
+            events.append({"name": "thread_name", **same, "tid": track, "args": {"name": title}})
+            events.append({"name": "thread_sort_index", **same, "tid": track, "args": {"sort_index": track}})
+        events += [{**event, "pid": process} for event in timeline(recording)]
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}
+
+
+def timeline(one: Recording) -> Iterator[TraceEvent]:
+    """Events of one recording: phases, stage runs, what is between them, and the bytes."""
+
+    def at(moment: float) -> float:
+        return round(1e6 * (moment - one.start), 3)
+
+    def span(track: str, name: str, start: float, end: float) -> TraceEvent:
+        duration = round(1e6 * (end - start), 3)
+        return {"name": name, "ph": "X", "tid": 1 + _TRACKS.index(track), "ts": at(start), "dur": duration}
+
+    yield span("phases", "prefill", one.start, one.prefilled)
+    yield span("phases", "decode", one.prefilled, one.end)
+    for event in one.events:
+        run = span(event.stage, event.stage, event.start, event.start + event.seconds)
+        yield {**run, "args": {"patches" if event.stage == "latent" else "bytes": event.rows}}
+    busy_until = one.start
+    runs = sorted((event.start, event.start + event.seconds) for event in one.events)
+    for start, end in [*runs, (one.end, one.end)]:
+        if start - busy_until > _LEAST_GAP:
+            yield span("host", "host", busy_until, start)
+        busy_until = max(busy_until, end)
+    for arrival in one.arrivals:
+        name = "byte" if arrival.count == 1 else f"{arrival.count} bytes"
+        moment = {"name": name, "ph": "i", "tid": 1 + _TRACKS.index("phases"), "ts": at(arrival.moment)}
+        yield {**moment, "s": "t", "args": {"bytes": arrival.count}}

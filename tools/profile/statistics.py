@@ -1,23 +1,26 @@
-"""Several readings of one quantity, in a few numbers; and the machine they were taken on, in one line.
+"""Several readings of one quantity in a few numbers, and a profile's record: what one case was like.
 
-Several rounds of the same generation, in figures. Pure functions of what was recorded.
+A case is its own JSON: times in milliseconds, speeds in bytes of text a second. Pure functions of what was
+recorded.
 """
 
 from __future__ import annotations
 
 import os
-import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
 import numpy as np
 
 from ...runtime.host import processor_name
-from .recorder import Round, StageEvent
+from ...runtime.manifest import Manifest
+from .ceiling import Bandwidth, Cost, cost_of_a_byte
+from .recorder import Recording, StageEvent
 
-__all__ = ["Figures", "Latency", "Speculation", "Spread", "StageFigures", "figures", "machine"]
+OTHER = "other"
+"""What is left of the time: hashing, table rows, patching, caches, sampling, Python."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
         """Median, smallest and largest of at least one reading."""
-        return cls(statistics.median(values), min(values), max(values))
+        return cls(median(values), min(values), max(values))
 
     @property
     def relative(self) -> float:
@@ -42,8 +45,8 @@ class Spread:
         return f"{self.median:.4g} ({self.low:.4g} to {self.high:.4g})"
 
     def to_dict(self) -> dict[str, float]:
-        """For the JSON line."""
-        return {"median": self.median, "low": self.low, "high": self.high}
+        """Ready for JSON."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -66,13 +69,8 @@ class Latency:
         low, p50, p90, p95, p99, high = np.percentile(values, (0, 50, 90, 95, 99, 100)).tolist()
         return cls(len(values), low, float(np.mean(values)), p50, p90, p95, p99, high)
 
-    def scaled(self, factor: float) -> Latency:
-        """In another unit."""
-        values = {name: value * factor for name, value in asdict(self).items() if name != "count"}
-        return Latency(self.count, **values)
-
     def to_dict(self) -> dict[str, float]:
-        """For the JSON line."""
+        """Ready for JSON."""
         return asdict(self)
 
 
@@ -81,19 +79,55 @@ def machine() -> str:
     return f"{processor_name()}, {os.cpu_count()} cores"
 
 
-OTHER = "other"
-"""What is left of the time: hashing, table rows, patching, caches, sampling, Python."""
+# One case of a profile.
 
 
 @dataclass(frozen=True)
-class StageFigures:
+class Run:
+    """One combination of what was asked for, and the rounds that it was run for."""
+
+    threads: int | None
+    """Threads as asked for; None leaves them to the engine."""
+    draft: str
+    """Where guesses came from."""
+    load_seconds: float
+    """Time to load the bundle."""
+    first_run: float | None
+    """Time of the very first generation after loading, over the median of the rounds; None in later cases."""
+    other_load_cores: float | None
+    """Processors that were busy with other things; None where unknown."""
+    peak_resident_bytes: int | None
+    """Most resident memory since loading, mapped files included."""
+    peak_private_bytes: int | None
+    """Most memory of it that belongs to no file."""
+    rounds: tuple[Recording, ...]
+    """What happened, round by round. Not in JSON."""
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Reading the prompt."""
+
+    bytes_per_second: Spread
+    chunks: int
+    """Passes over the stages that it took."""
+    chunk_ids: int
+    """Bytes, BOS included, of the longest of them."""
+    milliseconds_per_chunk: float
+    """Median time of those that have as many."""
+    shares: dict[str, float]
+    """Share of the time by stage, and `OTHER`."""
+
+
+@dataclass(frozen=True)
+class StageRuns:
     """One stage while decoding."""
 
     calls_per_byte: float
     """Runs for a byte of text."""
     rows_per_call: float
     """Bytes, or patches in the latent stage, that a run reads."""
-    seconds_per_call: float
+    milliseconds_per_call: float
     """Median."""
 
 
@@ -107,45 +141,18 @@ class Speculation:
     """Those of them that the model chose, too."""
     rounds: int
     """Drafts."""
-
-    @property
-    def acceptance(self) -> float | None:
-        """Share of guessed bytes that were right; None when there were none."""
-        return self.accepted / self.drafted if self.drafted else None
-
-    @property
-    def bytes_per_round(self) -> float | None:
-        """Bytes that a draft brings: those accepted, and the one that the model chooses after them."""
-        return (self.accepted + self.rounds) / self.rounds if self.rounds else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
-        return {**asdict(self), "acceptance": self.acceptance, "bytes_per_round": self.bytes_per_round}
+    acceptance: float | None
+    """Share of guessed bytes that were right; None when there were none."""
+    bytes_per_round: float | None
+    """Bytes that a draft brings: those accepted, and the one that the model chooses after them."""
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What rounds of the same generation were like. Times in seconds, speeds in bytes of text a second."""
+class Decode:
+    """Decoding, from the first byte on."""
 
-    prompt_bytes: int
-    """Bytes read at once, without BOS."""
-    new_bytes: int
-    """Bytes generated in a round; in the shortest one where they differ."""
-    finish_reason: str
-    """Why the rounds ended."""
-    prefill: Spread
-    """Speed of reading the prompt."""
-    prefill_chunks: int
-    """Passes over the stages that it took."""
-    chunk_ids: int
-    """Bytes, BOS included, of the longest of them."""
-    seconds_per_chunk: float
-    """Median time of those that have as many."""
-    first_byte: Spread
-    """Time until the first byte was chosen."""
-    decode: Spread
-    """Speed after that."""
-    byte_latency: Latency
+    bytes_per_second: Spread
+    milliseconds_per_byte: Latency
     """Time of single bytes after the first, over all rounds."""
     inside_patch: Latency | None
     """The part of it without a run of the latent stage; None when there is none, and where drafts bring
@@ -155,143 +162,146 @@ class Figures:
     shared_bytes: int
     """Bytes of those that drafts brought several at once: each counts with an even share of their time."""
     patches_per_second: float
-    """Patches that ended while decoding, median of the rounds."""
-    bytes_per_patch: float | None
-    """Of prompt and new bytes; None when no patch ended."""
-    prefill_shares: dict[str, float]
-    """Share of the prefill's time by stage, and `OTHER`."""
-    decode_shares: dict[str, float]
-    """The same for decoding."""
-    stages: dict[str, StageFigures]
-    """Stages that ran while decoding."""
+    """Patches that ended, median of the rounds."""
+    shares: dict[str, float]
+    """Share of the time by stage, and `OTHER`."""
+    stages: dict[str, StageRuns]
+    """Stages that ran."""
     speculation: Speculation | None
     """None without drafts."""
+
+
+@dataclass(frozen=True)
+class Case(Run):
+    """What the rounds were like, and what memory allows at best."""
+
+    prompt_bytes: int
+    """Bytes read at once, without BOS."""
+    new_bytes: int
+    """Bytes generated in a round; in the shortest one where they differ."""
+    finish_reason: str
+    """Why the rounds ended."""
+    prefill: Prefill
+    first_byte_milliseconds: Spread
+    """Time until the first byte was chosen."""
+    decode: Decode
+    bytes_per_patch: float | None
+    """Of prompt and new bytes; None when no patch ended."""
     state_bytes: int
     """Memory of caches and recent states at the end."""
+    cost: Cost
+    """What a byte read, and the ceiling."""
+    bandwidth: Bandwidth
+    """Of as many threads."""
+    ceiling_reached: float
+    """Share of the ceiling that decoding reached."""
 
     @property
-    def positions(self) -> int:
-        """Where in the text a byte is decoded on average, BOS included."""
-        return 1 + self.prompt_bytes + self.new_bytes // 2
+    def name(self) -> str:
+        """What tells it from the others."""
+        threads = "threads not limited" if self.threads is None else f"{self.threads} threads"
+        threads = "1 thread" if self.threads == 1 else threads
+        return f"{threads}, {self.prompt_bytes} prompt bytes, draft {self.draft}"
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {
-            "prompt_bytes": self.prompt_bytes,
-            "new_bytes": self.new_bytes,
-            "finish_reason": self.finish_reason,
-            "prefill": {
-                "bytes_per_second": self.prefill.to_dict(),
-                "chunks": self.prefill_chunks,
-                "chunk_ids": self.chunk_ids,
-                "milliseconds_per_chunk": 1000 * self.seconds_per_chunk,
-                "shares": self.prefill_shares,
-            },
-            "first_byte_milliseconds": _milliseconds(self.first_byte),
-            "decode": {
-                "bytes_per_second": self.decode.to_dict(),
-                "milliseconds_per_byte": self.byte_latency.scaled(1000).to_dict(),
-                "inside_patch": self.inside_patch and self.inside_patch.scaled(1000).to_dict(),
-                "ending_patch": self.ending_patch and self.ending_patch.scaled(1000).to_dict(),
-                "shared_bytes": self.shared_bytes,
-                "patches_per_second": self.patches_per_second,
-                "shares": self.decode_shares,
-                "stages": {
-                    name: {
-                        "calls_per_byte": stage.calls_per_byte,
-                        "rows_per_call": stage.rows_per_call,
-                        "milliseconds_per_call": 1000 * stage.seconds_per_call,
-                    }
-                    for name, stage in self.stages.items()
-                },
-                "speculation": self.speculation.to_dict() if self.speculation else None,
-            },
-            "bytes_per_patch": self.bytes_per_patch,
-            "state_bytes": self.state_bytes,
-        }
+        document = asdict(replace(self, rounds=()))
+        del document["rounds"]
+        return document
 
 
-def figures(rounds: Sequence[Round], stages: Iterable[str], *, drafting: bool) -> Figures:
-    """Figures of at least one round, each with a decoding step or more. stages: all there are, in order."""
-    assert all(one.decode_steps > 0 for one in rounds)
-    stats = rounds[0].stats
-    names = list(stages)
-    latencies = [value for one in rounds for value in one.byte_latencies()]
-    inside = [value.seconds for value in latencies if not value.latent]
-    ending = [value.seconds for value in latencies if value.latent]
-    drafted = any(one.stats.rounds for one in rounds)
-    chunks = [chunk for one in rounds for chunk in one.prefill_chunks]
-    longest = max(ids for ids, _ in chunks)
-    return Figures(
-        prompt_bytes=stats.prompt_bytes,
-        new_bytes=min(one.stats.new_bytes for one in rounds),
-        finish_reason=rounds[0].finish_reason,
-        prefill=Spread.of([one.stats.prompt_bytes / one.stats.prefill_seconds for one in rounds]),
-        prefill_chunks=len(rounds[0].prefill_chunks),
-        chunk_ids=longest,
-        seconds_per_chunk=median(seconds for ids, seconds in chunks if ids == longest),
-        first_byte=Spread.of([one.stats.first_byte_seconds for one in rounds]),
-        decode=Spread.of([one.decode_steps / one.decode_seconds for one in rounds]),
-        # A text so short that all of it came at once has only its mean.
-        byte_latency=Latency.of(inside + ending or [one.decode_seconds / one.decode_steps for one in rounds]),
-        inside_patch=Latency.of(inside) if inside and not drafted else None,
-        ending_patch=Latency.of(ending) if ending and not drafted else None,
-        shared_bytes=sum(one.shared_bytes for one in rounds),
-        patches_per_second=median(_decode_patches(one) / one.decode_seconds for one in rounds),
-        bytes_per_patch=_bytes_per_patch(rounds[0]),
-        prefill_shares=_shares(
-            names,
-            [event for one in rounds for event in one.prefill_events],
-            sum(one.stats.prefill_seconds for one in rounds),
-        ),
-        decode_shares=_shares(
-            names,
-            [event for one in rounds for event in one.decode_events],
-            sum(one.stats.decode_seconds for one in rounds),
-        ),
-        stages=_stages(names, rounds),
-        speculation=_speculation(rounds) if drafting else None,
-        state_bytes=max(one.stats.state_bytes for one in rounds),
+def summarize(run: Run, manifest: Manifest, bandwidth: Bandwidth) -> Case:
+    """The figures of at least one round, each with a decoding step or more."""
+    rounds, first = run.rounds, run.rounds[0]
+    decode = _decode(run, list(manifest.stages))
+    new_bytes = min(one.stats.new_bytes for one in rounds)
+    bytes_per_patch = first.stats.bytes_per_patch or None
+    state_bytes = max(one.stats.state_bytes for one in rounds)
+    cost = cost_of_a_byte(
+        manifest,
+        positions=1 + first.stats.prompt_bytes + new_bytes // 2,
+        bytes_per_patch=bytes_per_patch,
+        calls_per_byte={name: stage.calls_per_byte for name, stage in decode.stages.items()},
+        state_bytes=state_bytes,
+        bandwidth=bandwidth.bytes_per_second,
+    )
+    return Case(
+        **vars(run),
+        prompt_bytes=first.stats.prompt_bytes,
+        new_bytes=new_bytes,
+        finish_reason=first.finish_reason,
+        prefill=_prefill(rounds, list(manifest.stages)),
+        first_byte_milliseconds=Spread.of([1000 * one.stats.first_byte_seconds for one in rounds]),
+        decode=decode,
+        bytes_per_patch=bytes_per_patch,
+        state_bytes=state_bytes,
+        cost=cost,
+        bandwidth=bandwidth,
+        ceiling_reached=decode.bytes_per_second.median / cost.ceiling_bytes_per_second,
     )
 
 
-def _decode_patches(one: Round) -> int:
-    # The runtime counts patches that began, the last one is open; drafts may run a patch more than once.
-    return max(0, one.stats.patches - 1 - one.prompt_patches)
+def _prefill(rounds: Sequence[Recording], stages: Sequence[str]) -> Prefill:
+    chunks = [chunk for one in rounds for chunk in one.prefill_chunks]
+    longest = max(ids for ids, _ in chunks)
+    return Prefill(
+        bytes_per_second=Spread.of([one.stats.prompt_bytes / one.stats.prefill_seconds for one in rounds]),
+        chunks=len(rounds[0].prefill_chunks),
+        chunk_ids=longest,
+        milliseconds_per_chunk=1000 * median(seconds for ids, seconds in chunks if ids == longest),
+        shares=_shares(
+            stages,
+            [event for one in rounds for event in one.prefill_events],
+            sum(one.stats.prefill_seconds for one in rounds),
+        ),
+    )
 
 
-def _bytes_per_patch(one: Round) -> float | None:
-    patches = one.stats.patches - 1  # BOS is alone in one
-    return (one.stats.prompt_bytes + one.stats.new_bytes) / patches if patches > 0 else None
+def _decode(run: Run, stages: Sequence[str]) -> Decode:
+    rounds = run.rounds
+    steps = sum(one.decode_steps for one in rounds)
+    events = [event for one in rounds for event in one.decode_events]
+    latencies = [latency for one in rounds for latency in one.byte_latencies()]
+    inside = [1000 * latency.seconds for latency in latencies if not latency.latent]
+    ending = [1000 * latency.seconds for latency in latencies if latency.latent]
+    # A text so short that all of it came at once has only its mean.
+    every = inside + ending or [1000 * one.decode_seconds / one.decode_steps for one in rounds]
+    drafted = any(one.stats.rounds for one in rounds)
+    runs = {}
+    for name in stages:
+        own = [event for event in events if event.stage == name]
+        if own:
+            typical = 1000 * median(event.seconds for event in own)
+            runs[name] = StageRuns(len(own) / steps, sum(event.rows for event in own) / len(own), typical)
+    return Decode(
+        bytes_per_second=Spread.of([one.decode_steps / one.decode_seconds for one in rounds]),
+        milliseconds_per_byte=Latency.of(every),
+        inside_patch=Latency.of(inside) if inside and not drafted else None,
+        ending_patch=Latency.of(ending) if ending and not drafted else None,
+        shared_bytes=sum(one.shared_bytes for one in rounds),
+        patches_per_second=median(one.decode_patches / one.decode_seconds for one in rounds),
+        shares=_shares(stages, events, sum(one.stats.decode_seconds for one in rounds)),
+        stages=runs,
+        speculation=_speculation(rounds) if run.draft != "none" else None,
+    )
 
 
-def _shares(names: Sequence[str], events: Sequence[StageEvent], seconds: float) -> dict[str, float]:
-    spent = dict.fromkeys(names, 0.0)
+def _shares(stages: Sequence[str], events: Sequence[StageEvent], seconds: float) -> dict[str, float]:
+    spent = dict.fromkeys(stages, 0.0)
     for event in events:
         spent[event.stage] += event.seconds
     ran = {name: value / seconds for name, value in spent.items() if value > 0}
     return {**ran, OTHER: max(0.0, 1.0 - sum(ran.values()))}
 
 
-def _stages(names: Sequence[str], rounds: Sequence[Round]) -> dict[str, StageFigures]:
-    steps = sum(one.decode_steps for one in rounds)
-    result = {}
-    for name in names:
-        events = [event for one in rounds for event in one.decode_events if event.stage == name]
-        if events:
-            rows = sum(event.rows for event in events)
-            typical = median(event.seconds for event in events)
-            result[name] = StageFigures(len(events) / steps, rows / len(events), typical)
-    return result
-
-
-def _speculation(rounds: Sequence[Round]) -> Speculation:
-    return Speculation(
-        drafted=sum(one.stats.drafted for one in rounds),
-        accepted=sum(one.stats.accepted for one in rounds),
-        rounds=sum(one.stats.rounds for one in rounds),
+def _speculation(rounds: Sequence[Recording]) -> Speculation:
+    drafted, accepted, drafts = (
+        sum(getattr(one.stats, name) for one in rounds) for name in ("drafted", "accepted", "rounds")
     )
-
-
-def _milliseconds(spread: Spread) -> dict[str, float]:
-    return {name: 1000 * value for name, value in spread.to_dict().items()}
+    return Speculation(
+        drafted=drafted,
+        accepted=accepted,
+        rounds=drafts,
+        acceptance=accepted / drafted if drafted else None,
+        bytes_per_round=(accepted + drafts) / drafts if drafts else None,
+    )

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from ...runtime import ByteDetail, GenerationStats
+from ...runtime import ByteDetail, GenerationChunk
 from ...runtime.vocabulary import BYTE_OFFSET, EOS, Utf8Stream
 from .requests import CompletionRequest
 from .service import ChoiceChunk
@@ -103,8 +103,8 @@ class _Choice:
         logprobs = None
         if request.options.logprobs is not None:
             logprobs = _no_logprobs()
-            if first and request.echo and piece.prompt is not None:
-                _add_logprobs(logprobs, piece.prompt, self._offsets)
+            if first and request.echo:
+                _add_logprobs(logprobs, chunk.prompt_details, self._offsets)
                 self._offsets.end()
             _add_logprobs(logprobs, details, self._offsets)
         if first and request.echo:
@@ -112,7 +112,7 @@ class _Choice:
         reason = None if chunk.finish_reason is None else _REASONS.get(chunk.finish_reason, "stop")
         said: dict[str, Any] = {"text": text, "logprobs": logprobs, "finish_reason": reason}
         if request.blt_details:
-            said["blt"] = _blt(details, piece.prompt, chunk.stats, chunk.finish_reason)
+            said["blt"] = _blt(chunk, first)
         if not request.stream:
             self._said.append(said)
         return dict(said)
@@ -187,18 +187,15 @@ def _merged(parts: Iterable[dict[str, list[Any]]]) -> dict[str, list[Any]]:
 # 2. What only this server tells.
 
 
-def _blt(
-    details: Sequence[ByteDetail],
-    prompt: Sequence[ByteDetail] | None,
-    stats: GenerationStats | None,
-    reason: str | None,
-) -> dict[str, Any]:
-    told: dict[str, Any] = {"bytes": [_byte(detail) for detail in details]}
-    if prompt is not None:
-        told["prompt"] = [_byte(detail) for detail in prompt]
-    if stats is not None:
-        told["stats"] = _figures(stats)
-        told["finish_reason"] = reason  # the runtime's, which tells eos from stop and context from length
+def _blt(chunk: GenerationChunk, first: bool) -> dict[str, Any]:
+    told: dict[str, Any] = {"bytes": [_byte(detail) for detail in chunk.details]}
+    if first:
+        told["prompt"] = [_byte(detail) for detail in chunk.prompt_details]
+    if chunk.stats is not None:
+        told["stats"] = {name: getattr(chunk.stats, name) for name in _FIGURES}
+        told["stats"]["patches"] = chunk.stats.text_patches
+        # The runtime's reason, which tells eos from stop and context from length.
+        told["finish_reason"] = chunk.finish_reason
     return told
 
 
@@ -210,8 +207,3 @@ def _byte(detail: ByteDetail) -> dict[str, Any]:
         "entropy": None if detail.entropy is None else round(detail.entropy, 6),
         "guessed": detail.guessed,
     }
-
-
-def _figures(stats: GenerationStats) -> dict[str, Any]:
-    figures = {name: getattr(stats, name) for name in _FIGURES}
-    return {**figures, "patches": stats.text_patches}

@@ -212,8 +212,6 @@ class CompletionRequest:
     """Choices of each prompt."""
     echo: bool = False
     """The prompt is part of the text."""
-    score_only: bool = False
-    """max_tokens is 0: nothing is generated, the prompt alone is told of."""
     stream: bool = False
     """As server-sent events."""
     include_usage: bool = False
@@ -230,11 +228,6 @@ class CompletionRequest:
             for number in range(self.n):
                 seed = self.options.seed
                 yield prompt, self.options if seed is None else replace(self.options, seed=seed + number)
-
-    @property
-    def reads_prompt(self) -> bool:
-        """Whether the prompt's bytes are told of, too."""
-        return self.blt_details or (self.echo and self.options.logprobs is not None)
 
 
 def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> CompletionRequest:
@@ -256,17 +249,18 @@ def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> Completi
     if most == 0 and not echo:
         raise invalid("max_tokens is 0, which needs echo: there would be no text at all", "max_tokens")
     blt_details = _flag("blt_details", given)
+    details = blt_details or (echo and "logprobs" in given)
+    options = _options(given, facts.defaults, max_new_bytes=most, details=blt_details, prompt_details=details)
     request = CompletionRequest(
         prompts=prompts,
-        options=_options(given, facts.defaults, max(1, most), blt_details),
+        options=options,
         n=n,
         echo=echo,
-        score_only=most == 0,
         stream=stream,
         include_usage=_include_usage(given.get("stream_options"), stream),
         blt_details=blt_details,
     )
-    _check_told(request, most, facts)
+    _check_told(request, facts)
     return request
 
 
@@ -373,16 +367,17 @@ def _check_length(prompt: bytes, facts: ModelFacts) -> None:
         )
 
 
-def _check_told(request: CompletionRequest, max_tokens: int, facts: ModelFacts) -> None:
-    if request.options.logprobs is None and not request.blt_details:
+def _check_told(request: CompletionRequest, facts: ModelFacts) -> None:
+    options = request.options
+    if not options.details:
         return
     each = (
-        min(max_tokens, facts.max_positions - len(prompt)) + (len(prompt) if request.reads_prompt else 0)
+        min(options.max_new_bytes, facts.max_positions - len(prompt)) + len(prompt) * options.prompt_details
         for prompt in request.prompts
     )
     told, most = request.n * sum(each), max(MOST_TOLD, facts.max_positions)
     if told > most:
-        name = "blt_details" if request.options.logprobs is None else "logprobs"
+        name = "blt_details" if options.logprobs is None else "logprobs"
         raise invalid(
             f"{name} would be of up to {told} bytes, prompts, n and max_tokens counted; allowed are {most}; "
             "ask for fewer or shorter choices at a time",
@@ -393,10 +388,7 @@ def _check_told(request: CompletionRequest, max_tokens: int, facts: ModelFacts) 
 # 6. Values.
 
 
-def _options(
-    given: Mapping[str, Any], defaults: GenerationOptions, most: int, details: bool
-) -> GenerationOptions:
-    fields: dict[str, Any] = {"max_new_bytes": most, "details": details}
+def _options(given: Mapping[str, Any], defaults: GenerationOptions, **fields: Any) -> GenerationOptions:
     fields["stop"] = _stops(given.get("stop", []))
     for name in _SAMPLING:
         if name in given:

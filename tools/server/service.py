@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.types import Receive
@@ -21,17 +21,11 @@ from starlette.types import Receive
 from ...runtime import (
     BltError,
     BltModel,
-    ByteDetail,
-    FinishReason,
     GenerationChunk,
     GenerationOptions,
-    GenerationStats,
     OptionError,
     PromptTooLongError,
-    Sequence,
 )
-from ...runtime.scoring import likelihood
-from ...runtime.vocabulary import BYTE_OFFSET, encode
 from .metrics import Metrics
 from .requests import ApiError, ClientGoneError, CompletionRequest, ModelFacts, invalid, retry_after
 from .settings import ServerSettings
@@ -155,7 +149,7 @@ class JobQueue:
             return self._running
 
 
-# 2. The work of a request.
+# 2. The service, and the way of a request through it.
 
 
 @dataclass(frozen=True)
@@ -166,103 +160,6 @@ class ChoiceChunk:
     """Index of the choice."""
     chunk: GenerationChunk
     """Its text; the last one of a choice has its finish reason and figures."""
-    prompt: tuple[ByteDetail, ...] | None = None
-    """In a choice's first piece, where the request asks for it: the prompt's bytes."""
-
-
-def _chunks(
-    model: BltModel, request: CompletionRequest, cancel: threading.Event
-) -> Generator[ChoiceChunk, None, None]:
-    # All choices in order, each as `blt-edge generate` prints it; with `cancel` the last one is "cancelled".
-    for index, (prompt, options) in enumerate(request.choices):
-        if not request.reads_prompt and not request.score_only:
-            for chunk in model.stream(prompt, options, cancel=cancel):
-                yield ChoiceChunk(index, chunk)
-        else:
-            yield from _with_prompt(model, index, prompt, options, request.score_only, cancel)
-        if cancel.is_set():
-            return
-
-
-def _with_prompt(
-    model: BltModel,
-    index: int,
-    prompt: bytes,
-    options: GenerationOptions,
-    score_only: bool,
-    cancel: threading.Event,
-) -> Generator[ChoiceChunk, None, None]:
-    started = time.perf_counter()
-    sequence = model.sequence()
-    details: tuple[ByteDetail, ...] | None = _read_prompt(sequence, prompt, options.logprobs, cancel)
-    read = _stats_of_prompt(sequence, len(prompt), time.perf_counter() - started)
-    if cancel.is_set() or score_only:
-        reason: FinishReason = "cancelled" if cancel.is_set() else "length"
-        yield ChoiceChunk(index, GenerationChunk("", b"", reason, read), details)
-        return
-    for chunk in model.stream(b"", options, sequence=sequence, cancel=cancel):
-        stats = None if chunk.stats is None else _together(read, chunk.stats)
-        yield ChoiceChunk(index, replace(chunk, stats=stats), details)
-        details = None
-
-
-def _read_prompt(
-    sequence: Sequence, prompt: bytes, logprobs: int | None, cancel: threading.Event
-) -> tuple[ByteDetail, ...]:
-    """Read BOS and the prompt; what was known of each byte before it. Some only if `cancel` is set."""
-    likely: list[tuple[float | None, tuple[tuple[int, float], ...]]] = []
-    for result in sequence.extend(encode(prompt)):
-        if cancel.is_set():
-            break
-        if logprobs is not None:
-            known = prompt[len(likely) : len(likely) + len(result.logits)]  # the last row is of a new byte
-            likely += [
-                likelihood(row, byte + BYTE_OFFSET, logprobs)
-                for row, byte in zip(result.logits, known, strict=False)
-            ]
-    starts, entropies = set(sequence.boundaries.starts), sequence.entropies
-    return tuple(
-        ByteDetail(
-            byte=byte,
-            position=place,
-            starts_patch=place + 1 in starts,
-            entropy=None if entropies is None else float(entropies[place]),
-            guessed=False,
-            logprob=likely[place][0] if likely else None,
-            top=likely[place][1] if likely else (),
-        )
-        for place, byte in enumerate(prompt[: sequence.length - 1])
-    )
-
-
-def _stats_of_prompt(sequence: Sequence, prompt_bytes: int, seconds: float) -> GenerationStats:
-    return GenerationStats(
-        prompt_bytes=prompt_bytes,
-        new_bytes=0,
-        patches=len(sequence.boundaries.patch_lengths()),
-        prefill_seconds=seconds,
-        first_byte_seconds=seconds,
-        decode_seconds=0.0,
-        stage_seconds={name: spent.seconds for name, spent in sequence.times.items()},
-        stage_calls={name: spent.calls for name, spent in sequence.times.items()},
-        state_bytes=sequence.state_bytes,
-    )
-
-
-def _together(read: GenerationStats, made: GenerationStats) -> GenerationStats:
-    """Figures of a generation whose prompt was read before it began."""
-    return replace(
-        made,
-        prompt_bytes=read.prompt_bytes,
-        patches=read.patches + made.patches,
-        prefill_seconds=read.prefill_seconds + made.prefill_seconds,
-        first_byte_seconds=read.first_byte_seconds + made.first_byte_seconds,
-        stage_seconds={name: read.stage_seconds[name] + spent for name, spent in made.stage_seconds.items()},
-        stage_calls={name: read.stage_calls[name] + calls for name, calls in made.stage_calls.items()},
-    )
-
-
-# 3. The service.
 
 
 class Service:
@@ -308,12 +205,18 @@ class Service:
             exchange.fail(_stopped())
 
     def work(self, request: CompletionRequest, cancel: threading.Event) -> Generator[ChoiceChunk, None, None]:
-        """The request's text in pieces, counted; runs in the queue's thread. Raises BltError."""
-        for piece in _chunks(self.model, request, cancel):
-            if piece.chunk.stats is not None:
-                self.metrics.prompt_bytes.inc(piece.chunk.stats.prompt_bytes)
-                self.metrics.new_bytes.inc(piece.chunk.stats.new_bytes)
-            yield piece
+        """The text of all choices in order, each as `blt-edge generate` prints it, and counted.
+
+        Runs in the queue's thread; when `cancel` is set, the last piece says "cancelled". Raises BltError.
+        """
+        for index, (prompt, options) in enumerate(request.choices):
+            for chunk in self.model.stream(prompt, options, cancel=cancel):
+                if chunk.stats is not None:
+                    self.metrics.prompt_bytes.inc(chunk.stats.prompt_bytes)
+                    self.metrics.new_bytes.inc(chunk.stats.new_bytes)
+                yield ChoiceChunk(index, chunk)
+            if cancel.is_set():
+                return
 
 
 class Exchange:

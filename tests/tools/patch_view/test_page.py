@@ -18,7 +18,7 @@ class Reader(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__(convert_charrefs=True)
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.pieces: list[str] = []
+        self.shown: list[str] = []
         self.scripts: list[str] = []
         self._inside = ""
         self.feed(page)
@@ -27,7 +27,7 @@ class Reader(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         self._inside = tag
         if tag == "bdi":
-            self.pieces.append("")
+            self.shown.append("")
         if tag == "script":
             self.scripts.append("")
 
@@ -36,7 +36,7 @@ class Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self._inside == "bdi":
-            self.pieces[-1] += data
+            self.shown[-1] += data
         if self._inside == "script":
             self.scripts[-1] += data
 
@@ -47,7 +47,7 @@ class Reader(HTMLParser):
 def test_everything_is_there(make_view, odd_text: bytes, rule: dict) -> None:
     view = make_view(odd_text, **rule)
     page = Reader(html_page(view, "model"))
-    assert page.pieces == [piece.shown for piece in view.pieces]
+    assert page.shown == [cluster.shown for cluster in view.clusters]
     bars = [attributes for tag, attributes in page.tags if tag == "i"]
     assert len(bars) == len(odd_text)
     data = json.loads(page.scripts[0])
@@ -72,14 +72,13 @@ def test_texts_are_no_markup(make_view) -> None:
     attack = b"</script><script>alert(1)</script><img onerror=x>\"'&lt;</bdi><!-- ]]>"
     source = html_page(make_view(attack, share=0.1), "<b onclick=x>")
     page = Reader(source)
-    assert "".join(page.pieces) == attack.decode()
+    assert "".join(page.shown) == attack.decode()
     assert len(page.scripts) == 2
     assert [tag for tag, _ in page.tags].count("script") == 2
     assert "<b onclick" not in source
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
-    assert not re.search(
-        "[\u202a-\u202e\u2066-\u2069\0\x1b]", html_page(make_view("\u202e\u2066\0\x1b".encode()), "")
-    )
+    hidden = html_page(make_view("\u202e\u2066\0\x1b".encode()), "")
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\0\x1b]", hidden)
 
 
 def test_its_policy_lets_its_own_script_run_and_no_other(make_view) -> None:

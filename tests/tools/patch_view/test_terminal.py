@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from blt_edge.runtime.patching import PatchingRule
-from blt_edge.tools.patch_view.tables import summarize
 from blt_edge.tools.patch_view.terminal import (
     Marks,
     choose_marks,
@@ -14,7 +13,7 @@ from blt_edge.tools.patch_view.terminal import (
     histogram,
     marked_lines,
 )
-from blt_edge.tools.patch_view.view import cut
+from blt_edge.tools.patch_view.view import cut, summarize
 from rich.cells import cell_len
 
 
@@ -23,7 +22,7 @@ def test_marks_and_nothing_else_are_added(make_view, odd_text: bytes) -> None:
     marks = Marks("\ue000", "\ue001")
     text = "".join(marked_lines(view, marks))
     assert text.count("\ue000") + text.count("\ue001") == len(view.starts)
-    shown = "".join(piece.shown for piece in view.pieces)
+    shown = "".join(cluster.shown for cluster in view.clusters)
     assert text.replace("\ue000", "").replace("\ue001", "") == shown
     first = text.split("\ue000")[1].replace("\ue001", "")
     assert shown.startswith(first)
@@ -51,7 +50,7 @@ def test_lines_fit_the_width(make_view, odd_text: bytes, width: int) -> None:
     for line in marked_lines(view, Marks(), width):
         assert cell_len(line) <= max(width, 12)
     lines = list(coloured_lines(view, width))
-    assert "".join(line.plain for line in lines) == "".join(piece.shown for piece in view.pieces)
+    assert "".join(line.plain for line in lines) == "".join(cluster.shown for cluster in view.clusters)
     assert all(line.cell_len <= max(width, 12) for line in lines)
 
 

@@ -1,7 +1,10 @@
-"""Patches, reasons and numbers of a view, against the rules written out in plain loops."""
+"""Patches and reasons of a view, against the rules written out in plain loops; its figures and tables."""
 
 from __future__ import annotations
 
+import csv
+import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,19 @@ import pytest
 from blt_edge.runtime import BltModel
 from blt_edge.runtime.errors import BundleError, PromptTooLongError
 from blt_edge.runtime.patching import PatchingRule
-from blt_edge.tools.patch_view.view import PatchView, cut, fixed_starts, look, rule_words
+from blt_edge.tools.patch_view.view import (
+    COLUMNS,
+    PatchView,
+    byte_rows,
+    csv_text,
+    cut,
+    fixed_starts,
+    histogram_rows,
+    look,
+    patch_document,
+    rule_words,
+    summarize,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,13 +87,12 @@ def test_numbers_fit_together(data: bytes, share: float, seed: int) -> None:
     for at, number in enumerate(view.patches):
         assert (at in view.starts) == (at == 0 or number != view.patches[at - 1])
     assert view.patches[-1] == len(view.lengths)
-    assert sum(view.starts_with(piece) + view.inner_starts(piece) for piece in view.pieces) == len(
-        view.starts
-    )
-    for before, piece, this, after in zip(
-        view.pieces, view.pieces[1:], view.visible_patches, view.visible_patches[1:], strict=False
+    shown = sum(view.starts_with(cluster) + view.inner_starts(cluster) for cluster in view.clusters)
+    assert shown == len(view.starts)
+    for before, cluster, this, after in zip(
+        view.clusters, view.clusters[1:], view.visible_patches, view.visible_patches[1:], strict=False
     ):
-        changed = view.patches[before.start] != view.patches[piece.start]
+        changed = view.patches[before.start] != view.patches[cluster.start]
         assert after - this == changed
     assert view.top >= max(1.0, float(values.max()))
 
@@ -87,15 +101,14 @@ def test_colours_alternate_over_patches_that_lie_inside_a_character() -> None:
     view = cut("a你b".encode(), PatchingRule("byte"), None)
     assert view.patches == [1, 2, 3, 4, 5]
     assert view.visible_patches == [0, 1, 2]
-    assert [view.inner_starts(piece) for piece in view.pieces] == [0, 2, 0]
+    assert [view.inner_starts(cluster) for cluster in view.clusters] == [0, 2, 0]
 
 
 def test_over_threshold_and_rises(make_view) -> None:
     plain = make_view(b"some text")
     assert plain.rises is None
-    assert (
-        plain.over_threshold.tolist() == (plain.entropies[1:-1] > np.float32(plain.rule.threshold)).tolist()
-    )
+    over = plain.entropies[1:-1] > np.float32(plain.rule.threshold)
+    assert plain.over_threshold.tolist() == over.tolist()
     rising = make_view(b"some text", threshold=0.5, monotonic=True)
     rises = rising.entropies[1:-1] - rising.entropies[:-2]
     np.testing.assert_array_equal(rising.rises[1:], rises)
@@ -126,9 +139,7 @@ def test_look_runs_the_patcher_only(tiny_model, odd_text: bytes, monkeypatch: py
 def test_look_refuses_a_text_that_is_too_long(tiny_model) -> None:
     model = BltModel.load(tiny_model.bundle, threads=1)
     assert isinstance(look(model, b"x" * 499, model.manifest.patching), PatchView)
-    with pytest.raises(
-        PromptTooLongError, match=r"needs 501 positions \(BOS included\), the model has 500; shorten"
-    ):
+    with pytest.raises(PromptTooLongError, match=r"needs 501 positions .* the model has 500"):
         look(model, b"x" * 500, model.manifest.patching)
 
 
@@ -158,3 +169,86 @@ def test_rules_in_words() -> None:
         "limited": "where entropy is over 3.5 nats, and after 4 bytes at the latest",
         "limited_static": "every 9 bytes, and after 4 bytes at the latest",
     }
+
+
+# Figures.
+
+
+def test_summary(make_view, odd_text: bytes) -> None:
+    view = make_view(odd_text)
+    summary = summarize(view)
+    assert summary.bytes == len(odd_text)
+    assert summary.characters == len(odd_text.decode("utf-8", "ignore"))
+    assert summary.invalid_bytes == len(odd_text) - len(odd_text.decode("utf-8", "ignore").encode())
+    assert summary.patches == len(view.starts)
+    assert summary.median_length == np.median(view.lengths)
+    assert summary.lengths == Counter(view.lengths)
+    assert summary.mean_entropy == pytest.approx(float(np.mean(view.entropies[:-1])))
+    assert summary.over_threshold == pytest.approx((len(view.starts) - 1) / (len(odd_text) - 1))
+
+
+def test_what_there_is_none_of(make_view) -> None:
+    assert summarize(make_view(b"x")).over_threshold is None
+    bare = summarize(make_view(b"xyz", patcher=False, mode="byte"))
+    assert bare.mean_entropy is bare.over_threshold is None
+    assert str(bare) == "3 bytes, 3 characters, 3 patches"
+    assert str(summarize(make_view(b"\xff"))) == "1 byte, 0 characters, 1 invalid byte, 1 patch"
+
+
+def test_histogram(make_view) -> None:
+    rows = histogram_rows(summarize(make_view(b"x" * 700, mode="static", patch_size=33)))
+    assert [name for name, _ in rows] == [*map(str, range(1, 9)), "9-16", "17-32", "33-64"]
+    assert [count for _, count in rows] == [0] * 6 + [1] + [0] * 3 + [21]  # 700 = 21 * 33 + 7
+    assert histogram_rows(summarize(make_view(b"xy", mode="byte"))) == [("1", 2)]
+
+
+# Tables: the text can be put together from them, and every number is the view's.
+
+
+def test_rows(make_view, odd_text: bytes) -> None:
+    view = make_view(odd_text)
+    rows = list(byte_rows(view))
+    assert bytes(row["byte"] for row in rows) == odd_text
+    assert [row["position"] for row in rows] == list(range(len(odd_text)))
+    assert [np.float32(row["entropy"]) for row in rows] == view.entropies[:-1].tolist()
+    assert [row["patch"] for row in rows] == view.patches
+    assert [row["position"] for row in rows if row["starts_patch"]] == list(view.starts)
+    assert tuple(row["reason"] for row in rows if row["reason"]) == view.reasons
+    for row in rows:
+        character = row["character"]
+        if character is not None:
+            encoded = character.encode()
+            assert encoded[row["position"] - row["character_position"]] == row["byte"]
+            assert odd_text[row["character_position"] :].startswith(encoded)
+
+
+def test_csv(make_view, odd_text: bytes) -> None:
+    view = make_view(odd_text)
+    text = csv_text(view)
+    assert text.count("\n") == len(odd_text) + 1 == len(text.splitlines())
+    assert "\0" not in text
+    rows = list(csv.DictReader(text.splitlines()))
+    assert tuple(rows[0]) == COLUMNS
+    assert bytes(int(row["byte"]) for row in rows) == odd_text
+    assert {row["starts_patch"] for row in rows} == {"0", "1"}
+    assert rows[odd_text.index(b"\n")]["character"] == "\\n"
+    assert rows[-1]["character"] == ""
+    assert {row["character"] for row in rows} >= {" ", "|", '"', ",", "\\", "你", "\\u202e"}
+
+
+def test_document(make_view, odd_text: bytes) -> None:
+    view = make_view(odd_text, max_patch_length=3)
+    document = json.loads(json.dumps(patch_document(view)))
+    assert document["text"] == odd_text.decode("utf-8", "replace")
+    assert document["rule"]["max_patch_length"] == 3
+    assert document["summary"]["patches"] == len(view.starts)
+    assert document["next"]["starts_patch"] == view.next_starts
+    assert np.float32(document["next"]["entropy"]) == view.entropies[-1]
+    assert len(document["bytes"]) == len(odd_text)
+    assert "BOS" in document["conventions"]
+
+
+def test_no_entropies(make_view) -> None:
+    view = make_view(b"abc", patcher=False, mode="byte")
+    assert [row["entropy"] for row in byte_rows(view)] == [None] * 3
+    assert csv_text(view).splitlines()[1] == "0,97,a,0,,1,1,first"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -40,12 +41,11 @@ def pieces(data: bytes, cuts: Sequence[int], prompt: bytes | None = None) -> lis
     first = len(prompt or b"")
     result, place = [], first
     for text, part in [*made, (utf8.flush(), waiting)]:
-        chunk = GenerationChunk(text, part, details=details(part, place))
-        result.append(ChoiceChunk(0, chunk, details(prompt) if prompt is not None and not result else None))
+        known = details(prompt or b"") if not result else ()
+        chunk = GenerationChunk(text, part, details=details(part, place), prompt_details=known)
+        result.append(ChoiceChunk(0, chunk))
         place += len(part)
-    last = result[-1].chunk
-    ended = GenerationChunk(last.text, last.data, "eos", STATS, last.details)
-    result[-1] = ChoiceChunk(0, ended, result[-1].prompt)
+    result[-1] = ChoiceChunk(0, replace(result[-1].chunk, finish_reason="eos", stats=STATS))
     return result
 
 

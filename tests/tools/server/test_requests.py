@@ -59,13 +59,13 @@ def test_everything_at_once() -> None:
         frequency_penalty=0.0,
     )
     assert request.options == GenerationOptions(
-        9, 0.5, 40, 0.9, 0.05, 1.2, 7, (b"\n", "é".encode()), "none", 2, details=True, logprobs=5
+        9, 0.5, 40, 0.9, 0.05, 1.2, 7, (b"\n", "é".encode()), "none", 2, True, 5, True
     )
     assert [options.seed for _, options in request.choices] == [7, 8, 9]
     assert request.stream
     assert request.include_usage
     assert request.echo
-    assert request.reads_prompt
+    assert request.options.prompt_details
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,13 @@
-"""Versions by metadata, and what an extra lacks."""
+"""Versions by metadata, what an extra lacks, and what the worker's end is in words."""
 
 from __future__ import annotations
 
-from blt_edge.tools.doctor.packages import installed, missing_by_extra, versions
+from pathlib import Path
+
+import pytest
+from blt_edge.runtime.child import Outcome
+from blt_edge.tools.doctor import software
+from blt_edge.tools.doctor.software import Reply, ask, installed, missing_by_extra, versions
 
 REQUIREMENTS = [
     "numpy>=1.24",
@@ -50,3 +55,36 @@ def test_versions_show_what_matters() -> None:
 def test_metadata_is_asked() -> None:
     assert installed("numpy")
     assert installed("no-such-package-of-ours") is None
+
+
+# The worker, however it ends.
+
+LOG = "\x1b[1;31m2026-01-01 10:00:00.1 [E:onnxruntime:Default, x.cc:1 Get] Failed to load x.so\x1b[m\nbye\n"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reply"),
+    [
+        (Outcome({"version": "1"}), Reply({"version": "1"})),
+        (Outcome({"error": "no device", "version": "1"}), Reply({"version": "1"}, "no device")),
+        (Outcome({}, log=LOG), Reply(said="Failed to load x.so")),
+        (Outcome({}, log="one\nlast\n\n"), Reply(said="last")),
+        (Outcome(error=OSError("gone")), Reply(error="gone")),
+        (Outcome(death="crashed (SIGSEGV)", log=LOG), Reply({}, "crashed (SIGSEGV)", "Failed to load x.so")),
+    ],
+)
+def test_replies(monkeypatch: pytest.MonkeyPatch, outcome: Outcome, reply: Reply) -> None:
+    monkeypatch.setattr(software, "run_child", lambda *_, **__: outcome)
+    assert ask("cuda") == reply
+
+
+def test_a_hang_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(software, "PATIENCE", 0.01)
+    assert ask("providers").error == "gave no answer within 0.01 s"
+
+
+def test_the_users_folder_is_not_imported_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(3)")
+    monkeypatch.chdir(tmp_path)
+    reply = ask("cuda")
+    assert reply.error is None or "code 3" not in reply.error

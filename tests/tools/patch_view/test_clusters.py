@@ -1,11 +1,11 @@
-"""Pieces cover every byte once, hold together what belongs together, and show nothing a terminal obeys."""
+"""Clusters cover every byte once, hold together what belongs together, and show nothing a terminal obeys."""
 
 from __future__ import annotations
 
 import unicodedata
 
 import pytest
-from blt_edge.tools.patch_view.pieces import MOST_BYTES, characters, escape, pieces, rows
+from blt_edge.tools.patch_view.clusters import MOST_BYTES, break_rows, characters, clusters, escape
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,16 +15,16 @@ texts = st.one_of(
 
 
 @given(texts)
-def test_pieces_and_characters_cover_every_byte_once(data: bytes) -> None:
-    for found in (list(characters(data)), pieces(data)):
+def test_clusters_and_characters_cover_every_byte_once(data: bytes) -> None:
+    for found in (list(characters(data)), clusters(data)):
         assert [part.start for part in found] == [0, *(part.end for part in found)][: len(found)]
         assert (found[-1].end if found else 0) == len(data)
         for part in found:
-            piece = data[part.start : part.end]
+            cluster = data[part.start : part.end]
             if part.text is None:
-                assert len(piece) == 1
+                assert len(cluster) == 1
             else:
-                assert piece == part.text.encode()
+                assert cluster == part.text.encode()
 
 
 @given(texts)
@@ -35,9 +35,9 @@ def test_bytes_that_are_no_character_are_those_that_python_refuses(data: bytes) 
 
 @given(texts)
 def test_what_is_shown_is_on_one_line_and_harmless(data: bytes) -> None:
-    for piece in pieces(data):
-        assert piece.shown
-        for letter in piece.shown:
+    for cluster in clusters(data):
+        assert cluster.shown
+        for letter in cluster.shown:
             category = unicodedata.category(letter)
             assert (
                 category[0] not in "CZ" or letter in " \u200c\u200d" or "\U000e0020" <= letter <= "\U000e007f"
@@ -46,9 +46,9 @@ def test_what_is_shown_is_on_one_line_and_harmless(data: bytes) -> None:
 
 def test_all_controls_and_direction_marks_are_escaped() -> None:
     for code in [*range(32), 127, *range(0x80, 0xA1), 0x2028, 0x202E, 0x2066, 0xFEFF, 0xE0001, 0xE000]:
-        (piece,) = pieces(chr(code).encode())
-        assert piece.escaped
-        assert piece.shown.isprintable()
+        (cluster,) = clusters(chr(code).encode())
+        assert cluster.escaped
+        assert cluster.shown.isprintable()
 
 
 @pytest.mark.parametrize(
@@ -65,31 +65,31 @@ def test_all_controls_and_direction_marks_are_escaped() -> None:
         "❤\ufe0f",
     ],
 )
-def test_what_belongs_together_is_one_piece(whole: str) -> None:
-    found = pieces(f"a{whole}b".encode())
-    assert [piece.text for piece in found] == ["a", whole, "b"]
+def test_what_belongs_together_is_one_cluster(whole: str) -> None:
+    found = clusters(f"a{whole}b".encode())
+    assert [cluster.text for cluster in found] == ["a", whole, "b"]
     assert not found[1].escaped
 
 
 def test_what_does_not_belong_together_is_apart() -> None:
     def texts(text: str) -> list[str | None]:
-        return [piece.text for piece in pieces(text.encode())]
+        return [cluster.text for cluster in clusters(text.encode())]
 
     assert texts("🇩🇪🇫🇷🇮") == ["🇩🇪", "🇫🇷", "🇮"]
     assert texts("\n\u0301") == ["\n", "\u0301"]  # a mark does not sit on a line's end
     assert texts("a🏽") == ["a", "🏽"]
     assert texts("한국") == ["한", "국"]
-    assert pieces("\u0301".encode())[0].shown == "\u25cc\u0301"
+    assert clusters("\u0301".encode())[0].shown == "\u25cc\u0301"
 
 
 def test_a_tower_of_marks_ends() -> None:
-    found = pieces(("a" + 100 * "\u0301").encode())
-    assert all(piece.end - piece.start <= MOST_BYTES for piece in found)
+    found = clusters(("a" + 100 * "\u0301").encode())
+    assert all(cluster.end - cluster.start <= MOST_BYTES for cluster in found)
     assert len(found) == 5
 
 
 def test_signs() -> None:
-    shown = [piece.shown for piece in pieces(b"\n\t\0\x1b\x7f\xff\xc2\x85 \\")]
+    shown = [cluster.shown for cluster in clusters(b"\n\t\0\x1b\x7f\xff\xc2\x85 \\")]
     assert shown == ["⏎", "⇥", "␀", "␛", "␡", "\\xff", "\\u0085", " ", "\\"]
     assert list(map(escape, "\n\0\x7f\u00a0\U000e0001")) == [
         "\\n",
@@ -104,12 +104,9 @@ def test_signs() -> None:
     st.lists(st.tuples(st.integers(1, 12), st.booleans(), st.integers(0, 9)), max_size=60), st.integers(8, 30)
 )
 def test_rows(items: list[tuple[int, bool, int]], width: int) -> None:
-    widths, starts, ends = (
-        [item[0] for item in items],
-        [item[1] for item in items],
-        [not item[2] for item in items],
-    )
-    found = rows(widths, starts, ends, width)
+    widths, starts, tenths = (list(column) for column in zip(*items, strict=True)) if items else ([], [], [])
+    ends = [not tenth for tenth in tenths]
+    found = break_rows(widths, starts, ends, width)
     assert [index for row in found for index in row] == list(range(len(items)))
     for row in found:
         assert len(row) == 1 or sum(widths[index] for index in row) <= width
@@ -118,6 +115,6 @@ def test_rows(items: list[tuple[int, bool, int]], width: int) -> None:
 
 def test_rows_break_where_a_patch_starts() -> None:
     starts = [False] * 8 + [True] + [False] * 6
-    assert rows([1] * 15, starts, [False] * 15, 10) == [range(8), range(8, 15)]
+    assert break_rows([1] * 15, starts, [False] * 15, 10) == [range(8), range(8, 15)]
     early = [False, True] + [False] * 13
-    assert rows([1] * 15, early, [False] * 15, 10) == [range(10), range(10, 15)]
+    assert break_rows([1] * 15, early, [False] * 15, 10) == [range(10), range(10, 15)]

@@ -1,4 +1,4 @@
-"""Probes in processes of their own, however they end."""
+"""What the worker says of engines, in this process."""
 
 from __future__ import annotations
 
@@ -6,38 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blt_edge.runtime.child import Outcome
-from blt_edge.tools.doctor import engine_worker, engines
-from blt_edge.tools.doctor.engines import Answer
-
-
-@pytest.mark.parametrize(
-    ("outcome", "answer"),
-    [
-        (Outcome({"version": "1"}), Answer({"version": "1"})),
-        (Outcome({"version": "1", "error": "no device"}), Answer({"version": "1"}, "no device")),
-        (
-            Outcome(death="crashed (SIGSEGV)", log="about to\nerror: bad driver\n"),
-            Answer(error="crashed (SIGSEGV)", said="error: bad driver"),
-        ),
-        (
-            Outcome(
-                {},
-                log="\x1b[1;31m2026-01-01 10:00:00.1 [E:onnxruntime:Default, bridge.cc:1992 Get] "
-                "Failed to load library libonnxruntime_providers_cuda.so\x1b[m\n",
-            ),
-            Answer(said="Failed to load library libonnxruntime_providers_cuda.so"),
-        ),
-    ],
-)
-def test_however_it_ends_it_is_an_answer(
-    monkeypatch: pytest.MonkeyPatch, outcome: Outcome, answer: Answer
-) -> None:
-    monkeypatch.setattr(engines, "run_child", lambda *_, **__: outcome)
-    assert engines.ask("cuda") == answer
-
-
-# What the probe itself says.
+from blt_edge.tools.doctor import engine_worker
 
 
 def said(subject: str, *names: str) -> dict[str, Any]:
@@ -69,3 +38,11 @@ def test_tensorrt_rtx_loads_without_a_gpu() -> None:
 
 def test_what_raises_is_one_line() -> None:
     assert said("bundle", "/gone", "")["error"].startswith("/gone")
+
+
+def test_a_bundle_without_engines_runs_from_its_graphs(tiny_model) -> None:
+    facts = said("bundle", str(tiny_model.bundle), "")
+    assert set(facts["stages"].values()) == {"fp32"}
+    assert [engine["target"] for engine in facts["forms"]] == ["onnxruntime", "tensorrt", "tensorrt-rtx"]
+    assert not any(engine["fits"] for engine in facts["forms"])
+    assert all(engine["reason"] for engine in facts["forms"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from blt_edge.export import build_ort as building
-from blt_edge.export.build_ort import build_engine
-from blt_edge.export.quantize import quantize_bundle
-from blt_edge.export.stage_files import load_stage
+from blt_edge.export.build_ort import build_engine, check_version, multiplies_blocks, window_offset
+from blt_edge.export.bundle import load_stage
+from blt_edge.export.quantize import QuantizationOptions, quantize_bundle
 from blt_edge.graphs.attention import fuse_attention
-from blt_edge.runtime import BltError, BltModel, BundleError, GenerationOptions
+from blt_edge.runtime import BackendError, BltError, BltModel, BundleError, GenerationOptions
 from blt_edge.runtime import engines as forms
 from blt_edge.runtime.backends import ort as backend
 from blt_edge.runtime.integrity import file_record
@@ -26,25 +27,22 @@ from blt_edge.runtime.manifest import load_manifest
 from blt_edge.runtime.vocabulary import encode
 from support.ort_versions import VERSION, fuses_blocks
 from support.quantized import BLOCKY
-from support.random_models import RandomModel, base_config, write_random_model
+from support.random_models import RandomModel, base_config, export_random_model
 
 TEXT = "Once upon a time, in a café far away. ".encode() * 3
+WINDOWS = QuantizationOptions(windows=2)
 ALL = "patcher=int8w,encoder=fp16,latent=int4,decoder=int8"
 
 
 @pytest.fixture(scope="module")
 def float_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from blt_edge.export import export_checkpoint
-
-    folder = tmp_path_factory.mktemp("blocky")
-    write_random_model(BLOCKY, folder / "checkpoint")
-    return export_checkpoint(folder / "checkpoint", folder / "bundle")
+    return export_random_model(BLOCKY, tmp_path_factory.mktemp("blocky"))
 
 
 @pytest.fixture(scope="module")
 def built(float_bundle: Path) -> Path:
     """A bundle with stages of four precisions, and its form."""
-    bundle = quantize_bundle(float_bundle, float_bundle.parent / "mixed", precision=ALL, windows=2)
+    bundle = quantize_bundle(float_bundle, float_bundle.parent / "mixed", precision=ALL, quantization=WINDOWS)
     build_engine(bundle)
     return bundle
 
@@ -90,8 +88,6 @@ def test_results_are_those_of_the_portable_graphs(built: Path) -> None:
 @pytest.fixture(scope="module", params=["windows", "no-windows"])
 def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float32 bundle whose heads all are wide enough to be fused, and its form."""
-    from blt_edge.export import export_checkpoint
-
     windowed = request.param == "windows"
     config = base_config(
         width=64,
@@ -100,9 +96,8 @@ def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         decoder={"num_key_value_heads": 2},
         global_stack={"hidden_size": 128, "num_key_value_heads": 1},
     )
-    folder = tmp_path_factory.mktemp(request.param)
-    write_random_model(RandomModel(request.param, config, share=0.3), folder / "checkpoint")
-    bundle = export_checkpoint(folder / "checkpoint", folder / "bundle")
+    model = RandomModel(request.param, config, share=0.3)
+    bundle = export_random_model(model, tmp_path_factory.mktemp(request.param))
     build_engine(bundle)
     return bundle
 
@@ -233,25 +228,20 @@ def test_a_sound_form_stays_and_force_replaces_it(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "change", "reason"),
+    ("change", "reason"),
     [
-        (forms, {"processor": "GenuineIntel 6 1"}, "for processor 'GenuineIntel 6 1', here it is "),
-        (forms, {"features": "sse2"}, "for a processor with other instructions"),
-        (forms, {"machine": "riscv64"}, "for machine 'riscv64', here it is "),
+        ({"processor": "GenuineIntel 6 1"}, "for processor 'GenuineIntel 6 1', here it is "),
+        ({"features": "sse2"}, "for a processor with other instructions"),
+        ({"machine": "riscv64"}, "for machine 'riscv64', here it is "),
     ],
 )
 def test_another_machines_form_is_refused(
-    built: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    where: Any,
-    change: dict[str, str],
-    reason: str,
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], reason: str
 ) -> None:
     bundle = Path(shutil.copytree(built, tmp_path / "b", ignore=shutil.ignore_patterns("engines")))
-    describe = where.describe_processor
+    describe = forms.describe_processor
     with monkeypatch.context() as other:
-        other.setattr(where, "describe_processor", lambda: {**describe(), **change})
+        other.setattr(forms, "describe_processor", lambda: {**describe(), **change})
         build_engine(bundle)
         assert load(bundle).engine.reason is None
     refused(bundle, reason)
@@ -307,17 +297,7 @@ def test_a_damaged_file_is_refused(
     assert load(bundle).engine.reason is None
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "{",
-        "[]",
-        "[" * 100_000,
-        "{}",
-        '{"description": {}, "files": 3}',
-    ],
-)
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "{}", '{"description": {}, "files": 3}'])
 def test_a_damaged_description_is_refused(bundle: Path, text: str) -> None:
     (form_of(bundle) / "engine.json").write_text(text)
     refused(bundle, "engine.json is damaged; blt-edge build --force")
@@ -394,3 +374,95 @@ def test_what_a_killed_build_left_is_cleared(bundle: Path) -> None:
     assert load(bundle).engine.reason is None
     build_engine(bundle, force=True)
     assert not left.exists()
+
+
+# What the installed version's operators do, and those of versions that do otherwise.
+
+
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """The operators are asked anew, and nothing is left for others."""
+    window_offset.cache_clear()
+    multiplies_blocks.cache_clear()
+    yield
+    window_offset.cache_clear()
+    multiplies_blocks.cache_clear()
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_the_window_of_this_version() -> None:
+    # 1.22 and 1.23 let a window see one key more.
+    assert window_offset() == (-1 if VERSION < (1, 24) else 0)
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_this_version_multiplies_blocks(bits: int) -> None:
+    assert multiplies_blocks(bits)
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize(("shift", "found"), [(-1, -1), (0, 0), (1, 1), (-5, None)])
+def test_a_window_of_another_meaning_is_found(
+    monkeypatch: pytest.MonkeyPatch, shift: int, found: int | None
+) -> None:
+    here, attention = window_offset(), building._attention
+    assert here is not None
+    window_offset.cache_clear()
+    shifted = lambda window: attention(window if window < 0 else window + here - shift)  # noqa: E731
+    monkeypatch.setattr(building, "_attention", shifted)
+    assert window_offset() == found
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda node: node.attributes.update(rotary_interleaved=ir.AttrInt64("rotary_interleaved", 1)),
+        lambda node: setattr(node, "op_type", "AttentionOfTomorrow"),
+    ],
+)
+def test_attention_that_is_wrong_or_refused_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[ir.Node], None]
+) -> None:
+    make = building.attention_node
+
+    def changed(*args: Any, **options: Any) -> ir.Node:
+        node = make(*args, **options)
+        change(node)
+        return node
+
+    monkeypatch.setattr(building, "attention_node", changed)
+    assert window_offset() is None
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize("bits", [4, 8])
+def test_blocks_that_are_refused_or_wrong_are_left_alone(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    run = building._saved_and_run
+
+    def refuse(*_args: Any) -> None:
+        raise BackendError("graph.onnx: ONNX Runtime 1.22.1 refused it: SystemError : 2")
+
+    monkeypatch.setattr(building, "save_optimized", refuse)
+    assert not multiplies_blocks(bits)
+    monkeypatch.undo()
+    for wrong in (np.nan, 1.2):
+        multiplies_blocks.cache_clear()
+        monkeypatch.setattr(building, "_saved_and_run", lambda *args, by=wrong: by * run(*args))
+        assert not multiplies_blocks(bits)
+
+
+@pytest.mark.parametrize("version", ["1.20.1", "1.21.0", "0.9", "1.21.1+cu12"])
+def test_an_old_version_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    with pytest.raises(
+        BackendError, match=r"ONNX Runtime 1\.22 or newer, here it is .*; pip install '[^\n]*"
+    ):
+        check_version("building an engine")
+
+
+@pytest.mark.parametrize("version", ["1.22.0", "1.32.0", "2.0", "main"])
+def test_a_newer_version_is_taken(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    check_version("building an engine")
