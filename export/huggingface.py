@@ -88,13 +88,12 @@ class SafetensorsFile:
         row = entry.shape[1:]
         result = np.empty((stop - start, *row) if entry.shape else (), np.float32)
         self._file.seek(entry.start + start * math.prod(row) * stored.itemsize)
-        flat = result.reshape(-1)
-        step = _CHUNK_BYTES // stored.itemsize
-        chunk = np.empty(min(step, flat.size), stored)
+        flat, step = result.reshape(-1), _CHUNK_BYTES // stored.itemsize
         for begin in range(0, flat.size, step):
             target = flat[begin : begin + step]
-            part = chunk[: target.size]
-            self._fill(part)
+            part = np.fromfile(self._file, stored, target.size)
+            if part.size < target.size:
+                raise CheckpointError(f"{self.path}: ended while reading; was it changed meanwhile?")
             if stored.kind == "u":
                 bits = target.view(np.uint32)
                 bits[:] = part
@@ -118,17 +117,6 @@ class SafetensorsFile:
                 f"allowed: {', '.join(_TYPES)}; export a quantized model from its original weights"
             )
         return _TYPES[stored]
-
-    def _fill(self, array: NDArray[Any]) -> None:
-        if not array.size:
-            return
-        view = array.data.cast("B")
-        done = 0
-        while done < len(view):
-            count = self._file.readinto(view[done:])  # type: ignore[attr-defined]
-            if not count:
-                raise CheckpointError(f"{self.path}: ended while reading; was it changed meanwhile?")
-            done += count
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, dict[str, _Entry]]:

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..graphs.fields import ConfigError, show
+from ..graphs.fields import ConfigError
 from ..runtime.errors import first_line
+from ..runtime.fields import shown
 from .checkpoint_base import (
     HASH_EMBEDDING,
     Checkpoint,
@@ -185,22 +186,22 @@ def _check_supported(args: Fields) -> None:
     layers = args.get("n_layers_local_encoder")
     if args.get("cross_attn_all_layers_encoder") and layers != 1:
         raise ConfigError(
-            f"args.cross_attn_all_layers_encoder: got true with {show(layers)} encoder layers, allowed: one, "
+            f"args.cross_attn_all_layers_encoder: got true with {layers} encoder layers, allowed: one, "
             "as Meta's code carries patch states from layer to layer"
         )
     for name, allowed in _ONLY.items():
         value = args.get(name)
         if value is not None and value != allowed:
-            raise ConfigError(f"args.{name}: got {show(value)}, allowed: {allowed!r}")
+            raise ConfigError(f"args.{name}: got {shown(value)}, allowed: {allowed!r}")
     for name in _UNSET:
         if args.get(name) is not None:
-            raise ConfigError(f"args.{name}: got {show(args[name])}, allowed: null")
+            raise ConfigError(f"args.{name}: got {shown(args[name])}, allowed: null")
     for side in ("encoder", "decoder"):
         heads = _need(args, f"n_heads_local_{side}")
         for name in ("cross_attn_nheads", "n_kv_heads"):
             if args.get(name) not in (None, heads):
                 raise ConfigError(
-                    f"args.{name}: got {show(args[name])}, allowed: n_heads_local_{side}, {show(heads)}, as "
+                    f"args.{name}: got {shown(args[name])}, allowed: n_heads_local_{side}, {heads}, as "
                     "cross-attention shares its heads with self-attention here"
                 )
 
@@ -265,8 +266,8 @@ def _patching(args: Fields, patcher_args: Fields) -> dict[str, Any]:
     threshold, beside = args.get("patching_threshold"), patcher_args.get("threshold")
     if threshold is not None and beside is not None and threshold != beside:
         raise ConfigError(
-            f"args.patching_threshold: got {show(threshold)}, but entropy_model/params.json says "
-            f"{show(beside)}; make them the same"
+            f"args.patching_threshold: got {shown(threshold)}, but entropy_model/params.json says "
+            f"{shown(beside)}; make them the same"
         )
     size = args.get("patch_size") or patcher_args.get("patch_size")
     mode = args.get("patching_mode") or "entropy"
@@ -293,7 +294,7 @@ def _group_sizes(args: Fields) -> Any:
             sizes = [int(size) for size in sizes.split(",") if size.strip()]
         except ValueError as error:
             raise ConfigError(
-                f"args.encoder_hash_byte_group_size: got {show(sizes)}, allowed: integers and commas"
+                f"args.encoder_hash_byte_group_size: got {shown(sizes)}, allowed: integers and commas"
             ) from error
     if not sizes:
         raise ConfigError("args.encoder_hash_byte_group_size: got none, allowed: at least one group size")

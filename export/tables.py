@@ -128,17 +128,14 @@ def requantize_tables(
 
 def _stored_rows(bundle: Path, spec: EmbeddingSpec) -> Iterator[memoryview]:
     """The file's bytes, some rows at a time, read and not mapped: pages of a map would count as ours."""
-    path = bundle / spec.file
+    path, step = bundle / spec.file, _rows_per_block(spec.width)
     with open_plain(path) as file:
-        for first in range(0, spec.rows, _rows_per_block(spec.width)):
-            wanted = min(_rows_per_block(spec.width), spec.rows - first) * spec.row_bytes
-            block, filled = memoryview(bytearray(wanted)), 0
-            while filled < wanted:
-                count = file.readinto(block[filled:])  # type: ignore[attr-defined]
-                if not count:
-                    raise BundleError(f"{path} is shorter than its {spec.bytes} bytes; copy the bundle again")
-                filled += count
-            yield block
+        for first in range(0, spec.rows, step):
+            wanted = min(step, spec.rows - first) * spec.row_bytes
+            block = np.fromfile(file, np.uint8, wanted)
+            if block.size < wanted:
+                raise BundleError(f"{path} is shorter than its {spec.bytes} bytes; copy the bundle again")
+            yield block.data
 
 
 def _rows_per_block(width: int) -> int:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..runtime.hashing import HashSpec
+from ..runtime.names import PATCHING_MODES
 from ..runtime.patching import PatchingRule
-from .fields import ConfigError, Fields
+from .fields import ConfigError, ConfigFields
 from .rope import ROPE_TYPES, RopeConfig
 
 __all__ = ["ACTIVATIONS", "ConfigError", "ModelConfig", "RopeConfig", "TransformerConfig", "parse_config"]
@@ -170,7 +171,7 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     Raises `ConfigError`, with the field's path, for another model type, a malformed, contradictory or
     unsupported value, and an unknown field that is switched on.
     """
-    top = Fields(raw)
+    top = ConfigFields(raw)
     if top.raw("model_type") != "blt":
         raise top.refuse("model_type", "blt, the type of transformers' BltForCausalLM")
     _check_vocabulary(top)
@@ -222,11 +223,11 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     return config
 
 
-def _check_vocabulary(fields: Fields) -> None:
+def _check_vocabulary(fields: ConfigFields) -> None:
     fields.integer("vocab_size", _VOCAB, minimum=_VOCAB, maximum=_VOCAB)
 
 
-def _part(part: Fields, defaults: _Defaults, window: int | None) -> TransformerConfig:
+def _part(part: ConfigFields, defaults: _Defaults, window: int | None) -> TransformerConfig:
     width = part.integer("hidden_size", defaults.width, maximum=_MAX_WIDTH)
     heads = part.integer("num_attention_heads", defaults.heads, maximum=_MAX_WIDTH)
     head_dim = width // heads
@@ -250,20 +251,20 @@ def _part(part: Fields, defaults: _Defaults, window: int | None) -> TransformerC
         head_dim=head_dim,
         intermediate=intermediate or int(8 * width / 3),
         norm_eps=part.number("rms_norm_eps", 1e-5, above=0.0, below=1.0),
-        activation=ACTIVATIONS[part.choice("hidden_act", "silu", ACTIVATIONS.keys())],
+        activation=ACTIVATIONS[part.choice("hidden_act", ACTIVATIONS, "silu")],
         rope=_rope(part, defaults.theta),
         window=window,
         max_positions=part.integer("max_position_embeddings", defaults.positions),
     )
 
 
-def _rope(part: Fields, default_theta: float) -> RopeConfig:
+def _rope(part: ConfigFields, default_theta: float) -> RopeConfig:
     """Rotary embedding in either spelling: `rope_scaling`, unless empty, replaces `rope_parameters` whole."""
     parameters, scaling = part.section("rope_parameters"), part.section("rope_scaling")
     source = scaling if part.raw("rope_scaling") else parameters
     beside = part.optional_number("rope_theta", above=1.0) or default_theta
     spelling = "type" if source.has("type") and not source.has("rope_type") else "rope_type"
-    rope_type = source.choice(spelling, "default", ROPE_TYPES)
+    rope_type = source.choice(spelling, ROPE_TYPES, "default")
     theta = source.optional_number("rope_theta", above=1.0) or beside
     for holder in (source, part):
         share = holder.optional_number("partial_rotary_factor", above=0.0)
@@ -282,7 +283,7 @@ def _rope(part: Fields, default_theta: float) -> RopeConfig:
         high = source.number("high_freq_factor", above=low)
         factor = source.number("factor", above=0.0)
         return RopeConfig(rope_type, theta, factor, original, low_freq_factor=low, high_freq_factor=high)
-    if "factor" not in source.names():
+    if "factor" not in source:
         raise ConfigError(f"{source.path('factor')}: missing, rope type {rope_type} needs it")
     positive = ("factor", "attention_factor", "beta_fast", "beta_slow")
     return RopeConfig(
@@ -295,7 +296,7 @@ def _rope(part: Fields, default_theta: float) -> RopeConfig:
     )
 
 
-def _hashing(top: Fields) -> HashSpec:
+def _hashing(top: ConfigFields) -> HashSpec:
     sizes = top.integers("encoder_hash_byte_group_size", minimum=1, maximum=64, longest=64)
     return HashSpec(
         group_sizes=sizes or _DEFAULT_GROUPS,
@@ -304,8 +305,8 @@ def _hashing(top: Fields) -> HashSpec:
     )
 
 
-def _patching(top: Fields) -> PatchingRule:
-    mode = top.choice("patching_mode", "entropy", ("entropy", "space", "static", "byte"))
+def _patching(top: ConfigFields) -> PatchingRule:
+    mode = top.choice("patching_mode", PATCHING_MODES, "entropy")
     if not top.boolean("patch_in_forward", True):
         mode = "byte"
     threshold = top.optional_number("patching_threshold", 1.335442066192627)

@@ -1,22 +1,19 @@
-"""Checks of single values that people and files give: options, rules, specifications.
+"""Checked values: options that people give, and JSON objects that nobody vouches for.
 
-Each returns the value as a plain Python number, so that it prints and serialises the same wherever
-it came from, or raises an `OptionError` of one line: what was got, what is allowed.
-
-Checked access to a parsed manifest: one JSON object at a time, field by field, nothing left over.
-
-Knows types, ranges and how a fault is worded; what fields there are is the business of `manifest`.
+`checked_int` and its like take one option and return a plain Python value, or raise an `OptionError` of one
+line: what was got, what is allowed. `Fields` reads one JSON object field by field, with nothing left over;
+it knows types, ranges and how a fault is worded. What fields there are is the business of its users.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from numbers import Integral, Real
 from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
-from .errors import BundleError, OptionError
+from .errors import BltError, BundleError, OptionError
 from .names import MANIFEST_NAME
 
 __all__ = [
@@ -95,14 +92,19 @@ def _allowed(range_text: str, hint: str) -> str:
     return f"{range_text} ({hint})" if hint else range_text
 
 
-def shown(value: object) -> str:
-    """`value` for a message: one line, at most 60 characters."""
+def shown(value: object, longest: int = 60) -> str:
+    """`value` for a message: one line, at most so many characters; of a big one, only what it is."""
+    if isinstance(value, dict):
+        return "an object"
+    # Python refuses to print numbers of thousands of digits.
+    if isinstance(value, int) and value.bit_length() > 256:
+        return "a huge number"
     try:
         text = repr(value)
     except Exception:
         text = f"a {type(value).__name__}"
     text = " ".join(text.split())
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
 AGAIN = "export the checkpoint again"
@@ -111,6 +113,8 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_TEXT = 4096
 _MAX_NUMBER = 1e30
+REQUIRED: Any = object()
+"""The default of a field that has none."""
 
 T = TypeVar("T")
 
@@ -118,7 +122,7 @@ T = TypeVar("T")
 def fault(path: str, value: object, needed: str) -> BundleError:
     """The error for a bad value, one line: its place, what was got, what is needed, what to do."""
     place = f"{MANIFEST_NAME}: {path}" if path else MANIFEST_NAME
-    return BundleError(f"{place}: got {_shown(value)}, {needed} is needed; {AGAIN}")
+    return BundleError(f"{place}: got {shown(value)}, {needed} is needed; {AGAIN}")
 
 
 def is_whole(value: object, low: int, high: int) -> bool:
@@ -142,98 +146,119 @@ def read(value: object, path: str, reader: Callable[[Fields], T]) -> T:
 
 
 class Fields:
-    """One JSON object and its place. Each method takes a field and checks it, or raises BundleError."""
+    """One JSON object and its place. Each method takes a field and checks it, or raises what `refusal` says.
 
-    def __init__(self, value: object, path: str) -> None:
-        if not isinstance(value, dict):
-            raise fault(path, value, "an object")
-        self._values = dict(value)
-        self._path = path
+    A missing field is refused, unless a default is given.
+    """
+
+    def __init__(self, value: object, path: str = "") -> None:
+        if not isinstance(value, Mapping):
+            raise self.refusal(path, value, "an object")
+        self._values, self._path, self._unread = value, path, dict.fromkeys(value)
 
     def __contains__(self, key: str) -> bool:
         return key in self._values
 
+    def path(self, key: str) -> str:
+        """The field's full path as messages print it, e.g. `decoder_config.cross_attn_k`."""
+        return f"{self._path}.{key}" if self._path else key
+
+    def refusal(self, path: str, value: object, needed: str) -> BltError:
+        """The error for a value; other documents than manifests have their own."""
+        return fault(path, value, needed)
+
+    def missing(self, path: str) -> BltError:
+        """The error for a field that is not there."""
+        return BundleError(f"{MANIFEST_NAME}: {path} is missing; {AGAIN}")
+
     def refuse_rest(self) -> None:
         """Refuse a field that nobody took."""
-        for key in self._values:
+        for key in self._unread:
             place = f"{MANIFEST_NAME}: {self._path}" if self._path else MANIFEST_NAME
-            raise BundleError(f"{place}: got a field {_shown(key)}, which its schema does not have; {AGAIN}")
+            raise BundleError(f"{place}: got a field {shown(key)}, which its schema does not have; {AGAIN}")
 
-    def whole(self, key: str, low: int, high: int) -> int:
+    def whole(self, key: str, low: int, high: int, default: Any = REQUIRED) -> int:
         """A whole number in the range."""
-        value, where = self._take(key)
+        value, where = self.take(key, default)
         if not is_whole(value, low, high):
-            raise fault(where, value, f"a whole number from {low} to {high}")
+            raise self.refusal(where, value, f"a whole number from {low} to {high}")
         return int(value)
 
     def whole_or_none(self, key: str, low: int, high: int) -> int | None:
         """A whole number in the range, or null."""
         return None if self._took_null(key) else self.whole(key, low, high)
 
+    def number(
+        self, key: str, default: Any = REQUIRED, *, above: float = -math.inf, below: float = math.inf
+    ) -> float:
+        """A finite number strictly between the two."""
+        value, where = self.take(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not above < value < below:
+            limits = [f"above {above:g}"] * math.isfinite(above) + [f"below {below:g}"] * math.isfinite(below)
+            raise self.refusal(where, value, " ".join(["a finite number", *limits]))
+        try:
+            return float(value)
+        except OverflowError:
+            raise self.refusal(where, value, "a finite number") from None
+
     def number_or_none(self, key: str) -> float | None:
         """A finite number, or null."""
-        if self._took_null(key):
-            return None
-        value, where = self._take(key)
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not number or not -_MAX_NUMBER <= value <= _MAX_NUMBER:
-            raise fault(where, value, f"a number from {-_MAX_NUMBER:g} to {_MAX_NUMBER:g} or null")
-        return float(value)
+        return None if self._took_null(key) else self.number(key, above=-_MAX_NUMBER, below=_MAX_NUMBER)
 
-    def flag(self, key: str) -> bool:
+    def flag(self, key: str, default: Any = REQUIRED) -> bool:
         """True or false."""
-        value, where = self._take(key)
+        value, where = self.take(key, default)
         if not isinstance(value, bool):
-            raise fault(where, value, "true or false")
+            raise self.refusal(where, value, "true or false")
         return value
 
     def text(self, key: str) -> str:
         """Text that is safe to print."""
-        value, where = self._take(key)
+        value, where = self.take(key)
         if not isinstance(value, str) or not 1 <= len(value) <= _MAX_TEXT or not value.isprintable():
-            raise fault(where, value, f"printable text of 1 to {_MAX_TEXT} characters")
+            raise self.refusal(where, value, f"printable text of 1 to {_MAX_TEXT} characters")
         return value
 
     def texts(self, key: str, most: int) -> tuple[str, ...]:
         """A list of up to `most` texts that are safe to print."""
-        value, where = self._take(key)
+        value, where = self.take(key)
         if not isinstance(value, list) or len(value) > most:
-            raise fault(where, value, f"a list of at most {most} texts")
+            raise self.refusal(where, value, f"a list of at most {most} texts")
         return tuple(Fields({"": item}, f"{where}[{index}]").text("") for index, item in enumerate(value))
 
-    def choice(self, key: str, allowed: tuple[str, ...]) -> str:
+    def choice(self, key: str, allowed: Collection[str], default: Any = REQUIRED) -> str:
         """One of the allowed words."""
-        value, where = self._take(key)
+        value, where = self.take(key, default)
         if not isinstance(value, str) or value not in allowed:
-            raise fault(where, value, f"one of {', '.join(allowed)}")
+            raise self.refusal(where, value, f"one of {', '.join(allowed)}")
         return value
 
     def digest(self, key: str) -> str:
         """A sha256."""
-        value, where = self._take(key)
+        value, where = self.take(key)
         if not isinstance(value, str) or not _DIGEST.fullmatch(value):
-            raise fault(where, value, "a sha256 of 64 small hexadecimal digits")
+            raise self.refusal(where, value, "a sha256 of 64 small hexadecimal digits")
         return value
 
     def file_name(self, key: str) -> str:
         """A plain file name."""
-        return file_name(*self._take(key))
+        return file_name(*self.take(key))
 
-    def wholes(self, key: str, low: int, high: int, most: int) -> tuple[int, ...]:
+    def wholes(self, key: str, low: int, high: int, most: int, default: Any = REQUIRED) -> tuple[int, ...]:
         """A list of up to `most` whole numbers in the range."""
-        value, where = self._take(key)
-        if not isinstance(value, list) or len(value) > most:
-            raise fault(where, value, f"a list of at most {most} whole numbers")
-        for index, item in enumerate(value):
-            if not is_whole(item, low, high):
-                raise fault(f"{where}[{index}]", item, f"a whole number from {low} to {high}")
+        value, where = self.take(key, default)
+        needed = f"a list of at most {most} whole numbers from {low} to {high}"
+        if not isinstance(value, (list, tuple)) or len(value) > most:
+            raise self.refusal(where, value, needed)
+        if not all(is_whole(item, low, high) for item in value):
+            raise self.refusal(where, value, needed)
         return tuple(value)
 
     def tree(self, key: str) -> dict[str, Any]:
         """An object whose inside is nobody's business here."""
-        value, where = self._take(key)
+        value, where = self.take(key)
         if not isinstance(value, dict):
-            raise fault(where, value, "an object")
+            raise self.refusal(where, value, "an object")
         return value
 
     def tree_or_none(self, key: str) -> dict[str, Any] | None:
@@ -242,7 +267,7 @@ class Fields:
 
     def part(self, key: str, reader: Callable[[Fields], T]) -> T:
         """An object read by `reader`."""
-        value, where = self._take(key)
+        value, where = self.take(key)
         return read(value, where, reader)
 
     def part_or_none(self, key: str, reader: Callable[[Fields], T]) -> T | None:
@@ -253,36 +278,26 @@ class Fields:
         self, key: str, check_name: Callable[[object, str], str], reader: Callable[[Fields], T]
     ) -> dict[str, T]:
         """A map from checked names to objects of one kind."""
-        value, where = self._take(key)
+        value, where = self.take(key)
         if not isinstance(value, dict):
-            raise fault(where, value, "an object")
+            raise self.refusal(where, value, "an object")
         return {
             check_name(name, where): read(item, f"{where}.{name}", reader) for name, item in value.items()
         }
 
-    def _take(self, key: str) -> tuple[Any, str]:
-        where = f"{self._path}.{key}" if self._path else key
-        if key not in self._values:
-            raise BundleError(f"{MANIFEST_NAME}: {where} is missing; {AGAIN}")
-        return self._values.pop(key), where
+    def take(self, key: str, default: Any = REQUIRED) -> tuple[Any, str]:
+        """The unchecked value, and its path."""
+        self._unread.pop(key, None)
+        value = self._values.get(key, default)
+        if value is REQUIRED:
+            raise self.missing(self.path(key))
+        return value, self.path(key)
 
     def _took_null(self, key: str) -> bool:
         if self._values.get(key, 0) is not None:
             return False
-        self._take(key)
+        self.take(key)
         return True
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, (list, tuple)):
-        return f"a list of {len(value)}"
-    # Python refuses to print numbers of thousands of digits.
-    if isinstance(value, int) and value.bit_length() > 256:
-        return "a huge number"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 # Dataclasses that are read as their annotations say: `Annotated[int, by(Fields.whole, 1, 1000)]`.

@@ -1,6 +1,6 @@
-"""The floors: which folder may import which, no circle between files, and imports where a reader expects them.
+"""The floors: which folder may import which, no circle between files, imports where a reader expects them.
 
-Read off the syntax trees, so that an import counts wherever it stands: under TYPE_CHECKING and in functions too.
+Read off the syntax trees: an import counts wherever it stands, under TYPE_CHECKING and in functions too.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FILES = {
 
 
 def imports(name: str) -> Iterator[tuple[str, ast.stmt]]:
-    """(imported module, statement) of every import of ours, wherever it stands; modules of ours by full name."""
+    """(imported module, statement) of every import, wherever it stands; modules of ours by full name."""
     path = FILES[name]
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):

@@ -270,6 +270,8 @@ def test_older_and_full_versions_take_it_too(name: str, target: str) -> None:
         (dequantized(weight("w", TensorProto.FLOAT8E4M3FN, (4, 4)), SCALE), "Orin's GPU .* has no float8"),
         (one("DequantizeLinear", "x s", value("x", INT4), SCALE), "computed int4; only weights may be int4"),
         (dequantized(weight("w", INT4, (3, 3)), SCALE), "an odd number of int4 values"),
+        (one("Identity", of=TensorProto.FLOAT4E2M1), "the type float4e2m1 is unknown"),
+        (blocks(INT4, (64, 8), (2, 8, 2)), "3 dimensions of scales for 2"),
         (one("QuantizeLinear", "x s", value("x"), SCALE, of=UINT8), "no zero point means uint8"),
         (one("QuantizeLinear", "x s z", value("x"), value("z", INT8, ()), SCALE, of=INT8), "is computed"),
     ],
@@ -317,6 +319,13 @@ def test_a_function_of_the_model_is_looked_into() -> None:
     graph.functions.append(body)
     (finding,) = lint(graph, "tensorrt-10.3")
     assert finding.operator == "Unique"
+
+
+def test_lists_of_graphs_are_looked_into() -> None:
+    result = helper.make_tensor_value_info("a", FLOAT, None)
+    body = helper.make_graph([node("Unique", ["x"], ["a"])], "body", [], [result])
+    found = lint(one("Choose", domain="own", bodies=[body, body]), "tensorrt-10.3")
+    assert [finding.operator for finding in found] == ["Choose", "Unique", "Unique"]
 
 
 def test_a_constant_node_is_a_constant() -> None:

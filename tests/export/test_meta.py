@@ -211,10 +211,10 @@ def refused(folder: Path, *words: str) -> None:
         assert word in message
 
 
-@pytest.mark.parametrize("form", ["with_pickle", "copied"])
-def test_damaged_files(form: str, request: pytest.FixtureRequest) -> None:
-    folder: Path = request.getfixturevalue(form)
-    name = "consolidated.pth" if form == "with_pickle" else "model.safetensors"
+@pytest.mark.parametrize("layout", ["with_pickle", "copied"])
+def test_damaged_files(layout: str, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(layout)
+    name = "consolidated.pth" if layout == "with_pickle" else "model.safetensors"
     weights = folder / "entropy_model" / name
     data = weights.read_bytes()
     weights.write_bytes(data[: len(data) // 2])
@@ -237,6 +237,9 @@ def test_missing_hash_table_and_tensor(copied: Path) -> None:
     tensors = load_file(path)
     save_file({key: value for key, value in tensors.items() if "embedding.1." not in key}, path)
     refused(copied, "encoder_hash_tok_embedding.1.weight is missing")
+    first = tensors["encoder_hash_tok_embedding.0.weight"]
+    save_file({**tensors, "encoder_hash_tok_embedding.x.weight": first}, path)
+    refused(copied, "encoder_hash_tok_embedding.x.weight is not a numbered hash table")
     gone = "local_decoder.layers.0.attention.wq.weight"
     save_file({key: value for key, value in tensors.items() if key != gone}, path)
     with (
@@ -265,6 +268,24 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(
         path.write_bytes(pickle.dumps(Hostile()))
     refused(copied, "consolidated.pth")
     assert "this pickle ran" not in capsys.readouterr().out
+
+
+def test_pickles_of_something_else(with_pickle: Path) -> None:
+    torch = torch_or_skip()
+    path = with_pickle / "entropy_model" / "consolidated.pth"
+    torch.save([1, 2], path)
+    refused(with_pickle, "consolidated.pth", "expected a dict of tensors")
+    torch.save({"norm.weight": torch.ones(3, dtype=torch.int32)}, path)
+    with (
+        open_checkpoint(with_pickle) as checkpoint,
+        pytest.raises(CheckpointError, match=r"torch\.int32, .* allowed: dense"),
+    ):
+        checkpoint.tensor("model.patcher.norm.weight")
+    path.rename(path.with_name("other.pth"))
+    with open_checkpoint(with_pickle) as checkpoint:
+        assert "model.patcher.norm.weight" in checkpoint.names()
+    path.with_name("another.pth").write_bytes(b"")
+    refused(with_pickle, "has 2 .pth files")
 
 
 def test_without_torch_one_line_says_so(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,20 +137,20 @@ def test_windows_of_every_size_pass(tmp_path: Path, window: int) -> None:
 
 @pytest.mark.parametrize("stage", ["patcher", "encoder", "latent", "decoder"])
 def test_an_engine_that_changed_since_is_not_used(own_float: Path, stage: str) -> None:
-    form = build_engine(own_float).directory
-    assert form is not None
+    built = build_engine(own_float).directory
+    assert built is not None
     # Another library under the same version: what it computes is this, and every file is as recorded.
     wrong = plant(own_float / f"{stage}.onnx", MISTAKES["another operator"])
-    shutil.move(wrong, form / f"{stage}.onnx")
-    shutil.copy(own_float / f"{stage}.onnx.data", form / f"{stage}.onnx.data")
-    reseal(form)
+    shutil.move(wrong, built / f"{stage}.onnx")
+    shutil.copy(own_float / f"{stage}.onnx.data", built / f"{stage}.onnx.data")
+    reseal(built)
     model = BltModel.load(own_float, "cpu")
     assert model.engine.directory is None
     assert f"{stage}: its self-test failed, " in str(model.engine.reason)
     assert str(model.engine.reason).endswith("build it again")
     assert "\n" not in str(model.engine)
     assert np.isfinite(model.logits(b"abc")).all()
-    assert BltModel.load(own_float, "cpu", probe=False).engine.directory == form
+    assert BltModel.load(own_float, "cpu", probe=False).engine.directory == built
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ def test_an_engine_that_changed_since_is_not_used(own_float: Path, stage: str) -
 def test_a_damaged_self_test_is_a_reason(
     own_float: Path, spoil: Callable[[bytes], bytes], reason: str
 ) -> None:
-    form = build_engine(own_float).directory
-    assert form is not None
-    path = form / "self_test.bin"
+    built = build_engine(own_float).directory
+    assert built is not None
+    path = built / "self_test.bin"
     path.write_bytes(spoil(path.read_bytes()))
-    reseal(form)
+    reseal(built)
     model = BltModel.load(own_float, "cpu")
     assert model.engine.directory is None
     assert reason in str(model.engine.reason)
@@ -180,11 +180,11 @@ def test_an_operator_that_is_of_no_use_is_done_without(
     own_float: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_ort, "window_offset", lambda: None)
-    form = build_engine(own_float).directory
-    assert form is not None
-    assert b"GroupQueryAttention" not in (form / "decoder.onnx").read_bytes()
+    built = build_engine(own_float).directory
+    assert built is not None
+    assert b"GroupQueryAttention" not in (built / "decoder.onnx").read_bytes()
     model, portable = BltModel.load(own_float, "cpu"), BltModel.load(own_float, "cpu", portable=True)
-    assert model.engine.directory == form
+    assert model.engine.directory == built
     np.testing.assert_allclose(model.logits(b"abc" * 40), portable.logits(b"abc" * 40), rtol=0, atol=1e-4)
 
 
@@ -195,14 +195,14 @@ def test_blocks_are_one_operator_where_that_works(
 ) -> None:
     if not works:
         monkeypatch.setattr(build_ort, "multiplies_blocks", lambda bits: False)
-        # What the engine itself makes of the spelled-out form may still be wrong, which is then seen.
+        # What the engine itself makes of the spelled-out graph may still be wrong, which is then seen.
         monkeypatch.setattr(build_ort, "prove_engine", lambda *args, **_options: args[4].write_bytes(b""))
-    form = build_engine(bundle).directory
-    assert form is not None
+    built = build_engine(bundle).directory
+    assert built is not None
     files = {f"{stage}.onnx{data}" for stage in load_manifest(bundle).stages for data in ("", ".data")}
-    assert {path.name for path in form.iterdir()} == files | {"engine.json", "self_test.bin"}
+    assert {path.name for path in built.iterdir()} == files | {"engine.json", "self_test.bin"}
     if works:
-        graph = (form / "latent.onnx").read_bytes()
+        graph = (built / "latent.onnx").read_bytes()
         assert b"MatMulNBits" in graph
         assert b"DequantizeLinear" not in graph
         assert BltModel.load(bundle, "cpu").engine.reason is None
@@ -289,20 +289,20 @@ def test_an_engine_that_changed_since_is_not_used_on_a_gpu(
     own_float: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
     simulate(monkeypatch, target)
-    form = write_engines(own_float, target)
-    assert BltModel.load(own_float, target).engine.directory == form
-    plan = form / "decoder.plan"
+    built = write_engines(own_float, target)
+    assert BltModel.load(own_float, target).engine.directory == built
+    plan = built / "decoder.plan"
     wrong = plant(own_float / "decoder.onnx", MISTAKES["a longer window"])
     plan.write_text(json.dumps({**json.loads(plan.read_text()), "graph": str(wrong)}))
-    reseal(form)
+    reseal(built)
     with pytest.raises(BackendError, match=r"^decoder: its self-test failed"):
         BltModel.load(own_float, target)
-    (form / "self_test.bin").write_bytes(b"x")
-    reseal(form)
+    (built / "self_test.bin").write_bytes(b"x")
+    reseal(built)
     with pytest.raises(BackendError, match=r"^self_test\.bin has not the \d+ bytes"):
         BltModel.load(own_float, target)
     assert BltModel.load(own_float).engine.device == "CPU"
-    assert BltModel.load(own_float, target, probe=False).engine.directory == form
+    assert BltModel.load(own_float, target, probe=False).engine.directory == built
 
 
 # What runs.

@@ -23,8 +23,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Browser", "BrowserError", "Tab", "find_chromium"]
-
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 _SWITCHES = (
     "--headless=new",
@@ -49,9 +47,7 @@ _KEYS = {
     "Escape": ("Escape", 27, ""),
     "ArrowLeft": ("ArrowLeft", 37, ""),
     "ArrowRight": ("ArrowRight", 39, ""),
-    "Home": ("Home", 36, ""),
     "End": ("End", 35, ""),
-    " ": ("Space", 32, " "),
 }
 CONTROL, SHIFT = 2, 8
 """Modifiers of `Tab.press`."""
@@ -85,15 +81,13 @@ def find_chromium() -> str | None:
 
 
 class Browser:
-    """A running Chromium with an empty profile; close it, or use it as a context manager."""
+    """A running Chromium with an empty profile; leave it as a context manager."""
 
     def __init__(self, program: str) -> None:
         self._profile = tempfile.mkdtemp(prefix="chromium-")
         ours_in, theirs_out = os.pipe()
         theirs_in, ours_out = os.pipe()
         high = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs_in, theirs_out)]
-        os.close(theirs_in)
-        os.close(theirs_out)
         launcher = (sys.executable, "-S", "-c", _LAUNCH.format(*high))
         self._process = subprocess.Popen(
             [*launcher, program, *_SWITCHES, f"--user-data-dir={self._profile}", "about:blank"],
@@ -102,7 +96,7 @@ class Browser:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        for end in high:
+        for end in (theirs_in, theirs_out, *high):
             os.close(end)
         self._in, self._out = os.fdopen(ours_in, "rb"), os.fdopen(ours_out, "wb", buffering=0)
         self._numbers = count(1)
@@ -115,9 +109,6 @@ class Browser:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         """End the program and remove its profile."""
         with suppress(BrowserError, OSError):
             self.call("Browser.close")
@@ -203,13 +194,8 @@ class Tab:
         self, width: int, height: int, *, phone: bool = False, dark: bool = False, still: bool = False
     ) -> None:
         """Size of the page's window in CSS pixels, and what the reader prefers."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=2 if phone else 1,
-            mobile=phone,
-        )
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1 + phone, "mobile": phone}
+        self.call("Emulation.setDeviceMetricsOverride", **screen)
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
         features = [
             {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
@@ -258,7 +244,7 @@ class Tab:
         """For each visible text: its contrast with what lies behind it (WCAG 2.2: 1 to 21), the classes of
         its element, and its beginning. Texts of controls that are out of use are left out.
         """
-        return [(ratio, classes, text) for ratio, classes, text in self.evaluate(_CONTRASTS)]
+        return [tuple(row) for row in self.evaluate(_CONTRASTS)]
 
     def press(self, key: str, modifiers: int = 0) -> None:
         """Press and release a key of the keyboard."""
@@ -310,14 +296,10 @@ class Tab:
             "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
         )
 
-    def screenshot(self, *, whole_page: bool = False) -> bytes:
-        """A PNG of what is in view, or of the whole page."""
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole_page)
-        return base64.b64decode(shot["data"])
-
-    def save_screenshot(self, path: Path, *, whole_page: bool = False) -> None:
-        """Write a PNG file."""
-        path.write_bytes(self.screenshot(whole_page=whole_page))
+    def save_screenshot(self, path: Path) -> None:
+        """Write a PNG file of what is in view."""
+        shot = self.call("Page.captureScreenshot", format="png")
+        path.write_bytes(base64.b64decode(shot["data"]))
 
     def _middle(self, selector: str, number: int) -> tuple[float, float]:
         # An element that is out of view is brought there first; of one on several lines, the first counts.

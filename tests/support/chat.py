@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import codecs
 import os
+import sys
 import threading
+from collections.abc import Mapping
+from subprocess import PIPE, Popen
 from typing import Any
 
 import numpy as np
@@ -13,8 +16,6 @@ from blt_edge.runtime import BltModel, GenerationOptions
 from blt_edge.runtime.vocabulary import decode
 from blt_edge.tools.cli.chat_session import ChatSession
 
-__all__ = ["MAIN", "SLOW", "assert_sound", "closed", "go_on", "posix", "state", "visible"]
-
 MAIN = "from blt_edge.tools.cli import main; main()"
 # The tiny model is fast: slowed down, it can be interrupted in the middle.
 SLOW = (
@@ -22,6 +23,19 @@ SLOW = (
     "g._reason_to_end = lambda *a: (time.sleep(0.02), before(*a))[1]\n" + MAIN
 )
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals and terminals")
+
+
+def start(
+    *arguments: object, code: str = MAIN, env: Mapping[str, str] | None = None, **options: Any
+) -> Popen[Any]:
+    """The program as a process, its streams in pipes; `code` runs it."""
+    return Popen(
+        [sys.executable, "-c", code, *(one if isinstance(one, bytes) else str(one) for one in arguments)],
+        stdout=PIPE,
+        stderr=PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        **options,
+    )
 
 
 def state(model: BltModel, start: bytes = b"", **fields: Any) -> ChatSession:

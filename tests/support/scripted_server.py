@@ -12,16 +12,16 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from itertools import chain, cycle
 from typing import Any
 
 import uvicorn
+from blt_edge.runtime.vocabulary import Utf8Stream
 from blt_edge.tools.server.app import page_files, page_routes
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
-
-__all__ = ["Script", "ScriptedServer"]
 
 THRESHOLD = 2.0
 
@@ -73,9 +73,6 @@ class ScriptedServer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
         """Let nobody reach it any more."""
         self._server.should_exit = True
         self._thread.join(5)
@@ -112,6 +109,7 @@ class ScriptedServer:
         data = prompt + (script.answer * (count // len(script.answer) + 1))[:count]
         details = _details(data, script.patch_lengths, len(prompt))
         blt: dict[str, Any] = {"prompt": details[: len(prompt)]}
+        utf8 = Utf8Stream()
         for place in range(len(prompt), len(data)):
             if script.sent == script.break_after:
                 return
@@ -119,8 +117,7 @@ class ScriptedServer:
                 yield _event({"error": {"message": "the model failed", "type": "server_error"}})
                 return
             await asyncio.sleep(script.pause)
-            # The text comes in whole characters, with its last byte.
-            text = _text_ending_at(data, place + 1)
+            text = utf8.push(data[place : place + 1])
             yield _event(_chunk(text, None, {**blt, "bytes": [details[place]]}))
             blt = {}
             script.sent += 1
@@ -130,34 +127,17 @@ class ScriptedServer:
 
 
 def _details(data: bytes, lengths: tuple[int, ...], prompt: int) -> list[dict[str, Any]]:
-    details: list[dict[str, Any]] = []
-    turn = 0
-    while len(details) < len(data):
-        for inside in range(lengths[turn % len(lengths)]):
-            place = len(details)
-            if place == len(data):
-                break
-            details.append(
-                {
-                    "byte": data[place],
-                    "position": place,
-                    "starts_patch": inside == 0,
-                    "entropy": THRESHOLD + 0.1 * (1 + place % 9) if inside == 0 else 1.4 / (1 + inside),
-                    "guessed": place > prompt and inside > 1,
-                }
-            )
-        turn += 1
-    return details
-
-
-def _text_ending_at(data: bytes, end: int) -> str:
-    for start in range(end - 1, max(-1, end - 5), -1):
-        if data[start] & 0xC0 != 0x80:
-            try:
-                return data[start:end].decode()
-            except UnicodeDecodeError:
-                return "\ufffd" if data[start] > 0xF4 or data[start] < 0xC2 else ""
-    return ""
+    insides = chain.from_iterable(range(length) for length in cycle(lengths))  # places in their patches
+    return [
+        {
+            "byte": byte,
+            "position": place,
+            "starts_patch": inside == 0,
+            "entropy": THRESHOLD + 0.1 * (1 + place % 9) if inside == 0 else 1.4 / (1 + inside),
+            "guessed": place > prompt and inside > 1,
+        }
+        for place, (byte, inside) in enumerate(zip(data, insides, strict=False))
+    ]
 
 
 def _stats(prompt: bytes, count: int, details: list[dict[str, Any]]) -> dict[str, Any]:

@@ -20,9 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from PIL import Image
 from support.browser import Browser, BrowserError, Tab, find_chromium
+from support.chat import MAIN
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
-_SERVE = "from blt_edge.tools.cli import main; main()"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ PICTURES = (
 @contextmanager
 def served(bundle: Path) -> Iterator[str]:
     """The address of a server that runs meanwhile. Raises BrowserError when it does not start."""
-    command = [sys.executable, "-c", _SERVE, "serve", "-m", str(bundle), "--port", "0"]
+    command = [sys.executable, "-c", MAIN, "serve", "-m", str(bundle), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
@@ -69,10 +69,8 @@ def generate(tab: Tab, address: str, picture: Picture) -> None:
     tab.emulate(picture.width, picture.height, dark=picture.dark, phone=picture.phone)
     tab.open(address)
     tab.wait_for("document.querySelector('#model').value")
-    tab.fill("#prompt", picture.prompt)
-    tab.fill("#seed", str(picture.seed))
-    tab.fill("#max-bytes", str(picture.max_bytes))
-    tab.fill("#temperature", str(picture.temperature))
+    for name in ("prompt", "seed", "max_bytes", "temperature"):
+        tab.fill(f"#{name.replace('_', '-')}", str(getattr(picture, name)))
     tab.click("#generate")
     tab.wait_for("document.querySelector('#status').innerText.startsWith('Done')", 120)
 
@@ -80,26 +78,17 @@ def generate(tab: Tab, address: str, picture: Picture) -> None:
 def take(tab: Tab, address: str, picture: Picture, path: Path) -> None:
     """Generate, look at a patch, and write a PNG."""
     generate(tab, address, picture)
-    _walk_to(tab, picture.patch)
+    tab.evaluate("document.querySelector('#text').focus({preventScroll: true})")
+    for _ in range(picture.patch + 1):
+        tab.press("ArrowRight")
+    tab.evaluate("document.activeElement.blur()")
     tab.move_to(1, 1)
     top = ".result" if picture.phone else "body"
     tab.evaluate(f"document.querySelector('{top}').scrollIntoView({{block: 'start'}})")
     tab.draw()
     tab.save_screenshot(path)
-    _shrink(path)
-
-
-def _shrink(path: Path) -> None:
-    """Down to 256 colours, a third of the size."""
-    with Image.open(path) as image:
+    with Image.open(path) as image:  # down to 256 colours, a third of the size
         image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
-
-
-def _walk_to(tab: Tab, patch: int) -> None:
-    tab.evaluate("document.querySelector('#text').focus({preventScroll: true})")
-    for _ in range(patch + 1):
-        tab.press("ArrowRight")
-    tab.evaluate("document.activeElement.blur()")
 
 
 def main() -> int:

@@ -13,8 +13,6 @@ import termios
 import time
 from collections.abc import Mapping, Sequence
 
-__all__ = ["Terminal"]
-
 
 class Terminal:
     """`python -c code arguments` on a terminal of 24 rows."""
@@ -46,12 +44,16 @@ class Terminal:
                 raise AssertionError(f"{text!r} never came; shown: {self.shown[self._seen :]!r}")
         return self.shown[self._seen :]
 
+    def ask(self, keys: str, text: str, seconds: float = 30) -> str:
+        """Press keys and wait until `text` is shown; returns what was shown since."""
+        self.type(keys)
+        return self.wait_for(text, seconds)
+
     def type_until(self, keys: str, text: str) -> None:
         """Press keys until `text` is shown: Python's readline does not see a signal while it takes a key."""
         for _ in range(30):
-            self.type(keys)
             try:
-                self.wait_for(text, seconds=1)
+                self.ask(keys, text, seconds=1)
                 return
             except AssertionError:
                 pass

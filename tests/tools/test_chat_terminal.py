@@ -4,27 +4,19 @@ from __future__ import annotations
 
 import signal
 import stat
-import subprocess
-import sys
 import time
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 from blt_edge.runtime import BltModel, GenerationOptions
-from support.chat import MAIN, SLOW, posix, visible
+from support.chat import MAIN, SLOW, posix, start, visible
 
 
 @posix
 def test_ctrl_c_in_a_pipe_ends_the_program(tiny_model) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, "chat", "-m", str(tiny_model.bundle), "-n", "400"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    process = start("chat", "-m", tiny_model.bundle, "-n", 400, code=SLOW, stdin=PIPE)
     process.stdin.write(b"Once\nmore\n")
     process.stdin.flush()
     process.stdout.read(1)
@@ -38,32 +30,34 @@ def test_ctrl_c_in_a_pipe_ends_the_program(tiny_model) -> None:
 
 @pytest.fixture
 def terminal(tiny_model, tmp_path: Path) -> Any:
-    """`terminal(code)`: the program on a terminal, its history in tmp_path/state."""
-    from support.terminal import Terminal
+    """`terminal(code)`: the program on a terminal, at its first prompt, its history in tmp_path/state."""
+    from support.terminal import Terminal  # POSIX only
 
     def start(code: str = MAIN, *flags: object, state: Path = tmp_path / "state") -> Terminal:
         env = {"TERM": "xterm", "OMP_NUM_THREADS": "1", "XDG_STATE_HOME": str(state), "LC_ALL": "C.UTF-8"}
         base = ("chat", "-m", tiny_model.bundle, "--draft", "none", "--threads", 1)
-        return Terminal(code, [*base, *flags], env)
+        shell = Terminal(code, [*base, *flags], env)
+        shell.wait_for("> ")
+        return shell
 
     return start
+
+
+def leave(shell: Any, keys: str = "\x04") -> None:
+    shell.type(keys)
+    assert shell.end() == 0
+    assert "Traceback" not in shell.shown
 
 
 @posix
 def test_on_a_terminal(terminal, tmp_path: Path) -> None:
     shell = terminal(MAIN, "-n", 10)
-    shell.wait_for("> ")
     assert "/help tells more, Ctrl-D leaves." in shell.shown
-    shell.type("Once\n")
-    shell.wait_for("first in")
-    shell.wait_for("]\n> ")
-    shell.type("some words")
-    shell.wait_for("some words")
+    assert "first in" in shell.ask("Once\n", "]\n> ")
+    shell.ask("some words", "some words")
     shell.type_until("\x03", "/quit or Ctrl-D leaves\n> ")
-    shell.type("/tex\t\n")  # completed
-    assert "/text\nOnce\n" in shell.wait_for("\n> ")
-    shell.type("\x04")
-    assert shell.end() == 0
+    assert "/text\nOnce\n" in shell.ask("/tex\t\n", "\n> ")  # completed
+    leave(shell)
     assert shell.shown.endswith("\n")
     kept = tmp_path / "state" / "blt-edge" / "chat_history"
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
@@ -77,11 +71,8 @@ def test_typed_lines_come_back_in_the_next_run(terminal, tmp_path: Path) -> None
     (folder / "chat_history").write_text("Once upon\n")
     (folder / "chat_history").chmod(0o644)
     shell = terminal(MAIN, "-n", 3)
-    shell.wait_for("> ")
-    shell.type("\x1b[A\n")  # the arrow that goes up
-    assert "Once upon\n" in shell.wait_for("]\n> ")
-    shell.type("/quit\n")
-    assert shell.end() == 0
+    assert "Once upon\n" in shell.ask("\x1b[A\n", "]\n> ")  # the arrow that goes up
+    leave(shell, "/quit\n")
     assert stat.S_IMODE((folder / "chat_history").stat().st_mode) == 0o600
 
 
@@ -89,11 +80,8 @@ def test_typed_lines_come_back_in_the_next_run(terminal, tmp_path: Path) -> None
 def test_a_history_that_cannot_be_kept_is_no_error(terminal, tmp_path: Path) -> None:
     (tmp_path / "blocked").write_text("no folder")
     shell = terminal(MAIN, "-n", 3, state=tmp_path / "blocked")
-    shell.wait_for("> ")
-    shell.type("Once\n")
-    shell.wait_for("]\n> ")
-    shell.type("\x04")
-    assert shell.end() == 0
+    shell.ask("Once\n", "]\n> ")
+    leave(shell)
     assert "rror" not in shell.shown
 
 
@@ -101,55 +89,37 @@ def test_a_history_that_cannot_be_kept_is_no_error(terminal, tmp_path: Path) -> 
 def test_ctrl_c_stops_the_answer_and_stays_in_the_program(terminal, model: BltModel) -> None:
     first = visible(model.generate(b"Once\n", GenerationOptions(max_new_bytes=9)).data)[0]
     shell = terminal(SLOW, "-n", 400)
-    shell.wait_for("> ")
-    shell.type("Once\n")
-    shell.wait_for(f"Once\n{first}")
-    shell.type("\x03")
-    shell.wait_for("; stopped]\n> ")
-    shell.type("/stats\n")
-    told = shell.wait_for("\n> ")
+    shell.ask("Once\n", f"Once\n{first}")
+    shell.ask("\x03", "; stopped]\n> ")
+    told = shell.ask("/stats\n", "\n> ")
     assert "1 turn" in told
     assert int(told.split("generated ")[1].split()[0]) < 400
-    shell.type("\x04")
-    assert shell.end() == 0
-    assert "Traceback" not in shell.shown
+    leave(shell)
 
 
 @posix
 def test_ctrl_c_twice_stops_at_once_and_stays_too(terminal) -> None:
     stuck = "import os\n" + SLOW.replace("0.02", "20 if a[2] == 4 and os.write(2, b'stuck') else 0")
     shell = terminal(stuck, "-n", 30)
-    shell.wait_for("> ")
-    shell.type("Once\n")
-    shell.wait_for("stuck")
+    shell.ask("Once\n", "stuck")
     shell.type("\x03")
     time.sleep(0.5)
-    shell.type("\x03")
-    shell.wait_for("stopped; the text is read again with the next line\n", seconds=15)
-    shell.type("/text\n")
-    shell.wait_for("\nOnce\n")
+    shell.ask("\x03", "stopped; the text is read again with the next line\n", seconds=15)
+    shell.ask("/text\n", "\nOnce\n")
     shell.wait_for("\n> ")
-    shell.type("/quit\n")
-    assert shell.end() == 0
+    leave(shell, "/quit\n")
 
 
 @posix
 def test_several_pasted_lines_are_one_turn(terminal) -> None:
     shell = terminal(MAIN, "-n", 3)
-    shell.wait_for("> ")
-    shell.type("\x1b[200~one\ntwo é\x1b[201~\n")
-    shell.wait_for("]\n> ")
-    shell.type("/stats\n")
-    assert "14 bytes, 1 turn" in shell.wait_for("\n> ")
-    shell.type("\x04")
-    assert shell.end() == 0
+    shell.ask("\x1b[200~one\ntwo é\x1b[201~\n", "]\n> ")
+    assert "14 bytes, 1 turn" in shell.ask("/stats\n", "\n> ")
+    leave(shell)
 
 
 @posix
 def test_without_readline_lines_can_be_typed(terminal) -> None:
     shell = terminal(f"import sys; sys.modules['readline'] = None\n{MAIN}", "-n", 3)
-    shell.wait_for("> ")
-    shell.type("Once\n")
-    shell.wait_for("]\n> ")
-    shell.type("\x04")
-    assert shell.end() == 0
+    shell.ask("Once\n", "]\n> ")
+    leave(shell)

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blt_edge.runtime import BltModel
-from blt_edge.runtime.patching import PatchBoundaries, PatchingRule
-from blt_edge.runtime.vocabulary import encode
 from support.terminal import Terminal
 
 TEXT = "Alice, né 你|好\n\tx".encode() + b"\xff\0"
@@ -57,60 +55,48 @@ def test_files(cli, tiny_model, tmp_path: Path) -> None:
     assert paths["png"].read_bytes().startswith(b"\x89PNG")
     assert paths["html"].read_text().startswith("<!DOCTYPE html>")
     document = json.loads(paths["json"].read_text())
-    table = list(csv.DictReader(io.StringIO(paths["csv"].read_text())))
     model = BltModel.load(tiny_model.bundle, threads=1)
-    entropies = model.entropies(TEXT)
-    for rows in (document["bytes"], table):
+    for rows in (document["bytes"], list(csv.DictReader(io.StringIO(paths["csv"].read_text())))):
         assert bytes(int(row["byte"]) for row in rows) == TEXT
-        assert [np.float32(row["entropy"]) for row in rows] == entropies[:-1].tolist()
-    starts = np.cumsum([0, *model.patch_lengths(TEXT)[1:-1]]).tolist()
-    assert [row["position"] for row in document["bytes"] if row["starts_patch"]] == starts
-    assert [int(row["position"]) for row in table if row["starts_patch"] == "1"] == starts
-    assert document["summary"]["patches"] == len(starts)
+        assert [np.float32(row["entropy"]) for row in rows] == model.entropies(TEXT)[:-1].tolist()
+        starts = [int(row["position"]) for row in rows if int(row["starts_patch"])]
+        assert starts == np.cumsum([0, *model.patch_lengths(TEXT)[1:-1]]).tolist()
     assert document["rule"] == document["bundle_rule"]
     assert document["source"] == "checkpoint"
     assert {path.name for path in tmp_path.iterdir()} == {"text", *(path.name for path in paths.values())}
 
 
-@pytest.mark.parametrize("flag", ["--json", "--csv", "--html"])
-def test_stdout_carries_one_thing(cli, tiny_model, flag: str) -> None:
+@pytest.mark.parametrize(
+    ("flag", "start", "lines"),
+    [("--json", "{", None), ("--csv", "position,", 5), ("--html", "<!DOCTYPE", None)],
+)
+def test_stdout_carries_one_thing(cli, tiny_model, flag: str, start: str, lines: int | None) -> None:
     result = cli("patches", "-m", tiny_model.bundle, "text", flag, "-")
     assert result.exit_code == 0
-    if flag == "--json":
-        assert json.loads(result.stdout)["text"] == "text"
-    elif flag == "--csv":
-        assert len(result.stdout.splitlines()) == 5
-    else:
-        assert result.stdout.startswith("<!DOCTYPE")
-        assert result.stdout.endswith("</html>\n")
-    assert "stands before" not in result.stderr
+    assert result.stdout.startswith(start)
+    assert lines in (None, len(result.stdout.splitlines()))
     assert result.stderr.startswith("4 bytes, ")
 
 
 @pytest.mark.parametrize(
-    ("flags", "rule"),
+    ("flags", "changes"),
     [
-        (["--threshold", "1"], PatchingRule("entropy", threshold=1.0)),
-        (["--threshold", "0.1", "--monotonic"], PatchingRule("entropy", threshold=0.1, monotonic=True)),
-        (["--threshold", "1", "--threshold-add", "0.2"], PatchingRule("entropy", 1.0, 0.2)),
-        (["--threshold", "9", "--max-patch-length", "3"], PatchingRule("entropy", 9.0, max_patch_length=3)),
-        (["--mode", "space", "--max-patch-length", "0"], PatchingRule("space")),
-        (["--mode", "static", "--patch-size", "4"], PatchingRule("static", patch_size=4)),
-        (["--mode", "byte"], PatchingRule("byte")),
+        (["--threshold", "1"], {"threshold": 1.0}),
+        (["--threshold", "0.1", "--monotonic"], {"threshold": 0.1, "monotonic": True}),
+        (["--threshold", "1", "--threshold-add", "0.2"], {"threshold": 1.0, "threshold_add": 0.2}),
+        (["--threshold", "9", "--max-patch-length", "3"], {"threshold": 9.0, "max_patch_length": 3}),
+        (["--mode", "space", "--max-patch-length", "0"], {"mode": "space", "max_patch_length": None}),
+        (["--mode", "static", "--patch-size", "4"], {"mode": "static", "patch_size": 4}),
+        (["--mode", "byte"], {"mode": "byte"}),
     ],
     ids=str,
 )
-def test_other_rules(cli, tiny_model, flags: list[str], rule: PatchingRule) -> None:
+def test_other_rules(cli, tiny_model, flags: list[str], changes: dict[str, object]) -> None:
     before = (tiny_model.bundle / "manifest.json").read_bytes()
     result = cli("patches", "-q", "-m", tiny_model.bundle, "some more text, né", *flags, "--json", "-")
     assert result.exit_code == 0, result.stderr
-    data = "some more text, né".encode()
-    boundaries = PatchBoundaries(rule)
-    boundaries.extend(encode(data), BltModel.load(tiny_model.bundle, threads=1).entropies(data))
     document = json.loads(result.stdout)
-    starts = [row["position"] for row in document["bytes"] if row["starts_patch"]]
-    assert starts == [start - 1 for start in boundaries.starts[1:] if start <= len(data)]
-    assert document["bundle_rule"]["mode"] == "entropy"
+    assert document["rule"] == {**document["bundle_rule"], **changes}
     assert (tiny_model.bundle / "manifest.json").read_bytes() == before
 
 

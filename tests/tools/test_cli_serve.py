@@ -2,42 +2,35 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import pytest
 from support.chat import MAIN, SLOW, posix
+from support.chat import start as start_program
 
 httpx = pytest.importorskip("httpx", reason="needs httpx: pip install 'blt-edge[dev]'")
 pytest.importorskip("starlette", reason="needs starlette: pip install 'blt-edge[serve]'")
 pytestmark = posix
 
-Start = Callable[..., "subprocess.Popen[str]"]
+Start = Callable[..., Popen[str]]
 
 
 @pytest.fixture
-def start(tiny_model) -> Iterator[Start]:
+def start(tiny_model, monkeypatch) -> Iterator[Start]:
     """`start("--queue", 3, code=SLOW, env={...})` -> the process; it is killed when the test ends."""
-    processes = []
-    without_key = {name: value for name, value in os.environ.items() if name != "BLT_EDGE_API_KEY"}
+    processes: list[Popen[str]] = []
+    monkeypatch.delenv("BLT_EDGE_API_KEY", raising=False)
 
-    def run(*arguments: object, code: str = MAIN, **env: str) -> subprocess.Popen[str]:
+    def run(*arguments: object, code: str = MAIN, **env: str) -> Popen[str]:
         asked = ["serve", "-m", tiny_model.bundle, "--port", 0, "--threads", 1, *arguments]
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *(one if isinstance(one, bytes) else str(one) for one in asked)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**without_key, **env},
-        )
-        processes.append(process)
-        return process
+        processes.append(start_program(*asked, code=code, env=env, text=True))
+        return processes[-1]
 
     yield run
     for process in processes:
@@ -45,12 +38,12 @@ def start(tiny_model) -> Iterator[Start]:
         process.communicate()
 
 
-def address(process: subprocess.Popen[str]) -> str:
+def address(process: Popen[str]) -> str:
     assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
-def ended(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> tuple[int, str, str]:
+def ended(process: Popen[str], number: int = signal.SIGTERM) -> tuple[int, str, str]:
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     return process.returncode, out, err
@@ -74,10 +67,10 @@ def test_the_address_is_all_of_stdout_and_the_example_works(start: Start, tiny_m
     assert err.splitlines()[-1] == "stopped"
 
 
-def test_quiet_says_the_address_only(start: Start) -> None:
-    process = start("-q", "--name", "mine")
+def test_quiet_says_the_address_only_and_a_name_may_be_no_text(start: Start) -> None:
+    process = start("-q", "--name", b"caf\xe9")
     url = address(process)
-    assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "mine"
+    assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == r"caf\udce9"
     assert ended(process, signal.SIGINT) == (0, "", "")
 
 
@@ -143,11 +136,6 @@ def test_it_goes_on_when_nobody_reads_its_log(start: Start) -> None:
     assert httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
-
-
-def test_a_name_that_is_no_text(start: Start) -> None:
-    url = address(start("--name", b"caf\xe9"))
-    assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == r"caf\udce9"
 
 
 def test_a_port_that_is_taken(start: Start) -> None:

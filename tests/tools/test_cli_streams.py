@@ -12,20 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.chat import MAIN, SLOW, posix
+from support.chat import MAIN, SLOW, posix, start
 
 pytestmark = posix
-
-
-def start(*arguments: object, code: str = MAIN, **options: object) -> subprocess.Popen[bytes]:
-    """Start the program with its streams in pipes."""
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        **options,
-    )
 
 
 def endless(bundle: Path) -> Sequence[object]:

@@ -78,7 +78,7 @@ def _machine(report: MachineReport) -> Iterator[tuple[str, str]]:
         yield "JetPack", f"{jetson.jetpack or 'unknown'} (Jetson Linux {jetson.l4t or 'unknown'})"
         full = {True: " (without limits)", False: " (limited)", None: ""}[jetson.full_power]
         yield "power mode", f"{jetson.power_mode}{full}" if jetson.power_mode else "unknown"
-        yield "clocks", "; ".join(map(str, jetson.clocks)) or "unknown"
+        yield "clocks", "; ".join(f"{name} {clock}" for name, clock in jetson.clocks.items()) or "unknown"
     yield "GPU", _gpus(report)
 
 

@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -211,23 +211,19 @@ _JETPACKS = {
 
 @dataclass(frozen=True)
 class Clock:
-    """The limits between which a clock may move. Hz."""
+    """The limits between which a clock may move."""
 
-    name: str
-    """"GPU" or "CPU"."""
-    lowest: int
-    """What it may fall to."""
-    highest: int
-    """What it may rise to."""
+    lowest_hz: int
+    highest_hz: int
 
     @property
     def fixed(self) -> bool:
         """Whether it stays where it is."""
-        return self.lowest == self.highest
+        return self.lowest_hz == self.highest_hz
 
     def __str__(self) -> str:
-        range_ = "" if self.fixed else f"{self.lowest / 1e6:.0f} to "
-        return f"{self.name} {range_}{self.highest / 1e6:.0f} MHz" + ", fixed" * self.fixed
+        highest = f"{self.highest_hz / 1e6:.0f} MHz"
+        return f"{highest}, fixed" if self.fixed else f"{self.lowest_hz / 1e6:.0f} to {highest}"
 
 
 @dataclass(frozen=True)
@@ -242,26 +238,16 @@ class Jetson:
     """JetPack, by its package or else by the release."""
     power_mode: str | None
     """Name of the power mode."""
+    full_power: bool | None
+    """Whether the power mode has no limits; None where it is not known."""
     full_power_mode: tuple[int, str] | None
-    """Number and name of the mode without limits; None where it is not known."""
-    clocks: tuple[Clock, ...]
-    """One for the GPU and one for the processors, as far as they can be read."""
-    memory: int | None
-    """Bytes of memory, which processors and GPU share."""
-
-    @property
-    def full_power(self) -> bool | None:
-        """Whether the power mode has no limits; None where it is not known."""
-        if self.power_mode is None:
-            return None
-        if self.full_power_mode is not None:
-            return self.power_mode == self.full_power_mode[1]
-        return self.power_mode.upper().startswith("MAXN")
-
-    @property
-    def clocks_fixed(self) -> bool | None:
-        """Whether no clock moves; None where none can be read."""
-        return all(clock.fixed for clock in self.clocks) if self.clocks else None
+    """Number and name of the mode without limits; None where it is not known. Not in JSON."""
+    clocks: dict[str, Clock]
+    """"GPU", and "CPU" for the processors, as far as they can be read."""
+    clocks_fixed: bool | None
+    """Whether no clock moves; None where none can be read."""
+    unified_memory_bytes: int | None
+    """Memory, which processors and GPU share."""
 
     def warnings(self) -> Iterator[str]:
         """Why figures measured here may not be the board's best, each with what to do."""
@@ -272,23 +258,14 @@ class Jetson:
                 f"sudo nvpmodel -m {number} sets {name}"
             )
         if self.clocks_fixed is False:
-            moving = ", ".join(str(clock) for clock in self.clocks if not clock.fixed)
+            moving = ", ".join(f"{name} {clock}" for name, clock in self.clocks.items() if not clock.fixed)
             yield f"clocks move with the load ({moving}): sudo jetson_clocks fixes them until the next start"
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        return {
-            "board": self.board,
-            "l4t": self.l4t,
-            "jetpack": self.jetpack,
-            "power_mode": self.power_mode,
-            "full_power": self.full_power,
-            "clocks": {
-                clock.name: {"lowest_hz": clock.lowest, "highest_hz": clock.highest} for clock in self.clocks
-            },
-            "clocks_fixed": self.clocks_fixed,
-            "unified_memory_bytes": self.memory,
-        }
+        document = asdict(self)
+        del document["full_power_mode"]
+        return document
 
 
 def read_jetson(system: System) -> Jetson | None:
@@ -299,14 +276,20 @@ def read_jetson(system: System) -> Jetson | None:
     if release is None and not tegra and "jetson" not in board.lower():
         return None
     l4t = f"{release[1]}.{release[2]}" if release else None
+    modes = _power_modes(system)
+    mode, full_mode = _power_mode(system, modes), _full_power_mode(modes)
+    full = None if mode is None else mode == full_mode[1] if full_mode else mode.upper().startswith("MAXN")
+    clocks = dict(_clocks(system))
     return Jetson(
         board=board or "a Jetson without a name",
         l4t=l4t,
         jetpack=_package_version(system, "nvidia-jetpack") or (l4t and _jetpack(l4t)) or None,
-        power_mode=_power_mode(system),
-        full_power_mode=_full_power_mode(system),
-        clocks=tuple(_clocks(system)),
-        memory=system.size("MemTotal"),
+        power_mode=mode,
+        full_power=full,
+        full_power_mode=full_mode,
+        clocks=clocks,
+        clocks_fixed=all(clock.fixed for clock in clocks.values()) if clocks else None,
+        unified_memory_bytes=system.size("MemTotal"),
     )
 
 
@@ -325,29 +308,29 @@ def _package_version(system: System, package: str) -> str | None:
     return None
 
 
-def _modes(system: System) -> dict[int, str]:
-    return {int(number): name for number, name in _POWER_MODEL.findall(system.text("/etc/nvpmodel.conf"))}
+def _power_modes(system: System) -> dict[int, str]:
+    """Numbers and names, those without MODE_."""
+    found = _POWER_MODEL.findall(system.text("/etc/nvpmodel.conf"))
+    return {int(number): name.removeprefix("MODE_") for number, name in found}
 
 
-def _power_mode(system: System) -> str | None:
+def _power_mode(system: System, modes: dict[int, str]) -> str | None:
     said = re.search(r"NV Power Mode:\s*(\S+)", system.run(["nvpmodel", "-q"]) or "")
     if said is not None:
         return said[1].removeprefix("MODE_")
     kept = re.search(r"pmode:(\d+)", system.text("/var/lib/nvpmodel/status"))
-    name = _modes(system).get(int(kept[1])) if kept else None
-    return name.removeprefix("MODE_") if name else None
+    return modes.get(int(kept[1])) if kept else None
 
 
-def _full_power_mode(system: System) -> tuple[int, str] | None:
-    """The mode MAXN, or the first one on boards that have none; the name without MODE_."""
-    modes = _modes(system)
+def _full_power_mode(modes: dict[int, str]) -> tuple[int, str] | None:
+    """The mode MAXN, or the first one on boards that have none."""
     if not modes:
         return None
     number = next((key for key, name in modes.items() if name.upper().startswith("MAXN")), min(modes))
-    return number, modes[number].removeprefix("MODE_")
+    return number, modes[number]
 
 
-def _clocks(system: System) -> Iterator[Clock]:
+def _clocks(system: System) -> Iterator[tuple[str, Clock]]:
     devices, policies = "/sys/class/devfreq", "/sys/devices/system/cpu/cpufreq"
     for name, folder, fits, prefix, unit in (
         ("GPU", devices, _GPU, "", 1),
@@ -359,10 +342,8 @@ def _clocks(system: System) -> Iterator[Clock]:
             if fits.search(entry)
         ]
         clocks = [
-            Clock(name, low * unit, high * unit)
-            for low, high in pairs
-            if low is not None and high is not None
+            Clock(low * unit, high * unit) for low, high in pairs if low is not None and high is not None
         ]
         if clocks:
             # Of several, one that moves tells more than those that don't.
-            yield max(clocks, key=lambda clock: clock.highest - clock.lowest)
+            yield name, max(clocks, key=lambda clock: clock.highest_hz - clock.lowest_hz)

@@ -91,7 +91,6 @@ class Run:
     draft: str
     """Where guesses came from."""
     load_seconds: float
-    """Time to load the bundle."""
     first_run: float | None
     """Time of the very first generation after loading, over the median of the rounds; None in later cases."""
     other_load_cores: float | None
@@ -114,7 +113,7 @@ class Prefill:
     chunk_ids: int
     """Bytes, BOS included, of the longest of them."""
     milliseconds_per_chunk: float
-    """Median time of those that have as many."""
+    """Median of those that have as many."""
     shares: dict[str, float]
     """Share of the time by stage, and `OTHER`."""
 
@@ -124,7 +123,6 @@ class StageRuns:
     """One stage while decoding."""
 
     calls_per_byte: float
-    """Runs for a byte of text."""
     rows_per_call: float
     """Bytes, or patches in the latent stage, that a run reads."""
     milliseconds_per_call: float
@@ -153,7 +151,7 @@ class Decode:
 
     bytes_per_second: Spread
     milliseconds_per_byte: Latency
-    """Time of single bytes after the first, over all rounds."""
+    """Of single bytes after the first, over all rounds."""
     inside_patch: Latency | None
     """The part of it without a run of the latent stage; None when there is none, and where drafts bring
     bytes of several patches at once."""
@@ -166,7 +164,7 @@ class Decode:
     shares: dict[str, float]
     """Share of the time by stage, and `OTHER`."""
     stages: dict[str, StageRuns]
-    """Stages that ran."""
+    """Those that ran."""
     speculation: Speculation | None
     """None without drafts."""
 
@@ -176,14 +174,13 @@ class Case(Run):
     """What the rounds were like, and what memory allows at best."""
 
     prompt_bytes: int
-    """Bytes read at once, without BOS."""
+    """Without BOS."""
     new_bytes: int
     """Bytes generated in a round; in the shortest one where they differ."""
     finish_reason: str
-    """Why the rounds ended."""
     prefill: Prefill
     first_byte_milliseconds: Spread
-    """Time until the first byte was chosen."""
+    """From the start until it was chosen."""
     decode: Decode
     bytes_per_patch: float | None
     """Of prompt and new bytes; None when no patch ended."""
@@ -199,8 +196,9 @@ class Case(Run):
     @property
     def name(self) -> str:
         """What tells it from the others."""
-        threads = "threads not limited" if self.threads is None else f"{self.threads} threads"
-        threads = "1 thread" if self.threads == 1 else threads
+        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
+        if self.threads is None:
+            threads = "threads not limited"
         return f"{threads}, {self.prompt_bytes} prompt bytes, draft {self.draft}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def test_what_cannot_be_read_is_not_warned_of(tmp_path: Path) -> None:
     files = {"proc/device-tree/model": "NVIDIA Jetson AGX Orin\0"}
     jetson = jetson_of(tmp_path, files)
     assert (jetson.l4t, jetson.jetpack, jetson.power_mode) == (None, None, None)
-    assert jetson.full_power is jetson.clocks_fixed is jetson.memory is None
+    assert jetson.full_power is jetson.clocks_fixed is jetson.unified_memory_bytes is None
     assert list(jetson.warnings()) == []
 
 

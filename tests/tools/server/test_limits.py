@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -24,15 +25,26 @@ def behind() -> Iterator[Callable[..., Future[httpx.Response]]]:
         yield lambda server, document: pool.submit(server.post, document)
 
 
+@pytest.fixture
+def busy(start, slow, behind) -> Callable[..., tuple[Any, Future[httpx.Response]]]:
+    """`busy(60, queue=1, ...)` -> a slow server with these settings, and its answer of so many bytes."""
+
+    def running(max_tokens: int = 100, pace: float = 0.01, **settings: Any) -> tuple[Any, Any]:
+        slow(pace)
+        server = start(**settings)
+        answer = behind(server, {**LONG, "max_tokens": max_tokens})
+        server.wait_busy()
+        return server, answer
+
+    return running
+
+
 def codes(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
-def test_a_full_queue_is_429_and_the_rest_is_answered(start, slow, behind) -> None:
-    slow(0.01)
-    server = start(queue=1)
-    running = behind(server, {**LONG, "max_tokens": 60})
-    server.wait_busy()
+def test_a_full_queue_is_429_and_the_rest_is_answered(busy, behind) -> None:
+    server, running = busy(60, queue=1)
     waiting = behind(server, {"temperature": 0})
     server.wait_busy(waiting=1)
     assert server.metric("blt_edge_queue_length") == 1
@@ -42,11 +54,8 @@ def test_a_full_queue_is_429_and_the_rest_is_answered(start, slow, behind) -> No
     assert running.result().status_code == waiting.result().status_code == 200
 
 
-def test_a_turn_that_does_not_come_is_503(start, slow, behind) -> None:
-    slow(0.01)
-    server = start(queue_timeout=0.2)
-    running = behind(server, {**LONG, "max_tokens": 100})
-    server.wait_busy()
+def test_a_turn_that_does_not_come_is_503(busy) -> None:
+    server, running = busy(queue_timeout=0.2)
     late = server.post({})
     assert codes(late) == (503, "queue_timeout")
     assert "retry-after" in late.headers
@@ -87,11 +96,8 @@ def test_a_client_that_leaves_ends_its_text(start, slow, stream: bool) -> None:
     assert server.post({}).status_code == 200
 
 
-def test_a_client_that_leaves_the_queue_is_forgotten(start, slow, behind) -> None:
-    slow(0.01)
-    server = start()
-    running = behind(server, {**LONG, "max_tokens": 100})
-    server.wait_busy()
+def test_a_client_that_leaves_the_queue_is_forgotten(busy) -> None:
+    server, running = busy()
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{server.url}/v1/completions", json=LONG, timeout=0.2)
     server.wait_busy(waiting=0)
@@ -129,7 +135,7 @@ def test_a_body_that_does_not_come(start) -> None:
     assert b'"code":"timeout"' in answer
 
 
-def test_a_client_that_does_not_read_is_cut_off(start, slow) -> None:
+def test_a_client_that_does_not_read_is_cut_off(start) -> None:
     server = start(timeout=1.0)
     body = json.dumps({**LONG, "n": 128, "logprobs": 20, "blt_details": True, "stream": True}).encode()
     with server.connect() as connection:
@@ -140,11 +146,8 @@ def test_a_client_that_does_not_read_is_cut_off(start, slow) -> None:
     assert server.post({}).status_code == 200
 
 
-def test_what_was_accepted_is_finished_and_what_is_new_refused(start, slow, behind) -> None:
-    slow(0.01)
-    server = start(grace=30.0)
-    running = behind(server, {**LONG, "max_tokens": 100})
-    server.wait_busy()
+def test_what_was_accepted_is_finished_and_what_is_new_refused(busy, behind) -> None:
+    server, running = busy(grace=30.0)
     waiting = behind(server, {"temperature": 0})
     server.wait_busy(waiting=1)
     server.service.stop()
@@ -157,11 +160,8 @@ def test_what_was_accepted_is_finished_and_what_is_new_refused(start, slow, behi
     assert any(line.startswith("stopping:") for line in server.lines)
 
 
-def test_after_the_grace_what_runs_is_cut_off(start, slow, behind) -> None:
-    slow(0.02)
-    server = start(grace=0.2)
-    running = behind(server, LONG)
-    server.wait_busy()
+def test_after_the_grace_what_runs_is_cut_off(busy, behind) -> None:
+    server, running = busy(480, pace=0.02, grace=0.2)
     streamed = behind(server, {**LONG, "stream": True})
     server.wait_busy(waiting=1)
     server.service.stop()

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from importlib import resources
+from itertools import accumulate
 
 import pytest
 from support.browser import CONTROL, SHIFT, Browser, Tab, find_chromium
@@ -117,14 +118,8 @@ def test_patches_bytes_and_entropies_are_the_model_s(tab: Tab, server, tiny) -> 
 
 def test_figures_of_the_server(tab: Tab, scripted: ScriptedServer) -> None:
     generated(opened(tab, scripted.address), max_bytes=100)
-    shown = {name: tab.text(f"#{name}") for name in ("speed", "first", "new-bytes", "guesses", "per-patch")}
-    assert shown == {
-        "speed": "500",
-        "first": "12.0 ms",
-        "new-bytes": "100",
-        "guesses": "31 of 40",
-        "per-patch": "4.00",
-    }
+    names = ("speed", "first", "new-bytes", "guesses", "per-patch")
+    assert [tab.text(f"#{name}") for name in names] == ["500", "12.0 ms", "100", "31 of 40", "4.00"]
     stages = [line.split() for line in tab.text("#stage-list").splitlines() if "%" in line]
     assert [share for *_, share, _ in stages] == ["14", "14", "24", "28", "20"]  # of 0.212 s
     assert "29 of 116 bytes are above the threshold of 2.00" in tab.text("#entropy-summary")
@@ -150,25 +145,7 @@ def test_whole_characters_of_many_scripts(tab: Tab, scripted: ScriptedServer) ->
 
 def test_cells_agree_with_another_utf8_decoder(tab: Tab, scripted: ScriptedServer) -> None:
     source = random.Random(5)
-    leads = [
-        0x41,
-        0x80,
-        0xBF,
-        0xC0,
-        0xC2,
-        0xDF,
-        0xE0,
-        0xE4,
-        0xED,
-        0xEF,
-        0xF0,
-        0xF4,
-        0xF5,
-        0xFF,
-        0x9F,
-        0xA0,
-        0x8F,
-    ]
+    leads = b"\x41\x80\xbf\xc0\xc2\xdf\xe0\xe4\xed\xef\xf0\xf4\xf5\xff\x9f\xa0\x8f"
     texts = [bytes([byte]) for byte in range(256)]
     texts += [bytes(source.choice(leads) for _ in range(source.randrange(12))) for _ in range(1500)]
     texts += [bytes(MANY_SCRIPTS[start : start + source.randrange(40)]) for start in range(len(MANY_SCRIPTS))]
@@ -190,10 +167,9 @@ def test_cells_agree_with_another_utf8_decoder(tab: Tab, scripted: ScriptedServe
                 invalid[place] = True
             place += len(character.encode("utf-8", "surrogateescape"))
         # Every byte is in one cell, in order, and cells of invalid bytes are exactly the decoder's.
-        assert [first for _, first, _ in found] == [
-            sum(n for *_, n in found[:at]) for at in range(len(found))
-        ]
-        assert sum(count for *_, count in found) == len(text)
+        ends = list(accumulate((count for *_, count in found), initial=0))
+        assert [first for _, first, _ in found] == ends[:-1]
+        assert ends[-1] == len(text)
         assert {first for bad, first, _ in found if bad} == {at for at, bad in enumerate(invalid) if bad}
         boundaries = {len(decoded[:at].encode("utf-8", "surrogateescape")) for at in range(len(decoded))}
         assert {first for _, first, _ in found} <= boundaries
@@ -264,19 +240,8 @@ def test_everything_by_keyboard(tab: Tab, scripted: ScriptedServer) -> None:
         assert outline == "solid"
         if place == "text":
             break
-    assert seen == [
-        *(
-            "prompt",
-            *["samples"] * 5,
-            "max-bytes",
-            "temperature",
-            "top-p",
-            "seed",
-            "draft",
-            "generate",
-            "text",
-        )
-    ]
+    options = ("max-bytes", "temperature", "top-p", "seed", "draft")
+    assert seen == ["prompt", *["samples"] * 5, *options, "generate", "text"]
     for _ in range(len(seen) - 1):
         tab.press("Tab", SHIFT)
     tab.press("a", CONTROL)
@@ -286,7 +251,7 @@ def test_everything_by_keyboard(tab: Tab, scripted: ScriptedServer) -> None:
     assert scripted.script.requests[-1]["prompt"] == "The end"
     tab.evaluate("document.querySelector('#generate').focus()")
     tab.press("Enter")
-    tab.wait_for("document.querySelector('#status').textContent.startsWith('Done')")
+    status(tab, "Done")
     assert tab.evaluate("document.activeElement.id") == "generate"
     for place in ("copy", "continue", "text"):
         tab.press("Tab")
