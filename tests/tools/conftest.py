@@ -69,3 +69,16 @@ def cli() -> Cli:
         return CliRunner().invoke(program, list(map(str, arguments)), input=stdin)
 
     return run
+
+
+@pytest.fixture
+def refused(cli: Cli) -> Callable[..., str]:
+    """`refused("score", ..., code=2)` -> the one line that says why; nothing else is said."""
+
+    def run(*arguments: object, code: int = 2) -> str:
+        result = cli(*arguments)
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (code, "", 1)
+        assert result.stderr.startswith("blt-edge: error: ")
+        return result.stderr.removeprefix("blt-edge: error: ")
+
+    return run
