@@ -319,6 +319,16 @@ class Manifest:
         """The same bundle with another validation report (plain values; nan and inf become strings)."""
         return replace(self, validation=_plain(report))
 
+    @property
+    def total_bytes(self) -> int:
+        """Size of all files but the manifest."""
+        return sum(record.bytes for record in self.files.values())
+
+    def stage_bytes(self, stage: str) -> int:
+        """Size of a stage's graph and weights."""
+        spec = self.stages[stage]
+        return self.files[spec.file].bytes + self.files[spec.data].bytes
+
     def with_files(self, files: Mapping[str, FileRecord]) -> Manifest:
         """The same description with the files' final sizes and hashes."""
         return replace(self, files=dict(files))

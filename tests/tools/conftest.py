@@ -82,3 +82,16 @@ def refused(cli: Cli) -> Callable[..., str]:
         return result.stderr.removeprefix("blt-edge: error: ")
 
     return run
+
+
+@pytest.fixture
+def bare_checkpoint(tiny_model: TinyModel, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint to change, without its golden file."""
+    ignored = shutil.ignore_patterns("golden.safetensors")
+    return Path(shutil.copytree(tiny_model.checkpoint, tmp_path / "bare", ignore=ignored))
+
+
+@pytest.fixture
+def without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where torch and transformers are not installed."""
+    monkeypatch.setattr("blt_edge.export.reference.reference_available", lambda: False)
