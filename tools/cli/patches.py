@@ -18,7 +18,7 @@ from ...runtime.names import PATCHING_MODES
 from ..output import Session, is_terminal, printable, status
 from .documents import check_plot, output_option, read_input, write_json
 from .model_options import EngineOptions, engine_options, load_model
-from .options import STDIN, F, InputFile, OneOf, json_option, model_option, verb
+from .options import STDIN, F, InputFile, OneOf, json_option, model_option, option, verb
 
 if TYPE_CHECKING:
     from ...runtime.patching import PatchingRule
@@ -28,10 +28,7 @@ __all__ = ["command"]
 
 
 def _rule_option(flag: str, kind: Any, text: str) -> Callable[[F], F]:
-    metavar = {int: "N", float: "X"}.get(kind)
-    return click.option(
-        flag, type=kind, default=None, metavar=metavar, show_default="the bundle's", help=text
-    )
+    return option(flag, type=kind, default=None, shown="the bundle's", help=text)
 
 
 @verb("patches")

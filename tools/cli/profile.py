@@ -15,7 +15,7 @@ from ...runtime.files import write_whole
 from ...runtime.names import DEVICES, DRAFTS
 from ..output import Session, print_fields, print_table, size, status
 from .documents import check_plot, json_line, output_option, read_input, shown_name, write_json
-from .options import STDIN, F, InputFile, OneOf, json_option, model_option, verb
+from .options import STDIN, F, InputFile, OneOf, json_option, model_option, option, verb
 
 if TYPE_CHECKING:
     from ..profile.measure import Profile
@@ -53,13 +53,9 @@ def _sweep_option(*flags: str, one: Any, metavar: str, default: str | None, text
     )
 
 
-def _count_option(flag: str, default: int, text: str) -> Callable[[F], F]:
-    return click.option(flag, type=int, default=default, show_default=True, metavar="N", help=text)
-
-
 @verb("profile")
 @model_option
-@click.option("--device", type=OneOf(DEVICES), default="auto", show_default=True, help="Where to run.")
+@option("--device", type=OneOf(DEVICES), default="auto", help="Where to run.")
 @_sweep_option(
     "--threads",
     one=click.INT,
@@ -68,7 +64,7 @@ def _count_option(flag: str, default: int, text: str) -> Callable[[F], F]:
     text="CPU threads; several values are a sweep, here and below.",
 )
 @_sweep_option("--prompt-bytes", one=click.INT, metavar="N", default="512", text="Bytes of the prompt.")
-@_count_option("--new-bytes", 128, "Bytes to generate after it, greedily.")
+@option("--new-bytes", type=int, default=128, help="Bytes to generate after it, greedily.")
 @_sweep_option(
     "--draft",
     "drafts",
@@ -77,16 +73,14 @@ def _count_option(flag: str, default: int, text: str) -> Callable[[F], F]:
     default="none",
     text=f"Where guesses at the next bytes come from: {', '.join(DRAFTS)}.",
 )
-@click.option(
-    "--draft-length", type=int, metavar="N", show_default="as many as pay", help="Guesses at a time, 1 to 32."
-)
-@_count_option("--warmup", 1, "Rounds before those that count.")
-@_count_option("--repeat", 5, "Rounds that count.")
-@click.option(
+@option("--draft-length", type=int, shown="as many as pay", help="Guesses at a time, 1 to 32.")
+@option("--warmup", type=int, default=1, help="Rounds before those that count.")
+@option("--repeat", type=int, default=5, help="Rounds that count.")
+@option(
     "--text",
     type=InputFile(),
     metavar="FILE",
-    show_default="English prose that comes with the package",
+    shown="English prose that comes with the package",
     help="Prompts are the beginning of FILE; - is stdin.",
 )
 @json_option
