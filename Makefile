@@ -2,7 +2,8 @@
 # make test     everything that must hold before a change lands: lint, format, types, tests
 # make matrix   every Python and version that is claimed, tried; writes docs/compatibility.md (half an hour);
 #               make matrix ONLY=corners tries three of them
-# make mutants  whether the tests notice small wrong changes of runtime and graphs (an hour)
+# make mutants  whether the tests notice small wrong changes of runtime and graphs (an hour);
+#               make mutants ONLY=runtime.patching tries one module
 # make bench    measurements behind the README's figures (minutes; best on a quiet machine)
 
 PYTHON ?= python3
@@ -40,7 +41,7 @@ matrix: $(VENV)/.installed-test
 	$(BIN)/python -m blt_edge.tools.matrix $(if $(ONLY),--only '$(ONLY)',--page docs/compatibility.md)
 
 mutants: $(VENV)/.installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m blt_edge.tools.mutation --jobs 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m blt_edge.tools.mutation $(ONLY) --jobs 2
 
 bench: $(VENV)/.installed-test
 	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate -q

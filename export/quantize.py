@@ -186,13 +186,9 @@ def quantize_bundle(
     manifest = load_manifest(source)
     precisions = parse_precision(precision, list(manifest.stages))
     dtype = manifest.embedding.dtype if tables is None else table_dtype(tables)
-    _check_source(source, manifest, set(precisions.values()) != {"fp32"} or dtype != manifest.embedding.dtype)
-    # Even with `force`: no way leads back from integers to the weights they were made from.
-    final = Path(os.path.abspath(output))  # noqa: PTH100 - as in `new_bundle`
-    if final.exists() and final.samefile(source):
-        raise OptionError(
-            f"output {output} is the bundle that is read, and would be lost; give the name of a new directory"
-        )
+    _check_source(source, manifest, Path(output))
+    if set(precisions.values()) == {"fp32"} and dtype == manifest.embedding.dtype:
+        raise OptionError(f"{source} has this precision and these tables already: nothing to change")
     if options.ranges is None:
         check_texts(options.texts, options.windows, manifest.model.trained_context, options.seed)
     check_files(source, manifest)
@@ -224,12 +220,16 @@ def quantize_bundle(
     return Path(output)
 
 
-def _check_source(source: Path, manifest: Manifest, changes: bool) -> None:
+def _check_source(source: Path, manifest: Manifest, output: Path) -> None:
     quantized = {name: spec.precision for name, spec in manifest.stages.items() if spec.precision != "fp32"}
     if quantized:
         raise OptionError(
             f"{source} is quantized already ({format_precision(quantized)}); "
             "give the float32 bundle it was made from"
         )
-    if not changes:
-        raise OptionError(f"{source} has this precision and these tables already: nothing to change")
+    # Even with `force`: no way leads back from integers to the weights they were made from.
+    final = Path(os.path.abspath(output))  # noqa: PTH100 - as in `new_bundle`
+    if final.exists() and final.samefile(source):
+        raise OptionError(
+            f"output {output} is the bundle that is read, and would be lost; give the name of a new directory"
+        )

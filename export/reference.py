@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +127,6 @@ def reference_available() -> bool:
     """Whether torch and a new enough transformers are installed, found out without importing them."""
     if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
         return False
-    from importlib.metadata import version
-
     return _release(version("transformers")) >= _OLDEST
 
 
@@ -361,8 +360,8 @@ def _import_packages() -> tuple[Any, Any]:
     return torch, transformers
 
 
-def _release(version: str) -> tuple[int, ...]:
-    parts = version.split(".")[:2]
+def _release(installed: str) -> tuple[int, ...]:
+    parts = installed.split(".")[:2]
     return tuple(int(part) if part.isdecimal() else 0 for part in parts)
 
 

@@ -47,11 +47,8 @@ class StageCache(ABC):
         self.binding: Any = None
         """What a backend has bound to these buffers; None when they are new."""
         self.buffer: Any
-
-    @property
-    def capacity(self) -> int:
+        self.capacity: int
         """Slots now."""
-        return int(self.buffer.shape[3])
 
     @property
     def bytes(self) -> int:
@@ -125,6 +122,7 @@ class RingCache(StageCache):
 
     def _allocate(self, planes: int, kv_heads: int, head_dim: int, capacity: int) -> None:
         self.buffer = self._new_buffer((planes, 1, kv_heads, capacity, head_dim))
+        self.capacity = capacity
         self.positions: npt.NDArray[np.int64] = np.full((1, capacity), -1, dtype=np.int64)
 
     # What a ring in other memory does otherwise.
@@ -226,8 +224,8 @@ class OrderedCache(StageCache):
         super().__init__(window)
         self._kept = limit if window is None else window - 1 + rollback
         self._largest = limit if window is None else min(limit, self._kept + max(_SLIDE, chunk))
-        shape = (2 * layers, 1, kv_heads, min(_FIRST_CAPACITY, self._largest), head_dim)
-        self.buffer: Floats = np.zeros(shape, np.float32)
+        self.capacity = min(_FIRST_CAPACITY, self._largest)
+        self.buffer: Floats = np.zeros((2 * layers, 1, kv_heads, self.capacity, head_dim), np.float32)
 
     def reserve(self, count: int) -> None:
         """See StageCache.reserve."""
@@ -243,8 +241,8 @@ class OrderedCache(StageCache):
         if needed <= self.capacity:
             return
         old = self.buffer
-        grown = min(self._largest, max(needed, self.capacity + self.capacity // 2))
-        self.buffer = np.zeros((*old.shape[:3], grown, old.shape[4]), np.float32)
+        self.capacity = min(self._largest, max(needed, self.capacity + self.capacity // 2))
+        self.buffer = np.zeros((*old.shape[:3], self.capacity, old.shape[4]), np.float32)
         self.buffer[:, :, :, :held] = old[:, :, :, :held]
         self._renewed()
 

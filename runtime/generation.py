@@ -157,45 +157,22 @@ class StopMatcher:
     """Passes bytes on until one of the stop strings, each of at least one byte, has gone by.
 
     The stop string that *ends* first in the stream wins; of several that end at the same byte, the
-    longest, so that no byte of the stop string is emitted. The result does not depend on how the stream
-    is cut. Bytes that may yet turn out to begin a stop string are held back; `flush` returns them.
+    longest, so that no byte of the stop string is emitted. Bytes that may yet turn out to begin a stop
+    string are held back.
     """
 
     def __init__(self, stops: Iterable[bytes]) -> None:
         self._stops = tuple(dict.fromkeys(stops))
         self._borders = [_borders(stop) for stop in self._stops]
         self._matched = [0] * len(self._stops)
-        self._held = b""
+        self.held = b""
+        """Bytes held back, which end the stream when no more come."""
         self.found: bytes | None = None
         """The stop string that ended the stream, None while there was none."""
 
-    def push(self, data: bytes) -> tuple[bytes, bool]:
-        """Takes the next bytes; returns (bytes that are safe to emit now, whether a stop string was found).
-
-        After a stop string everything is dropped: the answer is always (b"", True).
-        """
-        if self.found is not None:
-            return b"", True
-        if not self._stops:
-            return data, False
-        stream = self._held + data
-        for end, byte in enumerate(data, start=len(self._held) + 1):
-            self._advance(byte)
-            if self.found is not None:
-                self._held = b""
-                return stream[: end - len(self.found)], True
-        keep = len(stream) - max(self._matched)
-        self._held = stream[keep:]
-        return stream[:keep], False
-
-    def flush(self) -> bytes:
-        """Ends the stream: the bytes still held back, which began a stop string that never came."""
-        held, self._held = self._held, b""
-        self._matched = [0] * len(self._stops)
-        return held
-
-    def _advance(self, byte: int) -> None:
-        """One byte for every stop string (Knuth-Morris-Pratt): how much of each the stream now ends with."""
+    def push(self, byte: int) -> bytes:
+        """The next byte, unless a stop string was `found` -> the bytes that are safe to emit now."""
+        # How much of each stop string the stream now ends with (Knuth-Morris-Pratt).
         for index, stop in enumerate(self._stops):
             matched = self._matched[index]
             while matched and stop[matched] != byte:
@@ -205,6 +182,13 @@ class StopMatcher:
             self._matched[index] = matched
             if matched == len(stop) and (self.found is None or matched > len(self.found)):
                 self.found = stop
+        stream = self.held + bytes((byte,))
+        if self.found is not None:
+            self.held = b""
+            return stream[: len(stream) - len(self.found)]
+        safe = len(stream) - max(self._matched, default=0)
+        self.held = stream[safe:]
+        return stream[:safe]
 
 
 def _borders(stop: bytes) -> list[int]:
@@ -228,14 +212,18 @@ class _TextStream:
         self._utf8 = Utf8Stream()
         self._waiting = b""  # for the end of a character
 
-    def push(self, data: bytes) -> tuple[str, bytes, bool]:
-        """Text and its bytes that are certain now, and whether a stop string was found."""
-        emitted, stopped = self._matcher.push(data)
-        return (*self._decode(emitted), stopped)
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the text; no more bytes may come then."""
+        return self._matcher.found is not None
 
-    def flush(self, stopped: bool) -> tuple[str, bytes]:
+    def push(self, byte: int) -> tuple[str, bytes]:
+        """The next byte -> text and its bytes that are certain now."""
+        return self._decode(self._matcher.push(byte))
+
+    def flush(self) -> tuple[str, bytes]:
         """What was held back; an incomplete character becomes U+FFFD."""
-        text, data = self._decode(b"" if stopped else self._matcher.flush())
+        text, data = self._decode(self._matcher.held)
         tail, self._waiting = self._waiting, b""
         return text + self._utf8.flush(), data + tail
 
@@ -335,7 +323,6 @@ class _Generation:
             self._length = self._prompt_end = sequence.length
         self._prefilled = self._first_byte = time.perf_counter()
         # 2. Round after round.
-        stopped = False
         try:
             while reason is None:
                 reason = _reason_to_end(sequence, self._options, self._new_bytes, cancel)
@@ -344,18 +331,18 @@ class _Generation:
                         reason = "eos"
                         break
                     self._new_bytes += 1
-                    text, certain, stopped = self._out.push(bytes([number - BYTE_OFFSET]))
+                    text, certain = self._out.push(number - BYTE_OFFSET)
                     if certain:
                         yield self._chunk(text, certain)
-                    if stopped:
+                    if self._out.stopped:
                         reason = "stop"
                         break
         except GeneratorExit:
-            self._settle(stopped)
+            self._settle()
             raise
         # 3. What was held back, and the figures.
-        last = self._chunk(*self._out.flush(stopped))
-        self._settle(stopped)
+        last = self._chunk(*self._out.flush())
+        self._settle()
         yield replace(last, finish_reason=reason, stats=self._stats())
 
     def _read_prompt(self) -> Iterator[None]:
@@ -396,11 +383,11 @@ class _Generation:
         prompt_details, self._prompt_details = tuple(self._prompt_details), []
         return GenerationChunk(text, data, details=details, prompt_details=prompt_details)
 
-    def _settle(self, stopped: bool) -> None:
+    def _settle(self) -> None:
         """Let the sequence stand where the text does."""
         sequence = self._sequence
         if not self._keep:
-            if stopped:  # figures are of the text alone, if the last round has read on behind it
+            if self._out.stopped:  # figures are of the text alone, if the last round has read on behind it
                 sequence.roll_back(sequence.length - self._prompt_end - self._new_bytes + 1)
             return
         if not self._length:

@@ -132,15 +132,19 @@ class BltModel:
 
         Raises BundleError when the model has no entropy patcher, PromptTooLongError.
         """
-        patcher = self._patcher_state()
-        return np.concatenate([patcher.extend(ids).copy() for ids in self._chunks(data)])
+        if "patcher" not in self._backends:
+            raise BundleError("this model has no entropy patcher (patch_in_forward is false): no entropies")
+        ids, step = encode(data), self.limits.prefill_chunk
+        self.limits.check_positions(len(ids))
+        patcher = PatcherState(self._backends["patcher"], self.limits)
+        chunks = (ids[start : start + step] for start in range(0, len(ids), step))
+        return np.concatenate([patcher.extend(chunk).copy() for chunk in chunks])
 
     def patch_lengths(self, data: bytes) -> list[int]:
         """Lengths (> 0) of the patches of BOS and the n bytes; their sum is 1 + n. PromptTooLongError."""
-        boundaries = PatchBoundaries(self.manifest.patching)
-        patcher = self._patcher_state() if self.manifest.patching.needs_entropy else None
-        for ids in self._chunks(data):
-            boundaries.extend(ids, patcher.extend(ids) if patcher else None)
+        boundaries, ids = PatchBoundaries(self.manifest.patching), encode(data)
+        self.limits.check_positions(len(ids))
+        boundaries.extend(ids, self.entropies(data) if self.manifest.patching.needs_entropy else None)
         return boundaries.patch_lengths()
 
     def trace(self, data: bytes) -> dict[str, Floats]:
@@ -208,17 +212,6 @@ class BltModel:
     ) -> GenerationResult:
         """What `stream` yields until its end, in one."""
         return joined(self.stream(prompt, options, sequence=sequence, cancel=cancel))
-
-    def _patcher_state(self) -> PatcherState:
-        if "patcher" not in self._backends:
-            raise BundleError("this model has no entropy patcher (patch_in_forward is false): no entropies")
-        return PatcherState(self._backends["patcher"], self.limits)
-
-    def _chunks(self, data: bytes) -> Iterator[npt.NDArray[np.int64]]:
-        ids = encode(data)
-        self.limits.check_positions(len(ids))
-        for start in range(0, len(ids), self.limits.prefill_chunk):
-            yield ids[start : start + self.limits.prefill_chunk]
 
 
 def _check_count(name: str, value: int, least: int, most: int) -> None:

@@ -102,27 +102,18 @@ class PatchBoundaries:
         self._fixed = _fixed_starts(rule)
         # Of every position what the decision after the next one reads: its entropy, or whether it is a space.
         self._past = array("f" if rule.needs_entropy else "B")
-        self._length = 0
-        self._starts = [0]
-
-    @property
-    def length(self) -> int:
+        self.length = 0
         """Number of ids seen."""
-        return self._length
-
-    @property
-    def starts(self) -> list[int]:
+        self.starts = [0]
         """Patch starts, rising from 0, up to and including `length` if a patch starts after the last id.
 
         Patch p is complete when `starts[p + 1]` exists. This is the live list, as copying it for every byte
-        would cost more than the decision: do not change it, and copy it to keep it.
-        """
-        return self._starts
+        would cost more than the decision: do not change it, and copy it to keep it."""
 
     @property
     def count(self) -> int:
         """Number of patches of the ids seen, the open one included."""
-        return len(self._starts) - (self._starts[-1] == self._length)
+        return len(self.starts) - (self.starts[-1] == self.length)
 
     def extend(self, ids: NDArray[np.int64], entropies: NDArray[np.float32] | None = None) -> None:
         """Takes the next ids, of positions length..length + S - 1, and decides the starts up to length + S.
@@ -144,24 +135,24 @@ class PatchBoundaries:
                 )
         if count == 0:
             return
-        first = self._length
+        first = self.length
         decided = self._decide(first, ids, entropies)
         if first < len(self._fixed):
             fixed = self._fixed[first : first + count]
             decided[: len(fixed)] = fixed
         begun = (np.flatnonzero(decided) + (first + 1)).tolist()
-        self._length = first + count
+        self.length = first + count
         limit = self._rule.max_patch_length
         if limit is None:
-            self._starts += begun
+            self.starts += begun
             return
         # The rule's starts, and one wherever the patch before would pass the limit.
-        current = self._starts[-1]
+        current = self.starts[-1]
         for start in begun:
-            self._starts += range(current + limit, start, limit)
-            self._starts.append(start)
+            self.starts += range(current + limit, start, limit)
+            self.starts.append(start)
             current = start
-        self._starts += range(current + limit, self._length + 1, limit)
+        self.starts += range(current + limit, self.length + 1, limit)
 
     def _decide(self, first: int, ids: NDArray[np.int64], entropies: NDArray[np.float32]) -> _Flags:
         """bool [S]: whether the rule starts a patch after each id, without `_fixed` and longest patch."""
@@ -173,7 +164,7 @@ class PatchBoundaries:
             starts = np.arange(first, first + len(ids)) % (rule.patch_size or 1) == 0
         elif rule.mode == "space":
             space = _SPACE_LIKE[ids]
-            starts = space & ~self._before(space)
+            starts = space > self._before(space)
             starts |= ids < BYTE_OFFSET
         elif rule.monotonic:
             starts = entropies - self._before(entropies) > self._threshold
@@ -194,7 +185,7 @@ class PatchBoundaries:
 
     def patch_lengths(self) -> list[int]:
         """Length of each patch over the ids seen, all > 0, with sum `length`; the open patch counts as is."""
-        lengths = [end - start for start, end in pairwise([*self._starts, self._length])]
+        lengths = [end - start for start, end in pairwise([*self.starts, self.length])]
         return lengths[: self.count]
 
     def latent_index(self, first: int, count: int) -> NDArray[np.int64]:
@@ -203,13 +194,13 @@ class PatchBoundaries:
 
         int64 [count], never negative. Raises IndexError when a position is not below `length`.
         """
-        if first < 0 or count < 0 or first + count > self._length:
-            raise IndexError(f"{count} positions from {first} on; allowed are 0 to below {self._length}")
-        before = bisect_right(self._starts, first + 1)
-        after = bisect_right(self._starts, first + count, lo=before) if count else before
+        if first < 0 or count < 0 or first + count > self.length:
+            raise IndexError(f"{count} positions from {first} on; allowed are 0 to below {self.length}")
+        before = bisect_right(self.starts, first + 1)
+        after = bisect_right(self.starts, first + count, lo=before) if count else before
         rises = np.zeros(count, dtype=np.int64)
         if after > before:
-            rises[np.asarray(self._starts[before:after]) - (first + 1)] = 1
+            rises[np.asarray(self.starts[before:after]) - (first + 1)] = 1
             np.cumsum(rises, out=rises)
         rises += before - 2
         return rises
@@ -219,10 +210,10 @@ class PatchBoundaries:
 
         Raises ValueError when `length` is negative or more than the ids seen.
         """
-        if not 0 <= length <= self._length:
-            raise ValueError(f"roll-back to length {length}; allowed is 0 to {self._length}")
-        self._length = length
-        del self._starts[bisect_right(self._starts, length) :]
+        if not 0 <= length <= self.length:
+            raise ValueError(f"roll-back to length {length}; allowed is 0 to {self.length}")
+        self.length = length
+        del self.starts[bisect_right(self.starts, length) :]
         del self._past[length:]
 
 

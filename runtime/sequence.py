@@ -196,6 +196,14 @@ class Sequence:
         own = self._patch_values.nbytes + self._states.buffer.nbytes + self._recent_logits.nbytes
         return own + sum(stage.cache.bytes for stage in self._stages.values())
 
+    def patch_values(self, patches: range) -> Floats:
+        """The decoder's keys and values [n, V] of closed patches, at least of the last chunk; a copy."""
+        assert not patches or self._oldest_patch <= patches.start <= patches.stop <= self.patches_closed
+        values = np.empty((len(patches), self._patch_values.shape[1]), np.float32)
+        for slots, which in ring_runs(patches.start, len(patches), self._slots):
+            values[which] = self._patch_values[slots]
+        return values
+
     def append(self, ids: Ids) -> list[ChunkResult]:
         """Read int64 ids [n], in chunks; one result for each, its arrays copied when there are several.
 
@@ -296,14 +304,6 @@ class Sequence:
         self._recent_logits[rows] = logits[len(logits) - kept :]
         self._oldest_logits = max(self._oldest_logits, first + len(logits) - len(self._recent_logits))
 
-    def patch_values(self, patches: range) -> Floats:
-        """The decoder's keys and values [n, V] of closed patches, at least of the last chunk; a copy."""
-        assert not patches or self._oldest_patch <= patches.start <= patches.stop <= self.patches_closed
-        values = np.empty((len(patches), self._patch_values.shape[1]), np.float32)
-        for slots, which in ring_runs(patches.start, len(patches), self._slots):
-            values[which] = self._patch_values[slots]
-        return values
-
     def _run_latent(self) -> range:
         starts = self.boundaries.starts
         first, closed = self._latent.cache.length, len(starts) - 1
@@ -356,7 +356,6 @@ class Sequence:
         closed = len(self.boundaries.starts) - 1
         for name, stage in self._stages.items():
             stage.cache.roll_back(closed if name == "latent" else length)
-        self._states.roll_back(length)
         self.length = length
 
     def _can_roll_back(self, length: int) -> bool:
@@ -399,35 +398,30 @@ def _copied(result: ChunkResult) -> ChunkResult:
 
 
 class _ByteStates:
-    """Encoder states of recent positions base..end, contiguous, so that a patch is a slice."""
+    """Encoder states of recent positions, from `base` on, contiguous, so that a patch is a slice."""
 
     def __init__(self, memory: Memory, width: int) -> None:
         self._memory = memory
         self.buffer = memory.zeros((64, width))
         self.base = 0  # position of the first state that is kept
         self._offset = 0  # its row
-        self._end = 0
 
     def append(self, first: int, states: Tensor) -> None:
-        live = first - self.base
-        if self._offset + live + len(states) > len(self.buffer):
-            self._make_room(live, live + len(states))
+        live = first - self.base  # whatever was kept behind `first` is rolled back
+        needed = live + len(states)
+        if self._offset + needed > len(self.buffer):
+            kept = self.buffer[self._offset : self._offset + live]
+            if 2 * needed > len(self.buffer):
+                self.buffer = self._memory.zeros((2 * next_power_of_two(needed), self.buffer.shape[1]))
+                self.buffer[:live] = kept
+            else:
+                self.buffer[:live] = kept.copy()
+            self._offset = 0
         row = self._offset + live
         self.buffer[row : row + len(states)] = states
-        self._end = first + len(states)
-
-    def _make_room(self, live: int, needed: int) -> None:
-        kept = self.buffer[self._offset : self._offset + live]
-        if 2 * needed > len(self.buffer):
-            grown = self._memory.zeros((2 * next_power_of_two(needed), self.buffer.shape[1]))
-            grown[:live] = kept
-            self.buffer = grown
-        else:
-            self.buffer[:live] = kept.copy()
-        self._offset = 0
 
     def get(self, start: int, stop: int) -> Tensor:
-        assert self.base <= start <= stop <= self._end
+        assert self.base <= start <= stop
         row = self._offset + start - self.base
         view: Tensor = self.buffer[row : row + stop - start]
         return view
@@ -436,6 +430,3 @@ class _ByteStates:
         if position > self.base:
             self._offset += position - self.base
             self.base = position
-
-    def roll_back(self, length: int) -> None:
-        self._end = length

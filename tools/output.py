@@ -145,9 +145,8 @@ def foreseen_line(error: Exception) -> str | None:
         name = (error.name or "").partition(".")[0]
         for extra, packages in _EXTRAS.items():
             if name in packages:
-                return (
-                    f"this needs the package {name}, which is not installed: pip install 'blt-edge[{extra}]'"
-                )
+                install = f"pip install 'blt-edge[{extra}]'"
+                return f"this needs the package {name}, which is not installed: {install}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return None

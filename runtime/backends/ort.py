@@ -138,7 +138,7 @@ def int8_saturates() -> bool:
 
 
 class OrtStage:
-    """One stage graph in an ONNX Runtime session."""
+    """A stage graph in an ONNX Runtime session: a `StageBackend`."""
 
     memory = HOST
 
@@ -173,13 +173,11 @@ class OrtStage:
         self._input_types = {value.name: _dtype(path.name, value) for value in self._session.get_inputs()}
 
     def new_cache(self, limits: CacheLimits) -> StageCache:
-        """See StageBackend.new_cache."""
         return ordered_cache(self._spec, limits) if self._fused else ring_cache(self._spec, limits)
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Array]
     ) -> OrtCall:
-        """See StageBackend.bind."""
         if self._fused:
             shapes = {**shapes, "past_length": (1,), "total_length": ()}
         inputs = {name: np.zeros(shape, self._input_types[name]) for name, shape in shapes.items()}
@@ -199,17 +197,16 @@ def _dtype(file: str, value: Any) -> type[np.generic]:
 
 
 class OrtCall:
-    """A bound run: every buffer is a numpy array that ONNX Runtime reads and writes in place."""
+    """A `StageCall`: every buffer is a numpy array that ONNX Runtime reads and writes in place."""
 
     def __init__(self, binding: _Binding, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
         self.inputs, self.outputs = inputs, outputs
         self._binding = binding
 
     def begin(self) -> None:
-        """See StageCall.begin: a run is over when it returns."""
+        """Nothing to wait for: a run is over when it returns."""
 
     def run(self, done: Done) -> None:
-        """See StageCall.run."""
         started = time.perf_counter()
         binding = self._binding
         if binding.bound is not self.inputs:

@@ -320,6 +320,13 @@ def test_a_function_of_the_model_is_looked_into() -> None:
     assert finding.operator == "Unique"
 
 
+def test_lists_of_graphs_are_looked_into() -> None:
+    result = helper.make_tensor_value_info("a", FLOAT, None)
+    body = helper.make_graph([node("Unique", ["x"], ["a"])], "body", [], [result])
+    found = lint(one("Choose", domain="own", bodies=[body, body]), "tensorrt-10.3")
+    assert [finding.operator for finding in found] == ["Choose", "Unique", "Unique"]
+
+
 def test_a_constant_node_is_a_constant() -> None:
     nodes = [
         node("Constant", [], ["a"], value=numpy_helper.from_array(np.array([0], np.int64))),

@@ -21,6 +21,7 @@ from blt_edge.export.validate import BundleReference, ValidationReport, validate
 from blt_edge.runtime import BltModel, OptionError
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest
+from blt_edge.runtime.names import PRECISIONS
 from support.random_models import RandomModel, base_config, export_random_model
 
 TEXT = b"A short text, and \xd0\xbf\xd0\xbe-\xd1\x80\xd1\x83\xd1\x81\xd1\x81\xd0\xba\xd0\xb8 too. " * 6
@@ -67,8 +68,6 @@ def corrupt_scale(bundle: Path, stage: str, factor: float) -> None:
 
 
 def test_every_precision_has_tolerances() -> None:
-    from blt_edge.runtime.names import PRECISIONS
-
     assert set(TOLERANCES) == set(PRECISIONS)
     limits = list(TOLERANCES.values())
     for closer, wider in pairwise(limits):

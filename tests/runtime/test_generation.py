@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import asdict
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from blt_edge.runtime.generation import GenerationStats, StopMatcher, _borders
 from blt_edge.runtime.names import DRAFTS
 from blt_edge.runtime.speculation import DraftFigures, Speculator
 from blt_edge.runtime.vocabulary import BYTE_OFFSET, EOS, decode, encode
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 PROMPT = b"Alice was beginning to get very tired"
@@ -25,7 +24,6 @@ by_draft = pytest.mark.parametrize("draft", DRAFTS)
 
 AB = st.lists(st.sampled_from(b"ab"), max_size=30).map(bytes)
 STOPS = st.lists(st.lists(st.sampled_from(b"ab"), min_size=1, max_size=5).map(bytes), max_size=4)
-CUTS = st.lists(st.integers(0, 30), max_size=8)
 
 
 def by_definition(data: bytes, stops: list[bytes]) -> tuple[bytes, bytes | None]:
@@ -38,51 +36,23 @@ def by_definition(data: bytes, stops: list[bytes]) -> tuple[bytes, bytes | None]
     return data, None
 
 
-def streamed(data: bytes, stops: list[bytes], cuts: list[int]) -> tuple[bytes, bytes | None]:
-    matcher, emitted, stopped = StopMatcher(stops), b"", False
-    for start, end in pairwise([0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]):
-        piece, stopped = matcher.push(data[start:end])
-        emitted += piece
-        assert stopped == (matcher.found is not None)
-    held = matcher.flush()
-    assert not (stopped and held)
-    return emitted + held, matcher.found
+EVERY = bytes(range(256))
 
 
 @settings(max_examples=1000)
-@given(AB, STOPS, CUTS)
-def test_any_cut_gives_what_the_definition_says(data: bytes, stops: list[bytes], cuts: list[int]) -> None:
-    assert streamed(data, stops, cuts) == by_definition(data, stops)
-    assert streamed(data, stops, list(range(len(data)))) == by_definition(data, stops)
-
-
-@settings(max_examples=500)
 @given(AB, STOPS)
-def test_exactly_what_may_begin_a_stop_string_is_held_back(data: bytes, stops: list[bytes]) -> None:
+@example(b"\xff" + EVERY[:-1] + EVERY + b"tail", [EVERY])
+def test_stop_strings_are_found_and_exactly_what_may_begin_one_is_held_back(
+    data: bytes, stops: list[bytes]
+) -> None:
     matcher, emitted = StopMatcher(stops), b""
-    for count in range(1, len(data) + 1):
-        piece, stopped = matcher.push(data[count - 1 : count])
-        emitted += piece
-        if stopped:
-            assert matcher.push(b"more") == (b"", True)
-            return
+    for count, byte in enumerate(data, 1):
+        emitted += matcher.push(byte)
+        if matcher.found is not None:
+            break
         begun = [size for stop in stops for size in range(1, len(stop)) if data[:count].endswith(stop[:size])]
         assert emitted == data[: count - max(begun, default=0)]
-
-
-@given(AB, AB, STOPS)
-def test_a_stream_after_a_flush_is_a_fresh_one(first: bytes, second: bytes, stops: list[bytes]) -> None:
-    matcher, fresh = StopMatcher(stops), StopMatcher(stops)
-    if not matcher.push(first)[1]:
-        matcher.flush()
-        assert matcher.push(second) == fresh.push(second)
-        assert (matcher.flush(), matcher.found) == (fresh.flush(), fresh.found)
-
-
-def test_bytes_of_every_value_and_long_stops() -> None:
-    every = bytes(range(256))
-    data = b"\xff" + every[:-1] + every + b"tail"
-    assert streamed(data, [every], list(range(0, len(data), 7))) == (b"\xff" + every[:-1], every)
+    assert (emitted + matcher.held, matcher.found) == by_definition(data, stops)
 
 
 @given(AB)
@@ -256,8 +226,17 @@ def test_figures_begin_at_nothing() -> None:
     stats = GenerationStats(1, 2, 3, 4.0, 5.0, 0.5)
     names = ("stage_seconds", "stage_calls", "state_bytes", "rounds", "drafted", "accepted", "missed")
     assert [asdict(stats)[name] for name in names] == [{}, {}, 0, 0, 0, 0, 0]
-    for seconds, speed in ((0.5, 4.0), (2.0, 1.0), (0.0, 0.0)):
-        assert GenerationStats(1, 2, 3, 4.0, 5.0, seconds).bytes_per_second == speed
+    assert (stats.acceptance, stats.calls_per_byte) == (None, {})
+
+
+def test_what_follows_from_figures() -> None:
+    stats = GenerationStats(10, 20, 6, 1.0, 1.0, 0.5, stage_calls={"encoder": 30}, drafted=8, accepted=6)
+    assert (stats.bytes_per_second, stats.milliseconds_per_byte) == (40.0, 25.0)
+    assert (stats.text_patches, stats.bytes_per_patch) == (5, 6.0)
+    assert (stats.acceptance, stats.calls_per_byte) == (0.75, {"encoder": 1.5})
+    none = GenerationStats(0, 0, 0, 1.0, 1.0, 0.0, stage_calls={"encoder": 1})
+    assert (none.bytes_per_second, none.milliseconds_per_byte, none.text_patches) == (0.0, 0.0, 0)
+    assert (none.bytes_per_patch, none.calls_per_byte) == (0.0, {"encoder": 0.0})
 
 
 # 4. Going on in the same sequence.

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from blt_edge.runtime import BltModel, OptionError, PromptTooLongError
+from blt_edge.runtime import BltModel, BundleError, OptionError, PromptTooLongError
+from blt_edge.runtime.patching import PatchingRule
 from blt_edge.runtime.vocabulary import BYTE_OFFSET
+from support.model_store import altered
 
 EVERY_BYTE = bytes(range(256))
 
@@ -24,6 +26,15 @@ def test_shapes_and_sums(model: BltModel, data: bytes) -> None:
     lengths = model.patch_lengths(data)
     assert sum(lengths) == rows
     assert min(lengths) > 0
+
+
+def test_a_model_without_a_patcher_has_patches_but_no_entropies(model: BltModel) -> None:
+    other = altered(model, PatchingRule("static", patch_size=3))
+    other._backends = {name: stage for name, stage in model._backends.items() if name != "patcher"}
+    assert other.patch_lengths(b"abcdefgh") == [1, 3, 3, 2]
+    assert set(other.trace(b"abc")) == {"byte_states", "patch_values", "logits"}
+    with pytest.raises(BundleError, match="no entropy patcher"):
+        other.entropies(b"abc")
 
 
 def test_a_score_is_the_mean_log_loss_of_windows_from_bos(model: BltModel) -> None:

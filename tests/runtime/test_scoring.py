@@ -15,8 +15,8 @@ from blt_edge.runtime import BltModel, ByteDetail, GenerationOptions
 from blt_edge.runtime.errors import OptionError
 from blt_edge.runtime.names import DRAFTS
 from blt_edge.runtime.patching import PatchingRule
-from blt_edge.runtime.scoring import Score, likelihood, score
-from blt_edge.runtime.vocabulary import BOS, BYTE_OFFSET
+from blt_edge.runtime.scoring import Score, byte_details, likelihood, score
+from blt_edge.runtime.vocabulary import BOS, BYTE_OFFSET, EOS, encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.model_store import altered
@@ -128,6 +128,14 @@ def test_other_patching_has_no_entropies(model: BltModel) -> None:
     assert [detail.starts_patch for detail in details] == [
         not place % 3 for place in range(3, 3 + len(details))
     ]
+
+
+def test_the_end_of_the_text_is_no_byte(model: BltModel) -> None:
+    sequence = model.sequence()
+    (result,) = sequence.append(encode(b"ab"))
+    ids = [BYTE_OFFSET + ord("a"), BYTE_OFFSET + ord("b"), EOS]
+    details = byte_details(sequence, 1, ids, result.logits, None, guesses=1)
+    assert [(one.byte, one.position, one.guessed) for one in details] == [(97, 0, True), (98, 1, False)]
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf])

@@ -131,7 +131,6 @@ def test_byte_states_are_slices_of_all_states(steps: list[tuple[int, int, int]])
         truth = np.concatenate([truth, new])
         store.drop_before(min(dropped, len(truth)))
         length = max(store.base, len(truth) - back)
-        store.roll_back(length)
         truth = truth[:length]
         np.testing.assert_array_equal(store.get(store.base, length), truth[store.base :])
 
@@ -311,17 +310,6 @@ def test_figures_are_of_the_sequence_s_own_memory_and_time(tight: BltModel) -> N
         assert one.seconds > spent[name][1]
 
 
-def test_a_short_text_can_be_taken_back_to_its_beginning(tight: BltModel, walked: WholeText) -> None:
-    sequence = tight.sequence()
-    for length in range(2, ROLLBACK + 2):
-        sequence.append(WALKED[sequence.length : length])
-        calls = [spent.calls for spent in sequence.times.values()]
-        sequence.roll_back(length - 1)
-        assert sequence.length == 1
-        assert [spent.calls for spent in sequence.times.values()] == calls
-        agree(sequence.logits, walked.logits[0])
-
-
 def test_observers_are_told_of_every_stage(tight: BltModel) -> None:
     told: dict[str, list[int]] = {}
     watched = altered(tight)
@@ -371,19 +359,6 @@ def test_ids_are_kept_and_seldom_copied(tight: BltModel, step: int) -> None:
         assert len(sequence._entropies) == len(sequence._ids) >= first + step
     assert sequence._ids[:6000].tolist() == list(range(6000))
     assert len(sizes) <= 6
-
-
-def test_what_was_decoded_on_a_stale_patch_is_forgotten(tight: BltModel, walked: WholeText) -> None:
-    sequence = tight.sequence()
-    sequence.append(WALKED[:50])
-    room = sequence.draft_states(2)
-    for place in (0, 1):
-        sequence.store_ids(50 + place, WALKED[50 + place : 51 + place])
-        room[place : place + 1] = sequence.encode(50 + place, 1)
-        sequence.decode(room[place : place + 1], np.array([0]))
-    sequence.forget_decoded()
-    agree(sequence.read(Draft(WALKED[50:52], states=room)).logits, walked.logits[50:52])
-    agree(sequence.append(WALKED[52:60])[0].logits, walked.logits[52:60])
 
 
 @settings(deadline=None, max_examples=50)

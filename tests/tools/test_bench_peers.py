@@ -2,97 +2,76 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from blt_edge.runtime import BltModel
 from blt_edge.runtime.vocabulary import encode
 from blt_edge.tools.bench import peers
-from blt_edge.tools.bench.engine import (
-    BenchError,
-    Card,
-    Measured,
-    Reading,
-    Round,
-    TokenBudget,
-    document,
-    in_units,
-    need,
-    paired_ratio,
-    render,
-)
-from blt_edge.tools.bench.forced import Simulated, read_on
-from blt_edge.tools.bench.llama_cpp import LLAMA_1B, LlamaShape, q4_0_rows, write_random_llama
-from blt_edge.tools.bench.peers import Worker
+from blt_edge.tools.bench.common import BenchError, ModelCard, Speeds, Task, TokenBudget, need
+from blt_edge.tools.bench.llama_cpp import LLAMA_1B, LlamaShape, write_random_llama
+from blt_edge.tools.bench.peers import Measured, Worker, show
+from blt_edge.tools.bench.speculation import Simulated, read_on
 
 SMALL = LlamaShape(layers=2, width=64, heads=4, kv_heads=2, ffn=96, vocabulary=7)
 
 
-class FakeEngine:
+class FakePeer:
     """Answers with the length of what it is given."""
 
-    def __init__(self) -> None:
-        self.card = Card("fake", 1, 2, "test")
+    card = ModelCard("fake", 1, 2, "test")
 
-    def read(self, task: Round) -> Reading:
+    def run(self, task: Task) -> Speeds:
         if task.new_bytes > 100:
             raise BenchError("too many")
-        return Reading(len(task.prompt), task.new_bytes)
+        return Speeds(len(task.prompt), task.new_bytes)
 
 
 class FakeSpec:
-    """Loads in another process; `failure` is raised there."""
+    """Loads in another process; fails there as it is told."""
 
     name = "fake"
     memory_bytes = 0
 
-    def __init__(self, failure: Exception | None = None) -> None:
+    def __init__(self, failure: str = "") -> None:
         self.failure = failure
 
-    def open(self) -> FakeEngine:
-        if self.failure is not None:
-            raise self.failure
-        return FakeEngine()
+    def open(self) -> FakePeer:
+        if self.failure == "dies":
+            os._exit(3)
+        if self.failure:
+            raise BenchError(self.failure)
+        return FakePeer()
 
 
 def measured(name: str, *decode: float) -> Measured:
-    return Measured(Card(name, 5_000_000, 2_000, "test"), [Reading(10.0, value) for value in decode])
+    return Measured(ModelCard(name, 5_000_000, 2_000, "test"), [Speeds(10.0, value) for value in decode])
 
 
-def test_a_ratio_is_taken_round_by_round() -> None:
-    ratio = paired_ratio([10, 30, 20], [5, 10, 20])
-    assert (ratio.median, ratio.low, ratio.high) == (2, 1, 3)
-
-
-def test_the_table_has_a_row_an_engine_and_a_ratio_a_bundle() -> None:
-    tables = replace(measured("a", 20, 40).card, table_parameters=3_000_000_000, table_bytes=7_000_000)
-    rows = [Measured(tables, measured("a", 20, 40).readings), measured("peer", 10, 10)]
-    lines = render(rows, ["a"]).splitlines()
-    assert len(lines) == 3
-    assert "5M + 3G tables" in lines[1]
-    assert "2KB + 7MB tables" in lines[1]
-    assert "10 (10 to 10)" in lines[2]
-    assert lines[2].endswith("3 (2 to 4)")
-    assert document(rows, ["a"])[1]["bundle_times_as_fast"] == {"a": {"median": 3, "low": 2, "high": 4}}
-
-
-@pytest.mark.parametrize(
-    ("number", "text"), [(12, "12"), (1_500, "1.5K"), (134_515_008, "135M"), (1_073_809_408, "1.07G")]
-)
-def test_numbers_are_short(number: int, text: str) -> None:
-    assert in_units(number) == text
+def test_the_table_has_a_row_an_engine_and_a_ratio_a_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    """Ratios are taken round by round."""
+    tables = replace(measured("a").card, table_parameters=3_000_000_000, table_bytes=7_000_000)
+    rows = [Measured(tables, measured("a", 20, 40).rounds), measured("peer", 10, 10)]
+    show(rows, ["a"])
+    shown = capsys.readouterr().out
+    for figure in ("5.0 M + 3.0 B tables", "2.0 KB + 7.0 MB tables", "10 (10 to 10)", "3 (2 to 4)"):
+        assert figure in shown
+    document = rows[1].to_dict(rows, ["a"])
+    assert document["bundle_times_as_fast"] == {"a": {"median": 3, "low": 2, "high": 4}}
+    assert document["decode_rounds"] == [10, 10]
 
 
 def test_tokens_stand_for_bytes() -> None:
     budget = TokenBudget(threads=2, bytes_per_token=4.0, positions=512)
-    ids = budget.prompt(Round(b"x" * 256, 128), vocabulary=1000)
+    ids = budget.prompt(Task(b"x" * 256, 128), vocabulary=1000)
     assert len(ids) == 64
     assert min(ids) >= 100
     assert max(ids) < 1000
     assert budget.tokens(1) == 2
-    assert budget.bytes_per_second(steps=30, seconds=2.0) == 60.0
+    assert budget.speeds(10, 4.0, 30, 2.0) == Speeds(10.0, 60.0)
 
 
 def test_a_missing_package_is_named_with_its_command() -> None:
@@ -103,15 +82,6 @@ def test_a_missing_package_is_named_with_its_command() -> None:
 def test_the_1b_shape_counts_every_tensor() -> None:
     layer = 2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192 + 2 * 2048
     assert LLAMA_1B.parameters == 16 * layer + 49_152 * 2048 + 2048
-
-
-def test_random_blocks_have_the_stated_deviation() -> None:
-    data = q4_0_rows(np.random.default_rng(1), rows=64, columns=256)
-    assert data.shape == (64, 256 // 32 * 18)
-    blocks = data.reshape(-1, 18)
-    scales = blocks[:, :2].copy().view(np.float16).astype(np.float32)
-    nibbles = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1).astype(np.int32) - 8
-    assert float((nibbles * scales).std()) == pytest.approx(0.02, rel=0.05)
 
 
 def test_a_written_file_reads_back(tmp_path: Path) -> None:
@@ -126,7 +96,8 @@ def test_a_written_file_reads_back(tmp_path: Path) -> None:
     source.write_ti_data_to_file()
     source.close()
 
-    reader = gguf.GGUFReader(write_random_llama(tmp_path / "random.gguf", SMALL, vocabulary))
+    write_random_llama(tmp_path / "random.gguf", SMALL, vocabulary)
+    reader = gguf.GGUFReader(tmp_path / "random.gguf")
     assert reader.fields["llama.block_count"].contents() == SMALL.layers
     assert reader.fields["llama.attention.head_count_kv"].contents() == SMALL.kv_heads
     assert reader.fields["tokenizer.ggml.tokens"].contents() == [f"w{n}" for n in range(SMALL.vocabulary)]
@@ -138,25 +109,23 @@ def test_a_written_file_reads_back(tmp_path: Path) -> None:
     weights = gguf.dequantize(embedding.data, embedding.tensor_type)
     assert weights.shape == (SMALL.vocabulary, SMALL.width)
     assert float(weights.std()) == pytest.approx(0.02, rel=0.2)
-    assert [file.name for file in tmp_path.iterdir() if "tmp" in file.name] == []
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["random.gguf", "vocabulary.gguf"]
 
 
-def test_an_engine_answers_from_its_own_process() -> None:
-    with Worker(FakeSpec(), Round(b"", 1)) as worker:
+def test_a_peer_answers_from_its_own_process() -> None:
+    with Worker(FakeSpec(), Task(b"", 1)) as worker:
         assert worker.card.name == "fake"
-        assert worker.read(Round(b"abc", 5)) == Reading(3, 5)
+        assert worker.run(Task(b"abc", 5)) == Speeds(3, 5)
         with pytest.raises(BenchError, match="too many"):
-            worker.read(Round(b"", 101))
+            worker.run(Task(b"", 101))
 
 
-def test_an_engine_that_cannot_load_says_why() -> None:
-    with pytest.raises(BenchError, match="no such thing"):
-        Worker(FakeSpec(BenchError("no such thing")), Round(b"", 1))
-
-
-def test_an_engine_whose_process_dies_is_named() -> None:
-    with pytest.raises(BenchError, match="fake: its process ended with code"):
-        Worker(FakeSpec(SystemExit(3)), Round(b"", 1))  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("failure", "told"), [("no such file", "no such file"), ("dies", "fake: its process")]
+)
+def test_a_peer_that_cannot_load_says_why(failure: str, told: str) -> None:
+    with pytest.raises(BenchError, match=told):
+        Worker(FakeSpec(failure), Task(b"", 1))
 
 
 @pytest.mark.parametrize(
@@ -174,22 +143,18 @@ def test_a_mistake_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    command = ["peers", "--workdir", str(tmp_path), *arguments]
-    if "--bundle" not in arguments:
-        command += ["--bundle", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", command)
+    bundle = [] if "--bundle" in arguments else ["--bundle", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["peers", "--workdir", str(tmp_path), *bundle, *arguments])
     with pytest.raises(SystemExit) as caught:
         peers.main()
     assert caught.value.code == 1
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert message in lines[0]
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
 
 
 @pytest.mark.parametrize("case", ["none", "decoder:3:0.5", "patcher:3:1.0", "lookup:3:0.0"])
 def test_reading_on_in_a_text(case: str, tiny_model) -> None:
-    simulated = Simulated.parse(case)
+    simulated = Simulated.argument(case)
     model = BltModel.load(tiny_model.bundle, threads=1)
     text = bytes(range(32, 127)) * 3
     run = read_on(model, encode(text), 101, 60, simulated, seed=1)
@@ -205,5 +170,5 @@ def test_reading_on_in_a_text(case: str, tiny_model) -> None:
 
 @pytest.mark.parametrize("case", ["nobody:1:1", "decoder", "decoder:x:1"])
 def test_odd_simulations_are_refused(case: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - argparse shows whatever it says
-        Simulated.parse(case)
+    with pytest.raises(argparse.ArgumentTypeError, match="give none or SOURCE:LENGTH:RATE"):
+        Simulated.argument(case)

@@ -102,31 +102,6 @@ def test_refusals(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_needs_matplotlib(cli, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    result = cli("profile", "-m", tiny_model.bundle, "--plot", tmp_path / "p.png")
-    assert result.exit_code == 1
-    assert "pip install 'blt-edge[plot]'" in result.stderr
-
-
-def test_a_failed_picture_leaves_nothing_behind(
-    cli, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from blt_edge.tools.profile import plot
-
-    def fail(profile: object, path: Path, kind: str) -> None:
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device", str(path))
-
-    monkeypatch.setattr(plot, "draw_profile", fail)
-    result = cli("profile", "-m", tiny_model.bundle, *QUICK, "--plot", tmp_path / "p.png")
-    assert result.exit_code == 1
-    assert "No space left on device" in result.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_jetson_is_shown_with_its_power(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     jetson = read_jetson(system(tmp_path, ORIN))
     profile = replace(make_profile(), jetson=jetson)

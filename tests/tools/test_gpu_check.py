@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 from pathlib import Path
@@ -17,6 +18,13 @@ TEXT = Path(__file__).parents[1] / "data" / "alice.txt"
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts of some bytes, one round."""
+    for name, value in (("_PARITY_BYTES", 200), ("_GREEDY_BYTES", 20), ("_ROUNDS", 1)):
+        monkeypatch.setattr(measure, name, value)
+
+
 @pytest.mark.parametrize("device", ["tensorrt", *PROVIDERS])
 def test_a_device_that_is_right_passes(
     device: str, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
@@ -24,9 +32,6 @@ def test_a_device_that_is_right_passes(
     simulate(monkeypatch, device)
     if device == "tensorrt":
         write_engines(own_bundle, device)
-    monkeypatch.setattr(measure, "_PARITY_BYTES", 200)
-    monkeypatch.setattr(measure, "_GREEDY_BYTES", 20)
-    monkeypatch.setattr(measure, "_ROUNDS", 1)
     found = measure.measure(own_bundle, device, TEXT.read_bytes(), 10)
     assert found["engine"]["device"].startswith("Simulated, ")
     assert found["parity"]["breaches"] == []
@@ -37,33 +42,25 @@ def test_a_device_that_is_right_passes(
     json.dumps(found)
 
 
-def test_a_device_that_is_wrong_is_found(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "_PARITY_BYTES", 200)
-    monkeypatch.setattr(measure, "_GREEDY_BYTES", 20)
-    wrong = BltModel.load(own_bundle, "cpu", threads=1)
-    right = wrong.logits
-    monkeypatch.setattr(wrong, "logits", lambda data: right(data) + np.float32(0.02))
-    breaches = measure.parity(wrong, BltModel.load(own_bundle, "cpu", threads=1), TEXT.read_bytes())[
-        "breaches"
-    ]
-    assert [breach.split()[0] for breach in breaches] == ["logits_max", "logits_mean"]
-
-
-def test_what_is_no_number_is_out_of_bounds(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "_PARITY_BYTES", 200)
-    monkeypatch.setattr(measure, "_GREEDY_BYTES", 20)
+@pytest.mark.parametrize("off", [0.02, np.nan])
+def test_a_device_that_is_wrong_is_found(
+    off: float, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no number is out of bounds, too."""
     wrong = BltModel.load(own_bundle, "cpu", threads=1)
     right = wrong.logits
 
-    def one_nan(data: bytes) -> np.ndarray:
+    def with_a_fault(data: bytes) -> np.ndarray:
         logits = right(data).copy()
-        logits[7, 40] = np.nan
+        if off > 0:
+            logits += np.float32(off)
+        else:
+            logits[7, 40] = off
         return logits
 
-    monkeypatch.setattr(wrong, "logits", one_nan)
-    breaches = measure.parity(wrong, BltModel.load(own_bundle, "cpu", threads=1), TEXT.read_bytes())[
-        "breaches"
-    ]
+    monkeypatch.setattr(wrong, "logits", with_a_fault)
+    cpu = BltModel.load(own_bundle, "cpu", threads=1)
+    breaches = measure.parity(wrong, cpu, TEXT.read_bytes())["breaches"]
     assert {breach.split()[0] for breach in breaches} >= {"logits_max", "logits_mean"}
 
 
@@ -88,37 +85,34 @@ def test_without_a_gpu_it_says_what_could_not_run(
 def test_what_fails_for_one_precision_does_not_end_the_others(
     tmp_path: Path, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def bundle(work: Path, checkpoint: str, precision: str, say: check.Say) -> Path:
+    def bundle(work: Path, checkpoint: str, precision: str) -> Path:
         if precision == "int4":
             raise ValueError("no such kernel")
         return own_bundle
 
     row = {"engine": {"device": "A GPU, CUDA"}, "parity": {"breaches": []}}
-    answers = {"measure": row, "reference": {"error": "no torch"}}
     monkeypatch.setattr(check, "_bundle", bundle)
-    monkeypatch.setattr(check, "_run", lambda arguments: answers[arguments[0]])
-    kept: list[tuple[int, bool]] = []
-    document = check.check(
-        tmp_path,
-        "demo",
-        TEXT,
-        ["int4", "fp32"],
-        ["cuda"],
-        1,
-        print,
-        lambda so_far: kept.append((len(so_far["rows"]), so_far["complete"])),
-    )
-    assert [entry["reason"] for entry in document["could_not_run"]] == [
-        "ValueError: no such kernel",
-        "no torch",
-    ]
-    assert kept == [(0, False), (1, False), (1, True)]
-    assert document["passed"]
+    monkeypatch.setattr(check, "_in_child", lambda asked: row if "bundle" in asked else {"error": "no torch"})
+    monkeypatch.setattr(check, "_summarize", lambda document: None)
+    target = tmp_path / "gpu.json"
+    arguments = ["--precisions", "int4,fp32", "--devices", "cuda", "--text", str(TEXT)]
+    assert check.main([*arguments, "--work", str(tmp_path / "work"), "--json", str(target)]) == 0
+    document = json.loads(target.read_text())
+    reasons = [entry["reason"] for entry in document["could_not_run"]]
+    assert reasons == ["ValueError: no such kernel", "no torch"]
+    assert document["complete"]
     assert document["gpus"] == ["A GPU"]
 
 
-def test_a_process_that_dies_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "No module named" in check._run(["no_such_module"])["error"]
+def test_what_is_measured_is_kept_at_once(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"engine": {"device": "A GPU, CUDA"}, "parity": {"breaches": []}}
+    monkeypatch.setattr(check, "_measure", lambda *arguments: row)
+    monkeypatch.setattr(check, "_in_child", lambda asked: {"error": "no torch"})
+    kept: list[tuple[int, bool]] = []
+    args = argparse.Namespace(work=own_bundle, checkpoint="demo", text=TEXT)
+    args.precisions, args.devices = ["fp32"], ["cuda", "tensorrt"]
+    check.check(args, lambda so_far: kept.append((len(so_far["rows"]), so_far["complete"])))
+    assert kept == [(1, False), (2, False), (2, True)]
 
 
 @pytest.mark.parametrize(
@@ -130,3 +124,20 @@ def test_the_script_refuses_what_it_cannot_use(arguments: list[str], told: str) 
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert told in done.stderr
+
+
+def test_the_script_installs_the_checkout_in_place(tmp_path: Path) -> None:
+    """A wheel has no gpu tools in it: one more install of it would take them away."""
+    log = tmp_path / "log"
+    for name in ("pip", "python"):
+        stub = tmp_path / "venv" / "bin" / name
+        stub.parent.mkdir(parents=True, exist_ok=True)
+        stub.write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
+        stub.chmod(0o755)
+    script = [str(ROOT / "tools" / "gpu" / "check.sh"), "--venv", str(tmp_path / "venv"), "--json", "x.json"]
+    subprocess.run(script, check=True)
+    asked = log.read_text().splitlines()
+    ours = [line for line in asked if " .[" in line]
+    assert len(ours) == 3
+    assert all(" -e .[" in line for line in ours)
+    assert asked[-1] == "-m blt_edge.tools.gpu.check --json x.json"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from blt_edge.export.checkpoint import open_checkpoint
 from blt_edge.export.checkpoint_base import check_tensors
 from blt_edge.graphs.config import ConfigError, parse_config
+from blt_edge.runtime.files import WriteError
 from blt_edge.tools.models import random_checkpoint
 from blt_edge.tools.models.numpy_patcher import patcher_entropies
 from blt_edge.tools.models.random_checkpoint import SHAPES, main, scaled_config, write_random_checkpoint
@@ -114,17 +116,18 @@ def test_failures_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         patch.setattr(random_checkpoint, "patcher_entropies", interrupted)
         with pytest.raises(KeyboardInterrupt):
             write_random_checkpoint(folder, config)
-    assert list(folder.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
     with monkeypatch.context() as patch:
         usage = type("Usage", (), {"free": 1000})
-        patch.setattr(random_checkpoint.shutil, "disk_usage", lambda path: usage)
-        with pytest.raises(OSError, match="free"):
+        patch.setattr(shutil, "disk_usage", lambda path: usage)
+        with pytest.raises(WriteError, match="free"):
             write_random_checkpoint(folder, config)
     with pytest.raises(ConfigError):
         write_random_checkpoint(folder, {**config, "cross_attn_k": 3})
     with pytest.raises(ValueError, match="dtype"):
         write_random_checkpoint(folder, config, dtype="int8")
-    assert list(folder.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+    folder.mkdir()
     (folder / "mine").write_text("x")
     with pytest.raises(FileExistsError, match="not empty"):
         write_random_checkpoint(folder, config)
@@ -146,28 +149,18 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-def test_runs_as_a_script_and_in_little_memory(tmp_path: Path) -> None:
+def test_runs_as_a_command_and_in_little_memory(tmp_path: Path) -> None:
     """170 MB of weights and a table of 120 MB: the peak does not follow them, nor is torch imported."""
     code = (
-        "import re, runpy, sys; sys.argv = sys.argv[1:]\n"
-        "try:\n    runpy.run_module(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as end:\n    assert not end.code, end.code\n"
+        "import re, sys\n"
+        "from blt_edge.tools.models.random_checkpoint import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
         "assert 'torch' not in sys.modules\n"
         "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])"
     )
-    options = ["--shape", "blt-1b", "--layers-scale", "0.01", "--width-scale", "0.5", "--hash-vocab", "20000"]
+    options = "--shape blt-1b --layers-scale 0.01 --width-scale 0.5 --hash-vocab 20000 --shard-size 50MB"
     result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            code,
-            random_checkpoint.__name__,
-            *options,
-            "-o",
-            str(tmp_path / "m"),
-            "--shard-size",
-            "50MB",
-        ],
+        [sys.executable, "-c", code, *options.split(), "-o", str(tmp_path / "m")],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},

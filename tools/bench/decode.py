@@ -10,48 +10,33 @@ Compiling (`--compile`) fuses the reference's small operations, but still recomp
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
 
 from ...runtime import BltModel, GenerationOptions
-from .engine import Spread, machine, print_json
-
-__all__ = ["main"]
+from ..profile.statistics import Spread, machine
+from .common import options, print_json
 
 
 def main() -> None:
-    """Command-line entry."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", required=True, type=Path)
-    parser.add_argument(
-        "--checkpoint", required=True, type=Path, help="Hugging Face folder of the same model"
-    )
-    parser.add_argument("--text", required=True, type=Path, help="prompts are taken from here")
-    parser.add_argument("--context", type=int, default=512, help="prompt bytes")
-    parser.add_argument("--new-bytes", type=int, default=200, help="bytes that the runtime generates a round")
-    parser.add_argument(
-        "--reference-bytes", type=int, default=16, help="bytes that transformers generates a round"
-    )
-    parser.add_argument(
-        "--compile", action="store_true", help="also transformers under torch.compile (needs a C++ compiler)"
-    )
-    parser.add_argument("--draft", default="none", help="where the runtime's guesses come from")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    parser = options(__doc__, rounds=5)
+    add = parser.add_argument
+    add("--checkpoint", required=True, type=Path, help="Hugging Face folder of the same model")
+    add("--text", required=True, type=Path, help="prompts are taken from here")
+    add("--context", type=int, default=512, help="prompt bytes")
+    add("--new-bytes", type=int, default=200, help="bytes that the runtime generates a round")
+    add("--reference-bytes", type=int, default=16, help="bytes that transformers generates a round")
+    add("--compile", action="store_true", help="also transformers under torch.compile (needs a C++ compiler)")
+    add("--draft", default="none", help="where the runtime's guesses come from")
     args = parser.parse_args()
 
     model = BltModel.load(args.bundle, threads=args.threads)
     text = args.text.read_bytes()
-    prompts = [text[2000 + number * args.context :][: args.context] for number in range(args.rounds)]
+    settings = GenerationOptions(args.new_bytes, draft=args.draft)
     references = {"transformers": _load_reference(args.checkpoint, args.threads)}
-    document: dict[str, Any] = {
-        "benchmark": "decode",
-        "context": args.context,
-        "threads": args.threads,
-        "draft": args.draft,
-    }
+    document: dict[str, Any] = {"benchmark": "decode", "context": args.context, "threads": args.threads}
+    document["draft"] = args.draft
     if args.compile:
         references["compiled"] = _load_reference(args.checkpoint, args.threads)
         seconds = _compile(references["compiled"], text[: args.context], args.reference_bytes)
@@ -63,20 +48,17 @@ def main() -> None:
     print(f"{'round':>5}  {'runtime B/s':>12}{columns}  same bytes")
     cached: list[float] = []
     uncached: dict[str, list[float]] = {name: [] for name in references}
-    for number, prompt in enumerate(prompts):
-        speed, data = _decode(model, prompt, args.new_bytes, args.draft)
-        cached.append(speed)
+    for number in range(args.rounds):
+        prompt = text[2000 + number * args.context :][: args.context]
+        result = model.generate(prompt, settings)
+        cached.append(result.stats.bytes_per_second)
         same = True
         for name, reference in references.items():
-            slow_speed, expected = _decode_reference(reference, prompt, args.reference_bytes)
-            uncached[name].append(slow_speed)
-            same = same and data[: len(expected)] == expected
+            speed, expected = _decode_reference(reference, prompt, args.reference_bytes)
+            uncached[name].append(speed)
+            same = same and result.data[: len(expected)] == expected
         speeds = "".join(f"{values[-1]:>18.2f}" for values in uncached.values())
-        print(f"{number:>5}  {speed:>12.1f}{speeds}  {'yes' if same else 'NO'}")
-    _report(cached, uncached, document)
-
-
-def _report(cached: list[float], uncached: dict[str, list[float]], document: dict[str, Any]) -> None:
+        print(f"{number:>5}  {cached[-1]:>12.1f}{speeds}  {'yes' if same else 'NO'}")
     fast = Spread.of(cached)
     document["runtime_bytes_per_second"] = fast.to_dict()
     for name, values in uncached.items():
@@ -88,12 +70,7 @@ def _report(cached: list[float], uncached: dict[str, list[float]], document: dic
     print_json(document)
 
 
-def _decode(model: BltModel, prompt: bytes, count: int, draft: str) -> tuple[float, bytes]:
-    result = model.generate(prompt, GenerationOptions(max_new_bytes=count, draft=draft))
-    return result.stats.bytes_per_second, result.data
-
-
-def _load_reference(folder: Path, threads: int):  # type: ignore[no-untyped-def]  # a transformers model
+def _load_reference(folder: Path, threads: int) -> Any:
     import torch
     from transformers import BltForCausalLM
 
@@ -101,8 +78,8 @@ def _load_reference(folder: Path, threads: int):  # type: ignore[no-untyped-def]
     return BltForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
-def _compile(reference, prompt: bytes, count: int) -> float:  # type: ignore[no-untyped-def]
-    # Seconds of compiling, which the first pass does. Dynamic shapes: else each new byte compiles again.
+def _compile(reference: Any, prompt: bytes, count: int) -> float:
+    """Seconds of compiling, which the first pass does. Dynamic shapes: else each new byte compiles again."""
     import torch
 
     started = time.perf_counter()
@@ -111,17 +88,17 @@ def _compile(reference, prompt: bytes, count: int) -> float:  # type: ignore[no-
     return time.perf_counter() - started
 
 
-def _decode_reference(reference, prompt: bytes, count: int) -> tuple[float, bytes]:  # type: ignore[no-untyped-def]
+def _decode_reference(reference: Any, prompt: bytes, count: int) -> tuple[float, bytes]:
+    """Ids a second, and the new bytes."""
     import torch
 
     ids = torch.tensor([[1, *(byte + 4 for byte in prompt)]])
-    options = {"use_cache": False, "do_sample": False, "suppress_tokens": [0, 1, 3], "eos_token_id": 2}
+    choices = {"use_cache": False, "do_sample": False, "suppress_tokens": [0, 1, 3], "eos_token_id": 2}
     started = time.perf_counter()
     with torch.no_grad():
-        out = reference.generate(ids, max_new_tokens=count, pad_token_id=0, **options)[0, ids.shape[1] :]
+        out = reference.generate(ids, max_new_tokens=count, pad_token_id=0, **choices)[0, ids.shape[1] :]
     seconds = time.perf_counter() - started
-    data = bytes(token - 4 for token in out.tolist() if token >= 4)
-    return len(out) / seconds, data
+    return len(out) / seconds, bytes(token - 4 for token in out.tolist() if token >= 4)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .engine import BenchError, Card, Reading, Round, TokenBudget, folder_bytes, need
+from .common import BenchError, ModelCard, Peer, Speeds, Task, TokenBudget, need
 from .llama_cpp import LlamaShape
-
-__all__ = ["GenaiSpec", "build_random"]
 
 _PARAMETERS = "parameters.json"
 
@@ -82,24 +79,27 @@ class GenaiSpec:
 
     @property
     def name(self) -> str:
-        """Folder and package."""
         return f"{self.folder.resolve().name} (onnxruntime-genai)"
 
     @property
     def memory_bytes(self) -> int:
         """The weights and a rearranged copy."""
-        return 2 * folder_bytes(self.folder)
+        return 2 * self.disk_bytes
 
-    def open(self) -> GenaiEngine:
+    @property
+    def disk_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.folder.iterdir() if file.is_file())
+
+    def open(self) -> Peer:
         """Load. Raises BenchError when the package is missing or refuses the folder."""
         package = need("onnxruntime_genai")
         try:
-            return GenaiEngine(self, package)
+            return GenaiPeer(self, package)
         except RuntimeError as error:
             raise BenchError(f"{self.folder}: {error}") from None
 
 
-class GenaiEngine:
+class GenaiPeer:
     """A loaded model."""
 
     def __init__(self, spec: GenaiSpec, package: Any) -> None:
@@ -113,9 +113,9 @@ class GenaiEngine:
         counted = spec.folder / _PARAMETERS
         parameters = int(json.loads(counted.read_text())) if counted.is_file() else 0
         version = f"onnxruntime-genai {package.__version__}"
-        self.card = Card(spec.name, parameters, folder_bytes(spec.folder), version)
+        self.card = ModelCard(spec.name, parameters, spec.disk_bytes, version)
 
-    def read(self, task: Round) -> Reading:
+    def run(self, task: Task) -> Speeds:
         """Greedy; the end of the text is never chosen."""
         prompt = self._budget.prompt(task, self._vocabulary)
         steps = self._budget.tokens(task.new_bytes) - 1
@@ -123,18 +123,13 @@ class GenaiEngine:
         params = self._package.GeneratorParams(self._model)
         params.set_search_options(do_sample=False, batch_size=1, min_length=length, max_length=length + 1)
         generator = self._package.Generator(self._model, params)
-        started = time.perf_counter()
-        generator.append_tokens(np.array(prompt, np.int32))
-        generator.generate_next_token()
-        prefilled = time.perf_counter()
-        for _ in range(steps):
+
+        def read() -> None:
+            generator.append_tokens(np.array(prompt, np.int32))
             generator.generate_next_token()
-        ended = time.perf_counter()
-        if len(generator.get_sequence(0)) != length:
-            raise BenchError(
-                f"{self.card.name}: {len(generator.get_sequence(0))} tokens, {length} were asked for"
-            )
-        return Reading(
-            prefill=self._budget.bytes_per_second(len(prompt), prefilled - started),
-            decode=self._budget.bytes_per_second(steps, ended - prefilled),
-        )
+
+        speeds = self._budget.timed(prompt, steps, read, generator.generate_next_token)
+        made = len(generator.get_sequence(0))
+        if made != length:
+            raise BenchError(f"{self.card.name}: {made} tokens, {length} were asked for")
+        return speeds

@@ -1,13 +1,4 @@
-"""The shape of a Llama, for peers with random weights: time depends on the shape, not on what is learnt.
-
-Write a GGUF file of a random Llama in Q4_0, tensor by tensor: a peer of any size without a download.
-
-Theory: decoding speed of a dense model depends on shapes and formats only. Q4_0 holds 32 weights as one
-float16 scale and 32 four-bit integers, 18 bytes; here the integers are random and every scale is the one
-that gives the weights a standard deviation of 0.02. llama.cpp loads no model without a vocabulary, so that is
-copied from a GGUF file that has one. Memory stays at one tensor.
-
-llama.cpp in a comparison, through either of its Python packages.
+"""llama.cpp in a comparison, through either of its Python packages; and GGUF files of random weights.
 
 What is measured: a GGUF file, loaded once as llama.cpp loads it by default on a CPU (mapped; Q4_0 rearranged
 in memory for its own kernels), float16 cache, one sequence, the given threads for prompt and steps, no GPU
@@ -16,35 +7,35 @@ around `llama_decode` and the choice of a token (llama-cpp-python): tokenizing i
 
 `xllamacpp` is prebuilt for any x86 processor with AVX2; `llama-cpp-python` is compiled for this machine when
 pip installs it. Which is faster depends on the processor, so measure both before calling llama.cpp slow.
+
+Random weights in Q4_0 give a peer of any size without a download, since the speed of a dense model depends
+on shapes and formats only. llama.cpp loads no model without a vocabulary, so that is copied from a GGUF file
+that has one. Memory stays at one tensor.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import time
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from .engine import BenchError, Card, Engine, Reading, Round, TokenBudget, need
+from ...runtime.files import write_whole
+from .common import BenchError, ModelCard, Peer, Speeds, Task, TokenBudget, need
 
-__all__ = [
-    "BLOCK",
-    "BLOCK_BYTES",
-    "LLAMA_1B",
-    "PACKAGES",
-    "LlamaCppSpec",
-    "LlamaShape",
-    "gguf_parameters",
-    "q4_0_rows",
-    "smollm2",
-    "write_random_llama",
-]
+PACKAGES = ("xllamacpp", "llama-cpp-python")
+"""Python packages of llama.cpp that can be measured."""
+
+_DEVIATION = 0.02
+"""Of the random weights."""
+_FILE_TYPE_Q4_0 = 2
+
+
+# 1. Random weights.
 
 
 @dataclass(frozen=True)
@@ -63,7 +54,6 @@ class LlamaShape:
 
     @property
     def head_dim(self) -> int:
-        """Width of a head."""
         return self.width // self.heads
 
     @property
@@ -93,26 +83,16 @@ LLAMA_1B = LlamaShape(layers=16, width=2048, heads=32, kv_heads=8, ffn=8192, voc
 """Llama-3.2-1B's layers with SmolLM2's vocabulary: 1.07B parameters, 49,152 output rows and not 128,256."""
 
 
-BLOCK = 32
-"""Weights in a block of Q4_0."""
-BLOCK_BYTES = 18
-"""Bytes of such a block: a float16 scale and 32 halves of a byte."""
+def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: int = 0) -> None:
+    """Write `path` for `shape` with the tokenizer of the GGUF file `vocabulary`.
 
-_DEVIATION = 0.02
-_UNIFORM_DEVIATION = float(np.std(np.arange(-8, 8)))
-_FILE_TYPE_Q4_0 = 2
-
-
-def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: int = 0) -> Path:
-    """Write `path` for `shape` with the tokenizer of the GGUF file `vocabulary`; returns `path`.
-
-    The vocabulary must have `shape.vocabulary` tokens; widths are multiples of 32. Written to a temporary
-    sibling and renamed at the end: a failure leaves no `path`. Raises BenchError without the gguf package.
+    The vocabulary must have `shape.vocabulary` tokens; widths are multiples of 32. A failure leaves no
+    `path`. Raises BenchError without the gguf package.
     """
     gguf = need("gguf")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    writer = gguf.GGUFWriter(temporary, "llama")
-    try:
+
+    def write(temporary: Path) -> None:
+        writer = gguf.GGUFWriter(temporary, "llama")
         _describe(writer, shape)
         _copy_tokenizer(writer, gguf.GGUFReader(vocabulary))
         q4_0 = gguf.GGMLQuantizationType.Q4_0
@@ -120,36 +100,21 @@ def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: in
             if columns is None:
                 writer.add_tensor_info(name, (rows,), np.dtype(np.float32), 4 * rows)
             else:
-                size = (rows, columns // BLOCK * BLOCK_BYTES)
-                writer.add_tensor_info(name, size, np.dtype(np.uint8), size[0] * size[1], q4_0)
+                size = gguf.quant_shape_to_byte_shape((rows, columns), q4_0)
+                writer.add_tensor_info(name, size, np.dtype(np.uint8), math.prod(size), q4_0)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         random = np.random.default_rng(seed)
         for _, rows, columns in shape.tensors():
-            ones = columns is None
-            writer.write_tensor_data(
-                np.ones(rows, np.float32) if ones else q4_0_rows(random, rows, columns or 0)
-            )
+            if columns is None:
+                writer.write_tensor_data(np.ones(rows, np.float32))
+            else:
+                weights = random.standard_normal((rows, columns), np.float32) * np.float32(_DEVIATION)
+                writer.write_tensor_data(gguf.quantize(weights, q4_0))
         writer.close()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
 
-
-def q4_0_rows(random: np.random.Generator, rows: int, columns: int) -> npt.NDArray[np.uint8]:
-    """Random Q4_0 weights, uint8 [rows, columns / 32 * 18]; `columns` is a multiple of 32."""
-    blocks = rows * columns // BLOCK
-    data = np.empty((blocks, BLOCK_BYTES), np.uint8)
-    data[:, :2] = np.frombuffer(np.float16(_DEVIATION / _UNIFORM_DEVIATION).tobytes(), np.uint8)
-    data[:, 2:] = np.frombuffer(random.bytes(blocks * (BLOCK_BYTES - 2)), np.uint8).reshape(blocks, -1)
-    return data.reshape(rows, -1)
-
-
-def gguf_parameters(path: Path) -> int:
-    """Trained numbers in a GGUF file, from its header. Raises BenchError without the gguf package."""
-    return sum(int(tensor.n_elements) for tensor in need("gguf").GGUFReader(path).tensors)
+    write_whole(path, write)
 
 
 def _describe(writer: Any, shape: LlamaShape) -> None:
@@ -175,8 +140,7 @@ def _copy_tokenizer(writer: Any, source: Any) -> None:
             writer.add_key_value(name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
 
 
-PACKAGES = ("xllamacpp", "llama-cpp-python")
-"""Python packages of llama.cpp that can be measured."""
+# 2. Running a file.
 
 
 def smollm2() -> Path:
@@ -199,7 +163,6 @@ class LlamaCppSpec:
 
     @property
     def name(self) -> str:
-        """File and package."""
         return f"{self.gguf.stem} ({self.package})"
 
     @property
@@ -207,17 +170,17 @@ class LlamaCppSpec:
         """The file, mapped, and a rearranged copy."""
         return 2 * self.gguf.stat().st_size
 
-    def open(self) -> Engine:
+    def open(self) -> Peer:
         """Load. Raises BenchError when the package is missing or refuses the file."""
         if not self.gguf.is_file():
             raise BenchError(f"--gguf: no file {self.gguf}")
         if self.package == "xllamacpp":
-            return _Server(self, need("xllamacpp"))
-        return _Direct(self, need("llama_cpp", "llama-cpp-python"))
+            return _Xllamacpp(self, need("xllamacpp"))
+        return _LlamaCppPython(self, need("llama_cpp", "llama-cpp-python"))
 
 
-class _Server:
-    # xllamacpp has llama.cpp's server only; called in the same process, no network in between.
+class _Xllamacpp:
+    """xllamacpp has llama.cpp's server only; called in the same process, no network in between."""
 
     def __init__(self, spec: LlamaCppSpec, package: Any) -> None:
         self._budget = spec.budget
@@ -233,11 +196,11 @@ class _Server:
             self._server = package.Server(params)
         except RuntimeError as error:
             raise BenchError(f"{spec.gguf}: {error}") from None
-        self._vocabulary = _vocabulary(spec.gguf)
+        parameters, self._vocabulary = _counts(spec.gguf)
         version = f"xllamacpp {package.__version__}: {_features(package.get_system_info())}"
-        self.card = Card(spec.name, gguf_parameters(spec.gguf), spec.gguf.stat().st_size, version)
+        self.card = ModelCard(spec.name, parameters, spec.gguf.stat().st_size, version)
 
-    def read(self, task: Round) -> Reading:
+    def run(self, task: Task) -> Speeds:
         prompt = self._budget.prompt(task, self._vocabulary)
         asked = {
             "prompt": prompt,
@@ -252,14 +215,12 @@ class _Server:
         if timings["cache_n"] or timings["prompt_n"] != len(prompt):
             raise BenchError(f"{self.card.name}: part of the prompt came from a cache: {timings}")
         # llama.cpp starts the clock of predicted_ms when it has chosen the first token.
-        return Reading(
-            prefill=self._budget.bytes_per_second(timings["prompt_n"], timings["prompt_ms"] / 1000),
-            decode=self._budget.bytes_per_second(timings["predicted_n"] - 1, timings["predicted_ms"] / 1000),
-        )
+        prefill, decode = timings["prompt_ms"] / 1000, timings["predicted_ms"] / 1000
+        return self._budget.speeds(timings["prompt_n"], prefill, timings["predicted_n"] - 1, decode)
 
 
-class _Direct:
-    # llama-cpp-python's plain C functions.
+class _LlamaCppPython:
+    """llama-cpp-python's plain C functions."""
 
     def __init__(self, spec: LlamaCppSpec, package: Any) -> None:
         self._budget, self._package = spec.budget, package
@@ -273,25 +234,20 @@ class _Direct:
         info = package.llama_print_system_info().decode()
         version = f"llama-cpp-python {package.__version__}: {_features(info)}"
         parameters = int(package.llama_model_n_params(self._model.model))
-        self.card = Card(spec.name, parameters, spec.gguf.stat().st_size, version)
+        self.card = ModelCard(spec.name, parameters, spec.gguf.stat().st_size, version)
 
-    def read(self, task: Round) -> Reading:
-        package, context = self._package, self._model.ctx
-        package.llama_memory_clear(package.llama_get_memory(context), True)
+    def run(self, task: Task) -> Speeds:
+        self._package.llama_memory_clear(self._package.llama_get_memory(self._model.ctx), True)
         prompt, steps = self._budget.prompt(task, self._vocabulary), self._budget.tokens(task.new_bytes) - 1
-        started = time.perf_counter()
-        token = self._decode(prompt)
-        prefilled = time.perf_counter()
-        for _ in range(steps):
-            token = self._decode([token])
-        ended = time.perf_counter()
-        return Reading(
-            prefill=self._budget.bytes_per_second(len(prompt), prefilled - started),
-            decode=self._budget.bytes_per_second(steps, ended - prefilled),
-        )
+        chosen: list[int] = []
+
+        def read(ids: list[int]) -> None:
+            chosen[:] = [self._decode(ids)]
+
+        return self._budget.timed(prompt, steps, lambda: read(prompt), lambda: read(chosen))
 
     def _decode(self, ids: list[int]) -> int:
-        # Reads the tokens and chooses the next one.
+        """Read the tokens and choose the next one."""
         package, context = self._package, self._model.ctx
         tokens = (package.llama_token * len(ids))(*ids)
         if package.llama_decode(context, package.llama_batch_get_one(tokens, len(ids))):
@@ -300,15 +256,17 @@ class _Direct:
         return int(np.ctypeslib.as_array(logits, shape=(self._vocabulary,)).argmax())
 
 
-def _vocabulary(path: Path) -> int:
-    tokens = need("gguf").GGUFReader(path).fields.get("tokenizer.ggml.tokens")
+def _counts(path: Path) -> tuple[int, int]:
+    """Trained numbers and tokens of a GGUF file, from its header. Raises BenchError."""
+    reader = need("gguf").GGUFReader(path)
+    tokens = reader.fields.get("tokenizer.ggml.tokens")
     if tokens is None:
         raise BenchError(f"{path}: no vocabulary in it; a GGUF file of a language model is needed")
-    return len(tokens.data)
+    return sum(int(tensor.n_elements) for tensor in reader.tensors), len(tokens.data)
 
 
 def _features(system_info: str) -> str:
-    # "CPU : SSE3 = 1 | AVX2 = 1 | ..." -> the vector extensions that it was compiled for.
+    """ "CPU : SSE3 = 1 | AVX2 = 1 | ..." -> the vector extensions that it was compiled for."""
     words = system_info.replace("CPU :", "").split("|")
     names = [word.split("=")[0].strip() for word in words if "= 1" in word]
     return " ".join(

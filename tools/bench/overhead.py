@@ -13,51 +13,22 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ...runtime import BltModel, GenerationOptions
 from ...runtime.backends.base import CacheLimits, Done, StageBackend, StageCall
 from ...runtime.cache import StageCache
-from .engine import Spread, machine, print_json
-
-__all__ = ["main"]
-
-
-class _Empty:
-    """A stage whose calls are bound and then compute nothing: outputs stay as they are."""
-
-    def __init__(self, stage: StageBackend) -> None:
-        self._stage = stage
-        self.memory = stage.memory
-
-    def new_cache(self, limits: CacheLimits) -> StageCache:
-        """See StageBackend.new_cache."""
-        return self._stage.new_cache(limits)
-
-    def bind(self, *arguments: Any) -> StageCall:
-        """See StageBackend.bind."""
-        call = self._stage.bind(*arguments)
-        call.run = _nothing  # type: ignore[method-assign]
-        if "logits" in call.outputs:
-            call.outputs["logits"][..., 100] = 1.0  # else every text would end at once
-        return call
-
-
-def _nothing(done: Done) -> None:
-    done(0.0)
+from ..profile.statistics import Spread, machine
+from .common import options, print_json
 
 
 def main() -> None:
-    """Command-line entry."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", required=True, type=Path)
+    parser = options(__doc__, rounds=9, threads=1)
     parser.add_argument("--prompt-bytes", type=int, default=256)
     parser.add_argument("--new-bytes", type=int, default=256)
     parser.add_argument("--bytes-a-patch", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
-    model = BltModel.load(args.bundle, threads=1)
+    model = BltModel.load(args.bundle, threads=args.threads)
     print(f"{machine()}; {args.bundle}; engine: {model.engine}")
     runs: dict[str, Callable[[], float]] = {
         "the loop without graphs": lambda: _seconds_a_byte(_emptied(model, args.bytes_a_patch), args),
@@ -71,12 +42,33 @@ def main() -> None:
     print_json(document)
 
 
+class _Empty:
+    """A stage whose calls are bound and then compute nothing: outputs stay as they are."""
+
+    def __init__(self, stage: StageBackend) -> None:
+        self._stage = stage
+        self.memory = stage.memory
+
+    def new_cache(self, limits: CacheLimits) -> StageCache:
+        return self._stage.new_cache(limits)
+
+    def bind(self, *arguments: Any) -> StageCall:
+        call = self._stage.bind(*arguments)
+        call.run = _nothing  # type: ignore[method-assign]
+        if "logits" in call.outputs:
+            call.outputs["logits"][..., 100] = 1.0  # else every text would end at once
+        return call
+
+
+def _nothing(done: Done) -> None:
+    done(0.0)
+
+
 def _emptied(model: BltModel, bytes_a_patch: int) -> BltModel:
     # The patcher runs as ever, where there is one.
-    mode = "entropy" if "patcher" in model.manifest.stages else "static"
     rule = replace(
         model.manifest.patching,
-        mode=mode,
+        mode="entropy" if "patcher" in model.manifest.stages else "static",
         threshold=1e9,
         patch_size=bytes_a_patch,
         max_patch_length=bytes_a_patch,
@@ -89,8 +81,7 @@ def _emptied(model: BltModel, bytes_a_patch: int) -> BltModel:
 
 def _seconds_a_byte(model: BltModel, args: argparse.Namespace) -> float:
     prompt = bytes(97 + index % 26 for index in range(args.prompt_bytes))
-    options = GenerationOptions(args.new_bytes, draft="none")
-    chunks = model.stream(prompt, options)
+    chunks = model.stream(prompt, GenerationOptions(args.new_bytes, draft="none"))
     last = next(chunks)  # the prompt, and the first byte
     started = time.perf_counter()
     for chunk in chunks:

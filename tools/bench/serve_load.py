@@ -1,6 +1,4 @@
-"""Requests to a server: as usual, of a client that leaves, malformed; and whether the answer was right.
-
-Does a server stay right, and of one size, when much is asked of it at once and for long?
+"""Does a server stay right, and of one size, when much is asked of it at once and for long?
 
 Theory: one text is computed at a time, so requests wait, and those that find the queue full are told to come
 again. A client that leaves must free its place, a malformed request must cost nothing, and memory must not
@@ -30,10 +28,8 @@ from typing import Any
 import httpx
 
 from ...runtime import BltModel, GenerationOptions
-from ..profile.statistics import Latency
-from .engine import machine, print_json
-
-__all__ = ["MALFORMED", "Case", "Outcome", "ask", "ask_and_leave", "ask_malformed", "main", "make_cases"]
+from ..profile.statistics import Latency, machine
+from .common import options, print_json
 
 _PROMPTS = (
     "Once upon a time",
@@ -54,137 +50,41 @@ _OPTIONS: tuple[dict[str, Any], ...] = (
 )
 _COMPLETIONS = "/v1/completions"
 _MOST_TRIES = 60
-
-MALFORMED: tuple[tuple[bytes, str], ...] = (
-    (b'{"prompt": "Once"', "application/json"),
-    (b'{"prompt": "Once", "temperature": NaN}', "application/json"),
-    (b'{"prompt": "Once", "max_tokens": -1}', "application/json"),
-    (b'{"prompt": "Once", "best": 1}', "application/json"),
-    (b'{"prompt": "\xff\xfe"}', "application/json"),
-    (b'{"prompt": ' + b"[" * 50_000, "application/json"),
-    (b'{"prompt": {"a": 1}, "stream": true}', "application/json"),
-    (b"prompt=Once", "application/x-www-form-urlencoded"),
-    (b"", "application/json"),
-    (b'{"prompt": "Once", "n": 1000000000}', "application/json"),
-)
-"""Bodies and content types; the answer to each is 400 and says what is wrong."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A request and the text that is right."""
-
-    document: dict[str, Any]
-    text: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a request."""
-
-    right: bool
-    """The answer is what it has to be."""
-    seconds: float
-    """Until its end, times of waiting to come again included."""
-    refused: int = 0
-    """Times it was told to come again."""
-    said: str = ""
-    """The answer, where it was wrong."""
-
-
-def make_cases(model: BltModel, new_bytes: int) -> list[Case]:
-    """Every prompt with every choice of options, answered in this process."""
-    cases = []
-    for prompt in _PROMPTS:
-        for options in _OPTIONS:
-            text = model.generate(prompt, GenerationOptions(new_bytes, **options)).text
-            cases.append(Case({"prompt": prompt, "max_tokens": new_bytes, **options}, text))
-    return cases
-
-
-async def ask(client: httpx.AsyncClient, case: Case, *, stream: bool) -> Outcome:
-    """Ask as OpenAI's client does, again when the server says so; the answer is compared."""
-    started, refused = time.perf_counter(), 0
-    while True:
-        answer = await client.post(_COMPLETIONS, json={**case.document, "stream": stream})
-        if answer.status_code != 429 or refused == _MOST_TRIES:
-            break
-        refused += 1
-        await asyncio.sleep(float(answer.headers["Retry-After"]))
-    text = _text(answer, stream)
-    said = "" if text == case.text else f"{answer.status_code} {answer.text[:200]!r} for {case.document}"
-    return Outcome(text == case.text, time.perf_counter() - started, refused, said)
-
-
-def _text(answer: httpx.Response, stream: bool) -> str | None:
-    if answer.status_code != 200:
-        return None
-    if not stream:
-        return str(answer.json()["choices"][0]["text"])
-    lines = [line for line in answer.text.splitlines() if line]
-    if lines[-1] != "data: [DONE]":
-        return None
-    return "".join(json.loads(line[6:])["choices"][0]["text"] for line in lines[:-1])
-
-
-async def ask_and_leave(client: httpx.AsyncClient, case: Case, *, stream: bool) -> Outcome:
-    """Ask for eight times the text, and close the connection: after a few events, or a third of a second."""
-    document = {**case.document, "max_tokens": 8 * case.document["max_tokens"], "stream": stream}
-    started = time.perf_counter()
-    try:
-        async with client.stream(
-            "POST", _COMPLETIONS, json=document, timeout=5.0 if stream else 0.3
-        ) as answer:
-            if answer.status_code == 429:
-                return Outcome(True, time.perf_counter() - started, 1)
-            read = 0
-            async for line in answer.aiter_lines():
-                read += line.startswith("data: {")
-                if read == 5:
-                    break
-            right = answer.status_code == 200
-    except httpx.TimeoutException:  # leaves while it waits for its turn, or for the whole answer
-        right = True
-    return Outcome(right, time.perf_counter() - started, said="" if right else "a stream did not begin")
-
-
-async def ask_malformed(client: httpx.AsyncClient, request: tuple[bytes, str]) -> Outcome:
-    """Send what is no request; right is a 400 with an error that has a message and a code."""
-    body, kind = request
-    started = time.perf_counter()
-    answer = await client.post(_COMPLETIONS, content=body, headers={"Content-Type": kind})
-    seconds = time.perf_counter() - started
-    try:
-        error = answer.json()["error"]
-        right = answer.status_code == 400 and bool(error["message"] and error["code"])
-    except (ValueError, KeyError):
-        right = False
-    return Outcome(right, seconds, said="" if right else f"{answer.status_code} {answer.text[:200]!r}")
-
-
 _AT_A_TIME = 8
+
+# Bodies and content types; the answer to each is 400 and says what is wrong.
+_JSON = "application/json"
+_MALFORMED: tuple[tuple[bytes, str], ...] = (
+    (b'{"prompt": "Once"', _JSON),
+    (b'{"prompt": "Once", "temperature": NaN}', _JSON),
+    (b'{"prompt": "Once", "max_tokens": -1}', _JSON),
+    (b'{"prompt": "Once", "best": 1}', _JSON),
+    (b'{"prompt": "\xff\xfe"}', _JSON),
+    (b'{"prompt": ' + b"[" * 50_000, _JSON),
+    (b'{"prompt": {"a": 1}, "stream": true}', _JSON),
+    (b"prompt=Once", "application/x-www-form-urlencoded"),
+    (b"", _JSON),
+    (b'{"prompt": "Once", "n": 1000000000}', _JSON),
+)
 
 
 def main() -> None:
-    """Command-line entry."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--bundle", required=True, type=Path)
+    parser = options(__doc__)
     parser.add_argument("--concurrent", type=int, default=200)
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--every", type=int, default=200)
     parser.add_argument("--new-bytes", type=int, default=48, help="of a request")
-    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     model = BltModel.load(args.bundle, threads=args.threads)
     started = time.perf_counter()
-    cases = make_cases(model, args.new_bytes)
-    here = len(cases) / (time.perf_counter() - started)
+    questions = _questions(model, args.new_bytes)
+    here = len(questions) / (time.perf_counter() - started)
     print(
-        f"{machine()}; {args.bundle}; {len(cases)} different requests of {args.new_bytes} bytes, "
+        f"{machine()}; {args.bundle}; {len(questions)} different requests of {args.new_bytes} bytes, "
         f"{here:.1f} a second in this process"
     )
     with _server(args.bundle, args.threads) as url:
-        document = asyncio.run(_measure(url, cases, args))
+        document = asyncio.run(_measure(url, questions, args))
     head = {"benchmark": "serve_load", "bundle": str(args.bundle), "in_process_per_second": here}
     print_json({**head, **document})
     wrong = sum(document[phase]["wrong"] for phase in ("at_once", "one_after_another"))
@@ -212,39 +112,151 @@ def _server(bundle: Path, threads: int) -> Iterator[str]:
         raise SystemExit(f"the server ended with code {server.returncode}")
 
 
-async def _measure(url: str, cases: list[Case], args: argparse.Namespace) -> dict[str, Any]:
+async def _measure(url: str, questions: list[Question], args: argparse.Namespace) -> dict[str, Any]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=_AT_A_TIME)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
-        at_once = await _at_once(client, cases, args.concurrent)
-        later = await _one_after_another(client, cases, args.requests, args.every)
+        at_once = await _at_once(client, questions, args.concurrent)
+        later = await _one_after_another(client, questions, args.requests, args.every)
     return {"at_once": at_once, "one_after_another": later}
 
 
-# 1. Everything at once.
+# 1. Requests, and whether the answer was right.
 
 
-async def _at_once(client: httpx.AsyncClient, cases: list[Case], count: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Question:
+    """A request and the text that is right."""
+
+    document: dict[str, Any]
+    text: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What became of a request."""
+
+    right: bool
+    """The answer is what it has to be."""
+    seconds: float
+    """Until its end, times of waiting to come again included."""
+    refused: int = 0
+    """Times it was told to come again."""
+    said: str = ""
+    """The answer, where it was wrong."""
+
+
+def _questions(model: BltModel, new_bytes: int) -> list[Question]:
+    """Every prompt with every choice of options, answered in this process."""
+    return [
+        Question(
+            {"prompt": prompt, "max_tokens": new_bytes, **choices},
+            model.generate(prompt, GenerationOptions(new_bytes, **choices)).text,
+        )
+        for prompt in _PROMPTS
+        for choices in _OPTIONS
+    ]
+
+
+async def _ask(client: httpx.AsyncClient, question: Question, *, stream: bool) -> Reply:
+    """Ask as OpenAI's client does, again when the server says so; the answer is compared."""
+    started, refused = time.perf_counter(), 0
+    while True:
+        answer = await client.post(_COMPLETIONS, json={**question.document, "stream": stream})
+        if answer.status_code != 429 or refused == _MOST_TRIES:
+            break
+        refused += 1
+        await asyncio.sleep(float(answer.headers["Retry-After"]))
+    right = _text(answer, stream) == question.text
+    said = "" if right else f"{answer.status_code} {answer.text[:200]!r} for {question.document}"
+    return Reply(right, time.perf_counter() - started, refused, said)
+
+
+def _text(answer: httpx.Response, stream: bool) -> str | None:
+    if answer.status_code != 200:
+        return None
+    if not stream:
+        return str(answer.json()["choices"][0]["text"])
+    lines = [line for line in answer.text.splitlines() if line]
+    if lines[-1] != "data: [DONE]":
+        return None
+    return "".join(json.loads(line[6:])["choices"][0]["text"] for line in lines[:-1])
+
+
+async def _ask_and_leave(client: httpx.AsyncClient, question: Question, *, stream: bool) -> Reply:
+    """Ask for eight times the text, and close the connection: after a few events, or a third of a second."""
+    longer = {"max_tokens": 8 * question.document["max_tokens"], "stream": stream}
+    document, patience = {**question.document, **longer}, 5.0 if stream else 0.3
+    started = time.perf_counter()
+    try:
+        async with client.stream("POST", _COMPLETIONS, json=document, timeout=patience) as answer:
+            if answer.status_code == 429:
+                return Reply(True, time.perf_counter() - started, 1)
+            read = 0
+            async for line in answer.aiter_lines():
+                read += line.startswith("data: {")
+                if read == 5:
+                    break
+            right = answer.status_code == 200
+    except httpx.TimeoutException:  # leaves while it waits for its turn, or for the whole answer
+        right = True
+    return Reply(right, time.perf_counter() - started, said="" if right else "a stream did not begin")
+
+
+async def _ask_malformed(client: httpx.AsyncClient, body: bytes, kind: str) -> Reply:
+    """Send what is no request; right is a 400 with an error that has a message and a code."""
+    started = time.perf_counter()
+    answer = await client.post(_COMPLETIONS, content=body, headers={"Content-Type": kind})
+    seconds = time.perf_counter() - started
+    try:
+        error = answer.json()["error"]
+        right = answer.status_code == 400 and bool(error["message"] and error["code"])
+    except (ValueError, KeyError):
+        right = False
+    return Reply(right, seconds, said="" if right else f"{answer.status_code} {answer.text[:200]!r}")
+
+
+def _counted(replies: list[Reply]) -> dict[str, int]:
+    """Right and wrong ones; some of the wrong are shown."""
+    wrong = [reply for reply in replies if not reply.right]
+    for reply in wrong[:10]:
+        print(f"wrong: {reply.said}")
+    return {"right": len(replies) - len(wrong), "wrong": len(wrong)}
+
+
+def _latency(replies: list[Reply]) -> dict[str, float]:
+    return Latency.of([1000 * reply.seconds for reply in replies]).to_dict() if replies else {}
+
+
+async def _figures(client: httpx.AsyncClient) -> dict[str, float]:
+    lines = (await client.get("/metrics")).text.splitlines()
+    pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+    return {name: float(value) for name, value in pairs}
+
+
+# 2. Everything at once.
+
+
+async def _at_once(client: httpx.AsyncClient, questions: list[Question], count: int) -> dict[str, Any]:
     kinds = [("usual", "leaves", "malformed")[number % 3] for number in range(count)]
     started = time.perf_counter()
     tasks = []
     for number, kind in enumerate(kinds):
-        case = cases[number % len(cases)]
-        if kind == "usual":
-            tasks.append(ask(client, case, stream=number % 2 == 0))
-        elif kind == "leaves":
-            tasks.append(ask_and_leave(client, case, stream=number % 2 == 0))
+        question = questions[number % len(questions)]
+        if kind == "malformed":
+            tasks.append(_ask_malformed(client, *_MALFORMED[number % len(_MALFORMED)]))
         else:
-            tasks.append(ask_malformed(client, MALFORMED[number % len(MALFORMED)]))
-    outcomes = await asyncio.gather(*tasks)
+            ask = _ask if kind == "usual" else _ask_and_leave
+            tasks.append(ask(client, question, stream=number % 2 == 0))
+    replies = await asyncio.gather(*tasks)
     result: dict[str, Any] = {
         "requests": count,
         "seconds": time.perf_counter() - started,
         "idle_after": await _idle(client),
-        **_counted(outcomes),
-        "told_to_come_again": sum(outcome.refused for outcome in outcomes),
+        **_counted(replies),
+        "told_to_come_again": sum(reply.refused for reply in replies),
     }
     for kind in sorted(set(kinds)):
-        of_kind = [outcome for outcome, other in zip(outcomes, kinds, strict=True) if other == kind]
+        of_kind = [reply for reply, other in zip(replies, kinds, strict=True) if other == kind]
         result[kind] = {"requests": len(of_kind), "ms": _latency(of_kind)}
     print(
         f"{count} at once: {result['right']} right, {result['wrong']} wrong, {result['told_to_come_again']} "
@@ -252,18 +264,6 @@ async def _at_once(client: httpx.AsyncClient, cases: list[Case], count: int) -> 
         f"{'idle' if result['idle_after'] else 'NOT idle'}"
     )
     return result
-
-
-def _counted(outcomes: list[Outcome]) -> dict[str, int]:
-    """Right and wrong ones; some of the wrong are shown."""
-    wrong = [outcome for outcome in outcomes if not outcome.right]
-    for outcome in wrong[:10]:
-        print(f"wrong: {outcome.said}")
-    return {"right": len(outcomes) - len(wrong), "wrong": len(wrong)}
-
-
-def _latency(outcomes: list[Outcome]) -> dict[str, float]:
-    return Latency.of([1000 * outcome.seconds for outcome in outcomes]).to_dict() if outcomes else {}
 
 
 async def _idle(client: httpx.AsyncClient) -> bool:
@@ -276,34 +276,28 @@ async def _idle(client: httpx.AsyncClient) -> bool:
     return False
 
 
-async def _figures(client: httpx.AsyncClient) -> dict[str, float]:
-    lines = (await client.get("/metrics")).text.splitlines()
-    pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
-    return {name: float(value) for name, value in pairs}
-
-
-# 2. Many, for long.
+# 3. Many, for long.
 
 
 async def _one_after_another(
-    client: httpx.AsyncClient, cases: list[Case], count: int, every: int
+    client: httpx.AsyncClient, questions: list[Question], count: int, every: int
 ) -> dict[str, Any]:
-    outcomes: list[Outcome] = []
+    replies: list[Reply] = []
     numbers = iter(range(count))
     memory: list[float] = []
     started = time.perf_counter()
 
     async def work() -> None:
         for number in numbers:
-            outcomes.append(await ask(client, cases[number % len(cases)], stream=number % 2 == 0))
-            if len(outcomes) % every == 0:
+            replies.append(await _ask(client, questions[number % len(questions)], stream=number % 2 == 0))
+            if len(replies) % every == 0:
                 figures = await _figures(client)
                 memory.append(figures.get("process_resident_memory_bytes", 0.0) / 1e6)
-                print(f"{len(outcomes):>6} requests: {memory[-1]:.1f} MB resident", flush=True)
+                print(f"{len(replies):>6} requests: {memory[-1]:.1f} MB resident", flush=True)
 
     await asyncio.gather(*(work() for _ in range(_AT_A_TIME)))
     seconds = time.perf_counter() - started
-    counts, latency = _counted(outcomes), _latency(outcomes)
+    counts, latency = _counted(replies), _latency(replies)
     growth = memory[-1] - memory[0] if len(memory) > 1 else 0.0
     print(
         f"{count} short requests, {_AT_A_TIME} at a time: {counts['right']} right, {counts['wrong']} wrong, "

@@ -18,7 +18,7 @@ import click
 
 from ...runtime.files import write_whole
 from ..output import Session, is_terminal
-from .options import STDIN
+from .options import STDIN, F, OutputFile
 
 
 def read_input(path: Path, session: Session, what: str) -> bytes:
@@ -46,6 +46,11 @@ def read_prompt(prompt: str | None, prompt_file: Path | None, session: Session) 
 def shown_name(path: Path) -> str:
     """What to call an input."""
     return "stdin" if path == STDIN else str(path)
+
+
+def output_option(flag: str, instead: str, text: str) -> Callable[[F], F]:
+    """An option for a file to write; instead: what there is without it, such as "no picture"."""
+    return click.option(flag, type=OutputFile(), metavar="FILE", show_default=instead, help=text)
 
 
 def write_json(target: Path, document: Mapping[str, Any]) -> None:

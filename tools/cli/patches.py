@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,15 +16,22 @@ from ...runtime.errors import OptionError
 from ...runtime.files import write_whole
 from ...runtime.names import PATCHING_MODES
 from ..output import Session, is_terminal, printable, status
-from .documents import check_plot, read_input, write_json
+from .documents import check_plot, output_option, read_input, write_json
 from .model_options import EngineOptions, engine_options, load_model
-from .options import STDIN, InputFile, OneOf, OutputFile, json_option, model_option, verb
+from .options import STDIN, F, InputFile, OneOf, json_option, model_option, verb
 
 if TYPE_CHECKING:
     from ...runtime.patching import PatchingRule
     from ..patch_view.view import PatchView
 
 __all__ = ["command"]
+
+
+def _rule_option(flag: str, kind: Any, text: str) -> Callable[[F], F]:
+    metavar = {int: "N", float: "X"}.get(kind)
+    return click.option(
+        flag, type=kind, default=None, metavar=metavar, show_default="the bundle's", help=text
+    )
 
 
 @verb("patches")
@@ -35,66 +43,36 @@ __all__ = ["command"]
     metavar="FILE",
     help="Show this file's bytes, exactly as they are (a last newline included).",
 )
-@click.option(
+@_rule_option(
     "--mode",
-    type=OneOf(PATCHING_MODES),
-    show_default="the bundle's",
-    help="What patches go by: the patcher's entropy, spaces, a fixed size, or none (each byte is one).",
+    OneOf(PATCHING_MODES),
+    "What patches go by: the patcher's entropy, spaces, a fixed size, or none (each byte is one).",
 )
-@click.option(
-    "--threshold",
-    type=float,
-    metavar="X",
-    show_default="the bundle's",
-    help="Mode entropy: start a patch where entropy is over X nats.",
+@_rule_option("--threshold", float, "Mode entropy: start a patch where entropy is over X nats.")
+@_rule_option(
+    "--threshold-add", float, "Mode entropy: only where it also rises by more than X nats; 0 turns it off."
 )
-@click.option(
-    "--threshold-add",
-    type=float,
-    metavar="X",
-    show_default="the bundle's",
-    help="Mode entropy: only where it also rises by more than X nats; 0 turns it off.",
-)
-@click.option(
+@_rule_option(
     "--monotonic/--no-monotonic",
-    default=None,
-    show_default="the bundle's",
-    help="Mode entropy: start a patch where entropy rises by more than --threshold, however high it is.",
+    None,
+    "Mode entropy: start a patch where entropy rises by more than --threshold, however high it is.",
 )
-@click.option(
-    "--patch-size", type=int, metavar="N", show_default="the bundle's", help="Mode static: bytes of a patch."
+@_rule_option("--patch-size", int, "Mode static: bytes of a patch.")
+@_rule_option(
+    "--max-patch-length", int, "Any mode: start a patch after N bytes at the latest; 0 turns it off."
 )
-@click.option(
-    "--max-patch-length",
-    type=int,
-    metavar="N",
-    show_default="the bundle's",
-    help="Any mode: start a patch after N bytes at the latest; 0 turns it off.",
-)
-@click.option(
+@output_option(
     "--plot",
-    type=OutputFile(),
-    metavar="FILE",
-    show_default="no picture",
-    help="Draw entropy, threshold and patch starts over the bytes into FILE (.png, .svg or .pdf).",
+    "no picture",
+    "Draw entropy, threshold and patch starts over the bytes into FILE (.png, .svg or .pdf).",
 )
-@click.option(
+@output_option(
     "--html",
-    "html_file",
-    type=OutputFile(),
-    metavar="FILE",
-    show_default="no page",
-    help="Write one self-contained page to FILE, where each byte can be looked at; - is stdout.",
+    "no page",
+    "Write one self-contained page to FILE, where each byte can be looked at; - is stdout.",
 )
 @json_option
-@click.option(
-    "--csv",
-    "csv_file",
-    type=OutputFile(),
-    metavar="FILE",
-    show_default="no table",
-    help="Write a table of one row a byte to FILE; - is stdout.",
-)
+@output_option("--csv", "no table", "Write a table of one row a byte to FILE; - is stdout.")
 @engine_options
 def command(
     session: Session,
@@ -102,9 +80,9 @@ def command(
     text: str | None,
     prompt_file: Path | None,
     plot: Path | None,
-    html_file: Path | None,
+    html: Path | None,
     json_file: Path | None,
-    csv_file: Path | None,
+    csv: Path | None,
     engine: EngineOptions,
     **changes: Any,
 ) -> None:
@@ -119,7 +97,7 @@ def command(
     count the text's bytes from 0, patches from 1. --mode and what follows it try another rule than the
     bundle's, which stays as it is.
     """
-    outputs = {"--plot": plot, "--html": html_file, "--json": json_file, "--csv": csv_file}
+    outputs = {"--plot": plot, "--html": html, "--json": json_file, "--csv": csv}
     given = [path for path in outputs.values() if path is not None]
     if len(set(given)) < len(given):
         raise click.UsageError(f"{', '.join(outputs)}: a file is given twice; give each its own")
@@ -140,12 +118,12 @@ def command(
         kind = plot.suffix.lower().lstrip(".")
         with _slow(session, f"drawing {plot}", data):
             write_whole(plot, lambda path: draw_patches(view, path, kind, name))
-    if html_file is not None:
+    if html is not None:
         from ..patch_view.page import html_page
 
-        _write_text(html_file, html_page(view, name))
-    if csv_file is not None:
-        _write_text(csv_file, csv_text(view))
+        _write_text(html, html_page(view, name))
+    if csv is not None:
+        _write_text(csv, csv_text(view))
     if json_file is not None:
         source, own = loaded.manifest.source.name, loaded.manifest.patching
         about = {"model": str(model), "source": source, "bundle_rule": asdict(own)}

@@ -1,6 +1,6 @@
 """`blt-edge profile`: what a byte costs, how long it takes, and how near that is to what memory allows.
 
-The profile is shown as people read it: the cost of a byte, then what was measured, then what to doubt.
+The profile is shown as people read it: the cost of a byte, then what was measured, then warnings.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ import click
 from ...runtime.files import write_whole
 from ...runtime.names import DEVICES, DRAFTS
 from ..output import Session, print_fields, print_table, size, status
-from .documents import check_plot, json_line, read_input, shown_name, write_json
-from .options import STDIN, InputFile, OneOf, OutputFile, json_option, model_option, verb
+from .documents import check_plot, json_line, output_option, read_input, shown_name, write_json
+from .options import STDIN, F, InputFile, OneOf, json_option, model_option, verb
 
 if TYPE_CHECKING:
     from ..profile.measure import Profile
     from ..profile.statistics import Case, Decode
 
-    SeveralType = click.ParamType[tuple[Any, ...]]
+    ListType = click.ParamType[tuple[Any, ...]]
 else:  # generic from click 8.2 on
-    SeveralType = click.ParamType
+    ListType = click.ParamType
 
 __all__ = ["command", "show"]
 
 
-class Several(SeveralType):
+class CommaSeparated(ListType):
     """Values of one type, with commas between."""
 
-    name = "several"
+    name = "list"
 
     def __init__(self, one: Any) -> None:
         self._one = one
@@ -44,55 +44,44 @@ class Several(SeveralType):
         return tuple(self._one.convert(part.strip(), param, ctx) for part in str(value).split(","))
 
 
+def _sweep_option(*flags: str, one: Any, metavar: str, default: str | None, text: str) -> Callable[[F], F]:
+    """Several values are a sweep."""
+    shown = True if default else "as many as the engine likes"
+    settings: dict[str, Any] = {"default": [default] if default else None, "show_default": shown}
+    return click.option(
+        *flags, type=CommaSeparated(one), metavar=f"{metavar},...", multiple=True, help=text, **settings
+    )
+
+
+def _count_option(flag: str, default: int, text: str) -> Callable[[F], F]:
+    return click.option(flag, type=int, default=default, show_default=True, metavar="N", help=text)
+
+
 @verb("profile")
 @model_option
 @click.option("--device", type=OneOf(DEVICES), default="auto", show_default=True, help="Where to run.")
-@click.option(
+@_sweep_option(
     "--threads",
-    type=Several(click.INT),
-    multiple=True,
-    metavar="N,...",
-    show_default="as many as the engine likes",
-    help="CPU threads; several values are a sweep, here and below.",
-)
-@click.option(
-    "--prompt-bytes",
-    type=Several(click.INT),
-    multiple=True,
-    default=["512"],
-    metavar="N,...",
-    show_default=True,
-    help="Bytes of the prompt.",
-)
-@click.option(
-    "--new-bytes",
-    type=int,
-    default=128,
-    show_default=True,
+    one=click.INT,
     metavar="N",
-    help="Bytes to generate after it, greedily.",
+    default=None,
+    text="CPU threads; several values are a sweep, here and below.",
 )
-@click.option(
+@_sweep_option("--prompt-bytes", one=click.INT, metavar="N", default="512", text="Bytes of the prompt.")
+@_count_option("--new-bytes", 128, "Bytes to generate after it, greedily.")
+@_sweep_option(
     "--draft",
     "drafts",
-    type=Several(OneOf(DRAFTS)),
-    multiple=True,
-    default=["none"],
-    metavar="SOURCE,...",
-    show_default=True,
-    help=f"Where guesses at the next bytes come from: {', '.join(DRAFTS)}.",
+    one=OneOf(DRAFTS),
+    metavar="SOURCE",
+    default="none",
+    text=f"Where guesses at the next bytes come from: {', '.join(DRAFTS)}.",
 )
 @click.option(
-    "--draft-length",
-    type=int,
-    metavar="N",
-    show_default="as many as pay",
-    help="Guesses at a time, 1 to 32.",
+    "--draft-length", type=int, metavar="N", show_default="as many as pay", help="Guesses at a time, 1 to 32."
 )
-@click.option(
-    "--warmup", type=int, default=1, show_default=True, metavar="N", help="Rounds before those that count."
-)
-@click.option("--repeat", type=int, default=5, show_default=True, metavar="N", help="Rounds that count.")
+@_count_option("--warmup", 1, "Rounds before those that count.")
+@_count_option("--repeat", 5, "Rounds that count.")
 @click.option(
     "--text",
     type=InputFile(),
@@ -101,20 +90,10 @@ class Several(SeveralType):
     help="Prompts are the beginning of FILE; - is stdin.",
 )
 @json_option
-@click.option(
-    "--plot",
-    type=OutputFile(),
-    metavar="FILE",
-    show_default="no picture",
-    help="Draw latencies and shares, or speeds of a sweep, into FILE (.png, .svg or .pdf).",
+@output_option(
+    "--plot", "no picture", "Draw latencies and shares, or speeds of a sweep, into FILE (.png, .svg or .pdf)."
 )
-@click.option(
-    "--trace",
-    type=OutputFile(),
-    metavar="FILE",
-    show_default="no trace",
-    help="Write a timeline of the last round for chrome://tracing or Perfetto.",
-)
+@output_option("--trace", "no trace", "Write a timeline of the last round for chrome://tracing or Perfetto.")
 def command(
     session: Session,
     model: Path,
@@ -179,7 +158,7 @@ def _check_outputs(json_file: Path | None, plot: Path | None, trace: Path | None
 
 def _flat(values: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
     """All values once, in the order given."""
-    return tuple(dict.fromkeys(value for several in values for value in several))
+    return tuple(dict.fromkeys(value for given in values for value in given))
 
 
 def _text(path: Path | None, session: Session) -> bytes:

@@ -33,23 +33,11 @@ ONNX_RUNTIMES = (
 )
 """Packages that all install the one module onnxruntime, over each other."""
 
-_SHOWN = (
-    "blt-edge",
-    "numpy",
-    "tensorrt",
-    "tensorrt-cu12",
-    "tensorrt-cu13",
-    "tensorrt-rtx",
-    "tensorrt-rtx-cu13-bindings",
-    "cuda-bindings",
-    "cuda-python",
-    "onnx",
-    "onnx-ir",
-    "onnxscript",
-    "torch",
-    "transformers",
-)
 _ALWAYS = ("blt-edge", "numpy")
+_IF_INSTALLED = (
+    *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx", "tensorrt-rtx-cu13-bindings"),
+    *("cuda-bindings", "cuda-python", "onnx", "onnx-ir", "onnxscript", "torch", "transformers"),
+)
 _REQUIREMENT = re.compile(r"\s*([A-Za-z0-9][A-Za-z0-9._-]*)(\[[^]]*\])?\s*(?:\(?>=\s*([0-9.]+))?")
 _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
 
@@ -64,13 +52,10 @@ def installed(name: str) -> str | None:
 
 def versions(lookup: Lookup = installed) -> dict[str, str | None]:
     """Python and packages by name: those that matter, and whichever ONNX Runtime there is."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
     runtimes = [name for name in ONNX_RUNTIMES if lookup(name) is not None] or ["onnxruntime"]
-    for name in (*_ALWAYS, *runtimes, *_SHOWN):
-        version = lookup(name)
-        if version is not None or name in _ALWAYS or name in runtimes:
-            found[name] = version
-    return found
+    found = {name: lookup(name) for name in (*_ALWAYS, *runtimes)}
+    others = {name: version for name in _IF_INSTALLED if (version := lookup(name)) is not None}
+    return {"python": platform.python_version(), **found, **others}
 
 
 def missing_by_extra(
@@ -96,17 +81,14 @@ def missing_by_extra(
         missing = result.setdefault(extra[1], [])
         if name.lower() == "blt-edge":
             continue
-        version = _runtime(lookup) if name.startswith("onnxruntime") and "gpu" not in name else lookup(name)
+        # Any ONNX Runtime runs on processors.
+        names = ONNX_RUNTIMES if name.startswith("onnxruntime") and "gpu" not in name else (name,)
+        version = next(filter(None, map(lookup, names)), None)
         if version is None:
             missing.append(name)
         elif least and _older(version, least):
             missing.append(f"{name}>={least}, here is {version}")
     return result
-
-
-def _runtime(lookup: Lookup) -> str | None:
-    """Any ONNX Runtime runs on processors."""
-    return next(filter(None, map(lookup, ONNX_RUNTIMES)), None)
 
 
 def _older(version: str, least: str) -> bool:

@@ -41,7 +41,10 @@ END
 # CUDA's and cuDNN's libraries come along where pip has them; else the system's are taken.
 "${pip[@]}" 'onnxruntime-gpu[cuda,cudnn]' 2>/dev/null || true
 for wanted in onnxruntime-gpu cuda-bindings '.[tensorrt-rtx]' 'tensorrt>=10.3' '.[validate]'; do
-    "${pip[@]}" --no-build-isolation "$wanted" ||
+    # In place: a wheel would have no gpu tools in it.
+    editable=()
+    [[ $wanted != .* ]] || editable=(-e)
+    "${pip[@]}" --no-build-isolation "${editable[@]}" "$wanted" ||
         echo "check.sh: $wanted can't be installed: what needs it will be listed as not run" >&2
 done
 "$venv/bin/python" -c 'import onnxruntime' 2>/dev/null || "${pip[@]}" onnxruntime

@@ -1,15 +1,13 @@
-"""One bundle on one device: how far from the CPU's results, and how fast. Runs in a process of its own.
+"""One bundle on one device: how far from the CPU's results, and how fast; or transformers on the GPU.
 
-    python -m blt_edge.tools.gpu.measure BUNDLE --device cuda --text FILE
-
-Prints one JSON document, {"error": ...} when the device can't be used.
+`check` calls it in a process of its own (`work`).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import importlib.util
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -19,28 +17,22 @@ import numpy as np
 
 from ...export.quality import TOLERANCES, Tally, Tolerances, lead_length, least_precise
 from ...runtime import BltError, BltModel, GenerationOptions
+from ...runtime.child import Tell
 from ...runtime.vocabulary import encode
-
-__all__ = ["graphs", "measure", "parity", "speed"]
 
 _PARITY_BYTES = 1500
 _GREEDY_BYTES = 200
 _PROMPT_BYTES = 256
 _ROUNDS = 5
+_REFERENCE_BYTES, _REFERENCE_ROUNDS = 32, 3
 
 
-def main() -> None:
-    """Command-line entry."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("--device", required=True)
-    parser.add_argument("--text", required=True, type=Path)
-    parser.add_argument("--new-bytes", type=int, default=128)
-    args = parser.parse_args()
-    try:
-        print(json.dumps(measure(args.bundle, args.device, args.text.read_bytes(), args.new_bytes)))
-    except BltError as error:
-        print(json.dumps({"error": str(error)}))
+def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
+    """The figures that were asked for. Raises BltError when they can't be had."""
+    text = Path(request["text"]).read_bytes()
+    if "transformers" in request:
+        return transformers(Path(request["transformers"]), text)
+    return measure(Path(request["bundle"]), request["device"], text, request["new_bytes"])
 
 
 def measure(bundle: Path, device: str, text: bytes, new_bytes: int) -> dict[str, Any]:
@@ -51,13 +43,10 @@ def measure(bundle: Path, device: str, text: bytes, new_bytes: int) -> dict[str,
         "parity": parity(model, BltModel.load(bundle, "cpu", portable=True), text),
         "speed": speed(model, text, new_bytes),
     }
-    return {**found, "cuda_graphs": graphs(model)}
-
-
-def graphs(model: BltModel) -> dict[str, Any]:
-    """Calls that we captured, and why one was not; ONNX Runtime and TensorRT-RTX capture by themselves."""
+    # Calls that we captured, and why one was not; ONNX Runtime and TensorRT-RTX capture by themselves.
     memory: Any = next(iter(model._backends.values())).memory
-    return {"captured": getattr(memory, "captured", 0), "refusal": getattr(memory, "refusal", None)}
+    graphs = {"captured": getattr(memory, "captured", 0), "refusal": getattr(memory, "refusal", None)}
+    return {**found, "cuda_graphs": graphs}
 
 
 # 1. Parity.
@@ -157,5 +146,39 @@ def _decode(model: BltModel, prompt: bytes, new_bytes: int, draft: str) -> dict[
     }
 
 
-if __name__ == "__main__":
-    main()
+# 3. transformers, as its users run a BLT: no cache, since it has none that works.
+
+
+def transformers(checkpoint: Path, text: bytes) -> dict[str, Any]:
+    """Milliseconds a byte of `generate(use_cache=False)` in float32 after a prompt of 256 bytes.
+
+    Raises BltError when torch has no GPU here.
+    """
+    for name in ("torch", "transformers"):
+        if importlib.util.find_spec(name) is None:
+            raise BltError(f"{name} is not installed: pip install 'blt-edge[validate]'")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BltError(f"torch {torch.__version__} sees no GPU; a build for this CUDA version is needed")
+    from transformers import BltForCausalLM
+
+    settings = {"dtype": torch.float32, "attn_implementation": "eager"}
+    model = BltForCausalLM.from_pretrained(checkpoint, **settings).cuda()
+    ids = torch.from_numpy(encode(text[:_PROMPT_BYTES])[None]).cuda()
+    each = []
+    for _ in range(_REFERENCE_ROUNDS + 1):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        with torch.no_grad():
+            made = model.generate(
+                ids,
+                max_new_tokens=_REFERENCE_BYTES,
+                min_new_tokens=_REFERENCE_BYTES,
+                do_sample=False,
+                use_cache=False,
+                suppress_tokens=[0, 1, 3],
+            )
+        torch.cuda.synchronize()
+        each.append(1000 * (time.perf_counter() - started) / (made.shape[1] - ids.shape[1]))
+    return {"ms_per_byte": median(each[1:]), "dtype": "float32", "device": torch.cuda.get_device_name(0)}

@@ -6,7 +6,8 @@ bundle is exported, built, validated, generated from, quantized to int4 and int8
 
 Cells: every Python from the claimed minimum on with the newest patch release of every minor ONNX Runtime from
 the claimed minimum on; two releases below it, which are to be refused in one line; every other package at its
-claimed minimum and at its newest; every package at its claimed minimum at once. Releases are asked of pip.
+claimed minimum and at its newest; every package at its claimed minimum at once. Releases are asked of pip;
+environments are made by uv.
 An interpreter that this machine lacks is said to be missing.
 
     python -m blt_edge.tools.matrix --page docs/compatibility.md
@@ -26,12 +27,10 @@ from datetime import date
 from pathlib import Path
 
 from ..profile.statistics import machine
-from .environments import InstallError, InterpreterError, build_wheel, find, this_python
+from .environments import build_wheel, find
 from .page import render, summary
-from .plan import Claims, PipReleases, ReleasesError, make_plan, select
-from .run import Report, ReportError, Verdict, read_outcomes, run_cells, steps_digest, write_report
-
-__all__ = ["main"]
+from .plan import Claims, MatrixError, Releases, make_plan, select
+from .run import Report, Verdict, read_outcomes, run_cells, steps_digest, write_report
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 _KEPT = (Verdict.PASS, Verdict.REFUSED)
@@ -42,7 +41,7 @@ def main() -> None:
     args = _parser().parse_args()
     try:
         sys.exit(_matrix(args))
-    except (InterpreterError, InstallError, ReleasesError, ReportError) as error:
+    except MatrixError as error:
         print(f"matrix: error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -59,15 +58,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--list", action="store_true", help="print the cells' names and run none")
     add("--python", action="append", default=[], type=Path, metavar="PATH", help="an interpreter; repeatable")
-    add("--cache", type=Path, default=_default_cache(), help="folder of environments and packages")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = home / "blt-edge" / "matrix"
+    add("--cache", type=Path, default=cache, help="folder of the wheel and of what came of the cells")
     add("--json", type=Path, help="what came of every cell; default: matrix.json in the cache")
     add("--resume", action="store_true", help="keep what passed in the JSON, if it was of the same code")
     add("--page", type=Path, help="also write what the JSON has as a page in Markdown")
     return parser
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blt-edge" / "matrix"
 
 
 def _matrix(args: argparse.Namespace) -> int:
@@ -78,8 +75,9 @@ def _matrix(args: argparse.Namespace) -> int:
     interpreters = find(args.python)
     wheel = build_wheel(_CHECKOUT, cache / "wheel")
     torch = _pinned_torch()
+    this_python = f"{sys.version_info.major}.{sys.version_info.minor}"
     claims = Claims.of_metadata(wheel.metadata, ("cpu", "export", "validate"))
-    plan = make_plan(claims, PipReleases(), interpreters, this_python(), torch)
+    plan = make_plan(claims, Releases(), interpreters, this_python, torch)
     cells = select(plan.cells, args.only)
     if args.list:
         print("\n".join(cell.name for cell in cells))
@@ -89,11 +87,8 @@ def _matrix(args: argparse.Namespace) -> int:
     # 2. Trying it. The file is up to date after every cell: a run that is cut short goes on with --resume.
     digest = f"{wheel.digest}-{steps_digest()}"
     earlier = read_outcomes(file, digest) if args.resume else {}
-    kept = [
-        (cell, earlier[cell.name])
-        for cell in plan.cells
-        if cell.name in earlier and earlier[cell.name].verdict in _KEPT
-    ]
+    there = [(cell, earlier[cell.name]) for cell in plan.cells if cell.name in earlier]
+    kept = [(cell, outcome) for cell, outcome in there if outcome.verdict in _KEPT]
     report = Report(
         blt_edge=wheel.version,
         digest=digest,
@@ -101,11 +96,11 @@ def _matrix(args: argparse.Namespace) -> int:
         machine=machine(),
         interpreters={minor: found.version for minor, found in interpreters.items() if minor in plan.pythons},
         plan=plan,
-        outcomes={cell.name: earlier[cell.name] for cell in plan.cells if cell.name in earlier},
+        outcomes={cell.name: outcome for cell, outcome in there},
     )
     passed = {cell for cell, _ in kept}
     todo = [cell for cell in cells if cell not in passed]
-    for outcome in run_cells(todo, wheel, interpreters, cache, torch, kept, _say):
+    for outcome in run_cells(todo, wheel, interpreters, kept, _say):
         _say(f"    {outcome}")
         report = replace(report, outcomes={**report.outcomes, outcome.cell: outcome})
         write_report(report, file)
@@ -121,7 +116,7 @@ def _pinned_torch() -> str:
     file = _CHECKOUT / "constraints.txt"
     pinned = re.search(r"^torch==(\S+)", file.read_text(), re.M)
     if pinned is None:
-        raise ReleasesError(f"{file}: no line torch==VERSION, which says what transformers is tried with")
+        raise MatrixError(f"{file}: no line torch==VERSION, which says what transformers is tried with")
     return pinned[1]
 
 

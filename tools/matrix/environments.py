@@ -1,11 +1,7 @@
-"""Python interpreters of this machine: one for each minor release, that can make a virtual environment.
+"""What a cell runs in: an interpreter, and an environment with the wheel and chosen versions.
 
-What a cell runs in: a virtual environment with the wheel, and folders of other versions laid over it.
-
-One environment a Python is kept in the cache. pip resolves each cell anew, as it would for a user who asks
-for those versions; every package for which it chooses another version than the environment has comes from a
-folder of its own on PYTHONPATH, which takes seconds where a new environment would take half a minute. What is
-then really imported is looked at, not believed.
+uv makes each environment anew, in seconds, from packages that it keeps. It resolves as for a user who asks
+for those versions.
 """
 
 from __future__ import annotations
@@ -18,137 +14,65 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from .plan import Cell, Kind
+from .plan import Cell, Kind, MatrixError
 
-__all__ = [
-    "Environment",
-    "InstallError",
-    "Interpreter",
-    "InterpreterError",
-    "Prepared",
-    "Wheel",
-    "build_wheel",
-    "candidates",
-    "clean_variables",
-    "extras",
-    "find",
-    "this_python",
-]
+_PATIENCE = 1800
+"""Seconds that installing or building may take."""
 
-_NEWEST_MINOR = 30
-"""Of the names python3.N that are looked for on PATH."""
-
-# Debian's Python has no ensurepip without python3-venv; packages are compiled for CPython with a GIL.
-_QUESTION = """
-import ensurepip, json, platform, sys, venv
-print(json.dumps([platform.python_version(), sys.implementation.name, getattr(sys, "abiflags", "")]))
-"""
+_VERSION = "import platform; print(platform.python_version())"
 
 
-class InterpreterError(Exception):
-    """An interpreter that was asked for by its path can't be used."""
+class InstallError(MatrixError):
+    """A combination that can't be installed."""
+
+
+# 1. Interpreters.
 
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A CPython that can make virtual environments."""
+    """A CPython of this machine."""
 
     path: Path
     version: str
     """Such as 3.11.7."""
 
-    @property
-    def minor(self) -> str:
-        """Such as 3.11."""
-        return ".".join(self.version.split(".")[:2])
 
-
-def find(named: Sequence[Path] = (), others: Iterable[Path] | None = None) -> dict[str, Interpreter]:
-    """Interpreters by minor release, oldest first.
+def find(named: Sequence[Path] = ()) -> dict[str, Interpreter]:
+    """Interpreters by minor release, oldest first: those on PATH, of pyenv and of uv.
 
     named: paths that the user gave; they go before others of their minor release, and one that can't be used
-    raises InterpreterError.
-    others: None takes those of `candidates()`.
+    raises MatrixError.
     """
     found: dict[str, Interpreter] = {}
     for path in named:
-        interpreter = _ask(path)
-        if interpreter is None:
-            raise InterpreterError(
-                f"--python {path}: not a CPython with the modules venv and ensurepip; "
-                "give the path of an interpreter that is (on Debian, install python3-venv)"
-            )
-        found[interpreter.minor] = interpreter
-    for path in candidates() if others is None else others:
-        interpreter = _ask(path)
-        if interpreter is not None:
-            found.setdefault(interpreter.minor, interpreter)
-    return dict(sorted(found.items(), key=lambda item: _numbers(item[0])))
+        try:
+            version = _run([str(path.absolute()), "-I", "-c", _VERSION], os.environ, timeout=60)
+        except InstallError as error:
+            raise MatrixError(f"--python {path}: {error}; give the path of a Python") from None
+        found.setdefault(_minor(version), Interpreter(path.absolute(), version.strip()))
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    folders = os.pathsep.join([os.environ.get("PATH", ""), *map(str, pyenv.glob("versions/*/bin"))])
+    listed = _uv("python", "list", "--only-installed", "--output-format", "json", PATH=folders)
+    for entry in json.loads(listed):
+        # Packages are compiled for CPython with a global lock.
+        if entry["implementation"] == "cpython" and entry["variant"] == "default":
+            interpreter = Interpreter(Path(entry["path"]), entry["version"])
+            found.setdefault(_minor(interpreter.version), interpreter)
+    return dict(sorted(found.items(), key=lambda item: Version(item[0])))
 
 
-def candidates(environment: Mapping[str, str] = os.environ) -> list[Path]:
-    """Where interpreters may be: the one that runs this, python3.N on PATH, and pyenv's."""
-    paths = [Path(getattr(sys, "_base_executable", sys.executable))]
-    for minor in range(_NEWEST_MINOR):
-        name = shutil.which(f"python3.{minor}", path=environment.get("PATH", ""))
-        if name is not None:
-            paths.append(Path(name))
-    pyenv = Path(environment.get("PYENV_ROOT") or Path(environment.get("HOME", "~")).expanduser() / ".pyenv")
-    return [*paths, *sorted(pyenv.glob("versions/*/bin/python3"), reverse=True)]
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
 
 
-def this_python() -> str:
-    """The minor release that runs this, such as 3.11."""
-    return f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
-def _ask(path: Path) -> Interpreter | None:
-    # pyenv's shims are on PATH for interpreters that it will not start: only running one tells.
-    try:
-        done = subprocess.run(
-            [path, "-I", "-c", _QUESTION],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if done.returncode != 0:
-        return None
-    try:
-        version, implementation, flags = json.loads(done.stdout)
-    except ValueError:
-        return None
-    return Interpreter(path, version) if implementation == "cpython" and not flags else None
-
-
-def _numbers(minor: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in minor.split("."))
-
-
-_PIP_TIMEOUT = 1800
-_STAMP = "installed.json"
-_LOOK = """
-import importlib, importlib.metadata, json, sys
-found = {}
-for name in sys.argv[1:]:
-    module = importlib.import_module("blt_edge.runtime" if name == "blt-edge" else name.replace("-", "_"))
-    found[name] = [importlib.metadata.version(name), module.__file__, str(getattr(module, "__version__", ""))]
-print(json.dumps(found))
-"""
-
-
-class InstallError(Exception):
-    """A combination that pip does not install, or that is not what is imported afterwards: one line."""
+# 2. The wheel.
 
 
 @dataclass(frozen=True)
@@ -163,6 +87,30 @@ class Wheel:
     """Of the code and data in it, 12 hexadecimal digits; metadata and times don't count."""
 
 
+def build_wheel(checkout: Path, folder: Path) -> Wheel:
+    """Build the project's wheel into `folder`. Raises InstallError."""
+    # From a copy: setuptools leaves a build folder, and takes what an earlier one left into the next wheel.
+    git = ["git", "-C", str(checkout), "ls-files", "-co", "--exclude-standard", "-z"]
+    with tempfile.TemporaryDirectory() as copy:
+        for name in filter(None, _run(git, os.environ).split("\0")):
+            source, target = checkout / name, Path(copy, name)
+            if source.is_file() and not source.is_symlink():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)
+        shutil.rmtree(folder, ignore_errors=True)
+        _uv("build", "--wheel", "--out-dir", str(folder), copy)
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as archive:
+        (described,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        metadata = archive.read(described).decode()
+        code = sorted((item.filename, item.CRC) for item in archive.infolist())
+    digest = hashlib.sha256(repr([item for item in code if ".dist-info/" not in item[0]]).encode())
+    return Wheel(path, path.name.split("-")[1], metadata, digest.hexdigest()[:12])
+
+
+# 3. Environments.
+
+
 @dataclass(frozen=True)
 class Prepared:
     """An environment made ready for a cell."""
@@ -174,12 +122,28 @@ class Prepared:
     golden: Path
     """The installed wheel's own golden file."""
     versions: Mapping[str, str]
-    """Every package that pip chose, sorted by name."""
+    """Every package in it, sorted by name."""
 
 
-def extras(cell: Cell) -> tuple[str, ...]:
-    """Which of blt-edge's extras a cell installs."""
-    return ("cpu", "export", "validate") if cell.with_torch else ("cpu", "export")
+def prepare(cell: Cell, interpreter: Interpreter, wheel: Wheel, folder: Path) -> Prepared:
+    """Make the cell's environment in a new `folder`. Raises InstallError with what uv had to say."""
+
+    def install(*packages: str) -> None:
+        _uv("pip", "install", "--python", str(folder), "--only-binary", ":all:", *packages)
+
+    _uv("venv", "--python", str(interpreter.path), str(folder))
+    pins = [f"{name}=={version}" for name, version in cell.pins]
+    wanted = f"{wheel.path}[{','.join(cell.extras)}]"
+    if cell.kind is Kind.BELOW:
+        # No installer would rightly take it: it is put there by force, as one is that came with a device.
+        install(wanted)
+        install("--no-deps", *pins)
+    else:
+        install(wanted, *pins)
+    listed = json.loads(_uv("pip", "list", "--python", str(folder), "--format", "json"))
+    versions = {item["name"]: item["version"] for item in sorted(listed, key=lambda item: item["name"])}
+    (golden,) = folder.glob("lib/python*/site-packages/blt_edge/export/demo/golden.safetensors")
+    return Prepared(folder / "bin", clean_variables(), golden, versions)
 
 
 def clean_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -189,118 +153,11 @@ def clean_variables(environment: Mapping[str, str] = os.environ) -> dict[str, st
     return {**kept, "PYTHONNOUSERSITE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
-def build_wheel(checkout: Path, folder: Path) -> Wheel:
-    """Build the project's wheel into `folder`. Raises InstallError."""
-    # From a copy: setuptools leaves a build folder, and takes what an earlier one left into the next wheel.
-    listed = _run(
-        ["git", "-C", str(checkout), "ls-files", "-co", "--exclude-standard", "-z"], clean_variables()
-    )
-    with tempfile.TemporaryDirectory() as copy:
-        for name in filter(None, listed.split("\0")):
-            source, target = checkout / name, Path(copy, name)
-            if source.is_file() and not source.is_symlink():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
-        shutil.rmtree(folder, ignore_errors=True)
-        pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(folder), copy]
-        _run(pip, clean_variables())
-    (path,) = folder.glob("*.whl")
-    digest = hashlib.sha256()
-    with zipfile.ZipFile(path) as archive:
-        names = sorted(archive.namelist())
-        for name in names:
-            if ".dist-info/" not in name:
-                digest.update(f"{name}\0".encode() + hashlib.sha256(archive.read(name)).digest())
-        (described,) = (name for name in names if name.endswith(".dist-info/METADATA"))
-        metadata = archive.read(described).decode()
-    return Wheel(path, path.name.split("-")[1], metadata, digest.hexdigest()[:12])
+def _uv(*arguments: str, **variables: str) -> str:
+    return _run([sys.executable, "-m", "uv", *arguments], {**clean_variables(), **variables})
 
 
-class Environment:
-    """A virtual environment of one Python with the wheel in it, and the folders that are laid over it."""
-
-    def __init__(self, cache: Path, interpreter: Interpreter, wheel: Wheel, with_torch: str | None) -> None:
-        """Make it or bring it up to date. with_torch: torch's version, or None to do without.
-
-        Raises InstallError.
-        """
-        self._wheel = wheel
-        self._root = cache / "environments" / f"{interpreter.version}{'-torch' if with_torch else ''}"
-        self._overlays = cache / "packages" / interpreter.minor
-        self._python = self._root / "bin" / "python"
-        self._variables = clean_variables()
-        stamp = self._root / _STAMP
-        if not stamp.is_file():
-            shutil.rmtree(self._root, ignore_errors=True)
-            _run([str(interpreter.path), "-m", "venv", str(self._root)], self._variables)
-            wanted = "cpu,export,validate" if with_torch else "cpu,export"
-            self._pip("install", f"{wheel.path}[{wanted}]", *([f"torch=={with_torch}"] if with_torch else []))
-        elif json.loads(stamp.read_text()) != wheel.digest:
-            self._pip("install", "--no-deps", "--force-reinstall", str(wheel.path))
-        stamp.write_text(json.dumps(wheel.digest))
-        self._installed = self._list()
-
-    def prepare(self, cell: Cell) -> Prepared:
-        """Lay the cell's versions over. Raises InstallError with what pip or Python had to say."""
-        chosen = self._resolve(cell)
-        paths = [
-            self._overlay(name, version)
-            for name, version in chosen.items()
-            if self._installed.get(name) != version and name != "blt-edge"
-        ]
-        variables = {**self._variables, "PYTHONPATH": os.pathsep.join(map(str, paths))}
-        self._look(cell, chosen, variables)
-        (golden,) = self._root.glob("lib/python*/site-packages/blt_edge/export/demo/golden.safetensors")
-        return Prepared(self._root / "bin", variables, golden, chosen)
-
-    def _resolve(self, cell: Cell) -> dict[str, str]:
-        # pip would rightly not install an ONNX Runtime under the minimum: it is put there by force, as one is
-        # that came with a device.
-        pins = {} if cell.kind is Kind.BELOW else dict(cell.pins)
-        wanted = f"{self._wheel.path}[{','.join(extras(cell))}]"
-        report = self._pip(
-            "install",
-            "--dry-run",
-            "--ignore-installed",
-            "--report=-",
-            wanted,
-            *(f"{name}=={version}" for name, version in pins.items()),
-        )
-        packages = [item["metadata"] for item in json.loads(report)["install"]]
-        chosen = {str(canonicalize_name(item["name"])): str(item["version"]) for item in packages}
-        return dict(sorted({**chosen, **(dict(cell.pins) if cell.kind is Kind.BELOW else {})}.items()))
-
-    def _overlay(self, name: str, version: str) -> Path:
-        folder = self._overlays / f"{name}-{version}"
-        if not folder.is_dir():
-            partial = folder.with_name(f"{folder.name}.partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            self._pip("install", "--no-deps", "--target", str(partial), f"{name}=={version}")
-            partial.rename(folder)
-        return folder
-
-    def _look(self, cell: Cell, chosen: Mapping[str, str], variables: Mapping[str, str]) -> None:
-        names = ["blt-edge", *(name for name, _ in cell.pins)]
-        found = json.loads(_run([str(self._python), "-c", _LOOK, *names], variables))
-        for name, (version, file, own) in found.items():
-            places = (self._root, self._overlays / f"{name}-{chosen[name]}")
-            here = any(Path(file).is_relative_to(place) for place in places)
-            stated = own and Version(own).public != Version(chosen[name]).public
-            if version != chosen[name] or not here or stated:
-                raise InstallError(
-                    f"{name}: {chosen[name]} was laid over, {own or version} of {file} imported"
-                )
-
-    def _list(self) -> dict[str, str]:
-        listed = json.loads(self._pip("list", "--format=json"))
-        return {str(canonicalize_name(item["name"])): str(item["version"]) for item in listed}
-
-    def _pip(self, command: str, *arguments: str) -> str:
-        wheels = ["--only-binary=:all:", "-q"] if command == "install" else []
-        return _run([str(self._python), "-m", "pip", command, *wheels, *arguments], self._variables)
-
-
-def _run(command: Sequence[str], variables: Mapping[str, str]) -> str:
+def _run(command: Sequence[str], variables: Mapping[str, str], timeout: float = _PATIENCE) -> str:
     """Its stdout. Raises InstallError with the line that says most."""
     try:
         done = subprocess.run(
@@ -310,14 +167,14 @@ def _run(command: Sequence[str], variables: Mapping[str, str]) -> str:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=_PIP_TIMEOUT,
+            timeout=timeout,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise InstallError(f"{Path(command[0]).name}: {error}") from error
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR: ")]
-        # pip's first error is the cause; of a traceback the last line is.
-        raise InstallError((errors[:1] or lines[-1:] or [f"exit code {done.returncode}"])[0])
+        # The first cause says most; of a traceback the last line does.
+        causes = [line for line in lines if "Because " in line or line.lower().startswith("error: ")]
+        raise InstallError((causes[:1] or lines[-1:] or [f"exit code {done.returncode}"])[0])
     return done.stdout

@@ -9,8 +9,6 @@ from packaging.version import Version
 from .plan import Cell, Kind
 from .run import Report, Verdict
 
-__all__ = ["render", "summary"]
-
 _WORDS = {Verdict.PASS: "passes", Verdict.REFUSED: "refused", Verdict.FAIL: "**fails**"}
 _NOT_RUN = "not run"
 _NO_WHEEL = "-"
@@ -43,8 +41,8 @@ What blt-edge was run with, written by `make matrix` on {report.day}: blt-edge {
 A combination passes when the wheel installs with those versions, and then the demo model is exported,
 validated as portable graphs, built, validated as built, continues a text as transformers does, is quantized
 to `int4` and `int8` and built as both, is within 0.05 bits per byte of float32 as either in `compare`, and is
-exported by hub id from huggingface-hub's cache; with no traceback anywhere. pip chooses all other versions:
-the newest that go together."""
+exported by hub id from huggingface-hub's cache; with no traceback anywhere. All other versions
+are the newest that go together."""
 
 
 def _grid(report: Report) -> str:
@@ -115,7 +113,7 @@ def _how(report: Report) -> str:
     make matrix
 
 writes this page; {count} of {len(report.plan.cells)} cells took {seconds / 60:.0f} minutes. {missing}
-Interpreters are looked for on `PATH` and in pyenv; environments are kept in `~/.cache/blt-edge/matrix`.
+Interpreters are looked for on `PATH` and in pyenv; packages are kept in uv's cache.
 Continuous integration runs the corners, `make matrix ONLY=corners`: the oldest Python with its newest ONNX
 Runtime, the newest Python with the newest, and every package at its minimum."""
 

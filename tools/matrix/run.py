@@ -1,8 +1,6 @@
-"""A cell's commands, each typed as a user would, and the verdict on what came of them.
+"""Cells one after another: a cell's commands, each typed as a user would, the verdict, and the report.
 
-What came of the cells, and the JSON file that keeps it.
-
-Cells one after another: install, run, judge.
+The report is a JSON file, and is up to date after every cell.
 """
 
 from __future__ import annotations
@@ -22,34 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from ...export.golden import Golden, read_golden
-from .environments import Environment, InstallError, Interpreter, Prepared, Wheel, extras
-from .plan import Cell, Kind, Plan
+from ...runtime.files import write_whole
+from .environments import InstallError, Interpreter, Prepared, Wheel, prepare
+from .plan import Cell, Kind, MatrixError, Plan
 
-__all__ = [
-    "Done",
-    "Outcome",
-    "Report",
-    "ReportError",
-    "Step",
-    "Verdict",
-    "judge",
-    "read_outcomes",
-    "run_cells",
-    "run_steps",
-    "steps_digest",
-    "steps_for",
-    "write_report",
-]
-
+_FORMAT = "blt-edge matrix 1"
 _STEP_SECONDS = 900
 """A step that takes longer has failed; on one core the slowest takes 15."""
 
 _GREEDY_BYTES = 96
 _LARGEST_LOSS = 0.05
 """Bits per byte that int4 and int8 may cost the demo; they cost it less than 0.01."""
-
 _TRACEBACK = "Traceback (most recent call last)"
-
 _HUB_ID = "blt-edge/demo"
 """The demo checkpoint, as if it had been fetched from the hub."""
 
@@ -190,15 +172,13 @@ def _run(step: Step, program: Path, variables: Mapping[str, str], folder: Path) 
     ) as process:
         try:
             output, messages = process.communicate(timeout=_STEP_SECONDS)
+            exit_code: int | None = process.returncode
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             output, messages = process.communicate()
             messages += f"\nended after {_STEP_SECONDS} s"
-            return _done(step, None, time.monotonic() - started, output, messages)
-    return _done(step, process.returncode, time.monotonic() - started, output, messages)
-
-
-def _done(step: Step, exit_code: int | None, seconds: float, output: str, messages: str) -> Done:
+            exit_code = None
+    seconds = round(time.monotonic() - started, 1)
     lines = [line.strip() for line in f"{output}\n{messages}".splitlines() if line.strip()]
     last = next((line.strip() for line in reversed(messages.splitlines()) if line.strip()), "")
     traceback = any(_TRACEBACK in line for line in lines)
@@ -208,10 +188,10 @@ def _done(step: Step, exit_code: int | None, seconds: float, output: str, messag
             fault = step.check(output)
         except (LookupError, TypeError, ValueError) as error:
             fault = f"unexpected output: {error!r}"
-    if exit_code is not None and exit_code < 0:
+    elif exit_code is not None and exit_code < 0:
         fault = f"ended by signal {-exit_code}: {last}"
     ok = exit_code == 0 and fault is None and not traceback
-    return Done(step.name, exit_code, round(seconds, 1), fault or last, len(lines), traceback, ok)
+    return Done(step.name, exit_code, seconds, fault or last, len(lines), traceback, ok)
 
 
 # What a step's JSON must say.
@@ -258,15 +238,11 @@ def _loss(output: str) -> str | None:
     return None
 
 
-_FORMAT = "blt-edge matrix 1"
-
-
-class ReportError(Exception):
-    """A file that is no report of this version."""
+# The report.
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellResult:
     """What came of one cell."""
 
     cell: str
@@ -280,7 +256,7 @@ class Outcome:
     same_as: str | None = None
     """The cell with the same versions of everything that was run in its place."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Every package that pip chose."""
+    """Every package in its environment."""
     steps: Sequence[Done] = ()
 
     def __str__(self) -> str:
@@ -304,7 +280,7 @@ class Report:
     interpreters: Mapping[str, str]
     """Versions by minor release."""
     plan: Plan
-    outcomes: Mapping[str, Outcome]
+    outcomes: Mapping[str, CellResult]
     """By the cell's name."""
 
 
@@ -312,36 +288,36 @@ def write_report(report: Report, path: Path) -> None:
     """Write the JSON, whole or not at all."""
     document = {"format": _FORMAT, **asdict(report)}
     document["outcomes"] = list(document["outcomes"].values())
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(document, indent=1) + "\n")
-    partial.replace(path)
+    text = json.dumps(document, indent=1) + "\n"
+    write_whole(path, lambda partial: partial.write_text(text))
 
 
-def read_outcomes(path: Path, digest: str) -> dict[str, Outcome]:
+def read_outcomes(path: Path, digest: str) -> dict[str, CellResult]:
     """Outcomes by cell of an earlier run; {} where there is none, or it was of another digest.
 
-    Raises ReportError.
+    Raises MatrixError.
     """
     if not path.exists():
         return {}
     try:
         document: dict[str, Any] = json.loads(path.read_text())
         if document["format"] != _FORMAT:
-            raise ReportError(f"{path}: its format is {document['format']!r}, not {_FORMAT!r}; delete it")
+            raise MatrixError(f"{path}: its format is {document['format']!r}, not {_FORMAT!r}; delete it")
         if document["digest"] != digest:
             return {}
         return {entry["cell"]: _outcome(entry) for entry in document["outcomes"]}
     except (OSError, LookupError, TypeError, ValueError) as error:
-        raise ReportError(
+        raise MatrixError(
             f"{path}: no report of the matrix ({error}); delete it or give another --json"
         ) from error
 
 
-def _outcome(entry: dict[str, Any]) -> Outcome:
-    return Outcome(
-        **{**entry, "verdict": Verdict(entry["verdict"]), "steps": [Done(**step) for step in entry["steps"]]}
-    )
+def _outcome(entry: dict[str, Any]) -> CellResult:
+    steps = [Done(**step) for step in entry["steps"]]
+    return CellResult(**{**entry, "verdict": Verdict(entry["verdict"]), "steps": steps})
 
+
+# Cells.
 
 Say = Callable[[str], None]
 Signature = tuple[object, ...]
@@ -351,39 +327,33 @@ def run_cells(
     cells: Sequence[Cell],
     wheel: Wheel,
     interpreters: Mapping[str, Interpreter],
-    cache: Path,
-    torch: str,
-    earlier: Sequence[tuple[Cell, Outcome]],
+    earlier: Sequence[tuple[Cell, CellResult]],
     say: Say,
-) -> Iterator[Outcome]:
+) -> Iterator[CellResult]:
     """The outcome of each cell, in their order.
 
-    torch: the version for cells with transformers.
     earlier: what need not be run again where it had the same versions.
     """
-    environments: dict[tuple[str, bool], Environment] = {}
     known = {_signature(cell, outcome.versions): outcome for cell, outcome in earlier}
     for number, cell in enumerate(cells, 1):
         say(f"[{number}/{len(cells)}] {cell.name}")
         interpreter = interpreters.get(cell.python)
         if interpreter is None:
-            yield Outcome(cell.name, Verdict.MISSING, "install", f"no Python {cell.python} on this machine")
+            yield CellResult(
+                cell.name, Verdict.MISSING, "install", f"no Python {cell.python} on this machine"
+            )
             continue
         started = time.monotonic()
-        try:
-            key = cell.python, cell.with_torch
-            if key not in environments:
-                say(f"    environment of Python {interpreter.version}")
-                environments[key] = Environment(cache, interpreter, wheel, torch if cell.with_torch else None)
-            outcome = _run_cell(cell, environments[key], known)
-        except InstallError as error:
-            outcome = Outcome(cell.name, Verdict.FAIL, "install", str(error))
+        with tempfile.TemporaryDirectory(prefix="blt-edge-matrix-") as folder:
+            try:
+                outcome = _run_cell(cell, prepare(cell, interpreter, wheel, Path(folder, "env")), known)
+            except InstallError as error:
+                outcome = CellResult(cell.name, Verdict.FAIL, "install", str(error))
         yield replace(outcome, seconds=round(time.monotonic() - started, 1))
 
 
-def _run_cell(cell: Cell, environment: Environment, known: dict[Signature, Outcome]) -> Outcome:
-    prepared = environment.prepare(cell)
-    # Most packages' newest release is what pip takes anyway: those cells are one.
+def _run_cell(cell: Cell, prepared: Prepared, known: dict[Signature, CellResult]) -> CellResult:
+    # Most packages' newest release is what is taken anyway: those cells are one.
     signature = _signature(cell, prepared.versions)
     if signature in known:
         same = known[signature]
@@ -392,10 +362,9 @@ def _run_cell(cell: Cell, environment: Environment, known: dict[Signature, Outco
     with tempfile.TemporaryDirectory(prefix="blt-edge-matrix-") as folder:
         done = run_steps(steps_for(cell, prepared, golden), prepared, golden, Path(folder))
     verdict, step, line = judge(cell.kind, done)
-    outcome = Outcome(cell.name, verdict, step, line, versions=prepared.versions, steps=done)
-    known[signature] = outcome
-    return outcome
+    known[signature] = CellResult(cell.name, verdict, step, line, versions=prepared.versions, steps=done)
+    return known[signature]
 
 
 def _signature(cell: Cell, versions: Mapping[str, str]) -> Signature:
-    return cell.python, extras(cell), *versions.items()
+    return cell.python, cell.extras, *versions.items()

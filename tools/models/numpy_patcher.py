@@ -1,13 +1,9 @@
-"""The transformer layers of a BLT in plain numpy, without cache: whole texts, whole masks.
+"""The transformer layers of a BLT in plain numpy, without cache, and the patcher's entropies by them.
 
-Independent of the graphs, and computed in whichever float type the states have: float32 where memory counts,
-float64 where a result is to be compared with. What it shares with the export is how a config is read and
-the inverse frequencies of rotary positions.
-
-The patcher's entropies in plain numpy, one layer's weights in memory at a time.
-
-For choosing a threshold for a checkpoint just written, without torch and without loading it. Independent of
-the graphs.
+For choosing a threshold for a checkpoint just written, without torch and with one layer's weights in memory
+at a time, and for tests. Whole texts and whole masks, computed in whichever float type the states have:
+float32 where memory counts, float64 where a result is to be compared with. Independent of the graphs: what it
+shares with the export is how a config is read and the inverse frequencies of rotary positions.
 """
 
 from __future__ import annotations
@@ -23,20 +19,6 @@ from ...export.checkpoint import Checkpoint
 from ...graphs.config import TransformerConfig
 from ...graphs.rope import inverse_frequencies
 from ...runtime.vocabulary import encode
-
-__all__ = [
-    "GATES",
-    "Array",
-    "Weights",
-    "attention",
-    "causal_mask",
-    "entropies_of",
-    "layer",
-    "norm",
-    "patcher_entropies",
-    "split_heads",
-    "transformer",
-]
 
 Array = NDArray[Any]
 

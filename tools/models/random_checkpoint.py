@@ -1,15 +1,9 @@
-"""Configs of the released models' shapes, and smaller ones of the same form.
-
-Sizes are those of the released checkpoints: 1B has 4.63 billion parameters, 66 % of them hash tables.
-
-Writing a sharded safetensors checkpoint piece by piece: headers are known before any weight is.
-
-What a failure leaves behind: shards without an index and config, which nothing opens as a checkpoint.
-
-Write a random checkpoint of a released BLT's shape, for measuring size, memory and speed.
+"""Write a random checkpoint of a released BLT's shape, for measuring size, memory and speed.
 
     python -m blt_edge.tools.models.random_checkpoint --shape blt-1b -o /tmp/blt-1b     # 9.3 GB, bfloat16
     python -m blt_edge.tools.models.random_checkpoint --shape blt-1b --layers-scale 0.1 -o /tmp/small
+
+Sizes are those of the released checkpoints: 1B has 4.63 billion parameters, 66 % of them hash tables.
 
 Weights are normal, cut at three deviations, with deviation 1/sqrt(inputs), and norms are one: activations
 stay finite. All come from one block of 8 million draws, entered at a random place for each tensor, so writing
@@ -27,7 +21,6 @@ import copy
 import json
 import math
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -41,20 +34,12 @@ from ...export.checkpoint import open_checkpoint
 from ...export.checkpoint_base import expected_tensors
 from ...graphs.config import parse_config
 from ...runtime.errors import BltError
+from ...runtime.files import new_directory
 from .numpy_patcher import patcher_entropies
 
-__all__ = [
-    "SHAPES",
-    "TENSOR_BYTES",
-    "main",
-    "scaled_config",
-    "write_checkpoint_weights",
-    "write_random_checkpoint",
-]
-
 _THRESHOLD = 1.335442066192627
-_HEAD = 64
-_GLOBAL_HEAD = 128
+
+# 1. Shapes.
 
 
 def _part(layers: int, heads: int, head_dim: int, intermediate: int, positions: int) -> dict[str, Any]:
@@ -77,8 +62,8 @@ def _config(
     decoder: dict[str, Any],
     *,
     k: int,
-    window: int,
-    hash_vocab: int,
+    window: int = 512,
+    hash_vocab: int = 500_002,
 ) -> dict[str, Any]:
     shared = {"cross_attn_k": k, "hidden_size_global": latent["hidden_size"], "vocab_size": 260}
     wide = {"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}}
@@ -107,22 +92,18 @@ def _config(
 
 SHAPES: Mapping[str, dict[str, Any]] = {
     "blt-1b": _config(
-        patcher=_part(14, 12, _HEAD, 2048, 8192),
-        encoder=_part(1, 16, _HEAD, 2816, 24576),
-        latent=_part(25, 16, _GLOBAL_HEAD, 5632, 4096),
-        decoder=_part(9, 16, _HEAD, 2816, 24576),
+        patcher=_part(14, 12, 64, 2048, 8192),
+        encoder=_part(1, 16, 64, 2816, 24576),
+        latent=_part(25, 16, 128, 5632, 4096),
+        decoder=_part(9, 16, 64, 2816, 24576),
         k=2,
-        window=512,
-        hash_vocab=500002,
     ),
     "blt-7b": _config(
-        patcher=_part(14, 12, _HEAD, 2048, 8192),
-        encoder=_part(1, 20, _HEAD, 3584, 24576),
-        latent=_part(32, 32, _GLOBAL_HEAD, 11008, 4096),
-        decoder=_part(6, 20, _HEAD, 3584, 24576),
+        patcher=_part(14, 12, 64, 2048, 8192),
+        encoder=_part(1, 20, 64, 3584, 24576),
+        latent=_part(32, 32, 128, 11008, 4096),
+        decoder=_part(6, 20, 64, 3584, 24576),
         k=4,
-        window=512,
-        hash_vocab=500002,
     ),
     "tiny": _config(
         patcher=_part(2, 4, 16, 96, 8192),
@@ -168,83 +149,67 @@ def scaled_config(
     return config
 
 
+# 2. A checkpoint's weights in safetensors, piece by piece: headers are known before any weight is.
+
 TENSOR_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 """Element types that can be written -> bytes of an element."""
-
 _CODES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 
 Shape = tuple[int, ...]
+Blocks = Callable[[str, Shape], Iterable[bytes | memoryview]]
+"""A tensor's name and shape -> its bytes, little endian, in order."""
 
 
 def write_checkpoint_weights(
-    folder: Path,
-    shapes: Mapping[str, Shape],
-    dtype: str,
-    blocks: Callable[[str, Shape], Iterable[bytes | memoryview]],
-    shard_bytes: int,
+    folder: Path, shapes: Mapping[str, Shape], dtype: str, blocks: Blocks, shard_bytes: int
 ) -> int:
     """Write `model.safetensors`, or shards of about `shard_bytes` and `model.safetensors.index.json`.
 
-    `blocks(name, shape)` yields a tensor's bytes, little endian, in order. A tensor larger than `shard_bytes`
-    gets a shard of its own. Returns the weights' size in bytes. Raises ValueError when a tensor's blocks
-    don't add up to its shape.
+    A tensor larger than `shard_bytes` gets a shard of its own. Returns the weights' size in bytes. Raises
+    ValueError when a tensor's blocks don't add up to its shape. A failure leaves shards without an index,
+    which nothing opens as a checkpoint.
     """
-    item = TENSOR_BYTES[dtype]
-    shards = _plan(shapes, item, shard_bytes)
+    sizes = {name: math.prod(shape) * TENSOR_BYTES[dtype] for name, shape in shapes.items()}
+    shards: list[list[str]] = [[]]
+    used = 0
+    for name, size in sizes.items():
+        if shards[-1] and used + size > shard_bytes:
+            shards.append([])
+            used = 0
+        shards[-1].append(name)
+        used += size
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
-        single = "model.safetensors"
-        file_name = single if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / file_name, {name: shapes[name] for name in names}, dtype, blocks)
-        weight_map.update(dict.fromkeys(names, file_name))
-    total = sum(math.prod(shape) * item for shape in shapes.values())
+        part = "" if len(shards) == 1 else f"-{number:05d}-of-{len(shards):05d}"
+        weight_map |= dict.fromkeys(names, f"model{part}.safetensors")
+        _write_shard(folder / weight_map[names[0]], {name: shapes[name] for name in names}, dtype, blocks)
+    total = sum(sizes.values())
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
     return total
 
 
-def _plan(shapes: Mapping[str, Shape], item: int, shard_bytes: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    used = 0
-    for name, shape in shapes.items():
-        size = math.prod(shape) * item
-        if shards[-1] and used + size > shard_bytes:
-            shards.append([])
-            used = 0
-        shards[-1].append(name)
-        used += size
-    return shards
-
-
-def _write_shard(
-    path: Path,
-    shapes: Mapping[str, Shape],
-    dtype: str,
-    blocks: Callable[[str, Shape], Iterable[bytes | memoryview]],
-) -> None:
+def _write_shard(path: Path, shapes: Mapping[str, Shape], dtype: str, blocks: Blocks) -> None:
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
+    ends, position = {}, 0
     for name, shape in shapes.items():
-        end = position + math.prod(shape) * TENSOR_BYTES[dtype]
+        end = ends[name] = position + math.prod(shape) * TENSOR_BYTES[dtype]
         entries[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [position, end]}
         position = end
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    with path.open("wb", buffering=0) as file:
-        file.write(len(header).to_bytes(8, "little") + header)
+    with path.open("wb") as file:
+        start = file.write(len(header).to_bytes(8, "little") + header)
         for name, shape in shapes.items():
-            expected = file.tell() + math.prod(shape) * TENSOR_BYTES[dtype]
             for block in blocks(name, shape):
-                _write_all(file.write, memoryview(block).cast("B"))
-            if file.tell() != expected:
-                raise ValueError(f"{name}: its blocks are {file.tell() - expected:+d} bytes off its shape")
+                file.write(block)
+            off = file.tell() - start - ends[name]
+            if off:
+                raise ValueError(f"{name}: its blocks are {off:+d} bytes off its shape")
 
 
-def _write_all(write: Callable[[memoryview], int | None], data: memoryview) -> None:
-    while data:
-        data = data[write(data) or 0 :]
-
+# 3. Random weights.
 
 _BLOCK = 8_388_593  # a prime: no tensor's rows repeat at once
 _HEAD_GAIN = 3.0
@@ -273,7 +238,7 @@ def write_random_checkpoint(
     Deterministic for a seed and dtype. Peak memory is some 300 MB whatever the model's size. With
     `choose_threshold`, a model that patches by entropy gets a threshold of its own in place of the config's.
     Raises ValueError for an unknown dtype, `ConfigError` for a config that is not sound, FileExistsError when
-    the folder has files, OSError when the disk has no room; what was written is removed then.
+    the folder has files, WriteError when the disk has no room; nothing is left then.
     """
     if dtype not in TENSOR_BYTES:
         raise ValueError(f"dtype {dtype!r}: allowed are {', '.join(TENSOR_BYTES)}")
@@ -281,27 +246,20 @@ def write_random_checkpoint(
     shapes = expected_tensors(model)
     if model.tie_word_embeddings:
         del shapes["model.local_encoder.embed_tokens.weight"]
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.iterdir()):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder}: not empty; give a new folder")
     parameters = sum(math.prod(shape) for shape in shapes.values())
     needed = parameters * TENSOR_BYTES[dtype]
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise OSError(f"{folder}: needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
-    try:
+    with new_directory(folder, f"output {folder}", "checkpoint", needed=needed) as made:
         weights = _Weights(dtype, seed, min(_BLOCK, parameters))
-        size = write_checkpoint_weights(folder, shapes, dtype, weights.blocks, shard_bytes)
+        size = write_checkpoint_weights(made, shapes, dtype, weights.blocks, shard_bytes)
         written = {**config, "dtype": dtype}
-        _write_config(folder, written)
+        _write_config(made, written)
         if choose_threshold and model.patcher is not None:
-            with open_checkpoint(folder) as checkpoint:
+            with open_checkpoint(made) as checkpoint:
                 entropies = patcher_entropies(checkpoint, model.patcher, _SAMPLE)
-            _write_config(folder, {**written, "patching_threshold": _threshold(entropies)})
-    except BaseException:
-        for path in folder.iterdir():
-            path.unlink()
-        raise
+            _write_config(made, {**written, "patching_threshold": _threshold(entropies)})
     return size
 
 
@@ -314,7 +272,7 @@ class _Weights:
         self._draws = self._rng.standard_normal(draws, dtype=np.float32).clip(-3, 3)
         self._encoded: dict[float, memoryview] = {}
 
-    def blocks(self, name: str, shape: tuple[int, ...]) -> Iterator[memoryview]:
+    def blocks(self, name: str, shape: Shape) -> Iterator[memoryview]:
         """The tensor's bytes; deviation 1/sqrt(inputs), ones for a norm."""
         if len(shape) == 1:
             yield _bytes(_encode(np.ones(shape, np.float32), self._dtype))
@@ -373,24 +331,21 @@ def _size(text: str) -> int:
     return int(float(match[1]) * 10 ** {"": 0, "K": 3, "M": 6, "G": 9}[match[2].upper()])
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; returns the exit code: 0 done, 1 failed while writing, 2 wrong usage."""
     parser = argparse.ArgumentParser(
         description="Write a random BLT checkpoint of a released model's shape, tensor by tensor."
     )
-    parser.add_argument("--shape", choices=list(SHAPES), required=True)
-    parser.add_argument("-o", "--output", type=Path, required=True, help="new or empty folder")
-    parser.add_argument("--dtype", choices=list(TENSOR_BYTES), default="bfloat16")
-    parser.add_argument("--layers-scale", type=float, default=1.0, help="factor on each part's layers")
-    parser.add_argument("--width-scale", type=float, default=1.0, help="factor on each part's heads")
-    parser.add_argument("--hash-vocab", type=int, help="rows of a hash table, 500002 in the released models")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--shard-size", type=_size, default=2_000_000_000, help="for example 500MB (2GB)")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit code: 0 done, 1 failed while writing, 2 wrong usage."""
-    options = _parser().parse_args(arguments)
+    add = parser.add_argument
+    add("--shape", choices=list(SHAPES), required=True)
+    add("-o", "--output", type=Path, required=True, help="new or empty folder")
+    add("--dtype", choices=list(TENSOR_BYTES), default="bfloat16")
+    add("--layers-scale", type=float, default=1.0, help="factor on each part's layers")
+    add("--width-scale", type=float, default=1.0, help="factor on each part's heads")
+    add("--hash-vocab", type=int, help="rows of a hash table, 500002 in the released models")
+    add("--seed", type=int, default=0)
+    add("--shard-size", type=_size, default=2_000_000_000, help="for example 500MB (2GB)")
+    options = parser.parse_args(arguments)
     started = time.perf_counter()
     try:
         config = scaled_config(

@@ -8,7 +8,7 @@ which `BltForCausalLM.from_pretrained` loads, and then prints the figures of the
 Order: first the patcher, alone, as a byte language model; then the threshold, so that storybook_valid.txt
 has patches of 4.2 bytes on average; then all the rest with the patcher frozen. The parameters are those of
 transformers' own modules; only the forward pass is replaced in training, by an equal one
-(`demo_training/fast.py`) that a CPU runs several times faster in bfloat16. Evaluation runs transformers'
+(`demo_forward`) that a CPU runs several times faster in bfloat16. Evaluation runs transformers'
 own float32 forward.
 
 Data, in DIR:
@@ -58,7 +58,8 @@ from torch import Tensor, nn
 from transformers import BltConfig, BltForCausalLM
 from transformers.utils import logging
 
-from . import demo_data, demo_evaluation, demo_forward
+from ...runtime.files import write_whole
+from . import demo_data, demo_forward
 
 SEED = 20261123
 CONTEXT = 1024
@@ -174,13 +175,6 @@ class Optimizers:
             optimizer.load_state_dict(state)
 
 
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    write(partial)
-    partial.replace(path)
-
-
 def export(model: BltForCausalLM, folder: Path) -> None:
     """config.json and model.safetensors (float16), each renamed into place when complete."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -234,7 +228,7 @@ def train(
         if args.rank:
             return
         state = {"model": model.state_dict(), "optimizers": optimizers.state_dict(), "step": step}
-        write_atomically(path, lambda partial: torch.save(state, partial))
+        write_whole(path, lambda partial: torch.save(state, partial))
         export(model, args.state / "interim")
 
     start = saved_at = logged_at = time.monotonic()
@@ -272,8 +266,8 @@ def train_patcher(
     optimizers = Optimizers(patcher.named_parameters(), args.patcher_steps, args.muon_lr)
     train("patcher", model, optimizers, loss_of, args, PATCHER_ROWS * CONTEXT)
     patcher.requires_grad_(False)
-    found = demo_evaluation.entropies(model, (args.corpus / "storybook_valid.txt").read_bytes(), CONTEXT)
-    model.config.patching_threshold = demo_evaluation.threshold_for(found, BYTES_PER_PATCH)
+    found = demo_data.entropies(model, (args.corpus / "storybook_valid.txt").read_bytes(), CONTEXT)
+    model.config.patching_threshold = demo_data.threshold_for(found, BYTES_PER_PATCH)
     if args.rank == 0:
         print(f"threshold {model.config.patching_threshold}")
         export(model, args.state / "interim")
@@ -313,11 +307,9 @@ def report(folder: Path, corpus: Path) -> dict[str, Any]:
     for name in ("alice", "storybook_test", "storybook_valid", "udhr_sample"):
         path = corpus / f"{name}.txt"
         if path.exists():
-            figures[name] = demo_evaluation.bits_per_byte(model, path.read_bytes(), CONTEXT)
+            figures[name] = demo_data.bits_per_byte(model, path.read_bytes(), CONTEXT)
     prompts = (b"Once upon a time", b"The old man looked at the sea and", b'"I do not know," said')
-    figures["samples"] = [
-        demo_evaluation.sample(model, text, 300, 0.7, seed) for seed, text in enumerate(prompts)
-    ]
+    figures["samples"] = [demo_data.sample(model, text, 300, 0.7, seed) for seed, text in enumerate(prompts)]
     return figures
 
 

@@ -19,7 +19,12 @@ from ...runtime.errors import BltError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 the checkpoint can't be run, 2 wrong usage."""
-    options = _parse(arguments)
+    parser = argparse.ArgumentParser(prog="write_golden", description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("checkpoint", type=Path, help="folder in the Hugging Face layout")
+    add("-o", "--output", type=Path, help=f"file to write (default: CHECKPOINT/{GOLDEN_NAME})")
+    add("-n", "--max-new-bytes", type=_count, default=200, help="greedy bytes (default: 200)")
+    options = parser.parse_args(arguments)
     if not options.checkpoint.is_dir():
         print(f"{options.checkpoint}: no such folder; give a checkpoint's folder", file=sys.stderr)
         return 2
@@ -36,20 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file=sys.stderr,
     )
     return 0
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="write_golden",
-        description="Write what transformers computes of a fixed text, for checks without torch.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("checkpoint", type=Path, help="folder in the Hugging Face layout")
-    parser.add_argument(
-        "-o", "--output", type=Path, help=f"file to write (default: CHECKPOINT/{GOLDEN_NAME})"
-    )
-    parser.add_argument("-n", "--max-new-bytes", type=_count, default=200, help="greedy bytes")
-    return parser.parse_args(arguments)
 
 
 def _count(text: str) -> int:

@@ -1,193 +1,131 @@
-"""The modules that are mutated, and the tests that each has to answer to: those beside it.
-
-The command: mutants of the named modules, or of all, and whether the tests notice each.
+"""Which modules are mutated, and the command: mutants of those named or of all, and whether tests notice.
 
 Prints a table of modules and the survivors that are not known to be equivalent; exits with 1 when there are
-any. With `--json` everything is written to a file, module by module.
+any. With `--json` every mutant's result is written to a file, module by module.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import importlib.util
 import json
 import random
 import signal
 import sys
 import time
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from . import runner
 from .operators import Mutant, mutants
 
-__all__ = ["TARGETS", "tests_of"]
-
-_STAGES = ("graphs/test_stages",)
-_CONFIG = ("graphs/test_config",)
-
-TARGETS: dict[str, tuple[str, ...]] = {
-    "runtime.cache": ("runtime/test_cache",),
-    "runtime.hashing": ("runtime/test_hashing",),
-    "runtime.sampling": ("runtime/test_sampling",),
-    "runtime.scoring": ("runtime/test_scoring", "runtime/test_model"),
-    "runtime.patching": ("runtime/test_patching",),
-    "runtime.sequence": ("runtime/test_sequence",),
-    "runtime.speculation": ("runtime/test_speculation",),
-    "runtime.generation": ("runtime/test_generation",),
-    "graphs.rope": ("graphs/test_rope",),
-    "graphs.config": _CONFIG,
-    "graphs._fields": ("graphs/test_fields",),
-    "graphs._inert": _CONFIG,
-    "graphs.layers": _STAGES,
-    "graphs.latent": _STAGES,
-    "graphs.decoder": _STAGES,
-    "graphs.encoder": _STAGES,
-    "graphs.patcher": _STAGES,
-    "graphs.stages": _STAGES,
-    "graphs.weights": _STAGES,
+_RUNTIME = (
+    "cache",
+    "hashing",
+    "fields",
+    "sampling",
+    "scoring",
+    "patching",
+    "sequence",
+    "speculation",
+    "generation",
+)
+_GRAPHS = ("rope", "config", "layers", "stages")
+TARGETS = (*(f"runtime.{name}" for name in _RUNTIME), *(f"graphs.{name}" for name in _GRAPHS))
+"""The tests that a module has to answer to are those beside it, and these:"""
+_FURTHER = {
+    "runtime.scoring": ("runtime/test_model",),
+    "graphs.layers": ("graphs/test_stages",),
 }
-
-
-def tests_of(target: str) -> list[str]:
-    """Paths of the target's tests from the project's root."""
-    return [f"tests/{name}.py" for name in TARGETS[target]]
-
-
 _ROOT = Path(__file__).resolve().parents[2]
 _EQUIVALENTS = Path(__file__).with_name("equivalents.json")
+_COLUMNS = ("module", "mutants", "killed", "survived", "equivalent", "score")
+_ROW = "| {:22} | {:>7} | {:>6} | {:>8} | {:>10} | {:>7} |"
 
-
-@dataclass
-class _Result:
-    """One module's mutants."""
-
-    target: str
-    rows: list[dict[str, Any]]
-    seconds: float
-
-    def count(self, *statuses: str) -> int:
-        return sum(row["status"] in statuses for row in self.rows)
-
-    def line(self) -> str:
-        every, equivalent = len(self.rows), self.count("equivalent")
-        killed = self.count("killed", "timeout")
-        score = 100 * killed / max(1, every - equivalent)
-        survived = every - killed - equivalent
-        name = f"`{self.target}`"
-        return f"| {name:22} | {every:7} | {killed:6} | {survived:8} | {equivalent:10} | {score:6.1f} % |"
-
-
-def _known() -> dict[tuple[str, str, str, str], str]:
-    """Reasons by module, function, statement and change; the file groups changes that share a reason."""
-    return {
-        (group["module"], function, was, becomes): group["reason"]
-        for group in json.loads(_EQUIVALENTS.read_text())
-        for function, was, becomes in group["mutants"]
-    }
-
-
-def _key(row: dict[str, Any]) -> tuple[str, str, str]:
-    return row["function"], row["was"], row["becomes"]
-
-
-def _run(target: str, arguments: argparse.Namespace) -> _Result:
-    began = time.monotonic()
-    path = _ROOT / f"{target.replace('.', '/')}.py"
-    tree = ast.parse(path.read_text(), str(path))
-    chosen = mutants(tree)
-    if arguments.function:
-        chosen = [mutant for mutant in chosen if mutant.function.startswith(arguments.function)]
-    if arguments.sample and arguments.sample < len(chosen):
-        kept = set(random.Random(0).sample(range(len(chosen)), arguments.sample))
-        chosen = [mutant for place, mutant in enumerate(chosen) if place in kept]
-    known = _known()
-    rows: list[dict[str, Any]] = []
-    if arguments.survivors:
-        before = json.loads(Path(arguments.survivors).read_text()).get(target, [])
-        there = {mutant.key for mutant in chosen}
-        rows = [row for row in before if row["status"] in ("killed", "timeout") and _key(row) in there]
-        killed = {_key(row) for row in rows}
-        chosen = [mutant for mutant in chosen if mutant.key not in killed]
-    files = [name for name in tests_of(target) if (_ROOT / name).exists()]
-    # Lines are traced under the name that the module is imported by, which may lead through a link.
-    module = f"blt_edge.{target}"
-    place = _imported_from(module)
-    baseline = runner.measure(place, files)
-
-    def done(mutant: Mutant, outcome: runner.Outcome) -> None:
-        status, reason = outcome.status, ""
-        if status in ("survived", "uncovered"):
-            reason = known.get((target, *mutant.key), "")
-            status = "equivalent" if reason else status
-        rows.append(
-            {
-                "line": mutant.line,
-                "function": mutant.function,
-                "was": mutant.was,
-                "becomes": mutant.becomes,
-                "status": status,
-                "reason": reason,
-                "test": outcome.test,
-                "seconds": outcome.seconds,
-            }
-        )
-        if status in ("survived", "uncovered"):
-            print(f"{target}:{mutant.line} {mutant.function}: {status}", flush=True)
-            print(f"    - {mutant.was.strip()}\n    + {mutant.becomes.strip()}", flush=True)
-        elif sys.stderr.isatty():
-            print(f"\r{target}: {len(rows)} of {len(chosen)}", end="", file=sys.stderr, flush=True)
-
-    runner.run(module, place, tree, chosen, files, baseline, arguments.jobs, done)
-    return _Result(target, rows, time.monotonic() - began)
-
-
-def _imported_from(module: str) -> Path:
-    """The path that the module would be imported from; nothing of the project is imported."""
-    package, _, name = module.rpartition(".")
-    spec = importlib.util.find_spec(package)
-    assert spec is not None, f"{package} is not installed"
-    assert spec.submodule_search_locations is not None
-    return Path(spec.submodule_search_locations[0]) / f"{name}.py"
+Row = dict[str, Any]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m blt_edge.tools.mutation", description=__doc__)
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help="such as runtime.cache; default all")
-    parser.add_argument(
-        "--sample", type=int, metavar="N", help="only N mutants of each module, always the same"
-    )
-    parser.add_argument("--function", metavar="NAME", help="only those of functions whose name begins so")
-    parser.add_argument(
-        "--survivors",
-        metavar="FILE",
-        help="take killed mutants from this JSON file of an earlier run, run the rest",
-    )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes at a time; default 1")
-    parser.add_argument("--json", metavar="FILE", help="write every mutant's result; kept up to date")
+    add = parser.add_argument
+    add("modules", nargs="*", metavar="MODULE", help="such as runtime.cache; default all")
+    add("--sample", type=int, metavar="N", help="only N mutants of each module, always the same")
+    add("--survivors", metavar="FILE", help="JSON of an earlier run: what was killed there is not run again")
+    add("--jobs", type=int, default=1, metavar="N", help="processes at a time; default 1")
+    add("--json", metavar="FILE", help="write every mutant's result; up to date after every module")
     arguments = parser.parse_args()
-    targets = arguments.modules or list(TARGETS)
+    targets = arguments.modules or TARGETS
     for target in targets:
         if target not in TARGETS:
             parser.error(f"{target} is no module to mutate; known are {', '.join(TARGETS)}")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # leaves no process behind
     runner.preload()
-    results = []
+    results: dict[str, list[Row]] = {}
     for target in targets:
-        result = _run(target, arguments)
-        results.append(result)
+        began = time.monotonic()
+        results[target] = _run(target, arguments)
         if arguments.json:
             file = Path(arguments.json)
             everything = json.loads(file.read_text()) if file.exists() else {}
-            file.write_text(json.dumps({**everything, target: result.rows}, indent=1) + "\n")
-        print(f"{result.line()} {result.seconds:.0f} s", flush=True)
-    print(f"| {'module':22} | mutants | killed | survived | equivalent | score    |")
-    print(f"|{'-' * 24}|{'-' * 9}|{'-' * 8}|{'-' * 10}|{'-' * 12}|{'-' * 10}|")
-    for result in results:
-        print(result.line())
-    return int(any(result.count("survived", "uncovered") for result in results))
+            file.write_text(json.dumps({**everything, target: results[target]}, indent=1) + "\n")
+        print(f"{_line(target, results[target])} {time.monotonic() - began:.0f} s", flush=True)
+    print(_ROW.format(*_COLUMNS), _ROW.format(*["---"] * len(_COLUMNS)), sep="\n")
+    for target, rows in results.items():
+        print(_line(target, rows))
+    return int(any(row["status"] in ("survived", "uncovered") for rows in results.values() for row in rows))
+
+
+def _line(target: str, rows: list[Row]) -> str:
+    count = Counter(row["status"] for row in rows)
+    killed, left = count["killed"], count["survived"] + count["uncovered"]
+    score = f"{100 * killed / max(1, killed + left):.1f} %"
+    return _ROW.format(f"`{target}`", len(rows), killed, left, count["equivalent"], score)
+
+
+def _run(target: str, arguments: argparse.Namespace) -> list[Row]:
+    path = _ROOT / f"{target.replace('.', '/')}.py"
+    tree = ast.parse(path.read_text(), str(path))
+    chosen = mutants(tree)
+    known = _known(target)
+    for function, was, becomes in set(known) - {mutant.key for mutant in chosen}:
+        print(f"{_EQUIVALENTS.name}: {target} {function}: no such mutant: {was.strip()} -> {becomes.strip()}")
+    if arguments.sample and arguments.sample < len(chosen):
+        kept = random.Random(0).sample(range(len(chosen)), arguments.sample)
+        chosen = [chosen[place] for place in sorted(kept)]
+    before = json.loads(Path(arguments.survivors).read_text()) if arguments.survivors else {}
+    rows: list[Row] = [row for row in before.get(target, []) if row["status"] == "killed"]
+    killed = {(row["function"], row["was"], row["becomes"]) for row in rows}
+    chosen = [mutant for mutant in chosen if mutant.key not in killed]
+    beside = (target.replace(".", "/test_"), *_FURTHER.get(target, ()))
+    files = [f"tests/{name}.py" for name in beside if (_ROOT / f"tests/{name}.py").exists()]
+    baseline = runner.measure(path, files)
+
+    def done(mutant: Mutant, status: str, test: str) -> None:
+        function, was, becomes = mutant.key
+        line, reason = mutant.lines.start, ""
+        if status in ("survived", "uncovered"):
+            reason = known.get(mutant.key, "")
+            status = "equivalent" if reason else status
+        row = {"line": line, "function": function, "was": was, "becomes": becomes}
+        rows.append({**row, "status": status, "reason": reason, "test": test})
+        if status in ("survived", "uncovered"):
+            print(f"{target}:{line} {function}: {status}\n    - {was.strip()}\n    + {becomes.strip()}")
+        elif sys.stderr.isatty():
+            print(f"\r{target}: {len(rows)} of {len(chosen)}", end="", file=sys.stderr, flush=True)
+
+    runner.run(f"blt_edge.{target}", path, tree, chosen, baseline, arguments.jobs, done)
+    return rows
+
+
+def _known(target: str) -> dict[tuple[str, str, str], str]:
+    """Reasons by function, statement and change; the file groups changes that share a reason."""
+    return {
+        (function, was, becomes): group["reason"]
+        for group in json.loads(_EQUIVALENTS.read_text())
+        if group["module"] == target
+        for function, was, becomes in group["mutants"]
+    }
 
 
 if __name__ == "__main__":

@@ -11,71 +11,70 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Mutant", "mutants"]
-
 _SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.FloorDiv,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult,
-    ast.Mod: ast.FloorDiv,
-    ast.Pow: ast.Mult,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
-    ast.LShift: ast.RShift,
-    ast.RShift: ast.LShift,
+    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.FloorDiv, ast.Div: ast.Mult},
+    **{ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.Pow: ast.Mult},
+    **{ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.LShift: ast.RShift, ast.RShift: ast.LShift},
 }
 _NEGATED: dict[type[ast.cmpop], type[ast.cmpop]] = {
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.Is: ast.IsNot,
-    ast.IsNot: ast.Is,
-    ast.In: ast.NotIn,
-    ast.NotIn: ast.In,
-    ast.Lt: ast.GtE,
-    ast.GtE: ast.Lt,
-    ast.Gt: ast.LtE,
-    ast.LtE: ast.Gt,
+    **{ast.Eq: ast.NotEq, ast.Is: ast.IsNot, ast.In: ast.NotIn, ast.Lt: ast.GtE, ast.Gt: ast.LtE},
 }
+_NEGATED |= {negated: op for op, negated in _NEGATED.items()}
 # Strictness changed, and how the right side moves by one the other way.
-_BOUNDARIES: dict[type[ast.cmpop], tuple[type[ast.cmpop], type[ast.operator]]] = {
-    ast.Lt: (ast.LtE, ast.Sub),
-    ast.LtE: (ast.Lt, ast.Add),
-    ast.Gt: (ast.GtE, ast.Add),
-    ast.GtE: (ast.Gt, ast.Sub),
-}
+_BOUNDARIES: dict[type[ast.cmpop], tuple[type[ast.cmpop], type[ast.operator]]]
+_BOUNDARIES = {ast.Lt: (ast.LtE, ast.Sub), ast.LtE: (ast.Lt, ast.Add)}
+_BOUNDARIES |= {ast.Gt: (ast.GtE, ast.Add), ast.GtE: (ast.Gt, ast.Sub)}
 _OPPOSITES = {
     **{"min": "max", "any": "all", "floor": "ceil", "bisect_right": "bisect_left", "argmax": "argmin"},
     **{"Add": "Sub", "Mul": "Div", "Cos": "Sin", "Less": "LessOrEqual", "Greater": "GreaterOrEqual"},
     **{"And": "Or", "ReduceMax": "ReduceMean", "zeros": "ones", "maximum": "minimum"},
 }
 _OPPOSITES |= {name: other for other, name in _OPPOSITES.items()}
+_LEFT_OUT = (ast.Import, ast.ImportFrom, ast.Assert, ast.JoinedStr, ast.Global, ast.Nonlocal)
+_LEFT_OUT_FIELDS = ("annotation", "returns", "decorator_list", "bases", "type_comment")
+
+Node = Any
+"""A syntax node whose fields are read and written by name."""
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Slot:
+    """Where a node hangs in the tree."""
+
+    holder: ast.AST
+    field: str
+    index: int | None
+
+    @property
+    def node(self) -> Node:
+        value = getattr(self.holder, self.field)
+        return value if self.index is None else value[self.index]
+
+    def put(self, node: ast.AST) -> None:
+        if self.index is None:
+            setattr(self.holder, self.field, node)
+        else:
+            getattr(self.holder, self.field)[self.index] = node
+
+
+@dataclass(frozen=True)
 class Mutant:
     """One change, not yet made."""
 
     function: str
     """Dotted name inside the module; "" at its top."""
-    line: int
     lines: range
     """Of the changed statement; of its first line up to its body, if it has one."""
     was: str
     """The statement's first line of code."""
     becomes: str
     """The same after the change, with a count behind it where the function has an equal change already."""
-    at_import: bool
-    """The statement runs when the module is imported, before any test."""
-    _holder: Any
-    _slot: str
-    _index: int | None
-    _replacement: ast.AST
+    slot: _Slot
+    replacement: ast.AST
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -84,72 +83,37 @@ class Mutant:
 
     def apply(self) -> None:
         """Change the tree."""
-        _put(self._holder, self._slot, self._index, self._replacement)
+        self.slot.put(self.replacement)
 
 
 def mutants(tree: ast.Module) -> list[Mutant]:
     """All changes of a module, from top to bottom. The tree is left as it was."""
-    copied = _copied_axes(tree)
     found: list[Mutant] = []
     counts: Counter[tuple[str, str, str]] = Counter()
-    for place in _places(tree):
-        for replacement in _changes(place):
-            if place.node in copied and ast.unparse(replacement) == "-1":
+    copied = _copied_axes(tree)
+    for function, statement, slot in _slots(tree, None, ""):
+        node, was, lines = slot.node, _first_line(statement.node), _lines(statement.node)
+        for replacement in _changes(slot):
+            if node in copied and ast.unparse(replacement) == "-1":
                 continue
-            was = place.first_line()
-            _put(place.holder, place.slot, place.index, replacement)
-            becomes = place.first_line()
-            _put(place.holder, place.slot, place.index, place.node)
-            counts[place.function, was, becomes] += 1
-            count = counts[place.function, was, becomes]
-            found.append(
-                Mutant(
-                    place.function,
-                    place.node.lineno,
-                    place.lines(),
-                    was,
-                    becomes if count == 1 else f"{becomes}  # {count}",
-                    place.at_import,
-                    place.holder,
-                    place.slot,
-                    place.index,
-                    replacement,
-                )
-            )
+            slot.put(replacement)
+            becomes = _first_line(statement.node)
+            slot.put(node)
+            counts[function, was, becomes] += 1
+            count = counts[function, was, becomes]
+            becomes += f"  # {count}" if count > 1 else ""
+            found.append(Mutant(function, lines, was, becomes, slot, replacement))
     return found
 
 
-@dataclass
-class _Place:
-    """A node that may be replaced, and where it hangs."""
-
-    node: Any
-    holder: ast.AST
-    slot: str
-    index: int | None
-    statement: ast.stmt
-    holder_of_statement: ast.AST
-    slot_of_statement: str
-    index_of_statement: int
-    function: str
-    at_import: bool
-
-    def first_line(self) -> str:
-        statement = getattr(self.holder_of_statement, self.slot_of_statement)[self.index_of_statement]
-        lines = ast.unparse(statement).splitlines()
-        return next(line for line in lines if not line.startswith("@"))
-
-    def lines(self) -> range:
-        body = getattr(self.statement, "body", None)
-        last = body[0].lineno - 1 if body else self.statement.end_lineno
-        return range(self.statement.lineno, max(last or 0, self.statement.lineno) + 1)
+def _first_line(statement: Node) -> str:
+    return next(line for line in ast.unparse(statement).splitlines() if not line.startswith("@"))
 
 
-def _put(holder: Any, slot: str, index: int | None, node: ast.AST) -> None:
-    if index is None:
-        setattr(holder, slot, node)
-    else:
-        getattr(holder, slot)[index] = node
+def _lines(statement: Node) -> range:
+    body = getattr(statement, "body", None)
+    last = body[0].lineno - 1 if body else statement.end_lineno
+    return range(statement.lineno, max(last, statement.lineno) + 1)
 
 
 def _copied_axes(tree: ast.Module) -> set[ast.AST]:
@@ -165,45 +129,21 @@ def _copied_axes(tree: ast.Module) -> set[ast.AST]:
     }
 
 
-_LEFT_OUT = (ast.Import, ast.ImportFrom, ast.Assert, ast.JoinedStr, ast.Global, ast.Nonlocal)
-
-
-def _places(tree: ast.Module) -> Iterator[_Place]:
-    yield from _of_children(tree, None, "", True)
-
-
-def _of_children(node: ast.AST, outer: _Place | None, function: str, at_import: bool) -> Iterator[_Place]:
-    for slot, value in ast.iter_fields(node):
-        if slot in ("annotation", "returns", "decorator_list", "bases", "type_comment"):
+def _slots(node: ast.AST, statement: _Slot | None, function: str) -> Iterator[tuple[str, _Slot, _Slot]]:
+    """The function, the statement and the place of every node that may be changed."""
+    for field, value in ast.iter_fields(node):
+        if field in _LEFT_OUT_FIELDS:
             continue
-        children = enumerate(value) if isinstance(value, list) else [(None, value)]
-        for index, child in children:
+        for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             if not isinstance(child, ast.AST) or _left_out(node, child):
                 continue
-            place = outer
-            if isinstance(child, ast.stmt):
-                assert index is not None
-                place = _Place(child, node, slot, index, child, node, slot, index, function, at_import)
-            elif outer is not None:
-                place = _Place(
-                    child,
-                    node,
-                    slot,
-                    index,
-                    outer.statement,
-                    outer.holder_of_statement,
-                    outer.slot_of_statement,
-                    outer.index_of_statement,
-                    function,
-                    at_import or isinstance(node, ast.arguments),
-                )
-            if place is not None:
-                yield place
-            inner, early = function, at_import
+            slot = _Slot(node, field, index)
+            holder = slot if statement is None or isinstance(child, ast.stmt) else statement
+            yield function, holder, slot
+            inner = function
             if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
-                inner = f"{function}.{child.name}" if function else child.name
-                early = at_import and isinstance(child, ast.ClassDef)
-            yield from _of_children(child, place, inner, early)
+                inner = f"{function}.{child.name}".lstrip(".")
+            yield from _slots(child, holder, inner)
 
 
 def _left_out(parent: ast.AST, child: ast.AST) -> bool:
@@ -222,114 +162,110 @@ def _left_out(parent: ast.AST, child: ast.AST) -> bool:
     return isinstance(child, ast.Subscript) and ast.unparse(child.value) == "Literal"
 
 
-def _changes(place: _Place) -> Iterator[ast.AST]:
-    node, holder = place.node, place.holder
-    if isinstance(node, ast.stmt):
-        yield from _of_statement(node)
-    elif isinstance(node, ast.Constant):
-        yield from _of_constant(node)
-    elif isinstance(node, ast.Compare):
-        yield from _of_comparison(node)
-    elif isinstance(node, ast.BinOp) and type(node.op) in _SWAPPED:
-        yield _copy(node, op=_SWAPPED[type(node.op)]())
-    elif isinstance(node, ast.BoolOp):
-        yield _copy(node, op=ast.Or() if isinstance(node.op, ast.And) else ast.And())
-        for index in range(len(node.values)):
-            kept = [value for other, value in enumerate(node.values) if other != index]
-            yield kept[0] if len(kept) == 1 else _copy(node, values=kept)
-    elif isinstance(node, ast.UnaryOp) and not isinstance(node.operand, ast.Constant):
-        yield node.operand
-    elif isinstance(node, ast.Call):
-        yield from _of_call(node)
-    elif isinstance(node, ast.Slice):
-        yield from _of_slice(node)
-    if place.slot == "test" and isinstance(node, (ast.Name, ast.Attribute, ast.Call)):
+# One function for each kind of node that can be changed; the table of them is at the end.
+
+
+def _changes(slot: _Slot) -> Iterator[ast.AST]:
+    node = slot.node
+    if type(node) in _OPERATORS:
+        yield from _OPERATORS[type(node)](node)
+    if slot.field == "test" and isinstance(node, (ast.Name, ast.Attribute, ast.Call)):
         yield ast.UnaryOp(ast.Not(), node)
-    if place.slot == "ifs" and isinstance(holder, ast.comprehension):
+    if slot.field == "ifs":
         yield ast.Constant(True)
 
 
-def _of_statement(node: ast.stmt) -> Iterator[ast.AST]:
-    if isinstance(node, ast.Break):
-        yield ast.Continue()
-    elif isinstance(node, ast.Continue):
-        yield ast.Break()
-    elif isinstance(node, ast.AugAssign):
-        yield ast.Pass()
-        if type(node.op) in _SWAPPED:
-            yield _copy(node, op=_SWAPPED[type(node.op)]())
-    elif isinstance(node, (ast.Delete, ast.Raise)) or _dropped(node):
+def _dropped(node: Node) -> Iterator[ast.AST]:
+    # A local name that is never set would only be an error.
+    target = node.targets[0] if isinstance(node, ast.Assign) else None
+    yields = isinstance(node, ast.Expr) and isinstance(node.value, (ast.Yield, ast.YieldFrom))
+    if not yields and (target is None or isinstance(target, (ast.Attribute, ast.Subscript))):
         yield ast.Pass()
 
 
-def _dropped(node: ast.stmt) -> bool:
-    if isinstance(node, ast.Expr):
-        return not isinstance(node.value, (ast.Yield, ast.YieldFrom))
-    # A name that is never set is only an error.
-    return isinstance(node, ast.Assign) and isinstance(node.targets[0], (ast.Attribute, ast.Subscript))
+def _swapped(node: Node) -> Iterator[ast.AST]:
+    if isinstance(node, ast.AugAssign):
+        yield ast.Pass()
+    if type(node.op) in _SWAPPED:
+        yield _copy(node, op=_SWAPPED[type(node.op)]())
 
 
-def _of_constant(node: ast.Constant) -> Iterator[ast.AST]:
+def _constant(node: Node) -> Iterator[ast.AST]:
     value = node.value
     if isinstance(value, bool):
         yield ast.Constant(not value)
     elif isinstance(value, int):
-        yield ast.Constant(value + 1)
-        yield ast.Constant(value - 1)
+        yield from (ast.Constant(value + 1), ast.Constant(value - 1))
     elif isinstance(value, float):
         yield ast.Constant(2 * value or 1.0)
     elif isinstance(value, str) and value and not any(character.isspace() for character in value):
         yield ast.Constant(value + "_")
 
 
-def _of_comparison(node: ast.Compare) -> Iterator[ast.AST]:
+def _boolean(node: Node) -> Iterator[ast.AST]:
+    yield _copy(node, op=ast.Or() if isinstance(node.op, ast.And) else ast.And())
+    for index in range(len(node.values)):
+        kept = _replaced(node.values, index)
+        yield kept[0] if len(kept) == 1 else _copy(node, values=kept)
+
+
+def _unary(node: Node) -> Iterator[ast.AST]:
+    if not isinstance(node.operand, ast.Constant):
+        yield node.operand
+
+
+def _comparison(node: Node) -> Iterator[ast.AST]:
     for index, op in enumerate(node.ops):
-        before, after = node.ops[:index], node.ops[index + 1 :]
-        yield _copy(node, ops=[*before, _NEGATED[type(op)](), *after])
+        yield _copy(node, ops=_replaced(node.ops, index, _NEGATED[type(op)]()))
         if type(op) in _BOUNDARIES:
             strictness, shift = _BOUNDARIES[type(op)]
-            yield _copy(node, ops=[*before, strictness(), *after])
+            yield _copy(node, ops=_replaced(node.ops, index, strictness()))
             right = node.comparators[index]
             if not isinstance(right, ast.Constant):  # which is changed by itself
                 moved = ast.BinOp(right, shift(), ast.Constant(1))
-                yield _copy(
-                    node, comparators=[*node.comparators[:index], moved, *node.comparators[index + 1 :]]
-                )
+                yield _copy(node, comparators=_replaced(node.comparators, index, moved))
 
 
-def _of_call(node: ast.Call) -> Iterator[ast.AST]:
-    called = node.func
-    name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
+def _call(node: Node) -> Iterator[ast.AST]:
+    called, plain = node.func, isinstance(node.func, ast.Name)
+    name = called.id if plain else getattr(called, "attr", "")
     if name in _OPPOSITES:
         other = _OPPOSITES[name]
-        yield _copy(
-            node,
-            func=ast.Name(other, ast.Load()) if isinstance(called, ast.Name) else _copy(called, attr=other),
-        )
-    if name in ("min", "max") and isinstance(called, ast.Name) and len(node.args) == 2 and not node.keywords:
+        yield _copy(node, func=ast.Name(other, ast.Load()) if plain else _copy(called, attr=other))
+    if name in ("min", "max") and plain and len(node.args) == 2 and not node.keywords:
         yield from (argument for argument in node.args if not isinstance(argument, ast.Constant))
-    if name == "range" and node.args and not isinstance(node.args[min(1, len(node.args) - 1)], ast.Constant):
-        stop = min(1, len(node.args) - 1)
+    stop = min(1, len(node.args) - 1)
+    if name == "range" and node.args and not isinstance(node.args[stop], ast.Constant):
         shorter = ast.BinOp(node.args[stop], ast.Sub(), ast.Constant(1))
-        yield _copy(node, args=[*node.args[:stop], shorter, *node.args[stop + 1 :]])
+        yield _copy(node, args=_replaced(node.args, stop, shorter))
     for index, keyword in enumerate(node.keywords):
-        if keyword.arg == "strict":
-            continue
-        yield _copy(node, keywords=[*node.keywords[:index], *node.keywords[index + 1 :]])
+        if keyword.arg != "strict":
+            yield _copy(node, keywords=_replaced(node.keywords, index))
 
 
-def _of_slice(node: ast.Slice) -> Iterator[ast.AST]:
-    if node.lower is not None:
-        yield _copy(node, lower=None)
-        if not isinstance(node.lower, ast.Constant):
-            yield _copy(node, lower=ast.BinOp(node.lower, ast.Add(), ast.Constant(1)))
-    if node.upper is not None:
-        yield _copy(node, upper=None)
-        if not isinstance(node.upper, ast.Constant):
-            yield _copy(node, upper=ast.BinOp(node.upper, ast.Sub(), ast.Constant(1)))
+def _slice(node: Node) -> Iterator[ast.AST]:
+    for bound, inwards in (("lower", ast.Add()), ("upper", ast.Sub())):
+        value = getattr(node, bound)
+        if value is not None:
+            yield _copy(node, **{bound: None})
+            if not isinstance(value, ast.Constant):
+                yield _copy(node, **{bound: ast.BinOp(value, inwards, ast.Constant(1))})
 
 
-def _copy(node: Any, **changed: Any) -> Any:
+def _replaced(items: list[Node], index: int, *by: Node) -> list[Node]:
+    return [*items[:index], *by, *items[index + 1 :]]
+
+
+def _copy(node: Node, **changed: Any) -> Any:
     """A node like this one with other fields; the rest is shared."""
-    fields = {**dict(ast.iter_fields(node)), **changed}
-    return ast.copy_location(type(node)(**fields), node)
+    return ast.copy_location(type(node)(**{**dict(ast.iter_fields(node)), **changed}), node)
+
+
+_OPERATORS: dict[type[ast.AST], Callable[[Node], Iterator[ast.AST]]] = {
+    ast.Break: lambda node: iter([ast.Continue()]),
+    ast.Continue: lambda node: iter([ast.Break()]),
+    **dict.fromkeys((ast.Expr, ast.Assign, ast.Delete, ast.Raise), _dropped),
+    **dict.fromkeys((ast.AugAssign, ast.BinOp), _swapped),
+    **{ast.Constant: _constant, ast.BoolOp: _boolean, ast.UnaryOp: _unary},
+    **{ast.Compare: _comparison, ast.Call: _call, ast.Slice: _slice},
+}

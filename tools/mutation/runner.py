@@ -9,30 +9,30 @@ on the unchanged module ends its process by a signal, which counts as noticing t
 from __future__ import annotations
 
 import ast
+import contextlib
 import gc
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import json
+import multiprocessing
 import os
 import resource
-import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import Any
 
+import coverage
 import pytest
 
 from .operators import Mutant
-
-__all__ = ["Baseline", "Outcome", "measure", "preload", "run"]
 
 _HEAVY = (
     *("numpy", "onnxruntime", "onnx", "onnx_ir", "onnxscript", "safetensors.numpy", "ml_dtypes", "click"),
@@ -46,54 +46,147 @@ _SLACK = 1.5
 """Seconds of processor time that any test may take."""
 _MEMORY = 12 << 30
 """Address space of a process, in bytes: what grows without end must not take the machine with it."""
-_TIMED_OUT = -signal.SIGPROF
-
-
-@dataclass
-class Baseline:
-    """What a target's tests do on the unchanged module."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Processor time by test, its fixtures included."""
-    lines: dict[str, list[int]] = field(default_factory=dict)
-    """The module's lines by test."""
-    imported: list[int] = field(default_factory=list)
-    """The module's lines that run when it is imported."""
-
-    def tests_for(self, mutant: Mutant) -> list[str]:
-        """The tests that run the mutant's statement, the fast ones first; one file's tests stay together."""
-        wanted = set(mutant.lines)
-        # What runs when the module is imported is before any test, and for all of them.
-        early = mutant.at_import or not wanted.isdisjoint(self.imported)
-        tests = [test for test, lines in self.lines.items() if early or not wanted.isdisjoint(lines)]
-
-        def order(test: str) -> tuple[int, str, float]:
-            seconds = self.seconds[test]
-            return sum(seconds > edge for edge in (0.1, 0.5, 2.0)), test.split("::")[0], seconds
-
-        return sorted(tests, key=order)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one mutant."""
-
-    status: str
-    """killed, timeout, survived, or uncovered where no test runs the statement."""
-    test: str
-    """The test that noticed."""
-    seconds: float
+_FORK = multiprocessing.get_context("fork")
 
 
 def preload() -> None:
     """Import what every process needs, as far as it is installed."""
     for name in _HEAVY:
-        try:
+        with contextlib.suppress(ImportError):
             importlib.import_module(name)
-        except ImportError:
-            continue
     gc.collect()
     gc.freeze()
+
+
+@dataclass
+class Baseline:
+    """What a module's tests do before it is changed."""
+
+    seconds: dict[str, float]
+    """Processor time by test."""
+    lines: dict[str, set[int]]
+    """The module's lines by test; by "" those that run when it is imported or a shared fixture is made."""
+
+    def limits(self, mutant: Mutant) -> dict[str, float]:
+        """The tests that run the mutant's statement and how long each may take: fast ones first.
+
+        One file's tests stay together.
+        """
+        wanted = set(mutant.lines)
+        early = not wanted.isdisjoint(self.lines.get("", ()))
+        tests = [test for test in self.seconds if early or not wanted.isdisjoint(self.lines.get(test, ()))]
+
+        def order(test: str) -> tuple[int, str, float]:
+            seconds = self.seconds[test]
+            return sum(seconds > edge for edge in (0.1, 0.5, 2.0)), test.split("::")[0], seconds
+
+        return {test: _SLACK + _ALLOWED * self.seconds[test] for test in sorted(tests, key=order)}
+
+
+def measure(path: Path, files: Sequence[str]) -> Baseline:
+    """Time and lines of the tests in `files`, all of which have to pass, for the module at `path`."""
+
+    def work(folder: Path) -> tuple[int, str, Baseline]:
+        tracer = coverage.Coverage(data_file=None, config_file=False, include=[str(path)])
+        tracer.set_option("run:core", "ctrace")  # newer ones forget which test a line was run by
+        tracer.start()
+        watch = _Watch(tracer=tracer)
+        status = _pytest(files, watch, folder)
+        tracer.stop()
+        lines: dict[str, set[int]] = {}
+        for line, tests in tracer.get_data().contexts_by_lineno(str(path)).items():
+            for test in tests:
+                lines.setdefault(test, set()).add(line)
+        return status, watch.failed, Baseline(watch.seconds, lines)
+
+    child = _Child(work, 1800)
+    wait([child.answer], 1800)
+    status, failed, baseline = child.end() or (1, "", Baseline({}, {}))
+    if status:
+        raise SystemExit(f"tests fail on the unchanged module: {failed or 'pytest ended by itself'}")
+    return baseline
+
+
+def run(
+    module: str,
+    path: Path,
+    tree: ast.Module,
+    mutants: Sequence[Mutant],
+    baseline: Baseline,
+    jobs: int,
+    done: Callable[[Mutant, str, str], None],
+) -> None:
+    """Run every mutant's tests, `jobs` at a time.
+
+    done: told of each as it ends: killed, survived, or uncovered where no test runs the statement; and of
+    the test that noticed, "" where that was its process's end.
+    """
+
+    def work(mutant: Mutant, limits: dict[str, float]) -> Callable[[Path], tuple[int, str]]:
+        def changed(folder: Path) -> tuple[int, str]:
+            resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+            mutant.apply()
+            code = compile(ast.fix_missing_locations(tree), str(path), "exec")
+            sys.meta_path.insert(0, _Compiled(module, path, code))
+            watch = _Watch(limits)
+            files = dict.fromkeys(test.split("::")[0] for test in limits)
+            return _pytest(list(files), watch, folder), watch.failed
+
+        return changed
+
+    waiting, running = list(reversed(mutants)), dict[Connection, tuple[Mutant, _Child]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                mutant = waiting.pop()
+                limits = baseline.limits(mutant)
+                if limits:
+                    child = _Child(work(mutant, limits), 30 + 4 * sum(limits.values()))
+                    running[child.answer] = mutant, child
+                else:
+                    done(mutant, "uncovered", "")
+            wait(list(running), 0.5)
+            for answer, (mutant, child) in list(running.items()):
+                if answer.poll() or time.monotonic() > child.deadline:
+                    del running[answer]
+                    status, failed = child.end() or (None, "")
+                    done(mutant, "killed" if status != 0 else "survived", failed)
+    finally:
+        for _, child in running.values():
+            child.end()
+
+
+class _Child:
+    """Work in a forked process, which is given an empty folder; what it returns comes through a pipe."""
+
+    def __init__(self, work: Callable[[Path], Any], seconds: float) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="mutation-", ignore_cleanup_errors=True)
+        self.answer, theirs = _FORK.Pipe(duplex=False)
+        folder = Path(self._folder.name, "t")
+        self._process = _FORK.Process(target=_serve, args=(work, folder, theirs))
+        self._process.start()
+        theirs.close()
+        self.deadline = time.monotonic() + seconds
+
+    def end(self) -> Any:
+        """What the work returned, None if nothing yet. Ends the process and all that it started."""
+        found = None
+        with contextlib.suppress(EOFError):
+            found = self.answer.recv() if self.answer.poll() else None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid or 0, signal.SIGKILL)
+        self._process.join()
+        self._folder.cleanup()
+        return found
+
+
+def _serve(work: Callable[[Path], Any], folder: Path, answer: Connection) -> None:
+    os.setsid()
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    quiet = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(quiet, number)
+    answer.send(work(folder))
 
 
 class _Compiled(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -105,86 +198,63 @@ class _Compiled(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if name != self._name:
-            return None
-        return importlib.util.spec_from_file_location(name, self._path, loader=self)
+        wanted = name == self._name
+        return importlib.util.spec_from_file_location(name, self._path, loader=self) if wanted else None
 
     def exec_module(self, module: ModuleType) -> None:
         exec(self._code, module.__dict__)
 
 
 class _Watch:
-    """A pytest plugin: chosen tests in order, a limit for each, and what they took and ran."""
+    """A pytest plugin: the tests of `limits` in their order, each with its limit; what tests took and ran."""
 
-    def __init__(self, chosen: list[str] | None, limits: dict[str, float], traced: Path | None) -> None:
-        self._places = None if chosen is None else {test: place for place, test in enumerate(chosen)}
-        self._limits, self._traced = limits, str(traced) if traced else None
-        self._lines: set[int] = set()
-        self._fixtures: dict[str, tuple[float, set[int]]] = {}
+    def __init__(
+        self, limits: dict[str, float] | None = None, tracer: coverage.Coverage | None = None
+    ) -> None:
+        self._limits, self._tracer = limits, tracer
         self.seconds: dict[str, float] = {}
-        self.lines: dict[str, list[int]] = {}
-        self.imported: set[int] = set()
         self.failed = ""
 
-    def begin(self) -> None:
-        """Trace imports, of which some come before any of pytest's hooks."""
-        if self._traced:
-            sys.settrace(self._trace)
+    def _trace(self, test: str) -> None:
+        if self._tracer is not None:
+            self._tracer.switch_context(test)
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        sys.settrace(None)
-        self.imported = self._lines
-        places = self._places
-        if places is not None:
-            items[:] = sorted(
-                (item for item in items if item.nodeid in places), key=lambda item: places[item.nodeid]
-            )
+        if self._limits is not None:
+            by_name = {item.nodeid: item for item in items}
+            items[:] = [by_name[test] for test in self._limits]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: Any) -> Iterator[None]:
         if fixturedef.scope == "function":
             return (yield)
-        # What a shared fixture does counts for every test that uses it, not for the first alone.
-        lines, self._lines = self._lines, set()
-        began = time.process_time()
+        # What tests share counts for all of them, not for the first that asks for it.
+        began, (left, _) = time.process_time(), signal.setitimer(signal.ITIMER_PROF, 0)
+        self._trace("")
         try:
             return (yield)
         finally:
-            seconds, found = self._fixtures.get(fixturedef.argname, (0.0, set()))
-            spent = time.process_time() - began
-            self._began += spent
-            self._fixtures[fixturedef.argname] = (max(seconds, spent), found | self._lines)
-            self._lines = lines
+            self._began += time.process_time() - began
+            signal.setitimer(signal.ITIMER_PROF, left)
+            self._trace(self._test)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: Any) -> Iterator[None]:
-        self._began = time.process_time()
-        self._lines = set()
-        if item.nodeid in self._limits:
-            signal.setitimer(signal.ITIMER_PROF, self._limits[item.nodeid])
-        if self._traced:
-            sys.settrace(self._trace)
+        self._test, self._began = item.nodeid, time.process_time()
+        self._trace(self._test)
+        signal.setitimer(signal.ITIMER_PROF, self._limits[self._test] if self._limits else 0)
         result = yield
-        sys.settrace(None)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        shared = [self._fixtures[name] for name in item.fixturenames if name in self._fixtures]
-        seconds = time.process_time() - self._began
-        self.seconds[item.nodeid] = seconds + sum(spent for spent, _ in shared)
-        self.lines[item.nodeid] = sorted(self._lines.union(*(lines for _, lines in shared)))
+        self._trace("")
+        self.seconds[self._test] = time.process_time() - self._began
         return result
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
             self.failed = report.nodeid
 
-    def _trace(self, frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename != self._traced:
-            return None
-        self._lines.add(frame.f_lineno)
-        return self._trace
 
-
-def _pytest(files: Iterable[str], watch: _Watch, folder: Path) -> int:
+def _pytest(files: Sequence[str], watch: _Watch, folder: Path) -> int:
     from hypothesis import Phase, settings
 
     # The project's own profile, made later, takes over whatever it does not set itself.
@@ -192,134 +262,6 @@ def _pytest(files: Iterable[str], watch: _Watch, folder: Path) -> int:
     settings.register_profile("mutation", derandomize=True, database=None, deadline=None, phases=phases)
     settings.load_profile("mutation")
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    options = [
-        "-x",
-        "-q",
-        "--tb=no",
-        f"--basetemp={folder}",
-        "-W",
-        "ignore::pytest.PytestAssertRewriteWarning",
-    ]
-    options += ["-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin"]
-    watch.begin()
+    options = ["-x", "-q", "--tb=no", f"--basetemp={folder}", "-p", "no:cacheprovider"]
+    options += ["-p", "_hypothesis_pytestplugin", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
     return int(pytest.main([*options, *files], plugins=[watch]))
-
-
-@dataclass
-class _Child:
-    pid: int
-    began: float
-    deadline: float
-    folder: Path
-
-
-def _fork(work: Callable[[Path], dict[str, Any]], seconds: float) -> _Child:
-    folder = Path(tempfile.mkdtemp(prefix="mutation-"))
-    pid = os.fork()
-    if pid:
-        now = time.monotonic()
-        return _Child(pid, now, now + seconds, folder)
-    status = 70
-    try:
-        os.setsid()
-        signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        quiet = os.open(os.devnull, os.O_RDWR)
-        for number in (0, 1) if os.environ.get("MUTATION_STDERR") else (0, 1, 2):
-            os.dup2(quiet, number)
-        answer = work(folder)
-        status = answer.pop("status")
-        (folder / "answer.json").write_text(json.dumps(answer))
-    finally:
-        os._exit(status)
-
-
-def _collect(children: list[_Child]) -> Iterator[tuple[_Child, int, dict[str, Any]]]:
-    """Those that have ended, with exit status (a signal's is negative) and answer."""
-    for child in list(children):
-        pid, status = os.waitpid(child.pid, os.WNOHANG)
-        if not pid and time.monotonic() > child.deadline:
-            os.killpg(child.pid, signal.SIGKILL)
-            os.waitpid(child.pid, 0)
-            pid, status = child.pid, signal.SIGPROF
-        if pid:
-            children.remove(child)
-            path = child.folder / "answer.json"
-            answer = json.loads(path.read_text()) if path.exists() else {}
-            shutil.rmtree(child.folder, ignore_errors=True)
-            yield child, os.waitstatus_to_exitcode(status), answer
-
-
-def _alone(work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    children = [_fork(work, 1800)]
-    while True:
-        for _, status, answer in _collect(children):
-            if status:
-                raise SystemExit(f"tests fail on the unchanged module: {answer.get('failed') or status}")
-            return answer
-        time.sleep(0.02)
-
-
-def measure(path: Path, files: list[str]) -> Baseline:
-    """Time and lines of the module's tests, all of which have to pass."""
-
-    def work(traced: Path | None) -> Callable[[Path], dict[str, Any]]:
-        def tests(folder: Path) -> dict[str, Any]:
-            watch = _Watch(None, {}, traced)
-            status = _pytest(files, watch, folder / "t")
-            answer = {"status": status, "failed": watch.failed, "seconds": watch.seconds}
-            return {**answer, "lines": watch.lines, "imported": sorted(watch.imported)}
-
-        return tests
-
-    traced = _alone(work(path))
-    return Baseline(_alone(work(None))["seconds"], traced["lines"], traced["imported"])
-
-
-def run(
-    module: str,
-    path: Path,
-    tree: ast.Module,
-    mutants: list[Mutant],
-    files: list[str],
-    baseline: Baseline,
-    jobs: int,
-    done: Callable[[Mutant, Outcome], None],
-) -> None:
-    """Run every mutant's tests, `jobs` at a time; `done` is told of each as it ends."""
-    waiting, running = list(reversed(mutants)), list[_Child]()
-    by_pid: dict[int, Mutant] = {}
-    limits = {test: _SLACK + _ALLOWED * seconds for test, seconds in baseline.seconds.items()}
-
-    def work(mutant: Mutant, tests: list[str]) -> Callable[[Path], dict[str, Any]]:
-        def changed(folder: Path) -> dict[str, Any]:
-            resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-            mutant.apply()
-            code = compile(ast.fix_missing_locations(tree), str(path), "exec")
-            sys.meta_path.insert(0, _Compiled(module, path, code))
-            watch = _Watch(tests, limits, None)
-            needed = {test.split("::")[0] for test in tests}
-            status = _pytest([file for file in files if file in needed], watch, folder / "t")
-            return {"status": status, "failed": watch.failed}
-
-        return changed
-
-    try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                mutant = waiting.pop()
-                tests = baseline.tests_for(mutant)
-                if not tests:
-                    done(mutant, Outcome("uncovered", "", 0.0))
-                    continue
-                seconds = 30 + 4 * sum(limits[test] for test in tests)
-                running.append(_fork(work(mutant, tests), seconds))
-                by_pid[running[-1].pid] = mutant
-            for child, status, answer in _collect(running):
-                kind = "survived" if status == 0 else "timeout" if status == _TIMED_OUT else "killed"
-                seconds = time.monotonic() - child.began
-                done(by_pid.pop(child.pid), Outcome(kind, answer.get("failed", ""), round(seconds, 2)))
-            time.sleep(0.005)
-    finally:
-        for child in running:
-            os.killpg(child.pid, signal.SIGKILL)
-            shutil.rmtree(child.folder, ignore_errors=True)

@@ -234,7 +234,8 @@ def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> Completi
     """Check a request's JSON object. A parameter that is null counts as not given. Raises ApiError."""
     given = {name: value for name, value in document.items() if value is not None}
     _check_names(document)
-    _check_model(given.get("model"), facts)
+    if given.get("model", facts.name) != facts.name:
+        raise unknown_model(given["model"], facts.name)
     _check_neutral(given)
     prompts = _prompts(given.get("prompt"))
     for prompt in prompts:
@@ -242,7 +243,8 @@ def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> Completi
     n = _whole("n", given.get("n", 1), 1, MOST_CHOICES)
     if n * len(prompts) > MOST_CHOICES:
         raise invalid(f"{len(prompts)} prompts times n = {n}; allowed are {MOST_CHOICES} choices", "n")
-    _check_best_of(given, n)
+    if "best_of" in given and _whole("best_of", given["best_of"], 1, None) != n:
+        raise _unsupported("best_of", given["best_of"], f"leave it out, or give n, which is {n}")
     stream = _flag("stream", given)
     echo = _flag("echo", given)
     most = _whole("max_tokens", given.get("max_tokens", DEFAULT_MAX_TOKENS), 0, facts.max_positions)
@@ -279,22 +281,12 @@ def _check_names(document: Mapping[str, Any]) -> None:
         )
 
 
-def _check_model(name: Any, facts: ModelFacts) -> None:
-    if name is not None and name != facts.name:
-        raise unknown_model(name, facts.name)
-
-
 def _check_neutral(given: Mapping[str, Any]) -> None:
     for name, neutral in _NEUTRAL.items():
         if name in given and (isinstance(given[name], bool) or given[name] not in neutral):
             raise _unsupported(name, given[name], f"leave it out, or give {neutral[0]!r}")
     if not isinstance(given.get("user", ""), str):
         raise invalid(f"user is {shown(given['user'])}; allowed is a string", "user", "invalid_type")
-
-
-def _check_best_of(given: Mapping[str, Any], n: int) -> None:
-    if "best_of" in given and _whole("best_of", given["best_of"], 1, None) != n:
-        raise _unsupported("best_of", given["best_of"], f"leave it out, or give n, which is {n}")
 
 
 def _unsupported(name: str, value: Any, advice: str) -> ApiError:

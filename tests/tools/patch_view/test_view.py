@@ -27,16 +27,24 @@ from blt_edge.tools.patch_view.view import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-RULES = {
-    "entropy": {"threshold": 2.5},
-    "monotonic": {"threshold": 0.7, "monotonic": True},
-    "threshold_add": {"threshold": 1.5, "threshold_add": 0.5},
-    "space": {"mode": "space"},
-    "static": {"mode": "static", "patch_size": 5},
-    "byte": {"mode": "byte"},
-    "limited": {"threshold": 3.5, "max_patch_length": 4},
-    "limited_static": {"mode": "static", "patch_size": 9, "max_patch_length": 4},
+RULES: dict[str, dict] = {
+    "where entropy is over 2.5 nats": {"threshold": 2.5},
+    "where entropy rises by more than 0.7 nats": {"threshold": 0.7, "monotonic": True},
+    "where entropy is over 1.5 nats and rises by more than 0.5": {"threshold": 1.5, "threshold_add": 0.5},
+    "behind the first of some spaces or signs": {"mode": "space"},
+    "every 5 bytes": {"mode": "static", "patch_size": 5},
+    "with every byte": {"mode": "byte"},
+    "where entropy is over 3.5 nats, and after 4 bytes at the latest": {
+        "threshold": 3.5,
+        "max_patch_length": 4,
+    },
+    "every 9 bytes, and after 4 bytes at the latest": {
+        "mode": "static",
+        "patch_size": 9,
+        "max_patch_length": 4,
+    },
 }
+"""By their own words."""
 
 
 def expected(data: bytes, rule: PatchingRule, entropies: np.ndarray) -> list[tuple[int, str]]:
@@ -68,9 +76,10 @@ def expected(data: bytes, rule: PatchingRule, entropies: np.ndarray) -> list[tup
     return found
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_starts_and_reasons(make_view, odd_text: bytes, name: str) -> None:
-    view = make_view(odd_text, **RULES[name])
+@pytest.mark.parametrize("words", RULES)
+def test_words_starts_and_reasons(make_view, odd_text: bytes, words: str) -> None:
+    view = make_view(odd_text, **RULES[words])
+    assert rule_words(view.rule) == words
     wanted = expected(odd_text, view.rule, view.entropies)
     assert view.next_starts == (wanted[-1][0] == len(odd_text))
     wanted = [pair for pair in wanted if pair[0] < len(odd_text)]
@@ -140,20 +149,6 @@ def test_look_refuses_a_text_that_is_too_long(tiny_model) -> None:
     assert isinstance(look(model, b"x" * 499, model.manifest.patching), PatchView)
     with pytest.raises(PromptTooLongError, match=r"needs 501 positions .* the model has 500"):
         look(model, b"x" * 500, model.manifest.patching)
-
-
-def test_rules_in_words() -> None:
-    words = {name: rule_words(PatchingRule(**{"mode": "entropy", **rule})) for name, rule in RULES.items()}
-    assert words == {
-        "entropy": "where entropy is over 2.5 nats",
-        "monotonic": "where entropy rises by more than 0.7 nats",
-        "threshold_add": "where entropy is over 1.5 nats and rises by more than 0.5",
-        "space": "behind the first of some spaces or signs",
-        "static": "every 5 bytes",
-        "byte": "with every byte",
-        "limited": "where entropy is over 3.5 nats, and after 4 bytes at the latest",
-        "limited_static": "every 9 bytes, and after 4 bytes at the latest",
-    }
 
 
 # Figures.
