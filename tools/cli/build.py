@@ -130,7 +130,7 @@ def _document(engine: Path, target: str) -> dict[str, Any]:
 
     files = {path.name: path.stat().st_size for path in sorted(engine.iterdir()) if path.name != ENGINE_NAME}
     return {
-        "form": str(engine),
+        "form": str(engine),  # the name that documents have had from the first
         "target": target,
         "bytes": sum(files.values()),
         "proven": was_proven(engine),

@@ -59,7 +59,7 @@ def command(
     atol: float | None,
     json_file: Path | None,
     dry_run: bool,
-    **integers: Any,
+    **quantizing: Any,
 ) -> None:
     """Turn a checkpoint into a bundle of ONNX graphs, and check it.
 
@@ -79,7 +79,7 @@ def command(
         if output is None:
             raise click.UsageError("--output is missing; give the name of a new directory")
         check_output(output, force)
-    how = quantization(integers, precision, STAGES, session)
+    how = quantization(quantizing, precision, STAGES, session)
     plan = _plan(session, source, precision, tables, how)
     if dry_run:
         if json_file is not None:

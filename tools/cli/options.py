@@ -270,17 +270,13 @@ def _unescaped(piece: str) -> bytes:
         return os.fsencode(piece)
     if piece[1:] in _SHORT:
         return _SHORT[piece[1:]]
-    if len(piece) == 4:
-        return bytes([int(piece[2:], 16)])
-    if len(piece) > 4:
-        return _character(int(piece[2:], 16), piece)
-    raise ValueError(f"unknown escape {piece}")
-
-
-def _character(code: int, piece: str) -> bytes:
-    if code > 0x10FFFF or 0xD800 <= code < 0xE000:
-        raise ValueError(f"{piece} is no character")
-    return chr(code).encode()
+    if len(piece) < 4:
+        raise ValueError(f"unknown escape {piece}")
+    code = int(piece[2:], 16)
+    try:
+        return bytes([code]) if len(piece) == 4 else chr(code).encode()
+    except (ValueError, OverflowError):  # beyond Unicode, or half a surrogate pair
+        raise ValueError(f"{piece} is no character") from None
 
 
 # 2. Options.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ...runtime.names import BLOCK_PRECISIONS, CALIBRATION_METHODS
+from ...runtime.names import BLOCK_PRECISIONS, CALIBRATION_METHODS, SEARCHES
 from ..output import Session, print_table, progress_bar, size
 from .documents import finish_written
 from .options import (
@@ -53,7 +53,7 @@ quantization_options = options(
     ),
     option(
         "--search",
-        type=OneOf(("mse", "rtn")),
+        type=OneOf(SEARCHES),
         default="mse",
         help="How weight scales are found: by squared error, or rounding to nearest.",
     ),
@@ -141,7 +141,7 @@ def command(
     rtol: float | None,
     atol: float | None,
     json_file: Path | None,
-    **integers: Any,
+    **quantizing: Any,
 ) -> None:
     """Write a bundle at lower precision: FP16, INT8, INT4, smaller tables.
 
@@ -159,7 +159,7 @@ def command(
     from ...runtime.manifest import load_manifest
 
     before = load_manifest(bundle)
-    how = quantization(integers, precision, tuple(before.stages), session)
+    how = quantization(quantizing, precision, tuple(before.stages), session)
     with progress_bar(session) as progress:
         path = quantize_bundle(
             bundle,
