@@ -77,11 +77,10 @@ def new_bundle(output: str | os.PathLike[str], *, force: bool = False, needed: i
     Raises OutputError when `output` exists (with `force`: when it is no bundle and not empty), or cannot be
     made there; WriteError when the disk is or becomes full. Everything else passes through.
     """
-    final = Path(os.path.abspath(output))  # noqa: PTH100 - resolve() would follow a link at the output
-    _check_parent(final, output)
-    name, may_replace = f"output {output}", partial(_check_output, final, output, force)
+    check_output(output, force)
+    name, may_replace = f"output {output}", partial(check_output, output, force)
     with new_directory(
-        final, name, "bundle", needed=needed, elsewhere=ELSEWHERE, check=may_replace
+        _absolute(output), name, "bundle", needed=needed, elsewhere=ELSEWHERE, check=may_replace
     ) as directory:
         yield directory
         assert (directory / MANIFEST_NAME).is_file(), "finish was not called"
@@ -110,15 +109,14 @@ def finish(directory: Path, manifest: Manifest, progress: FileProgress | None = 
     return manifest
 
 
-def _check_parent(final: Path, output: object) -> None:
+def check_output(output: str | os.PathLike[str], force: bool) -> None:
+    """Raises OutputError when `new_bundle` would: to be asked before any work."""
+    final = _absolute(output)
     if not final.name:
         raise OutputError(f"output is {output}; give the name of a new directory")
     if not final.parent.is_dir():
         reason = "is not a directory" if os.path.lexists(final.parent) else "does not exist"
         raise OutputError(f"output {output}: its parent {final.parent} {reason}; create it first")
-
-
-def _check_output(final: Path, output: object, force: bool) -> None:
     if not os.path.lexists(final):
         return
     if final.is_symlink():
@@ -132,6 +130,10 @@ def _check_output(final: Path, output: object, force: bool) -> None:
             f"output {output} is not a bundle and not empty, so --force does not replace it; "
             "give a new name, or remove it yourself"
         )
+
+
+def _absolute(output: str | os.PathLike[str]) -> Path:
+    return Path(os.path.abspath(output))  # noqa: PTH100 - resolve() would follow a link at the output
 
 
 def _is_bundle(directory: Path) -> bool:

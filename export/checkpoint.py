@@ -54,9 +54,10 @@ def _open_folder(folder: Path, name: str) -> Checkpoint:
         what = "is empty" if not any(folder.iterdir()) else "has no config.json"
         raise CheckpointError(f"{folder}: {what}; expected config.json and model.safetensors")
     config = read_json(path, _MAX_CONFIG_BYTES)
-    if is_meta_config(config):
-        return open_meta(folder, name, config)
-    return open_huggingface(folder, name, config)
+    open_layout = open_meta if is_meta_config(config) else open_huggingface
+    checkpoint = open_layout(folder, name, config)
+    checkpoint.folder = folder
+    return checkpoint
 
 
 def _demo_folder() -> Path:

@@ -83,6 +83,9 @@ class Checkpoint:
     Not safe for use by several threads at once.
     """
 
+    folder = Path()
+    """Where its `config.json` lies, once it was opened by `open_checkpoint`."""
+
     def __init__(
         self, name: str, layout: str, config: dict[str, Any], tensors: Mapping[str, Sequence[StoredTensor]]
     ) -> None:

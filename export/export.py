@@ -36,6 +36,8 @@ class ExportPlan:
     """The checkpoint's."""
     layout: str
     """"huggingface" or "meta"."""
+    folder: Path
+    """The checkpoint's: of a hub id, the fetched files'."""
     config: ModelConfig
     parameters: dict[str, int]
     """Parameters by part: the stages and "tables"."""
@@ -129,6 +131,7 @@ def _plan(checkpoint: Checkpoint, precision: str, tables: str, options: Quantiza
     return ExportPlan(
         name=checkpoint.name,
         layout=checkpoint.layout,
+        folder=checkpoint.folder,
         config=config,
         parameters=parameter_counts(config),
         precision=precision,

@@ -18,7 +18,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from .backends.base import EngineLimits, StageBackend
@@ -56,26 +55,21 @@ Probe = Callable[[Stages, Engine], None]
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """A bundle, and how it is to be opened."""
+    """A bundle and its opened parts, and how its stages are to be loaded."""
 
     directory: Path
-    """The bundle."""
     manifest: Manifest
-    """Its description."""
     device: str
     """One of `DEVICES`."""
     threads: int | None
     """CPU threads; None leaves it to the engine."""
     prefill_chunk: int
-    """Bytes that one pass takes at most."""
     rollback: int
-    """Bytes that can be taken back."""
     provider_options: Mapping[str, str]
     """Options of ONNX Runtime's GPU providers, in the place of ours of the same name."""
     portable: bool
     """On the CPU: pass over engines."""
     table: EmbeddingTable
-    """The bundle's, opened."""
     probe: bool
     """Whether an engine has to repeat what it gave when it was built."""
     full: bool
@@ -105,9 +99,7 @@ def open_device(request: LoadRequest, probe: Probe) -> tuple[Stages, Engine]:
         return _open_cpu(request)
     if device == "auto":
         return _open_best(request, probe)
-    opened = (_open_provider if device in PROVIDERS else _open_tensorrt)(request, device)
-    probe(*opened)
-    return opened
+    return _open_on_gpu(request, device, probe)
 
 
 def open_gpu() -> Gpu:
@@ -119,18 +111,13 @@ def open_gpu() -> Gpu:
 
 
 def _open_best(request: LoadRequest, probe: Probe) -> tuple[Stages, Engine]:
-    openers: list[Callable[[], tuple[Stages, Engine]]] = []
-    for target in TENSORRT_TARGETS:
-        if engines_of(request.directory, target):
-            openers.append(partial(_open_tensorrt, request, target))
+    devices = [target for target in TENSORRT_TARGETS if engines_of(request.directory, target)]
     if _has_cuda_provider():
-        openers.append(partial(_open_provider, request, "cuda"))
+        devices.append("cuda")
     refusals = []
-    for opener in openers:
+    for device in devices:
         try:
-            opened = opener()
-            probe(*opened)
-            return opened
+            return _open_on_gpu(request, device, probe)
         except BackendError as error:
             refusals.append(str(error))
     stages, engine = _open_cpu(request)
@@ -148,6 +135,12 @@ def _has_cuda_provider() -> bool:
 
 
 # 2. One device.
+
+
+def _open_on_gpu(request: LoadRequest, device: str, probe: Probe) -> tuple[Stages, Engine]:
+    opened = (_open_provider if device in PROVIDERS else _open_tensorrt)(request, device)
+    probe(*opened)
+    return opened
 
 
 def _open_cpu(request: LoadRequest) -> tuple[Stages, Engine]:

@@ -1,16 +1,14 @@
 """Write docs/cli.md: every verb of `blt-edge` with its help, arguments, options and defaults, off the parser.
 
-    python -m blt_edge.tools.docs [-o FILE]
+    python -m blt_edge.tools.docs
 
 Run it whenever a verb or an option changes; a test compares the page with the parser.
 """
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -49,44 +47,26 @@ $ optimum-cli export blt -m demo optimum-bundle --precision int4
 _COMMON = ("verbose", "quiet")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="write_cli_docs", description="Write docs/cli.md off the parser.")
-    parser.add_argument(
-        "-o", "--output", type=Path, default=PAGE, help="file to write (default: docs/cli.md)"
-    )
-    path = parser.parse_args(arguments).output
-    try:
-        path.write_text(page(), encoding="utf-8")
-    except OSError as error:
-        print(f"{path}: {error.strerror}", file=sys.stderr)
-        return 1
-    print(path)
-    return 0
-
-
 def page() -> str:
     """The whole page, in Markdown."""
     context = click.Context(program, info_name=NAME)
-    commands = {verb: program.get_command(context, verb) for verb in VERBS}
-    first = next(command for command in commands.values() if command is not None)
-    common = [option for option in first.params if option.name in _COMMON]
+    commands = [command for verb in VERBS if (command := program.get_command(context, verb))]
+    common = [option for option in commands[0].params if option.name in _COMMON]
     head = _HEAD.format(
         about=_prose(program.help or ""),
         verbs=", ".join(f"[{verb}](#{verb})" for verb in VERBS),
         common="\n".join(_table(common)),
     )
-    sections = [_section(verb, command) for verb, command in commands.items() if command is not None]
-    return "\n".join([head, *sections, _TAIL])
+    return "\n".join([head, *map(_section, commands), _TAIL])
 
 
-def _section(verb: str, command: click.Command) -> str:
+def _section(command: click.Command) -> str:
     arguments = [one for one in command.params if isinstance(one, click.Argument)]
     options = [one for one in command.params if isinstance(one, click.Option) and one.name not in _COMMON]
     required = [f"{one.opts[0]} {one.metavar}" for one in options if one.required and one.metavar is not None]
-    words = [NAME, verb, *required, *["[OPTIONS]"] * (len(options) > len(required))]
+    words = [NAME, str(command.name), *required, *["[OPTIONS]"] * (len(options) > len(required))]
     usage = " ".join([*words, *(one.metavar or option_name(one) for one in arguments)])
-    lines = [f"## {verb}", "", "```text", usage, "```", "", _prose(command.help or ""), ""]
+    lines = [f"## {command.name}", "", "```text", usage, "```", "", _prose(command.help or ""), ""]
     if options:
         lines += [*_table(options), ""]
     return "\n".join(lines)
@@ -147,4 +127,4 @@ def _flags_as_code(text: str) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    PAGE.write_text(page(), encoding="utf-8")

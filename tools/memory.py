@@ -1,4 +1,4 @@
-"""Memory: what this process took, what the machine has left, and what a bundle's state will take."""
+"""What running a bundle will take of memory, foretold from its manifest."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ..runtime.manifest import Manifest, StageSpec
 
-__all__ = ["StateMemory", "running_memory", "state_memory"]
-
-# Resident bytes for each byte of a stage's weights, by whether a form is used. Float16 is widened; integers
-# are laid out anew in private memory, or come with a second layout in the form, of which a part is touched.
+# Resident bytes for each byte of a stage's weights, by whether an engine is used. Float16 is widened;
+# integers are laid out anew in private memory, or come with a second layout in the engine, of which a part is
+# touched.
 _RESIDENT: dict[bool, dict[str, float]] = {
     True: {"fp16": 2.0, "int8": 1.4, "int8w": 1.4, "int4": 1.4},
     False: {"fp16": 3.0, "int8": 2.0, "int8w": 2.0, "int4": 2.0},
@@ -54,11 +53,12 @@ def running_memory(
 ) -> dict[str, int]:
     """Estimated resident memory for a text of so many ids, by part, in bytes; the tables' pages left out.
 
-    prepared: whether a form for this device is used (`blt-edge build`).
+    prepared: whether an engine for this device is used (`blt-edge build`).
     """
-    weights = 0.0
-    for spec in manifest.stages.values():
-        weights += manifest.files[spec.data].bytes * _RESIDENT[prepared].get(spec.precision, 1.0)
+    weights = sum(
+        manifest.files[spec.data].bytes * _RESIDENT[prepared].get(spec.precision, 1.0)
+        for spec in manifest.stages.values()
+    )
     state = state_memory(manifest, prefill_chunk=prefill_chunk, positions=positions, prepared=prepared)
     # A chunk's activations: about what its states and patch values take.
     return {"weights": round(weights), "state": state.at_full_length + state.fixed, "program": _PROGRAM}
@@ -74,15 +74,14 @@ def state_memory(
 ) -> StateMemory:
     """What the runtime will hold for one text, by the manifest; the defaults are `BltModel.load`'s.
 
-    positions: ids of the text; None is as many as the model has. prepared: whether a form for this device is
-    used, whose windows slide through somewhat larger buffers.
+    positions: ids of the text; None is as many as the model has. prepared: whether an engine for this device
+    is used, whose windows slide through somewhat larger buffers.
     """
     limit, width = manifest.model.max_positions, manifest.model.width
     limit = limit if positions is None else max(1, min(limit, positions))
     rule, stages = manifest.patching, manifest.stages
-    local = [spec for name, spec in stages.items() if name != "latent"]
-    if not rule.needs_entropy:
-        local = [spec for spec in local if spec is not stages.get("patcher")]
+    idle = {"latent"} if rule.needs_entropy else {"latent", "patcher"}
+    local = [spec for name, spec in stages.items() if name not in idle]
     values = stages["decoder"].patch_values or 0
     longest = min(rule.max_patch_length or limit, limit)
     typical = 4.0

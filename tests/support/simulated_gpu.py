@@ -20,12 +20,12 @@ def simulate(monkeypatch: pytest.MonkeyPatch, *there: str) -> SimulatedDriver:
     driver = SimulatedDriver()
     monkeypatch.setattr(devices, "CudaDriver", lambda: driver)
 
-    def trt(target: str) -> TensorRtModule:
+    def load(target: str) -> TensorRtModule:
         if target not in there:
             raise BackendError(f"{target} is not installed")
         return SimulatedTensorRt(driver).as_module(target)
 
-    monkeypatch.setattr(devices, "load_tensorrt", trt)
+    monkeypatch.setattr(devices, "load_tensorrt", load)
     for device in there:
         if device in PROVIDERS:
             module = SimulatedOrt(driver, PROVIDERS[device].name)

@@ -69,3 +69,29 @@ def cli() -> Cli:
         return CliRunner().invoke(program, list(map(str, arguments)), input=stdin)
 
     return run
+
+
+@pytest.fixture
+def refused(cli: Cli) -> Callable[..., str]:
+    """`refused("score", ..., code=2)` -> the one line that says why; nothing else is said."""
+
+    def run(*arguments: object, code: int = 2) -> str:
+        result = cli(*arguments)
+        assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (code, "", 1)
+        assert result.stderr.startswith("blt-edge: error: ")
+        return result.stderr.removeprefix("blt-edge: error: ")
+
+    return run
+
+
+@pytest.fixture
+def bare_checkpoint(tiny_model: TinyModel, tmp_path: Path) -> Path:
+    """A copy of the tiny checkpoint to change, without its golden file."""
+    ignored = shutil.ignore_patterns("golden.safetensors")
+    return Path(shutil.copytree(tiny_model.checkpoint, tmp_path / "bare", ignore=ignored))
+
+
+@pytest.fixture
+def without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where torch and transformers are not installed."""
+    monkeypatch.setattr("blt_edge.export.reference.reference_available", lambda: False)

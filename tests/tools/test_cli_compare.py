@@ -1,7 +1,8 @@
-"""`blt-edge compare`: tables of what `calibration.compare` measures."""
+"""`blt-edge compare`: tables of what `compare.bundles` measures."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def small_tables(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_checkpoint(tiny_model.checkpoint, output, tables="int4")
 
 
-def test_tables_json_and_picture(cli, tiny_model, small_tables: Path, tmp_path: Path) -> None:
+def test_tables_and_json(cli, tiny_model, small_tables: Path, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"The first text, and some more of it.")
     (tmp_path / "b.txt").write_bytes(bytes(range(256)))
     files = (tmp_path / "a.txt", tmp_path / "b.txt", "--json", tmp_path / "out.json")
@@ -42,58 +43,38 @@ def test_tables_json_and_picture(cli, tiny_model, small_tables: Path, tmp_path: 
 def test_json_alone_on_stdout(cli, tiny_model) -> None:
     flags = ("--json", "-", "-q", "--max-bytes", 30)
     result = cli("compare", tiny_model.bundle, "--text", "-", *flags, *QUICK, stdin=b"some text " * 10)
-    assert result.exit_code == 0, result.stderr
-    assert result.stderr == ""
+    assert (result.exit_code, result.stderr) == (0, "")
     assert json.loads(result.stdout)["text_bytes"] == {"stdin": 30}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "line"),
+    ("arguments", "line"),
     [
-        (["--text", "gone.txt"], 2, "--text: gone.txt does not exist"),
-        ([], 2, "--text is missing"),
-        (["--text", "empty.txt"], 2, "--text: empty.txt is empty; there is nothing to compare on"),
-        (["--text", "a.txt", "a.txt"], 2, "--text: a.txt is given twice"),
-        (["--text", "-", "-"], 2, "--text: - is given twice; stdin can be read only once"),
-        (["--text", "a.txt", "--plot", "out.jpg"], 2, "--plot: got out.jpg; give a file that ends with .png"),
-        (["--text", "a.txt", "--prompts", "-1"], 2, "--prompts: got -1, a whole number from 0"),
-        (["--text", "a.txt", "--context", "1"], 2, "--context: got 1, a whole number from 2"),
-        (["--text", "a.txt", "--context", "501"], 2, "--context: got 501, "),
-        (["nowhere", "--text", "a.txt"], 2, "BUNDLE...: nowhere does not exist"),
+        (["--text", "gone.txt"], "--text: gone.txt does not exist"),
+        ([], "--text is missing"),
+        (["--text", "empty.txt"], "--text: empty.txt is empty"),
+        (["--text", "a.txt", "a.txt"], "--text: a.txt is given twice"),
+        (["--text", "-", "-"], "--text: - is given twice"),
+        (["--text", "a.txt", "--plot", "out.jpg"], "--plot: got out.jpg; give a file that ends with .png"),
+        (["--text", "a.txt", "--prompts", "-1"], "--prompts is -1"),
+        (["--text", "a.txt", "--context", "501"], "--context: got 501, "),
+        (["nowhere", "--text", "a.txt"], "BUNDLE: nowhere does not exist"),
     ],
 )
 def test_refusals(
-    cli,
-    tiny_model,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    code: int,
-    line: str,
+    cli, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.txt").write_bytes(b"text")
     (tmp_path / "empty.txt").touch()
     result = cli("compare", tiny_model.bundle, *arguments)
-    assert (result.exit_code, result.stdout) == (code, "")
-    message = result.stderr.splitlines()[-1]
-    assert message.startswith("blt-edge: error: ")
-    assert line.replace("...", "") in message.replace("...", "")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert line in result.stderr.splitlines()[-1].replace("...", "")
 
 
 def test_a_picture_needs_matplotlib(cli, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import importlib.util
-
     (tmp_path / "a.txt").write_bytes(b"text")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     result = cli("compare", tiny_model.bundle, "--text", tmp_path / "a.txt", "--plot", tmp_path / "p.png")
     assert result.exit_code == 1
     assert "pip install 'blt-edge[plot]'" in result.stderr
-
-
-def test_a_damaged_bundle_is_a_failed_run(cli, own_bundle: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"text")
-    (own_bundle / "decoder.onnx").write_bytes(b"")
-    result = cli("compare", own_bundle, "--text", tmp_path / "a.txt", *QUICK)
-    assert result.exit_code == 1
-    assert "decoder.onnx" in result.stderr.splitlines()[-1]

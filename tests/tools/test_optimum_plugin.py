@@ -48,7 +48,7 @@ def _words(*given_: str) -> list[str]:
 def test_help_has_every_option_of_blt_edge_export(optimum: Optimum, capsys) -> None:
     assert optimum("--help") == 0
     shown = capsys.readouterr().out
-    for option in plugin._options():
+    for option in plugin.OPTIONS:
         assert all(flag in shown for flag in option.opts)
     assert "[default: fp32]" in shown
     assert "--model" in shown
@@ -71,39 +71,30 @@ print("loaded:", [name for name in ("numpy", "torch", "onnx", "onnxruntime", "ri
 
 
 @given(
-    precision=st.none() | st.sampled_from(["fp32", "int4,decoder=int8w"]),
-    tables=st.none() | st.sampled_from(["auto", "int4"]),
-    rtol=st.none() | st.floats(-1, 1, allow_nan=False),
-    windows=st.none() | st.integers(-3, 3),
-    texts=st.lists(st.sampled_from([__file__, "-"]), max_size=3),
-    flags=st.sets(st.sampled_from(["--force", "--no-validate", "--dry-run"])),
-    output=st.none() | st.sampled_from(["a", "a b", "x=y", "-o"]),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "precision": st.sampled_from(["fp32", "int4,decoder=int8w"]),
+            "tables": st.sampled_from(["auto", "int4"]),
+            "rtol": st.floats(-1, 1, allow_nan=False),
+            "windows": st.integers(-3, 3),
+            "output": st.sampled_from(["a", "a b", "x=y", "-o"]),
+        },
+    ),
+    st.lists(st.sampled_from([__file__, "-"]), max_size=3),
+    st.sets(st.sampled_from(["force", "no_validate", "dry_run"])),
 )
-def test_blt_edge_gets_what_was_typed(
-    precision: str | None,
-    tables: str | None,
-    rtol: float | None,
-    windows: int | None,
-    texts: list[str],
-    flags: set[str],
-    output: str | None,
-) -> None:
-    typed = ["-m", "demo", *flags]
-    for flag, value in (("--precision", precision), ("--tables", tables), ("--output", output)):
-        typed += [] if value is None else [f"{flag}={value}"]
-    typed += [] if rtol is None else [f"--rtol={rtol}"]
-    typed += [] if windows is None else ["--windows", str(windows)]
+def test_blt_edge_gets_what_was_typed(values: dict[str, object], texts: list[str], flags: set[str]) -> None:
+    typed = ["-m", "demo", *("--" + flag.replace("_", "-") for flag in flags)]
+    typed += [f"--{name}={value}" for name, value in values.items()]
     typed += ["--calibration", *texts] if texts else []
     words = _words(*typed)
     assert words[0] == "export"
     got = command.make_context("export", words[1:]).params
-    assert got["source"] == "demo"
-    assert (got["precision"], got["tables"]) == (precision or "fp32", tables or "auto")
-    assert (got["rtol"], got["windows"]) == (rtol, windows)
-    assert got["calibration"] == tuple(map(Path, texts))
-    assert got["output"] == (None if output is None else Path(output))
-    for flag in ("--force", "--no-validate", "--dry-run"):
-        assert got[flag.strip("-").replace("-", "_")] == (flag in flags)
+    given_ = {"precision": "fp32", "tables": "auto", "rtol": None, "windows": None, "output": None, **values}
+    assert {name: got[name] for name in given_} | {"output": got["output"] and str(got["output"])} == given_
+    assert (got["source"], got["texts"]) == ("demo", tuple(map(Path, texts)))
+    assert {name for name in ("force", "no_validate", "dry_run") if got[name]} == flags
 
 
 def test_exports_what_blt_edge_exports(optimum: Optimum, cli, tiny_model, tmp_path: Path, capsys) -> None:

@@ -1,55 +1,215 @@
-"""`blt-edge build --target tensorrt` and `tensorrt-rtx`: what is shown while engines are built, and after.
-
-`blt-edge build`: a bundle's form for this device, or TensorRT engines.
-"""
+"""`blt-edge build`: a bundle's engine for this device: ONNX Runtime's own graphs, or TensorRT's plans."""
 
 from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from ...runtime.host import available_memory
 from ..output import Session, is_terminal, print_table, printable, progress_bar, size, status
 from .documents import write_json
-from .options import STDIN, MemorySize, OneOf, bundle_argument, json_option, verb
+from .options import STDIN, MemorySize, OneOf, bundle_argument, json_option, option, options, verb
 
 if TYPE_CHECKING:
-    from ...export.build_tensorrt import BuildPlan, TensorRtBuild
+    from ...export.build_tensorrt import BuildPlan, TensorRtBuild, TensorRtOptions
     from ...export.tensorrt_worker import Moment
-    from ...runtime.manifest import Axis, Manifest
+    from ...runtime.manifest import Axis
 
-__all__ = ["build", "command", "show_plan"]
+TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+
+_tensorrt_options = options(
+    option(
+        "--compute-capability",
+        type=str,
+        multiple=True,
+        metavar="X.Y",
+        shown="this machine's GPU",
+        help="TensorRT-RTX: build for a GPU that need not be here, such as 8.6; repeat it for several.",
+    ),
+    option("--max-bytes", type=int, shown="all the model has", help="TensorRT: longest text."),
+    option(
+        "--max-patches",
+        type=int,
+        shown="all the model was made for",
+        help="TensorRT: most patches of a text; fewer take less GPU memory.",
+    ),
+    option(
+        "--max-patch-length",
+        type=int,
+        shown="the patching rule's, else 512",
+        help="TensorRT: longest patch in bytes.",
+    ),
+    option("--max-batch", type=int, shown="1", help="TensorRT: texts at a time."),
+    option("--prefill-chunk", type=int, shown="256", help="TensorRT: bytes that one pass takes at most."),
+    option(
+        "--workspace",
+        type=MemorySize(),
+        metavar="SIZE",
+        shown="no limit",
+        help="TensorRT: GPU memory that a layer may use to work in, such as 512MB.",
+    ),
+    option(
+        "--optimization-level",
+        type=int,
+        shown="TensorRT's own",
+        help="TensorRT: how hard it tries, 0 to 5.",
+    ),
+)
+"""What TensorRT's engines are built for, by the fields of `TensorRtOptions`; None is the default there."""
 
 
-def show_plan(session: Session, bundle: Path, target: str, given: Mapping[str, Any]) -> tuple[Path, str]:
-    """Print on stdout what `build` would do; returns what it would write, and how much of it."""
-    from ...export.build_tensorrt import TensorRtOptions, plan_tensorrt
+@verb("build")
+@bundle_argument
+@option("--target", type=OneOf(TARGETS), default="onnxruntime", help="Engine to prepare the graphs for.")
+@option("--force", help="Build again what is there already.")
+@option("--dry-run", help="Print what would be written and needed, and write nothing.")
+@_tensorrt_options
+@json_option
+def command(
+    session: Session,
+    bundle: Path,
+    target: str,
+    force: bool,
+    dry_run: bool,
+    json_file: Path | None,
+    **tensorrt: Any,
+) -> None:
+    """Prepare a bundle for a device: runs and loads faster, takes less memory.
 
-    plan = plan_tensorrt(bundle, TensorRtOptions(target=target, **given))
+    Writes BUNDLE/engines/TARGET-FINGERPRINT. For onnxruntime: the stages optimized, attention fused, weights
+    as this processor's kernels want them. It is used from then on, on machines like this one with the same
+    version of ONNX Runtime; elsewhere the portable graphs are, with the same results.
+
+    For tensorrt and tensorrt-rtx: a plan for each stage, with a profile for prompts and one for decoding.
+    They run on GPUs of the compute capability and with the version that they were built for. tensorrt builds
+    on the device itself; tensorrt-rtx also where there is no GPU. Building takes minutes and 3 to 5 times the
+    largest stage's weights in memory.
+
+    Before the engine is published its stages run beside the portable graphs; one that computes something else
+    is not kept. The engine appears whole or not at all. stdout carries its path.
+    """
+    given = {name: value for name, value in tensorrt.items() if value not in (None, ())}
+    if target == "onnxruntime" and given:
+        flag = "--" + next(iter(given)).replace("_", "-")
+        raise click.UsageError(f"{flag} is for --target tensorrt and tensorrt-rtx; leave it out")
+    if dry_run and json_file is not None:
+        raise click.UsageError("--json is for what was built; leave it or --dry-run out")
+    options = None
+    if target != "onnxruntime":
+        from ...export.build_tensorrt import TensorRtOptions
+
+        options = TensorRtOptions(target=target, **given)
+    if dry_run:
+        engine, needed = _plan_tensorrt(session, bundle, options) if options else _plan_onnxruntime(bundle)
+        there = " again, with --force (it is there already)" if engine.is_dir() else ""
+        free = size(shutil.disk_usage(bundle).free)
+        click.echo(f"would write {engine}{there}: {needed}; {free} of disk are free")
+        return
+    if options:
+        engine = _build_tensorrt(session, bundle, options, force)
+    else:
+        engine = _build_onnxruntime(session, bundle, force)
+    from ...runtime.engines import engines_of
+
+    others = [other.name for other in engines_of(bundle, target) if other.name != engine.name]
+    if others:
+        session.say(f"engines for other machines, versions or limits, to remove by hand: {', '.join(others)}")
+    if json_file is not None:
+        write_json(json_file, _document(engine, target))
+    if json_file != STDIN:
+        click.echo(engine)
+
+
+def _document(engine: Path, target: str) -> dict[str, Any]:
+    from ...runtime.engines import ENGINE_NAME, read_description, was_proven
+
+    files = {path.name: path.stat().st_size for path in sorted(engine.iterdir()) if path.name != ENGINE_NAME}
+    return {
+        "form": str(engine),  # the name that documents have had from the first
+        "target": target,
+        "bytes": sum(files.values()),
+        "proven": was_proven(engine),
+        "files": files,
+        "built_for": read_description(engine),
+    }
+
+
+# 1. ONNX Runtime.
+
+
+def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
+    """Print what building would do; returns what it would write, and how much of it."""
+    from ...export.build_ort import check_version, engine_bytes
+    from ...runtime.engines import describe_engine, engine_path
+    from ...runtime.manifest import load_manifest
+
+    check_version("building an engine")
+    manifest = load_manifest(bundle)
+    rows = [
+        (f"{stage} graph", spec.precision, size(manifest.stage_bytes(stage)))
+        for stage, spec in manifest.stages.items()
+    ]
+    print_table(("part", "precision", ">portable"), rows, sys.stdout)
+    return engine_path(bundle, describe_engine(manifest)), f"at most {size(engine_bytes(manifest))}"
+
+
+def _build_onnxruntime(session: Session, bundle: Path, force: bool) -> Path:
+    from ...export.build_ort import build_engine
+    from ...runtime.engines import data_file, graph_file
+    from ...runtime.manifest import load_manifest
+
+    with progress_bar(session) as progress:
+        directory = build_engine(bundle, force=force, progress=progress).directory
+    assert directory is not None
+    if not session.quiet and sys.stderr is not None:
+        manifest = load_manifest(bundle)
+        rows = []
+        for stage, spec in manifest.stages.items():
+            own = sum((directory / file(stage)).stat().st_size for file in (graph_file, data_file))
+            rows.append((f"{stage} graph", spec.precision, size(manifest.stage_bytes(stage)), size(own)))
+        print_table(("part", "precision", ">portable", ">this engine"), rows, sys.stderr)
+    return directory
+
+
+# 2. TensorRT.
+
+
+def _plan_tensorrt(session: Session, bundle: Path, options: TensorRtOptions) -> tuple[Path, str]:
+    """Print what building would do; returns what it would write, and how much of it."""
+    from ...export.build_tensorrt import plan_tensorrt
+
+    plan = plan_tensorrt(bundle, options)
     _warn_of_refusals(session, bundle, plan)
     _show_estimate(plan, sys.stdout)
-    _show_profiles(plan, sys.stdout)
+    rows = [
+        (stage, name, _range(axis), _range(decode[name]))
+        for stage, (prefill, decode) in plan.profiles.stages.items()
+        for name, axis in prefill.items()
+    ]
+    print_table(("part", "axis", "prefill", "decode"), rows, sys.stdout)
     if plan.timing_cache is not None:
         sys.stdout.write(f"what it learns about kernels would be kept in {plan.timing_cache}\n")
     return plan.directory, f"about {size(plan.plan_bytes)}"
 
 
-def build(session: Session, bundle: Path, target: str, given: Mapping[str, Any], force: bool) -> Path:
-    """Build engines; returns their directory."""
-    from ...export.build_tensorrt import TensorRtOptions, build_engines, plan_tensorrt
+def _range(axis: Axis) -> str:
+    return str(axis.min) if axis.min == axis.max else f"{axis.min} to {axis.max}, tuned for {axis.opt}"
 
-    options = TensorRtOptions(target=target, **given)
+
+def _build_tensorrt(session: Session, bundle: Path, options: TensorRtOptions, force: bool) -> Path:
+    from ...export.build_tensorrt import build_engines, plan_tensorrt
+
     plan = plan_tensorrt(bundle, options)
     shown = not session.quiet and sys.stderr is not None
     if force or not plan.there:
         _warn_of_refusals(session, bundle, plan)
-    if shown and (force or not plan.there):
-        _show_estimate(plan, sys.stderr)
+        if shown:
+            _show_estimate(plan, sys.stderr)
     with status(session) as say:
         result = build_engines(bundle, options, force=force, watch=_watch(say, plan))
     if shown and result.facts:
@@ -122,43 +282,22 @@ def _show_estimate(plan: BuildPlan, file: IO[str]) -> None:
         )
 
 
-def _show_profiles(plan: BuildPlan, file: IO[str]) -> None:
-    rows = []
-    for stage, (prefill, decode) in plan.profiles.stages.items():
-        for name, axis in prefill.items():
-            rows.append((stage, name, _range(axis), _range(decode[name])))
-    print_table(("part", "axis", "prefill", "decode"), rows, file)
-
-
-def _range(axis: Axis) -> str:
-    if axis.min == axis.max:
-        return str(axis.min)
-    return f"{axis.min} to {axis.max}, tuned for {axis.opt}"
-
-
 def _show_result(plan: BuildPlan, result: TensorRtBuild, file: IO[str]) -> None:
+    parts = [
+        (f"{stage} graph", plan.stages[stage].precision, [facts]) for stage, facts in result.facts.items()
+    ]
+    parts.append(("engines", "", list(result.facts.values())))
     rows = [
         (
-            f"{stage} graph",
-            plan.stages[stage].precision,
-            size(facts.bytes),
-            f"{facts.seconds:.1f} s",
-            _known(facts.peak_memory),
-            _known(facts.activations),
+            part,
+            precision,
+            size(sum(one.bytes for one in facts)),
+            f"{sum(one.seconds for one in facts):.1f} s",
+            _most(one.peak_memory for one in facts),
+            _most(one.activations for one in facts),
         )
-        for stage, facts in result.facts.items()
+        for part, precision, facts in parts
     ]
-    every = list(result.facts.values())
-    rows.append(
-        (
-            "engines",
-            "",
-            size(sum(facts.bytes for facts in every)),
-            f"{sum(facts.seconds for facts in every):.1f} s",
-            _most(facts.peak_memory for facts in every),
-            _most(facts.activations for facts in every),
-        )
-    )
     columns = ("part", "precision", ">engine", ">time", ">memory to build", ">GPU memory to work in")
     print_table(columns, rows, file, total=True)
     limits = plan.profiles.limits
@@ -168,197 +307,6 @@ def _show_result(plan: BuildPlan, result: TensorRtBuild, file: IO[str]) -> None:
     )
 
 
-def _known(amount: int | None) -> str:
-    return "unknown" if amount is None else size(amount)
-
-
-def _most(amounts: Any) -> str:
-    return _known(max((amount for amount in amounts if amount is not None), default=None))
-
-
-TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _tensorrt_options(function: F) -> F:
-    """What engines are built for; None is what `TensorRtOptions` takes."""
-    options = [
-        click.option(
-            "--compute-capability",
-            multiple=True,
-            metavar="X.Y",
-            show_default="this machine's GPU",
-            help="TensorRT-RTX: build for a GPU that need not be here, such as 8.6; repeat it for several.",
-        ),
-        click.option(
-            "--max-bytes",
-            type=int,
-            metavar="N",
-            show_default="all the model has",
-            help="TensorRT: longest text.",
-        ),
-        click.option(
-            "--max-patches",
-            type=int,
-            metavar="N",
-            show_default="all the model was made for",
-            help="TensorRT: most patches of a text; fewer take less GPU memory.",
-        ),
-        click.option(
-            "--max-patch-length",
-            type=int,
-            metavar="N",
-            show_default="the patching rule's, else 512",
-            help="TensorRT: longest patch in bytes.",
-        ),
-        click.option(
-            "--max-batch", type=int, metavar="N", show_default="1", help="TensorRT: texts at a time."
-        ),
-        click.option(
-            "--prefill-chunk",
-            type=int,
-            metavar="N",
-            show_default="256",
-            help="TensorRT: bytes that one pass takes at most.",
-        ),
-        click.option(
-            "--workspace",
-            type=MemorySize(),
-            metavar="SIZE",
-            show_default="no limit",
-            help="TensorRT: GPU memory that a layer may use to work in, such as 512MB.",
-        ),
-        click.option(
-            "--optimization-level",
-            type=int,
-            metavar="N",
-            show_default="TensorRT's own",
-            help="TensorRT: how hard it tries, 0 to 5.",
-        ),
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
-
-
-@verb("build")
-@bundle_argument
-@click.option(
-    "--target",
-    type=OneOf(TARGETS),
-    default="onnxruntime",
-    show_default=True,
-    help="Engine to prepare the graphs for.",
-)
-@click.option("--force", is_flag=True, help="Build again what is there already.")
-@click.option("--dry-run", is_flag=True, help="Print what would be written and needed, and write nothing.")
-@_tensorrt_options
-@json_option
-def command(
-    session: Session,
-    bundle: Path,
-    target: str,
-    force: bool,
-    dry_run: bool,
-    json_file: Path | None,
-    **tensorrt: Any,
-) -> None:
-    """Prepare a bundle for a device: runs and loads faster, takes less memory.
-
-    Writes BUNDLE/engines/TARGET-FINGERPRINT. For onnxruntime: the stages optimized, attention fused, weights
-    as this processor's kernels want them. It is used from then on, on machines like this one with the same
-    version of the engine; elsewhere the portable graphs are, with the same results.
-
-    For tensorrt and tensorrt-rtx: an engine for each stage, with a profile for prompts and one for decoding.
-    They run on GPUs of the compute capability and with the version that they were built for. tensorrt builds
-    on the device itself; tensorrt-rtx also where there is no GPU. Building takes minutes and 3 to 5 times the
-    largest stage's weights in memory.
-
-    Before the form is published its stages run beside the portable graphs; one that computes something else
-    is not kept. The form appears whole or not at all. stdout carries its path.
-    """
-    given = {name: value for name, value in tensorrt.items() if value not in (None, ())}
-    if target == "onnxruntime" and given:
-        flag = "--" + next(iter(given)).replace("_", "-")
-        raise click.UsageError(f"{flag} is for --target tensorrt and tensorrt-rtx; leave it out")
-    if dry_run and json_file is not None:
-        raise click.UsageError("--json is for what was built; leave it or --dry-run out")
-    if dry_run:
-        _show_plan(session, bundle, target, given)
-        return
-    if target == "onnxruntime":
-        form = _build(session, bundle, force)
-    else:
-        form = build(session, bundle, target, given, force)
-    from ...runtime.engines import engines_of
-
-    others = [other.name for other in engines_of(bundle, target) if other.name != form.name]
-    if others:
-        session.say(f"forms for other machines, versions or limits, to remove by hand: {', '.join(others)}")
-    if json_file is not None:
-        write_json(json_file, _document(form, target))
-    if json_file != STDIN:
-        click.echo(form)
-
-
-def _document(form: Path, target: str) -> dict[str, Any]:
-    from ...runtime.engines import ENGINE_NAME, read_description, was_proven
-
-    files = {path.name: path.stat().st_size for path in sorted(form.iterdir()) if path.name != ENGINE_NAME}
-    return {
-        "form": str(form),
-        "target": target,
-        "bytes": sum(files.values()),
-        "proven": was_proven(form),
-        "files": files,
-        "built_for": read_description(form),
-    }
-
-
-def _build(session: Session, bundle: Path, force: bool) -> Path:
-    from ...export.build_ort import build_engine
-    from ...runtime.engines import data_file, graph_file
-    from ...runtime.manifest import load_manifest
-
-    with progress_bar(session) as progress:
-        engine = build_engine(bundle, force=force, progress=progress)
-    assert engine.directory is not None
-    if not session.quiet and sys.stderr is not None:
-        manifest = load_manifest(bundle)
-        rows = []
-        for stage, spec in manifest.stages.items():
-            own = sum((engine.directory / file(stage)).stat().st_size for file in (graph_file, data_file))
-            rows.append((f"{stage} graph", spec.precision, size(_portable(manifest, stage)), size(own)))
-        print_table(("part", "precision", ">portable", ">this form"), rows, sys.stderr)
-    return engine.directory
-
-
-def _portable(manifest: Manifest, stage: str) -> int:
-    spec = manifest.stages[stage]
-    return sum(manifest.files[file].bytes for file in (spec.file, spec.data))
-
-
-def _show_plan(session: Session, bundle: Path, target: str, given: Mapping[str, Any]) -> None:
-    if target == "onnxruntime":
-        form, needed = _show_form(bundle)
-    else:
-        form, needed = show_plan(session, bundle, target, given)
-    free = size(shutil.disk_usage(bundle).free)
-    there = " again, with --force (it is there already)" if form.is_dir() else ""
-    click.echo(f"would write {form}{there}: {needed}; {free} of disk are free")
-
-
-def _show_form(bundle: Path) -> tuple[Path, str]:
-    from ...export.build_ort import check_version, engine_bytes
-    from ...runtime.engines import describe_engine, engine_path
-    from ...runtime.manifest import load_manifest
-
-    check_version("building an engine")
-    manifest = load_manifest(bundle)
-    rows = [
-        (f"{stage} graph", spec.precision, size(_portable(manifest, stage)))
-        for stage, spec in manifest.stages.items()
-    ]
-    print_table(("part", "precision", ">portable"), rows, sys.stdout)
-    return engine_path(bundle, describe_engine(manifest)), f"at most {size(engine_bytes(manifest))}"
+def _most(amounts: Iterable[int | None]) -> str:
+    known = [amount for amount in amounts if amount is not None]
+    return size(max(known)) if known else "unknown"

@@ -9,35 +9,19 @@ from typing import TYPE_CHECKING
 import click
 
 from ...runtime.names import DEVICES
+from ..compare import CompareOptions
 from ..output import Session, print_table, progress_bar, size
 from .documents import check_plot, read_input, shown_name, write_json
-from .options import (
-    STDIN,
-    BundleDirectory,
-    InputFile,
-    OneOf,
-    OutputFile,
-    SeveralFilesCommand,
-    json_option,
-    verbosity,
-)
+from .options import STDIN, BundleDirectory, InputFile, OneOf, OutputFile, json_option, option, verb
 
 if TYPE_CHECKING:
     from ...export.quality import Tally
     from ..compare.bundles import BundleReport, Comparison
 
-__all__ = ["command"]
 
-
-def _whole(name: str, default: int | None, text: str, shown: str | bool = True) -> click.Option:
-    flag = f"--{name.replace('_', '-')}"
-    return click.Option([flag, name], type=int, default=default, metavar="N", show_default=shown, help=text)
-
-
-@verbosity
-@click.command("compare", cls=SeveralFilesCommand)
+@verb("compare")
 @click.argument("bundles", type=BundleDirectory(), nargs=-1, required=True, metavar="BUNDLE...")
-@click.option(
+@option(
     "--text",
     "texts",
     type=InputFile(),
@@ -46,19 +30,42 @@ def _whole(name: str, default: int | None, text: str, shown: str | bool = True) 
     metavar="FILE...",
     help="Texts to compare on; - is stdin. Take others than the bundles were calibrated on.",
 )
-@click.option(
+@option(
     "--plot",
     type=OutputFile(),
     metavar="FILE",
-    show_default="no picture",
+    shown="no picture",
     help="Draw size, quality and speed into FILE (.png, .svg or .pdf).",
 )
 @json_option
-@click.option("--device", type=OneOf(DEVICES), default="auto", show_default=True, help="Where to run.")
-@click.pass_obj
+@option(
+    "--context",
+    type=int,
+    shown="the trained context, from the bundle",
+    help="Ids in a window, BOS included.",
+)
+@option("--max-bytes", type=int, shown="all", help="Bytes of each text at most, in windows spread over it.")
+@option(
+    "--prompts",
+    type=int,
+    default=CompareOptions.prompts,
+    help="Greedy texts whose identical lead is measured.",
+)
+@option("--lead-bytes", type=int, default=CompareOptions.lead_bytes, help="Bytes of each greedy text.")
+@option(
+    "--prompt-bytes",
+    type=int,
+    default=CompareOptions.prompt_bytes,
+    help="Bytes read at once to time prefill.",
+)
+@option(
+    "--new-bytes", type=int, default=CompareOptions.new_bytes, help="Bytes read one by one to time decoding."
+)
+@option("--repeat", type=int, default=CompareOptions.repeat, help="Timings; the median counts.")
+@option("--threads", type=int, shown="as many as the engine likes", help="CPU threads.")
+@option("--device", type=OneOf(DEVICES), default=CompareOptions.device, help="Where to run.")
 def command(
     session: Session,
-    /,
     bundles: tuple[Path, ...],
     texts: tuple[Path, ...],
     plot: Path | None,
@@ -75,7 +82,7 @@ def command(
     """
     check_plot(plot)
     read = _read(texts, session)
-    from ..compare.bundles import CompareOptions, compare_bundles
+    from ..compare.bundles import compare_bundles, draw_comparison
 
     options = CompareOptions(**settings)  # type: ignore[arg-type]
     with progress_bar(session) as progress:
@@ -83,23 +90,9 @@ def command(
     if json_file is not None:
         write_json(json_file, comparison.to_dict())
     if plot is not None:
-        from ..compare.plot import draw_comparison
-
         draw_comparison(comparison, plot)
     if json_file != STDIN:
         _show(comparison)
-
-
-command.params[-3:-3] = [
-    _whole("context", None, "Ids in a window, BOS included.", "the trained context, from the bundle"),
-    _whole("max_bytes", None, "Bytes of each text at most, in windows spread over it.", "all"),
-    _whole("prompts", 20, "Greedy texts whose identical lead is measured."),
-    _whole("lead_bytes", 64, "Bytes of each greedy text."),
-    _whole("prompt_bytes", 512, "Bytes read at once to time prefill."),
-    _whole("new_bytes", 128, "Bytes read one by one to time decoding."),
-    _whole("repeat", 3, "Timings; the median counts."),
-    _whole("threads", None, "CPU threads.", "as many as the engine likes"),
-]
 
 
 def _read(paths: Sequence[Path], session: Session) -> dict[str, bytes]:
@@ -107,11 +100,8 @@ def _read(paths: Sequence[Path], session: Session) -> dict[str, bytes]:
         raise click.UsageError("--text: - is given twice; stdin can be read only once")
     texts: dict[str, bytes] = {}
     for path in paths:
-        name = (
-            path.name
-            if path != STDIN and all(other == path or other.name != path.name for other in paths)
-            else shown_name(path)
-        )
+        alone = path != STDIN and all(other == path or other.name != path.name for other in paths)
+        name = path.name if alone else shown_name(path)
         if name in texts:
             raise click.UsageError(f"--text: {path} is given twice; give each text once")
         texts[name] = read_input(path, session, "the text")
@@ -124,50 +114,44 @@ def _read(paths: Sequence[Path], session: Session) -> dict[str, bytes]:
 
 
 def _show(comparison: Comparison) -> None:
-    names = _names(comparison.bundles)
+    directories = [Path(report.path).name for report in comparison.bundles]
+    reports = [
+        (name if directories.count(name) == 1 else report.path, report)
+        for name, report in zip(directories, comparison.bundles, strict=True)
+    ]
     for text, length in comparison.text_bytes.items():
         click.echo(f"{text}, {length:,} bytes")
-        rows = [
-            (name, *_quality(report.texts[text]))
-            for name, report in zip(names, comparison.bundles, strict=True)
-        ]
-        columns = ("bundle", ">bits/byte", ">KL bits", ">argmax", ">precision", ">recall")
-        print_table(columns, rows)
+        print_table(
+            ("bundle", ">bits/byte", ">KL bits", ">argmax", ">precision", ">recall"),
+            [(name, *_quality(report.texts[text])) for name, report in reports],
+        )
         click.echo()
     print_table(
         ("bundle", "tables", ">graphs", ">size", ">lead", ">prefill", ">decode", ">memory", ">private"),
-        [(name, *_figures(report)) for name, report in zip(names, comparison.bundles, strict=True)],
+        [(name, *_figures(report)) for name, report in reports],
     )
-    first = comparison.bundles[0]
+    leads = comparison.bundles[0].greedy_leads
+    mean_length = sum(length for _, length in leads) / max(1, len(leads))
     machine = comparison.machine
     threads = f"{machine['threads']} threads" if machine.get("threads") else "threads not limited"
-    notes = [
-        f"size: of the tables; lead: mean identical greedy bytes of {_lead_length(first):.0f}, "
-        f"{len(first.greedy_leads)} prompts; prefill and decode: bytes/s; "
-        f"windows of {comparison.context} ids",
+    click.echo(
+        f"size: of the tables; lead: mean identical greedy bytes of {mean_length:.0f}, {len(leads)} prompts; "
+        f"prefill and decode: bytes/s; windows of {comparison.context} ids\n"
         f"measured on {machine.get('processor')}, {machine.get('cpus')} CPUs, {threads}, "
-        f"{machine.get('system')}, ONNX Runtime {machine.get('onnxruntime')}",
-    ]
-    notes += [
-        f"{name}: {report.note}"
-        for name, report in zip(names, comparison.bundles, strict=True)
-        if report.note
-    ]
-    for note in notes:
-        click.echo(note)
+        f"{machine.get('system')}, ONNX Runtime {machine.get('onnxruntime')}"
+    )
+    for name, report in reports:
+        if report.note:
+            click.echo(f"{name}: {report.note}")
 
 
 def _quality(tally: Tally) -> tuple[str, ...]:
-    return (
-        f"{tally.bits_per_byte:.4f}",
-        f"{tally.mean_divergence:.5f}",
-        f"{tally.argmax_agreement:.2%}",
-        f"{tally.boundary_precision:.2%}",
-        f"{tally.boundary_recall:.2%}",
-    )
+    shares = (tally.argmax_agreement, tally.boundary_precision, tally.boundary_recall)
+    return f"{tally.bits_per_byte:.4f}", f"{tally.mean_divergence:.5f}", *(f"{share:.2%}" for share in shares)
 
 
 def _figures(report: BundleReport) -> tuple[str, ...]:
+    peaks = (report.peak_resident, report.peak_private)
     return (
         report.tables,
         size(report.graph_bytes),
@@ -175,18 +159,5 @@ def _figures(report: BundleReport) -> tuple[str, ...]:
         f"{report.mean_lead:.1f}" if report.greedy_leads else "",
         f"{report.prefill_bytes_per_second:,.0f}",
         f"{report.decode_bytes_per_second:,.0f}",
-        "unknown" if report.peak_resident is None else size(report.peak_resident),
-        "unknown" if report.peak_private is None else size(report.peak_private),
+        *("unknown" if peak is None else size(peak) for peak in peaks),
     )
-
-
-def _lead_length(report: BundleReport) -> float:
-    return sum(length for _, length in report.greedy_leads) / max(1, len(report.greedy_leads))
-
-
-def _names(reports: Sequence[BundleReport]) -> list[str]:
-    """Directory names, or whole paths where names are the same."""
-    names = [Path(report.path).name for report in reports]
-    return [
-        name if names.count(name) == 1 else report.path for name, report in zip(names, reports, strict=True)
-    ]

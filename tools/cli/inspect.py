@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ...runtime.errors import BundleError
 from ..output import Session, count, print_fields, print_table, printable, progress_bar, size
 from .documents import write_json
 from .model_options import check_bundle_files
-from .options import STDIN, OneOf, bundle_argument, json_option, verb, verify_option
+from .options import STDIN, OneOf, bundle_argument, json_option, option, verb, verify_option
 
 if TYPE_CHECKING:
     from ...export.lint_tensorrt import Finding
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ...runtime.patching import PatchingRule
     from ..memory import StateMemory
 
-__all__ = ["LINTS", "command"]
-
 LINTS = ("tensorrt-10.3", "tensorrt-11", "tensorrt-rtx")
 """The linter's rule sets; repeated here because asking it would import onnx."""
 
@@ -31,10 +29,10 @@ LINTS = ("tensorrt-10.3", "tensorrt-11", "tensorrt-rtx")
 @verb("inspect")
 @bundle_argument
 @verify_option
-@click.option(
+@option(
     "--lint",
     type=OneOf(LINTS),
-    show_default="no lint",
+    shown="no lint",
     metavar="TARGET",
     help=f"List what TARGET would refuse in the graphs: {', '.join(LINTS)}. JetPack 6.2 has tensorrt-10.3.",
 )
@@ -49,13 +47,28 @@ def command(session: Session, bundle: Path, verify: bool, lint: str | None, json
     from ..memory import state_memory
 
     manifest = load_manifest(bundle)
-    fault = _fault(bundle, manifest, verify, session)
+    fault = engine = findings = None
+    try:
+        check_bundle_files(session, bundle, manifest, verify)
+    except BundleError as error:
+        # Engines lie inside the bundle: with links in there, nothing is looked at.
+        fault = str(error)
+    else:
+        engine = _engine(session, bundle, manifest, verify)
+        if lint is not None:
+            from ...export.lint_tensorrt import lint_bundle
+
+            findings = lint_bundle(bundle, manifest, lint)
     state = state_memory(manifest)
-    # A form lies inside the bundle: with links in there, nothing is looked at.
-    engine = _engine(session, bundle, manifest, verify) if fault is None else None
-    findings = _findings(bundle, manifest, lint) if lint is not None and fault is None else None
     if json_file is not None:
-        document = _document(bundle, manifest, state, engine, verify, fault)
+        document: dict[str, Any] = {
+            "bundle": str(bundle),
+            "bytes": manifest.total_bytes,
+            "check": {"whole_files": verify, "fault": fault},
+            "engine": engine and {"name": engine.name, "reason": engine.reason},
+            "state_memory": {**asdict(state), "at_full_length": state.at_full_length},
+            "manifest": manifest.to_dict(),
+        }
         if lint is not None:
             document["lint"] = {"target": lint, "findings": findings and list(map(asdict, findings))}
         write_json(json_file, document)
@@ -70,20 +83,19 @@ def command(session: Session, bundle: Path, verify: bool, lint: str | None, json
         raise click.ClickException(f"{_title(str(lint))} would refuse {bundle}: {stages}")
 
 
-def _findings(bundle: Path, manifest: Manifest, lint: str) -> list[Finding]:
-    from ...export.lint_tensorrt import lint_bundle
+def _engine(session: Session, bundle: Path, manifest: Manifest, verify: bool) -> Engine:
+    from ...runtime.engines import find_engine
 
-    return lint_bundle(bundle, manifest, lint)
+    if not verify:
+        return find_engine(bundle, manifest)
+    with progress_bar(session) as progress:
+        return find_engine(bundle, manifest, full=True, progress=partial(progress, "checking the engine"))
 
 
 def _title(lint: str) -> str:
     from ...export.lint_tensorrt import RULES
 
     return RULES[lint].title
-
-
-def _without_node(finding: Finding) -> tuple[str, str, str, str]:
-    return finding.stage, finding.operator, finding.reason, finding.remedy
 
 
 def _show_findings(lint: str, findings: list[Finding]) -> None:
@@ -93,50 +105,13 @@ def _show_findings(lint: str, findings: list[Finding]) -> None:
         click.echo(f"{_title(lint)} would refuse nothing that can be seen in the graphs")
         return
     click.echo(f"{_title(lint)} would refuse")
-    alike = Counter(map(_without_node, findings))
-    first = {_without_node(finding): finding.node for finding in reversed(findings)}
-    for group, times in alike.items():
-        stage, operator, reason, remedy = map(printable, group)
-        what = f"{times} x {operator}, first {first[group]}" if operator else first[group]
-        click.echo(f"  {stage}: {printable(what)}")
-        click.echo(f"    {reason}; {remedy}")
-
-
-def _fault(bundle: Path, manifest: Manifest, verify: bool, session: Session) -> str | None:
-    from ...runtime.errors import BundleError
-
-    try:
-        check_bundle_files(session, bundle, manifest, verify)
-    except BundleError as error:
-        return str(error)
-    return None
-
-
-def _engine(session: Session, bundle: Path, manifest: Manifest, verify: bool) -> Engine:
-    from ...runtime.engines import find_engine
-
-    if not verify:
-        return find_engine(bundle, manifest)
-    with progress_bar(session) as progress:
-        return find_engine(bundle, manifest, full=True, progress=partial(progress, "checking the form"))
-
-
-def _document(
-    bundle: Path,
-    manifest: Manifest,
-    state: StateMemory,
-    engine: Engine | None,
-    verify: bool,
-    fault: str | None,
-) -> dict[str, Any]:
-    return {
-        "bundle": str(bundle),
-        "bytes": sum(record.bytes for record in manifest.files.values()),
-        "check": {"whole_files": verify, "fault": fault},
-        "engine": engine and {"name": engine.name, "reason": engine.reason},
-        "state_memory": {**asdict(state), "at_full_length": state.at_full_length},
-        "manifest": manifest.to_dict(),
-    }
+    nodes: dict[tuple[str, ...], list[str]] = {}
+    for one in findings:
+        nodes.setdefault((one.stage, one.operator, one.reason, one.remedy), []).append(one.node)
+    for (stage, operator, reason, remedy), names in nodes.items():
+        what = f"{len(names)} x {operator}, first {names[0]}" if operator else names[0]
+        click.echo(f"  {printable(stage)}: {printable(what)}")
+        click.echo(f"    {printable(reason)}; {printable(remedy)}")
 
 
 def _show(
@@ -147,17 +122,14 @@ def _show(
     verify: bool,
     fault: str | None,
 ) -> None:
-    total = sum(record.bytes for record in manifest.files.values())
     checked = "whole files" if verify else "fast check; --verify reads whole files"
     source, model = manifest.source, manifest.model
+    files = f"{len(manifest.files)}, {size(manifest.total_bytes)}"
     print_fields(
         [
             ("bundle", f"{bundle}, written by blt-edge {manifest.generator}"),
             ("source", f"{source.name} ({source.layout} layout), sha256 {source.sha256[:16]}"),
-            (
-                "files",
-                f"{len(manifest.files)}, {size(total)}: " + ("DAMAGED" if fault else f"ok ({checked})"),
-            ),
+            ("files", f"{files}: {'DAMAGED' if fault else f'ok ({checked})'}"),
             (
                 "model",
                 f"width {model.width}, {model.cross_attn_k} vectors a patch, vocabulary {model.vocab_size}",
@@ -169,23 +141,61 @@ def _show(
             ("engine", "not looked for, the bundle is damaged" if engine is None else str(engine)),
         ]
     )
-    for table in (_stages, _axes):
-        click.echo()
-        table(manifest)
     click.echo()
-    print_fields(_memory(state))
+    _show_stages(manifest)
+    click.echo()
+    axes = [
+        (name, *(f"{value:,}" for value in asdict(axis).values())) for name, axis in manifest.axes.items()
+    ]
+    print_table(("axis", ">min", ">opt", ">max"), axes)
+    click.echo()
+    patch = f"{state.bytes_per_patch:g} byte{'s' * (state.bytes_per_patch != 1)}"
+    full = f"about {size(state.at_full_length)} for {state.positions:,} positions, at {patch} a patch"
+    print_fields(
+        [
+            (
+                "state memory",
+                f"{size(state.per_byte)} a byte within the windows, {size(state.per_patch)} a patch",
+            ),
+            ("at full length", full),
+            (
+                "open patch",
+                f"up to {size(state.open_patch)} more, if one patch had {state.longest_patch:,} bytes",
+            ),
+        ]
+    )
+
+
+def _show_stages(manifest: Manifest) -> None:
+    rows = [
+        (
+            name,
+            spec.precision,
+            str(spec.layers),
+            f"{spec.kv_heads} x {spec.head_dim}",
+            "all" if spec.window is None else str(spec.window),
+            count(spec.parameters),
+            size(manifest.stage_bytes(name)),
+            spec.file,
+        )
+        for name, spec in manifest.stages.items()
+    ]
+    table = manifest.embedding
+    parameters = count(table.rows * table.width)
+    rows.append(("tables", table.precision, "", "", "", parameters, size(table.bytes), table.file))
+    columns = ("stage", "precision", ">layers", ">kv heads", ">window", ">parameters", ">size", "file")
+    print_table(columns, rows, total=True)
 
 
 def _rule(rule: PatchingRule) -> str:
+    over = f"{rule.threshold or 0.0:.6g} nats"
     text = {
-        "entropy": f"start where the entropy is over {rule.threshold or 0.0:.6g} nats",
+        "entropy": f"start where the entropy {'rises by' if rule.monotonic else 'is'} over {over}",
         "space": "start after spaces and punctuation",
         "static": f"have {rule.patch_size} bytes",
         "byte": "are single bytes",
     }[rule.mode]
-    if rule.mode == "entropy" and rule.monotonic:
-        text = f"start where the entropy rises by over {rule.threshold or 0.0:.6g} nats"
-    elif rule.mode == "entropy" and rule.threshold_add is not None:
+    if rule.mode == "entropy" and not rule.monotonic and rule.threshold_add is not None:
         text += f" and rises by over {rule.threshold_add:.6g}"
     return text + (f", and have at most {rule.max_patch_length} bytes" if rule.max_patch_length else "")
 
@@ -200,27 +210,6 @@ def _validation(report: dict[str, Any] | None) -> str:
     return f"FAILED ({', '.join(failed)}), {what}" if not report.get("passed") else f"passed, {what}"
 
 
-def _stages(manifest: Manifest) -> None:
-    rows = [
-        (
-            name,
-            spec.precision,
-            str(spec.layers),
-            f"{spec.kv_heads} x {spec.head_dim}",
-            "all" if spec.window is None else str(spec.window),
-            count(spec.parameters),
-            size(manifest.files[spec.file].bytes + manifest.files[spec.data].bytes),
-            spec.file,
-        )
-        for name, spec in manifest.stages.items()
-    ]
-    table = manifest.embedding
-    parameters = count(table.rows * table.width)
-    rows.append(("tables", table.precision, "", "", "", parameters, size(table.bytes), table.file))
-    columns = ("stage", "precision", ">layers", ">kv heads", ">window", ">parameters", ">size", "file")
-    print_table(columns, rows, total=True)
-
-
 def _tables(table: EmbeddingSpec) -> str:
     rows = f"{table.rows:,} rows of {table.width}: {table.byte_rows} bytes"
     if table.hash.tables:
@@ -228,28 +217,3 @@ def _tables(table: EmbeddingSpec) -> str:
         rows += f", {table.hash.tables} x {table.hash_vocab:,} hashes of {groups} bytes"
     read = size((table.hash.tables + 1) * table.bytes // table.rows)
     return f"{rows}; memory-mapped, a byte of text reads {read}"
-
-
-def _axes(manifest: Manifest) -> None:
-    rows = [
-        (name, *(f"{value:,}" for value in asdict(axis).values())) for name, axis in manifest.axes.items()
-    ]
-    print_table(("axis", ">min", ">opt", ">max"), rows)
-
-
-def _memory(state: StateMemory) -> list[tuple[str, str]]:
-    patch = f"{state.bytes_per_patch:g} byte{'s' * (state.bytes_per_patch != 1)}"
-    return [
-        (
-            "state memory",
-            f"{size(state.per_byte)} a byte within the windows, {size(state.per_patch)} a patch",
-        ),
-        (
-            "at full length",
-            f"about {size(state.at_full_length)} for {state.positions:,} positions, at {patch} a patch",
-        ),
-        (
-            "open patch",
-            f"up to {size(state.open_patch)} more, if one patch had {state.longest_patch:,} bytes",
-        ),
-    ]

@@ -1,55 +1,102 @@
-"""Where and how a model runs: the options that verbs which run one share, as one value.
-
-The options of whatever generates text: the fields of `GenerationOptions` that are asked of a person.
-
-Loading a bundle as the engine options ask.
-"""
+"""Options of the verbs that run a model: where and how it runs and generates; loading it as they ask."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...runtime.names import DEVICES
+from ...runtime.options import GenerationOptions
 from ..memory import running_memory
 from ..output import Session, printable, progress_bar, size
-from .options import MemorySize, OneOf, StopString, draft_options, verify_option
+from .options import MemorySize, OneOf, StopString, Value, draft_options, option, options, verify_option
 
 if TYPE_CHECKING:
     from ...runtime import BltModel
     from ...runtime.manifest import Manifest
 
-__all__ = ["EngineOptions", "check_bundle_files", "engine_options", "load_model", "sampling_options"]
-
-F = TypeVar("F", bound=Callable[..., Any])
-
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What `BltModel.load` is told, and what is checked before it."""
+    """What `BltModel.load` is told, and what is checked before it; `engine_options` has the defaults."""
 
-    device: str = "auto"
-    """One of `DEVICES`."""
-    threads: int | None = None
+    device: str
+    threads: int | None
     """CPU threads; None leaves it to the engine."""
-    prefill_chunk: int = 256
+    prefill_chunk: int
     """Bytes that one pass takes at most."""
-    max_memory: int | None = None
+    max_memory: int | None
     """Bytes that running may take by the estimate; None = no limit."""
-    verify: bool = False
+    verify: bool
     """Compare the sha256 of whole files."""
-    probe: bool = True
+    probe: bool
     """Let an engine repeat what it gave when it was built before it is used."""
-    provider_options: dict[str, str] = field(default_factory=dict)
+    provider_options: dict[str, str]
     """Options of ONNX Runtime's GPU provider."""
 
 
-def engine_options(function: F) -> Callable[..., Any]:
+class _Setting(Value):
+    """NAME=VALUE, as the two."""
+
+    name = "setting"
+
+    def read(self, text: str) -> tuple[str, str]:
+        name, equals, setting = text.partition("=")
+        if not equals or not name.strip():
+            raise ValueError(f"got {printable(text)!r}; give NAME=VALUE, such as use_tf32=1")
+        return name.strip(), setting
+
+
+_engine = options(
+    option(
+        "--device",
+        type=OneOf(DEVICES),
+        default="auto",
+        help="Where to run; auto takes engines for this GPU where the bundle has any, else cuda where it "
+        "works, else cpu. Any other is used or refused.",
+    ),
+    option("--threads", type=int, shown="as many as the engine likes", help="CPU threads."),
+    option(
+        "--prefill-chunk",
+        type=int,
+        default=256,
+        help="Bytes read in one pass; memory grows with it, the result does not change.",
+    ),
+    option(
+        "--max-memory",
+        type=MemorySize(),
+        metavar="SIZE",
+        shown="no limit",
+        help="Refuse to load when the estimate is over this, such as 800MB or 2GB; the memory-mapped "
+        "tables are not counted.",
+    ),
+    option(
+        "--no-probe",
+        "probe",
+        flag_value=False,
+        default=True,
+        help="Use the engine that build made without repeating its self-test, which takes milliseconds.",
+    ),
+    verify_option,
+    option(
+        "--provider-option",
+        "provider_options",
+        type=_Setting(),
+        multiple=True,
+        metavar="NAME=VALUE",
+        shown="none",
+        help="An option of ONNX Runtime's provider, with device cuda, ort-tensorrt or ort-tensorrt-rtx; "
+        "repeatable.",
+    ),
+)
+
+
+def engine_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of `EngineOptions`, passed to the function as `engine`."""
 
     @wraps(function)
@@ -58,162 +105,62 @@ def engine_options(function: F) -> Callable[..., Any]:
         own["provider_options"] = dict(own["provider_options"])
         return function(*args, engine=EngineOptions(**own), **asked)
 
-    command: Callable[..., Any] = gathered
-    for option in reversed([*_options(), verify_option, _provider_option()]):
-        command = option(command)
-    return command
+    return _engine(gathered)
 
 
-def _options() -> list[Callable[[Any], Any]]:
-    return [
-        click.option(
-            "--device",
-            type=OneOf(DEVICES),
-            default="auto",
-            show_default=True,
-            help="Where to run; auto takes engines for this GPU where the bundle has any, else cuda where it "
-            "works, else cpu. Any other is used or refused.",
-        ),
-        click.option(
-            "--threads",
-            type=int,
-            metavar="N",
-            show_default="as many as the engine likes",
-            help="CPU threads.",
-        ),
-        click.option(
-            "--prefill-chunk",
-            type=int,
-            default=256,
-            show_default=True,
-            metavar="N",
-            help="Bytes read in one pass; memory grows with it, the result does not change.",
-        ),
-        click.option(
-            "--max-memory",
-            type=MemorySize(),
-            metavar="SIZE",
-            show_default="no limit",
-            help="Refuse to load when the estimate is over this, such as 800MB or 2GB; the memory-mapped "
-            "tables are not counted.",
-        ),
-        click.option(
-            "--no-probe",
-            "probe",
-            is_flag=True,
-            flag_value=False,
-            default=True,
-            help="Use the engine that build made without repeating its self-test, which takes milliseconds.",
-        ),
-    ]
-
-
-def _provider_option() -> Callable[[Any], Any]:
-    return click.option(
-        "--provider-option",
-        "provider_options",
-        type=_Setting(),
+sampling_options = options(
+    option(
+        "-n",
+        "--max-new-bytes",
+        "--max-new-tokens",
+        "max_new_bytes",
+        type=int,
+        default=GenerationOptions.max_new_bytes,
+        help="Generate at most this many bytes.",
+    ),
+    option(
+        "--temperature",
+        "--temp",
+        "temperature",
+        type=float,
+        default=GenerationOptions.temperature,
+        help="Divide logits by it; 0 is greedy: the most likely byte, and the filters below don't matter.",
+    ),
+    option(
+        "--top-k",
+        type=int,
+        default=GenerationOptions.top_k,
+        help="Keep the N most likely bytes; 0 turns it off.",
+    ),
+    option(
+        "--top-p",
+        type=float,
+        default=GenerationOptions.top_p,
+        help="Keep the most likely bytes whose probabilities sum to X; 1 turns it off.",
+    ),
+    option(
+        "--min-p",
+        type=float,
+        default=GenerationOptions.min_p,
+        help="Keep bytes at least X times as likely as the most likely one; 0 turns it off.",
+    ),
+    option(
+        "--repetition-penalty",
+        type=float,
+        default=GenerationOptions.repetition_penalty,
+        help="Make bytes that are in the text already less likely; 1 turns it off.",
+    ),
+    option("--seed", type=int, shown="another one each time", help="Seed of the random numbers."),
+    option(
+        "--stop",
+        type=StopString(),
         multiple=True,
-        metavar="NAME=VALUE",
-        show_default="none",
-        help="An option of ONNX Runtime's provider, with device cuda, ort-tensorrt or ort-tensorrt-rtx; "
-        "repeatable.",
-    )
-
-
-class _Setting(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic from click 8.2 on
-    """NAME=VALUE."""
-
-    name = "setting"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, str]:
-        """The two."""
-        if isinstance(value, tuple):
-            return value
-        name, equals, setting = str(value).partition("=")
-        if not equals or not name.strip():
-            self.fail(f"got {printable(str(value))!r}; give NAME=VALUE, such as use_tf32=1", param, ctx)
-        return name.strip(), setting
-
-
-def sampling_options(function: F) -> F:
-    """-n, --temperature and so on, as `GenerationOptions` takes them; passed by its fields' names."""
-    options = [
-        click.option(
-            "-n",
-            "--max-new-bytes",
-            "--max-new-tokens",
-            "max_new_bytes",
-            type=int,
-            default=256,
-            show_default=True,
-            metavar="N",
-            help="Generate at most this many bytes.",
-        ),
-        click.option(
-            "--temperature",
-            "--temp",
-            "temperature",
-            type=float,
-            default=0.0,
-            show_default=True,
-            metavar="X",
-            help="Divide logits by it; 0 is greedy: the most likely byte, and the filters below don't "
-            "matter.",
-        ),
-        click.option(
-            "--top-k",
-            type=int,
-            default=0,
-            show_default=True,
-            metavar="N",
-            help="Keep the N most likely bytes; 0 turns it off.",
-        ),
-        click.option(
-            "--top-p",
-            type=float,
-            default=1.0,
-            show_default=True,
-            metavar="X",
-            help="Keep the most likely bytes whose probabilities sum to X; 1 turns it off.",
-        ),
-        click.option(
-            "--min-p",
-            type=float,
-            default=0.0,
-            show_default=True,
-            metavar="X",
-            help="Keep bytes at least X times as likely as the most likely one; 0 turns it off.",
-        ),
-        click.option(
-            "--repetition-penalty",
-            type=float,
-            default=1.0,
-            show_default=True,
-            metavar="X",
-            help="Make bytes that are in the text already less likely; 1 turns it off.",
-        ),
-        click.option(
-            "--seed",
-            type=int,
-            metavar="N",
-            show_default="another one each time",
-            help="Seed of the random numbers.",
-        ),
-        click.option(
-            "--stop",
-            type=StopString(),
-            multiple=True,
-            metavar="TEXT",
-            help=r"End before this text; may be given several times. Escapes: \n \r \t \0 \\ \xNN \uNNNN.",
-        ),
-        draft_options,
-    ]
-    for option in reversed(options):
-        function = option(function)
-    return function
+        metavar="TEXT",
+        help=r"End before this text; may be given several times. Escapes: \n \r \t \0 \\ \xNN \uNNNN.",
+    ),
+    draft_options,
+)
+"""-n, --temperature and so on, passed by the names of `GenerationOptions`' fields."""
 
 
 def load_model(

@@ -1,69 +1,49 @@
-"""Options and argument types that several verbs share. Values are checked as far as that needs no model.
+"""What verbs are made of: the types of their values, and the options that several of them share.
 
-Options that take several files after one flag: `--text a.txt b.txt`, as the shell expands `*.txt`.
+Values are checked as far as that needs no model. An option for several files takes them after one flag:
+`--text a.txt b.txt`, as the shell expands `*.txt`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ...runtime.errors import OptionError
 from ...runtime.names import DRAFTS, MANIFEST_NAME
 from ..output import Session, flagged, printable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    PathType = click.ParamType[Path]
-    BytesType = click.ParamType[bytes]
-    TextType = click.ParamType[str]
-    SizeType = click.ParamType[int]
+    AnyType = click.ParamType[Any]
     TextChoice = click.Choice[str]
 else:  # generic from click 8.2 on
-    PathType = BytesType = TextType = SizeType = click.ParamType
+    AnyType = click.ParamType
     TextChoice = click.Choice
-
-__all__ = [
-    "FLAGS",
-    "STDIN",
-    "BundleDirectory",
-    "CheckpointSource",
-    "InputFile",
-    "MemorySize",
-    "OneOf",
-    "OutputFile",
-    "SeveralFilesCommand",
-    "StopString",
-    "VerbCommand",
-    "bundle_argument",
-    "draft_options",
-    "json_option",
-    "model_option",
-    "spread",
-    "tolerance_options",
-    "verb",
-    "verbosity",
-    "verify_option",
-]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 STDIN = Path("-")
 """Stands for stdin where a file is read, and for stdout where one is written."""
 
+FLAGS = ("--text", "--calibration")
+"""The options that take several files, in verbs where they do."""
+
 
 class VerbCommand(click.Command):
     """A verb: an option that the runtime refuses is wrong usage, named as the user typed it."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse; every error knows the verb."""
+        """Parse `args`, each of several files under a flag of its own; every error knows the verb."""
+        flags = {flag for one in self.params if getattr(one, "multiple", False) for flag in one.opts}
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, spread(args, flags.intersection(FLAGS)))
         except click.UsageError as error:
             error.ctx = error.ctx or ctx
             raise
@@ -73,206 +53,14 @@ class VerbCommand(click.Command):
         return super().shell_complete(ctx, incomplete or "-")
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the verb."""
-        from ...runtime.errors import OptionError
-
         try:
             return super().invoke(ctx)
         except OptionError as error:
             raise click.BadParameter(flagged(str(error), self), ctx) from error
 
 
-def verb(
-    name: str, kind: type[click.Command] = VerbCommand
-) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a function a verb: its docstring is the help, its first argument the session."""
-
-    def wrap(function: Callable[..., None]) -> click.Command:
-        command = click.command(name, cls=kind)(click.pass_obj(function))
-        return verbosity(command)
-
-    return wrap
-
-
-# 1. Types.
-
-
-class _Offered:
-    """What a shell that completes words may offer for a type: paths, and some words."""
-
-    offered = "file"
-    words: tuple[str, ...] = ()
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        """The words that begin so; the shell itself looks for paths."""
-        from click.shell_completion import CompletionItem
-
-        found = [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
-        # bash forgets words that come with paths.
-        if incomplete and found and not any(Path().glob(f"{incomplete}*/")):
-            return found
-        return [*found, CompletionItem(incomplete, type=self.offered)]
-
-
-class BundleDirectory(_Offered, PathType):
-    """A directory that holds a manifest; what is in it, the runtime checks."""
-
-    name = "bundle"
-    offered = "dir"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path."""
-        path = Path(value)
-        advice = "give the directory of a bundle that `blt-edge export` wrote"
-        if not os.path.lexists(path):
-            self.fail(f"{value} does not exist; {advice}", param, ctx)
-        if not path.is_dir():
-            self.fail(f"{value} is not a directory; {advice}", param, ctx)
-        if not os.access(path, os.R_OK | os.X_OK):
-            self.fail(f"{value} can't be read; check its permissions", param, ctx)
-        if not os.path.lexists(path / MANIFEST_NAME):
-            self.fail(f"{value} has no {MANIFEST_NAME}, so it is no bundle; {advice}", param, ctx)
-        return path
-
-
-class CheckpointSource(_Offered, TextType):
-    """A folder that is there, a hub id, or `demo`."""
-
-    name = "model"
-    offered = "dir"
-    words = ("demo",)
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The same string."""
-        try:
-            path = Path(value).expanduser()
-        except RuntimeError:  # ~name of nobody
-            path = Path(value)
-        advice = "give a checkpoint's folder, a hub id owner/name, or demo"
-        if value == "demo" or (value and path.is_dir()):
-            return value
-        if path.exists():
-            self.fail(
-                f"{value} is a file; give the folder that holds config.json and the weights", param, ctx
-            )
-        if value.count("/") != 1 or value.startswith(("/", ".", "~")) or value.endswith("/"):
-            self.fail(f"{value} does not exist; {advice}", param, ctx)
-        return value
-
-
-class InputFile(_Offered, PathType):
-    """A file that can be read, or `-` for stdin."""
-
-    name = "file"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path, `STDIN` for `-`."""
-        path = Path(value)
-        if path == STDIN:
-            return STDIN
-        if not path.exists():
-            self.fail(f"{value} does not exist", param, ctx)
-        if path.is_dir():
-            self.fail(f"{value} is a directory; give a file", param, ctx)
-        if not os.access(path, os.R_OK):
-            self.fail(f"{value} can't be read; check its permissions", param, ctx)
-        return path
-
-
-class OutputFile(_Offered, PathType):
-    """A file to write, or `-` for stdout: refused before any work when it could not be written."""
-
-    name = "file"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path, `STDIN` for `-`."""
-        path = Path(value)
-        if path == STDIN:
-            return STDIN
-        if path.is_dir():
-            self.fail(f"{value} is a directory; give a file, or - for stdout", param, ctx)
-        if not path.parent.is_dir():
-            self.fail(f"the directory {path.parent} does not exist; create it first", param, ctx)
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            self.fail(f"{value} can't be written; check its permissions", param, ctx)
-        return path
-
-
-class MemorySize(SizeType):
-    """An amount of memory such as 800MB, 1.5GB or a number of bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Bytes."""
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(value).strip().lower())
-        step = 1024 if found and found[3] else 1000
-        amount = float(found[1]) * step ** " kmgt".index(found[2] or " ") if found else 0.0
-        if not 1 <= amount < 1e18:
-            self.fail(f"got {printable(str(value))!r}; give an amount such as 800MB or 1.5GB", param, ctx)
-        return int(amount)
-
-
-class OneOf(TextChoice):
-    """A choice whose refusal names what was got and what this version has."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The value."""
-        if value not in self.choices:
-            allowed = " or ".join(self.choices)
-            self.fail(f"got {printable(str(value))!r}, this version has {allowed}", param, ctx)
-        return str(value)
-
-
-class StopString(BytesType):
-    r"""A string with escapes, as bytes: \n \r \t \0 \\ \xNN (a byte) \uNNNN \UNNNNNNNN (a character)."""
-
-    name = "text"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bytes:
-        """The bytes."""
-        if isinstance(value, bytes):
-            return value
-        try:
-            data = b"".join(map(_unescaped, _PIECES.findall(value)))
-        except ValueError as error:
-            self.fail(f"{error} in {value!r}; a backslash itself is written \\\\", param, ctx)
-        if not data:
-            self.fail("is empty; allowed are strings of at least one byte", param, ctx)
-        return data
-
-
-_PIECES = re.compile(r"\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}|\\(?s:.)?|[^\\]+")
-_SHORT = {"n": b"\n", "r": b"\r", "t": b"\t", "0": b"\0", "\\": b"\\", "'": b"'", '"': b'"'}
-
-
-def _unescaped(piece: str) -> bytes:
-    if not piece.startswith("\\"):
-        return os.fsencode(piece)
-    if piece[1:] in _SHORT:
-        return _SHORT[piece[1:]]
-    if len(piece) == 4:
-        return bytes([int(piece[2:], 16)])
-    if len(piece) > 4:
-        return _character(int(piece[2:], 16), piece)
-    raise ValueError(f"unknown escape {piece}")
-
-
-def _character(code: int, piece: str) -> bytes:
-    if code > 0x10FFFF or 0xD800 <= code < 0xE000:
-        raise ValueError(f"{piece} is no character")
-    return chr(code).encode()
-
-
-# 2. Options.
-
-
-def verbosity(command: click.Command) -> click.Command:
-    """-v and -q as the last options, kept in the session."""
+def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function a verb with -v and -q: its docstring is the help, its first argument the session."""
 
     def keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         session = ctx.find_object(Session)
@@ -283,98 +71,19 @@ def verbosity(command: click.Command) -> click.Command:
         "verbose": "Show tracebacks of unexpected errors and the warnings of libraries.",
         "quiet": "No progress and no figures on stderr.",
     }
-    for name, text in helps.items():
-        flags = [f"-{name[0]}", f"--{name}"]
-        command.params.append(click.Option(flags, is_flag=True, expose_value=False, callback=keep, help=text))
-    return command
+
+    def wrap(function: Callable[..., None]) -> click.Command:
+        command = click.command(name, cls=VerbCommand)(click.pass_obj(function))
+        for word, text in helps.items():
+            flags = [f"-{word[0]}", f"--{word}"]
+            option = click.Option(flags, is_flag=True, expose_value=False, callback=keep, help=text)
+            command.params.append(option)
+        return command
+
+    return wrap
 
 
-def bundle_argument(function: F) -> F:
-    """BUNDLE."""
-    return click.argument("bundle", type=BundleDirectory(), metavar="BUNDLE")(function)
-
-
-def model_option(function: F) -> F:
-    """-m/--model."""
-    return click.option(
-        "-m", "--model", type=BundleDirectory(), required=True, metavar="BUNDLE", help="Bundle directory."
-    )(function)
-
-
-def draft_options(function: F) -> F:
-    """--draft and --draft-length, as `GenerationOptions` takes them."""
-    source = click.option(
-        "--draft",
-        type=OneOf(DRAFTS),
-        default="auto",
-        show_default=True,
-        help="Guess bytes ahead and check them together, which is faster and changes no text (but for "
-        "near-ties in quantized bundles): by the decoder, the patcher, or what followed earlier in the text; "
-        "auto goes by what pays.",
-    )
-    length = click.option(
-        "--draft-length",
-        type=int,
-        metavar="N",
-        show_default="as many as pay",
-        help="Guesses at a time, 1 to 32.",
-    )
-    return source(length(function))
-
-
-def verify_option(function: F) -> F:
-    """--verify."""
-    return click.option(
-        "--verify",
-        is_flag=True,
-        help="Compare the sha256 of whole files; without it, large files are compared by samples.",
-    )(function)
-
-
-def json_option(function: F) -> F:
-    """--json FILE, passed as `json_file`."""
-    return click.option(
-        "--json",
-        "json_file",
-        type=OutputFile(),
-        metavar="FILE",
-        help="Write one JSON document to FILE; - is stdout, which then carries nothing else.",
-    )(function)
-
-
-def tolerance_options(function: F) -> F:
-    """--rtol and --atol; None leaves them to the bundle's precision."""
-    relative = click.option(
-        "--rtol",
-        type=float,
-        metavar="X",
-        show_default="1e-4 for fp32, more for others",
-        help="Largest difference of stage outputs and logits, as a share of their scale (at least 1); "
-        "the mean may be a tenth of it.",
-    )
-    absolute = click.option(
-        "--atol",
-        type=float,
-        metavar="X",
-        show_default="1e-4 for fp32, more for others",
-        help="Largest difference of entropies, in nats.",
-    )
-    return relative(absolute(function))
-
-
-FLAGS = ("--text", "--calibration")
-"""The options that take several files."""
-
-
-class SeveralFilesCommand(VerbCommand):
-    """A verb with such options."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse `args` with each file under a flag of its own."""
-        return super().parse_args(ctx, spread(args, FLAGS))
-
-
-def spread(args: Sequence[str], flags: Sequence[str]) -> list[str]:
+def spread(args: Sequence[str], flags: Collection[str]) -> list[str]:
     """`args` with the flag repeated before every file but the first that follows it.
 
     What follows belongs to the flag up to the next option or directory: bundles are directories.
@@ -396,3 +105,250 @@ def spread(args: Sequence[str], flags: Sequence[str]) -> list[str]:
             flag, taken = arg.partition("=")[0], 1
         result.append(arg)
     return result
+
+
+# 1. Types.
+
+
+class Value(AnyType):
+    """A type whose values `read` makes of a text; with what a shell that completes words may offer for it."""
+
+    offered = ""
+    """"file" or "dir" where a path is meant."""
+    words: tuple[str, ...] = ()
+
+    def read(self, text: str) -> Any:
+        """The value. Raises ValueError with a line that follows the option's name."""
+        raise NotImplementedError
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value, or a refusal of what was typed; a default is a value already."""
+        if not isinstance(value, str):
+            return value
+        try:
+            return self.read(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """The words that begin so; the shell itself looks for paths."""
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(word) for word in self.words if word.startswith(incomplete)]
+        # bash forgets words that come with paths.
+        if not self.offered or (incomplete and found and not any(Path().glob(f"{incomplete}*/"))):
+            return found
+        return [*found, CompletionItem(incomplete, type=self.offered)]
+
+
+class BundleDirectory(Value):
+    """A directory that holds a manifest; what is in it, the runtime checks."""
+
+    name = "bundle"
+    offered = "dir"
+
+    def read(self, text: str) -> Path:
+        path = Path(text)
+        advice = "give the directory of a bundle that `blt-edge export` wrote"
+        if not os.path.lexists(path):
+            raise ValueError(f"{text} does not exist; {advice}")
+        if not path.is_dir():
+            raise ValueError(f"{text} is not a directory; {advice}")
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise ValueError(f"{text} can't be read; check its permissions")
+        if not os.path.lexists(path / MANIFEST_NAME):
+            raise ValueError(f"{text} has no {MANIFEST_NAME}, so it is no bundle; {advice}")
+        return path
+
+
+class CheckpointSource(Value):
+    """A folder that is there, a hub id, or `demo`: the same string."""
+
+    name = "model"
+    offered = "dir"
+    words = ("demo",)
+
+    def read(self, text: str) -> str:
+        try:
+            path = Path(text).expanduser()
+        except RuntimeError:  # ~name of nobody
+            path = Path(text)
+        if text == "demo" or (text and path.is_dir()):
+            return text
+        if path.exists():
+            raise ValueError(f"{text} is a file; give the folder that holds config.json and the weights")
+        if text.count("/") != 1 or text.startswith(("/", ".", "~")) or text.endswith("/"):
+            raise ValueError(
+                f"{text} does not exist; give a checkpoint's folder, a hub id owner/name, or demo"
+            )
+        return text
+
+
+class InputFile(Value):
+    """A file that can be read, or `STDIN` for `-`."""
+
+    name = offered = "file"
+
+    def read(self, text: str) -> Path:
+        path = Path(text)
+        if path == STDIN:
+            return STDIN
+        if not path.exists():
+            raise ValueError(f"{text} does not exist")
+        if path.is_dir():
+            raise ValueError(f"{text} is a directory; give a file")
+        if not os.access(path, os.R_OK):
+            raise ValueError(f"{text} can't be read; check its permissions")
+        return path
+
+
+class OutputFile(Value):
+    """A file to write, or `STDIN` for `-`: refused before any work when it could not be written."""
+
+    name = offered = "file"
+
+    def read(self, text: str) -> Path:
+        path = Path(text)
+        if path == STDIN:
+            return STDIN
+        if path.is_dir():
+            raise ValueError(f"{text} is a directory; give a file, or - for stdout")
+        if not path.parent.is_dir():
+            raise ValueError(f"the directory {path.parent} does not exist; create it first")
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ValueError(f"{text} can't be written; check its permissions")
+        return path
+
+
+class MemorySize(Value):
+    """An amount of memory such as 800MB, 1.5GB or a number of bytes, in bytes."""
+
+    name = "size"
+
+    def read(self, text: str) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
+        step = 1024 if found and found[3] else 1000
+        amount = float(found[1]) * step ** " kmgt".index(found[2] or " ") if found else 0.0
+        if not 1 <= amount < 1e18:
+            raise ValueError(f"got {printable(text)!r}; give an amount such as 800MB or 1.5GB")
+        return int(amount)
+
+
+class OneOf(TextChoice):
+    """A choice whose refusal names what was got and what this version has."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if value not in self.choices:
+            allowed = " or ".join(self.choices)
+            self.fail(f"got {printable(str(value))!r}, this version has {allowed}", param, ctx)
+        return str(value)
+
+
+class StopString(Value):
+    r"""A string with escapes, as bytes: \n \r \t \0 \\ \xNN (a byte) \uNNNN \UNNNNNNNN (a character)."""
+
+    name = "text"
+
+    def read(self, text: str) -> bytes:
+        try:
+            data = b"".join(map(_unescaped, _PIECES.findall(text)))
+        except ValueError as error:
+            raise ValueError(f"{error} in {text!r}; a backslash itself is written \\\\") from None
+        if not data:
+            raise ValueError("is empty; allowed are strings of at least one byte")
+        return data
+
+
+_PIECES = re.compile(r"\\x[0-9a-fA-F]{2}|\\u[0-9a-fA-F]{4}|\\U[0-9a-fA-F]{8}|\\(?s:.)?|[^\\]+")
+_SHORT = {"n": b"\n", "r": b"\r", "t": b"\t", "0": b"\0", "\\": b"\\", "'": b"'", '"': b'"'}
+
+
+def _unescaped(piece: str) -> bytes:
+    if not piece.startswith("\\"):
+        return os.fsencode(piece)
+    if piece[1:] in _SHORT:
+        return _SHORT[piece[1:]]
+    if len(piece) < 4:
+        raise ValueError(f"unknown escape {piece}")
+    code = int(piece[2:], 16)
+    try:
+        return bytes([code]) if len(piece) == 4 else chr(code).encode()
+    except (ValueError, OverflowError):  # beyond Unicode, or half a surrogate pair
+        raise ValueError(f"{piece} is no character") from None
+
+
+# 2. Options.
+
+
+def option(
+    *flags: str, help: str, type: Any = bool, metavar: str = "", shown: str = "", **more: Any
+) -> Callable[[F], F]:
+    """An option that shows its default, and what a default of None means (`shown`). bool makes it a flag.
+
+    metavar: N for whole numbers and X for others, unless given.
+    """
+    if type is bool:
+        return click.option(*flags, is_flag=True, help=help, **more)
+    name = metavar or {int: "N", float: "X"}.get(type)
+    default = shown or more.get("default") is not None
+    return click.option(*flags, type=type, metavar=name, show_default=default, help=help, **more)
+
+
+def options(*each: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Several options as one decorator, in the order in which help shows them."""
+
+    def wrap(function: F) -> F:
+        for one in reversed(each):
+            function = one(function)
+        return function
+
+    return wrap
+
+
+bundle_argument = click.argument("bundle", type=BundleDirectory(), metavar="BUNDLE")
+model_option = option(
+    "-m", "--model", type=BundleDirectory(), required=True, metavar="BUNDLE", help="Bundle directory."
+)
+verify_option = option(
+    "--verify", help="Compare the sha256 of whole files; without it, large files are compared by samples."
+)
+json_option = option(
+    "--json",
+    "json_file",
+    type=OutputFile(),
+    metavar="FILE",
+    help="Write one JSON document to FILE; - is stdout, which then carries nothing else.",
+)
+"""Passed as `json_file`."""
+
+draft_options = options(
+    option(
+        "--draft",
+        type=OneOf(DRAFTS),
+        default="auto",
+        help="Guess bytes ahead and check them together, which is faster and changes no text (but for "
+        "near-ties in quantized bundles): by the decoder, the patcher, or what followed earlier in the text; "
+        "auto goes by what pays.",
+    ),
+    option("--draft-length", type=int, shown="as many as pay", help="Guesses at a time, 1 to 32."),
+)
+"""--draft and --draft-length, as `GenerationOptions` takes them."""
+
+tolerance_options = options(
+    option(
+        "--rtol",
+        type=float,
+        shown="1e-4 for fp32, more for others",
+        help="Largest difference of stage outputs and logits, as a share of their scale (at least 1); "
+        "the mean may be a tenth of it.",
+    ),
+    option(
+        "--atol",
+        type=float,
+        shown="1e-4 for fp32, more for others",
+        help="Largest difference of entropies, in nats.",
+    ),
+)
+"""--rtol and --atol; None leaves them to the bundle's precision."""

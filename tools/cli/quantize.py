@@ -1,54 +1,137 @@
-"""`blt-edge quantize`: a float32 bundle at lower precision."""
+"""`blt-edge quantize`: a float32 bundle at lower precision; and the options that it shares with export."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
+from ...runtime.names import BLOCK_PRECISIONS, CALIBRATION_METHODS, SEARCHES
 from ..output import Session, print_table, progress_bar, size
 from .documents import finish_written
-from .options import BundleDirectory, OneOf, SeveralFilesCommand, json_option, tolerance_options, verbosity
-from .quantize_options import Integers, integer_options, note_unused
-from .reference import check_tolerances, original, validate_written
+from .options import (
+    STDIN,
+    F,
+    InputFile,
+    OneOf,
+    bundle_argument,
+    json_option,
+    option,
+    options,
+    tolerance_options,
+    verb,
+)
+from .validate import bundle_reference, check_tolerances, validate_written
 
 if TYPE_CHECKING:
+    from ...export.quantize import QuantizationOptions
     from ...runtime.manifest import Manifest
 
-__all__ = ["command"]
-
-
-@verbosity
-@click.command("quantize", cls=SeveralFilesCommand)
-@click.argument("bundle", type=BundleDirectory(), metavar="BUNDLE")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Bundle to write.")
-@click.option(
-    "--precision",
-    default="fp32",
-    show_default=True,
-    metavar="WORD|LIST",
-    help="fp16, int8, int8w or int4, a mix over the stages each; or stages by name, such as "
-    "patcher=fp32,encoder=int8,latent=int4,decoder=int8; or both: int4,decoder=int8w.",
+_MIX_HELP = (
+    "a mix over the stages each; or stages by name, such as patcher=fp32,encoder=int8,latent=int4,"
+    "decoder=int8; or both: int4,decoder=int8w."
 )
-@click.option(
+
+_FOR = {
+    "block_size": BLOCK_PRECISIONS,
+    "search": ("int8", *BLOCK_PRECISIONS),
+    **dict.fromkeys(("texts", "method", "windows", "smooth", "seed"), ("int8",)),
+}
+"""Fields of `QuantizationOptions` by option, and the precisions of a stage for which each says something."""
+
+quantization_options = options(
+    option(
+        "--block-size",
+        type=int,
+        default=32,
+        help="Weights that share a scale in int8w and int4 stages: 32, 64 or 128.",
+    ),
+    option(
+        "--search",
+        type=OneOf(SEARCHES),
+        default="mse",
+        help="How weight scales are found: by squared error, or rounding to nearest.",
+    ),
+    option(
+        "--calibration",
+        "texts",
+        type=InputFile(),
+        multiple=True,
+        metavar="FILE...",
+        shown="English and multilingual text that comes with the package",
+        help="Texts that ranges of int8 activations are collected on.",
+    ),
+    option(
+        "--calibration-method",
+        "method",
+        type=OneOf(CALIBRATION_METHODS),
+        default="mse",
+        help="How a range is chosen from what was seen.",
+    ),
+    option(
+        "--windows",
+        type=int,
+        shown="enough for every language of the bundled text",
+        help="Windows of the calibration texts that are read.",
+    ),
+    option(
+        "--smooth",
+        type=float,
+        shown="off",
+        help="Move the ranges of int8 activations into the weights before, 0 to 1 (SmoothQuant's alpha).",
+    ),
+    option("--seed", type=int, default=0, help="What chooses the windows."),
+)
+"""Passed by the names of `QuantizationOptions`' fields."""
+
+
+def precision_option(words: str) -> Callable[[F], F]:
+    """--precision, for a verb that takes `words`."""
+    return option("--precision", default="fp32", type=str, metavar="WORD|LIST", help=f"{words}, {_MIX_HELP}")
+
+
+def quantization(
+    given: Mapping[str, Any], precision: str, stages: Sequence[str], session: Session
+) -> QuantizationOptions:
+    """What was given, as the library takes it. Says which options change nothing at this precision."""
+    if STDIN in given["texts"]:
+        raise click.UsageError("--calibration: stdin can't be read in windows; give files")
+    from ...export.quantize import QuantizationOptions
+    from ...graphs.precision import parse_precision
+
+    found = QuantizationOptions(**{name: value for name, value in given.items() if value not in (None, ())})
+    precisions = set(parse_precision(precision, stages).values())
+    context = click.get_current_context()
+    for one in context.command.params:
+        needed = _FOR.get(str(one.name), ())
+        typed = context.get_parameter_source(str(one.name)) is ParameterSource.COMMANDLINE
+        if typed and needed and not set(needed) & precisions:
+            session.note(f"note: {one.opts[0]} changes nothing: no stage is {' or '.join(needed)}")
+    return found
+
+
+@verb("quantize")
+@bundle_argument
+@option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Bundle to write.")
+@precision_option("fp16, int8, int8w or int4")
+@option(
     "--tables",
-    type=OneOf(["auto", "keep", "fp32", "fp16", "int8", "int4"]),
+    type=OneOf(("auto", "keep", "fp32", "fp16", "int8", "int4")),
     default="auto",
-    show_default=True,
     help="Precision of the embedding tables; auto is int8 where a stage becomes integers, else keep.",
 )
-@integer_options
-@click.option("--force", is_flag=True, help="Replace a bundle that is there already.")
-@click.option("--no-validate", is_flag=True, help="Don't compare the new bundle with BUNDLE.")
+@quantization_options
+@option("--force", help="Replace a bundle that is there already.")
+@option("--no-validate", help="Don't compare the new bundle with BUNDLE.")
 @tolerance_options
 @json_option
-@click.pass_obj
 def command(
     session: Session,
-    /,
     bundle: Path,
     output: Path | None,
     precision: str,
@@ -58,7 +141,7 @@ def command(
     rtol: float | None,
     atol: float | None,
     json_file: Path | None,
-    **integers: Any,
+    **quantizing: Any,
 ) -> None:
     """Write a bundle at lower precision: FP16, INT8, INT4, smaller tables.
 
@@ -72,27 +155,25 @@ def command(
     check_tolerances(rtol, atol)
     if output is None:
         raise click.UsageError("--output is missing; give the name of a new directory")
-    options = Integers(**integers).options()
     from ...export.quantize import quantize_bundle
-    from ...graphs.precision import parse_precision
     from ...runtime.manifest import load_manifest
 
     before = load_manifest(bundle)
-    note_unused(session, parse_precision(precision, list(before.stages)))
+    how = quantization(quantizing, precision, tuple(before.stages), session)
     with progress_bar(session) as progress:
         path = quantize_bundle(
             bundle,
             output,
             precision=precision,
             tables=_tables(tables, precision, before),
-            quantization=options,
+            quantization=how,
             force=force,
             progress=progress,
         )
     if not session.quiet and sys.stderr is not None:
         _show(before, load_manifest(path))
     session.say(f"wrote {path}; blt-edge compare {bundle} {path} --text FILE measures the loss")
-    check = partial(validate_written, path, original(bundle, before), session, rtol, atol)
+    check = partial(validate_written, path, bundle_reference(bundle, before), session, rtol, atol)
     finish_written(session, path, json_file, None if no_validate else check)
 
 
@@ -107,22 +188,12 @@ def _tables(word: str, precision: str, manifest: Manifest) -> str | None:
 
 
 def _show(before: Manifest, after: Manifest) -> None:
-    rows = []
-    for name, stage in after.stages.items():
-        old = before.stages[name]
-        sizes = [
-            sum(manifest.files[file].bytes for file in (spec.file, spec.data))
-            for manifest, spec in ((before, old), (after, stage))
-        ]
-        rows.append((f"{name} graph", stage.precision, *map(size, sizes)))
-    rows.append(
-        (
-            "embedding tables",
-            after.embedding.precision,
-            size(before.embedding.bytes),
-            size(after.embedding.bytes),
-        )
-    )
-    totals = [sum(file.bytes for file in manifest.files.values()) for manifest in (before, after)]
-    rows.append(("bundle", "", *map(size, totals)))
+    pair = (before, after)
+    rows = [
+        (f"{name} graph", stage.precision, *(size(one.stage_bytes(name)) for one in pair))
+        for name, stage in after.stages.items()
+    ]
+    tables = (size(one.embedding.bytes) for one in pair)
+    rows.append(("embedding tables", after.embedding.precision, *tables))
+    rows.append(("bundle", "", *(size(one.total_bytes) for one in pair)))
     print_table(("part", "precision", ">before", ">after"), rows, sys.stderr, total=True)

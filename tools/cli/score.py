@@ -12,7 +12,7 @@ import click
 from ..output import Session, print_table, progress_bar
 from .documents import read_input, shown_name, write_json
 from .model_options import EngineOptions, engine_options, load_model
-from .options import STDIN, InputFile, json_option, model_option, verb
+from .options import STDIN, InputFile, json_option, model_option, option, verb
 
 if TYPE_CHECKING:
     from ...runtime import Score
@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 @verb("score")
 @model_option
 @click.argument("files", type=InputFile(), nargs=-1, required=True, metavar="FILE...")
-@click.option(
+@option(
     "--context",
     type=int,
-    metavar="N",
-    show_default="the trained context, from the bundle",
+    shown="the trained context, from the bundle",
     help="Ids in a window, BOS included; each window is read from BOS.",
 )
 @engine_options

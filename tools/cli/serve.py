@@ -9,7 +9,7 @@ import re
 import socket
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from ...runtime.options import GenerationOptions
 from ..output import Session, crash_line, error_line, foreseen_line, printable
 from ..server.settings import ServerSettings, is_loopback
 from .model_options import EngineOptions, engine_options, load_model
-from .options import MemorySize, draft_options, model_option, verb
+from .options import F, MemorySize, draft_options, model_option, option, verb
 
 if TYPE_CHECKING:
     from ...runtime import BltModel
@@ -32,90 +32,67 @@ _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,}")
 """A name or an address, without a port."""
 
 
+def _setting(flag: str, kind: Any, metavar: str, text: str) -> Callable[[F], F]:
+    """An option that is a field of `ServerSettings`, with its default."""
+    default = getattr(ServerSettings, flag.removeprefix("--").replace("-", "_"))
+    return option(flag, type=kind, default=default, metavar=metavar, help=text)
+
+
+def _several(flag: str, name: str, metavar: str, text: str) -> Callable[[F], F]:
+    return option(flag, name, type=str, multiple=True, metavar=metavar, shown="none", help=text)
+
+
 @verb("serve")
 @model_option
-@click.option(
+@_setting(
     "--host",
-    default="127.0.0.1",
-    show_default=True,
-    metavar="ADDRESS",
-    help="Listen here; the default is reached from this machine only, 0.0.0.0 from everywhere.",
+    str,
+    "ADDRESS",
+    "Listen here; the default is reached from this machine only, 0.0.0.0 from everywhere.",
 )
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=8080,
-    show_default=True,
-    metavar="N",
-    help="Listen on this port; 0 takes a free one.",
+@_setting("--port", click.IntRange(0, 65535), "N", "Listen on this port; 0 takes a free one.")
+@option(
+    "--name", type=str, metavar="NAME", shown="the bundle directory's name", help="The model's id in the API."
 )
-@click.option(
-    "--name",
-    metavar="NAME",
-    show_default="the bundle directory's name",
-    help="The model's id in the API.",
-)
-@click.option(
+@option(
     "--api-key",
+    type=str,
     metavar="KEY",
     envvar="BLT_EDGE_API_KEY",
     show_envvar=True,
-    show_default="no key",
+    shown="no key",
     help="Ask for this key on /v1 and /metrics. Give it in the environment: others see a command line.",
 )
-@click.option(
+@_several(
     "--cors-origin",
     "cors_origins",
-    multiple=True,
-    metavar="ORIGIN",
-    show_default="none",
-    help="Let web pages of this origin (https://example.org) use the API; * lets all. Can be given often.",
+    "ORIGIN",
+    "Let web pages of this origin (https://example.org) use the API; * lets all. Can be given often.",
 )
-@click.option(
+@_several(
     "--allow-host",
     "allowed_hosts",
-    multiple=True,
-    metavar="NAME",
-    show_default="none",
-    help="On a loopback address, answer to this host name, too: a proxy's. Can be given often.",
+    "NAME",
+    "On a loopback address, answer to this host name, too: a proxy's. Can be given often.",
 )
-@click.option(
+@_setting(
     "--queue",
-    type=click.IntRange(0, 100_000),
-    default=64,
-    show_default=True,
-    metavar="N",
-    help="Requests that may wait while one runs; more are answered 429.",
+    click.IntRange(0, 100_000),
+    "N",
+    "Requests that may wait while one runs; more are answered 429.",
 )
-@click.option(
-    "--timeout",
-    type=_SECONDS,
-    default=600.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="For a whole request, from its first byte to its last.",
-)
-@click.option(
-    "--queue-timeout",
-    type=_SECONDS,
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="For its wait in the queue.",
-)
-@click.option(
+@_setting("--timeout", _SECONDS, "SECONDS", "For a whole request, from its first byte to its last.")
+@_setting("--queue-timeout", _SECONDS, "SECONDS", "For its wait in the queue.")
+@_setting(
     "--grace",
-    type=click.FloatRange(0, 86_400),
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="For what was accepted, after SIGTERM or Ctrl-C; then it is cut off.",
+    click.FloatRange(0, 86_400),
+    "SECONDS",
+    "For what was accepted, after SIGTERM or Ctrl-C; then it is cut off.",
 )
-@click.option(
+@option(
     "--max-body",
     type=MemorySize(),
     default="1MB",
-    show_default=True,
     metavar="SIZE",
     help="Of a request; longer ones are answered 413.",
 )

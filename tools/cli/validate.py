@@ -1,55 +1,61 @@
-"""`blt-edge validate`: a bundle compared with its reference."""
+"""`blt-edge validate`: a bundle compared with its reference; and what every verb needs that compares so.
+
+Everything of `export` is imported when something is compared: on a device neither it nor torch is installed.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import importlib.util
+import sys
+import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import click
 
 from ...runtime.host import available_memory
-from ..output import Session, size
+from ..output import Session, print_table, size, status
 from .documents import write_json
 from .model_options import check_bundle_files
-from .options import STDIN, CheckpointSource, InputFile, bundle_argument, json_option, tolerance_options, verb
-from .reference import (
-    Yardstick,
-    check_tolerances,
-    checkpoint_folder,
-    choose,
-    compare,
-    note_reasons,
-    reference_memory,
-    show_report,
-    verdict,
+from .options import (
+    STDIN,
+    CheckpointSource,
+    InputFile,
+    bundle_argument,
+    json_option,
+    option,
+    tolerance_options,
+    verb,
 )
 
 if TYPE_CHECKING:
-    from ...export.validate import ValidationReport
+    from ...export.golden import Golden
+    from ...export.quality import Tolerances
+    from ...export.reference import Reference
+    from ...export.validate import BundleReference, ValidationReport
     from ...runtime.manifest import Manifest
 
-__all__ = ["command"]
+_LOADING_FACTOR = 1.3
+# A float32 bundle while it is loaded takes twice its graphs, one made of it at most as much again.
+_BUNDLES_FACTOR = 3
+_NO_ENGINE = "ONNX Runtime, which would run bundles, is not installed (pip install 'blt-edge[cpu]')"
 
 
 @verb("validate")
 @bundle_argument
-@click.option(
+@option(
     "--reference",
     type=CheckpointSource(),
     metavar="CHECKPOINT",
     help="Compare with this checkpoint in transformers: a folder, a hub id, or demo.",
 )
-@click.option(
+@option(
     "--golden", type=InputFile(), metavar="FILE", help="Compare with a golden file, without transformers."
 )
 @tolerance_options
-@click.option(
-    "--threads", type=int, metavar="N", show_default="as many as the engine likes", help="CPU threads."
-)
-@click.option(
-    "--verify", is_flag=True, help="Check the sha256 of whole files first; without a reference, always."
-)
+@option("--threads", type=int, shown="as many as the engine likes", help="CPU threads.")
+@option("--verify", help="Check the sha256 of whole files first; without a reference, always.")
 @json_option
 def command(
     session: Session,
@@ -77,56 +83,75 @@ def command(
     from ...runtime.manifest import load_manifest
 
     manifest = load_manifest(bundle)
-    yardstick = _yardstick(manifest, reference, golden, session)
-    if verify or yardstick.kind == "nothing":
+    if golden is not None:
+        chosen = ReferenceChoice("golden", golden)
+    elif reference is not None:
+        chosen = _given_reference(manifest, reference, session)
+    else:
+        chosen = _packaged_demo(manifest)
+    if verify or chosen.kind == "nothing":
         check_bundle_files(session, bundle, manifest, full=True)
-    if yardstick.kind == "nothing":
-        _only_hashes(bundle, manifest, yardstick, json_file)
+    document: dict[str, Any] = {"bundle": str(bundle)}
+    if chosen.kind == "nothing":
+        files = len(manifest.files)
+        line = f"{files} files have the right sha256; nothing else was checked: {chosen.reasons}"
+        if json_file is not None:
+            write_json(json_file, {**document, "files": files, "validation": None, "note": line})
+        if json_file != STDIN:
+            click.echo(line)
         return
-    note_reasons(yardstick, session)
-    report = compare(bundle, yardstick, session, rtol=rtol, atol=atol, threads=threads)
-    _show(bundle, report, json_file)
+    report = _compare(bundle, chosen, session, rtol, atol, threads)
+    if json_file is not None:
+        write_json(json_file, {**document, "validation": report.to_dict()})
+    if json_file != STDIN:
+        _show_report(report)
     if not report.passed:
-        raise click.ClickException(f"{bundle}: {verdict(report)}")
+        raise click.ClickException(f"{bundle}: {_verdict(report)}")
 
 
 # 1. What to compare with.
 
 
-def _yardstick(manifest: Manifest, reference: str | None, golden: Path | None, session: Session) -> Yardstick:
-    if golden is not None:
-        return Yardstick("golden", golden)
-    if reference is not None:
-        return _given_reference(manifest, reference, session)
-    return _packaged(manifest)
+@dataclass(frozen=True)
+class ReferenceChoice:
+    """What a bundle will be compared with."""
+
+    kind: Literal["transformers", "golden", "bundle", "nothing"]
+    """transformers on the checkpoint, or what it once computed, or the float32 bundle, or nothing."""
+    path: Path
+    """The checkpoint's folder, or the golden file, or the bundle."""
+    why_not: tuple[str, ...] = ()
+    """What spoke against the better ones."""
+
+    @property
+    def reasons(self) -> str:
+        """`why_not` as one phrase."""
+        return ", and ".join(self.why_not)
 
 
-def _given_reference(manifest: Manifest, source: str, session: Session) -> Yardstick:
+def _given_reference(manifest: Manifest, source: str, session: Session) -> ReferenceChoice:
     from ...export import open_checkpoint
 
     with open_checkpoint(source) as checkpoint:
-        layout, sha256 = checkpoint.layout, checkpoint.sha256()
+        folder, layout, sha256 = checkpoint.folder, checkpoint.layout, checkpoint.sha256()
     if layout != "huggingface":
         raise click.UsageError(
             f"--reference: {source} is in Meta's layout, which transformers does not read; give it in "
             "the Hugging Face layout, or --golden"
         )
-    needed, free = reference_memory(sum(manifest.model.parameters.values())), available_memory()
-    if free is not None and needed > free:
-        raise click.ClickException(
-            f"transformers would need about {size(needed)} of memory in float32, {size(free)} are free; "
-            "compare on a larger machine, or with --golden"
-        )
+    lacking = _lacking_memory(sum(manifest.model.parameters.values()))
+    if lacking:
+        raise click.ClickException(f"{lacking}; compare on a larger machine, or with --golden")
     if sha256 != manifest.source.sha256:
         session.note(
             f"note: the bundle was exported from other files than those of {source} (their sha256 differ)"
         )
-    return Yardstick("transformers", checkpoint_folder(source))
+    return ReferenceChoice("transformers", folder)
 
 
-def _packaged(manifest: Manifest) -> Yardstick:
+def _packaged_demo(manifest: Manifest) -> ReferenceChoice:
     """The packaged demo, for a bundle that was made from it; else nothing."""
-    unknown = Yardstick("nothing", Path(), ("neither --reference nor --golden was given",))
+    unknown = ReferenceChoice("nothing", Path(), ("neither --reference nor --golden was given",))
     if manifest.source.name != "demo":
         return unknown
     try:
@@ -136,30 +161,175 @@ def _packaged(manifest: Manifest) -> Yardstick:
         return replace(unknown, why_not=(*unknown.why_not, missing))
     try:
         with open_checkpoint("demo") as checkpoint:
-            sha256 = checkpoint.sha256()
+            folder, sha256 = checkpoint.folder, checkpoint.sha256()
     except CheckpointError:
         return unknown
     if sha256 != manifest.source.sha256:
         reason = "the bundle was made from another version of the demo than the packaged one"
         return replace(unknown, why_not=(reason, *unknown.why_not))
-    return choose(checkpoint_folder("demo"), manifest.source.layout, sum(manifest.model.parameters.values()))
+    parameters = sum(manifest.model.parameters.values())
+    return checkpoint_reference(folder, manifest.source.layout, parameters)
 
 
-# 2. Results.
+def checkpoint_reference(folder: Path, layout: str, parameters: int) -> ReferenceChoice:
+    """The best thing there is to compare an export of the checkpoint in `folder` with; nothing is loaded."""
+    from ...export.golden import GOLDEN_NAME
+    from ...export.reference import reference_available
+
+    if importlib.util.find_spec("onnxruntime") is None:
+        return ReferenceChoice("nothing", folder, (_NO_ENGINE,))
+    if not reference_available():
+        against = "torch and transformers 5.23 or newer are not installed"
+    elif layout != "huggingface":
+        against = "transformers does not read Meta's layout"
+    else:
+        against = _lacking_memory(parameters)
+    if not against:
+        return ReferenceChoice("transformers", folder)
+    golden = folder / GOLDEN_NAME
+    if golden.is_file():
+        return ReferenceChoice("golden", golden, (against,))
+    return ReferenceChoice("nothing", folder, (against, f"there is no {GOLDEN_NAME} beside the checkpoint"))
 
 
-def _only_hashes(bundle: Path, manifest: Manifest, yardstick: Yardstick, json_file: Path | None) -> None:
-    files = len(manifest.files)
-    line = f"{files} files have the right sha256; nothing else was checked: {yardstick.reasons}"
-    if json_file is not None:
-        document: dict[str, Any] = {"bundle": str(bundle), "files": files, "validation": None, "note": line}
-        write_json(json_file, document)
-    if json_file != STDIN:
-        click.echo(line)
+def _lacking_memory(parameters: int) -> str:
+    """What to say when a model does not fit into memory in transformers: float32, and what loading adds."""
+    needed, free = round(4 * _LOADING_FACTOR * parameters), available_memory()
+    if free is None or needed <= free:
+        return ""
+    return f"transformers would need about {size(needed)} of memory in float32, {size(free)} are free"
 
 
-def _show(bundle: Path, report: ValidationReport, json_file: Path | None) -> None:
-    if json_file is not None:
-        write_json(json_file, {"bundle": str(bundle), "validation": report.to_dict()})
-    if json_file != STDIN:
-        show_report(report)
+def bundle_reference(bundle: Path, manifest: Manifest) -> ReferenceChoice:
+    """The float32 bundle, for those made from it; nothing where it can't be loaded."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return ReferenceChoice("nothing", bundle, (_NO_ENGINE,))
+    weights = sum(manifest.files[stage.data].bytes for stage in manifest.stages.values())
+    needed, free = round(_BUNDLES_FACTOR * weights), available_memory()
+    if free is not None and needed > free:
+        why = f"both bundles would need about {size(needed)} of memory, {size(free)} are free"
+        return ReferenceChoice("nothing", bundle, (why,))
+    return ReferenceChoice("bundle", bundle)
+
+
+# 2. Comparing.
+
+
+def check_tolerances(rtol: float | None, atol: float | None) -> None:
+    """Refuse what is no tolerance before any work."""
+    for name, value in (("--rtol", rtol), ("--atol", atol)):
+        if value is not None and not 0 <= value < float("inf"):
+            raise click.UsageError(f"{name} is {value}; allowed is a finite number >= 0")
+
+
+def validate_written(
+    path: Path, chosen: ReferenceChoice, session: Session, rtol: float | None, atol: float | None
+) -> None:
+    """Compare a bundle that was just written, and show the result. Raises ClickException for a breach."""
+    if chosen.kind == "nothing":
+        session.note(f"not validated, nothing was compared: {chosen.reasons}")
+        return
+    try:
+        report = _compare(path, chosen, session, rtol, atol)
+    except BaseException:
+        session.note(f"{path} was written, but its validation did not end; blt-edge validate does it again")
+        raise
+    if not session.quiet and sys.stderr is not None:
+        _show_report(report, sys.stderr)
+    if not report.passed:
+        failed = ", ".join(row.check for row in report.breaches)
+        raise click.ClickException(
+            f"{path} differs from {report.against} ({failed}); it is kept, and its manifest says so"
+        )
+
+
+def _compare(
+    bundle: Path,
+    chosen: ReferenceChoice,
+    session: Session,
+    rtol: float | None,
+    atol: float | None,
+    threads: int | None = None,
+) -> ValidationReport:
+    """Load both sides, compare them, and write the result into the bundle's manifest.
+
+    Raises BltError when either side can't be loaded. A breach is in the report.
+    """
+    from ...export.validate import validate_bundle
+    from ...runtime import BltModel
+    from ...runtime.manifest import write_manifest
+
+    if chosen.why_not:
+        session.say(f"comparing with {chosen.path.name}: {chosen.reasons}")
+    if not session.verbose and not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    with status(session, "loading the bundle") as say:
+        model = BltModel.load(bundle, threads=threads)
+        limits = _tolerances(model.manifest, rtol, atol)
+        say("loading the reference")
+        report = validate_bundle(
+            model, _load(chosen), tolerances=limits, progress=lambda what: say(f"comparing: {what}")
+        )
+        try:
+            write_manifest(bundle, model.manifest.with_validation(report.to_dict()))
+        except OSError as error:
+            session.note(f"the result could not be written into the manifest: {error.strerror}")
+    return report
+
+
+def _load(chosen: ReferenceChoice) -> Reference | Golden | BundleReference:
+    if chosen.kind == "bundle":
+        from ...export.validate import BundleReference
+
+        return BundleReference.load(chosen.path)
+    if chosen.kind == "golden":
+        from ...export.golden import read_golden
+
+        return read_golden(chosen.path)
+    assert chosen.kind == "transformers"
+    from ...export.reference import Reference
+
+    return Reference.load(chosen.path)
+
+
+def _tolerances(manifest: Manifest, rtol: float | None, atol: float | None) -> Tolerances | None:
+    if rtol is None and atol is None:
+        return None
+    from ...export.quality import tolerances_of
+
+    limits = tolerances_of(manifest)
+    if rtol is not None:
+        limits = replace(limits, stage=rtol, logits=rtol, logits_mean=rtol / 10)
+    return limits if atol is None else replace(limits, entropy=atol)
+
+
+# 3. What people see of a report.
+
+
+def _show_report(report: ValidationReport, file: IO[str] | None = None) -> None:
+    """Print a report as a table, then notes on what went wrong, then the verdict."""
+    target = sys.stdout if file is None else file
+    rows = [
+        (
+            # The table fits 80 columns.
+            row.check.replace("largest difference / scale", "max difference/scale"),
+            _number(row.measured),
+            f"{row.rule} {_number(row.allowed)}",
+            "ok" if row.ok else "FAIL",
+        )
+        for row in report.rows
+    ]
+    print_table(("check", ">measured", ">allowed", ""), rows, target)
+    if target is not None:
+        notes = [f"  {row.check}: {row.note}\n" for row in report.rows if row.note]
+        target.writelines([*notes, "\n", _verdict(report) + "\n"])
+
+
+def _verdict(report: ValidationReport) -> str:
+    checks = f"checks against {report.against}, {report.data_bytes} bytes of text"
+    failed = f"FAILED: {len(report.breaches)} of" if report.breaches else "passed:"
+    return f"{failed} {len(report.rows)} {checks}"
+
+
+def _number(value: float | int) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3g}" if value < 0.9 else f"{value:.7g}"

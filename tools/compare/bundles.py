@@ -1,6 +1,6 @@
 """Bundles side by side: size, quality against the first one, speed, memory.
 
-Each bundle is measured in a process of its own (`measure`), one after the other, so that none sees another's
+Each bundle is measured in a process of its own (`worker`), one after the other, so that none sees another's
 memory; the first bundle's predictions wait for the others in a temporary folder, about 1 KB per byte of text.
 """
 
@@ -18,51 +18,31 @@ from ...runtime.child import run_child
 from ...runtime.errors import BltError, OptionError
 from ...runtime.host import describe_machine
 from ...runtime.manifest import Manifest, load_manifest
+from . import CompareOptions
 
-__all__ = ["BundleReport", "CompareError", "CompareOptions", "Comparison", "compare_bundles"]
+__all__ = [
+    "BundleReport",
+    "CompareError",
+    "CompareOptions",
+    "Comparison",
+    "compare_bundles",
+    "draw_comparison",
+]
 
 Progress = Callable[[str, int, int], None]
 
-_TRACE_BYTES = 4 * 260
+_PREDICTION_BYTES = 4 * 260
 _GREEDY_PROMPT_BYTES = 96
-_MOST = 1_000_000_000
+# The least range of bits per byte that a picture shows: a difference that means nothing must not fill it.
+_LEAST_RANGE = 0.02
+# Points: how far above its point a name stands, what a line of text takes, and a panel's height, about.
+_NAME_HEIGHT = 5.0
+_LINE = 12.0
+_PANEL_HEIGHT = 250.0
 
 
 class CompareError(BltError):
     """A bundle could not be measured: its process ended early, or there is no room for predictions."""
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """What to measure on each text."""
-
-    context: int | None = None
-    """Ids in a window, BOS included; None = the trained context of the first bundle."""
-    max_bytes: int | None = None
-    """Bytes of each text at most, in windows spread evenly over it; None = all."""
-    prompts: int = 20
-    """Greedy texts whose identical lead is measured."""
-    lead_bytes: int = 64
-    """Bytes of each greedy text."""
-    prompt_bytes: int = 512
-    """Bytes read at once for the prefill's speed."""
-    new_bytes: int = 128
-    """Bytes read one by one for the decoding speed."""
-    repeat: int = 3
-    """Timings; the median counts."""
-    device: str = "auto"
-    """Where to run, as in `BltModel.load`."""
-    threads: int | None = None
-    """CPU threads; None leaves it to the engine."""
-
-    def __post_init__(self) -> None:
-        """Raises OptionError for a value out of range."""
-        limits = {"prompts": 0, "lead_bytes": 1, "prompt_bytes": 1, "new_bytes": 1, "repeat": 1}
-        for name, least in limits.items():
-            _check_whole(name, getattr(self, name), least)
-        for name, least in {"context": 2, "max_bytes": 1, "threads": 1}.items():
-            if getattr(self, name) is not None:
-                _check_whole(name, getattr(self, name), least)
 
 
 @dataclass(frozen=True)
@@ -110,9 +90,8 @@ class BundleReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
-        values = {name: value for name, value in vars(self).items() if name not in ("texts", "note")}
         return {
-            **values,
+            **asdict(self),
             "mean_greedy_lead": self.mean_lead,
             "texts": {name: tally.to_dict() for name, tally in self.texts.items()},
             "total": self.total.to_dict(),
@@ -160,43 +139,6 @@ def compare_bundles(
     """
     options = options or CompareOptions()
     paths = [Path(bundle) for bundle in bundles]
-    manifests = [load_manifest(path) for path in paths]
-    _check(paths, manifests, texts)
-    context = _context(manifests, paths, options)
-    windows = {name: _windows(len(data), context - 1, options.max_bytes) for name, data in texts.items()}
-    sizes = {name: sum(stop - start for start, stop in spans) for name, spans in windows.items()}
-    reports = []
-    with tempfile.TemporaryDirectory(prefix="blt-edge-compare-") as folder:
-        _check_room(Path(folder), sum(sizes.values()) if len(paths) > 1 else 0)
-        for index, data in enumerate(texts.values()):
-            (Path(folder) / f"text{index}").write_bytes(data)
-        prompts = _prompts(list(texts.values()), options.prompts)
-        for index, (path, manifest) in enumerate(zip(paths, manifests, strict=True)):
-            job = {
-                "bundle": str(path),
-                "folder": folder,
-                "first": index == 0,
-                "windows": list(windows.values()),
-                "prompts": [prompt.hex() for prompt in prompts],
-                **{name: getattr(options, name) for name in _PASSED_ON},
-            }
-            figures = _run(job, path, progress)
-            reports.append(_report(path, manifest, list(texts), figures, manifests[0]))
-    return Comparison(reports, options, context, sizes, describe_machine(options.threads))
-
-
-_PASSED_ON = ("lead_bytes", "prompt_bytes", "new_bytes", "repeat", "device", "threads")
-
-
-# 1. What to measure.
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
-        raise OptionError(f"{name}: got {value!r}, a whole number from {least} to {_MOST} is needed")
-
-
-def _check(paths: Sequence[Path], manifests: Sequence[Manifest], texts: Mapping[str, bytes]) -> None:
     if not paths:
         raise OptionError("there is no bundle to compare; give at least one")
     if not texts:
@@ -204,8 +146,28 @@ def _check(paths: Sequence[Path], manifests: Sequence[Manifest], texts: Mapping[
     for name, data in texts.items():
         if not data:
             raise OptionError(f"text {name} is empty; give a text of at least one byte")
-    width = manifests[0].model.vocab_size
-    assert all(manifest.model.vocab_size == width for manifest in manifests)
+    manifests = [load_manifest(path) for path in paths]
+    context = _context(manifests, paths, options)
+    windows = {name: _windows(len(data), context - 1, options.max_bytes) for name, data in texts.items()}
+    sizes = {name: sum(stop - start for start, stop in spans) for name, spans in windows.items()}
+    reports: list[BundleReport] = []
+    with tempfile.TemporaryDirectory(prefix="blt-edge-compare-") as folder:
+        _check_room(Path(folder), sum(sizes.values()))
+        for index, data in enumerate(texts.values()):
+            (Path(folder) / f"text{index}").write_bytes(data)
+        asked = {
+            "folder": folder,
+            "windows": list(windows.values()),
+            "prompts": [prompt.hex() for prompt in _prompts(list(texts.values()), options.prompts)],
+            "options": asdict(options),
+        }
+        for path, manifest in zip(paths, manifests, strict=True):
+            figures = _run({**asked, "bundle": str(path), "first": not reports}, path, progress)
+            reports.append(_report(path, manifest, list(texts), figures, manifests[0]))
+    return Comparison(reports, options, context, sizes, describe_machine(options.threads))
+
+
+# 1. What to measure.
 
 
 def _context(manifests: Sequence[Manifest], paths: Sequence[Path], options: CompareOptions) -> int:
@@ -243,7 +205,7 @@ def _prompts(texts: Sequence[bytes], count: int) -> list[bytes]:
 
 
 def _check_room(folder: Path, scored: int) -> None:
-    needed, free = scored * _TRACE_BYTES, shutil.disk_usage(folder).free
+    needed, free = scored * _PREDICTION_BYTES, shutil.disk_usage(folder).free
     if needed > free:
         raise CompareError(
             f"{folder.parent}: the first bundle's predictions need {needed} bytes, {free} are free; "
@@ -254,13 +216,13 @@ def _check_room(folder: Path, scored: int) -> None:
 # 2. The process that measures.
 
 
-def _run(job: Mapping[str, Any], path: Path, progress: Progress | None) -> dict[str, Any]:
+def _run(request: Mapping[str, Any], path: Path, progress: Progress | None) -> dict[str, Any]:
     def listen(event: Mapping[str, Any]) -> None:
         if progress is not None:
             what, done, total = event["progress"]
             progress(f"{path.name}: {what}", done, total)
 
-    outcome = run_child(f"{__package__}.worker", job, listen)
+    outcome = run_child(f"{__package__}.worker", request, listen)
     if isinstance(outcome.error, MemoryError):
         raise CompareError(f"{path}: out of memory; close other programs")
     if outcome.error is not None:
@@ -278,22 +240,96 @@ def _run(job: Mapping[str, Any], path: Path, progress: Progress | None) -> dict[
 def _report(
     path: Path, manifest: Manifest, names: Sequence[str], figures: Mapping[str, Any], first: Manifest
 ) -> BundleReport:
-    tables = manifest.files[manifest.embedding.file].bytes
-    graphs = {name for stage in manifest.stages.values() for name in (stage.file, stage.data)}
     other = manifest.source.sha256 != first.source.sha256
+    measured = {
+        **figures,
+        "texts": {name: Tally(**sums) for name, sums in zip(names, figures["texts"], strict=True)},
+        "greedy_leads": [(lead, length) for lead, length in figures["greedy_leads"]],
+    }
     return BundleReport(
         path=str(path),
         precisions={name: stage.precision for name, stage in manifest.stages.items()},
         tables=manifest.embedding.precision,
-        graph_bytes=sum(manifest.files[name].bytes for name in graphs),
-        table_bytes=tables,
-        texts={name: Tally(**sums) for name, sums in zip(names, figures["texts"], strict=True)},
-        greedy_leads=[(lead, length) for lead, length in figures["greedy_lead"]],
-        prefill_bytes_per_second=figures["prefill_bytes_per_second"],
-        decode_bytes_per_second=figures["decode_bytes_per_second"],
-        load_seconds=figures["load_seconds"],
-        peak_resident=figures["peak_resident"],
-        peak_private=figures["peak_private"],
-        tables_resident=figures["tables_resident"],
+        graph_bytes=sum(map(manifest.stage_bytes, manifest.stages)),
+        table_bytes=manifest.files[manifest.embedding.file].bytes,
         note="made from another checkpoint than the first bundle" if other else "",
+        **measured,
     )
+
+
+# 4. A picture: for each text, size against quality, coloured by decoding speed.
+
+
+def draw_comparison(comparison: Comparison, path: Path) -> None:
+    """Draw one panel per text into `path`, whose suffix says the format.
+
+    Across is the size of graphs and tables together, up the bits per byte; the colour is decoding speed.
+    Raises BltError when matplotlib is missing, OSError when the file can't be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BltError("a picture needs matplotlib: pip install 'blt-edge[plot]'") from None
+    texts = list(comparison.text_bytes)
+    figure = Figure(figsize=(1.2 + 5.2 * len(texts), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(texts), squeeze=False)[0]
+    speeds = [report.decode_bytes_per_second for report in comparison.bundles]
+    for panel, text in zip(panels, texts, strict=True):
+        points = _draw_panel(panel, comparison, text, speeds)
+    bar = figure.colorbar(points, ax=list(panels))
+    bar.set_label("decoding, bytes/s")
+    machine = comparison.machine
+    threads = machine.get("threads")
+    limit = f", {threads} thread{'s' * (threads != 1)}" if threads else ""
+    figure.suptitle(f"{machine.get('processor')}, {machine.get('cpus')} CPUs{limit}", fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def _draw_panel(panel: Any, comparison: Comparison, text: str, speeds: list[float]) -> Any:
+    sizes = [(report.graph_bytes + report.table_bytes) / 1e6 for report in comparison.bundles]
+    bits = [report.texts[text].bits_per_byte for report in comparison.bundles]
+    # One speed alone is no scale.
+    top = max(speeds) if max(speeds) > min(speeds) else max(speeds) + 1
+    points = panel.scatter(
+        sizes, bits, c=speeds, vmin=min(speeds), vmax=top, s=90, edgecolors="black", zorder=3
+    )
+    panel.axhline(bits[0], linewidth=0.8, linestyle="--", color="gray", zorder=1)
+    for report, across, up, place in zip(comparison.bundles, sizes, bits, _places(sizes, bits), strict=True):
+        panel.annotate(
+            Path(report.path).name,
+            (across, up),
+            xytext=place,
+            textcoords="offset points",
+            ha="right" if place[0] < 0 else "left",
+            fontsize=8,
+            # Names that had to move away say where they belong.
+            arrowprops={"arrowstyle": "-", "linewidth": 0.6} if place[1] > _NAME_HEIGHT else None,
+        )
+    panel.set_xlim(0, 1.15 * max(sizes))
+    middle, half = (max(bits) + min(bits)) / 2, _half_range(bits)
+    panel.set_ylim(middle - half, middle + half)
+    panel.ticklabel_format(useOffset=False)
+    panel.set_title(f"{text}, {comparison.text_bytes[text]:,} bytes", fontsize=10)
+    panel.set_xlabel("graphs and tables, MB")
+    panel.set_ylabel("bits per byte")
+    panel.grid(alpha=0.3)
+    return points
+
+
+def _places(sizes: list[float], bits: list[float]) -> list[tuple[float, float]]:
+    """Where each name goes, in points from its point: beside it, and above lower names that are near."""
+    wide, high = max(sizes), _half_range(bits) * 2 / _PANEL_HEIGHT
+    places = [(0.0, 0.0)] * len(sizes)
+    taken: list[tuple[float, float]] = []  # where along, and how many points up
+    for at in sorted(range(len(sizes)), key=lambda at: bits[at]):
+        height = _NAME_HEIGHT
+        near = [level for across, level in taken if abs(across - sizes[at]) < 0.25 * wide]
+        while any(abs(bits[at] / high + height - level) < _LINE for level in near):
+            height += 1
+        taken.append((sizes[at], bits[at] / high + height))
+        places[at] = (-8.0 if sizes[at] > 0.75 * wide else 8.0, height)
+    return places
+
+
+def _half_range(bits: list[float]) -> float:
+    return max(0.7 * (max(bits) - min(bits)), _LEAST_RANGE / 2)

@@ -17,7 +17,7 @@ from blt_edge.tools.output import error_line
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 from optimum.commands.export.base import ExportCommand
 
-__all__ = ["REGISTER_COMMANDS", "BltExportCommand", "arguments"]
+OPTIONS = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
 
 _HERE = "optimum-cli export blt"
 _MODEL_HELP = "A checkpoint's folder, a hub id, or demo, the small checkpoint that comes with blt-edge."
@@ -43,7 +43,7 @@ class BltExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
         setattr(parser, "error", refuse)  # noqa: B010 - a method, to mypy
         parser.add_argument("-m", "--model", metavar="MODEL", help=_MODEL_HELP)
         parser.add_argument("positional_output", nargs="?", metavar="DIR", help="The same as --output.")
-        for option in _options():
+        for option in OPTIONS:
             parser.add_argument(*option.opts, **_parsed_as(option))
 
     def run(self) -> NoReturn:
@@ -61,7 +61,7 @@ class BltExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
 def arguments(given: Namespace) -> list[str]:
     """What `blt-edge` is called with: the options that were given, as one word each, then the model."""
     words = ["export"]
-    for option in _options():
+    for option in OPTIONS:
         flag, value = option.opts[-1], getattr(given, str(option.name))
         if value is True:
             words.append(flag)
@@ -72,24 +72,19 @@ def arguments(given: Namespace) -> list[str]:
     return [*words, "--", given.model]
 
 
-def _options() -> list[click.Option]:
-    return [parameter for parameter in command.params if isinstance(parameter, click.Option)]
-
-
 def _parsed_as(option: click.Option) -> dict[str, Any]:
     """How argparse reads a click option: as text, since its values are checked by whom they are for."""
     told = (option.help or "").replace("%", "%%")
     if option.is_flag:
         return {"dest": option.name, "action": "store_true", "help": told}
-    default = option.show_default if isinstance(option.show_default, str) else option.default
     if option.show_default:
+        default = option.show_default if isinstance(option.show_default, str) else option.default
         told += f"  [default: {default}]".replace("%", "%%")
     # Brackets in a metavar make argparse of Python 3.10 stumble over its own usage line.
     choices = option.type.choices if isinstance(option.type, click.Choice) else ()
     metavar = (option.metavar or "{" + ",".join(choices) + "}").rstrip(".")
-    if option.multiple:
-        return {"dest": option.name, "action": "extend", "nargs": "+", "metavar": metavar, "help": told}
-    return {"dest": option.name, "metavar": metavar, "help": told}
+    several = {"action": "extend", "nargs": "+"} if option.multiple else {}
+    return {"dest": option.name, "metavar": metavar, "help": told, **several}
 
 
 REGISTER_COMMANDS = [(BltExportCommand, ExportCommand)]

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import click
 import pytest
 from blt_edge.tools import docs
 from blt_edge.tools.cli.program import VERBS, program
-from blt_edge.tools.docs import PAGE, main, page
 
 
 def test_the_page_is_up_to_date() -> None:
-    assert page() == PAGE.read_text(encoding="utf-8"), "run: python tools/docs.py"
+    assert docs.page() == docs.PAGE.read_text(encoding="utf-8"), "run: python -m blt_edge.tools.docs"
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_is_there_with_all_it_takes(verb: str) -> None:
     command = program.get_command(click.Context(program), verb)
     assert command is not None
-    section = page().partition(f"\n## {verb}\n")[2].partition("\n## ")[0]
+    section = docs.page().partition(f"\n## {verb}\n")[2].partition("\n## ")[0]
     assert section.startswith("\n```text\nblt-edge " + verb)
     for parameter in command.params:
         if isinstance(parameter, click.Argument):
@@ -42,11 +40,3 @@ def test_what_markdown_would_take_for_its_own_is_escaped() -> None:
     )
     row = list(docs._table([option]))[-1]
     assert row == (r"| `--x` A\|B | `2` | a\*b `c\|d` `--y` \[e\] \<f\> Allowed: at least 1, at most 5. |")
-
-
-def test_main_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["-o", str(tmp_path / "cli.md")]) == 0
-    assert (tmp_path / "cli.md").read_text(encoding="utf-8") == page()
-    assert capsys.readouterr().out == f"{tmp_path / 'cli.md'}\n"
-    assert main(["-o", str(tmp_path)]) == 1
-    assert capsys.readouterr().err == f"{tmp_path}: Is a directory\n"

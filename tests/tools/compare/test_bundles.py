@@ -5,15 +5,26 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from blt_edge.export.quality import Tally
 from blt_edge.runtime import BltModel, BundleError, GenerationOptions, OptionError
 from blt_edge.runtime.child import Outcome
 from blt_edge.runtime.errors import BltError
 from blt_edge.tools.compare import bundles as module
-from blt_edge.tools.compare.bundles import CompareError, CompareOptions, Comparison, compare_bundles
+from blt_edge.tools.compare.bundles import (
+    BundleReport,
+    CompareError,
+    CompareOptions,
+    Comparison,
+    compare_bundles,
+    draw_comparison,
+)
 from support.random_models import PARITY_TEXT, RandomModel, base_config, write_random_model
 
 TEXTS = {"english": PARITY_TEXT[:250], "scripts": PARITY_TEXT[700:900]}
@@ -72,12 +83,10 @@ def test_boundaries_are_those_of_the_models(bundles: list[Path], comparison: Com
     for name, text in TEXTS.items():
         own = common = 0
         for window in windows(text):
-            starts = [
-                set(np.cumsum(model.patch_lengths(window)).tolist()) - {1, len(window) + 1}
-                for model in models
-            ]
-            own += len(starts[1])
-            common += len(starts[0] & starts[1])
+            lengths = [model.patch_lengths(window) for model in models]
+            first, second = (set(np.cumsum(part).tolist()) - {1, len(window) + 1} for part in lengths)
+            own += len(second)
+            common += len(first & second)
         tally = comparison.bundles[1].texts[name]
         assert (tally.boundaries, tally.common_boundaries) == (own, common)
         assert own > 10
@@ -104,9 +113,6 @@ def test_sizes_speed_and_memory(bundles: list[Path], comparison: Comparison) -> 
         assert report.prefill_bytes_per_second > 0
         assert report.decode_bytes_per_second > 0
         if Path("/proc/self/smaps").exists():
-            assert report.peak_resident is not None
-            assert report.peak_private is not None
-            assert report.tables_resident is not None
             assert 10_000_000 < report.peak_private < report.peak_resident < 1_000_000_000
             assert 0 < report.tables_resident <= report.table_bytes + 4096
     assert [report.tables for report in comparison.bundles] == ["fp32", "int4"]
@@ -131,14 +137,9 @@ def test_another_checkpoint_is_noted(bundles: list[Path], tmp_path: Path) -> Non
 
 
 def test_progress_names_bundle_and_phase(bundles: list[Path]) -> None:
-    said: list[str] = []
-    compare_bundles(bundles[:1], {"t": b"text"}, OPTIONS, lambda what, done, total: said.append(what))
-    assert list(dict.fromkeys(said)) == [
-        "fp32: loading",
-        "fp32: timing",
-        "fp32: greedy texts",
-        "fp32: text 1 of 1",
-    ]
+    said: dict[str, None] = {}
+    compare_bundles(bundles[:1], {"t": b"text"}, OPTIONS, lambda what, done, total: said.update({what: None}))
+    assert [*said] == [f"fp32: {phase}" for phase in ("loading", "timing", "greedy texts", "text 1 of 1")]
 
 
 # What can't be compared.
@@ -160,7 +161,7 @@ def test_refusals(bundles: list[Path], texts: dict[str, bytes], options: dict[st
 @pytest.mark.parametrize("name", ["context", "max_bytes", "prompts", "lead_bytes", "new_bytes", "threads"])
 @pytest.mark.parametrize("value", [-1, 1.5, True])
 def test_options_out_of_range(name: str, value: object) -> None:
-    with pytest.raises(OptionError, match=f"{name}: got {value}, a whole number from"):
+    with pytest.raises(OptionError, match=f"{name} is {value}; allowed is a whole number from"):
         CompareOptions(**{name: value})
 
 
@@ -230,3 +231,76 @@ def test_prompts_take_turns_and_begin_with_characters() -> None:
         assert prompt[0] & 0xC0 != 0x80
     assert all(b"ascii" in prompt for prompt in prompts[1::2])
     assert module._prompts([b"x"], 2) == [b"x", b"x"]
+
+
+# The picture.
+
+NEEDS_MATPLOTLIB = "needs matplotlib: pip install 'blt-edge[plot]'"
+
+
+def drawn_comparison(*bits: float) -> Comparison:
+    reports = [
+        BundleReport(
+            path=f"/some/where/bundle-{index}",
+            precisions={"encoder": "fp32"},
+            tables="fp16",
+            graph_bytes=10_000_000 // (index + 1),
+            table_bytes=5_000_000,
+            texts={name: Tally(bytes=1000, bits=1000 * value) for name in ("a <b>.txt", "c$d$.txt")},
+            greedy_leads=[(3, 4)],
+            prefill_bytes_per_second=1000.0,
+            decode_bytes_per_second=100.0 * (index + 1),
+            load_seconds=1.0,
+            peak_resident=None,
+            peak_private=None,
+            tables_resident=None,
+        )
+        for index, value in enumerate(bits)
+    ]
+    sizes = {"a <b>.txt": 1000, "c$d$.txt": 1000}
+    return Comparison(reports, CompareOptions(), 128, sizes, {"processor": "Some Processor", "cpus": 2})
+
+
+@pytest.mark.parametrize("bits", [(1.5, 1.51, 1.7), (1.5, 1.5), (1.5,)])
+def test_a_picture(tmp_path: Path, bits: tuple[float, ...]) -> None:
+    pytest.importorskip("matplotlib", reason=NEEDS_MATPLOTLIB)
+    draw_comparison(drawn_comparison(*bits), tmp_path / "out.png")
+    assert (tmp_path / "out.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    draw_comparison(drawn_comparison(*bits), tmp_path / "out.svg")
+    assert "bundle-0" in (tmp_path / "out.svg").read_text()
+
+
+def test_points_lie_where_the_figures_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason=NEEDS_MATPLOTLIB)
+    from matplotlib.axes import Axes
+
+    drawn: list[Any] = []
+    scatter = Axes.scatter
+
+    def watched(self: Axes, across: Any, up: Any, **options: Any) -> Any:
+        drawn.append((list(across), list(up), list(options["c"])))
+        return scatter(self, across, up, **options)
+
+    monkeypatch.setattr(Axes, "scatter", watched)
+    draw_comparison(drawn_comparison(1.5, 1.6), tmp_path / "out.png")
+    assert drawn == [([15.0, 10.0], [1.5, 1.6], [100.0, 200.0])] * 2
+
+
+@pytest.mark.parametrize(
+    "bits", [(1.8759, 1.8759, 1.8770, 1.8760, 1.8789), (1.5,) * 5, (1.5, 1.5001, 1.5, 9, 9.0001)]
+)
+def test_names_do_not_cover_each_other(bits: tuple[float, ...]) -> None:
+    sizes = [27.3, 16.6, 9.1, 9.6, 7.3]
+    places = module._places(sizes, list(bits))
+    # 250 points for 1.4 of the range, or for 0.02 where that is more.
+    point = max(1.4 * (max(bits) - min(bits)), 0.02) / 250
+    for one, other in combinations(range(5), 2):
+        if abs(sizes[one] - sizes[other]) < 5:
+            heights = [bits[at] / point + places[at][1] for at in (one, other)]
+            assert abs(heights[0] - heights[1]) >= 12
+
+
+def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(BltError, match=r"pip install 'blt-edge\[plot\]'"):
+        draw_comparison(drawn_comparison(1.5), tmp_path / "out.png")
