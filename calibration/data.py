@@ -32,11 +32,9 @@ class CalibrationText:
     """A plain text file."""
 
     path: Path
-    """Where it lies."""
     name: str
     """What reports and manifests call it: the file's name, "bundled:..." for the package's own."""
     bytes: int
-    """Its size."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,10 @@ class Window:
     """A stretch of a text, to be read from BOS."""
 
     text: CalibrationText
-    """The text."""
     start: int
     """Offset of its first byte."""
     size: int
-    """Bytes."""
+    """In bytes."""
 
     def read(self) -> bytes:
         """Its bytes. Raises OptionError when the file changed or the stretch is binary."""

@@ -6,15 +6,12 @@ one byte and for a gigabyte. Bins are cut from a float32's own bits, so counts d
 the chunks in which values come. Every calibration method is a reading of these, so one run serves all.
 
 What it does not know: graphs, weights, texts.
-
-The outcome of calibration: one limit for every activation that enters a weight product, as plain data.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -24,11 +21,11 @@ from ..runtime.errors import BltError
 __all__ = [
     "LEVELS",
     "METHODS",
+    "ActivationObserver",
     "CalibrationError",
     "CalibrationRun",
     "Histogram",
     "Observations",
-    "Observer",
     "Ranges",
     "entropy",
     "min_max",
@@ -108,7 +105,7 @@ def _edges() -> Doubles:
     return np.concatenate([[0.0], bits.view(np.float32).astype(np.float64)])
 
 
-class Observer:
+class ActivationObserver:
     """Everything calibration keeps about the input [..., K] of one product."""
 
     def __init__(self, width: int) -> None:
@@ -202,23 +199,20 @@ def entropy(histogram: Histogram, bins: int = 2048) -> float:
     and the search cut 0.1 to 0.8 % off a gated product, to a tenth of its range, which lost more than
     clipping nothing.
     """
-    linear = _linear(histogram, bins)
+    # Sums of magnitudes in `bins` equal bins of [0, maximum]: cumulative ones interpolated at their edges.
+    lower, upper, counts = histogram.masses()
+    sums = counts * (lower + upper) / 2
+    below = np.cumsum(sums)
+    edges = np.stack([lower, upper], axis=1).reshape(-1)
+    cumulative = np.stack([below - sums, below], axis=1).reshape(-1)
+    linear = np.diff(np.interp(np.linspace(0, histogram.maximum, bins + 1), edges, cumulative))
+    # The search.
     beyond = linear.sum() - np.cumsum(linear)
     levels = LEVELS + 1
     candidates = range(levels, bins + 1, 4)
     divergences = [_divergence(linear[:size], beyond[size - 1], levels) for size in candidates]
     best = candidates[int(np.argmin(divergences))]
     return _positive(histogram.maximum * best / bins, histogram)
-
-
-def _linear(histogram: Histogram, bins: int) -> Doubles:
-    # Sums of magnitudes in `bins` equal bins of [0, maximum]: cumulative ones interpolated at their edges.
-    lower, upper, counts = histogram.masses()
-    edges = np.stack([lower, upper], axis=1).reshape(-1)
-    sums = counts * (lower + upper) / 2
-    below = np.cumsum(sums)
-    cumulative = np.stack([below - sums, below], axis=1).reshape(-1)
-    return np.diff(np.interp(np.linspace(0, histogram.maximum, bins + 1), edges, cumulative))
 
 
 def _divergence(inside: Doubles, beyond: float, levels: int) -> float:
@@ -230,14 +224,9 @@ def _divergence(inside: Doubles, beyond: float, levels: int) -> float:
     p = inside.copy()
     p[-1] += beyond
     # What Q gives no chance at all would cost infinitely much: a little is moved there, as is customary.
-    p, q = _smooth(p / p.sum()), _smooth(q / max(q.sum(), 1e-300))
+    p, q = np.maximum(p / p.sum(), 1e-7), np.maximum(q / max(q.sum(), 1e-300), 1e-7)
+    p, q = p / p.sum(), q / q.sum()
     return float((p * np.log(p / q)).sum())
-
-
-def _smooth(distribution: Doubles, floor: float = 1e-7) -> Doubles:
-    raised: Doubles = np.maximum(distribution, floor)
-    raised /= raised.sum()
-    return raised
 
 
 def _positive(limit: float, histogram: Histogram) -> float:
@@ -251,21 +240,18 @@ METHODS: dict[str, Callable[[Histogram], float]] = {
     "entropy": entropy,
     "mse": mse,
 }
-"""Calibration methods by name: histogram -> limit."""
+"""By the words of `names.CALIBRATION_METHODS`: histogram -> limit."""
 
 
 @dataclass(frozen=True)
 class CalibrationRun:
-    """What was read."""
+    """What was read: so many windows of these texts, each from BOS, chosen by the seed."""
 
     texts: tuple[str, ...]
-    """Names of the texts."""
+    """Their names."""
     windows: int
-    """Windows read, each from BOS."""
     window_bytes: int
-    """Bytes of a window."""
     seed: int
-    """What chose them."""
 
 
 @dataclass(frozen=True)
@@ -273,9 +259,8 @@ class Ranges:
     """Limits and channel maxima by weight name (the initializer of the product's matrix)."""
 
     method: str
-    """How the limits were chosen, one of `observers.METHODS`."""
+    """How the limits were chosen, one of `METHODS`."""
     run: CalibrationRun
-    """What was read."""
     limits: Mapping[str, float]
     """The magnitude that 127 stands for, > 0, for the activation that meets this weight."""
     channels: Mapping[str, Floats]
@@ -294,38 +279,17 @@ class Ranges:
             raise CalibrationError(f"no range was collected for {weight}; calibrate its stage too")
         return weight
 
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
-        return {
-            "method": self.method,
-            "run": {**asdict(self.run), "texts": list(self.run.texts)},
-            "limits": dict(self.limits),
-            "channels": {name: array.tolist() for name, array in self.channels.items()},
-        }
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Ranges:
-        """The inverse of `to_dict`. Raises BltError for anything else."""
-        try:
-            run = CalibrationRun(**{**raw["run"], "texts": tuple(raw["run"]["texts"])})
-            limits = {str(name): float(limit) for name, limit in raw["limits"].items()}
-            channels = {str(name): np.asarray(row, np.float32) for name, row in raw["channels"].items()}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BltError(f"these are no calibration ranges ({error!r}); calibrate again") from None
-        return cls(str(raw.get("method")), run, limits, channels)
-
 
 @dataclass(frozen=True)
 class Observations:
     """Everything a run has seen; every method reads its ranges from here."""
 
     run: CalibrationRun
-    """What was read."""
-    observers: Mapping[str, Observer]
+    observers: Mapping[str, ActivationObserver]
     """By weight name, in graph order."""
 
     def ranges(self, method: str) -> Ranges:
-        """Limits by one of `observers.METHODS`."""
+        """Limits by one of `METHODS`."""
         assert method in METHODS, method
         return Ranges(
             method=method,

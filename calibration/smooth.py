@@ -23,6 +23,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..graphs.quantize import WeightFactors, linear_products
+from ..graphs.surgery import input_of, made_by
 from ..runtime.errors import OptionError
 from ..runtime.manifest import load_manifest
 from .observers import Ranges
@@ -55,10 +56,8 @@ class Migration:
 class Smoothing:
     """Factors to change weights by, and what that does to activations."""
 
-    strength: float
-    """The exponent alpha: 0 leaves activations as they are, 1 makes their channels alike."""
     factors: dict[str, WeightFactors]
-    """By name of a norm's or product's weight: what it is multiplied with (`rewrite.Recipe.factors`)."""
+    """By name of a norm's or product's weight: what it is multiplied with (`quantize.Recipe.factors`)."""
     divisors: dict[str, Floats]
     """By name of a product's weight: float32 [K] that its input is divided by after smoothing."""
 
@@ -72,7 +71,8 @@ def find_smoothing(
 ) -> Smoothing:
     """Factors for the stages of a float32 bundle (None = all) from the channel maxima in `ranges`.
 
-    s_k = max|X_k|^strength / max|W_k|^(1 - strength) for channel k. Weights are read one at a time. The
+    s_k = max|X_k|^strength / max|W_k|^(1 - strength) for channel k: strength 0 leaves activations as they
+    are, 1 makes their channels alike. Weights are read one at a time. The
     limits in `ranges` are not those of the smoothed model: collect again with `divisors`. Raises OptionError
     for a strength outside 0 to 1.
     """
@@ -80,19 +80,20 @@ def find_smoothing(
     directory = Path(bundle)
     manifest = load_manifest(directory)
     rows: dict[str, Floats] = {}
-    outputs: dict[str, Floats] = {}
+    columns: dict[str, Floats] = {}
     for stage, spec in manifest.stages.items():
         if stages is not None and stage not in stages:
             continue
         graph = ir.load(directory / spec.file).graph
         for migration in find_migrations(graph):
-            factors = _factors(graph, migration, ranges, strength)
-            rows.update(dict.fromkeys(migration.weights, factors))
-            unchanged = np.ones(_outputs(graph, migration.source), np.float32)
-            outputs.setdefault(migration.source, unchanged)[migration.columns] = 1 / factors
-    names = dict.fromkeys([*outputs, *rows])
-    changed = {name: WeightFactors(rows.get(name), outputs.get(name)) for name in names}
-    return Smoothing(strength, changed, rows)
+            divisor = _divisor(graph, migration, ranges, strength)
+            rows.update(dict.fromkeys(migration.weights, divisor))
+            shape = graph.initializers[migration.source].shape
+            assert shape is not None
+            unchanged = np.ones(int(shape.numpy()[-1]), np.float32)
+            columns.setdefault(migration.source, unchanged)[migration.columns] = 1 / divisor
+    factors = {name: WeightFactors(rows.get(name), columns.get(name)) for name in {**columns, **rows}}
+    return Smoothing(factors, rows)
 
 
 def check_strength(strength: float) -> None:
@@ -101,7 +102,7 @@ def check_strength(strength: float) -> None:
         raise OptionError(f"smooth: got {strength!r}, a number from 0 to 1 is needed")
 
 
-def _factors(graph: ir.Graph, migration: Migration, ranges: Ranges, strength: float) -> Floats:
+def _divisor(graph: ir.Graph, migration: Migration, ranges: Ranges, strength: float) -> Floats:
     activation = ranges.channel_max(migration.weights[0]).astype(np.float64)
     weight = np.max([_row_max(graph.initializers[name]) for name in migration.weights], axis=0)
     shared = np.zeros((2, int(migration.columns.max()) + 1))
@@ -128,12 +129,6 @@ def _row_max(weight: ir.Value) -> npt.NDArray[np.float64]:
     return largest
 
 
-def _outputs(graph: ir.Graph, name: str) -> int:
-    shape = graph.initializers[name].shape
-    assert shape is not None
-    return int(shape.numpy()[-1])
-
-
 # Where activations come from, read off the graph.
 
 
@@ -141,94 +136,83 @@ def find_migrations(graph: ir.Graph) -> list[Migration]:
     """The activations of a float32 stage graph that can be divided where they are made, in graph order."""
     by_value: dict[str, list[ir.Node]] = {}
     for node in linear_products(graph):
-        by_value.setdefault(str(_input(node, 0).name), []).append(node)
+        by_value.setdefault(str(input_of(node, 0).name), []).append(node)
     found = []
     for nodes in by_value.values():
-        value = _input(nodes[0], 0)
+        value = input_of(nodes[0], 0)
         readers = [user for user, _ in value.uses() if user.op_type != "Shape"]
         if value.is_graph_output() or len(readers) != len(nodes):
             continue  # somebody else reads it too, and would see it divided
         origin = _norm(value) or _gated(value) or _attended(value)
         if origin is not None:
-            source, columns = origin
-            found.append(Migration(source, columns, tuple(str(_input(node, 1).name) for node in nodes)))
+            found.append(Migration(*origin, tuple(str(input_of(node, 1).name) for node in nodes)))
     return found
 
 
 _Origin = tuple[str, Columns]
+"""`source` and `columns` of a `Migration`."""
 
 
 def _norm(value: ir.Value) -> _Origin | None:
-    product = value.producer()
-    if product is None or product.op_type != "Mul":
+    product = made_by(value, "Mul")
+    if product is None or made_by(input_of(product, 0), "Div") is None:
         return None
-    weight = _input(product, 1)
-    if _made_by(_input(product, 0), "Div") is None or not weight.is_initializer() or weight.shape is None:
+    weight = input_of(product, 1)
+    if not weight.is_initializer() or weight.shape is None:
         return None
     return str(weight.name), np.arange(int(weight.shape.numpy()[0]))
 
 
 def _gated(value: ir.Value) -> _Origin | None:
-    product = _made_by(value, "Mul")
-    split = None if product is None else _made_by(_input(product, 1), "Split")
+    product = made_by(value, "Mul")
+    split = None if product is None else made_by(input_of(product, 1), "Split")
     if product is None or split is None or len(split.outputs) != 2:
         return None
-    up = split.outputs[1]
-    joined = _input(split, 0)
-    weight = _weight_of(joined)
-    if _input(product, 1) is not up or len(up.uses()) != 1 or len(joined.uses()) != 1 or weight is None:
+    up, joined = split.outputs[1], input_of(split, 0)
+    projection = _projection(joined)
+    if input_of(product, 1) is not up or len(up.uses()) != 1 or len(joined.uses()) != 1 or projection is None:
         return None
-    outputs = int(weight.shape.numpy()[1])  # type: ignore[union-attr]
-    return str(weight.name), np.arange(outputs // 2, outputs)
+    name, outputs = projection
+    return name, np.arange(outputs // 2, outputs)
 
 
 def _attended(value: ir.Value) -> _Origin | None:
     # From the end: Reshape, Transpose, Reshape, Add, MatMul(weights, value), and value from Split, Transpose,
     # Reshape, product.
     mixed = _chain(value, "Reshape", "Transpose", "Reshape")
-    joined = None if mixed is None else _made_by(mixed, "Add")
+    joined = None if mixed is None else made_by(mixed, "Add")
     if joined is None:
         return None
-    past, new = (_made_by(_input(joined, place), "MatMul") for place in (0, 1))
-    if past is None or new is None or not _input(past, 1).is_graph_input():
+    past, new = (made_by(input_of(joined, place), "MatMul") for place in (0, 1))
+    if past is None or new is None or not input_of(past, 1).is_graph_input():
         return None
-    values, cached = _input(new, 1), _input(past, 1)
-    split = _made_by(values, "Split")
-    projected = None if split is None else _chain(_input(split, 0), "Transpose", "Reshape")
-    weight = None if projected is None else _weight_of(projected)
-    if split is None or weight is None or values is not split.outputs[1] or cached.shape is None:
+    values, cached = input_of(new, 1), input_of(past, 1)
+    split = made_by(values, "Split")
+    projected = None if split is None else _chain(input_of(split, 0), "Transpose", "Reshape")
+    projection = None if projected is None else _projection(projected)
+    if split is None or projection is None or values is not split.outputs[1] or cached.shape is None:
         return None
+    name, outputs = projection
     kv_heads, head_dim = int(cached.shape[1]), int(cached.shape[3])  # type: ignore[arg-type]
-    outputs = int(weight.shape.numpy()[1])  # type: ignore[union-attr]
     heads = outputs // head_dim - 2 * kv_heads
     by_head = outputs - kv_heads * head_dim + np.arange(kv_heads * head_dim).reshape(kv_heads, head_dim)
-    return str(weight.name), by_head.repeat(heads // kv_heads, axis=0).reshape(-1)
+    return name, by_head.repeat(heads // kv_heads, axis=0).reshape(-1)
 
 
-def _chain(value: ir.Value, *op_types: str) -> ir.Value | None:
+def _chain(value: ir.Value, *operators: str) -> ir.Value | None:
     """Backwards from `value` through these operators' first inputs; None when it is made otherwise."""
-    current = value
-    for op_type in op_types:
-        node = _made_by(current, op_type)
+    for operator in operators:
+        node = made_by(value, operator)
         if node is None:
             return None
-        current = _input(node, 0)
-    return current
-
-
-def _made_by(value: ir.Value, op_type: str) -> ir.Node | None:
-    node = value.producer()
-    return node if node is not None and node.op_type == op_type else None
-
-
-def _weight_of(value: ir.Value) -> ir.Value | None:
-    """The matrix of the product that makes `value`."""
-    node = _made_by(value, "MatMul")
-    weight = None if node is None else _input(node, 1)
-    return weight if weight is not None and weight.is_initializer() and weight.shape is not None else None
-
-
-def _input(node: ir.Node, place: int) -> ir.Value:
-    value = node.inputs[place]
-    assert value is not None
+        value = input_of(node, 0)
     return value
+
+
+def _projection(value: ir.Value) -> tuple[str, int] | None:
+    """Name and outputs of the matrix in the product that makes `value`."""
+    node = made_by(value, "MatMul")
+    weight = None if node is None else input_of(node, 1)
+    if weight is None or not weight.is_initializer() or weight.shape is None:
+        return None
+    return str(weight.name), int(weight.shape.numpy()[1])

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.backends.base import CacheLimits, EngineLimits, StageBackend
+from ..runtime.backends.base import EngineLimits, StageBackend
 from ..runtime.backends.ort import OrtStage
 from ..runtime.embedding import EmbeddingTable
 from ..runtime.errors import BackendError
@@ -31,10 +31,8 @@ from ..runtime.self_test import (
     Traced,
     allowed,
     first_breach,
-    load_limits,
     load_steps,
     patch_slots,
-    percent,
     run_steps,
     state_inputs,
     text_inputs,
@@ -113,11 +111,9 @@ class _Stage:
     ) -> None:
         self._manifest, self._stage, self._backend, self._reach = manifest, stage, backend, reach
         self._spec = manifest.stages[stage]
-        most = reach.positions(stage, self._spec)
-        self._limits = CacheLimits(min(_ROLLBACK, reach.rollback), most, reach.prefill_chunk)
 
-    def _run(self, inputs: Inputs, steps: Sequence[Step], limits: CacheLimits | None = None) -> list[Traced]:
-        return run_steps(self._manifest, self._stage, self._backend, limits or self._limits, inputs, steps)
+    def _run(self, inputs: Inputs, steps: Sequence[Step]) -> list[Traced]:
+        return run_steps(self._manifest, self._stage, self._backend, self._reach, inputs, steps)
 
     def chunk(self, inputs: Inputs) -> dict[str, Floats]:
         """Outputs of one pass over a chunk of the inputs."""
@@ -126,8 +122,7 @@ class _Stage:
 
     def repeatable(self, inputs: Inputs) -> list[Traced]:
         """What a load will repeat."""
-        known = (self._stage, self._spec, self._reach)
-        return self._run(inputs, load_steps(*known), load_limits(*known))
+        return self._run(inputs, load_steps(self._stage, self._spec, self._reach))
 
     def compare(self, portable: _Stage, inputs: Inputs, name: str, alike: bool) -> None:
         """Raise WrongEngineError where this stage and the portable one are too far apart."""
@@ -136,11 +131,7 @@ class _Stage:
         most = allowed(self._spec.precision, alike)
         breach = first_breach(self._spec.precision, self._run(inputs, steps), expected, most)
         if breach is not None:
-            raise self._wrong(
-                name,
-                f"{breach.output} at {breach.run} differs by {percent(breach.share)} from the portable "
-                f"graph's, {percent(most)} is allowed",
-            )
+            raise self._wrong(name, breach.told("the portable graph's"))
 
     def _wrong(self, name: str, what: str) -> WrongEngineError:
         return WrongEngineError(
@@ -155,7 +146,8 @@ class _Stage:
         """
         window, held = self._spec.window, _past_window(self._spec, self._reach)
         quiet = Hold(*held, edge=False, unseen=False)
-        if window is None or not 0 < quiet.count <= self._limits.positions - quiet.first - _ROLLBACK:
+        most = self._reach.positions(self._stage, self._spec) - quiet.first - _ROLLBACK
+        if window is None or not 0 < quiet.count <= most:
             return
         plain, unseen, edge = (
             self._run(inputs, [hold, Run(1), Run(min(3, self._reach.prefill_chunk))])

@@ -13,15 +13,21 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ..calibration.collect import DEFAULT_METHOD, DEFAULT_WINDOWS, check_method, check_texts, collect_ranges
+from ..calibration.collect import (
+    DEFAULT_METHOD,
+    DEFAULT_WINDOWS,
+    check_method,
+    check_texts,
+    collect_observations,
+)
 from ..calibration.observers import Ranges
 from ..calibration.smooth import check_strength, find_smoothing
 from ..graphs.precision import check_block_size, format_precision, parse_precision
-from ..graphs.quantize import SEARCHES, ActivationRanges, Recipe, WeightFactors, rewrite_stage
+from ..graphs.quantize import ActivationRanges, Recipe, WeightFactors, rewrite_stage
 from ..runtime.errors import OptionError
 from ..runtime.integrity import check_files
 from ..runtime.manifest import CalibrationSpec, Manifest, QuantizationSpec, load_manifest
-from ..runtime.names import BLOCK_PRECISIONS
+from ..runtime.names import BLOCK_PRECISIONS, SEARCHES
 from .bundle import (
     Meter,
     Progress,
@@ -48,7 +54,7 @@ class QuantizationOptions:
     block_size: int = 32
     """Inputs that share a weight scale in int8w and int4 stages."""
     search: str = "mse"
-    """How weight scales are found: one of `graphs.quantize.SEARCHES`."""
+    """How weight scales are found: one of `names.SEARCHES`."""
     texts: Sequence[str | Path] | None = None
     """Calibration texts; None takes the bundled ones."""
     method: str = DEFAULT_METHOD
@@ -103,27 +109,27 @@ def calibrated(
 ) -> QuantizationOptions:
     """The options with ranges of a float32 bundle, collected for its stages that will be int8.
 
-    Options that bring ranges, or need none, stay as they are. Raises like `collect.collect_ranges`.
+    Options that bring ranges, or need none, stay as they are. Raises like `collect.collect_observations`.
     """
     stages = [stage for stage, word in precisions.items() if word == "int8"]
     if options.ranges is not None or not stages:
         return options
     collect = partial(
-        collect_ranges,
+        collect_observations,
         bundle,
         options.texts,
-        options.method,
         windows=options.windows,
         seed=options.seed,
         stages=stages,
         progress=partial(progress, "calibration") if progress else None,
     )
-    ranges = collect()
+    ranges = collect().ranges(options.method)
     if options.smooth is None:
         return replace(options, ranges=ranges)
     # Limits of activations as smoothing leaves them: the same texts are read again.
     smoothing = find_smoothing(bundle, ranges, strength=options.smooth, stages=stages)
-    return replace(options, ranges=collect(divisors=smoothing.divisors), factors=smoothing.factors)
+    ranges = collect(divisors=smoothing.divisors).ranges(options.method)
+    return replace(options, ranges=ranges, factors=smoothing.factors)
 
 
 def plan_stages(

@@ -14,15 +14,14 @@ Weights are never held: the new initializers are lazy tensors over the old ones.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
+from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from .attention import DOMAIN
+from .surgery import add_constant, made_by
 
 __all__ = ["BLOCK_BITS", "PRODUCT", "block_product", "write_block_products"]
 
@@ -33,44 +32,16 @@ BLOCK_BITS = {"int4": 4, "int8w": 8}
 
 # Inputs are rounded to int8 block by block, each row by itself, as `session_entries` asks of fused ones.
 _ACCURACY_LEVEL = 4
-_BITS = {ir.DataType.INT4: 4, ir.DataType.INT8: 8}
-
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class _Blocks:
-    """A weight in blocks, as `calibration.rewrite` writes it."""
-
-    weight: ir.Value
-    """int4 or int8 [K, N]."""
-    scales: ir.Value
-    """float32 [K / block, N]."""
-    bits: int
-    block: int
-
-    def packed(self) -> Array:
-        """The weight as the operator wants it."""
-        assert self.weight.const_value is not None
-        values = self.weight.const_value.numpy().astype(np.int8) + np.int16(1 << (self.bits - 1))
-        columns = np.ascontiguousarray(values.T.astype(np.uint8))
-        if self.bits == 4:
-            columns = columns[:, 0::2] | (columns[:, 1::2] << 4)
-        return columns.reshape(len(columns), -1, self.block * self.bits // 8)
-
-    def column_scales(self) -> Array:
-        """The scales likewise."""
-        assert self.scales.const_value is not None
-        return np.ascontiguousarray(self.scales.const_value.numpy().T).reshape(-1)
+_TYPES = {4: ir.DataType.INT4, 8: ir.DataType.INT8}
 
 
 def write_block_products(model: ir.Model, bits: int) -> int:
     """Change every product over blocks of 4 or 8 `bits` in place; returns how many there were."""
     graph, changed = model.graph, 0
     for node in list(graph):
-        blocks = _blocks_of(node)
-        if blocks is not None and blocks.bits == bits:
-            _replace(graph, node, blocks)
+        unpack = _unpacked_blocks(node, bits)
+        if unpack is not None:
+            _replace(graph, node, unpack, bits)
             changed += 1
     if changed:
         model.opset_imports[DOMAIN] = 1
@@ -78,108 +49,78 @@ def write_block_products(model: ir.Model, bits: int) -> int:
     return changed
 
 
-def _blocks_of(node: ir.Node) -> _Blocks | None:
+def _unpacked_blocks(node: ir.Node, bits: int) -> ir.Node | None:
+    """What unpacks a product's weight, if that lies in blocks of so many bits."""
     weight = node.inputs[1] if node.op_type == "MatMul" else None
-    unpack = weight.producer() if weight is not None else None
-    if unpack is None or unpack.op_type != "DequantizeLinear" or len(unpack.inputs) != 2:
+    unpack = made_by(weight, "DequantizeLinear") if weight is not None else None
+    if unpack is None or len(unpack.inputs) != 2:
         return None
+    stored = all(value is not None and value.is_initializer() for value in unpack.inputs)
+    if not stored or unpack.inputs[0].dtype != _TYPES[bits]:  # type: ignore[union-attr]
+        return None
+    in_blocks = unpack.attributes.get_int("block_size", 0) and unpack.attributes.get_int("axis", 1) == 0
+    return unpack if in_blocks else None
+
+
+def _replace(graph: ir.Graph, node: ir.Node, unpack: ir.Node, bits: int) -> None:
     block = unpack.attributes.get_int("block_size", 0)
-    values, scales = unpack.inputs
-    if values is None or scales is None or not (values.is_initializer() and scales.is_initializer()):
-        return None
-    bits = _BITS.get(values.dtype or ir.DataType.UNDEFINED)
-    if not block or bits is None or unpack.attributes.get_int("axis", 1) != 0:
-        return None
-    return _Blocks(values, scales, bits, block)
+    weight, scales = unpack.inputs
+    assert weight is not None
+    assert weight.const_value is not None
+    assert scales is not None
+    assert scales.const_value is not None
+    integers, factors = weight.const_value, scales.const_value
+    rows, columns = (int(size) for size in integers.shape.numpy())
+
+    def pack() -> ir.TensorProtocol:
+        values = integers.numpy().astype(np.int8) + np.int16(1 << (bits - 1))
+        packed = np.ascontiguousarray(values.T.astype(np.uint8))
+        if bits == 4:
+            packed = packed[:, 0::2] | (packed[:, 1::2] << 4)
+        return ir.tensor(packed.reshape(shape))
+
+    def pack_scales() -> ir.TensorProtocol:
+        return ir.tensor(np.ascontiguousarray(factors.numpy().T).reshape(-1))
+
+    shape = (columns, rows // block, block * bits // 8)
+    count = (columns * rows // block,)
+    operands = [
+        node.inputs[0],
+        _lazy_constant(graph, f"{weight.name}.packed", pack, ir.DataType.UINT8, shape),
+        _lazy_constant(graph, f"{scales.name}.packed", pack_scales, ir.DataType.FLOAT, count),
+    ]
+    attributes = {"K": rows, "N": columns, "bits": bits, "block_size": block}
+    attributes["accuracy_level"] = _ACCURACY_LEVEL
+    product = ir.node(PRODUCT, operands, attributes, domain=DOMAIN, name=f"{node.name}.blocks")
+    replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
 
 
-def _replace(graph: ir.Graph, node: ir.Node, blocks: _Blocks) -> None:
-    assert blocks.weight.shape is not None
-    rows, columns = (int(size) for size in blocks.weight.shape.numpy())
-    count = rows // blocks.block
-    product = ir.node(
-        PRODUCT,
-        [
-            node.inputs[0],
-            _constant(
-                graph,
-                f"{blocks.weight.name}.packed",
-                ir.DataType.UINT8,
-                (columns, count, blocks.block * blocks.bits // 8),
-                blocks.packed,
-            ),
-            _constant(
-                graph,
-                f"{blocks.scales.name}.packed",
-                ir.DataType.FLOAT,
-                (columns * count,),
-                blocks.column_scales,
-            ),
-        ],
-        {
-            "K": rows,
-            "N": columns,
-            "bits": blocks.bits,
-            "block_size": blocks.block,
-            "accuracy_level": _ACCURACY_LEVEL,
-        },
-        domain=DOMAIN,
-        name=f"{node.name}.blocks",
-    )
-    graph.insert_before(node, product)
-    output, old = product.outputs[0], node.outputs[0]
-    output.name, output.shape, output.type = old.name, old.shape, old.type
-    old.name = f"{old.name}.spelled_out"
-    for user, place in list(old.uses()):
-        user.replace_input_with(place, output)
-    for place, value in enumerate(graph.outputs):
-        if value is old:
-            graph.outputs[place] = output
-
-
-def _constant(
-    graph: ir.Graph, name: str, dtype: ir.DataType, shape: tuple[int, ...], read: Callable[[], Array]
+def _lazy_constant(
+    graph: ir.Graph,
+    name: str,
+    load: Callable[[], ir.TensorProtocol],
+    dtype: ir.DataType,
+    shape: tuple[int, ...],
 ) -> ir.Value:
-    tensor = ir.LazyTensor(lambda: ir.tensor(read(), name=name), dtype, ir.Shape(shape), name=name)
-    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    return add_constant(graph, name, ir.LazyTensor(load, dtype, ir.Shape(shape), name=name))
 
 
 def block_product(rows: int, block: int, bits: int) -> ir.Model:
     """A graph of one such product over a weight [rows, rows], as portable graphs spell it."""
     random = np.random.default_rng(bits)
-    dtype = ir.DataType.INT4 if bits == 4 else ir.DataType.INT8
-    integers = random.integers(-7, 8, (rows, rows)).astype(dtype.numpy())
-    constants = {
-        "weight": ir.tensor(integers, dtype=dtype, name="weight"),
-        "scales": ir.tensor(
-            random.random((rows // block, rows), np.float32) + np.float32(0.1), name="scales"
-        ),
-    }
-    values = {
-        name: ir.Value(
-            name=name,
-            shape=ir.Shape(tensor.shape.numpy()),
-            type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )
-        for name, tensor in constants.items()
-    }
-    x = ir.Value(name="x", shape=ir.Shape(["rows", rows]), type=ir.TensorType(ir.DataType.FLOAT))
-    unpack = ir.node(
-        "DequantizeLinear", [values["weight"], values["scales"]], {"axis": 0, "block_size": block}
-    )
+    x = ir.val("x", ir.DataType.FLOAT, ["rows", rows])
+    graph = ir.Graph([x], [], nodes=[], opset_imports={"": 21}, name="block_product")
+    integers = random.integers(-7, 8, (rows, rows)).astype(_TYPES[bits].numpy())
+    scales = random.random((rows // block, rows), np.float32) + np.float32(0.1)
+    weight = [
+        add_constant(graph, "weight", ir.tensor(integers, dtype=_TYPES[bits], name="weight")),
+        add_constant(graph, "scales", ir.tensor(scales, name="scales")),
+    ]
+    unpack = ir.node("DequantizeLinear", weight, {"axis": 0, "block_size": block})
     product = ir.node("MatMul", [x, unpack.outputs[0]], name="product")
+    unpack.outputs[0].name = "unpacked"
     y = product.outputs[0]
-    unpack.outputs[0].name, y.name = "unpacked", "y"
-    y.shape, y.type = ir.Shape(["rows", rows]), x.type
-    graph = ir.Graph(
-        [x],
-        [y],
-        nodes=[unpack, product],
-        initializers=list(values.values()),
-        opset_imports={"": 21},
-        name="block_product",
-    )
+    y.name, y.shape, y.type = "y", x.shape, x.type
+    graph.extend([unpack, product])
+    graph.outputs.append(y)
     return ir.Model(graph, ir_version=10)

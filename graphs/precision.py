@@ -17,16 +17,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..runtime.errors import OptionError
+from ..runtime.fields import shown
 from ..runtime.names import PRECISIONS
-
-__all__ = [
-    "BLOCK_SIZES",
-    "MIXES",
-    "check_block_size",
-    "format_precision",
-    "needs_ranges",
-    "parse_precision",
-]
 
 BLOCK_SIZES = (32, 64, 128)
 """Weights that may share a scale: what ONNX Runtime's fused product and TensorRT both take."""
@@ -56,18 +48,21 @@ def parse_precision(text: str, stages: Sequence[str]) -> dict[str, str]:
     """
     result = dict.fromkeys(stages, "fp32")
     named: set[str] = set()
-    for place, item in enumerate(part.strip() for part in text.split(",")):
+    for place, item in enumerate(text.split(",")):
         stage, equals, precision = (part.strip() for part in item.partition("="))
         if not equals:
             if place or stage not in MIXES:
-                raise OptionError(f"precision: got {_shown(text)}, {_allowed(stages)}")
+                raise OptionError(
+                    f"precision: got {shown(text)}, allowed are {', '.join(MIXES)}, and lists of stages "
+                    f"such as {stages[-1]}=int8 ({', '.join(stages)})"
+                )
             result.update({name: MIXES[stage][name] for name in stages})
             continue
         if stage not in stages:
-            raise OptionError(f"precision: got stage {_shown(stage)}, this model has {', '.join(stages)}")
+            raise OptionError(f"precision: got stage {shown(stage)}, this model has {', '.join(stages)}")
         if precision not in PRECISIONS:
             raise OptionError(
-                f"precision: got {_shown(precision)} for {stage}, allowed are {', '.join(PRECISIONS)}"
+                f"precision: got {shown(precision)} for {stage}, allowed are {', '.join(PRECISIONS)}"
             )
         if stage in named:
             raise OptionError(f"precision: {stage} is named twice; name each stage once")
@@ -92,14 +87,4 @@ def needs_ranges(precisions: Mapping[str, str]) -> bool:
 def check_block_size(block_size: int) -> None:
     """Raises OptionError when `block_size` is none of `BLOCK_SIZES`."""
     if isinstance(block_size, bool) or block_size not in BLOCK_SIZES:
-        sizes = ", ".join(map(str, BLOCK_SIZES))
-        raise OptionError(f"block size: got {block_size!r}, allowed are {sizes}")
-
-
-def _allowed(stages: Sequence[str]) -> str:
-    example = f"{stages[-1]}=int8"
-    return f"allowed are {', '.join(MIXES)}, and lists of stages such as {example} ({', '.join(stages)})"
-
-
-def _shown(text: str) -> str:
-    return repr(text) if len(text) <= 60 else repr(text[:57] + "...")
+        raise OptionError(f"block size: got {block_size!r}, allowed are {', '.join(map(str, BLOCK_SIZES))}")

@@ -1,23 +1,20 @@
-"""Weights to integers: signed, symmetric, one scale for each block of inputs and each output.
+"""Lower precision for a float32 stage graph: the products of its weights, and nothing else.
 
-A weight is float32 [K, N] (inputs, outputs). A block is `block_size` consecutive inputs of one output; one
-block of K inputs is per-channel quantization. A scale is found by `search`:
-
-- "rtn": the largest magnitude of the block lies on the last level, everything else is rounded to nearest.
-- "mse": of a range of smaller scales, which cut off the largest weights, the one with the least squared
-  error; then the scale that fits the chosen integers best, by least squares.
-
-What it does not know: graphs, files, activations.
-
-Changing the precision of a float32 stage graph: the products of its weights, and nothing else.
-
-Every `MatMul` whose second input is a weight [K, N] is rewritten in standard, explicit form, which ONNX
-Runtime fuses into its integer kernels and TensorRT builds as it stands:
+Every `MatMul` whose second input is a weight [K, N] (inputs, outputs) is rewritten in standard, explicit
+form, which ONNX Runtime fuses into its integer kernels and TensorRT builds as it stands:
 
 - fp16: Cast -> MatMul over a float16 weight -> Cast
 - int8: QuantizeLinear -> DequantizeLinear of the input, on one static scale; DequantizeLinear of the weight
   along its outputs. No scale depends on a call's data: a row's result does not depend on the rows beside it.
 - int8w, int4: DequantizeLinear of the weight in blocks of inputs (opset 21)
+
+Integers are signed and symmetric, with one scale for each block of inputs and each output. A block is
+`block_size` consecutive inputs of one output; one block of K inputs is per-channel quantization. A scale is
+found by `search`:
+
+- "rtn": the largest magnitude of the block lies on the last level, everything else is rounded to nearest.
+- "mse": of a range of smaller scales, which cut off the largest weights, the one with the least squared
+  error; then the scale that fits the chosen integers best, by least squares.
 
 Weights are never held: the rewritten graph's initializers are lazy tensors over the old ones, a quantized
 weight directly followed by its scales, so that writing them in order reads every weight once.
@@ -35,36 +32,38 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..runtime.errors import BltError, OptionError
-from ..runtime.names import BLOCK_PRECISIONS, PRECISIONS
+from ..runtime.names import BLOCK_PRECISIONS, PRECISIONS, SEARCHES
+from .surgery import add_constant, input_of
 
 __all__ = [
-    "SEARCHES",
     "ActivationRanges",
     "Quantized",
     "Recipe",
     "WeightFactors",
-    "dequantize",
     "linear_products",
     "pack_int4",
     "quantize_weight",
     "rewrite_stage",
-    "scaled",
 ]
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int8]
-
-SEARCHES = ("mse", "rtn")
-"""Ways to find a block's scale."""
 
 _LEVELS = {4: (-8, 7), 8: (-127, 127)}
 _SHARES = {4: np.linspace(0.5, 1.04, 19, dtype=np.float32), 8: np.linspace(0.8, 1, 9, dtype=np.float32)}
 """Scales that the search tries, as shares of the one that cuts nothing off."""
 
 _SMALLEST = np.finfo(np.float32).tiny
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 # Weights looked at together: they, their integers and one product stay in the cache.
 _TILE = 1 << 15
+
+# The first opset with block-wise DequantizeLinear.
+_BLOCK_OPSET = 21
+
+
+# 1. Weights to integers.
 
 
 @dataclass(frozen=True)
@@ -75,25 +74,6 @@ class Quantized:
     """int8 [K, N]; int4 values in -8..7 take a byte each here."""
     scales: Floats
     """float32 [K / block_size, N], above 0."""
-
-
-@dataclass(frozen=True)
-class WeightFactors:
-    """What smoothing multiplies a weight with before it is quantized; None: nothing."""
-
-    rows: Floats | None = None
-    """float32 [K]: one for each input."""
-    columns: Floats | None = None
-    """float32 [N]: one for each output; for a vector, one for each element."""
-
-
-def scaled(weight: Floats, factors: WeightFactors) -> Floats:
-    """`weight` [K, N] or [N] times its factors."""
-    if factors.rows is not None:
-        weight = weight * factors.rows[:, None]
-    if factors.columns is not None:
-        weight = weight * factors.columns
-    return weight
 
 
 def quantize_weight(weight: Floats, bits: int, block_size: int, search: str = "mse") -> Quantized:
@@ -113,13 +93,6 @@ def quantize_weight(weight: Floats, bits: int, block_size: int, search: str = "m
             part = slice(first, first + columns)
             values[index, :, part], scales[index, part] = _tile(block[:, part], bits, search)
     return Quantized(values.reshape(weight.shape), scales)
-
-
-def dequantize(quantized: Quantized) -> Floats:
-    """float32 [K, N]: the weight that the integers stand for."""
-    blocks = quantized.values.reshape(len(quantized.scales), -1, quantized.scales.shape[1])
-    result: Floats = (blocks * quantized.scales[:, None]).reshape(quantized.values.shape)
-    return result
 
 
 def pack_int4(values: Integers) -> npt.NDArray[np.uint8]:
@@ -179,11 +152,7 @@ def _error(block: Floats, scale: Floats | np.float32, bits: int) -> Floats:
     return error
 
 
-BLOCK_OPSET = 21
-"""The first opset with block-wise DequantizeLinear."""
-
-_HEAD = "lm_head.weight"
-_FLOAT16_MAX = float(np.finfo(np.float16).max)
+# 2. The graph.
 
 
 class ActivationRanges(Protocol):
@@ -194,15 +163,31 @@ class ActivationRanges(Protocol):
 
 
 @dataclass(frozen=True)
+class WeightFactors:
+    """What smoothing multiplies a weight with before it is quantized; None: nothing."""
+
+    rows: Floats | None = None
+    """float32 [K]: one for each input."""
+    columns: Floats | None = None
+    """float32 [N]: one for each output; for a vector, one for each element."""
+
+    def apply(self, weight: Floats) -> Floats:
+        """`weight` [K, N] or [N] times its factors."""
+        if self.rows is not None:
+            weight = weight * self.rows[:, None]
+        return weight if self.columns is None else weight * self.columns
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How to change a graph's precision."""
 
     precision: str
-    """One of `PRECISIONS`."""
+    """One of `names.PRECISIONS`."""
     block_size: int = 32
     """Inputs that share a weight scale in int8w and int4."""
     search: str = "mse"
-    """How weight scales are found: one of `weights.SEARCHES`."""
+    """How weight scales are found: one of `names.SEARCHES`."""
     ranges: ActivationRanges | None = None
     """Needed by int8."""
     factors: Mapping[str, WeightFactors] = field(default_factory=dict)
@@ -211,7 +196,21 @@ class Recipe:
 
 def linear_products(graph: ir.Graph) -> list[ir.Node]:
     """The MatMul nodes that `rewrite_stage` changes: those over a weight [K, N], but for the heads."""
-    return [node for node in graph if _is_linear(node)]
+
+    def is_linear(node: ir.Node) -> bool:
+        if node.op_type != "MatMul" or node.domain:
+            return False
+        weight = node.inputs[1]
+        return (
+            weight is not None
+            and weight.is_initializer()
+            and weight.dtype == ir.DataType.FLOAT
+            and weight.shape is not None
+            and len(weight.shape) == 2
+            and not str(weight.name).endswith("lm_head.weight")
+        )
+
+    return [node for node in graph if is_linear(node)]
 
 
 def rewrite_stage(model: ir.Model, recipe: Recipe) -> None:
@@ -222,71 +221,54 @@ def rewrite_stage(model: ir.Model, recipe: Recipe) -> None:
     """
     assert recipe.precision in PRECISIONS, recipe.precision
     graph = model.graph
-    for name in recipe.factors:
+    for name, factors in recipe.factors.items():
         if name in graph.initializers:
-            _apply_factors(graph.initializers[name], recipe.factors[name])
+            _apply_factors(graph.initializers[name], factors)
     if recipe.precision == "fp32":
         return
-    nodes = linear_products(graph)
+    products = [_Product(graph, node) for node in linear_products(graph)]
     if recipe.precision in BLOCK_PRECISIONS:
-        _check_blocks(nodes, recipe.block_size)
-        graph.opset_imports[""] = max(BLOCK_OPSET, graph.opset_imports[""])
-    for node in nodes:
-        _REWRITES[recipe.precision](_Product(graph, node), recipe)
+        for product in products:
+            if product.shape[0] % recipe.block_size:
+                raise OptionError(
+                    f"block size: {recipe.block_size} does not divide the {product.shape[0]} inputs of "
+                    f"{product.name}; choose a smaller block size, or another precision for this stage"
+                )
+        graph.opset_imports[""] = max(_BLOCK_OPSET, graph.opset_imports[""])
+    for product in products:
+        _REWRITES[recipe.precision](product, recipe)
 
 
-def _is_linear(node: ir.Node) -> bool:
-    if node.op_type != "MatMul" or node.domain:
-        return False
-    weight = node.inputs[1]
-    return (
-        weight is not None
-        and weight.is_initializer()
-        and weight.dtype == ir.DataType.FLOAT
-        and weight.shape is not None
-        and len(weight.shape) == 2
-        and not str(weight.name).endswith(_HEAD)
+def _apply_factors(value: ir.Value, factors: WeightFactors) -> None:
+    source = value.const_value
+    assert source is not None
+    value.const_value = ir.LazyTensor(
+        lambda: ir.tensor(factors.apply(_read(source)), name=value.name),
+        ir.DataType.FLOAT,
+        ir.Shape(source.shape.numpy()),
+        name=value.name,
     )
-
-
-def _check_blocks(nodes: list[ir.Node], block_size: int) -> None:
-    for node in nodes:
-        weight = node.inputs[1]
-        assert weight is not None
-        assert weight.shape is not None
-        inputs = int(weight.shape.numpy()[0])
-        if inputs % block_size:
-            raise OptionError(
-                f"block size: {block_size} does not divide the {inputs} inputs of {weight.name}; "
-                "choose a smaller block size, or another precision for this stage"
-            )
-
-
-# 1. A product under change, and the rewrites.
 
 
 class _Product:
     """One MatMul and its weight; new nodes go right before it."""
 
     def __init__(self, graph: ir.Graph, node: ir.Node) -> None:
-        weight = node.inputs[1]
-        assert weight is not None
+        weight = input_of(node, 1)
         assert weight.const_value is not None
-        self.graph, self.node = graph, node
-        self.weight: ir.Value = weight
+        self.graph, self.node, self.weight = graph, node, weight
         self.source: ir.TensorProtocol = weight.const_value
         self.name = str(weight.name)
         rows, columns = weight.const_value.shape.numpy()
         self.shape: tuple[int, int] = (rows, columns)
 
-    def initializer(self, suffix: str, tensor: ir.TensorProtocol) -> ir.Value:
-        """A new constant of the graph, named after the weight."""
-        name = f"{self.name}.{suffix}"
-        value = ir.Value(
-            name=name, shape=_shape(tensor), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
-        self.graph.register_initializer(value)
-        return value
+    @property
+    def input(self) -> ir.Value:
+        """What the weight is multiplied with, as rewriting the products before has left it."""
+        return input_of(self.node, 0)
+
+    def constant(self, suffix: str, tensor: ir.TensorProtocol) -> ir.Value:
+        return add_constant(self.graph, f"{self.name}.{suffix}", tensor)
 
     def before(self, op_type: str, inputs: list[ir.Value], suffix: str, **attributes: Any) -> ir.Value:
         """A new node before the product; returns its output."""
@@ -295,18 +277,53 @@ class _Product:
         self.graph.insert_before(self.node, node)
         return node.outputs[0]
 
-    def use(self, activation: ir.Value | None, weight: ir.Value) -> None:
-        """Let the product read these instead; None keeps the activation. The old weight is gone."""
-        if activation is not None:
-            self.node.replace_input_with(0, activation)
+    def use(self, x: ir.Value, weight: ir.Value) -> None:
+        """Let the product read these instead. The old weight is gone."""
+        self.node.replace_input_with(0, x)
         self.node.replace_input_with(1, weight)
         if not self.weight.uses():
             del self.graph.initializers[self.name]
 
+    def integers(
+        self, suffix: str, bits: int, block_size: int, search: str, scales_shape: tuple[int, ...]
+    ) -> list[ir.Value]:
+        """The weight's integers and their scales: two lazy constants over one computation.
+
+        The scales wait from the writing of the integers until they are written themselves.
+        """
+        dtype = ir.DataType.INT4 if bits == 4 else ir.DataType.INT8
+        waiting: list[Floats] = []
+
+        def quantize() -> Quantized:
+            return quantize_weight(_read(self.source), bits, block_size, search)
+
+        def load_values() -> ir.TensorProtocol:
+            quantized = quantize()
+            waiting[:] = [quantized.scales]
+            if bits == 4:
+                return ir.PackedTensor(pack_int4(quantized.values), dtype, shape=self.shape)
+            return ir.tensor(quantized.values)
+
+        def load_scales() -> ir.TensorProtocol:
+            scales = waiting.pop() if waiting else quantize().scales
+            return ir.tensor(scales.reshape(scales_shape))
+
+        values = ir.LazyTensor(load_values, dtype, ir.Shape(self.shape))
+        scales = ir.LazyTensor(load_scales, ir.DataType.FLOAT, ir.Shape(scales_shape))
+        return [self.constant(suffix, values), self.constant("scales", scales)]
+
+
+def _read(tensor: ir.TensorProtocol) -> Floats:
+    """A float32 copy; nothing of a mapped file stays behind."""
+    array: Floats = np.array(tensor.numpy(), np.float32)
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()
+    return array
+
 
 def _to_float16(product: _Product, recipe: Recipe) -> None:
     def load() -> ir.TensorProtocol:
-        values = _values(product.source)
+        values = _read(product.source)
         largest = float(np.abs(values).max(initial=0.0))
         if not largest <= _FLOAT16_MAX:
             raise BltError(
@@ -316,9 +333,8 @@ def _to_float16(product: _Product, recipe: Recipe) -> None:
         return ir.tensor(values.astype(np.float16))
 
     half = ir.DataType.FLOAT16
-    weight = product.initializer("fp16", ir.LazyTensor(load, half, ir.Shape(product.shape)))
-    x = product.before("Cast", [_input(product.node)], "input_fp16", to=int(half))
-    product.use(x, weight)
+    weight = product.constant("fp16", ir.LazyTensor(load, half, ir.Shape(product.shape)))
+    product.use(product.before("Cast", [product.input], "input_fp16", to=int(half)), weight)
     # The public name of a result stays with its float32 form.
     node, result = product.node, product.node.outputs[0]
     back = ir.node("Cast", [result], {"to": int(ir.DataType.FLOAT)})
@@ -331,14 +347,11 @@ def _to_float16(product: _Product, recipe: Recipe) -> None:
 
 
 def _to_blocks(product: _Product, recipe: Recipe) -> None:
+    (rows, columns), size = product.shape, recipe.block_size
     bits = 4 if recipe.precision == "int4" else 8
-    dtype = ir.DataType.INT4 if bits == 4 else ir.DataType.INT8
-    size = recipe.block_size
-    rows, columns = product.shape
-    pair = _Pair(lambda: quantize_weight(_values(product.source), bits, size, recipe.search))
-    values = product.initializer(recipe.precision, pair.values(dtype, product.shape))
-    scales = product.initializer("scales", pair.scales((rows // size, columns)))
-    product.use(None, product.before("DequantizeLinear", [values, scales], "blocks", axis=0, block_size=size))
+    pair = product.integers(recipe.precision, bits, size, recipe.search, (rows // size, columns))
+    blocks = product.before("DequantizeLinear", pair, "blocks", axis=0, block_size=size)
+    product.use(product.input, blocks)
 
 
 def _to_int8(product: _Product, recipe: Recipe) -> None:
@@ -347,14 +360,12 @@ def _to_int8(product: _Product, recipe: Recipe) -> None:
     if not 0 <= limit < np.inf:
         raise BltError(f"{product.name}: the calibrated range is {limit}; calibrate with other texts")
     rows, columns = product.shape
-    step = product.initializer("input_scale", ir.tensor(np.float32(limit / 127 if limit > 1e-30 else 1.0)))
-    zero = product.initializer("input_zero", ir.tensor(np.int8(0)))
-    x = product.before("QuantizeLinear", [_input(product.node), step, zero], "input_int8")
+    step = product.constant("input_scale", ir.tensor(np.float32(limit / 127 if limit > 1e-30 else 1.0)))
+    zero = product.constant("input_zero", ir.tensor(np.int8(0)))
+    x = product.before("QuantizeLinear", [product.input, step, zero], "input_int8")
     x = product.before("DequantizeLinear", [x, step, zero], "input_rounded")
-    pair = _Pair(lambda: quantize_weight(_values(product.source), 8, rows, recipe.search))
-    values = product.initializer("int8", pair.values(ir.DataType.INT8, product.shape))
-    scales = product.initializer("scales", pair.scales((columns,)))
-    product.use(x, product.before("DequantizeLinear", [values, scales], "outputs", axis=1))
+    pair = product.integers("int8", 8, rows, recipe.search, (columns,))
+    product.use(x, product.before("DequantizeLinear", pair, "outputs", axis=1))
 
 
 _REWRITES: dict[str, Callable[[_Product, Recipe], None]] = {
@@ -363,64 +374,3 @@ _REWRITES: dict[str, Callable[[_Product, Recipe], None]] = {
     "int8w": _to_blocks,
     "int4": _to_blocks,
 }
-
-
-def _input(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
-
-
-# 2. Values, read when they are written and then forgotten.
-
-
-def _values(tensor: ir.TensorProtocol) -> Floats:
-    """A float32 copy; nothing of a mapped file stays behind."""
-    array: Floats = np.array(tensor.numpy(), np.float32)
-    if isinstance(tensor, ir.ExternalTensor):
-        tensor.release()
-    return array
-
-
-def _shape(tensor: ir.TensorProtocol) -> ir.Shape:
-    return ir.Shape(tensor.shape.numpy())
-
-
-def _apply_factors(value: ir.Value, factors: WeightFactors) -> None:
-    source = value.const_value
-    assert source is not None
-    value.const_value = ir.LazyTensor(
-        lambda: ir.tensor(scaled(_values(source), factors), name=value.name),
-        ir.DataType.FLOAT,
-        _shape(source),
-        name=value.name,
-    )
-
-
-class _Pair:
-    """Integers and scales of one weight as two lazy tensors over one computation.
-
-    The scales wait from the writing of the integers until they are written themselves.
-    """
-
-    def __init__(self, quantize: Callable[[], Quantized]) -> None:
-        self._quantize = quantize
-        self._waiting: Floats | None = None
-
-    def values(self, dtype: ir.DataType, shape: tuple[int, int]) -> ir.LazyTensor:
-        def load() -> ir.TensorProtocol:
-            quantized = self._quantize()
-            self._waiting = quantized.scales
-            if dtype == ir.DataType.INT4:
-                return ir.PackedTensor(pack_int4(quantized.values), dtype, shape=shape)
-            return ir.tensor(quantized.values)
-
-        return ir.LazyTensor(load, dtype, ir.Shape(shape))
-
-    def scales(self, shape: tuple[int, ...]) -> ir.LazyTensor:
-        def load() -> ir.TensorProtocol:
-            scales = self._quantize().scales if self._waiting is None else self._waiting
-            self._waiting = None
-            return ir.tensor(scales.reshape(shape))
-
-        return ir.LazyTensor(load, ir.DataType.FLOAT, ir.Shape(shape))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ __all__ = ["ROPE_TYPES", "RopeConfig", "inverse_frequencies"]
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
-Frequencies = np.ndarray[Any, np.dtype[np.float32]]
+Frequencies = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -71,9 +70,8 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int, max_positions: int) -> 
         factor = max_positions / original if rope.factor is None else rope.factor
         ramp = _yarn_ramp(rope, head_dim, original)
         stretched = np.float32(1.0) / (np.float32(factor) * wavelengths)
-        return (stretched * ramp + plain * (np.float32(1.0) - ramp)).astype(np.float32), _yarn_scale(
-            rope, factor
-        )
+        blended = (stretched * ramp + plain * (np.float32(1.0) - ramp)).astype(np.float32)
+        return blended, _yarn_scale(rope, factor)
     raise ValueError(f"rope type {rope.rope_type!r}: allowed are {', '.join(ROPE_TYPES)}")
 
 
@@ -100,20 +98,19 @@ def _yarn_ramp(rope: RopeConfig, head_dim: int, original: int) -> Frequencies:
     if low == high:
         high += 0.001  # the reference's way round a division by zero
     pairs = np.arange(head_dim // 2, dtype=np.float32)
-    ramp: npt.NDArray[np.float32] = np.clip((pairs - np.float32(low)) / np.float32(high - low), 0, 1)
+    ramp: Frequencies = np.clip((pairs - np.float32(low)) / np.float32(high - low), 0, 1)
     return ramp
 
 
 def _yarn_scale(rope: RopeConfig, factor: float) -> float:
+    def magnitude(mscale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
     if rope.attention_factor is not None:
         return rope.attention_factor
     if rope.mscale and rope.mscale_all_dim:
-        return _magnitude(factor, rope.mscale) / _magnitude(factor, rope.mscale_all_dim)
-    return _magnitude(factor, 1.0)
-
-
-def _magnitude(factor: float, mscale: float) -> float:
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+        return magnitude(rope.mscale) / magnitude(rope.mscale_all_dim)
+    return magnitude(1.0)
 
 
 def _given(value: float | None) -> float:

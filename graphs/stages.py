@@ -29,7 +29,6 @@ from .layers import MASKED, CacheInputs, Embedding, Linear, Pair, RMSNorm, Trans
 
 __all__ = [
     "OPSET",
-    "STAGE_NAMES",
     "PatchPooling",
     "axis_ranges",
     "build_stage",
@@ -40,8 +39,6 @@ __all__ = [
 
 OPSET = 20
 """Standard ONNX operator set of every graph: the newest that needs no block-wise DequantizeLinear."""
-
-STAGE_NAMES = STAGES
 
 
 class PatcherStage(nn.Module):
@@ -269,7 +266,7 @@ _MODULES: dict[str, type[nn.Module]] = {
 
 def stage_names(config: ModelConfig) -> tuple[str, ...]:
     """The stages that this model has: all four, or three when it has no entropy patcher."""
-    return STAGE_NAMES if config.patcher is not None else STAGE_NAMES[1:]
+    return STAGES if config.patcher is not None else STAGES[1:]
 
 
 def stage_stack(config: ModelConfig, stage: str) -> TransformerConfig:

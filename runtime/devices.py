@@ -56,26 +56,21 @@ Probe = Callable[[Stages, Engine], None]
 
 @dataclass(frozen=True)
 class LoadRequest:
-    """A bundle, and how it is to be opened."""
+    """A bundle and its opened parts, and how its stages are to be loaded."""
 
     directory: Path
-    """The bundle."""
     manifest: Manifest
-    """Its description."""
     device: str
     """One of `DEVICES`."""
     threads: int | None
     """CPU threads; None leaves it to the engine."""
     prefill_chunk: int
-    """Bytes that one pass takes at most."""
     rollback: int
-    """Bytes that can be taken back."""
     provider_options: Mapping[str, str]
     """Options of ONNX Runtime's GPU providers, in the place of ours of the same name."""
     portable: bool
     """On the CPU: pass over engines."""
     table: EmbeddingTable
-    """The bundle's, opened."""
     probe: bool
     """Whether an engine has to repeat what it gave when it was built."""
     full: bool

@@ -21,7 +21,7 @@ from .errors import BundleError, OptionError
 from .fields import AGAIN, Fields, by, fault, file_name, if_there, is_whole, part, read, record
 from .files import open_plain, write_whole
 from .hashing import HashSpec
-from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, STAGES, TABLE_PRECISIONS
+from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, SEARCHES, STAGES, TABLE_PRECISIONS
 from .patching import PatchingRule
 from .vocabulary import VOCAB_SIZE
 
@@ -111,7 +111,6 @@ class Source:
     name: _Text
     """Hub id, folder name or "demo"."""
     layout: Annotated[str, by(Fields.choice, ("huggingface", "meta"))]
-    """"huggingface" or "meta"."""
     sha256: _Digest
     """The checkpoint's own hash, 64 hexadecimal digits."""
     config: Annotated[dict[str, Any], Fields.tree]
@@ -239,7 +238,7 @@ class CalibrationSpec:
 class QuantizationSpec:
     """How the integers in the graphs were found."""
 
-    search: Annotated[str, by(Fields.choice, ("mse", "rtn"))]
+    search: Annotated[str, by(Fields.choice, SEARCHES)]
     """How weight scales were found: "mse" or "rtn"."""
     block_size: _Width
     """Inputs that share a weight scale in int8w and int4 stages."""
@@ -342,9 +341,8 @@ def _plain(value: Any) -> Any:
 
 
 def _check_schema(data: object) -> None:
-    schema = data.get("schema") if isinstance(data, dict) else None
-    if isinstance(data, dict) and is_whole(schema, SCHEMA + 1, _POSITIONS):
-        version = data.get("blt_edge")
+    if isinstance(data, dict) and is_whole(data.get("schema"), SCHEMA + 1, _POSITIONS):
+        schema, version = data["schema"], data.get("blt_edge")
         writer = f" (written by blt-edge {version[:40]!r})" if isinstance(version, str) else ""
         raise BundleError(
             f"{MANIFEST_NAME}: schema {schema}{writer} is newer than {SCHEMA}, the newest this version "

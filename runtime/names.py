@@ -13,6 +13,9 @@ PRECISIONS = ("fp32", "fp16", "int8", "int8w", "int4")
 BLOCK_PRECISIONS = ("int8w", "int4")
 """Those whose weights are in blocks with a scale each."""
 
+SEARCHES = ("mse", "rtn")
+"""How the scale of a weight's integers is found."""
+
 TABLE_PRECISIONS = {"float16": "fp16", "float32": "fp32", "int8": "int8", "int4": "int4"}
 """What the embedding tables are stored as: the manifest's word, and the user's."""
 

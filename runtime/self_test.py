@@ -160,7 +160,7 @@ def run_steps(
     manifest: Manifest,
     stage: str,
     backend: StageBackend,
-    limits: CacheLimits,
+    limits: EngineLimits,
     inputs: Inputs,
     steps: Sequence[Step],
 ) -> list[Traced]:
@@ -172,7 +172,8 @@ def run_steps(
         values = rows.pop("patch_values")
         shared["patch_values"] = backend.memory.zeros(values.shape)
         shared["patch_values"][:] = values
-    cached = CachedStage(backend, limits=limits, name=stage, shared=shared)
+    sizes = CacheLimits(min(_ROLLBACK, limits.rollback), limits.positions(stage, spec), limits.prefill_chunk)
+    cached = CachedStage(backend, limits=sizes, name=stage, shared=shared)
     wanted = [name for name in stage_outputs(manifest, stage) if name != "new_kv"]
     traced, done = [], 0
     for step in steps:
@@ -304,7 +305,7 @@ def _layout(manifest: Manifest, limits: EngineLimits) -> dict[str, tuple[int, ..
 
 
 def allowed(precision: str, alike: bool) -> float:
-    """The largest `difference`; alike: the reference rounds where the engine does."""
+    """The largest share that an output may differ by; alike: the reference rounds where the engine does."""
     return min(STAGE_TOLERANCES[precision], _ALIKE) if alike else STAGE_TOLERANCES[precision]
 
 
@@ -318,6 +319,13 @@ class Breach:
     """Where."""
     share: float
     """By how much, as `STAGE_TOLERANCES` measures it; inf for what is no number."""
+    most: float
+    """What is allowed."""
+
+    def told(self, reference: str) -> str:
+        """In words; reference: from what it differs."""
+        share, most = _percent(self.share), _percent(self.most)
+        return f"{self.output} at {self.run} differs by {share} from {reference}, {most} is allowed"
 
 
 def first_breach(
@@ -330,7 +338,7 @@ def first_breach(
                 precision, values, wanted[output], _usual([each[output] for each in expected])
             )
             if not share <= most:
-                return Breach(output, run, share)
+                return Breach(output, run, share, most)
     return None
 
 
@@ -369,30 +377,18 @@ def check_engine(
     inputs["decoder"]["patch_values"] = kept["patch_values"]
     for stage, spec in manifest.stages.items():
         steps = load_steps(stage, spec, limits)
-        sizes, most = load_limits(stage, spec, limits), allowed(spec.precision, alike)
-        runs = run_steps(manifest, stage, backends[stage], sizes, inputs[stage], steps)
+        runs = run_steps(manifest, stage, backends[stage], limits, inputs[stage], steps)
         expected = [
             {name: kept[f"{stage}.{number}.{name}"] for name in run.outputs}
             for number, run in enumerate(runs)
         ]
-        breach = first_breach(spec.precision, runs, expected, most)
+        breach = first_breach(spec.precision, runs, expected, allowed(spec.precision, alike))
         if breach is not None:
-            raise BackendError(
-                f"{stage}: its self-test failed, {breach.output} at {breach.run} differs by "
-                f"{percent(breach.share)} from what was recorded when it was built, {percent(most)} is "
-                "allowed"
-            )
+            told = breach.told("what was recorded when it was built")
+            raise BackendError(f"{stage}: its self-test failed, {told}")
 
 
-def load_limits(stage: str, spec: StageSpec, limits: EngineLimits) -> CacheLimits:
-    """What the cache of a load's runs is made for."""
-    return CacheLimits(
-        min(_ROLLBACK, limits.rollback), limits.positions(stage, spec), min(LOAD_ROWS, limits.prefill_chunk)
-    )
-
-
-def percent(share: float) -> str:
-    """A share for people, with two digits."""
+def _percent(share: float) -> str:
     if not np.isfinite(share):
         return "an infinite amount"
     return f"{100 * share:.0f} %" if share >= 1 else f"{100 * share:.2g} %"

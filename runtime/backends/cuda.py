@@ -71,9 +71,7 @@ class CudaDriver:
         self.name = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
         """What the device calls itself."""
         self.compute_capability = (int(properties.major), int(properties.minor))
-        """(major, minor)."""
         self.stream = int(self._call("cudaStreamCreateWithFlags", cudart.cudaStreamNonBlocking))
-        """Handle of the stream."""
 
     def _call(self, function: str, *arguments: Any) -> Any:
         error, *results = getattr(self._cudart, function)(*arguments)
@@ -105,7 +103,6 @@ class CudaDriver:
         return int(self._call("cudaHostAlloc", count, 0))
 
     def free_pinned(self, address: int) -> None:
-        """Give back."""
         self._call("cudaFreeHost", address)
 
     # 2. Copies, queued. From pageable host memory, the source may change once the call returns.
@@ -171,9 +168,7 @@ class CudaDriver:
             self._call("cudaGraphDestroy", graph)
 
     def launch(self, graph: Any) -> None:
-        """Queue a captured graph."""
         self._call("cudaGraphLaunch", graph, self.stream)
 
     def release(self, graph: Any) -> None:
-        """Give a captured graph back."""
         self._call("cudaGraphExecDestroy", graph)

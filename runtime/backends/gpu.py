@@ -60,7 +60,6 @@ class Gpu:
         self._scratch: _Block | None = None
 
     def zeros(self, shape: tuple[int, ...]) -> DeviceArray:
-        """See Memory.zeros."""
         array = DeviceArray.empty(self, shape, np.float32)
         with self.lock:
             self.driver.clear(array.address, array.nbytes)

@@ -25,7 +25,7 @@ _FIRST_CAPTURED = 2
 
 
 class GpuCall:
-    """See StageCall."""
+    """A `StageCall` on a GPU."""
 
     def __init__(
         self,
@@ -83,13 +83,11 @@ class GpuCall:
         self._enqueue, self._capturable = enqueue, capturable
 
     def begin(self) -> None:
-        """See StageCall.begin."""
         if self._uploaded == self._gpu.waits:
             with self._gpu.lock:
                 self._gpu.driver.wait(self._event)
 
     def run(self, done: Done) -> None:
-        """See StageCall.run."""
         gpu = self._gpu
         with gpu.lock:
             self._runs += 1

@@ -23,6 +23,7 @@ __all__ = [
     "OrtCall",
     "OrtStage",
     "import_onnxruntime",
+    "new_session",
     "save_optimized",
     "session_entries",
     "session_options",
@@ -102,11 +103,12 @@ def save_optimized(
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data.name)
     if prepacked:
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-    _session(ort, graph.name, model, options)
+    new_session(ort, graph.name, model, options)
     data.touch()  # a graph of few weights keeps them inside
 
 
-def _session(ort: Any, name: str, model: bytes | str, options: Any) -> Any:
+def new_session(ort: Any, name: str, model: bytes | str, options: Any) -> Any:
+    """A session on the CPU over a graph, or a graph's file. Raises BackendError when it is refused."""
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
@@ -136,7 +138,7 @@ def int8_saturates() -> bool:
 
 
 class OrtStage:
-    """One stage graph in an ONNX Runtime session."""
+    """A stage graph in an ONNX Runtime session: a `StageBackend`."""
 
     memory = HOST
 
@@ -164,20 +166,18 @@ class OrtStage:
         if optimized is not None:
             # Nothing is left to do, and whatever was folded again would leave the mapped file.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = _session(ort, path.name, str(path), options)
+        self._session = new_session(ort, path.name, str(path), options)
         self._spec, self._signature = manifest.stages[stage], session_signature(self._session)
         self._fused = optimized is not None and "past_length" in self._signature[0]
         check_signature(path.name, stage_signature(manifest, stage, fused=self._fused), self._signature)
         self._input_types = {value.name: _dtype(path.name, value) for value in self._session.get_inputs()}
 
     def new_cache(self, limits: CacheLimits) -> StageCache:
-        """See StageBackend.new_cache."""
         return ordered_cache(self._spec, limits) if self._fused else ring_cache(self._spec, limits)
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Array]
     ) -> OrtCall:
-        """See StageBackend.bind."""
         if self._fused:
             shapes = {**shapes, "past_length": (1,), "total_length": ()}
         inputs = {name: np.zeros(shape, self._input_types[name]) for name, shape in shapes.items()}
@@ -197,17 +197,16 @@ def _dtype(file: str, value: Any) -> type[np.generic]:
 
 
 class OrtCall:
-    """A bound run: every buffer is a numpy array that ONNX Runtime reads and writes in place."""
+    """A `StageCall`: every buffer is a numpy array that ONNX Runtime reads and writes in place."""
 
     def __init__(self, binding: _Binding, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
         self.inputs, self.outputs = inputs, outputs
         self._binding = binding
 
     def begin(self) -> None:
-        """See StageCall.begin: a run is over when it returns."""
+        """Nothing to wait for: a run is over when it returns."""
 
     def run(self, done: Done) -> None:
-        """See StageCall.run."""
         started = time.perf_counter()
         binding = self._binding
         if binding.bound is not self.inputs:

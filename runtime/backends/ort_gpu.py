@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -45,52 +45,40 @@ class Provider:
 
     name: str
     """ONNX Runtime's name."""
-    graph_option: str
-    """Its option that turns CUDA graphs on."""
-    switch: tuple[str, str]
-    """(off, on), as its options spell it."""
-    caches: Mapping[str, str]
-    """Its options for keeping what it compiles; values are formatted with the directory."""
-    profile_option: str | None
-    """Its options for ranges of shapes, to be formatted with min, opt or max; None = it needs none."""
-    exact: Mapping[str, str]
-    """Its options for float32 products in float32; without them a product keeps ten bits (TF32)."""
     install: str
     """How to get it."""
+    graph_option: str = "enable_cuda_graph"
+    """Its option that turns CUDA graphs on."""
+    switch: tuple[str, str] = ("0", "1")
+    """(off, on), as its options spell it."""
+    caches: Mapping[str, str] = field(default_factory=dict)
+    """Its options for keeping what it compiles; values are formatted with the directory."""
+    profile_option: str | None = None
+    """Its options for ranges of shapes, to be formatted with min, opt or max; None = it needs none."""
+    exact: Mapping[str, str] = field(default_factory=dict)
+    """Its options for float32 products in float32; without them a product keeps ten bits (TF32)."""
 
 
 PROVIDERS = {
-    "cuda": Provider(
-        "CUDAExecutionProvider",
-        "enable_cuda_graph",
-        ("0", "1"),
-        {},
-        None,
-        {"use_tf32": "0"},
-        "pip install 'blt-edge[gpu]'",
-    ),
+    "cuda": Provider("CUDAExecutionProvider", "pip install 'blt-edge[gpu]'", exact={"use_tf32": "0"}),
     "ort-tensorrt": Provider(
         "TensorrtExecutionProvider",
-        "trt_cuda_graph_enable",
-        ("False", "True"),
-        {
+        "pip install 'blt-edge[gpu]' and TensorRT 10's libraries (libnvinfer.so.10)",
+        graph_option="trt_cuda_graph_enable",
+        switch=("False", "True"),
+        caches={
             "trt_engine_cache_enable": "True",
             "trt_engine_cache_path": "{directory}",
             "trt_timing_cache_enable": "True",
             "trt_timing_cache_path": "{directory}",
         },
-        "trt_profile_{}_shapes",
-        {},
-        "pip install 'blt-edge[gpu]' and TensorRT 10's libraries (libnvinfer.so.10)",
+        profile_option="trt_profile_{}_shapes",
     ),
     "ort-tensorrt-rtx": Provider(
         "NvTensorRTRTXExecutionProvider",
-        "enable_cuda_graph",
-        ("0", "1"),
-        {"nv_runtime_cache_path": "{directory}"},
-        "nv_profile_{}_shapes",
-        {},
         "install an ONNX Runtime built with the TensorRT-RTX provider",
+        caches={"nv_runtime_cache_path": "{directory}"},
+        profile_option="nv_profile_{}_shapes",
     ),
 }
 """Devices of ONNX Runtime, and what runs them."""
@@ -120,7 +108,7 @@ def preload_libraries(ort: Any) -> None:
 
 
 class OrtGpuStage:
-    """One portable stage graph in a session on the GPU."""
+    """A portable stage graph in a session on the GPU: a `StageBackend`."""
 
     def __init__(
         self,
@@ -188,13 +176,11 @@ class OrtGpuStage:
         return session
 
     def new_cache(self, limits: CacheLimits) -> StageCache:
-        """See StageBackend.new_cache."""
         return DeviceRingCache(self.memory, self._spec, limits)
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Any]
     ) -> GpuCall:
-        """See StageBackend.bind."""
         call = GpuCall(self.memory, self._signature, shapes, cache, shared)
         binding = self._session.io_binding()
         for name, shape in call.input_shapes.items():

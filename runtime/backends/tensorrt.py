@@ -267,7 +267,7 @@ def load_tensorrt(target: str) -> TensorRtModule:
 
 
 class TensorRtStage:
-    """One stage's engine."""
+    """A stage as an engine of TensorRT: a `StageBackend`."""
 
     def __init__(
         self,
@@ -338,13 +338,12 @@ class TensorRtStage:
         check_signature(self._file, self._signature, (inputs, outputs))
 
     def new_cache(self, limits: CacheLimits) -> StageCache:
-        """See StageBackend.new_cache."""
         return _EngineCache(self.memory, self._spec, limits, self._stage, self._ranges, self._build)
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Any]
     ) -> GpuCall:
-        """See StageBackend.bind. Raises BackendError when no profile takes these shapes."""
+        """Raises BackendError when no profile takes these shapes."""
         call = GpuCall(self.memory, self._signature, shapes, cache, shared)
         sizes = {
             axis: size

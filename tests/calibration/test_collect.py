@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from blt_edge.calibration.collect import WeightProduct, _model, collect_observations, collect_ranges
+from blt_edge.calibration.collect import (
+    WeightProduct,
+    check_method,
+    collect_observations,
+    read_window,
+    tapped_model,
+)
 from blt_edge.calibration.data import choose_windows, open_texts
-from blt_edge.calibration.observers import LEVELS, METHODS, CalibrationError, Ranges
-from blt_edge.runtime import BltError, BltModel, OptionError
+from blt_edge.calibration.observers import CalibrationError
+from blt_edge.runtime import BltModel, BundleError, OptionError
+from blt_edge.runtime.errors import BackendError
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest
 
@@ -55,10 +62,7 @@ def everything(
     collected: dict[str, list[np.ndarray[Any, Any]]] = {}
     for window in choose_windows(open_texts(texts), WINDOWS, SIZE, SEED):
         data = window.read()
-        lengths = reference.patch_lengths(data)
-        assert reference.threshold is not None
-        # The last patch is open, unless the very last byte closes it.
-        done = lengths if reference.entropies(data)[-1] > reference.threshold else lengths[:-1]
+        lengths, done = reference.patch_lengths(data), reference.trace(data).patch_lengths[:-1]
         for name, array in watch_linears(reference, data).items():
             rows = array.astype(np.float64)
             if name.startswith("model.local_encoder.cross") and name.endswith("k_proj"):
@@ -84,6 +88,7 @@ def test_every_product_sees_what_the_reference_computes(
     observations: Any, everything: dict[str, np.ndarray[Any, Any]]
 ) -> None:
     assert len(observations.observers) == 40
+    ranges = observations.ranges("minmax")
     for weight, observer in observations.observers.items():
         rows = everything[module_of(weight)]
         assert observer.rows == len(rows), weight
@@ -91,34 +96,7 @@ def test_every_product_sees_what_the_reference_computes(
         expected = np.abs(rows).max(axis=0)
         np.testing.assert_allclose(observer.channel_max, expected, rtol=1e-3, atol=1e-4 * largest)
         assert observer.histogram.total == rows.size
-
-
-@pytest.mark.parametrize("method", list(METHODS))
-def test_limits_are_those_of_all_data_at_once(
-    observations: Any, everything: dict[str, np.ndarray[Any, Any]], method: str
-) -> None:
-    ranges = observations.ranges(method)
-    for weight in observations.observers:
-        rows = everything[module_of(weight)]
-        absolute = np.abs(rows).ravel()
-        limit = ranges.scale(weight)
-        if method == "minmax":
-            assert limit == pytest.approx(absolute.max(), rel=1e-4)
-        elif method == "percentile":
-            expected = np.percentile(absolute, 99.99, method="inverted_cdf")
-            assert limit == pytest.approx(expected, rel=0.01)
-        elif method == "mse":
-            least = min(_error(rows, absolute.max() * part) for part in np.linspace(0.2, 1, 41))
-            assert _error(rows, limit) <= 1.05 * least
-        else:
-            assert absolute.max() / 16 <= limit <= absolute.max() * 1.0001
-
-
-def _error(rows: np.ndarray[Any, Any], limit: float) -> float:
-    step = limit / LEVELS
-    lost = rows - np.clip(np.rint(rows / step), -LEVELS, LEVELS) * step
-    used = rows.any(axis=1)
-    return float(((lost**2).sum(axis=1)[used] / (rows**2).sum(axis=1)[used]).mean())
+        assert ranges.scale(weight) == observer.channel_max.max()
 
 
 def test_taps_change_no_result_and_see_chunks_and_steps(float_bundle: Path, texts: list[Path]) -> None:
@@ -126,17 +104,14 @@ def test_taps_change_no_result_and_see_chunks_and_steps(float_bundle: Path, text
     counts: dict[str, set[int]] = {}
 
     def watch(product: WeightProduct, values: Any) -> None:
-        if values is not None:
-            counts.setdefault(product.weight, set()).add(len(values))
+        counts.setdefault(product.weight, set()).add(len(values))
 
     manifest = load_manifest(float_bundle)
-    model = _model(float_bundle, manifest, manifest.stages, watch, 1)
+    model = tapped_model(float_bundle, manifest, manifest.stages, watch, 1)
     expected = BltModel.load(float_bundle, threads=1).logits(data)
     np.testing.assert_allclose(model.logits(data), expected, rtol=0, atol=1e-5)
-    from blt_edge.calibration.collect import _read
-
     counts.clear()
-    _read(model, choose_windows(open_texts(texts), 2, SIZE)[0])
+    read_window(model, choose_windows(open_texts(texts), 2, SIZE)[0])
     assert {1, 256} <= counts["decoder.layers.0.mlp.down_proj.weight"]
     assert {1, 256} <= counts["patcher.stack.layers.0.mlp.down_proj.weight"]
     assert len(counts["latent.pooling.kv_proj.weight"]) > 1
@@ -150,54 +125,36 @@ def test_the_bundle_is_left_alone(float_bundle: Path, texts: list[Path]) -> None
         }
 
     before = state()
-    collect_ranges(float_bundle, texts, windows=2, window_bytes=50, threads=1)
+    collect_observations(float_bundle, texts, windows=2, window_bytes=50, threads=1)
     assert state() == before
 
 
 def test_a_seed_gives_the_same_ranges_again(float_bundle: Path, texts: list[Path]) -> None:
-    def ranges(seed: int) -> dict[str, Any]:
-        return collect_ranges(
-            float_bundle, texts, "mse", windows=3, window_bytes=80, seed=seed, threads=1
-        ).to_dict()
+    def limits(seed: int) -> Any:
+        options: dict[str, Any] = {"windows": 3, "window_bytes": 80, "seed": seed, "threads": 1}
+        return collect_observations(float_bundle, texts, **options).ranges("mse").limits
 
-    assert ranges(1) == ranges(1)
-    assert ranges(1)["limits"] != ranges(2)["limits"]
-
-
-def test_ranges_survive_json(observations: Any) -> None:
-    ranges = observations.ranges("mse")
-    again = Ranges.from_dict(json.loads(json.dumps(ranges.to_dict())))
-    assert again.method == "mse"
-    assert again.run == ranges.run
-    assert again.limits == ranges.limits
-    for weight in ranges.limits:
-        assert again.scale(weight) == ranges.scale(weight)
-        np.testing.assert_array_equal(again.channel_max(weight), ranges.channel_max(weight))
-    with pytest.raises(BltError, match="no calibration ranges"):
-        Ranges.from_dict({"limits": {}})
+    assert limits(1) == limits(1)
+    assert limits(1) != limits(2)
 
 
-def test_only_the_stages_asked_for_are_observed(float_bundle: Path, texts: list[Path]) -> None:
-    ranges = collect_ranges(
-        float_bundle, texts, windows=2, window_bytes=60, stages=["encoder", "decoder"], threads=1
-    )
-    assert {weight.split(".")[0] for weight in ranges.limits} == {"encoder", "decoder"}
-    with pytest.raises(CalibrationError, match=r"no range was collected for latent\.x"):
-        ranges.scale("latent.x")
-
-
-def test_progress_ends_at_its_total(float_bundle: Path, texts: list[Path]) -> None:
+def test_only_the_stages_asked_for_are_observed_and_progress_ends_at_its_total(
+    float_bundle: Path, texts: list[Path]
+) -> None:
     seen: list[tuple[int, int]] = []
-    collect_ranges(
+    ranges = collect_observations(
         float_bundle,
         texts,
         windows=3,
         window_bytes=60,
-        stages=["encoder"],
+        stages=["encoder", "decoder"],
         threads=1,
         progress=lambda done, total: seen.append((done, total)),
-    )
+    ).ranges("minmax")
     assert seen == [(60, 180), (120, 180), (180, 180)]
+    assert {weight.split(".")[0] for weight in ranges.limits} == {"encoder", "decoder"}
+    with pytest.raises(CalibrationError, match=r"no range was collected for latent\.x"):
+        ranges.scale("latent.x")
 
 
 def test_memory_does_not_grow_with_the_text(float_bundle: Path, texts: list[Path]) -> None:
@@ -214,32 +171,60 @@ def test_memory_does_not_grow_with_the_text(float_bundle: Path, texts: list[Path
     assert many < 1.1 * few + 100_000
 
 
-def test_a_quantized_bundle_is_refused(float_bundle: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(float_bundle, tmp_path / "bundle"))
-    manifest = load_manifest(copy)
+@pytest.fixture
+def copied(float_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(float_bundle, tmp_path / "bundle"))
+
+
+def sealed(bundle: Path) -> None:
+    """Let the manifest of a changed bundle agree with its files."""
+    manifest = load_manifest(bundle)
+    write_manifest(bundle, manifest.with_files({name: file_record(bundle / name) for name in manifest.files}))
+
+
+def test_a_quantized_bundle_is_refused(copied: Path) -> None:
+    manifest = load_manifest(copied)
     stages = {**manifest.stages, "latent": replace(manifest.stages["latent"], precision="int8")}
-    write_manifest(copy, replace(manifest, stages=stages))
+    write_manifest(copied, replace(manifest, stages=stages))
     with pytest.raises(OptionError, match="latent stage is int8; calibration needs the float32 bundle"):
-        collect_ranges(copy)
+        collect_observations(copied)
 
 
-def test_a_model_that_is_not_finite_is_refused_by_name(
-    float_bundle: Path, texts: list[Path], tmp_path: Path
-) -> None:
-    copy = Path(shutil.copytree(float_bundle, tmp_path / "bundle"))
-    table = np.fromfile(copy / "tables.bin", np.uint8)
+def test_a_model_that_is_not_finite_is_refused_by_name(copied: Path, texts: list[Path]) -> None:
+    table = np.fromfile(copied / "tables.bin", np.uint8)
     table[: 260 * 32 * 2] = 0xFF  # NaN, in float16 and float32
-    table.tofile(copy / "tables.bin")
-    manifest = load_manifest(copy)
-    write_manifest(copy, manifest.with_files({name: file_record(copy / name) for name in manifest.files}))
+    table.tofile(copied / "tables.bin")
+    sealed(copied)
     with pytest.raises(CalibrationError, match=r"encoder\.stack\.layers\.0\S+ an activation is NaN"):
-        collect_ranges(copy, texts, windows=2, window_bytes=60, threads=1)
+        collect_observations(copied, texts, windows=2, window_bytes=60, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "reason"),
+    [
+        (lambda _graph: b"no graph", BackendError, "encoder.onnx is no ONNX graph"),
+        (lambda graph: graph.replace(b"Sigmoid", b"Sigmund"), BackendError, "encoder.onnx: ONNX Runtime"),
+        (
+            lambda graph: graph.replace(b"encoder.onnx.data", b"/etc/weights.data"),
+            BundleError,
+            "weights do not",
+        ),
+        (lambda graph: graph.replace(b"byte_embeds", b"byte_embedz"), BundleError, "input 'byte_embed"),
+    ],
+)
+def test_another_graph_is_refused(
+    copied: Path, texts: list[Path], change: Callable[[bytes], bytes], kind: type[Exception], reason: str
+) -> None:
+    path = copied / "encoder.onnx"
+    path.write_bytes(change(path.read_bytes()))
+    sealed(copied)
+    with pytest.raises(kind, match=reason):
+        collect_observations(copied, texts, windows=2, window_bytes=60, threads=1)
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"method": "magic"}, "got 'magic', allowed are minmax, percentile, entropy, mse"),
         ({"window_bytes": 400}, "from 1 to 399"),
         ({"window_bytes": 0}, "from 1 to 399"),
         ({"windows": 0}, "windows: got 0"),
@@ -247,5 +232,7 @@ def test_a_model_that_is_not_finite_is_refused_by_name(
     ],
 )
 def test_wrong_usage_gets_one_line(float_bundle: Path, options: dict[str, Any], reason: str) -> None:
-    with pytest.raises(OptionError, match=re.escape(reason)):
-        collect_ranges(float_bundle, **options)
+    with pytest.raises(OptionError, match=reason):
+        collect_observations(float_bundle, **options)
+    with pytest.raises(OptionError, match="got 'magic', allowed are minmax, percentile, entropy, mse"):
+        check_method("magic")

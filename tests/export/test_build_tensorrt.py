@@ -22,12 +22,12 @@ from blt_edge.export.build_ort import new_engine
 from blt_edge.export.build_tensorrt import TensorRtOptions, build_engines, plan_tensorrt
 from blt_edge.export.quantize import quantize_bundle
 from blt_edge.export.tensorrt_worker import Moment, PlanFacts, PlanOptions
-from blt_edge.graphs.stages import STAGE_NAMES
 from blt_edge.runtime.backends.tensorrt import TensorRtModule
 from blt_edge.runtime.engines import find_tensorrt_engine
 from blt_edge.runtime.errors import BackendError, BundleError, OptionError
 from blt_edge.runtime.files import WriteError
 from blt_edge.runtime.manifest import load_manifest
+from blt_edge.runtime.names import STAGES
 
 Ranges = tuple[dict[str, tuple[int, int, int]], ...]
 
@@ -86,12 +86,12 @@ def snapshot(bundle: Path) -> dict[Path, int]:
 def test_engines_are_built_found_and_kept(bundle: Path, orin: list[str]) -> None:
     told: list[tuple[str, Moment | None]] = []
     result = build_engines(bundle, OPTIONS, watch=lambda *what: told.append(what))
-    assert orin == list(result.facts) == list(STAGE_NAMES)
-    assert [stage for stage, moment in told if moment is None] == list(STAGE_NAMES)
+    assert orin == list(result.facts) == list(STAGES)
+    assert [stage for stage, moment in told if moment is None] == list(STAGES)
     manifest = load_manifest(bundle)
     assert find_tensorrt_engine(bundle, manifest, ORIN, "8.7") == result.engine
     description = json.loads((result.engine.directory or bundle).joinpath("engine.json").read_text())
-    assert set(description["files"]) == {*(f"{stage}.plan" for stage in STAGE_NAMES), "self_test.bin"}
+    assert set(description["files"]) == {*(f"{stage}.plan" for stage in STAGES), "self_test.bin"}
     assert description["proven"] is result.proven is True
     # Again: nothing to do, until it is damaged, or something else is wanted.
     assert build_engines(bundle, OPTIONS).facts == {}

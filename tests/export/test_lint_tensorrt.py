@@ -13,9 +13,8 @@ import onnx
 import pytest
 from blt_edge.export.lint_tensorrt import RULES, Finding, lint_bundle, lint_graph, rules_of_old
 from blt_edge.graphs.quantize import Recipe
-from blt_edge.graphs.stages import STAGE_NAMES
 from blt_edge.runtime.errors import BundleError, OptionError
-from blt_edge.runtime.names import PRECISIONS
+from blt_edge.runtime.names import PRECISIONS, STAGES
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -341,7 +340,7 @@ def test_a_constant_node_is_a_constant() -> None:
 # 3. Our own graphs.
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_our_graphs(stage: str, precision: str, tmp_path: Path) -> None:
     recipe = Recipe(precision, search="rtn", ranges=UnitRanges())

@@ -11,21 +11,22 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from blt_edge.calibration.kernels import FUSED, stage_kernels
 from blt_edge.calibration.observers import CalibrationRun, Ranges
 from blt_edge.export import export_checkpoint, plan_export
 from blt_edge.export.quantize import QuantizationOptions, quantize_bundle
 from blt_edge.graphs.precision import MIXES
 from blt_edge.graphs.quantize import linear_products
-from blt_edge.graphs.stages import STAGE_NAMES, build_stage
+from blt_edge.graphs.stages import build_stage
 from blt_edge.runtime.errors import BltError, BundleError, OptionError
 from blt_edge.runtime.integrity import check_files, file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest
 from blt_edge.runtime.model import BltModel
+from blt_edge.runtime.names import STAGES
 from blt_edge.runtime.vocabulary import encode
 from support.ort_versions import VERSION, fuses_blocks
 from support.quantized import BLOCKY, config_of
 from support.random_models import write_random_model
+from support.stage_kernels import FUSED, stage_kernels
 
 TEXT = (Path(__file__).parents[1] / "data" / "alice.txt").read_bytes()[1000:1600]
 CONFIG = config_of(BLOCKY)
@@ -33,7 +34,7 @@ CONFIG = config_of(BLOCKY)
 
 def ranges(limit: float = 8.0) -> Ranges:
     """A range for every product."""
-    graphs = [build_stage(CONFIG, stage).graph for stage in STAGE_NAMES]
+    graphs = [build_stage(CONFIG, stage).graph for stage in STAGES]
     names = [node.inputs[1].name for graph in graphs for node in linear_products(graph)]
     run = CalibrationRun(("some.txt",), 3, 100, 5)
     return Ranges("mse", run, dict.fromkeys(names, limit), {})
@@ -105,7 +106,7 @@ def test_from_the_checkpoint_it_is_the_same_bundle(
     options = QuantizationOptions(ranges=ranges())
     direct = export_checkpoint(checkpoint, tmp_path / "direct", precision="int8", quantization=options)
     ours, theirs = load_manifest(direct), load_manifest(quantized["int8"])
-    for stage in STAGE_NAMES:
+    for stage in STAGES:
         assert ours.files[f"{stage}.onnx.data"] == theirs.files[f"{stage}.onnx.data"]
     assert ours.stages == theirs.stages
     assert ours.quantization == theirs.quantization

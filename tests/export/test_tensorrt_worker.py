@@ -12,12 +12,12 @@ from blt_edge.export import tensorrt_worker
 from blt_edge.export.tensorrt_worker import Moment, PlanFacts, PlanOptions, Ranges, build_in_child, build_plan
 from blt_edge.graphs.config import ModelConfig
 from blt_edge.graphs.quantize import Recipe
-from blt_edge.graphs.stages import STAGE_NAMES, axis_ranges, stage_stack
+from blt_edge.graphs.stages import axis_ranges, stage_stack
 from blt_edge.runtime.backends.tensorrt import TensorRtModule
 from blt_edge.runtime.backends.tensorrt_profiles import Profiles
 from blt_edge.runtime.child import Outcome
 from blt_edge.runtime.errors import BackendError
-from blt_edge.runtime.names import PRECISIONS
+from blt_edge.runtime.names import PRECISIONS, STAGES
 from onnx import TensorProto, helper, numpy_helper
 from support.bundles import describe
 from support.onnx_graphs import FEW, plain_product, save_graph
@@ -81,7 +81,7 @@ def ranges_of(config: ModelConfig, stage: str) -> Ranges:
                 window=stage_stack(config, name).window,
                 max_positions=stage_stack(config, name).max_positions,
             )
-            for name in STAGE_NAMES
+            for name in STAGES
         },
         axes=axis_ranges(config),
     )
@@ -102,7 +102,7 @@ def build_random(
 # 1. Graphs.
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("model", [SMALL, SHRUNKEN], ids=lambda model: model.name)
 def test_a_stage_builds_with_both_profiles(
@@ -113,7 +113,7 @@ def test_a_stage_builds_with_both_profiles(
     assert facts.activations is not None
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_fp16_builds_for_other_gpus(rtx: TensorRtModule, stage: str, tmp_path: Path) -> None:
     build_random(rtx, tmp_path, SMALL, stage, "fp16", "8.0", "8.9", "12.0")
 

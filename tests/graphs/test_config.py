@@ -10,16 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from blt_edge.graphs.config import ACTIVATIONS, ConfigError, ModelConfig, TransformerConfig, parse_config
+from blt_edge.graphs.config import ACTIVATIONS, ConfigError, parse_config
 from blt_edge.graphs.rope import RopeConfig
 from blt_edge.runtime.hashing import HashSpec
 from blt_edge.runtime.patching import PatchingRule
 from blt_edge.tools.models.numpy_patcher import GATES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.rope_cases import PARTS, stack_of
 from support.torch_only import transformers_or_skip
-
-PARTS = ("patcher_config", "encoder_config", "decoder_config", "global_config")
 
 
 def raw(**top: Any) -> dict[str, Any]:
@@ -39,15 +38,6 @@ def raw(**top: Any) -> dict[str, Any]:
     return config
 
 
-def part_of(config: ModelConfig, name: str) -> TransformerConfig | None:
-    return {
-        "patcher_config": config.patcher,
-        "encoder_config": config.encoder,
-        "decoder_config": config.decoder,
-        "global_config": config.global_stack,
-    }[name]
-
-
 def assert_agrees(config: dict[str, Any]) -> None:
     """Every parsed number equals the attribute that transformers' modules would read."""
     transformers = transformers_or_skip()
@@ -55,7 +45,7 @@ def assert_agrees(config: dict[str, Any]) -> None:
     theirs = transformers.BltConfig(**json.loads(json.dumps(config)))
     ours = parse_config(config)
     for name in PARTS:
-        mine, other = part_of(ours, name), getattr(theirs, name)
+        mine, other = stack_of(ours, name), getattr(theirs, name)
         if mine is None:
             assert name == "patcher_config"
             assert not theirs.patch_in_forward
@@ -176,10 +166,10 @@ def test_any_sound_config_is_read_as_transformers_reads_it(config: dict[str, Any
     assert config == before
 
 
-def test_converted_checkpoints_inert_fields_are_accepted() -> None:
-    inert = {"norm_eps": 1e-6, "attn_impl": "xformers", "attn_bias_type": "local_block_causal", "pm_size": 0}
+def test_converted_checkpoints_unused_fields_are_accepted() -> None:
+    unused = {"norm_eps": 1e-6, "attn_impl": "xformers", "attn_bias_type": "local_block_causal", "pm_size": 0}
     config = raw(
-        **{name: {**inert, "rope_scaling": {"rope_type": "default"}, "dropout": 0.1} for name in PARTS},
+        **{name: {**unused, "rope_scaling": {"rope_type": "default"}, "dropout": 0.1} for name in PARTS},
         realtime_patching=True,
         patching_device="cuda",
         monotonicity=False,
@@ -195,127 +185,91 @@ def test_converted_checkpoints_inert_fields_are_accepted() -> None:
     assert parsed == parse_config(raw())
 
 
+def at(path: str, value: Any) -> dict[str, Any]:
+    """The small config with one field set, "field" or "section.field", and what has to agree with it."""
+    section, _, name = path.rpartition(".")
+    config = raw()
+    (config[section] if section else config)[name] = value
+    encoder, decoder, others = config["encoder_config"], config["decoder_config"], config["global_config"]
+    if path == "cross_attn_k":
+        encoder["cross_attn_k"] = decoder["cross_attn_k"] = value
+    if name == "hidden_size" and section in ("encoder_config", "decoder_config"):
+        encoder["hidden_size"] = decoder["hidden_size"] = value
+    if path == "global_config.hidden_size":
+        decoder["hidden_size_global"] = value
+    if name == "num_attention_heads" and value != 5:
+        config[section]["hidden_size"] = 65536
+        if section != "patcher_config":
+            encoder["hidden_size"] = decoder["hidden_size"] = 65536
+            others["hidden_size"] = decoder["hidden_size_global"] = 65536
+    return config
+
+
 @pytest.mark.parametrize(
-    ("change", "path"),
+    ("path", "good", "bad"),
     [
-        ({"model_type": "llama"}, "model_type"),
-        ({"vocab_size": 300}, "vocab_size"),
-        ({"cross_attn_k": None}, "cross_attn_k"),
-        ({"cross_attn_k": 4}, "encoder_config.cross_attn_k"),
-        ({"decoder_config": {"cross_attn_k": 1}}, "decoder_config.cross_attn_k"),
-        ({"decoder_config": {"hidden_size": 64}}, "decoder_config.hidden_size"),
-        ({"decoder_config": {"hidden_size_global": 32}}, "decoder_config.hidden_size_global"),
-        ({"encoder_config": {"vocab_size": 261}}, "encoder_config.vocab_size"),
-        ({"patcher_config": {"vocab_size": 256}}, "patcher_config.vocab_size"),
-        ({"patcher_config": {"head_dim": 16}}, "patcher_config.head_dim"),
-        ({"global_config": {"num_attention_heads": 5}}, "global_config.num_attention_heads"),
-        ({"global_config": {"num_attention_heads": 64}}, "global_config.num_attention_heads"),
-        ({"global_config": {"num_key_value_heads": 3}}, "global_config.num_key_value_heads"),
-        ({"encoder_config": {"hidden_act": "prelu"}}, "encoder_config.hidden_act"),
-        ({"encoder_config": {"hidden_size": True}}, "encoder_config.hidden_size"),
-        ({"encoder_config": {"hidden_size": 32.0}}, "encoder_config.hidden_size"),
-        ({"encoder_config": {"hidden_size": 1 << 40}}, "encoder_config.hidden_size"),
-        ({"encoder_config": {"num_hidden_layers": 0}}, "encoder_config.num_hidden_layers"),
-        ({"encoder_config": {"num_hidden_layers": 5000}}, "encoder_config.num_hidden_layers"),
-        ({"encoder_config": {"rms_norm_eps": math.nan}}, "encoder_config.rms_norm_eps"),
-        ({"encoder_config": {"rms_norm_eps": "1e-5"}}, "encoder_config.rms_norm_eps"),
-        ({"encoder_config": {"cross_attn_all_layers": 1}}, "encoder_config.cross_attn_all_layers"),
-        ({"encoder_config": {"attention_bias": True}}, "encoder_config.attention_bias"),
-        ({"global_config": {"per_layer_config": {"0": {}}}}, "global_config.per_layer_config"),
-        ({"encoder_config": {"pm_size": 16}}, "encoder_config.pm_size"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"local_attention_window_len": 0}, "local_attention_window_len"),
-        ({"local_attention_window_len": "512"}, "local_attention_window_len"),
-        ({"encoder_hash_byte_group_size": [3, "4"]}, "encoder_hash_byte_group_size"),
-        ({"encoder_hash_byte_group_size": 3}, "encoder_hash_byte_group_size"),
-        ({"encoder_hash_byte_group_size": [3] * 65}, "encoder_hash_byte_group_size"),
-        ({"encoder_hash_byte_group_vocab": None}, "encoder_hash_byte_group_vocab"),
-        ({"encoder_hash_byte_group_nb_functions": 0}, "encoder_hash_byte_group_nb_functions"),
-        ({"patch_size": None}, "patch_size"),
-        ({"patching_mode": "bpe"}, "patching_mode"),
-        ({"patching_threshold": None}, "patching_threshold"),
-        ({"patching_threshold": math.inf}, "patching_threshold"),
-        ({"max_patch_length": 0}, "max_patch_length"),
-        ({"trained_context": 0}, "trained_context"),
-        ({"trained_context": 9000}, "trained_context"),
-        ({"bad\nname": 1}, r"bad\\nname"),
-        ({"patcher_config": {"rope_theta": -1.0}}, "patcher_config.rope_theta"),
-        ({"patcher_config": {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}}, "rope_type"),
-        ({"patcher_config": {"rope_scaling": {"type": "longrope"}}}, "patcher_config.rope_scaling.type"),
-        ({"patcher_config": {"rope_scaling": {"type": "linear"}}}, "patcher_config.rope_scaling.factor"),
-        ({"patcher_config": {"rope_parameters": {"mrope_section": [1]}}}, "rope_parameters.mrope_section"),
+        ("model_type", ["blt"], ["llama", None]),
+        *((f"{part}vocab_size", [260], [259, 261]) for part in ("", "patcher_config.", "encoder_config.")),
+        ("cross_attn_k", [1, 64], [0, 65, None]),
+        *((f"{part}.cross_attn_k", [2], [1, None]) for part in ("encoder_config", "decoder_config")),
+        *((part, [], [[], "x", 3]) for part in PARTS),
+        ("local_attention_window_len", [1, 2**31 - 1, None], [0, "512"]),
+        ("patcher_config.sliding_window", [1, 2**31 - 1, None], [0]),
+        *((f"{part}.hidden_size", [8, 65536], [0, 65544]) for part in PARTS if part != "decoder_config"),
+        ("encoder_config.hidden_size", [], [True, 32.0]),
+        ("decoder_config.hidden_size_global", [64], [65, 32]),
+        *((f"{part}.num_attention_heads", [1, 32768], [0, 5, 65536, 65537]) for part in PARTS),
+        *((f"{part}.num_hidden_layers", [1, 1000], [0, 1001]) for part in PARTS),
+        *((f"{part}.num_key_value_heads", [0, 1, 2, 4, None], [-1, 3, 65537]) for part in PARTS),
+        *((f"{part}.intermediate_size", [0, 1, 16 * 65536, None], [-1, 16 * 65536 + 1]) for part in PARTS),
+        *((f"{part}.rms_norm_eps", [1e-30, 0.999], [0.0, 1.0, math.nan, "1e-5"]) for part in PARTS),
+        *((f"{part}.hidden_act", ["relu"], ["prelu", None]) for part in PARTS),
+        *((f"{part}.rope_theta", [1.001, None], [1.0, 0.0, -1.0]) for part in PARTS),
+        *((f"{part}.max_position_embeddings", [1, 2**31 - 1], [0, 2**31]) for part in PARTS),
+        ("patcher_config.head_dim", [12, None], [6, 0]),
+        ("encoder_config.head_dim", [8, None], [4, "8"]),
+        ("encoder_config.cross_attn_all_layers", [True, None], [1]),
+        ("encoder_hash_byte_group_size", [[1], [64], [3] * 64], [[0], [65], [3] * 65, [3, "4"], 3]),
+        ("encoder_hash_byte_group_nb_functions", [1, 64], [0, 65]),
+        ("encoder_hash_byte_group_vocab", [1, 2**31 - 1], [0, 2**31, None]),
+        ("patching_mode", ["space"], ["bpe"]),
+        ("patching_threshold", [2], [None, math.inf]),
+        ("max_patch_length", [1, None], [0]),
+        ("patch_size", [1], [0, None]),
+        ("trained_context", [1, 8192], [0, 8193]),
+        *((f"{part}.unknown", [None, 0], [1]) for part in PARTS),
+        ("quantization_config", [None], [{"bits": 4}]),
+        ("encoder_config.attention_bias", [False], [True]),
+        ("global_config.per_layer_config", [{}], [{"0": {}}]),
+        ("bad\nname", [0], [1]),
+        *((f"{part}.rope_scaling", [{"type": "default"}], [{"type": "longrope"}]) for part in PARTS),
         (
-            {"patcher_config": {"rope_parameters": {"rope_type": "yarn"}}},
-            "patcher_config.rope_parameters.factor",
-        ),
-        (
-            {
-                "patcher_config": {
-                    "rope_scaling": {"type": "linear", "factor": 2.0},
-                    "partial_rotary_factor": 0.5,
-                }
-            },
-            "patcher_config.partial_rotary_factor",
+            "patcher_config.rope_parameters",
+            [{"rope_type": "linear", "factor": 2}],
+            [{"mrope_section": [1]}, 3],
         ),
     ],
 )
-def test_refusals_name_the_field(change: dict[str, Any], path: str) -> None:
-    with pytest.raises(ConfigError, match=path) as caught:
-        parse_config(raw(**change))
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 300
-
-
-@pytest.mark.parametrize("section", [[], "x", 3])
-def test_a_section_must_be_an_object(section: Any) -> None:
-    config = raw()
-    config["encoder_config"] = section
-    with pytest.raises(ConfigError, match="encoder_config"):
-        parse_config(config)
-
-
-def test_a_partial_rotary_factor_has_no_effect_on_plain_rope() -> None:
-    config = raw(patcher_config={"partial_rotary_factor": 0.5})
-    assert parse_config(config) == parse_config(raw())
+def test_every_bound_is_where_it_should_be(path: str, good: list[Any], bad: list[Any]) -> None:
+    for value in good:
+        parse_config(at(path, value))
+    for value in bad:
+        with pytest.raises(ConfigError) as caught:
+            parse_config(at(path, value))
+        assert repr(path)[1:-1] in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 300
 
 
 def test_windows_missing_and_null() -> None:
-    parsed = parse_config(raw())
-    assert parsed.patcher is not None
-    assert (parsed.patcher.window, parsed.encoder.window, parsed.decoder.window) == (512, 512, 512)
-    config = raw(local_attention_window_len=None, patcher_config={"sliding_window": None})
-    parsed = parse_config(config)
-    assert parsed.patcher is not None
-    assert (parsed.patcher.window, parsed.encoder.window, parsed.decoder.window) == (None, None, None)
-    assert parse_config(raw(encoder_config={"sliding_window": 3})).encoder.window == 512
-
-
-def test_patching_rules() -> None:
-    rule = parse_config(raw(patching_threshold=2)).patching
-    assert (rule.mode, rule.threshold, rule.monotonic, rule.threshold_add) == ("entropy", 2.0, False, None)
-    rule = parse_config(raw(monotonicity=True, patching_threshold_add=0.5)).patching
-    assert rule.monotonic
-    rule = parse_config(raw(patching_threshold_add=0.5, max_patch_length=7)).patching
-    assert (rule.threshold_add, rule.max_patch_length) == (0.5, 7)
-    assert parse_config(raw(patching_mode="static", patch_size=6)).patching.patch_size == 6
-    assert parse_config(raw(patching_mode="space", patch_size=None)).patching.mode == "space"
-    for off in (False, None):
-        assert parse_config(raw(patch_in_forward=off)).patching.mode == "byte"
-
-
-def test_a_rule_without_entropies_needs_no_patcher() -> None:
-    for mode in ("space", "static", "byte"):
-        assert parse_config(raw(patching_mode=mode)).patcher is None
-    assert parse_config(raw(patch_in_forward=False)).patcher is None
-
-
-def test_trained_context() -> None:
-    assert parse_config(raw()).trained_context == 4096
-    assert parse_config(raw(trained_context=1000)).trained_context == 1000
-    assert parse_config(raw(patcher_config={"max_position_embeddings": 300})).trained_context == 300
-    assert parse_config(raw(encoder_config={"max_position_embeddings": 200})).trained_context == 200
-    short = raw(patch_in_forward=False, patcher_config={"max_position_embeddings": 300})
-    assert parse_config(short).trained_context == 4096
+    for change, wanted in (
+        ({}, (512, 512, 512)),
+        ({"local_attention_window_len": None, "patcher_config": {"sliding_window": None}}, (None,) * 3),
+        ({"encoder_config": {"sliding_window": 3}}, (512, 512, 512)),
+    ):
+        parsed = parse_config(raw(**change))
+        assert parsed.patcher is not None
+        assert (parsed.patcher.window, parsed.encoder.window, parsed.decoder.window) == wanted
 
 
 json_values = st.recursive(
@@ -386,61 +340,6 @@ def test_parameters_of_another_rope_type_may_stay_behind() -> None:
     left = {"rope_type": "default", **dict.fromkeys(names.split(), 7), "type": "yarn"}
     for section in PARTS:
         assert parse_config(raw(**{section: {"rope_parameters": left}})) == parse_config(raw())
-
-
-def at(path: str, value: Any) -> dict[str, Any]:
-    """The small config with one field set, "field" or "section.field", and what has to agree with it."""
-    section, _, name = path.rpartition(".")
-    config = raw(**({section: {name: value}} if section else {name: value}))
-    if path == "cross_attn_k":
-        for part in ("encoder_config", "decoder_config"):
-            config[part]["cross_attn_k"] = value
-    if path.endswith("hidden_size") and section in ("encoder_config", "decoder_config"):
-        config["encoder_config"]["hidden_size"] = config["decoder_config"]["hidden_size"] = value
-    if path == "global_config.hidden_size":
-        config["decoder_config"]["hidden_size_global"] = value
-    if path.endswith("num_attention_heads"):
-        config[section]["hidden_size"] = 65536
-        if section != "patcher_config":
-            config["encoder_config"]["hidden_size"] = config["decoder_config"]["hidden_size"] = 65536
-            config["global_config"]["hidden_size"] = config["decoder_config"]["hidden_size_global"] = 65536
-    return config
-
-
-@pytest.mark.parametrize(
-    ("path", "good", "bad"),
-    [
-        *((f"{part}vocab_size", [260], [259, 261]) for part in ("", "patcher_config.", "encoder_config.")),
-        ("cross_attn_k", [1, 64], [0, 65]),
-        ("local_attention_window_len", [1, 2**31 - 1, None], [0]),
-        ("patcher_config.sliding_window", [1, 2**31 - 1, None], [0]),
-        *((f"{part}.hidden_size", [8, 65536], [0, 65544]) for part in PARTS if part != "decoder_config"),
-        *((f"{part}.num_attention_heads", [1, 32768], [0, 65536, 65537]) for part in PARTS),
-        *((f"{part}.num_hidden_layers", [1, 1000], [0, 1001]) for part in PARTS),
-        *((f"{part}.num_key_value_heads", [0, 1, 2, 4, None], [-1, 3, 65537]) for part in PARTS),
-        *((f"{part}.intermediate_size", [0, 1, 16 * 65536, None], [-1, 16 * 65536 + 1]) for part in PARTS),
-        *((f"{part}.rms_norm_eps", [1e-30, 0.999], [0.0, 1.0]) for part in PARTS),
-        *((f"{part}.rope_theta", [1.001, None], [1.0, 0.0]) for part in PARTS),
-        *((f"{part}.max_position_embeddings", [1, 2**31 - 1], [0, 2**31]) for part in PARTS),
-        ("encoder_hash_byte_group_size", [[1], [64], [3] * 64], [[0], [65], [3] * 65]),
-        ("encoder_hash_byte_group_nb_functions", [1, 64], [0, 65]),
-        ("encoder_hash_byte_group_vocab", [1, 2**31 - 1], [0, 2**31]),
-        ("max_patch_length", [1, None], [0]),
-        ("patch_size", [1], [0, None]),
-        ("trained_context", [1, 8192], [0, 8193]),
-        ("hidden_size_of_nothing", [None, 0], [1]),
-        *((f"{part}.unknown", [None, 0], [1]) for part in PARTS),
-        ("decoder_config.hidden_size_global", [64], [65]),
-        ("patcher_config.head_dim", [12, None], [6, 0]),
-        ("encoder_config.head_dim", [8, None], [4, "8"]),
-    ],
-)
-def test_every_bound_is_where_it_should_be(path: str, good: list[Any], bad: list[Any]) -> None:
-    for value in good:
-        parse_config(at(path, value))
-    for value in bad:
-        with pytest.raises(ConfigError, match=path.replace(".", r"\.")):
-            parse_config(at(path, value))
 
 
 def test_what_is_left_out_has_the_released_model_s_size() -> None:
@@ -546,7 +445,7 @@ def test_small_rope_parameters_are_taken() -> None:
     for name in ("beta_fast", "beta_slow", "attention_factor", "factor"):
         config = parse_config(raw(global_config={"rope_parameters": {**YARN, name: 0.01}}))
         assert getattr(config.global_stack.rope, name) == 0.01
-    parse_config(raw(global_config={"partial_rotary_factor": 0.5}))
+    assert parse_config(raw(global_config={"partial_rotary_factor": 0.5})) == parse_config(raw())
     for share in (0.0, -1.0):
         with pytest.raises(ConfigError, match="partial_rotary_factor"):
             parse_config(raw(global_config={"partial_rotary_factor": share}))
@@ -578,18 +477,13 @@ def test_hashes_and_patching_are_read() -> None:
         ({"patching_mode": "static", "patch_size": 9}, PatchingRule("static", patch_size=9)),
         ({"patching_mode": "byte", "max_patch_length": 7}, PatchingRule("byte")),
         ({"patch_in_forward": False, "patch_size": None}, PatchingRule("byte")),
+        ({"patch_in_forward": None}, PatchingRule("byte")),
     ):
         found = parse_config(raw(**fields))
         assert found.patching == wanted
         assert (found.patcher is None) == (wanted.mode != "entropy")
-    for fields, name in (
-        ({"patching_threshold": None}, "patching_threshold"),
-        ({"patch_size": None}, "patch_size"),
-        ({"patching_mode": "static", "patch_size": None}, "patch_size"),
-        ({"patching_mode": "bpe"}, "patching_mode"),
-    ):
-        with pytest.raises(ConfigError, match=name):
-            parse_config(raw(**fields))
+    with pytest.raises(ConfigError, match="patch_size"):
+        parse_config(raw(patching_mode="static", patch_size=None))
 
 
 def test_the_trained_context_is_the_shortest_part_s() -> None:
@@ -604,4 +498,5 @@ def test_the_trained_context_is_the_shortest_part_s() -> None:
         assert parse_config(raw(**parts, trained_context=3)).trained_context == 3
     short = {"patcher_config": {"max_position_embeddings": 50}}
     assert parse_config(raw(**short)).trained_context == 50
+    assert parse_config(raw(**short, patch_in_forward=False)).trained_context == 4096
     assert parse_config(raw(**short, patching_mode="space")).trained_context == 4096

@@ -12,7 +12,7 @@ from blt_edge.graphs.rope import RopeConfig, inverse_frequencies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from support.rope_cases import EXAMPLES, raw_config, read_tables
+from support.rope_cases import EXAMPLES, PARTS, raw_config, read_tables, stack_of
 from support.torch_only import transformers_or_skip
 
 factors = st.floats(1.0, 40.0)
@@ -40,25 +40,18 @@ yarn = st.fixed_dictionaries(
     },
 )
 default = st.fixed_dictionaries({"rope_type": st.just("default")}, optional={"factor": factors})
-parts = st.sampled_from(["patcher_config", "encoder_config", "decoder_config", "global_config"])
 
 
 def of_config(raw: dict[str, Any], section: str) -> tuple[NDArray[np.float32], float]:
     """A part's inverse frequencies and factor."""
-    config = parse_config(raw)
-    stack = {
-        "patcher_config": config.patcher,
-        "encoder_config": config.encoder,
-        "decoder_config": config.decoder,
-        "global_config": config.global_stack,
-    }[section]
+    stack = stack_of(parse_config(raw), section)
     assert stack is not None
     return inverse_frequencies(stack.rope, stack.head_dim, stack.max_positions)
 
 
 @settings(max_examples=80, deadline=None)
 @given(
-    section=parts,
+    section=st.sampled_from(PARTS),
     rope=linear | llama3 | yarn | default,
     theta=st.floats(50.0, 1e6),
     theta_place=st.sampled_from(["inside", "beside", "none"]),
@@ -161,8 +154,8 @@ def test_corners_of_the_ramps_equal_transformers(fields: dict[str, Any], theta: 
 
 
 def test_the_ramp_s_ends_are_rounded_unless_it_says_otherwise() -> None:
-    by_default = inverse_frequencies(RopeConfig("yarn", 10_000.0, 4.0), 64, 4096)[0]
-    rounded = inverse_frequencies(RopeConfig("yarn", 10_000.0, 4.0, truncate=True), 64, 4096)[0]
-    exact = inverse_frequencies(RopeConfig("yarn", 10_000.0, 4.0, truncate=False), 64, 4096)[0]
-    assert (by_default == rounded).all()
-    assert (by_default != exact).any()
+    def found(**options: bool) -> NDArray[np.float32]:
+        return inverse_frequencies(RopeConfig("yarn", 10_000.0, 4.0, **options), 64, 4096)[0]
+
+    assert (found() == found(truncate=True)).all()
+    assert (found() != found(truncate=False)).any()

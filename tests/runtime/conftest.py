@@ -1,4 +1,4 @@
-"""A tiny exported model for the runtime's own tests."""
+"""Bundles for the runtime's own tests: of noise, and of a tiny model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from blt_edge.runtime import BltModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from blt_edge.runtime.manifest import Manifest, load_manifest
+from support.bundles import write_bundle
 from support.random_models import RandomModel, base_config, write_random_model
 
 # Windows that the texts cross many times, a roll-back limit that they pass, and patches of many lengths.
@@ -33,6 +35,19 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     write_random_model(TINY, folder / "checkpoint")
     return export_checkpoint(folder / "checkpoint", folder / "bundle")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle whose graphs are noise."""
+    write_bundle(tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+@pytest.fixture
+def manifest(bundle: Path) -> Manifest:
+    """The description of `bundle`."""
+    return load_manifest(bundle)
 
 
 @pytest.fixture(scope="session")

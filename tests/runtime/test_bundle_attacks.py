@@ -20,8 +20,7 @@ from blt_edge.runtime.integrity import check_files
 from blt_edge.runtime.manifest import CalibrationSpec, FileRecord, Manifest, QuantizationSpec, load_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from ..support.bundles import SPEC, describe, seal, write_bundle
+from support.bundles import SPEC, describe, seal
 
 NAMES = sorted(
     [*(f"{s}.onnx" for s in describe().stages), *(f"{s}.onnx.data" for s in describe().stages), SPEC.file]
@@ -42,13 +41,6 @@ def refused(directory: Path, match: str, full: bool = False) -> None:
     message = str(caught.value)
     assert message.isprintable(), "one line, nothing a terminal obeys"
     assert len(message) < 500
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    write_bundle(tmp_path / "bundle")
-    open_bundle(tmp_path / "bundle")
-    return tmp_path / "bundle"
 
 
 def flip(path: Path, position: int, mask: int = 1) -> None:

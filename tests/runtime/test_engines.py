@@ -26,7 +26,7 @@ from blt_edge.runtime.engines import (
 )
 from blt_edge.runtime.errors import BundleError
 from blt_edge.runtime.integrity import file_record
-from blt_edge.runtime.manifest import Manifest, load_manifest
+from blt_edge.runtime.manifest import Manifest
 from blt_edge.runtime.self_test import SELF_TEST_NAME
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,17 +61,6 @@ def change(path: Path, edit: Edit) -> None:
     payload = json.loads((path / "engine.json").read_text())
     edit(payload["description"])
     (path / "engine.json").write_text(json.dumps(payload))
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    write_bundle(tmp_path / "b")
-    return tmp_path / "b"
-
-
-@pytest.fixture
-def manifest(bundle: Path) -> Manifest:
-    return load_manifest(bundle)
 
 
 def find(

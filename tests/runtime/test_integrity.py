@@ -6,9 +6,7 @@ import pytest
 from blt_edge.runtime import integrity
 from blt_edge.runtime.errors import BundleError
 from blt_edge.runtime.integrity import check_files, file_record
-from blt_edge.runtime.manifest import Manifest, load_manifest
-
-from ..support.bundles import write_bundle
+from blt_edge.runtime.manifest import Manifest
 
 
 def written(path: Path, data: bytes) -> Path:
@@ -48,15 +46,6 @@ def test_progress_is_reported(tmp_path: Path) -> None:
 
 
 class TestCheckFiles:
-    @pytest.fixture
-    def bundle(self, tmp_path: Path) -> Path:
-        write_bundle(tmp_path / "bundle")
-        return tmp_path / "bundle"
-
-    @pytest.fixture
-    def manifest(self, bundle: Path) -> Manifest:
-        return load_manifest(bundle)
-
     @pytest.mark.parametrize("full", [False, True])
     def test_a_whole_bundle_passes(self, bundle: Path, manifest: Manifest, full: bool) -> None:
         check_files(bundle, manifest, full=full)

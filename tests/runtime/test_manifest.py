@@ -21,14 +21,7 @@ from blt_edge.runtime.manifest import (
     write_manifest,
 )
 from blt_edge.runtime.patching import PatchingRule
-
-from ..support.bundles import SPEC, describe, seal, write_bundle
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Path:
-    write_bundle(tmp_path / "bundle")
-    return tmp_path / "bundle"
+from support.bundles import SPEC, describe, seal, write_bundle
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from blt_edge.runtime.self_test import (
     Run,
     Traced,
     _keys_values,
+    _percent,
     allowed,
     first_breach,
     load_steps,
-    percent,
     read_self_test,
     text_inputs,
 )
@@ -116,7 +116,7 @@ def test_what_is_no_number_is_always_different(precision: str, bad: float) -> No
 
 
 def test_figures_for_people() -> None:
-    assert [percent(share) for share in (0.0712, 1e-4, 22.0, np.inf)] == [
+    assert [_percent(share) for share in (0.0712, 1e-4, 22.0, np.inf)] == [
         "7.1 %",
         "0.01 %",
         "2200 %",

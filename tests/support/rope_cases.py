@@ -6,9 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from blt_edge.graphs.config import ModelConfig, TransformerConfig
+
 from .goldens import FOLDER
 
-__all__ = ["EXAMPLES", "raw_config", "read_tables", "write_tables"]
+__all__ = ["EXAMPLES", "PARTS", "raw_config", "read_tables", "stack_of", "write_tables"]
+
+PARTS = ("patcher_config", "encoder_config", "decoder_config", "global_config")
+"""The sections of a `config.json`."""
 
 _FILE = FOLDER / "rope.json"
 _LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
@@ -59,6 +64,12 @@ EXAMPLES: dict[str, tuple[str, int, dict[str, Any]]] = {
     ),
 }
 """By name: a part of the model, the size of its heads, and what its config says of positions."""
+
+
+def stack_of(config: ModelConfig, section: str) -> TransformerConfig | None:
+    """What a section of a `config.json` became."""
+    stacks = (config.patcher, config.encoder, config.decoder, config.global_stack)
+    return dict(zip(PARTS, stacks, strict=True))[section]
 
 
 def raw_config(section: str, head_dim: int, part: dict[str, Any]) -> dict[str, Any]:

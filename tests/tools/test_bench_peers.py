@@ -7,13 +7,12 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from blt_edge.runtime import BltModel
 from blt_edge.runtime.vocabulary import encode
 from blt_edge.tools.bench import peers
 from blt_edge.tools.bench.common import BenchError, ModelCard, Speeds, Task, TokenBudget, need
-from blt_edge.tools.bench.llama_cpp import LLAMA_1B, LlamaShape, q4_0_rows, write_random_llama
+from blt_edge.tools.bench.llama_cpp import LLAMA_1B, LlamaShape, write_random_llama
 from blt_edge.tools.bench.peers import Measured, Worker, show
 from blt_edge.tools.bench.speculation import Simulated, read_on
 
@@ -83,15 +82,6 @@ def test_a_missing_package_is_named_with_its_command() -> None:
 def test_the_1b_shape_counts_every_tensor() -> None:
     layer = 2 * 2048 * 2048 + 2 * 2048 * 512 + 3 * 2048 * 8192 + 2 * 2048
     assert LLAMA_1B.parameters == 16 * layer + 49_152 * 2048 + 2048
-
-
-def test_random_blocks_have_the_stated_deviation() -> None:
-    data = q4_0_rows(np.random.default_rng(1), rows=64, columns=256)
-    assert data.shape == (64, 256 // 32 * 18)
-    blocks = data.reshape(-1, 18)
-    scales = blocks[:, :2].copy().view(np.float16).astype(np.float32)
-    nibbles = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1).astype(np.int32) - 8
-    assert float((nibbles * scales).std()) == pytest.approx(0.02, rel=0.05)
 
 
 def test_a_written_file_reads_back(tmp_path: Path) -> None:

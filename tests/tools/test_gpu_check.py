@@ -124,3 +124,20 @@ def test_the_script_refuses_what_it_cannot_use(arguments: list[str], told: str) 
     done = subprocess.run(script, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert told in done.stderr
+
+
+def test_the_script_installs_the_checkout_in_place(tmp_path: Path) -> None:
+    """A wheel has no gpu tools in it: one more install of it would take them away."""
+    log = tmp_path / "log"
+    for name in ("pip", "python"):
+        stub = tmp_path / "venv" / "bin" / name
+        stub.parent.mkdir(parents=True, exist_ok=True)
+        stub.write_text(f'#!/bin/sh\necho "$@" >> {log}\n')
+        stub.chmod(0o755)
+    script = [str(ROOT / "tools" / "gpu" / "check.sh"), "--venv", str(tmp_path / "venv"), "--json", "x.json"]
+    subprocess.run(script, check=True)
+    asked = log.read_text().splitlines()
+    ours = [line for line in asked if " .[" in line]
+    assert len(ours) == 3
+    assert all(" -e .[" in line for line in ours)
+    assert asked[-1] == "-m blt_edge.tools.gpu.check --json x.json"

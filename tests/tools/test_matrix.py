@@ -24,8 +24,8 @@ from blt_edge.tools.matrix.plan import (
     select,
 )
 from blt_edge.tools.matrix.run import (
+    CellResult,
     Done,
-    Outcome,
     Report,
     Step,
     Verdict,
@@ -321,7 +321,7 @@ def test_other_packages_are_not_let_in() -> None:
     assert set(variables) == {"PATH", "PYTHONNOUSERSITE", "PIP_DISABLE_PIP_VERSION_CHECK"}
 
 
-def report(*outcomes: Outcome) -> Report:
+def report(*outcomes: CellResult) -> Report:
     return Report(
         blt_edge="0.1.0",
         digest="0123456789ab",
@@ -333,9 +333,9 @@ def report(*outcomes: Outcome) -> Report:
     )
 
 
-PASSED = Outcome("3.11/onnxruntime-1.24.0", Verdict.PASS, seconds=30, steps=(done("export"),))
-REFUSED = Outcome("3.10/onnxruntime-1.20.1", Verdict.REFUSED, "build", "error: too old | `x`")
-FAILED = Outcome("3.12/numpy-2.5.0-newest", Verdict.FAIL, "validate", "y" * 1000)
+PASSED = CellResult("3.11/onnxruntime-1.24.0", Verdict.PASS, seconds=30, steps=(done("export"),))
+REFUSED = CellResult("3.10/onnxruntime-1.20.1", Verdict.REFUSED, "build", "error: too old | `x`")
+FAILED = CellResult("3.12/numpy-2.5.0-newest", Verdict.FAIL, "validate", "y" * 1000)
 
 
 def test_the_page_has_every_cell() -> None:

@@ -8,23 +8,21 @@ around `llama_decode` and the choice of a token (llama-cpp-python): tokenizing i
 `xllamacpp` is prebuilt for any x86 processor with AVX2; `llama-cpp-python` is compiled for this machine when
 pip installs it. Which is faster depends on the processor, so measure both before calling llama.cpp slow.
 
-Random weights give a peer of any size without a download, since the speed of a dense model depends on shapes
-and formats only. Q4_0 holds 32 weights as one float16 scale and 32 four-bit integers, 18 bytes; here the
-integers are random and every scale is the one that gives the weights a standard deviation of 0.02. llama.cpp
-loads no model without a vocabulary, so that is copied from a GGUF file that has one. Memory stays at one
-tensor.
+Random weights in Q4_0 give a peer of any size without a download, since the speed of a dense model depends
+on shapes and formats only. llama.cpp loads no model without a vocabulary, so that is copied from a GGUF file
+that has one. Memory stays at one tensor.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ...runtime.files import write_whole
 from .common import BenchError, ModelCard, Peer, Speeds, Task, TokenBudget, need
@@ -32,12 +30,8 @@ from .common import BenchError, ModelCard, Peer, Speeds, Task, TokenBudget, need
 PACKAGES = ("xllamacpp", "llama-cpp-python")
 """Python packages of llama.cpp that can be measured."""
 
-BLOCK = 32
-"""Weights in a block of Q4_0."""
-BLOCK_BYTES = 18
-"""Bytes of such a block: a float16 scale and 32 halves of a byte."""
 _DEVIATION = 0.02
-_UNIFORM_DEVIATION = float(np.std(np.arange(-8, 8)))
+"""Of the random weights."""
 _FILE_TYPE_Q4_0 = 2
 
 
@@ -106,27 +100,21 @@ def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: in
             if columns is None:
                 writer.add_tensor_info(name, (rows,), np.dtype(np.float32), 4 * rows)
             else:
-                size = (rows, columns // BLOCK * BLOCK_BYTES)
-                writer.add_tensor_info(name, size, np.dtype(np.uint8), size[0] * size[1], q4_0)
+                size = gguf.quant_shape_to_byte_shape((rows, columns), q4_0)
+                writer.add_tensor_info(name, size, np.dtype(np.uint8), math.prod(size), q4_0)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         random = np.random.default_rng(seed)
         for _, rows, columns in shape.tensors():
-            data = np.ones(rows, np.float32) if columns is None else q4_0_rows(random, rows, columns)
-            writer.write_tensor_data(data)
+            if columns is None:
+                writer.write_tensor_data(np.ones(rows, np.float32))
+            else:
+                weights = random.standard_normal((rows, columns), np.float32) * np.float32(_DEVIATION)
+                writer.write_tensor_data(gguf.quantize(weights, q4_0))
         writer.close()
 
     write_whole(path, write)
-
-
-def q4_0_rows(random: np.random.Generator, rows: int, columns: int) -> npt.NDArray[np.uint8]:
-    """Random Q4_0 weights, uint8 [rows, columns / 32 * 18]; `columns` is a multiple of 32."""
-    blocks = rows * columns // BLOCK
-    data = np.empty((blocks, BLOCK_BYTES), np.uint8)
-    data[:, :2] = np.frombuffer(np.float16(_DEVIATION / _UNIFORM_DEVIATION).tobytes(), np.uint8)
-    data[:, 2:] = np.frombuffer(random.bytes(blocks * (BLOCK_BYTES - 2)), np.uint8).reshape(blocks, -1)
-    return data.reshape(rows, -1)
 
 
 def _describe(writer: Any, shape: LlamaShape) -> None:

@@ -1,6 +1,6 @@
 """`blt-edge profile`: what a byte costs, how long it takes, and how near that is to what memory allows.
 
-The profile is shown as people read it: the cost of a byte, then what was measured, then what to doubt.
+The profile is shown as people read it: the cost of a byte, then what was measured, then warnings.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from ..profile.measure import Profile
     from ..profile.statistics import Case, Decode
 
-    SeveralType = click.ParamType[tuple[Any, ...]]
+    ListType = click.ParamType[tuple[Any, ...]]
 else:  # generic from click 8.2 on
-    SeveralType = click.ParamType
+    ListType = click.ParamType
 
 __all__ = ["command", "show"]
 
 
-class Several(SeveralType):
+class CommaSeparated(ListType):
     """Values of one type, with commas between."""
 
-    name = "several"
+    name = "list"
 
     def __init__(self, one: Any) -> None:
         self._one = one
@@ -49,7 +49,7 @@ def _sweep_option(*flags: str, one: Any, metavar: str, default: str | None, text
     shown = True if default else "as many as the engine likes"
     settings: dict[str, Any] = {"default": [default] if default else None, "show_default": shown}
     return click.option(
-        *flags, type=Several(one), metavar=f"{metavar},...", multiple=True, help=text, **settings
+        *flags, type=CommaSeparated(one), metavar=f"{metavar},...", multiple=True, help=text, **settings
     )
 
 
@@ -158,7 +158,7 @@ def _check_outputs(json_file: Path | None, plot: Path | None, trace: Path | None
 
 def _flat(values: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
     """All values once, in the order given."""
-    return tuple(dict.fromkeys(value for several in values for value in several))
+    return tuple(dict.fromkeys(value for given in values for value in given))
 
 
 def _text(path: Path | None, session: Session) -> bytes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from ...runtime.names import CALIBRATION_METHODS
+from ...runtime.names import CALIBRATION_METHODS, SEARCHES
 from ..output import Session
 from .options import STDIN, InputFile, OneOf
 
@@ -27,8 +27,6 @@ _FOR = {
     **dict.fromkeys(("calibration", "calibration_method", "windows", "smooth", "seed"), ("int8",)),
 }
 """Precisions of a stage for which an option says something."""
-
-_SEARCHES = ("mse", "rtn")
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def integer_options(function: F) -> F:
         ),
         click.option(
             "--search",
-            type=OneOf(_SEARCHES),
+            type=OneOf(SEARCHES),
             default="mse",
             show_default=True,
             help="How weight scales are found: by squared error, or rounding to nearest.",

@@ -242,7 +242,7 @@ def _loss(output: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellResult:
     """What came of one cell."""
 
     cell: str
@@ -280,7 +280,7 @@ class Report:
     interpreters: Mapping[str, str]
     """Versions by minor release."""
     plan: Plan
-    outcomes: Mapping[str, Outcome]
+    outcomes: Mapping[str, CellResult]
     """By the cell's name."""
 
 
@@ -292,7 +292,7 @@ def write_report(report: Report, path: Path) -> None:
     write_whole(path, lambda partial: partial.write_text(text))
 
 
-def read_outcomes(path: Path, digest: str) -> dict[str, Outcome]:
+def read_outcomes(path: Path, digest: str) -> dict[str, CellResult]:
     """Outcomes by cell of an earlier run; {} where there is none, or it was of another digest.
 
     Raises MatrixError.
@@ -312,9 +312,9 @@ def read_outcomes(path: Path, digest: str) -> dict[str, Outcome]:
         ) from error
 
 
-def _outcome(entry: dict[str, Any]) -> Outcome:
+def _outcome(entry: dict[str, Any]) -> CellResult:
     steps = [Done(**step) for step in entry["steps"]]
-    return Outcome(**{**entry, "verdict": Verdict(entry["verdict"]), "steps": steps})
+    return CellResult(**{**entry, "verdict": Verdict(entry["verdict"]), "steps": steps})
 
 
 # Cells.
@@ -327,9 +327,9 @@ def run_cells(
     cells: Sequence[Cell],
     wheel: Wheel,
     interpreters: Mapping[str, Interpreter],
-    earlier: Sequence[tuple[Cell, Outcome]],
+    earlier: Sequence[tuple[Cell, CellResult]],
     say: Say,
-) -> Iterator[Outcome]:
+) -> Iterator[CellResult]:
     """The outcome of each cell, in their order.
 
     earlier: what need not be run again where it had the same versions.
@@ -339,18 +339,20 @@ def run_cells(
         say(f"[{number}/{len(cells)}] {cell.name}")
         interpreter = interpreters.get(cell.python)
         if interpreter is None:
-            yield Outcome(cell.name, Verdict.MISSING, "install", f"no Python {cell.python} on this machine")
+            yield CellResult(
+                cell.name, Verdict.MISSING, "install", f"no Python {cell.python} on this machine"
+            )
             continue
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="blt-edge-matrix-") as folder:
             try:
                 outcome = _run_cell(cell, prepare(cell, interpreter, wheel, Path(folder, "env")), known)
             except InstallError as error:
-                outcome = Outcome(cell.name, Verdict.FAIL, "install", str(error))
+                outcome = CellResult(cell.name, Verdict.FAIL, "install", str(error))
         yield replace(outcome, seconds=round(time.monotonic() - started, 1))
 
 
-def _run_cell(cell: Cell, prepared: Prepared, known: dict[Signature, Outcome]) -> Outcome:
+def _run_cell(cell: Cell, prepared: Prepared, known: dict[Signature, CellResult]) -> CellResult:
     # Most packages' newest release is what is taken anyway: those cells are one.
     signature = _signature(cell, prepared.versions)
     if signature in known:
@@ -360,7 +362,7 @@ def _run_cell(cell: Cell, prepared: Prepared, known: dict[Signature, Outcome]) -
     with tempfile.TemporaryDirectory(prefix="blt-edge-matrix-") as folder:
         done = run_steps(steps_for(cell, prepared, golden), prepared, golden, Path(folder))
     verdict, step, line = judge(cell.kind, done)
-    known[signature] = Outcome(cell.name, verdict, step, line, versions=prepared.versions, steps=done)
+    known[signature] = CellResult(cell.name, verdict, step, line, versions=prepared.versions, steps=done)
     return known[signature]
 
 

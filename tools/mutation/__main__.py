@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib.util
 import json
 import random
 import signal
@@ -100,9 +99,7 @@ def _run(target: str, arguments: argparse.Namespace) -> list[Row]:
     chosen = [mutant for mutant in chosen if mutant.key not in killed]
     beside = (target.replace(".", "/test_"), *_FURTHER.get(target, ()))
     files = [f"tests/{name}.py" for name in beside if (_ROOT / f"tests/{name}.py").exists()]
-    # Lines are traced under the name that the module is imported by, which may lead through a link.
-    place = _imported_from(f"blt_edge.{target}")
-    baseline = runner.measure(place, files)
+    baseline = runner.measure(path, files)
 
     def done(mutant: Mutant, status: str, test: str) -> None:
         function, was, becomes = mutant.key
@@ -117,7 +114,7 @@ def _run(target: str, arguments: argparse.Namespace) -> list[Row]:
         elif sys.stderr.isatty():
             print(f"\r{target}: {len(rows)} of {len(chosen)}", end="", file=sys.stderr, flush=True)
 
-    runner.run(f"blt_edge.{target}", place, tree, chosen, baseline, arguments.jobs, done)
+    runner.run(f"blt_edge.{target}", path, tree, chosen, baseline, arguments.jobs, done)
     return rows
 
 
@@ -129,15 +126,6 @@ def _known(target: str) -> dict[tuple[str, str, str], str]:
         if group["module"] == target
         for function, was, becomes in group["mutants"]
     }
-
-
-def _imported_from(module: str) -> Path:
-    """The path that the module would be imported from; nothing of the project is imported."""
-    package, _, name = module.rpartition(".")
-    spec = importlib.util.find_spec(package)
-    assert spec is not None, f"{package} is not installed"
-    assert spec.submodule_search_locations is not None
-    return Path(spec.submodule_search_locations[0]) / f"{name}.py"
 
 
 if __name__ == "__main__":

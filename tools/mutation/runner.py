@@ -87,15 +87,14 @@ def measure(path: Path, files: Sequence[str]) -> Baseline:
     """Time and lines of the tests in `files`, all of which have to pass, for the module at `path`."""
 
     def work(folder: Path) -> tuple[int, str, Baseline]:
-        traced = str(path.resolve())
-        tracer = coverage.Coverage(data_file=None, config_file=False, include=[traced])
+        tracer = coverage.Coverage(data_file=None, config_file=False, include=[str(path)])
         tracer.set_option("run:core", "ctrace")  # newer ones forget which test a line was run by
         tracer.start()
         watch = _Watch(tracer=tracer)
         status = _pytest(files, watch, folder)
         tracer.stop()
         lines: dict[str, set[int]] = {}
-        for line, tests in tracer.get_data().contexts_by_lineno(traced).items():
+        for line, tests in tracer.get_data().contexts_by_lineno(str(path)).items():
             for test in tests:
                 lines.setdefault(test, set()).add(line)
         return status, watch.failed, Baseline(watch.seconds, lines)

@@ -102,7 +102,7 @@ def _draw_speeds(panel: Any, profile: Profile) -> None:
 
 
 def _error_bars(speeds: list[Spread]) -> tuple[list[float], tuple[list[float], list[float]]]:
-    """Medians, and how far they are from the lowest and the highest reading."""
+    """Medians, and how far they are from the lowest and the highest."""
     low = [speed.median - speed.low for speed in speeds]
     high = [speed.high - speed.median for speed in speeds]
     return [speed.median for speed in speeds], (low, high)
@@ -112,8 +112,8 @@ def _draw_shares(panel: Any, profile: Profile) -> None:
     rows: dict[str, dict[str, float]] = {}
     single = len(profile.cases) == 1
     for case in profile.cases:
-        several = f", {case.prompt_bytes} B" if len(profile.options.prompt_bytes) > 1 else ""
-        rows[_short(case) + several] = case.decode.shares
+        prompt = f", {case.prompt_bytes} B" if len(profile.options.prompt_bytes) > 1 else ""
+        rows[_short(case) + prompt] = case.decode.shares
     if single:
         rows = {"prefill": profile.cases[0].prefill.shares, "decode": profile.cases[0].decode.shares}
     start = [0.0] * len(rows)

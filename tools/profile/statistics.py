@@ -1,4 +1,4 @@
-"""Several readings of one quantity in a few numbers, and a profile's record: what one case was like.
+"""Repeated measurements in a few numbers, and a profile's record: what one case was like.
 
 A case is its own JSON: times in milliseconds, speeds in bytes of text a second. Pure functions of what was
 recorded.
@@ -25,7 +25,7 @@ OTHER = "other"
 
 @dataclass(frozen=True)
 class Spread:
-    """Readings of one quantity in several rounds."""
+    """One quantity, measured in each round."""
 
     median: float
     low: float
@@ -33,7 +33,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        """Median, smallest and largest of at least one reading."""
+        """Median, smallest and largest of at least one measurement."""
         return cls(median(values), min(values), max(values))
 
     @property
@@ -51,10 +51,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Latency:
-    """A distribution of times, in the unit of its readings."""
+    """A distribution of times, in the unit of its measurements."""
 
     count: int
-    """Readings."""
+    """Measurements."""
     min: float
     mean: float
     p50: float
@@ -65,7 +65,7 @@ class Latency:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Latency:
-        """Of at least one reading; a percentile between two readings is interpolated."""
+        """Of at least one measurement; a percentile between two is interpolated."""
         low, p50, p90, p95, p99, high = np.percentile(values, (0, 50, 90, 95, 99, 100)).tolist()
         return cls(len(values), low, float(np.mean(values)), p50, p90, p95, p99, high)
 
@@ -105,7 +105,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Prefill:
-    """Reading the prompt."""
+    """The prompt, read."""
 
     bytes_per_second: Spread
     chunks: int

@@ -94,6 +94,26 @@ def test_a_driver_that_is_too_old_is_told_apart(monkeypatch: pytest.MonkeyPatch)
         opened(monkeypatch, cudaGetDeviceCount=(0, 0))
 
 
+def test_results_are_plain_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = SimpleNamespace(cudaMemcpyDefault="any", cudaMemcpyDeviceToDevice="device")
+    monkeypatch.setattr(Cudart, "cudaMemcpyKind", kinds, raising=False)
+    answers = {"cudaMemGetInfo": (0, 3, 10), "cudaMalloc": (0, 4096), "cudaEventElapsedTime": (0, 2500.0)}
+    driver, cudart = opened(monkeypatch, **answers, cudaHostAlloc=(0, 8192))
+    assert driver.memory() == (3, 10)
+    assert (driver.allocate(5), driver.allocate_pinned(6)) == (4096, 8192)
+    assert driver.seconds("start", "end") == 2.5
+    driver.copy(1, 2, 3)
+    driver.copy_2d(1, 10, 2, 20, 4, 5)
+    driver.clear(1, 7)
+    driver.free(4096)
+    assert cudart.calls[-4:] == [
+        ("cudaMemcpyAsync", 1, 2, 3, "any", STREAM),
+        ("cudaMemcpy2DAsync", 1, 10, 2, 20, 4, 5, "device", STREAM),
+        ("cudaMemsetAsync", 1, 0, 7, STREAM),
+        ("cudaFree", 4096),
+    ]
+
+
 @pytest.mark.parametrize(
     ("answer", "capability"),
     [((0, 8), "8.8"), ((100, None), None), (RuntimeError("no libcuda.so"), None)],

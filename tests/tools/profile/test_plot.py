@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from blt_edge.runtime.errors import BltError
 from blt_edge.tools.profile.plot import draw_profile
 from support.profiles import make_case, make_profile, make_round
 
@@ -33,10 +32,3 @@ def test_sweeps_say_what_is_what(tmp_path: Path) -> None:
     assert "decoding speed after 4 bytes" in bars
     assert "positions read before the byte" in lines
     assert "1 thread, 400 B" in lines
-
-
-def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(BltError, match="pip install 'blt-edge"):
-        draw_profile(make_profile(), tmp_path / "picture.png", "png")
-    assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,7 @@ def test_spread() -> None:
     assert Spread.of([5.0]).relative == Spread.of([0.0, 0.0]).relative == 0
 
 
-def test_percentiles_lie_between_readings() -> None:
+def test_percentiles() -> None:
     """Of 0 to 100, the p-th is p."""
     latency = Latency.of([float(value) for value in reversed(range(101))])
     assert latency == Latency(101, 0, 50, 50, 90, 95, 99, 100)
@@ -64,7 +64,7 @@ def test_runs_for_a_byte() -> None:
     assert stages["latent"].rows_per_call == 1
 
 
-def test_several_rounds() -> None:
+def test_rounds_together() -> None:
     decode = make_case(*(make_round(slower=slower) for slower in (1.0, 2.0, 4.0))).decode
     speed = decode.bytes_per_second
     assert (speed.low, speed.median, speed.high) == pytest.approx((0.25, 0.5, 1.0))

@@ -1,38 +1,37 @@
-"""Attention over joined keys and values is the portable graphs' attention, and transformers'."""
+"""Attention over joined keys and values is the portable graphs' attention, and transformers'.
+
+What fused attention computes is compared in tests/export/test_engines.py, beside the bundle it came from.
+"""
 
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxruntime
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from blt_edge.export import export_checkpoint
 from blt_edge.export.build_tensorrt import _check_graph
 from blt_edge.export.bundle import load_stage
 from blt_edge.export.lint_tensorrt import RULES, lint_graph
 from blt_edge.graphs.attention import half_attention, join_attention
 from blt_edge.graphs.quantize import Recipe
-from blt_edge.graphs.stages import STAGE_NAMES, stage_stack
+from blt_edge.graphs.stages import stage_stack
 from blt_edge.runtime import BltModel, GenerationOptions
 from blt_edge.runtime.errors import BltError, BundleError
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest
-from blt_edge.runtime.names import PRECISIONS
+from blt_edge.runtime.names import PRECISIONS, STAGES
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.model_store import RandomModels
 from support.parity_cases import CASES
-from support.quantized import BLOCKY, UnitRanges, build, config_of
+from support.quantized import BLOCKY, Session, UnitRanges, build, config_of, random_feeds, session
 from support.random_models import PARITY_TEXT, RandomModel, base_config
 from support.simulated_gpu import simulate, write_engines
 
@@ -51,46 +50,15 @@ MODELS = {
     ),
 }
 
-Session = onnxruntime.InferenceSession
-_SESSIONS: dict[tuple[str, str], tuple[Session, Session, Session]] = {}
 
-
-def session(model: ir.Model) -> Session:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    data = ir.to_proto(model).SerializeToString()
-    return Session(data, options, providers=["CPUExecutionProvider"])
-
-
-def sessions(name: str, stage: str) -> tuple[Session, Session, Session]:
+@cache
+def sessions(name: str, stage: str) -> list[Session]:
     """The portable float32 graph, joined, joined in float16."""
-    if (name, stage) not in _SESSIONS:
-        models = [build(config_of(MODELS[name]), stage, Recipe("fp32")) for _ in range(3)]
-        for model, half in zip(models[1:], (False, True), strict=True):
-            layers = stage_stack(config_of(MODELS[name]), stage).layers
-            assert join_attention(model, stage, half=half) == layers
-        _SESSIONS[name, stage] = tuple(map(session, models))  # type: ignore[assignment]
-    return _SESSIONS[name, stage]
-
-
-def feeds(graph: Session, batch: int, count: int, slots: int, seed: int) -> dict[str, np.ndarray]:
-    """Rows at positions of their own after caches in a shuffled order, some slots empty, some rows padded."""
-    random = np.random.default_rng(seed)
-    sizes = {"batch": batch, "bytes": count, "patches": count, "past": slots, "patch_length": 3}
-    result: dict[str, np.ndarray] = {}
-    for value in graph.get_inputs():
-        shape = [sizes.get(axis, 5) if isinstance(axis, str) else axis for axis in value.shape]
-        whole = value.type == "tensor(int64)"
-        result[value.name] = (
-            random.integers(0, 3, shape) if whole else random.normal(size=shape).astype(np.float32)
-        )
-    first = slots + random.integers(0, 20, (batch, 1))
-    held = first - 1 - random.permuted(np.tile(np.arange(slots), (batch, 1)), axis=1)
-    held[random.random(held.shape) < 0.3] = -1
-    positions = first + np.arange(count)
-    positions[1:, random.integers(1, count + 1) :] = -1
-    return {**result, "positions": positions, "past_positions": held}
+    config = config_of(MODELS[name])
+    models = [build(config, stage, Recipe("fp32")) for _ in range(3)]
+    for model, half in zip(models[1:], (False, True), strict=True):
+        assert join_attention(model, stage, half=half) == stage_stack(config, stage).layers
+    return [session(model) for model in models]
 
 
 def run(graph: Session, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -101,7 +69,7 @@ def run(graph: Session, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 # 1. The same numbers.
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=12, deadline=None)
 @given(
@@ -114,7 +82,8 @@ def test_it_computes_what_the_portable_graph_computes(
     name: str, stage: str, batch: int, count: int, slots: int, seed: int
 ) -> None:
     portable, joined, half = sessions(name, stage)
-    inputs = feeds(portable, batch, count, slots, seed)
+    inputs = random_feeds(portable, count, batch=batch, slots=slots, seed=seed)
+    inputs["positions"][1:, seed % count + 1 :] = -1  # rows padded to the length of the first
     wanted, found, rounded = (run(graph, inputs) for graph in (portable, joined, half))
     assert list(wanted) == list(found) == list(rounded)
     for output, values in wanted.items():
@@ -125,7 +94,7 @@ def test_it_computes_what_the_portable_graph_computes(
         assert np.linalg.norm(rounded[output] - values) <= 0.005 * np.linalg.norm(values), output
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("half", [False, True])
 def test_inputs_outputs_and_weights_are_the_same(stage: str, half: bool) -> None:
     config = config_of(MODELS["plain"])
@@ -161,7 +130,7 @@ def test_only_the_two_products_read_float16(half: bool) -> None:
     assert by_operator == ({"MatMul": 4, "Transpose": 2, "Cast": 4} if half else {})
 
 
-@pytest.mark.parametrize("stage", STAGE_NAMES)
+@pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_it_brings_nothing_that_tensorrt_10_3_refuses(stage: str, precision: str) -> None:
     config = config_of(MODELS["plain"])
