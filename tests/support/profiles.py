@@ -53,12 +53,12 @@ def make_round(start: float = 100.0, slower: float = 1.0, **stats: Any) -> Recor
     def run(stage: str, moment: float, seconds: float, rows: int = 1) -> StageEvent:
         return StageEvent(stage, start + moment, seconds, rows)
 
-    step = 1.2 + slower
+    step, first = 1.2 + slower, stats.get("prompt_bytes", 4) - 1
     events = (
-        run("patcher", 0.0, 0.1, 3),
-        run("encoder", 0.1, 0.1, 3),
+        run("patcher", 0.0, 0.1, first),
+        run("encoder", 0.1, 0.1, first),
         run("latent", 0.2, 0.2, 2),
-        run("decoder", 0.4, 0.2, 3),
+        run("decoder", 0.4, 0.2, first),
         run("patcher", 0.7, 0.1, 2),
         run("encoder", 0.8, 0.05, 2),
         run("decoder", 0.85, 0.05, 2),

@@ -9,6 +9,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -84,16 +85,25 @@ class Recording:
     @property
     def prefill_events(self) -> list[StageEvent]:
         """Stage runs over the prompt."""
-        return [event for event in self.events if self._in_prefill(event)]
+        return list(self.events[: self._prefill_runs])
 
     @property
     def decode_events(self) -> list[StageEvent]:
         """Stage runs after it."""
-        return [event for event in self.events if not self._in_prefill(event)]
+        return list(self.events[self._prefill_runs :])
 
-    def _in_prefill(self, event: StageEvent) -> bool:
-        # By its middle: the runtime's clock starts a few microseconds after ours.
-        return event.start + event.seconds / 2 < self.prefilled
+    @cached_property
+    def _prefill_runs(self) -> int:
+        """How many: up to the decoder's run that takes the prompt's last byte.
+
+        Not by the clock: the runtime starts its own a moment after ours, on a busy machine a long one.
+        """
+        unread = 1 + self.stats.prompt_bytes
+        for count, event in enumerate(self.events, 1):
+            unread -= event.rows if event.stage == "decoder" else 0
+            if unread <= 0:
+                return count
+        return len(self.events)
 
     @property
     def prefill_chunks(self) -> list[tuple[int, float]]:

@@ -20,6 +20,11 @@ def test_phases() -> None:
     assert one.decode_patches == 1
 
 
+def test_phases_do_not_depend_on_when_the_runtimes_clock_starts() -> None:
+    late = replace(make_round(), start=99.0)
+    assert (len(late.prefill_events), len(late.decode_events)) == (7, 7)
+
+
 def test_chunks_end_where_the_next_one_begins() -> None:
     (first, first_seconds), (second, second_seconds) = make_round().prefill_chunks
     assert (first, second) == (3, 2)
