@@ -41,7 +41,6 @@ __all__ = [
     "Recipe",
     "WeightFactors",
     "linear_products",
-    "pack_int4",
     "quantize_weight",
     "rewrite_stage",
 ]
@@ -93,15 +92,6 @@ def quantize_weight(weight: Floats, bits: int, block_size: int, search: str = "m
             part = slice(first, first + columns)
             values[index, :, part], scales[index, part] = _tile(block[:, part], bits, search)
     return Quantized(values.reshape(weight.shape), scales)
-
-
-def pack_int4(values: Integers) -> npt.NDArray[np.uint8]:
-    """Two int4 values a byte in C order, the first in the low half, as ONNX stores them."""
-    flat = values.reshape(-1)
-    if flat.size % 2:
-        flat = np.append(flat, np.int8(0))
-    nibbles = flat.view(np.uint8)
-    return ((nibbles[0::2] & 0x0F) | (nibbles[1::2] << 4)).astype(np.uint8, copy=False)
 
 
 def _tile(block: Floats, bits: int, search: str) -> tuple[Integers, Floats]:
@@ -300,9 +290,7 @@ class _Product:
         def load_values() -> ir.TensorProtocol:
             quantized = quantize()
             waiting[:] = [quantized.scales]
-            if bits == 4:
-                return ir.PackedTensor(pack_int4(quantized.values), dtype, shape=self.shape)
-            return ir.tensor(quantized.values)
+            return ir.tensor(quantized.values.astype(dtype.numpy(), copy=False), dtype=dtype)
 
         def load_scales() -> ir.TensorProtocol:
             scales = waiting.pop() if waiting else quantize().scales

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from blt_edge.export import export_checkpoint
 from blt_edge.export.build_tensorrt import _check_graph
 from blt_edge.export.bundle import load_stage
 from blt_edge.export.lint_tensorrt import RULES, lint_graph
-from blt_edge.graphs.attention import half_attention, join_attention
+from blt_edge.graphs.attention import fuse_attention, half_attention, join_attention
 from blt_edge.graphs.quantize import Recipe
 from blt_edge.graphs.stages import stage_stack
 from blt_edge.runtime import BltModel, GenerationOptions
@@ -203,6 +204,12 @@ def test_a_graph_of_another_making_is_refused_in_one_line(spoil: Callable[[ir.No
             spoil(node)
     with pytest.raises(BltError, match=r"^decoder\.onnx: its attention is not what [^\n]*$"):
         join_attention(model, "decoder.onnx")
+
+
+def test_other_heads_than_the_manifest_s_are_refused(portable: Path) -> None:
+    spec = load_manifest(portable).stages["decoder"]
+    with pytest.raises(BltError, match=r"^decoder\.onnx: its heads are not those of the manifest"):
+        fuse_attention(load_stage(portable, spec), replace(spec, kv_heads=99))
 
 
 def test_attention_that_is_nowhere_is_missed(portable: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
@@ -14,7 +13,6 @@ from blt_edge.graphs.quantize import (
     Recipe,
     WeightFactors,
     linear_products,
-    pack_int4,
     quantize_weight,
     rewrite_stage,
 )
@@ -118,14 +116,6 @@ def test_what_fits_the_grid_is_exact(search: str) -> None:
     values = np.random.default_rng(1).integers(-7, 8, (64, 9)).astype(np.float32) * 0.5
     values[::32] = 3.5
     np.testing.assert_allclose(dequantize(quantize_weight(values, 4, 32, search)), values, atol=1e-6)
-
-
-@given(hnp.arrays(np.int8, st.tuples(st.integers(1, 5), st.integers(1, 5)), elements=st.integers(-8, 7)))
-def test_packing_is_the_low_nibble_first(values: np.ndarray) -> None:
-    packed = pack_int4(values)
-    assert len(packed) == -(-values.size // 2)
-    nibbles = np.stack([packed & 15, packed >> 4], axis=1).reshape(-1)[: values.size]
-    np.testing.assert_array_equal(nibbles.astype(ml_dtypes.int4).astype(np.int8), values.reshape(-1))
 
 
 def test_factors() -> None:

@@ -11,8 +11,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["NEEDS", "RUNNABLE", "Block", "anchors", "blocks", "commands", "links"]
-
 NEEDS = ("GPU", "Jetson", "checkpoint", "minutes", "network")
 """What a block may need: minutes is for what takes too long, checkpoint for weights that nobody can give."""
 
@@ -89,13 +87,15 @@ def commands(block: Block) -> list[str]:
 
 def links(page: Path) -> list[str]:
     """Targets of links and pictures that lie in the repository."""
-    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    found = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", text))
+    found = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", _without_blocks(page)))
     return [target for target in found if "://" not in target and not target.startswith("mailto:")]
 
 
 def anchors(page: Path) -> set[str]:
     """Anchors of the headings, as GitHub makes them."""
-    text = re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    titles = re.findall(r"^#+ (.*)$", text, re.M)
+    titles = re.findall(r"^#+ (.*)$", _without_blocks(page), re.M)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def _without_blocks(page: Path) -> str:
+    return re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)

@@ -172,15 +172,6 @@ def test_undo_beyond_the_roll_back_limit_tells_what_is_read_again(model: BltMode
     assert_sound(chat)
 
 
-def test_reset_goes_back_to_the_start(model: BltModel) -> None:
-    chat = state(model, b"It was")
-    chat.read()
-    first = go_on(chat)
-    chat.reset()
-    assert (chat.text, chat.turns) == (b"It was", [])
-    assert go_on(chat) == first
-
-
 def test_positions_run_out(model: BltModel) -> None:
     chat = state(model, b"abc " * 120)
     go_on(chat)

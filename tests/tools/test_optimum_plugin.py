@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -103,24 +102,18 @@ def test_exports_what_blt_edge_exports(optimum: Optimum, cli, tiny_model, tmp_pa
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == (f"{tmp_path / 'theirs'}\n", "")
     assert cli("export", tiny_model.checkpoint, "-o", tmp_path / "ours", *options).exit_code == 0
-    theirs, ours = (
-        json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("theirs", "ours")
-    )
-    assert theirs == ours
+    theirs, ours = (tmp_path / name / "manifest.json" for name in ("theirs", "ours"))
+    assert theirs.read_text() == ours.read_text()
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
         ([], "--model is missing; see optimum-cli export blt --help"),
-        (["-m", "demo"], "--output is missing; give the name of a new directory"),
         (["-m", "demo", "a", "-o", "b"], "the output is given twice; see"),
         (["-m", "./gone", "x"], "MODEL: ./gone does not exist; give a checkpoint's folder"),
-        (["-m", "demo", "x", "--tables", "int9"], "--tables: got 'int9', this version has auto or"),
-        (["-m", "demo", "x", "--precision", "int9"], "--precision: got 'int9', allowed are fp32"),
         (["-m", "demo", "x", "--rtol", "-1"], "--rtol is -1.0; allowed is a finite number >= 0"),
         (["-m", "demo", "x", "--rtol"], "argument --rtol: expected one argument; see optimum-cli"),
-        (["-m", "demo", "/"], "--output / exists"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(

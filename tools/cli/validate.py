@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from ...export.validate import BundleReference, ValidationReport
     from ...runtime.manifest import Manifest
 
-_LOADING_FACTOR = 1.3
+# A parameter in transformers: float32, and what loading adds.
+_PARAMETER_BYTES = 4 * 1.3
 # A float32 bundle while it is loaded takes twice its graphs, one made of it at most as much again.
 _BUNDLES_FACTOR = 3
 _NO_ENGINE = "ONNX Runtime, which would run bundles, is not installed (pip install 'blt-edge[cpu]')"
@@ -139,7 +140,7 @@ def _given_reference(manifest: Manifest, source: str, session: Session) -> Refer
             f"--reference: {source} is in Meta's layout, which transformers does not read; give it in "
             "the Hugging Face layout, or --golden"
         )
-    lacking = _lacking_memory(sum(manifest.model.parameters.values()))
+    lacking = _lacking_memory("transformers", _PARAMETER_BYTES * sum(manifest.model.parameters.values()))
     if lacking:
         raise click.ClickException(f"{lacking}; compare on a larger machine, or with --golden")
     if sha256 != manifest.source.sha256:
@@ -183,7 +184,7 @@ def checkpoint_reference(folder: Path, layout: str, parameters: int) -> Referenc
     elif layout != "huggingface":
         against = "transformers does not read Meta's layout"
     else:
-        against = _lacking_memory(parameters)
+        against = _lacking_memory("transformers", _PARAMETER_BYTES * parameters)
     if not against:
         return ReferenceChoice("transformers", folder)
     golden = folder / GOLDEN_NAME
@@ -192,24 +193,20 @@ def checkpoint_reference(folder: Path, layout: str, parameters: int) -> Referenc
     return ReferenceChoice("nothing", folder, (against, f"there is no {GOLDEN_NAME} beside the checkpoint"))
 
 
-def _lacking_memory(parameters: int) -> str:
-    """What to say when a model does not fit into memory in transformers: float32, and what loading adds."""
-    needed, free = round(4 * _LOADING_FACTOR * parameters), available_memory()
-    if free is None or needed <= free:
-        return ""
-    return f"transformers would need about {size(needed)} of memory in float32, {size(free)} are free"
-
-
 def bundle_reference(bundle: Path, manifest: Manifest) -> ReferenceChoice:
     """The float32 bundle, for those made from it; nothing where it can't be loaded."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        return ReferenceChoice("nothing", bundle, (_NO_ENGINE,))
     weights = sum(manifest.files[stage.data].bytes for stage in manifest.stages.values())
-    needed, free = round(_BUNDLES_FACTOR * weights), available_memory()
-    if free is not None and needed > free:
-        why = f"both bundles would need about {size(needed)} of memory, {size(free)} are free"
-        return ReferenceChoice("nothing", bundle, (why,))
-    return ReferenceChoice("bundle", bundle)
+    without_engine = importlib.util.find_spec("onnxruntime") is None
+    against = _NO_ENGINE if without_engine else _lacking_memory("both bundles", _BUNDLES_FACTOR * weights)
+    return ReferenceChoice("nothing", bundle, (against,)) if against else ReferenceChoice("bundle", bundle)
+
+
+def _lacking_memory(what: str, needed: float) -> str:
+    """Why `what` can't be loaded here; empty when it can, as far as is known."""
+    free = available_memory()
+    if free is None or needed <= free:
+        return ""
+    return f"{what} would need about {size(needed)} of memory, {size(free)} are free"
 
 
 # 2. Comparing.

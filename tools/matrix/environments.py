@@ -147,10 +147,16 @@ def prepare(cell: Cell, interpreter: Interpreter, wheel: Wheel, folder: Path) ->
 
 
 def clean_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """This process's variables less those that would let other packages or settings in."""
+    """This process's variables less those that would let other packages or settings in.
+
+    uv is told of the indexes and folders of wheels that pip is told of.
+    """
     ours = ("PYTHON", "VIRTUAL_ENV", "BLT_", "PIP_TARGET", "PIP_PREFIX", "PIP_USER")
     kept = {name: value for name, value in environment.items() if not name.startswith(ours)}
-    return {**kept, "PYTHONNOUSERSITE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    for name in ("INDEX_URL", "EXTRA_INDEX_URL", "FIND_LINKS"):
+        if f"PIP_{name}" in kept:
+            kept.setdefault(f"UV_{name}", kept[f"PIP_{name}"])
+    return {**kept, "PYTHONNOUSERSITE": "1"}
 
 
 def _uv(*arguments: str, **variables: str) -> str:

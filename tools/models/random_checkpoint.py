@@ -252,8 +252,8 @@ def write_random_checkpoint(
     parameters = sum(math.prod(shape) for shape in shapes.values())
     needed = parameters * TENSOR_BYTES[dtype]
     with new_directory(folder, f"output {folder}", "checkpoint", needed=needed) as made:
-        weights = _Weights(dtype, seed, min(_BLOCK, parameters))
-        size = write_checkpoint_weights(made, shapes, dtype, weights.blocks, shard_bytes)
+        draws = _Draws(dtype, seed, min(_BLOCK, parameters))
+        size = write_checkpoint_weights(made, shapes, dtype, draws.blocks, shard_bytes)
         written = {**config, "dtype": dtype}
         _write_config(made, written)
         if choose_threshold and model.patcher is not None:
@@ -263,7 +263,7 @@ def write_random_checkpoint(
     return size
 
 
-class _Weights:
+class _Draws:
     """The bytes of random tensors, cut out of one block of draws that is scaled anew for each deviation."""
 
     def __init__(self, dtype: str, seed: int, draws: int) -> None:

@@ -24,7 +24,8 @@ A row is BOS and 1,024 bytes from a random place of one source, drawn from seed,
 
 Sizes: 7.93M parameters: patcher 0.47M (2 layers, width 128), encoder 0.64M (1 layer, width 192), hash
 tables 2.37M (6 tables of 2,053 rows), global transformer 2.24M (3 layers, width 256), decoder 2.17M (4
-layers, width 192), head 0.05M. Muon trains the hidden matrices, AdamW the rest.
+layers, width 192), head 0.05M; every linear layer's input is a multiple of 32 wide. They are read from
+export/demo/config.json. Muon trains the hidden matrices, AdamW the rest.
 
 Measured with the defaults (seed 20261123; patcher 3,000 steps of 8 rows, main model 2,200 steps of 16 rows,
 so 24.6 and 36.0 MB of text): 14 + 57 minutes on 2 cores of an AMD EPYC (Zen 5, AVX-512 bfloat16), which
@@ -58,6 +59,7 @@ from torch import Tensor, nn
 from transformers import BltConfig, BltForCausalLM
 from transformers.utils import logging
 
+from ...export import demo
 from ...runtime.files import write_whole
 from . import demo_data, demo_forward
 
@@ -65,66 +67,18 @@ SEED = 20261123
 CONTEXT = 1024
 MAX_PATCHES = 384
 BYTES_PER_PATCH = 4.2
-POSITIONS = 16384
 PATCHER_STEPS, PATCHER_ROWS = 3000, 8
 STEPS, ROWS = 2200, 16
 MUON_LR = 0.02
 
 
-def demo_config() -> BltConfig:
-    """The demo's shape: 7.9M parameters, every linear layer's input a multiple of 32 wide."""
-    local = {
-        "vocab_size": 260,
-        "hidden_size": 192,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 3,
-        "intermediate_size": 512,
-        "cross_attn_k": 2,
-        "hidden_size_global": 256,
-        "max_position_embeddings": POSITIONS,
-    }
-    patcher = {
-        "vocab_size": 260,
-        "hidden_size": 128,
-        "num_attention_heads": 4,
-        "num_hidden_layers": 2,
-        "intermediate_size": 352,
-        "sliding_window": 128,
-        "max_position_embeddings": POSITIONS,
-    }
-    latent = {
-        "hidden_size": 256,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "num_hidden_layers": 3,
-        "intermediate_size": 672,
-        "max_position_embeddings": POSITIONS,
-    }
-    config = BltConfig(
-        vocab_size=260,
-        max_position_embeddings=POSITIONS,
-        local_attention_window_len=128,
-        cross_attn_k=2,
-        patching_mode="entropy",
-        patch_in_forward=True,
-        encoder_hash_byte_group_size=[3, 4, 5, 6, 7, 8],
-        encoder_hash_byte_group_vocab=2053,
-        encoder_hash_byte_group_nb_functions=1,
-        patcher_config=patcher,
-        encoder_config={**local, "num_hidden_layers": 1, "cross_attn_all_layers": False},
-        decoder_config={**local, "num_hidden_layers": 4, "cross_attn_all_layers": True},
-        global_config=latent,
-        bos_token_id=demo_data.BOS,
-        eos_token_id=2,
-    )
-    config.trained_context = CONTEXT
-    return config
-
-
 def new_model() -> BltForCausalLM:
-    """transformers' own initialisation, with smaller embeddings and residual projections."""
+    """The shape of the demo that is there, anew: transformers' own initialisation, with smaller embeddings
+    and residual projections.
+    """
+    config = BltConfig.from_pretrained(demo.__path__[0])
     torch.manual_seed(SEED)
-    model = BltForCausalLM._from_config(demo_config(), attn_implementation="eager", dtype=torch.float32)
+    model = BltForCausalLM._from_config(config, attn_implementation="eager", dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(False)

@@ -85,14 +85,8 @@ def test_with_the_prompt_in_front(prompt: bytes, data: bytes) -> None:
 
 
 def test_tokens() -> None:
-    assert [token_text(number) for number in (4, 69, 131, 132, 259)] == [
-        "\x00",
-        "A",
-        "\x7f",
-        r"bytes:\x80",
-        r"bytes:\xff",
-    ]
-    assert token_text(2) == "<eos>"
+    told = {4: "\x00", 69: "A", 131: "\x7f", 132: r"bytes:\x80", 259: r"bytes:\xff", 2: "<eos>"}
+    assert {number: token_text(number) for number in told} == told
     assert len({token_text(number) for number in range(260)}) == 260
 
 

@@ -74,21 +74,6 @@ def test_no_more_than_the_capacity_waits(queue: JobQueue) -> None:
     assert queue.expected_wait < 60
 
 
-def test_a_job_that_waits_is_forgotten_and_one_that_runs_is_told(queue: JobQueue) -> None:
-    arrived: list[Any] = []
-    running, waiting = Work("a", arrived), Work("b", arrived)
-    queue.submit(running.job)
-    assert running.begun.wait(30)
-    queue.submit(waiting.job)
-    queue.withdraw(waiting.job)
-    queue.withdraw(running.job)
-    assert not queue.forget(running.job)
-    running.go.set()
-    assert running.ended.wait(30)
-    assert arrived == ["a cancelled", None]
-    assert queue.waiting == 0
-
-
 def test_nothing_may_wait_but_one_may_run() -> None:
     queue = JobQueue(0)
     first = Work("a", [])
