@@ -30,8 +30,6 @@ _TRIALS = 2
 _AGAIN = 128
 # Of guesses by the planner's own choice.
 _LONGEST_CHOSEN = 24
-# The patcher reads the chosen byte anyway: that it looks a little slower than no guesses may be noise.
-_PATCHER_BONUS = 1.1
 # What a guess costs of a round without any before rounds have told, and what it costs at least and at most:
 # some guesses are worth a look however dear they are, and one that is nearly certain is.
 _USUAL_SHARE = 0.25
@@ -180,7 +178,7 @@ class Planner:
     def _speed(self, name: str) -> float:
         """Bytes a second of recent rounds."""
         source = self._sources[name]
-        return (_PATCHER_BONUS if name == "patcher" else 1.0) * source.bytes / source.seconds
+        return source.bytes / source.seconds
 
     def _lookup_pays(self, match: Match) -> bool:
         """Whether guesses from a match promise more bytes than what they cost would give without them."""
