@@ -49,7 +49,7 @@ _VISIBLE = {
 
 
 @dataclass
-class Session:
+class Messages:
     """Verbosity of this run, and stderr for progress and figures."""
 
     verbose: bool = False
@@ -163,14 +163,14 @@ def crash_line(error: Exception, verbose: bool) -> str:
 
 
 @contextmanager
-def progress_bar(session: Session) -> Iterator[Progress]:
+def progress_bar(messages: Messages) -> Iterator[Progress]:
     """A callback that shows progress in bytes while the block runs."""
-    if session.quiet or sys.stderr is None:
+    if messages.quiet or sys.stderr is None:
         yield lambda what, done, total: None
     elif is_terminal(sys.stderr):
         yield from _bar()
     else:
-        yield _Lines(session)
+        yield _Lines(messages)
 
 
 def _bar() -> Iterator[Progress]:
@@ -201,8 +201,8 @@ def _bar() -> Iterator[Progress]:
 class _Lines:
     """Progress where nothing can be drawn: a line when something else begins."""
 
-    def __init__(self, session: Session) -> None:
-        self._session, self._last = session, ""
+    def __init__(self, messages: Messages) -> None:
+        self._session, self._last = messages, ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if what != self._last:
@@ -211,10 +211,10 @@ class _Lines:
 
 
 @contextmanager
-def status(session: Session, first: str = "") -> Iterator[Callable[[str], None]]:
+def status(messages: Messages, first: str = "") -> Iterator[Callable[[str], None]]:
     """A callback that says what is being done now; on a terminal the last thing said vanishes at the end."""
-    if session.quiet or not is_terminal(sys.stderr):
-        lines = _Lines(session)
+    if messages.quiet or not is_terminal(sys.stderr):
+        lines = _Lines(messages)
         if first:
             lines(first, 0, 0)
         yield lambda what: lines(what, 0, 0)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from blt_edge.tools.cli.documents import read_input, write_json
 from blt_edge.tools.cli.options import STDIN
-from blt_edge.tools.output import Session
+from blt_edge.tools.output import Messages
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -44,4 +44,4 @@ def test_json_to_a_device_does_not_replace_it(tmp_path: Path) -> None:
 
 def test_missing_stdin_is_empty(monkeypatch) -> None:
     monkeypatch.setattr("sys.stdin", None)
-    assert read_input(STDIN, Session(), "the prompt") == b""
+    assert read_input(STDIN, Messages(), "the prompt") == b""

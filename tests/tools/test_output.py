@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 
 from blt_edge.tools.output import (
-    Session,
+    Messages,
     TextOutput,
     count,
     is_terminal,
@@ -48,21 +48,21 @@ def test_a_table_without_stdout_is_nothing(monkeypatch) -> None:
 
 
 def test_progress_in_a_pipe_is_a_line_per_step(capsys) -> None:
-    with progress_bar(Session()) as progress:
+    with progress_bar(Messages()) as progress:
         for done in range(5):
             progress("first\x1b", done, 10)
         progress("second", 10, 10)
-    with status(Session(), "loading") as say:
+    with status(Messages(), "loading") as say:
         say("comparing")
         say("comparing")
     assert capsys.readouterr().err.splitlines() == ["first\\x1b", "second", "loading", "comparing"]
 
 
 def test_quiet_says_nothing(capsys) -> None:
-    with progress_bar(Session(quiet=True)) as progress, status(Session(quiet=True), "x") as say:
+    with progress_bar(Messages(quiet=True)) as progress, status(Messages(quiet=True), "x") as say:
         progress("first", 1, 2)
         say("y")
-    Session(quiet=True).say("z")
+    Messages(quiet=True).say("z")
     assert capsys.readouterr() == ("", "")
 
 

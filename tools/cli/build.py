@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from ...runtime.host import available_memory
-from ..output import Session, is_terminal, print_table, printable, progress_bar, size, status
+from ..output import Messages, is_terminal, print_table, printable, progress_bar, size, status
 from .documents import write_json
 from .options import STDIN, MemorySize, OneOf, bundle_argument, json_option, option, options, verb
 
@@ -71,7 +71,7 @@ _tensorrt_options = options(
 @_tensorrt_options
 @json_option
 def command(
-    session: Session,
+    messages: Messages,
     bundle: Path,
     target: str,
     force: bool,
@@ -105,20 +105,22 @@ def command(
 
         options = TensorRtOptions(target=target, **given)
     if dry_run:
-        engine, needed = _plan_tensorrt(session, bundle, options) if options else _plan_onnxruntime(bundle)
+        engine, needed = _plan_tensorrt(messages, bundle, options) if options else _plan_onnxruntime(bundle)
         there = " again, with --force (it is there already)" if engine.is_dir() else ""
         free = size(shutil.disk_usage(bundle).free)
         click.echo(f"would write {engine}{there}: {needed}; {free} of disk are free")
         return
     if options:
-        engine = _build_tensorrt(session, bundle, options, force)
+        engine = _build_tensorrt(messages, bundle, options, force)
     else:
-        engine = _build_onnxruntime(session, bundle, force)
+        engine = _build_onnxruntime(messages, bundle, force)
     from ...runtime.engines import engines_of
 
     others = [other.name for other in engines_of(bundle, target) if other.name != engine.name]
     if others:
-        session.say(f"engines for other machines, versions or limits, to remove by hand: {', '.join(others)}")
+        messages.say(
+            f"engines for other machines, versions or limits, to remove by hand: {', '.join(others)}"
+        )
     if json_file is not None:
         write_json(json_file, _document(engine, target))
     if json_file != STDIN:
@@ -158,15 +160,15 @@ def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
     return engine_path(bundle, describe_engine(manifest)), f"at most {size(engine_bytes(manifest))}"
 
 
-def _build_onnxruntime(session: Session, bundle: Path, force: bool) -> Path:
+def _build_onnxruntime(messages: Messages, bundle: Path, force: bool) -> Path:
     from ...export.build_ort import build_engine
     from ...runtime.engines import data_file, graph_file
     from ...runtime.manifest import load_manifest
 
-    with progress_bar(session) as progress:
+    with progress_bar(messages) as progress:
         directory = build_engine(bundle, force=force, progress=progress).directory
     assert directory is not None
-    if not session.quiet and sys.stderr is not None:
+    if not messages.quiet and sys.stderr is not None:
         manifest = load_manifest(bundle)
         rows = []
         for stage, spec in manifest.stages.items():
@@ -179,12 +181,12 @@ def _build_onnxruntime(session: Session, bundle: Path, force: bool) -> Path:
 # 2. TensorRT.
 
 
-def _plan_tensorrt(session: Session, bundle: Path, options: TensorRtOptions) -> tuple[Path, str]:
+def _plan_tensorrt(messages: Messages, bundle: Path, options: TensorRtOptions) -> tuple[Path, str]:
     """Print what building would do; returns what it would write, and how much of it."""
     from ...export.build_tensorrt import plan_tensorrt
 
     plan = plan_tensorrt(bundle, options)
-    _warn_of_refusals(session, bundle, plan)
+    _warn_of_refusals(messages, bundle, plan)
     _show_estimate(plan, sys.stdout)
     rows = [
         (stage, name, _range(axis), _range(decode[name]))
@@ -201,31 +203,31 @@ def _range(axis: Axis) -> str:
     return str(axis.min) if axis.min == axis.max else f"{axis.min} to {axis.max}, tuned for {axis.opt}"
 
 
-def _build_tensorrt(session: Session, bundle: Path, options: TensorRtOptions, force: bool) -> Path:
+def _build_tensorrt(messages: Messages, bundle: Path, options: TensorRtOptions, force: bool) -> Path:
     from ...export.build_tensorrt import build_engines, plan_tensorrt
 
     plan = plan_tensorrt(bundle, options)
-    shown = not session.quiet and sys.stderr is not None
+    shown = not messages.quiet and sys.stderr is not None
     if force or not plan.there:
-        _warn_of_refusals(session, bundle, plan)
+        _warn_of_refusals(messages, bundle, plan)
         if shown:
             _show_estimate(plan, sys.stderr)
-    with status(session) as say:
+    with status(messages) as say:
         result = build_engines(bundle, options, force=force, watch=_watch(say, plan))
     if shown and result.facts:
         _show_result(plan, result, sys.stderr)
         if not result.proven:
             capabilities = " or ".join(plan.capabilities)
-            session.say(
+            messages.say(
                 f"not run yet: this machine has no GPU of compute capability {capabilities}; where they are "
                 "loaded, they are compared with what the portable graphs gave here"
             )
     elif shown:
-        session.say("they are there already, and sound; --force builds them again")
+        messages.say("they are there already, and sound; --force builds them again")
     return plan.directory
 
 
-def _warn_of_refusals(session: Session, bundle: Path, plan: BuildPlan) -> None:
+def _warn_of_refusals(messages: Messages, bundle: Path, plan: BuildPlan) -> None:
     """Say what an old TensorRT refuses as far as is known; whether it does, only building shows."""
     from ...export.lint_tensorrt import lint_bundle, rules_of_old
     from ...graphs.precision import format_precision
@@ -242,7 +244,7 @@ def _warn_of_refusals(session: Session, bundle: Path, plan: BuildPlan) -> None:
         f"{findings[0].reason} ({findings[0].node}{'' if len(findings) == 1 else ' and others'}); "
         f"export or quantize with --precision {format_precision(mix)}"
     )
-    session.note(printable(line))
+    messages.note(printable(line))
 
 
 def _watch(say: Callable[[str], None], plan: BuildPlan) -> Callable[[str, Moment | None], None]:

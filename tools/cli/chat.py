@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.options import GenerationOptions
-from ..output import Session, TextOutput, foreseen_line, printable, status
+from ..output import Messages, TextOutput, foreseen_line, printable, status
 from .documents import read_prompt
 from .model_options import EngineOptions, engine_options, load_model, sampling_options
 from .options import STDIN, InputFile, model_option, verb
@@ -33,7 +33,7 @@ _SHOWN = 600
 @sampling_options
 @engine_options
 def command(
-    session: Session,
+    messages: Messages,
     model: Path,
     prompt: str | None,
     prompt_file: Path | None,
@@ -55,9 +55,9 @@ def command(
     options = GenerationOptions(**sampling)
     if prompt == "-" or prompt_file == STDIN:
         raise click.UsageError("stdin is where lines come from; give a text, or --prompt-file FILE")
-    start = read_prompt(prompt, prompt_file, session) or b""
-    loaded = load_model(session, model, engine)
-    chat = Chat(session, ChatSession(loaded, options, start), TextOutput(shown=True))
+    start = read_prompt(prompt, prompt_file, messages) or b""
+    loaded = load_model(messages, model, engine)
+    chat = Chat(messages, ChatSession(loaded, options, start), TextOutput(shown=True))
     reader = line_reader(complete)
     _begin(chat, reader, model)
     try:
@@ -72,7 +72,7 @@ def command(
 
 
 def _begin(chat: Chat, reader: LineReader, model: Path) -> None:
-    session, state = chat.session, chat.state
+    messages, state = chat.messages, chat.state
     if len(state.text) >= state.positions:
         raise click.UsageError(
             f"--prompt is {len(state.text)} bytes long; the model has room for {state.positions - 1}"
@@ -82,7 +82,7 @@ def _begin(chat: Chat, reader: LineReader, model: Path) -> None:
         chat.say("Type a line; the model goes on with the text. /help tells more, Ctrl-D leaves.")
     if not state.text:
         return
-    with status(session, f"reading the prompt, {len(state.text)} bytes"):
+    with status(messages, f"reading the prompt, {len(state.text)} bytes"):
         state.read()
     if reader.interactive:
         text = state.text.decode("utf-8", "replace")
@@ -105,12 +105,12 @@ def _converse(chat: Chat, reader: LineReader) -> bool:
         except KeyboardInterrupt:
             if not reader.interactive:
                 raise
-            chat.session.note("")
+            chat.messages.note("")
             chat.note("/quit or Ctrl-D leaves")
             continue
         if line is None:
             if reader.interactive:
-                chat.session.note("")
+                chat.messages.note("")
             return done
         try:
             if not take_line(chat, line, reader.interactive):

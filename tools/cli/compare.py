@@ -10,7 +10,7 @@ import click
 
 from ...runtime.names import DEVICES
 from ..compare import CompareOptions
-from ..output import Session, print_table, progress_bar, size
+from ..output import Messages, print_table, progress_bar, size
 from .documents import check_plot, read_input, shown_name, write_json
 from .options import STDIN, BundleDirectory, InputFile, OneOf, OutputFile, json_option, option, verb
 
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 @option("--threads", type=int, shown="as many as the engine likes", help="CPU threads.")
 @option("--device", type=OneOf(DEVICES), default=CompareOptions.device, help="Where to run.")
 def command(
-    session: Session,
+    messages: Messages,
     bundles: tuple[Path, ...],
     texts: tuple[Path, ...],
     plot: Path | None,
@@ -81,11 +81,11 @@ def command(
     bundle is measured in a process of its own; private memory is the part that belongs to no file.
     """
     check_plot(plot)
-    read = _read(texts, session)
+    read = _read(texts, messages)
     from ..compare.bundles import compare_bundles, draw_comparison
 
     options = CompareOptions(**settings)  # type: ignore[arg-type]
-    with progress_bar(session) as progress:
+    with progress_bar(messages) as progress:
         comparison = compare_bundles(bundles, read, options, progress)
     if json_file is not None:
         write_json(json_file, comparison.to_dict())
@@ -95,7 +95,7 @@ def command(
         _show(comparison)
 
 
-def _read(paths: Sequence[Path], session: Session) -> dict[str, bytes]:
+def _read(paths: Sequence[Path], messages: Messages) -> dict[str, bytes]:
     if list(paths).count(STDIN) > 1:
         raise click.UsageError("--text: - is given twice; stdin can be read only once")
     texts: dict[str, bytes] = {}
@@ -104,7 +104,7 @@ def _read(paths: Sequence[Path], session: Session) -> dict[str, bytes]:
         name = path.name if alone else shown_name(path)
         if name in texts:
             raise click.UsageError(f"--text: {path} is given twice; give each text once")
-        texts[name] = read_input(path, session, "the text")
+        texts[name] = read_input(path, messages, "the text")
         if not texts[name]:
             raise click.UsageError(f"--text: {name} is empty; there is nothing to compare on")
     return texts

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..output import Session, is_terminal
+from ..output import Messages, is_terminal
 from .options import FLAGS, OneOf, spread, verb
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _INSTALL = {
 
 @verb("completion")
 @click.argument("shell", type=OneOf(SHELLS), metavar="SHELL")
-def command(session: Session, shell: str) -> None:
+def command(messages: Messages, shell: str) -> None:
     """Print a script that completes verbs and options in a shell.
 
     SHELL is bash (4.4 or newer), zsh or fish. A comment at the script's head says how to install it.
@@ -41,7 +41,7 @@ def command(session: Session, shell: str) -> None:
     lines = [first, f"# {_INSTALL[shell]}"] if first.startswith("#") else [f"# {_INSTALL[shell]}", first]
     click.echo("\n".join([*lines, *rest]))
     if is_terminal(sys.stdout):
-        session.say(f"to install it: {_INSTALL[shell]}")
+        messages.say(f"to install it: {_INSTALL[shell]}")
 
 
 def complete(program: click.Command, instruction: str) -> int:

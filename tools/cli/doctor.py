@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..output import Session, print_fields, print_table, printable, size, status
+from ..output import Messages, print_fields, print_table, printable, size, status
 from .documents import write_json
 from .options import STDIN, BundleDirectory, json_option, verb
 
@@ -28,7 +28,7 @@ __all__ = ["command"]
     help="Say, too, what this bundle would run from, and why not from something faster.",
 )
 @json_option
-def command(session: Session, model: Path | None, json_file: Path | None) -> None:
+def command(messages: Messages, model: Path | None, json_file: Path | None) -> None:
     """Show versions, devices, and which engines really run here.
 
     Every engine is tried, in a process of its own: what a library was built with says little about what it
@@ -37,7 +37,7 @@ def command(session: Session, model: Path | None, json_file: Path | None) -> Non
     """
     from ..doctor.report import examine
 
-    with status(session) as say:
+    with status(messages) as say:
         report = examine(model, progress=say)
     if json_file is not None:
         write_json(json_file, report.to_dict())

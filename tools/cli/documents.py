@@ -17,22 +17,22 @@ from typing import Any
 import click
 
 from ...runtime.files import write_whole
-from ..output import Session, is_terminal
+from ..output import Messages, is_terminal
 from .options import STDIN, F, OutputFile
 
 
-def read_input(path: Path, session: Session, what: str) -> bytes:
+def read_input(path: Path, messages: Messages, what: str) -> bytes:
     """Everything in a file, or on stdin for `-`. Raises OSError."""
     if path != STDIN:
         return path.read_bytes()
     if sys.stdin is None:
         return b""
     if is_terminal(sys.stdin):
-        session.say(f"reading {what} from the terminal; end it with Ctrl-D on a line of its own")
+        messages.say(f"reading {what} from the terminal; end it with Ctrl-D on a line of its own")
     return sys.stdin.buffer.read()
 
 
-def read_prompt(prompt: str | None, prompt_file: Path | None, session: Session) -> bytes | None:
+def read_prompt(prompt: str | None, prompt_file: Path | None, messages: Messages) -> bytes | None:
     """What --prompt or --prompt-file give, `-` being stdin; None without either. Raises OSError."""
     if prompt is not None and prompt_file is not None:
         raise click.UsageError("--prompt and --prompt-file are both given; give one of them")
@@ -40,7 +40,7 @@ def read_prompt(prompt: str | None, prompt_file: Path | None, session: Session) 
         return os.fsencode(prompt)
     if prompt is None and prompt_file is None:
         return None
-    return read_input(prompt_file or STDIN, session, "the prompt")
+    return read_input(prompt_file or STDIN, messages, "the prompt")
 
 
 def shown_name(path: Path) -> str:
@@ -92,7 +92,7 @@ def _finite(value: Any) -> Any:
 
 
 def finish_written(
-    session: Session, bundle: Path, json_file: Path | None, check: Callable[[], object] | None
+    messages: Messages, bundle: Path, json_file: Path | None, check: Callable[[], object] | None
 ) -> None:
     """Validate by `check` (None = --no-validate), then print the path and write the document.
 
@@ -101,7 +101,7 @@ def finish_written(
     passed = False
     try:
         if check is None:
-            session.say("not validated: --no-validate")
+            messages.say("not validated: --no-validate")
         else:
             check()
         passed = True

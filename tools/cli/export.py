@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from ...runtime.names import STAGES
-from ..output import Session, count, print_table, progress_bar, size, status
+from ..output import Messages, count, print_table, progress_bar, size, status
 from .documents import finish_written, write_json
 from .options import STDIN, CheckpointSource, OneOf, json_option, option, tolerance_options, verb
 from .quantize import precision_option, quantization, quantization_options
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @option("--dry-run", help="Print what would be written and needed, and write nothing.")
 @json_option
 def command(
-    session: Session,
+    messages: Messages,
     source: str,
     output: Path | None,
     precision: str,
@@ -79,8 +79,8 @@ def command(
         if output is None:
             raise click.UsageError("--output is missing; give the name of a new directory")
         check_output(output, force)
-    how = quantization(quantizing, precision, STAGES, session)
-    plan = _plan(session, source, precision, tables, how)
+    how = quantization(quantizing, precision, STAGES, messages)
+    plan = _plan(messages, source, precision, tables, how)
     if dry_run:
         if json_file is not None:
             write_json(json_file, _document(plan))
@@ -89,9 +89,9 @@ def command(
             _show_comparison(_reference(plan), sys.stdout)
         return
     assert output is not None
-    if not session.quiet and sys.stderr is not None:
+    if not messages.quiet and sys.stderr is not None:
         _show_plan(plan, output, sys.stderr)
-    with progress_bar(session) as progress:
+    with progress_bar(messages) as progress:
         path = export_checkpoint(
             source,
             output,
@@ -103,22 +103,24 @@ def command(
             progress=progress,
         )
     written = sum(file.stat().st_size for file in path.iterdir())
-    session.say(f"wrote {path}, {size(written)}")
-    check = partial(validate_written, path, _reference(plan), session, rtol, atol)
-    finish_written(session, path, json_file, None if no_validate else check)
+    messages.say(f"wrote {path}, {size(written)}")
+    check = partial(validate_written, path, _reference(plan), messages, rtol, atol)
+    finish_written(messages, path, json_file, None if no_validate else check)
 
 
-def _plan(session: Session, source: str, precision: str, tables: str, how: QuantizationOptions) -> ExportPlan:
+def _plan(
+    messages: Messages, source: str, precision: str, tables: str, how: QuantizationOptions
+) -> ExportPlan:
     from ...export import plan_export
 
     plan = partial(plan_export, source, precision=precision, tables=tables, quantization=how)
     if source == "demo" or Path(source).expanduser().is_dir():
-        with status(session, f"reading {source}"):
+        with status(messages, f"reading {source}"):
             return plan()
     # The hub's client draws its own progress.
-    if session.quiet:
+    if messages.quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    session.say(f"fetching {source}")
+    messages.say(f"fetching {source}")
     return plan()
 
 

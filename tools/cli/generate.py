@@ -16,7 +16,7 @@ import click
 
 from ...runtime.host import peak_resident
 from ...runtime.options import GenerationOptions
-from ..output import Session, TextOutput, interrupt_sets, is_terminal, printable, size, status
+from ..output import Messages, TextOutput, interrupt_sets, is_terminal, printable, size, status
 from .documents import read_prompt, write_json
 from .model_options import EngineOptions, engine_options, load_model, sampling_options
 from .options import STDIN, InputFile, json_option, model_option, verb
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @engine_options
 @json_option
 def command(
-    session: Session,
+    messages: Messages,
     model: Path,
     prompt: str | None,
     prompt_file: Path | None,
@@ -56,20 +56,20 @@ def command(
     --max-new-bytes. Figures follow on stderr.
     """
     options = GenerationOptions(**sampling)
-    data = read_prompt(prompt, prompt_file, session)
+    data = read_prompt(prompt, prompt_file, messages)
     if data is None:
         raise click.UsageError("--prompt is missing; give a text, - for stdin, or --prompt-file FILE")
     positions = 1 + len(data) + options.max_new_bytes
-    loaded = load_model(session, model, engine, positions=positions)
+    loaded = load_model(messages, model, engine, positions=positions)
     out = TextOutput(shown=json_file != STDIN)
     if echo:
         out.write(data.decode("utf-8", "replace"))
-    last, made = _stream(session, loaded, data, options, out)
+    last, made = _stream(messages, loaded, data, options, out)
     assert last.stats is not None
     if json_file is not None:
         write_json(json_file, _document(model, data, made, last, options, loaded.engine))
-    if not session.quiet:
-        _figures(session, last.stats, str(last.finish_reason), loaded.engine)
+    if not messages.quiet:
+        _figures(messages, last.stats, str(last.finish_reason), loaded.engine)
     if last.finish_reason == "cancelled":
         raise KeyboardInterrupt
 
@@ -78,14 +78,14 @@ def command(
 
 
 def _stream(
-    session: Session, model: BltModel, prompt: bytes, options: GenerationOptions, out: TextOutput
+    messages: Messages, model: BltModel, prompt: bytes, options: GenerationOptions, out: TextOutput
 ) -> tuple[GenerationChunk, bytes]:
     """Print the text; returns the last chunk, with the reason and figures, and all new bytes."""
     made, cancel = bytearray(), threading.Event()
     chunks = model.stream(prompt, options, cancel=cancel)
     slow = is_terminal(sys.stderr) and len(prompt) > 200
     try:
-        with status(session, f"reading the prompt, {len(prompt)} bytes") if slow else nullcontext():
+        with status(messages, f"reading the prompt, {len(prompt)} bytes") if slow else nullcontext():
             first = next(chunks)
         with interrupt_sets(cancel):
             for chunk in chain([first], chunks):
@@ -96,7 +96,7 @@ def _stream(
     except BaseException:
         out.end_line()
         raise
-    if not session.quiet or chunk.finish_reason == "cancelled" or is_terminal(sys.stdout):
+    if not messages.quiet or chunk.finish_reason == "cancelled" or is_terminal(sys.stdout):
         out.end_line()
     return chunk, bytes(made)
 
@@ -112,9 +112,9 @@ _ENDINGS = {
 }
 
 
-def _figures(session: Session, stats: GenerationStats, reason: str, engine: Engine) -> None:
+def _figures(messages: Messages, stats: GenerationStats, reason: str, engine: Engine) -> None:
     patches = f"{stats.text_patches} {'patch' if stats.text_patches == 1 else 'patches'}"
-    session.say(
+    messages.say(
         f"{stats.prompt_bytes} prompt bytes, {stats.new_bytes} new bytes, {patches} "
         f"({stats.bytes_per_patch:.2f} bytes each); {_ENDINGS.get(reason, reason)}"
     )
@@ -122,17 +122,17 @@ def _figures(session: Session, stats: GenerationStats, reason: str, engine: Engi
     speed = f"{begun} after {1000 * stats.first_byte_seconds:.1f} ms"
     if stats.new_bytes > 1 and stats.decode_seconds > 0:
         speed += f", then {stats.bytes_per_second:.1f} bytes/s ({stats.milliseconds_per_byte:.2f} ms/byte)"
-    session.say(speed)
+    messages.say(speed)
     if stats.rounds:
-        session.say(
+        messages.say(
             f"drafts: {stats.accepted} of {stats.drafted} guesses right ({stats.acceptance or 0:.0%}), "
             f"{stats.rounds} rounds of {stats.accepted / stats.rounds + 1:.1f} bytes; "
             f"{stats.calls_per_byte['decoder']:.2f} decoder calls a byte"
         )
     shares = stage_shares(stats.stage_seconds, stats.prefill_seconds + stats.decode_seconds)
-    session.say("time: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
-    session.say(f"memory: {memory_told(stats.state_bytes)}")
-    session.say(f"engine: {printable(str(engine))}")
+    messages.say("time: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
+    messages.say(f"memory: {memory_told(stats.state_bytes)}")
+    messages.say(f"engine: {printable(str(engine))}")
 
 
 def stage_shares(stage_seconds: Mapping[str, float], total: float) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.errors import BundleError
-from ..output import Session, count, print_fields, print_table, printable, progress_bar, size
+from ..output import Messages, count, print_fields, print_table, printable, progress_bar, size
 from .documents import write_json
 from .model_options import check_bundle_files
 from .options import STDIN, OneOf, bundle_argument, json_option, option, verb, verify_option
@@ -37,7 +37,7 @@ LINTS = ("tensorrt-10.3", "tensorrt-11", "tensorrt-rtx")
     help=f"List what TARGET would refuse in the graphs: {', '.join(LINTS)}. JetPack 6.2 has tensorrt-10.3.",
 )
 @json_option
-def command(session: Session, bundle: Path, verify: bool, lint: str | None, json_file: Path | None) -> None:
+def command(messages: Messages, bundle: Path, verify: bool, lint: str | None, json_file: Path | None) -> None:
     """Show what is in a bundle and how much memory it takes.
 
     Source, stages, tables, axes, memory of a text's state, and the last validation. The files are checked
@@ -49,12 +49,12 @@ def command(session: Session, bundle: Path, verify: bool, lint: str | None, json
     manifest = load_manifest(bundle)
     fault = engine = findings = None
     try:
-        check_bundle_files(session, bundle, manifest, verify)
+        check_bundle_files(messages, bundle, manifest, verify)
     except BundleError as error:
         # Engines lie inside the bundle: with links in there, nothing is looked at.
         fault = str(error)
     else:
-        engine = _engine(session, bundle, manifest, verify)
+        engine = _engine(messages, bundle, manifest, verify)
         if lint is not None:
             from ...export.lint_tensorrt import lint_bundle
 
@@ -83,12 +83,12 @@ def command(session: Session, bundle: Path, verify: bool, lint: str | None, json
         raise click.ClickException(f"{_title(str(lint))} would refuse {bundle}: {stages}")
 
 
-def _engine(session: Session, bundle: Path, manifest: Manifest, verify: bool) -> Engine:
+def _engine(messages: Messages, bundle: Path, manifest: Manifest, verify: bool) -> Engine:
     from ...runtime.engines import find_engine
 
     if not verify:
         return find_engine(bundle, manifest)
-    with progress_bar(session) as progress:
+    with progress_bar(messages) as progress:
         return find_engine(bundle, manifest, full=True, progress=partial(progress, "checking the engine"))
 
 

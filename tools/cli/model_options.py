@@ -13,7 +13,7 @@ import click
 from ...runtime.names import DEVICES
 from ...runtime.options import GenerationOptions
 from ..memory import running_memory
-from ..output import Session, printable, progress_bar, size
+from ..output import Messages, printable, progress_bar, size
 from .options import MemorySize, OneOf, StopString, Value, draft_options, option, options, verify_option
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ sampling_options = options(
 
 
 def load_model(
-    session: Session, bundle: Path, engine: EngineOptions, *, positions: int | None = None
+    messages: Messages, bundle: Path, engine: EngineOptions, *, positions: int | None = None
 ) -> BltModel:
     """Load a bundle; with `verify`, which may take minutes, show how far it is. Raises BltError.
 
@@ -186,7 +186,7 @@ def load_model(
     )
     if not engine.verify:
         return load()
-    with progress_bar(session) as progress:
+    with progress_bar(messages) as progress:
         return load(verify=True, progress=partial(progress, "checking files"))
 
 
@@ -209,12 +209,12 @@ def _check_memory(bundle: Path, limit: int, positions: int | None, prefill_chunk
         )
 
 
-def check_bundle_files(session: Session, bundle: Path, manifest: Manifest, full: bool) -> None:
+def check_bundle_files(messages: Messages, bundle: Path, manifest: Manifest, full: bool) -> None:
     """Compare a bundle's files with its manifest, whole ones with `full`. Raises BundleError."""
     from ...runtime.integrity import check_files
 
     if not full:
         check_files(bundle, manifest)
         return
-    with progress_bar(session) as progress:
+    with progress_bar(messages) as progress:
         check_files(bundle, manifest, full=True, progress=partial(progress, "checking files"))

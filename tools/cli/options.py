@@ -16,7 +16,7 @@ import click
 
 from ...runtime.errors import OptionError
 from ...runtime.names import DRAFTS, MANIFEST_NAME
-from ..output import Session, flagged, printable
+from ..output import Messages, flagged, printable
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -60,12 +60,12 @@ class VerbCommand(click.Command):
 
 
 def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a function a verb with -v and -q: its docstring is the help, its first argument the session."""
+    """Make a function a verb with -v and -q: its docstring is the help, its first argument the messages."""
 
     def keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-        session = ctx.find_object(Session)
-        if session is not None and value:
-            setattr(session, str(param.name), True)
+        messages = ctx.find_object(Messages)
+        if messages is not None and value:
+            setattr(messages, str(param.name), True)
 
     helps = {
         "verbose": "Show tracebacks of unexpected errors and the warnings of libraries.",

@@ -15,7 +15,7 @@ import click
 from ...runtime.errors import OptionError
 from ...runtime.files import write_whole
 from ...runtime.names import PATCHING_MODES
-from ..output import Session, is_terminal, printable, status
+from ..output import Messages, is_terminal, printable, status
 from .documents import check_plot, output_option, read_input, write_json
 from .model_options import EngineOptions, engine_options, load_model
 from .options import STDIN, F, InputFile, OneOf, json_option, model_option, option, verb
@@ -72,7 +72,7 @@ def _rule_option(flag: str, kind: Any, text: str) -> Callable[[F], F]:
 @output_option("--csv", "no table", "Write a table of one row a byte to FILE; - is stdout.")
 @engine_options
 def command(
-    session: Session,
+    messages: Messages,
     model: Path,
     text: str | None,
     prompt_file: Path | None,
@@ -102,18 +102,18 @@ def command(
     from ...runtime.manifest import load_manifest
 
     rule = _rule(load_manifest(model).patching, changes)
-    data = _text(session, text, prompt_file)
-    loaded = load_model(session, model, engine, positions=1 + len(data))
+    data = _text(messages, text, prompt_file)
+    loaded = load_model(messages, model, engine, positions=1 + len(data))
     from ..patch_view.view import csv_text, look, patch_document
 
     name = model.resolve().name
-    with _slow(session, f"reading {len(data):,} bytes", data):
+    with _slow(messages, f"reading {len(data):,} bytes", data):
         view = look(loaded, data, rule)
     if plot is not None:
         from ..patch_view.plot import draw_patches
 
         kind = plot.suffix.lower().lstrip(".")
-        with _slow(session, f"drawing {plot}", data):
+        with _slow(messages, f"drawing {plot}", data):
             write_whole(plot, lambda path: draw_patches(view, path, kind, name))
     if html is not None:
         from ..patch_view.page import html_page
@@ -126,14 +126,14 @@ def command(
         about = {"model": str(model), "source": source, "bundle_rule": asdict(own)}
         write_json(json_file, {**about, **patch_document(view)})
     if STDIN not in given:
-        _show(session, view)
-    _say_figures(session, view)
+        _show(messages, view)
+    _say_figures(messages, view)
 
 
 # 1. What was asked for.
 
 
-def _text(session: Session, text: str | None, prompt_file: Path | None) -> bytes:
+def _text(messages: Messages, text: str | None, prompt_file: Path | None) -> bytes:
     if text is not None and prompt_file is not None:
         raise click.UsageError("TEXT and --prompt-file are both given; give one of them")
     if text is None and prompt_file is None:
@@ -142,9 +142,9 @@ def _text(session: Session, text: str | None, prompt_file: Path | None) -> bytes
         data, name = os.fsencode(text), "TEXT"
         if len(data) < 256 and Path(text).is_file():
             told = printable(text)
-            session.say(f"note: this shows the name itself; --prompt-file {told} shows what is in the file")
+            messages.say(f"note: this shows the name itself; --prompt-file {told} shows what is in the file")
     else:
-        data = read_input(prompt_file or STDIN, session, "the text")
+        data = read_input(prompt_file or STDIN, messages, "the text")
         name = "TEXT: stdin" if prompt_file in (None, STDIN) else f"--prompt-file: {prompt_file}"
     if not data:
         raise click.UsageError(f"{name} is empty; give at least one byte")
@@ -174,9 +174,9 @@ def _rule(own: PatchingRule, changes: dict[str, Any]) -> PatchingRule:
 # 2. What is shown.
 
 
-def _slow(session: Session, what: str, data: bytes) -> AbstractContextManager[object]:
+def _slow(messages: Messages, what: str, data: bytes) -> AbstractContextManager[object]:
     """Says what is being done where somebody may wait for it."""
-    return status(session, what) if len(data) > 1000 and is_terminal(sys.stderr) else nullcontext()
+    return status(messages, what) if len(data) > 1000 and is_terminal(sys.stderr) else nullcontext()
 
 
 def _write_text(target: Path, text: str) -> None:
@@ -187,7 +187,7 @@ def _write_text(target: Path, text: str) -> None:
         sys.stdout.buffer.write(text.encode())
 
 
-def _show(session: Session, view: PatchView) -> None:
+def _show(messages: Messages, view: PatchView) -> None:
     """The text on stdout, in colours where 256 can be seen, else with marks; what they mean on stderr."""
     from ..patch_view import terminal
 
@@ -203,17 +203,17 @@ def _show(session: Session, view: PatchView) -> None:
         if not console.no_color and console.color_system in ("256", "truecolor"):
             for line in terminal.coloured_lines(view, width):
                 console.print(line, crop=False, overflow="ignore", no_wrap=True)
-            if not session.quiet and sys.stderr is not None:
+            if not messages.quiet and sys.stderr is not None:
                 Console(stderr=True, highlight=False).print(terminal.coloured_legend(view))
             return
     encoding = out.encoding or "utf-8"
     marks = terminal.choose_marks(view.data, encoding)
     out.writelines(line + "\n" for line in terminal.marked_lines(view, marks, width, encoding))
     inner = f", {marks.inner} behind a character in which one starts" if view.has_inner_starts else ""
-    session.say(f"{marks.start} stands before each patch{inner}")
+    messages.say(f"{marks.start} stands before each patch{inner}")
 
 
-def _say_figures(session: Session, view: PatchView) -> None:
+def _say_figures(messages: Messages, view: PatchView) -> None:
     """What was counted, on stderr."""
     from ..patch_view import terminal
     from ..patch_view.view import summarize
@@ -221,4 +221,4 @@ def _say_figures(session: Session, view: PatchView) -> None:
     summary = summarize(view)
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
     for line in [*terminal.figures(view, summary), *terminal.histogram(summary, encoding=encoding)]:
-        session.say(line)
+        messages.say(line)

@@ -13,7 +13,7 @@ import click
 
 from ...runtime.files import write_whole
 from ...runtime.names import DEVICES, DRAFTS
-from ..output import Session, print_fields, print_table, size, status
+from ..output import Messages, print_fields, print_table, size, status
 from .documents import check_plot, json_line, output_option, read_input, shown_name, write_json
 from .options import STDIN, F, InputFile, OneOf, json_option, model_option, option, verb
 
@@ -89,7 +89,7 @@ def _sweep_option(*flags: str, one: Any, metavar: str, default: str | None, text
 )
 @output_option("--trace", "no trace", "Write a timeline of the last round for chrome://tracing or Perfetto.")
 def command(
-    session: Session,
+    messages: Messages,
     model: Path,
     text: Path | None,
     json_file: Path | None,
@@ -113,8 +113,8 @@ def command(
     options = ProfileOptions(
         threads=_flat(threads) or (None,), prompt_bytes=_flat(prompt_bytes), drafts=_flat(drafts), **single
     )
-    data = _text(text, session)
-    with status(session) as say:
+    data = _text(text, messages)
+    with status(messages) as say:
         measured = profile(model, data, options, say)
     warnings = profile_warnings(measured)
     document = {**measured.to_dict(), "warnings": warnings}
@@ -133,7 +133,7 @@ def command(
         write_json(trace, chrome_trace(rounds, about))
     if json_file == STDIN:
         for warning in warnings:
-            session.say(f"warning: {warning}")
+            messages.say(f"warning: {warning}")
     else:
         show(measured, warnings)
         click.echo()
@@ -155,12 +155,12 @@ def _flat(values: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(value for given in values for value in given))
 
 
-def _text(path: Path | None, session: Session) -> bytes:
+def _text(path: Path | None, messages: Messages) -> bytes:
     if path is None:
         from ...calibration.data import bundled_texts
 
         return bundled_texts()[0].path.read_bytes()
-    data = read_input(path, session, "the text")
+    data = read_input(path, messages, "the text")
     if not data:
         raise click.UsageError(f"--text: {shown_name(path)} is empty; there is nothing to take prompts from")
     return data

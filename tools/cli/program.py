@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ...runtime.errors import OptionError, PromptTooLongError
-from ..output import Session, crash_line, error_line, foreseen_line, usage_line
+from ..output import Messages, crash_line, error_line, foreseen_line, usage_line
 from .completion import COMPLETION, complete
 
 if TYPE_CHECKING:
@@ -97,11 +97,11 @@ class Program(click.Group):
         **extra: Any,
     ) -> NoReturn:
         """Run `args` (None = sys.argv) and exit; see the module for exit codes."""
-        code = _run(self, list(sys.argv[1:] if args is None else args), Session())
+        code = _run(self, list(sys.argv[1:] if args is None else args), Messages())
         sys.exit(code if _flushed() else 1)
 
 
-def _run(group: Program, arguments: list[str], session: Session) -> int:
+def _run(group: Program, arguments: list[str], messages: Messages) -> int:
     _prepare_streams()
     try:
         asked = os.environ.get(COMPLETION)
@@ -111,7 +111,7 @@ def _run(group: Program, arguments: list[str], session: Session) -> int:
             with group.make_context(NAME, ["--help"], resilient_parsing=True) as ctx:
                 click.echo(group.get_help(ctx), err=True)
             return 2
-        with group.make_context(NAME, arguments, obj=session) as ctx:
+        with group.make_context(NAME, arguments, obj=messages) as ctx:
             group.invoke(ctx)
     except click.exceptions.Exit as leave:
         return leave.exit_code
@@ -129,9 +129,9 @@ def _run(group: Program, arguments: list[str], session: Session) -> int:
         return 1
     except Exception as error:
         line = foreseen_line(error)
-        if line is None and session.verbose:
+        if line is None and messages.verbose:
             traceback.print_exc()
-        error_line(line or crash_line(error, session.verbose))
+        error_line(line or crash_line(error, messages.verbose))
         return 2 if isinstance(error, (OptionError, PromptTooLongError)) else 1
     return 0
 

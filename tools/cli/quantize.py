@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from ...runtime.names import BLOCK_PRECISIONS, CALIBRATION_METHODS, SEARCHES
-from ..output import Session, print_table, progress_bar, size
+from ..output import Messages, print_table, progress_bar, size
 from .documents import finish_written
 from .options import (
     STDIN,
@@ -96,7 +96,7 @@ def precision_option(words: str) -> Callable[[F], F]:
 
 
 def quantization(
-    given: Mapping[str, Any], precision: str, stages: Sequence[str], session: Session
+    given: Mapping[str, Any], precision: str, stages: Sequence[str], messages: Messages
 ) -> QuantizationOptions:
     """What was given, as the library takes it. Says which options change nothing at this precision."""
     if STDIN in given["texts"]:
@@ -111,7 +111,7 @@ def quantization(
         needed = _FOR.get(str(one.name), ())
         typed = context.get_parameter_source(str(one.name)) is ParameterSource.COMMANDLINE
         if typed and needed and not set(needed) & precisions:
-            session.note(f"note: {one.opts[0]} changes nothing: no stage is {' or '.join(needed)}")
+            messages.note(f"note: {one.opts[0]} changes nothing: no stage is {' or '.join(needed)}")
     return found
 
 
@@ -131,7 +131,7 @@ def quantization(
 @tolerance_options
 @json_option
 def command(
-    session: Session,
+    messages: Messages,
     bundle: Path,
     output: Path | None,
     precision: str,
@@ -159,8 +159,8 @@ def command(
     from ...runtime.manifest import load_manifest
 
     before = load_manifest(bundle)
-    how = quantization(quantizing, precision, tuple(before.stages), session)
-    with progress_bar(session) as progress:
+    how = quantization(quantizing, precision, tuple(before.stages), messages)
+    with progress_bar(messages) as progress:
         path = quantize_bundle(
             bundle,
             output,
@@ -170,11 +170,11 @@ def command(
             force=force,
             progress=progress,
         )
-    if not session.quiet and sys.stderr is not None:
+    if not messages.quiet and sys.stderr is not None:
         _show(before, load_manifest(path))
-    session.say(f"wrote {path}; blt-edge compare {bundle} {path} --text FILE measures the loss")
-    check = partial(validate_written, path, bundle_reference(bundle, before), session, rtol, atol)
-    finish_written(session, path, json_file, None if no_validate else check)
+    messages.say(f"wrote {path}; blt-edge compare {bundle} {path} --text FILE measures the loss")
+    check = partial(validate_written, path, bundle_reference(bundle, before), messages, rtol, atol)
+    finish_written(messages, path, json_file, None if no_validate else check)
 
 
 def _tables(word: str, precision: str, manifest: Manifest) -> str | None:

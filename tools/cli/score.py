@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..output import Session, print_table, progress_bar
+from ..output import Messages, print_table, progress_bar
 from .documents import read_input, shown_name, write_json
 from .model_options import EngineOptions, engine_options, load_model
 from .options import STDIN, InputFile, json_option, model_option, option, verb
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @engine_options
 @json_option
 def command(
-    session: Session,
+    messages: Messages,
     model: Path,
     files: tuple[Path, ...],
     context: int | None,
@@ -42,9 +42,9 @@ def command(
     FILE may be - for stdin. Bits are over all 260 classes; lower is better. Every byte is scored once, in
     windows without overlap.
     """
-    texts = _read(files, session)
-    loaded = load_model(session, model, engine, positions=context)
-    with progress_bar(session) as progress:
+    texts = _read(files, messages)
+    loaded = load_model(messages, model, engine, positions=context)
+    with progress_bar(messages) as progress:
         scores = [
             loaded.score(text, context=context, progress=partial(progress, f"scoring {Path(name).name}"))
             for name, text in texts
@@ -64,10 +64,10 @@ def command(
         _show(figures, total)
 
 
-def _read(files: Sequence[Path], session: Session) -> list[tuple[str, bytes]]:
+def _read(files: Sequence[Path], messages: Messages) -> list[tuple[str, bytes]]:
     if list(files).count(STDIN) > 1:
         raise click.UsageError("FILE: - is given twice; stdin can be read only once")
-    texts = [(shown_name(path), read_input(path, session, "the text")) for path in files]
+    texts = [(shown_name(path), read_input(path, messages, "the text")) for path in files]
     for name, text in texts:
         if not text:
             raise click.UsageError(f"FILE: {name} is empty; there is nothing to score")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.options import GenerationOptions
-from ..output import Session, crash_line, error_line, foreseen_line, printable
+from ..output import Messages, crash_line, error_line, foreseen_line, printable
 from ..server.settings import ServerSettings, is_loopback
 from .model_options import EngineOptions, engine_options, load_model
 from .options import F, MemorySize, draft_options, model_option, option, verb
@@ -99,7 +99,7 @@ def _several(flag: str, name: str, metavar: str, text: str) -> Callable[[F], F]:
 @draft_options
 @engine_options
 def command(
-    session: Session,
+    messages: Messages,
     model: Path,
     engine: EngineOptions,
     **asked: Any,
@@ -120,7 +120,7 @@ def command(
             f"can't listen on {printable(settings.url)}: {error.strerror}; choose another --host or --port"
         ) from None
     with bound:
-        _serve(session, load_model(session, model, engine), settings, bound)
+        _serve(messages, load_model(messages, model, engine), settings, bound)
 
 
 # 1. What was asked for.
@@ -153,7 +153,7 @@ def _settings(bundle: Path, asked: dict[str, Any]) -> ServerSettings:
 # 2. Running.
 
 
-def _serve(session: Session, model: BltModel, settings: ServerSettings, bound: socket.socket) -> None:
+def _serve(messages: Messages, model: BltModel, settings: ServerSettings, bound: socket.socket) -> None:
     from ..server.run import run_server
     from ..server.service import Service
 
@@ -162,20 +162,20 @@ def _serve(session: Session, model: BltModel, settings: ServerSettings, bound: s
 
     def say(line: str) -> None:
         with _whoever_reads():
-            session.say(line)
+            messages.say(line)
 
     def report(error: Exception) -> None:
         with _whoever_reads():
-            if session.verbose:
+            if messages.verbose:
                 traceback.print_exception(error)
-        error_line(foreseen_line(error) or crash_line(error, session.verbose))
+        error_line(foreseen_line(error) or crash_line(error, messages.verbose))
 
     def started() -> None:
         if sys.stdout is not None:
             sys.stdout.write(settings.url + "\n")
             sys.stdout.flush()
         with _whoever_reads():
-            _introduce(session, model, settings)
+            _introduce(messages, model, settings)
 
     run_server(Service(model, settings, report), bound, say=say, started=started)
     say("stopped")
@@ -193,19 +193,19 @@ def _whoever_reads() -> Iterator[None]:
         pass
 
 
-def _introduce(session: Session, model: BltModel, settings: ServerSettings) -> None:
+def _introduce(messages: Messages, model: BltModel, settings: ServerSettings) -> None:
     positions = model.limits.max_positions
-    session.say(f"{printable(settings.name)}: {positions} positions; engine: {printable(str(model.engine))}")
+    messages.say(f"{printable(settings.name)}: {positions} positions; engine: {printable(str(model.engine))}")
     host = settings.host
     if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
         host = "::1" if ":" in host else "127.0.0.1"
     key = ' -H "Authorization: Bearer $BLT_EDGE_API_KEY"' if settings.api_key is not None else ""
     body = json.dumps({"prompt": "Once upon a time", "max_tokens": 64, "temperature": 0.7})
-    session.say(f"try: curl {replace(settings, host=host).url}/v1/completions{key} \\")
-    session.say(f"       -H 'Content-Type: application/json' -d '{body}'")
-    session.say("a page is at the same address; Ctrl-C ends it")
+    messages.say(f"try: curl {replace(settings, host=host).url}/v1/completions{key} \\")
+    messages.say(f"       -H 'Content-Type: application/json' -d '{body}'")
+    messages.say("a page is at the same address; Ctrl-C ends it")
     if not is_loopback(settings.host) and settings.api_key is None:
-        session.note(
+        messages.note(
             f"blt-edge: warning: anybody who reaches {settings.host} may use this server; "
             "set BLT_EDGE_API_KEY, or leave --host at 127.0.0.1"
         )

@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Literal
 import click
 
 from ...runtime.host import available_memory
-from ..output import Session, print_table, size, status
+from ..output import Messages, print_table, size, status
 from .documents import write_json
 from .model_options import check_bundle_files
 from .options import (
@@ -59,7 +59,7 @@ _NO_ENGINE = "ONNX Runtime, which would run bundles, is not installed (pip insta
 @option("--verify", help="Check the sha256 of whole files first; without a reference, always.")
 @json_option
 def command(
-    session: Session,
+    messages: Messages,
     bundle: Path,
     reference: str | None,
     golden: Path | None,
@@ -87,11 +87,11 @@ def command(
     if golden is not None:
         chosen = ReferenceChoice("golden", golden)
     elif reference is not None:
-        chosen = _given_reference(manifest, reference, session)
+        chosen = _given_reference(manifest, reference, messages)
     else:
         chosen = _packaged_demo(manifest)
     if verify or chosen.kind == "nothing":
-        check_bundle_files(session, bundle, manifest, full=True)
+        check_bundle_files(messages, bundle, manifest, full=True)
     document: dict[str, Any] = {"bundle": str(bundle)}
     if chosen.kind == "nothing":
         files = len(manifest.files)
@@ -101,7 +101,7 @@ def command(
         if json_file != STDIN:
             click.echo(line)
         return
-    report = _compare(bundle, chosen, session, rtol, atol, threads)
+    report = _compare(bundle, chosen, messages, rtol, atol, threads)
     if json_file is not None:
         write_json(json_file, {**document, "validation": report.to_dict()})
     if json_file != STDIN:
@@ -130,7 +130,7 @@ class ReferenceChoice:
         return ", and ".join(self.why_not)
 
 
-def _given_reference(manifest: Manifest, source: str, session: Session) -> ReferenceChoice:
+def _given_reference(manifest: Manifest, source: str, messages: Messages) -> ReferenceChoice:
     from ...export import open_checkpoint
 
     with open_checkpoint(source) as checkpoint:
@@ -144,7 +144,7 @@ def _given_reference(manifest: Manifest, source: str, session: Session) -> Refer
     if lacking:
         raise click.ClickException(f"{lacking}; compare on a larger machine, or with --golden")
     if sha256 != manifest.source.sha256:
-        session.note(
+        messages.note(
             f"note: the bundle was exported from other files than those of {source} (their sha256 differ)"
         )
     return ReferenceChoice("transformers", folder)
@@ -220,18 +220,18 @@ def check_tolerances(rtol: float | None, atol: float | None) -> None:
 
 
 def validate_written(
-    path: Path, chosen: ReferenceChoice, session: Session, rtol: float | None, atol: float | None
+    path: Path, chosen: ReferenceChoice, messages: Messages, rtol: float | None, atol: float | None
 ) -> None:
     """Compare a bundle that was just written, and show the result. Raises ClickException for a breach."""
     if chosen.kind == "nothing":
-        session.note(f"not validated, nothing was compared: {chosen.reasons}")
+        messages.note(f"not validated, nothing was compared: {chosen.reasons}")
         return
     try:
-        report = _compare(path, chosen, session, rtol, atol)
+        report = _compare(path, chosen, messages, rtol, atol)
     except BaseException:
-        session.note(f"{path} was written, but its validation did not end; blt-edge validate does it again")
+        messages.note(f"{path} was written, but its validation did not end; blt-edge validate does it again")
         raise
-    if not session.quiet and sys.stderr is not None:
+    if not messages.quiet and sys.stderr is not None:
         _show_report(report, sys.stderr)
     if not report.passed:
         failed = ", ".join(row.check for row in report.breaches)
@@ -243,7 +243,7 @@ def validate_written(
 def _compare(
     bundle: Path,
     chosen: ReferenceChoice,
-    session: Session,
+    messages: Messages,
     rtol: float | None,
     atol: float | None,
     threads: int | None = None,
@@ -257,10 +257,10 @@ def _compare(
     from ...runtime.manifest import write_manifest
 
     if chosen.why_not:
-        session.say(f"comparing with {chosen.path.name}: {chosen.reasons}")
-    if not session.verbose and not sys.warnoptions:
+        messages.say(f"comparing with {chosen.path.name}: {chosen.reasons}")
+    if not messages.verbose and not sys.warnoptions:
         warnings.simplefilter("ignore")
-    with status(session, "loading the bundle") as say:
+    with status(messages, "loading the bundle") as say:
         model = BltModel.load(bundle, threads=threads)
         limits = _tolerances(model.manifest, rtol, atol)
         say("loading the reference")
@@ -270,7 +270,7 @@ def _compare(
         try:
             write_manifest(bundle, model.manifest.with_validation(report.to_dict()))
         except OSError as error:
-            session.note(f"the result could not be written into the manifest: {error.strerror}")
+            messages.note(f"the result could not be written into the manifest: {error.strerror}")
     return report
 
 
