@@ -21,21 +21,10 @@ from ..graphs.attention import half_attention, join_attention
 from ..runtime.backends.base import EngineLimits, StageBackend
 from ..runtime.backends.cuda import device_compute_capability
 from ..runtime.backends.signatures import check_signature, stage_signature
-from ..runtime.backends.tensorrt import (
-    TENSORRT_TARGETS,
-    TensorRtModule,
-    TensorRtStage,
-    load_tensorrt,
-)
+from ..runtime.backends.tensorrt import TENSORRT_TARGETS, TensorRtModule, TensorRtStage, load_tensorrt
 from ..runtime.backends.tensorrt_profiles import Profiles, plan_file
 from ..runtime.devices import open_gpu
-from ..runtime.engines import (
-    Engine,
-    check_engine_files,
-    describe_tensorrt,
-    engine_path,
-    was_proven,
-)
+from ..runtime.engines import Engine, check_engine_files, describe_tensorrt, engine_path, was_proven
 from ..runtime.errors import BackendError, BltError, BundleError, OptionError
 from ..runtime.fields import checked_int
 from ..runtime.integrity import check_files

@@ -37,7 +37,6 @@ __all__ = [
     "ring_runs",
 ]
 
-
 Array = npt.NDArray[Any]
 
 RESIDENT = ("byte_states", "patch_bytes", "patch_values")

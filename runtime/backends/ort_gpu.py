@@ -23,8 +23,7 @@ from ..cache import StageCache
 from ..errors import BackendError, first_line
 from ..manifest import Manifest
 from .base import CacheLimits
-from .gpu import DeviceRingCache, Gpu, drop
-from .gpu_call import GpuCall
+from .gpu import DeviceRingCache, Gpu, GpuCall, drop
 from .ort import import_onnxruntime, session_signature
 from .signatures import Shapes, check_signature, check_weights_file, input_type, stage_signature
 from .tensorrt_profiles import ProfileAxes

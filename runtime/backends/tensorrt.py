@@ -30,8 +30,7 @@ from ..errors import BackendError, BundleError, first_line
 from ..files import write_whole
 from ..manifest import Manifest, StageSpec
 from .base import CacheLimits
-from .gpu import DeviceRingCache, Gpu, drop
-from .gpu_call import GpuCall
+from .gpu import DeviceRingCache, Gpu, GpuCall, drop
 from .signatures import check_signature, input_type, stage_signature
 from .tensorrt_profiles import DECODE, Profiles, build_command, check_shape, choose_profile
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from blt_edge.runtime import BltModel
 from blt_edge.runtime.backends.ort_gpu import PROVIDERS
-from blt_edge.tools.gpu import check, measure
+from blt_edge.tools.gpu import check
 from support.simulated_gpu import simulate, write_engines
 
 TEXT = Path(__file__).parents[1] / "data" / "alice.txt"
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts of some bytes, one round."""
     for name, value in (("_PARITY_BYTES", 200), ("_GREEDY_BYTES", 20), ("_ROUNDS", 1)):
-        monkeypatch.setattr(measure, name, value)
+        monkeypatch.setattr(check, name, value)
 
 
 @pytest.mark.parametrize("device", ["tensorrt", *PROVIDERS])
@@ -32,7 +32,7 @@ def test_a_device_that_is_right_passes(
     simulate(monkeypatch, device)
     if device == "tensorrt":
         write_engines(own_bundle, device)
-    found = measure.measure(own_bundle, device, TEXT.read_bytes(), 10)
+    found = check.measure(own_bundle, device, TEXT.read_bytes(), 10)
     assert found["engine"]["device"].startswith("Simulated, ")
     assert found["parity"]["breaches"] == []
     assert found["parity"]["greedy_bytes_equal"] == 20
@@ -60,7 +60,7 @@ def test_a_device_that_is_wrong_is_found(
 
     monkeypatch.setattr(wrong, "logits", with_a_fault)
     cpu = BltModel.load(own_bundle, "cpu", threads=1)
-    breaches = measure.parity(wrong, cpu, TEXT.read_bytes())["breaches"]
+    breaches = check.parity(wrong, cpu, TEXT.read_bytes())["breaches"]
     assert {breach.split()[0] for breach in breaches} >= {"logits_max", "logits_mean"}
 
 

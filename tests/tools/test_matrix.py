@@ -12,17 +12,9 @@ from typing import ClassVar
 
 import pytest
 from blt_edge.export.golden import Golden, read_golden
+from blt_edge.tools.matrix.__main__ import render, summary
 from blt_edge.tools.matrix.environments import Interpreter, Prepared, clean_variables, find
-from blt_edge.tools.matrix.page import render, summary
-from blt_edge.tools.matrix.plan import (
-    Cell,
-    Claims,
-    Kind,
-    MatrixError,
-    Plan,
-    make_plan,
-    select,
-)
+from blt_edge.tools.matrix.plan import Cell, Claims, Kind, MatrixError, Plan, make_plan, select
 from blt_edge.tools.matrix.run import (
     CellResult,
     Done,

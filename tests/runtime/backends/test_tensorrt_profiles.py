@@ -7,13 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from blt_edge.runtime.backends.tensorrt_profiles import (
-    DECODE,
-    PREFILL,
-    Profiles,
-    check_shape,
-    choose_profile,
-)
+from blt_edge.runtime.backends.tensorrt_profiles import DECODE, PREFILL, Profiles, check_shape, choose_profile
 from blt_edge.runtime.cache import RingCache
 from blt_edge.runtime.errors import BackendError, OptionError
 from blt_edge.runtime.manifest import Axis

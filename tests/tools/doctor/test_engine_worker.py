@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blt_edge.tools.doctor import engine_worker
+from blt_edge.tools.doctor import software
 
 
 def said(subject: str, *names: str) -> dict[str, Any]:
-    return engine_worker.work({"subject": subject, "names": names}, lambda event: None)
+    return software.work({"subject": subject, "names": names}, lambda event: None)
 
 
 def test_the_processor_runs_a_product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +22,7 @@ def test_the_processor_runs_a_product(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_graph_is_one_product() -> None:
     onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'blt-edge[export]'")
-    model = onnx.load_from_string(engine_worker._GRAPH)
+    model = onnx.load_from_string(software._GRAPH)
     onnx.checker.check_model(model, full_check=True)
     assert [node.op_type for node in model.graph.node] == ["MatMul"]
 
