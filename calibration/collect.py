@@ -217,13 +217,11 @@ class TappedStage:
         check_signature(path.name, expected, (inputs, declared))
 
     def new_cache(self, limits: CacheLimits) -> RingCache:
-        """See StageBackend.new_cache."""
         return ring_cache(self._spec, limits)
 
     def bind(
         self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Array]
     ) -> TappedCall:
-        """See StageBackend.bind."""
         inputs: dict[str, Array] = {name: np.zeros(size, input_type(name)) for name, size in shapes.items()}
         return TappedCall(self, inputs, {**inputs, **shared, **cache.inputs()})
 

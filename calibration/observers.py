@@ -84,7 +84,6 @@ class Histogram:
 
     @property
     def total(self) -> int:
-        """Values counted."""
         return int(self.counts.sum())
 
     def masses(self) -> tuple[Doubles, Doubles, Doubles]:

@@ -69,11 +69,9 @@ class StoredTensor:
 
     @property
     def shape(self) -> Shape:
-        """The stored tensor's shape."""
         return self.file.shape(self.name)
 
     def read(self, start: int, stop: int) -> NDArray[np.float32]:
-        """See `TensorFile.read`."""
         return self.file.read(self.name, start, stop)
 
 
@@ -156,7 +154,6 @@ class Checkpoint:
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Release all files."""
         for file in self._files:
             file.close()
 

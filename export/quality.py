@@ -64,7 +64,6 @@ class Tally:
         self.common_boundaries += len(own & other)
 
     def __add__(self, other: Tally) -> Tally:
-        """The sums over both."""
         return Tally(
             **{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
         )

@@ -131,7 +131,6 @@ def reference_available() -> bool:
 
 
 def byte_ids(data: bytes) -> list[int]:
-    """The ids of BOS and `data`."""
     return [_BOS, *(byte + _OFFSET for byte in data)]
 
 
@@ -323,7 +322,6 @@ class Reference:
 
 @contextmanager
 def _watched(model: Any, kept: dict[str, Any]) -> Iterator[None]:
-    """Keep the outputs of a BltModel's parts in `kept` while the block runs."""
     watched = {name: getattr(model, name) for name in ("patcher", "local_encoder", "global_transformer")}
     for index, layer in enumerate(model.local_decoder.cross_attn_layers):
         watched[f"k_proj.{index}"], watched[f"v_proj.{index}"] = layer.k_proj, layer.v_proj

@@ -156,7 +156,6 @@ class _Build:
         self.activations: int | None = None
 
     def log(self, severity: str, message: str) -> None:
-        """Take in a message of TensorRT's."""
         if severity in ("ERROR", "INTERNAL_ERROR"):
             self._errors.append(message)
         elif found := _NODE.search(message):
@@ -170,7 +169,6 @@ class _Build:
         return BackendError(f"{self._name}: {self._trt.name} {self._trt.version} refused it{target}: {text}")
 
     def parse(self, parser: Any, network: Any, graph: Path, half_attention: bool) -> None:
-        """Read the graph into the network."""
         # The path is where external weights are looked for.
         if not parser.parse(_joined(graph, half_attention), str(graph)):
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -189,7 +187,6 @@ class _Build:
         return f"node {name!r} ({operator}): {reason}" if operator else reason
 
     def add_profile(self, builder: Any, network: Any, config: Any, axes: Axes) -> None:
-        """Add an optimization profile with these ranges."""
         for name, (low, tuned, high) in axes.items():
             if not 0 <= low <= tuned <= high:
                 raise BackendError(
@@ -216,7 +213,6 @@ class _Build:
         return axes[name]
 
     def compile(self, builder: Any, network: Any, config: Any) -> Any:
-        """The plan, in memory."""
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise self._refused(*self._datatype_reasons(network), *self._reasons())

@@ -55,7 +55,6 @@ class BundleReference:
 
     @property
     def name(self) -> str:
-        """What reports call it."""
         return f"the float32 bundle {self._model.path.name}"
 
     @property
@@ -120,12 +119,10 @@ class ValidationReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every row holds."""
         return all(row.ok for row in self.rows)
 
     @property
     def breaches(self) -> tuple[ValidationRow, ...]:
-        """The rows that don't hold."""
         return tuple(row for row in self.rows if not row.ok)
 
     def to_dict(self) -> dict[str, Any]:

@@ -258,14 +258,12 @@ def _join_layer(graph: ir.Graph, nodes: list[ir.Node], half: bool) -> None:
 
 
 def _maker(node: ir.Node, place: int, operator: str) -> ir.Node:
-    """The node that makes an input."""
     maker = made_by(input_of(node, place), operator)
     assert maker is not None
     return maker
 
 
 def _users(node: ir.Node, operator: str) -> list[ir.Node]:
-    """The nodes that read a node's only output."""
     users = [user for user, _ in node.outputs[0].uses()]
     assert all(user.op_type == operator for user in users)
     return users

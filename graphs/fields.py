@@ -26,11 +26,9 @@ class ConfigFields(Fields):
         return ConfigError(f"{path or 'config'}: got {shown(value, 80)}, allowed: {needed}")
 
     def missing(self, path: str) -> ConfigError:
-        """The error for a field that is not there."""
         return ConfigError(f"{path}: missing, and it has no default")
 
     def refuse(self, name: str, allowed: str) -> ConfigError:
-        """The error for a field's present value."""
         return self.refusal(self.path(name), self._values.get(name), allowed)
 
     def has(self, name: str) -> bool:
@@ -49,19 +47,16 @@ class ConfigFields(Fields):
     def integer(
         self, name: str, default: Any = REQUIRED, *, minimum: int = 1, maximum: int = 2**31 - 1
     ) -> int:
-        """A whole number in the range."""
         return self.whole(name, minimum, maximum, default)
 
     def optional_integer(
         self, name: str, default: int | None = None, *, minimum: int = 1, maximum: int = 2**31 - 1
     ) -> int | None:
-        """Such a number, or None."""
         return None if self.raw(name, default) is None else self.whole(name, minimum, maximum, default)
 
     def optional_number(
         self, name: str, default: float | None = None, *, above: float = -math.inf
     ) -> float | None:
-        """A finite number, or None."""
         return None if self.raw(name, default) is None else self.number(name, default, above=above)
 
     def boolean(self, name: str, default: bool) -> bool:

@@ -144,7 +144,6 @@ class RingCache(StageCache):
         return int(self.buffer.nbytes + self.positions.nbytes)
 
     def reserve(self, count: int) -> None:
-        """See StageCache.reserve."""
         needed = min(self.length + count, self._largest)
         if needed <= self.capacity:
             return
@@ -185,12 +184,10 @@ class RingCache(StageCache):
         self._oldest = max(self._oldest, self.length - capacity)
 
     def roll_back(self, length: int) -> None:
-        """See StageCache.roll_back."""
         self.positions[self.positions >= length] = -1
         self.length = length
 
     def place(self, first: int, keys_values: Floats) -> None:
-        """See StageCache.place."""
         # A ring grows only while every position is in the slot of its number, so it must be large enough now.
         capacity = min(first + keys_values.shape[3], self._largest)
         if capacity > self.capacity:
@@ -228,7 +225,6 @@ class OrderedCache(StageCache):
         self.buffer: Floats = np.zeros((2 * layers, 1, kv_heads, self.capacity, head_dim), np.float32)
 
     def reserve(self, count: int) -> None:
-        """See StageCache.reserve."""
         held = self.length - self._oldest
         shift = held - self._kept
         if shift > 0 and (shift >= _SLIDE or held + count > self._largest):
@@ -261,12 +257,10 @@ class OrderedCache(StageCache):
         self.length += count
 
     def roll_back(self, length: int) -> None:
-        """See StageCache.roll_back."""
         assert length >= self._oldest
         self.length = length
 
     def place(self, first: int, keys_values: Floats) -> None:
-        """See StageCache.place."""
         end = first + keys_values.shape[3]
         self.length = self._oldest = max(first, end - self._kept)
         self.reserve(end - self._oldest)

@@ -110,7 +110,6 @@ class LookupIndex:
         self._match: Match | None = None
 
     def extend(self, ids: list[int]) -> None:
-        """Add the next ids of the text."""
         text, places, size = self._text, self._places, self.SHORTEST
         before: int | None = None
         for number in ids:

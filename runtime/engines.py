@@ -84,7 +84,6 @@ class Engine:
     """Longest text in ids, BOS included, that it was built for; None = as long as the model takes."""
 
     def __str__(self) -> str:
-        """One line for people."""
         where = self.name if self.device == "CPU" else f"{self.name} on {self.device}"
         return where if self.reason is None else f"{where}: {self.reason}"
 

@@ -164,11 +164,9 @@ class Fields:
         return f"{self._path}.{key}" if self._path else key
 
     def refusal(self, path: str, value: object, needed: str) -> BltError:
-        """The error for a value; other documents than manifests have their own."""
         return fault(path, value, needed)
 
     def missing(self, path: str) -> BltError:
-        """The error for a field that is not there."""
         return BundleError(f"{MANIFEST_NAME}: {path} is missing; {AGAIN}")
 
     def refuse_rest(self) -> None:
@@ -178,14 +176,12 @@ class Fields:
             raise BundleError(f"{place}: got a field {shown(key)}, which its schema does not have; {AGAIN}")
 
     def whole(self, key: str, low: int, high: int, default: Any = REQUIRED) -> int:
-        """A whole number in the range."""
         value, where = self.take(key, default)
         if not is_whole(value, low, high):
             raise self.refusal(where, value, f"a whole number from {low} to {high}")
         return int(value)
 
     def whole_or_none(self, key: str, low: int, high: int) -> int | None:
-        """A whole number in the range, or null."""
         return None if self._took_null(key) else self.whole(key, low, high)
 
     def number(
@@ -202,11 +198,9 @@ class Fields:
             raise self.refusal(where, value, "a finite number") from None
 
     def number_or_none(self, key: str) -> float | None:
-        """A finite number, or null."""
         return None if self._took_null(key) else self.number(key, above=-_MAX_NUMBER, below=_MAX_NUMBER)
 
     def flag(self, key: str, default: Any = REQUIRED) -> bool:
-        """True or false."""
         value, where = self.take(key, default)
         if not isinstance(value, bool):
             raise self.refusal(where, value, "true or false")
@@ -227,21 +221,18 @@ class Fields:
         return tuple(Fields({"": item}, f"{where}[{index}]").text("") for index, item in enumerate(value))
 
     def choice(self, key: str, allowed: Collection[str], default: Any = REQUIRED) -> str:
-        """One of the allowed words."""
         value, where = self.take(key, default)
         if not isinstance(value, str) or value not in allowed:
             raise self.refusal(where, value, f"one of {', '.join(allowed)}")
         return value
 
     def digest(self, key: str) -> str:
-        """A sha256."""
         value, where = self.take(key)
         if not isinstance(value, str) or not _DIGEST.fullmatch(value):
             raise self.refusal(where, value, "a sha256 of 64 small hexadecimal digits")
         return value
 
     def file_name(self, key: str) -> str:
-        """A plain file name."""
         return file_name(*self.take(key))
 
     def wholes(self, key: str, low: int, high: int, most: int, default: Any = REQUIRED) -> tuple[int, ...]:
@@ -255,23 +246,19 @@ class Fields:
         return tuple(value)
 
     def tree(self, key: str) -> dict[str, Any]:
-        """An object whose inside is nobody's business here."""
         value, where = self.take(key)
         if not isinstance(value, dict):
             raise self.refusal(where, value, "an object")
         return value
 
     def tree_or_none(self, key: str) -> dict[str, Any] | None:
-        """Such an object, or null."""
         return None if self._took_null(key) else self.tree(key)
 
     def part(self, key: str, reader: Callable[[Fields], T]) -> T:
-        """An object read by `reader`."""
         value, where = self.take(key)
         return read(value, where, reader)
 
     def part_or_none(self, key: str, reader: Callable[[Fields], T]) -> T | None:
-        """An object read by `reader`, or null."""
         return None if self._took_null(key) else self.part(key, reader)
 
     def parts(

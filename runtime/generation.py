@@ -311,7 +311,6 @@ class _Generation:
         self._length = 0  # of them and everything handed out
 
     def run(self) -> Iterator[GenerationChunk]:
-        """See `stream`."""
         sequence, cancel = self._sequence, self._cancel
         # 1. Prefill.
         reason: FinishReason | None = None

@@ -70,7 +70,6 @@ class HashSpec:
 
     @property
     def tables(self) -> int:
-        """Number of tables, and of rows that one position reads."""
         return self.functions * len(self.group_sizes)
 
     @property

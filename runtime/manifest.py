@@ -153,12 +153,10 @@ class EmbeddingSpec:
 
     @property
     def hash(self) -> HashSpec:
-        """How ids become rows of the hash tables."""
         return HashSpec(group_sizes=self.group_sizes, functions=self.functions, vocab=self.hash_vocab)
 
     @property
     def rows(self) -> int:
-        """All rows of the file."""
         return self.byte_rows + len(self.group_sizes) * self.functions * self.hash_vocab
 
     @property
@@ -173,7 +171,6 @@ class EmbeddingSpec:
 
     @property
     def row_bytes(self) -> int:
-        """Size of a row, its scales included."""
         sizes = {
             "float32": 4 * self.width,
             "float16": 2 * self.width,
@@ -184,7 +181,6 @@ class EmbeddingSpec:
 
     @property
     def bytes(self) -> int:
-        """Exact size of the file."""
         return self.rows * self.row_bytes
 
 

@@ -69,7 +69,6 @@ class CostTable:
     lines: dict[str, _Line] = field(default_factory=dict)
 
     def line(self, source: str) -> _Line:
-        """The source's."""
         return self.lines.setdefault(source, _Line())
 
 

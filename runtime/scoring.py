@@ -114,7 +114,6 @@ class Score:
 
     @property
     def bytes_per_second(self) -> float:
-        """Bytes scored per second of wall clock."""
         return self.bytes / self.seconds if self.seconds > 0 else 0.0
 
 

@@ -138,7 +138,6 @@ class Traced:
     """By name, [rows, ...]."""
 
     def __str__(self) -> str:
-        """Where the run was, for people."""
         last = self.position + self.rows - 1
         return f"position {last}" if self.rows == 1 else f"positions {self.position} to {last} in one pass"
 
@@ -323,7 +322,6 @@ class Breach:
     """What is allowed."""
 
     def told(self, reference: str) -> str:
-        """In words; reference: from what it differs."""
         share, most = _percent(self.share), _percent(self.most)
         return f"{self.output} at {self.run} differs by {share} from {reference}, {most} is allowed"
 

@@ -55,7 +55,6 @@ class SequenceLimits:
 
     @property
     def cache(self) -> CacheLimits:
-        """The same for a stage's cache."""
         return CacheLimits(self.rollback, self.max_positions, self.prefill_chunk)
 
 
@@ -182,7 +181,6 @@ class Sequence:
 
     @property
     def times(self) -> dict[str, StageTime]:
-        """Calls and seconds by stage."""
         return {name: stage.time for name, stage in self._stages.items()}
 
     @property

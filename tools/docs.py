@@ -48,7 +48,6 @@ _COMMON = ("verbose", "quiet")
 
 
 def page() -> str:
-    """The whole page, in Markdown."""
     context = click.Context(program, info_name=NAME)
     commands = [command for verb in VERBS if (command := program.get_command(context, verb))]
     common = [option for option in commands[0].params if option.name in _COMMON]

@@ -118,7 +118,6 @@ class CudaDriver:
         self._call("cudaMemcpy2DAsync", target, pitch, source, source_pitch, width, rows, kind, self.stream)
 
     def clear(self, address: int, count: int) -> None:
-        """Set bytes on the device to 0."""
         self._call("cudaMemsetAsync", address, 0, count, self.stream)
 
     # 3. Time.
@@ -128,11 +127,9 @@ class CudaDriver:
         self._call("cudaStreamSynchronize", self.stream)
 
     def new_event(self) -> Any:
-        """A mark to set in the stream."""
         return self._call("cudaEventCreateWithFlags", 0)
 
     def record(self, event: Any) -> None:
-        """Set the mark behind what is queued."""
         self._call("cudaEventRecord", event, self.stream)
 
     def wait(self, event: Any) -> None:
@@ -140,7 +137,6 @@ class CudaDriver:
         self._call("cudaEventSynchronize", event)
 
     def seconds(self, start: Any, end: Any) -> float:
-        """Between two marks that the stream has passed."""
         return float(self._call("cudaEventElapsedTime", start, end)) / 1000
 
     # 4. Graphs: work queued once, launched many times at the same addresses.

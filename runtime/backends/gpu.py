@@ -287,7 +287,6 @@ class DeviceRingCache(RingCache):
         return uploaded
 
     def inputs(self) -> dict[str, Any]:
-        """Keys and values of each layer."""
         named = super().inputs()
         del named["past_positions"]
         return named
@@ -325,12 +324,10 @@ class Packed:
         """Addresses of the device's side."""
 
     def upload(self) -> None:
-        """Queue the copy to the device."""
         if self.bytes:
             self._gpu.driver.copy(self._device.address, self._pinned, self.bytes)
 
     def download(self) -> None:
-        """Queue the copy to the host."""
         if self.bytes:
             self._gpu.driver.copy(self._pinned, self._device.address, self.bytes)
 

@@ -81,7 +81,6 @@ class TensorRtModule:
 
     @property
     def name(self) -> str:
-        """What people call it."""
         return _EDITIONS[self.target].name
 
     @property

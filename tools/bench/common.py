@@ -39,7 +39,6 @@ def options(theory: str | None, rounds: int = 0, threads: int = 2, **bundle: Any
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """The last line of stdout."""
     print(json.dumps({"machine": machine(), **document}))
 
 
@@ -99,9 +98,7 @@ class Peer(Protocol):
 
     card: ModelCard
 
-    def run(self, task: Task) -> Speeds:
-        """Do a task from an empty cache."""
-        ...
+    def run(self, task: Task) -> Speeds: ...
 
 
 class PeerSpec(Protocol):

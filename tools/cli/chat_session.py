@@ -81,7 +81,6 @@ class ChatSession:
         self.set_options(options)
 
     def reset(self) -> None:
-        """Back to the text before the first turn."""
         self._text = bytearray(self._start)
         self.turns: list[Turn] = []
         self._utf8 = Utf8Stream()
@@ -92,7 +91,6 @@ class ChatSession:
         self.sequence = self.model.sequence()
 
     def set_options(self, options: GenerationOptions) -> None:
-        """Use these from the next turn on. Raises OptionError, with nothing changed."""
         check_draft(options, self.sequence)
         self.options = options
 
@@ -102,7 +100,6 @@ class ChatSession:
 
     @property
     def text(self) -> bytes:
-        """Everything so far."""
         return bytes(self._text)
 
     @property

@@ -170,7 +170,6 @@ def _text(path: Path | None, messages: Messages) -> bytes:
 
 
 def show(profile: Profile, warnings: Sequence[str]) -> None:
-    """Print a profile on stdout."""
     _show_head(profile)
     click.echo()
     _show_cost(profile)

@@ -53,7 +53,6 @@ class Program(click.Group):
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a verb; None when there is no such one."""
         if cmd_name not in VERBS:
             return None
         command = importlib.import_module(f".{cmd_name}", __package__).command
@@ -61,7 +60,6 @@ class Program(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the verbs without importing them."""
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
 

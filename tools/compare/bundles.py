@@ -220,7 +220,6 @@ class BundleReport:
         return sum(lead for lead, _ in self.greedy_leads) / max(1, len(self.greedy_leads))
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
         return {
             **asdict(self),
             "mean_greedy_lead": self.mean_lead,
@@ -246,7 +245,6 @@ class Comparison:
     """Where it was measured."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
         return {
             "machine": self.machine,
             "options": asdict(self.options),

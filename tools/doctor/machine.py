@@ -22,7 +22,6 @@ _PATIENCE = 5.0
 
 
 def _run(command: Sequence[str]) -> str | None:
-    """What a command prints; None when it is not there, fails, or does not end."""
     if shutil.which(command[0]) is None:
         return None
     try:
@@ -146,7 +145,6 @@ class NvidiaDriver:
 
 
 def read_processor(system: System) -> Processor:
-    """The processor of this machine."""
     fields: dict[str, list[str]] = {}
     for line in system.text("/proc/cpuinfo").splitlines():
         key, _, value = line.partition(":")
@@ -159,7 +157,6 @@ def read_processor(system: System) -> Processor:
 
 
 def read_memory(system: System) -> MachineMemory:
-    """This machine's memory."""
     limits = (
         system.number("/sys/fs/cgroup/memory.max"),
         system.number("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
@@ -262,7 +259,6 @@ class Jetson:
             yield f"clocks move with the load ({moving}): sudo jetson_clocks fixes them until the next start"
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
         document = asdict(self)
         del document["full_power_mode"]
         return document

@@ -65,7 +65,6 @@ class MachineReport:
         return self.software.cpu.works
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
         return {
             "cpu_works": self.cpu_works,
             "versions": self.versions,

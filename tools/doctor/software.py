@@ -187,7 +187,6 @@ _EXTRA = re.compile(r"extra\s*==\s*['\"]([^'\"]+)['\"]")
 
 
 def installed(name: str) -> str | None:
-    """See `Lookup`."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

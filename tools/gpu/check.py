@@ -207,7 +207,6 @@ _PATIENCE = 900
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--checkpoint", default="demo", help="folder, hub id, or demo (the default)")
     parser.add_argument("--text", type=Path, default=Path("tests/data/alice.txt"))

@@ -51,7 +51,6 @@ def summary(report: Report, cells: Sequence[Cell]) -> str:
 
 
 def render(report: Report) -> str:
-    """The page in Markdown."""
     parts = [_head(report), _grid(report), _packages(report), _exceptions(report), _how(report)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -173,7 +172,6 @@ _KEPT = (Verdict.PASS, Verdict.REFUSED)
 
 
 def main() -> None:
-    """Command-line entry."""
     args = _parser().parse_args()
     try:
         sys.exit(_matrix(args))

@@ -80,7 +80,6 @@ class Mutant:
         return self.function, self.was, self.becomes
 
     def apply(self) -> None:
-        """Change the tree."""
         self.slot.put(self.replacement)
 
 

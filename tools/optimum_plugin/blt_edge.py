@@ -47,7 +47,6 @@ class BltExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
             parser.add_argument(*option.opts, **_parsed_as(option))
 
     def run(self) -> NoReturn:
-        """Export, and leave with the exit code of `blt-edge export`."""
         given: Namespace = self.args
         if given.model is None:
             self.parser.error("--model is missing")

@@ -56,12 +56,10 @@ class _Layout:
 
     @property
     def width(self) -> float:
-        """Of the figure."""
         return max(_LEFT + _BYTE_INCHES * self.row_bytes + _RIGHT, 7.0)
 
     @property
     def height(self) -> float:
-        """Of the figure."""
         return _TOP + len(self.rows) * (self.panel + self.labels) + _BOTTOM
 
 

@@ -233,7 +233,6 @@ class Summary:
 
 
 def summarize(view: PatchView) -> Summary:
-    """Count."""
     seen = [character.text for character in characters(view.data)]
     over = view.over_threshold
     return Summary(

@@ -84,7 +84,6 @@ class Cost:
 
     @property
     def weights(self) -> int:
-        """Weights of all stages that ran."""
         return sum(stage.weights for stage in self.stages.values())
 
 

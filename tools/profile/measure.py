@@ -56,7 +56,6 @@ class ProfileOptions:
     """Rounds that count."""
 
     def __post_init__(self) -> None:
-        """Raises OptionError for a value out of range."""
         for name, least in {"new_bytes": 2, "warmup": 0, "repeat": 1}.items():
             checked_int(name, getattr(self, name), least, _MOST)
         for name in ("threads", "prompt_bytes", "drafts"):
@@ -101,7 +100,6 @@ class Profile:
     """In the order asked for: by threads, then prompt bytes, then drafts."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
         return {
             "model": self.path,
             "source": self.manifest.source.name,

@@ -69,27 +69,22 @@ class Recording:
 
     @property
     def prefilled(self) -> float:
-        """The moment when the prompt had been read."""
         return self.start + self.stats.prefill_seconds
 
     @property
     def first_byte(self) -> float:
-        """The moment when the first byte was chosen."""
         return self.start + self.stats.first_byte_seconds
 
     @property
     def end(self) -> float:
-        """The moment when it ended."""
         return self.prefilled + self.stats.decode_seconds
 
     @property
     def prefill_events(self) -> list[StageEvent]:
-        """Stage runs over the prompt."""
         return list(self.events[: self._prefill_runs])
 
     @property
     def decode_events(self) -> list[StageEvent]:
-        """Stage runs after it."""
         return list(self.events[self._prefill_runs :])
 
     @cached_property

@@ -45,7 +45,6 @@ class Spread:
         return f"{self.median:.4g} ({self.low:.4g} to {self.high:.4g})"
 
     def to_dict(self) -> dict[str, float]:
-        """Ready for JSON."""
         return asdict(self)
 
 
@@ -70,7 +69,6 @@ class Latency:
         return cls(len(values), low, float(np.mean(values)), p50, p90, p95, p99, high)
 
     def to_dict(self) -> dict[str, float]:
-        """Ready for JSON."""
         return asdict(self)
 
 
@@ -195,14 +193,12 @@ class Case(Run):
 
     @property
     def name(self) -> str:
-        """What tells it from the others."""
         threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
         if self.threads is None:
             threads = "threads not limited"
         return f"{threads}, {self.prompt_bytes} prompt bytes, draft {self.draft}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
         document = asdict(replace(self, rounds=()))
         del document["rounds"]
         return document

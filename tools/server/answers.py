@@ -119,7 +119,6 @@ class _Choice:
 
     @property
     def whole(self) -> dict[str, Any]:
-        """All of it as one."""
         said = self._said
         whole: dict[str, Any] = {
             "text": "".join(one["text"] for one in said),
