@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from numbers import Integral, Real
 from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
@@ -32,6 +33,20 @@ __all__ = [
     "record",
     "shown",
 ]
+
+AGAIN = "export the checkpoint again"
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_MAX_TEXT = 4096
+_MAX_NUMBER = 1e30
+REQUIRED: Any = object()
+"""The default of a field that has none."""
+
+T = TypeVar("T")
+
+
+# 1. Options.
 
 
 def checked_int(name: str, value: object, minimum: int, maximum: int | None = None, *, hint: str = "") -> int:
@@ -107,16 +122,7 @@ def shown(value: object, longest: int = 60) -> str:
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
-AGAIN = "export the checkpoint again"
-
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_MAX_TEXT = 4096
-_MAX_NUMBER = 1e30
-REQUIRED: Any = object()
-"""The default of a field that has none."""
-
-T = TypeVar("T")
+# 2. JSON objects.
 
 
 def fault(path: str, value: object, needed: str) -> BundleError:
@@ -287,7 +293,7 @@ class Fields:
         return True
 
 
-# Dataclasses that are read as their annotations say: `Annotated[int, by(Fields.whole, 1, 1000)]`.
+# 3. Dataclasses that are read as their annotations say: `Annotated[int, by(Fields.whole, 1, 1000)]`.
 
 Reader = Callable[[Fields, str], Any]
 """reader(fields, key) takes a field and checks it, or raises BundleError."""
@@ -297,11 +303,12 @@ def record(kind: type[T]) -> Callable[[Fields], T]:
     """What reads an object as a dataclass; a field without a reader is a dataclass of its own."""
 
     def reader(fields: Fields) -> T:
-        return kind(**{name: take(fields, name) for name, take in _readers(kind).items()})
+        return kind(**{name: take(fields, name) for name, take in _readers(kind).items()})  # type: ignore[arg-type]
 
     return reader
 
 
+@cache
 def _readers(kind: type) -> dict[str, Reader]:
     return {
         name: hint.__metadata__[0] if get_origin(hint) is Annotated else part(hint)
