@@ -105,3 +105,24 @@ def test_our_own_work_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     with OtherLoad() as other:
         pass
     assert other.cores == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "board", "name"),
+    [
+        ("processor : 0\nmodel name\t: Xeon\nmodel name\t: Other\n", "Board\0", "Xeon"),
+        ("processor : 0\nmodel name\t:\n", "NVIDIA Jetson Orin Nano\0", "NVIDIA Jetson Orin Nano"),
+        ("", "", "abacus"),
+    ],
+)
+def test_what_a_machine_calls_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpuinfo: str, board: str, name: str
+) -> None:
+    for constant, text in (("_CPUINFO", cpuinfo), ("_BOARD", board)):
+        (tmp_path / constant).write_text(text)
+        monkeypatch.setattr(host, constant, tmp_path / constant)
+    monkeypatch.setattr(host.platform, "processor", lambda: "")
+    monkeypatch.setattr(host.platform, "machine", lambda: "abacus")
+    described = host.describe_machine(3)
+    assert list(described) == ["processor", "system", "cpus", "threads", "onnxruntime"]
+    assert (described["processor"], described["threads"]) == (name, 3)

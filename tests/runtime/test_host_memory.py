@@ -1,5 +1,10 @@
+"""Memory of this process, as the kernel tells it."""
+
+from __future__ import annotations
+
 import mmap
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +20,6 @@ def test_private_peak_is_seen_when_it_is_gone() -> None:
         pass
     with PrivatePeak() as watch:
         block = bytearray(os.urandom(1024)) * (100 * 1024)
-        import time
-
         time.sleep(0.1)
         del block
     assert nothing.bytes is not None
@@ -45,8 +48,6 @@ def test_mapped_file_is_not_private(tmp_path: Path) -> None:
 
 
 def test_unknown_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from blt_edge.runtime import host
-
     monkeypatch.setattr(host, "_STATUS", tmp_path / "none")
     monkeypatch.setattr(host, "_SMAPS", tmp_path / "none")
     with PrivatePeak() as watch:
