@@ -333,11 +333,9 @@ def _misfit(
     """Why an engine of TensorRT is not for this machine and bundle; None when it is."""
     damaged = f"has a damaged {ENGINE_NAME}"
     version, capabilities = theirs.get("version"), theirs.get("compute_capabilities")
-    if not isinstance(capabilities, list) or not all(
-        isinstance(value, str) and value.isprintable() for value in capabilities
-    ):
+    if theirs.get("target") != trt.target or not isinstance(capabilities, list):
         return damaged
-    if theirs.get("target") != trt.target:
+    if not all(isinstance(value, str) and value.isprintable() for value in capabilities):
         return damaged
     if version != trt.version:
         return f"was built by {trt.name} {str(version)[:60]!r}, here it is {trt.version!r}"

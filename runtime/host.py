@@ -86,17 +86,13 @@ def describe_processor() -> dict[str, str]:
         fields.setdefault(name.strip(), set()).add(value.strip())
     # Cores may differ: each kind counts.
     model = " ".join(",".join(sorted(fields[name])) for name in _MODEL if name in fields)
-    flags = {
-        flag
-        for name in ("flags", "Features", "isa")
-        for text in fields.get(name, ())
-        for flag in text.split()
-    }
+    texts = [text for name in ("flags", "Features", "isa") for text in fields.get(name, ())]
+    flags = {flag for flag in " ".join(texts).split() if _FEATURE.match(flag)}
     return {
         "system": platform.system(),
         "machine": platform.machine(),
         "processor": model or platform.processor(),
-        "features": " ".join(sorted(flag for flag in flags if _FEATURE.match(flag))),
+        "features": " ".join(sorted(flags)),
     }
 
 
