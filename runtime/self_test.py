@@ -332,24 +332,19 @@ def first_breach(
     """The first output of a stage's runs that is further than `most` from what was expected of it."""
     for run, wanted in zip(found, expected, strict=True):
         for output, values in run.outputs.items():
-            share = _difference(
-                precision, values, wanted[output], _usual([each[output] for each in expected])
-            )
+            share = _difference(precision, values, wanted[output], [each[output] for each in expected])
             if not share <= most:
                 return Breach(output, run, share, most)
     return None
 
 
-def _usual(outputs: Sequence[Floats]) -> float:
-    """Root mean square of an output in most runs: a single value may happen to be next to nothing."""
-    return float(np.median([np.sqrt(np.mean(np.square(values, dtype=np.float64))) for values in outputs]))
-
-
-def _difference(precision: str, found: Floats, expected: Floats, usual: float) -> float:
+def _difference(precision: str, found: Floats, expected: Floats, all_runs: Sequence[Floats]) -> float:
     apart = found.astype(np.float64) - expected
     if precision == "fp32":
         share = float(np.abs(apart).max(initial=0.0)) / max(1.0, float(np.abs(expected).max(initial=0.0)))
     else:
+        # Of most runs, as a single value may happen to be next to nothing.
+        usual = float(np.median([np.sqrt(np.mean(np.square(run, dtype=np.float64))) for run in all_runs]))
         size = max(float(np.linalg.norm(expected)), usual * np.sqrt(expected.size), 1e-12)
         share = float(np.linalg.norm(apart)) / size
     return share if np.isfinite(share) else np.inf
