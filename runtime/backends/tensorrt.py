@@ -354,19 +354,16 @@ class TensorRtStage:
             context = self._new_context()
             if context is None:
                 raise self._refused("gave no execution context")
-            self._set_up(context, profile, call)
+            context.set_device_memory(self.memory.scratch(self._scratch), self._scratch)
+            done = context.set_optimization_profile_async(profile, self.memory.driver.stream)
+            done = done and all(context.set_input_shape(*shape) for shape in call.input_shapes.items())
+            done = done and all(context.set_tensor_address(*address) for address in call.addresses.items())
+            if not done:
+                raise self._refused("refused shapes that its profile has")
         call.connect(partial(self._run, context), capturable=not self._trt.captures)
         # What a context holds may be in use until the device is done with its last run.
         self.memory.release_with(call, drop, (self._new_context, context))
         return call
-
-    def _set_up(self, context: Any, profile: int, call: GpuCall) -> None:
-        context.set_device_memory(self.memory.scratch(self._scratch), self._scratch)
-        done = context.set_optimization_profile_async(profile, self.memory.driver.stream)
-        done = done and all(context.set_input_shape(*shape) for shape in call.input_shapes.items())
-        done = done and all(context.set_tensor_address(*address) for address in call.addresses.items())
-        if not done:
-            raise self._refused("refused shapes that its profile has")
 
     def _run(self, context: Any) -> None:
         if not context.execute_async_v3(self.memory.driver.stream):
