@@ -198,11 +198,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def check_engine_files(
-    path: Path,
-    description: dict[str, Any],
-    again: str,
-    full: bool = False,
-    progress: Progress | None = None,
+    path: Path, description: dict[str, Any], again: str, full: bool = False, progress: Progress | None = None
 ) -> None:
     """Compare an engine's directory with this description, and its files with their records.
 

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 __all__ = [
@@ -197,9 +196,7 @@ class PrivatePeak:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
         self._look()
@@ -229,9 +226,7 @@ class OtherLoad:
         self._before = (busy_ticks(read_text(_STAT)), time.process_time(), time.perf_counter())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         ticks, own, started = self._before
         now = busy_ticks(read_text(_STAT))
         seconds = time.perf_counter() - started

@@ -232,13 +232,10 @@ def state_inputs(states: Floats, patch_length: int) -> tuple[Inputs, Inputs]:
     Patches have from 1 to 8 bytes or `patch_length`, if that is less.
     """
     count, longest = len(states), min(8, patch_length)
-    lengths = 1 + np.arange(count, dtype=np.int64) * 3 % longest
+    index = np.arange(count, dtype=np.int64)
     bytes_of = (np.arange(count)[:, None] * 2 + np.arange(next_power_of_two(longest))) % count
-    latent: Inputs = {"patch_bytes": states[bytes_of], "patch_lengths": lengths}
-    decoder: Inputs = {
-        "byte_states": states,
-        "patch_index": np.arange(count, dtype=np.int64) * 5 % _PATCH_SLOTS,
-    }
+    latent: Inputs = {"patch_bytes": states[bytes_of], "patch_lengths": 1 + index * 3 % longest}
+    decoder: Inputs = {"byte_states": states, "patch_index": index * 5 % _PATCH_SLOTS}
     return latent, decoder
 
 
@@ -286,10 +283,9 @@ def read_self_test(path: Path, manifest: Manifest, limits: EngineLimits) -> dict
 
 def _layout(manifest: Manifest, limits: EngineLimits) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every array of the file, in its order."""
-    values = manifest.stages["latent"].patch_values or 0
     layout: dict[str, tuple[int, ...]] = {
         "states": (LOAD_ROWS, manifest.model.width),
-        "patch_values": (_PATCH_SLOTS, values),
+        "patch_values": (_PATCH_SLOTS, manifest.stages["latent"].patch_values or 0),
     }
     for stage, spec in manifest.stages.items():
         runs = [step for step in load_steps(stage, spec, limits) if isinstance(step, Run)]
