@@ -140,7 +140,6 @@ class RingCache(StageCache):
 
     @property
     def bytes(self) -> int:
-        """Memory of the buffers, in bytes."""
         return int(self.buffer.nbytes + self.positions.nbytes)
 
     def reserve(self, count: int) -> None:
@@ -160,7 +159,6 @@ class RingCache(StageCache):
         return {"past_positions": self.positions, **super().inputs()}
 
     def advance(self, outputs: Mapping[str, Array], count: int) -> None:
-        """Write the run's `new_kv` at the next positions."""
         self.append(outputs["new_kv"])
 
     def append(self, new_kv: Any) -> None:

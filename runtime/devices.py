@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -112,8 +113,9 @@ def open_gpu() -> Gpu:
 
 def _open_best(request: LoadRequest, probe: Probe) -> tuple[Stages, Engine]:
     devices = [target for target in TENSORRT_TARGETS if engines_of(request.directory, target)]
-    if _has_cuda_provider():
-        devices.append("cuda")
+    with suppress(BackendError):
+        if PROVIDERS["cuda"].name in import_onnxruntime().get_available_providers():
+            devices.append("cuda")
     refusals = []
     for device in devices:
         try:
@@ -125,13 +127,6 @@ def _open_best(request: LoadRequest, probe: Probe) -> tuple[Stages, Engine]:
         reasons = [*refusals, *([engine.reason] if engine.reason else [])]
         engine = replace(engine, reason="; ".join(dict.fromkeys(reasons)))
     return stages, engine
-
-
-def _has_cuda_provider() -> bool:
-    try:
-        return PROVIDERS["cuda"].name in import_onnxruntime().get_available_providers()
-    except BackendError:
-        return False
 
 
 # 2. One device.

@@ -118,7 +118,12 @@ class LookupIndex:
                 key = tuple(text[-size:])
                 before = places.get(key)
                 places[key] = len(text)
-        self._match = None if before is None else Match(before, self._common(before))
+        self._match = None
+        if before is not None:
+            length, longest = size, min(self.LONGEST, before)
+            while length < longest and text[before - length - 1] == text[-length - 1]:
+                length += 1
+            self._match = Match(before, length)
 
     def find(self) -> Match | None:
         """The last place but this one where the last `SHORTEST` ids stand."""
@@ -129,10 +134,3 @@ class LookupIndex:
         text, start = self._text, match.next
         period = len(text) - start
         return [text[start + index % period] for index in range(count)]
-
-    def _common(self, end: int) -> int:
-        text, length = self._text, self.SHORTEST
-        longest = min(self.LONGEST, end)
-        while length < longest and text[end - length - 1] == text[-length - 1]:
-            length += 1
-        return length

@@ -198,11 +198,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def check_engine_files(
-    path: Path,
-    description: dict[str, Any],
-    again: str,
-    full: bool = False,
-    progress: Progress | None = None,
+    path: Path, description: dict[str, Any], again: str, full: bool = False, progress: Progress | None = None
 ) -> None:
     """Compare an engine's directory with this description, and its files with their records.
 
@@ -333,11 +329,9 @@ def _misfit(
     """Why an engine of TensorRT is not for this machine and bundle; None when it is."""
     damaged = f"has a damaged {ENGINE_NAME}"
     version, capabilities = theirs.get("version"), theirs.get("compute_capabilities")
-    if not isinstance(capabilities, list) or not all(
-        isinstance(value, str) and value.isprintable() for value in capabilities
-    ):
+    if theirs.get("target") != trt.target or not isinstance(capabilities, list):
         return damaged
-    if theirs.get("target") != trt.target:
+    if not all(isinstance(value, str) and value.isprintable() for value in capabilities):
         return damaged
     if version != trt.version:
         return f"was built by {trt.name} {str(version)[:60]!r}, here it is {trt.version!r}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from functools import cache
 from numbers import Integral, Real
 from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
@@ -56,13 +57,11 @@ def checked_int(name: str, value: object, minimum: int, maximum: int | None = No
     `hint` is added to the message's description of what is allowed, e.g. "0 turns it off".
     """
     bounds = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
-    allowed = _allowed(f"a whole number {bounds}", hint)
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise OptionError(f"{name} is {shown(value)}; allowed is {allowed}")
-    number = int(value)
-    if number < minimum or (maximum is not None and number > maximum):
-        raise OptionError(f"{name} is {shown(value)}; allowed is {allowed}")
-    return number
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        number = int(value)
+        if minimum <= number and (maximum is None or number <= maximum):
+            return number
+    raise _outside(name, value, f"a whole number {bounds}", hint)
 
 
 def checked_real(
@@ -83,17 +82,13 @@ def checked_real(
         bounds.append(f"{'>' if above_minimum else '>='} {minimum:g}")
     if maximum < math.inf:
         bounds.append(f"<= {maximum:g}")
-    allowed = _allowed(" ".join(["a finite number", " and ".join(bounds)]).strip(), hint)
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise OptionError(f"{name} is {shown(value)}; allowed is {allowed}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    too_low = number <= minimum if above_minimum else number < minimum
-    if not math.isfinite(number) or too_low or number > maximum:
-        raise OptionError(f"{name} is {shown(value)}; allowed is {allowed}")
-    return number
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            number = float(value)
+            too_low = number <= minimum if above_minimum else number < minimum
+            if math.isfinite(number) and not too_low and number <= maximum:
+                return number
+    raise _outside(name, value, " ".join(["a finite number", " and ".join(bounds)]).strip(), hint)
 
 
 def checked_flag(name: str, value: object) -> bool:
@@ -103,8 +98,8 @@ def checked_flag(name: str, value: object) -> bool:
     return value
 
 
-def _allowed(range_text: str, hint: str) -> str:
-    return f"{range_text} ({hint})" if hint else range_text
+def _outside(name: str, value: object, allowed: str, hint: str) -> OptionError:
+    return OptionError(f"{name} is {shown(value)}; allowed is {allowed}" + (f" ({hint})" if hint else ""))
 
 
 def shown(value: object, longest: int = 60) -> str:
@@ -244,10 +239,9 @@ class Fields:
     def wholes(self, key: str, low: int, high: int, most: int, default: Any = REQUIRED) -> tuple[int, ...]:
         """A list of up to `most` whole numbers in the range."""
         value, where = self.take(key, default)
-        needed = f"a list of at most {most} whole numbers from {low} to {high}"
-        if not isinstance(value, (list, tuple)) or len(value) > most:
-            raise self.refusal(where, value, needed)
-        if not all(is_whole(item, low, high) for item in value):
+        short = isinstance(value, (list, tuple)) and len(value) <= most
+        if not short or not all(is_whole(item, low, high) for item in value):
+            needed = f"a list of at most {most} whole numbers from {low} to {high}"
             raise self.refusal(where, value, needed)
         return tuple(value)
 
@@ -271,11 +265,9 @@ class Fields:
         self, key: str, check_name: Callable[[object, str], str], reader: Callable[[Fields], T]
     ) -> dict[str, T]:
         """A map from checked names to objects of one kind."""
-        value, where = self.take(key)
-        if not isinstance(value, dict):
-            raise self.refusal(where, value, "an object")
+        values, where = self.tree(key), self.path(key)
         return {
-            check_name(name, where): read(item, f"{where}.{name}", reader) for name, item in value.items()
+            check_name(name, where): read(item, f"{where}.{name}", reader) for name, item in values.items()
         }
 
     def take(self, key: str, default: Any = REQUIRED) -> tuple[Any, str]:

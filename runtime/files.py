@@ -139,7 +139,10 @@ def new_directory(
     """
     clear_abandoned(final)
     check()
-    _check_free_space(final.parent, needed, name, what, elsewhere)
+    if needed and (free := shutil.disk_usage(final.parent).free) < needed:
+        raise WriteError(
+            f"{name}: the {what} needs {_shown(needed)}, {_shown(free)} are free; free some space{elsewhere}"
+        )
     temporary = _sibling(final, "partial")
     with termination_raises():
         lock = None
@@ -167,16 +170,6 @@ def scratch(output: Path, kind: str) -> Iterator[Path]:
         yield directory
     finally:
         _remove(directory, lock)
-
-
-def _check_free_space(
-    directory: str | os.PathLike[str], needed: int, name: str, what: str, elsewhere: str = ""
-) -> None:
-    """Raise WriteError when the disk that holds `directory` has fewer than `needed` bytes free."""
-    if needed and (free := shutil.disk_usage(directory).free) < needed:
-        raise WriteError(
-            f"{name}: the {what} needs {_shown(needed)}, {_shown(free)} are free; free some space{elsewhere}"
-        )
 
 
 def sync(path: Path) -> None:
@@ -316,23 +309,19 @@ def clear_abandoned(output: Path) -> None:
 def _abandoned(directory: Path, process: int) -> bool:
     if fcntl is None or process == os.getpid() or _alive(process):
         return False
-    try:
+    descriptor = None
+    with suppress(OSError):
         descriptor = _claim(directory)
-    except OSError:
-        return False
-    if descriptor is None:
-        return False
-    os.close(descriptor)
-    return True
+    if descriptor is not None:
+        os.close(descriptor)
+    return descriptor is not None
 
 
 def _alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True
+    except (OSError, OverflowError) as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
@@ -373,16 +362,15 @@ def uninterrupted() -> Iterator[None]:
     waiting: list[int] = []
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in _ALL}
-    for number, handler in before.items():
-        if handler is not None:
-            signal.signal(number, lambda number, frame: waiting.append(number))
+        handlers = {number: signal.getsignal(number) for number in _ALL}
+        before = {number: handler for number, handler in handlers.items() if handler is not None}
+    for number in before:
+        signal.signal(number, lambda number, frame: waiting.append(number))
     try:
         yield
     finally:
         for number, handler in before.items():
-            if handler is not None:
-                signal.signal(number, handler)
+            signal.signal(number, handler)
         for number in waiting[:1]:
             signal.raise_signal(number)
 

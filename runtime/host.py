@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 __all__ = [
@@ -86,17 +85,13 @@ def describe_processor() -> dict[str, str]:
         fields.setdefault(name.strip(), set()).add(value.strip())
     # Cores may differ: each kind counts.
     model = " ".join(",".join(sorted(fields[name])) for name in _MODEL if name in fields)
-    flags = {
-        flag
-        for name in ("flags", "Features", "isa")
-        for text in fields.get(name, ())
-        for flag in text.split()
-    }
+    texts = [text for name in ("flags", "Features", "isa") for text in fields.get(name, ())]
+    flags = {flag for flag in " ".join(texts).split() if _FEATURE.match(flag)}
     return {
         "system": platform.system(),
         "machine": platform.machine(),
         "processor": model or platform.processor(),
-        "features": " ".join(sorted(flag for flag in flags if _FEATURE.match(flag))),
+        "features": " ".join(sorted(flags)),
     }
 
 
@@ -201,9 +196,7 @@ class PrivatePeak:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._done.set()
         self._thread.join()
         self._look()
@@ -233,9 +226,7 @@ class OtherLoad:
         self._before = (busy_ticks(read_text(_STAT)), time.process_time(), time.perf_counter())
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         ticks, own, started = self._before
         now = busy_ticks(read_text(_STAT))
         seconds = time.perf_counter() - started

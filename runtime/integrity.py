@@ -38,8 +38,7 @@ def file_record(path: str | os.PathLike[str], progress: Progress | None = None) 
     """
     with open_plain(Path(path)) as file:
         size = _size(file)
-        sha256 = _hash(file, _Meter(progress, size))
-        return FileRecord(bytes=size, sha256=sha256, sample_sha256=_sample(file))
+        return FileRecord(size, sha256=_hash(file, _Meter(progress, size)), sample_sha256=_sample(file))
 
 
 def check_files(

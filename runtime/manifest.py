@@ -46,7 +46,6 @@ SCHEMA = 1
 TABLE_BLOCK = 32
 """Neighbouring values of a row that share a scale in int4 tables."""
 
-_AXES = ("batch", "bytes", "patches")
 _POSITIONS = 2**31 - 1
 _COUNT = 2**63 - 1
 _MAX_MANIFEST_BYTES = 16 << 20
@@ -362,7 +361,13 @@ def _check_references(manifest: Manifest) -> None:
         needed = name != "patcher" or manifest.patching.needs_entropy
         if needed and name not in stages:
             raise BundleError(f"{MANIFEST_NAME}: stages.{name} is missing, this patching needs it; {AGAIN}")
-    _check_axes(manifest.axes)
+    for name in ("batch", "bytes", "patches"):
+        if name not in manifest.axes:
+            raise BundleError(f"{MANIFEST_NAME}: axes.{name} is missing; {AGAIN}")
+    for name, axis in manifest.axes.items():
+        for bound, low, value in (("opt", axis.min, axis.opt), ("max", axis.opt, axis.max)):
+            if value < low:
+                raise fault(f"axes.{name}.{bound}", value, f"a whole number from {low} to {_POSITIONS}")
     for name, stage in stages.items():
         _check_listed(manifest, stage.file, f"stages.{name}.file")
         _check_listed(manifest, stage.data, f"stages.{name}.data")
@@ -387,16 +392,6 @@ def _check_references(manifest: Manifest) -> None:
     size = manifest.files[embedding.file].bytes
     if size != embedding.bytes:
         raise fault(f"files.{embedding.file}.bytes", size, f"{embedding.bytes} for tables of this shape")
-
-
-def _check_axes(axes: Mapping[str, Axis]) -> None:
-    for name in _AXES:
-        if name not in axes:
-            raise BundleError(f"{MANIFEST_NAME}: axes.{name} is missing; {AGAIN}")
-    for name, axis in axes.items():
-        for bound, low, value in (("opt", axis.min, axis.opt), ("max", axis.opt, axis.max)):
-            if value < low:
-                raise fault(f"axes.{name}.{bound}", value, f"a whole number from {low} to {_POSITIONS}")
 
 
 def _check_listed(manifest: Manifest, name: str, where: str) -> None:

@@ -166,11 +166,7 @@ class BltModel:
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
     def score(
-        self,
-        data: bytes,
-        *,
-        context: int | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        self, data: bytes, *, context: int | None = None, progress: Callable[[int, int], None] | None = None
     ) -> Score:
         """Bits per byte of `data` over all 260 classes, in windows of `context` ids, each from BOS.
 

@@ -99,7 +99,10 @@ class PatchBoundaries:
         with np.errstate(over="ignore"):
             self._threshold = np.float32(rule.threshold or 0.0)
             self._threshold_add = np.float32(rule.threshold_add or 0.0)
-        self._fixed = _fixed_starts(rule)
+        # Whether positions 1, 2, ... start a patch, where that does not depend on the text.
+        self._fixed: tuple[bool, ...] = (True,)
+        if rule.needs_entropy and (rule.monotonic or rule.threshold_add is not None):
+            self._fixed = (True, True) if rule.monotonic else (True, True, False)
         # Of every position what the decision after the next one reads: its entropy, or whether it is a space.
         self._past = array("f" if rule.needs_entropy else "B")
         self.length = 0
@@ -215,15 +218,6 @@ class PatchBoundaries:
         self.length = length
         del self.starts[bisect_right(self.starts, length) :]
         del self._past[length:]
-
-
-def _fixed_starts(rule: PatchingRule) -> tuple[bool, ...]:
-    """Whether positions 1, 2, ... start a patch where that does not depend on the text."""
-    if rule.mode != "entropy":
-        return (True,)
-    if rule.monotonic:
-        return (True, True)
-    return (True,) if rule.threshold_add is None else (True, True, False)
 
 
 # bool [260]: special ids, ASCII but letters and digits, and bytes from 0xC0, which begin a character.

@@ -175,7 +175,6 @@ class Planner:
         return max(others, key=self._speed)
 
     def _speed(self, name: str) -> float:
-        """Bytes a second of recent rounds."""
         source = self._sources[name]
         return source.bytes / source.seconds
 

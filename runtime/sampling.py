@@ -80,7 +80,11 @@ def probabilities(
     if 0 < options.top_k < len(weights):
         weights[scores < np.partition(scores, -options.top_k)[-options.top_k]] = 0.0
     if options.top_p < 1.0:
-        weights[_outside_top_p(scores, weights, options.top_p)] = 0.0
+        # Dropped are all after the first that bring the sum to top_p; likely first, then lower ids.
+        order = np.argsort(-scores, kind="stable")
+        cumulative = np.cumsum(weights[order])
+        kept = int(np.searchsorted(cumulative, options.top_p * cumulative[-1])) + 1
+        weights[order[kept:]] = 0.0
     if options.min_p > 0.0:
         weights[weights < options.min_p * weights.max()] = 0.0
     weights /= weights.sum()
@@ -131,13 +135,3 @@ def _allowed(
     np.clip(scores, -_LARGEST, _LARGEST, out=scores)  # so that no difference is inf - inf
     scores[_SUPPRESSED] = -np.inf
     return scores
-
-
-def _outside_top_p(
-    scores: NDArray[np.float64], weights: NDArray[np.float64], top_p: float
-) -> NDArray[np.int64]:
-    """The ids to drop: all after the first that bring the sum to `top_p`; likely first, then lower ids."""
-    order = np.argsort(-scores, kind="stable")
-    cumulative = np.cumsum(weights[order])
-    kept = int(np.searchsorted(cumulative, top_p * cumulative[-1])) + 1
-    return order[kept:]

@@ -232,13 +232,10 @@ def state_inputs(states: Floats, patch_length: int) -> tuple[Inputs, Inputs]:
     Patches have from 1 to 8 bytes or `patch_length`, if that is less.
     """
     count, longest = len(states), min(8, patch_length)
-    lengths = 1 + np.arange(count, dtype=np.int64) * 3 % longest
+    index = np.arange(count, dtype=np.int64)
     bytes_of = (np.arange(count)[:, None] * 2 + np.arange(next_power_of_two(longest))) % count
-    latent: Inputs = {"patch_bytes": states[bytes_of], "patch_lengths": lengths}
-    decoder: Inputs = {
-        "byte_states": states,
-        "patch_index": np.arange(count, dtype=np.int64) * 5 % _PATCH_SLOTS,
-    }
+    latent: Inputs = {"patch_bytes": states[bytes_of], "patch_lengths": 1 + index * 3 % longest}
+    decoder: Inputs = {"byte_states": states, "patch_index": index * 5 % _PATCH_SLOTS}
     return latent, decoder
 
 
@@ -286,10 +283,9 @@ def read_self_test(path: Path, manifest: Manifest, limits: EngineLimits) -> dict
 
 def _layout(manifest: Manifest, limits: EngineLimits) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every array of the file, in its order."""
-    values = manifest.stages["latent"].patch_values or 0
     layout: dict[str, tuple[int, ...]] = {
         "states": (LOAD_ROWS, manifest.model.width),
-        "patch_values": (_PATCH_SLOTS, values),
+        "patch_values": (_PATCH_SLOTS, manifest.stages["latent"].patch_values or 0),
     }
     for stage, spec in manifest.stages.items():
         runs = [step for step in load_steps(stage, spec, limits) if isinstance(step, Run)]
@@ -332,24 +328,19 @@ def first_breach(
     """The first output of a stage's runs that is further than `most` from what was expected of it."""
     for run, wanted in zip(found, expected, strict=True):
         for output, values in run.outputs.items():
-            share = _difference(
-                precision, values, wanted[output], _usual([each[output] for each in expected])
-            )
+            share = _difference(precision, values, wanted[output], [each[output] for each in expected])
             if not share <= most:
                 return Breach(output, run, share, most)
     return None
 
 
-def _usual(outputs: Sequence[Floats]) -> float:
-    """Root mean square of an output in most runs: a single value may happen to be next to nothing."""
-    return float(np.median([np.sqrt(np.mean(np.square(values, dtype=np.float64))) for values in outputs]))
-
-
-def _difference(precision: str, found: Floats, expected: Floats, usual: float) -> float:
+def _difference(precision: str, found: Floats, expected: Floats, all_runs: Sequence[Floats]) -> float:
     apart = found.astype(np.float64) - expected
     if precision == "fp32":
         share = float(np.abs(apart).max(initial=0.0)) / max(1.0, float(np.abs(expected).max(initial=0.0)))
     else:
+        # Of most runs, as a single value may happen to be next to nothing.
+        usual = float(np.median([np.sqrt(np.mean(np.square(run, dtype=np.float64))) for run in all_runs]))
         size = max(float(np.linalg.norm(expected)), usual * np.sqrt(expected.size), 1e-12)
         share = float(np.linalg.norm(apart)) / size
     return share if np.isfinite(share) else np.inf

@@ -232,12 +232,20 @@ class Sequence:
         states = self.encode(first, count) if draft.states is None else draft.states
         self._states.append(first, states)
         # 4. The patches that closed go through the global transformer.
-        closed = self._run_latent()
+        starts = self.boundaries.starts
+        closed = range(self._latent.cache.length, len(starts) - 1)
+        done = closed.start
+        while done < closed.stop:
+            group = _patch_group(starts, done, closed.stop, 2 * self.limits.prefill_chunk)
+            self._run_patches(starts[done : done + group + 1])
+            done += group
         # 5. Each byte reads the last patch that is complete before the next byte.
         logits = self.decode(states, self.boundaries.latent_index(first, count))
         self.length += count
         self._keep_logits(first, logits)
-        self._drop_old_states()
+        # A roll-back may open again the patch that holds the byte `rollback` positions ago.
+        reopened = bisect_right(starts, max(0, self.length - self.limits.rollback)) - 1
+        self._states.drop_before(starts[reopened])
         return ChunkResult(logits, states, closed, entropies)
 
     def _check_in_step(self, draft: Draft) -> None:
@@ -297,16 +305,6 @@ class Sequence:
         self._recent_logits[rows] = logits[len(logits) - kept :]
         self._oldest_logits = max(self._oldest_logits, first + len(logits) - len(self._recent_logits))
 
-    def _run_latent(self) -> range:
-        starts = self.boundaries.starts
-        first, closed = self._latent.cache.length, len(starts) - 1
-        done = first
-        while done < closed:
-            group = _patch_group(starts, done, closed, 2 * self.limits.prefill_chunk)
-            self._run_patches(starts[done : done + group + 1])
-            done += group
-        return range(first, closed)
-
     def _run_patches(self, edges: list[int]) -> None:
         # edges: starts of consecutive closed patches and the end of the last one.
         lengths = [end - start for start, end in pairwise(edges)]
@@ -325,12 +323,6 @@ class Sequence:
             self._patch_values[slots] = values[which]
         self._oldest_patch = max(self._oldest_patch, first + patches - self._slots)
 
-    def _drop_old_states(self) -> None:
-        # A roll-back may open again the patch that holds the byte `rollback` positions ago.
-        target = max(0, self.length - self.limits.rollback)
-        starts = self.boundaries.starts
-        self._states.drop_before(starts[bisect_right(starts, target) - 1])
-
     def roll_back(self, count: int) -> None:
         """Take back the last `count` ids (0 <= count < length), as if they had never been read.
 
@@ -343,7 +335,12 @@ class Sequence:
             return
         length = self.length - count
         if not self._can_roll_back(length):
-            self._read_again(length)
+            ids, times = self._ids[:length].copy(), self.times
+            self._reset()
+            for name, stage in self._stages.items():
+                stage.time = times[name]
+            for _ in self.extend(ids):
+                pass
             return
         self.boundaries.rollback(length)
         closed = len(self.boundaries.starts) - 1
@@ -363,14 +360,6 @@ class Sequence:
             and starts[opened] >= self._states.base
             and length - 1 >= self._oldest_logits
         )
-
-    def _read_again(self, length: int) -> None:
-        ids, times = self._ids[:length].copy(), self.times
-        self._reset()
-        for name, stage in self._stages.items():
-            stage.time = times[name]
-        for _ in self.extend(ids):
-            pass
 
 
 def _patch_group(starts: list[int], first: int, closed: int, budget: int) -> int:

@@ -35,10 +35,7 @@ def device_compute_capability() -> str | None:
     """
     cudart = import_cudart()
     attributes = cudart.cudaDeviceAttr
-    wanted = (
-        attributes.cudaDevAttrComputeCapabilityMajor,
-        attributes.cudaDevAttrComputeCapabilityMinor,
-    )
+    wanted = (attributes.cudaDevAttrComputeCapabilityMajor, attributes.cudaDevAttrComputeCapabilityMinor)
     try:
         answers = [cudart.cudaDeviceGetAttribute(attribute, 0) for attribute in wanted]
     except (RuntimeError, OSError):  # a driver's library that can't be loaded

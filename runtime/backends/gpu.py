@@ -18,6 +18,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -155,13 +156,10 @@ def drop(thing: object) -> None:
 
 
 def _close(driver: Any, left: _Leftovers) -> None:
-    with _LOCK:
+    with _LOCK, suppress(BackendError):  # a device that has failed has lost all memory anyway
         left.closed = True
-        try:
-            driver.synchronize()
-            left.give_back()
-        except BackendError:
-            pass  # a device that has failed has lost all memory anyway
+        driver.synchronize()
+        left.give_back()
 
 
 class _Block:
@@ -229,7 +227,6 @@ class DeviceArray:
                 self._gpu.driver.copy(target.address, source, target.nbytes)
 
     def copy(self) -> DeviceArray:
-        """The same values in memory of their own."""
         made = DeviceArray.empty(self._gpu, self.shape, self.dtype)
         made[:] = self
         return made
@@ -292,7 +289,6 @@ class DeviceRingCache(RingCache):
         return named
 
     def prepare(self, inputs: Mapping[str, Any], count: int) -> None:
-        """Tell the graph the slots' positions."""
         inputs["past_positions"][...] = self.positions
 
 

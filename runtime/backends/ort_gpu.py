@@ -131,14 +131,23 @@ class OrtGpuStage:
         self._spec, self._provider = manifest.stages[stage], PROVIDERS[device]
         self._file, self._signature = self._spec.file, stage_signature(manifest, stage)
         ort = check_available(device)
+        provider, kept = self._provider, {}
+        if caches is not None and provider.caches:
+            caches.mkdir(parents=True, exist_ok=True)
+            kept = {name: value.format(directory=caches) for name, value in provider.caches.items()}
         settings = {
-            **_settings(self._provider, gpu, caches),
-            **_ranges(self._provider, self._signature[0], ranges),
+            "device_id": "0",
+            # Not has_user_compute_stream: it follows from this, and TensorRT's provider does not know it.
+            "user_compute_stream": str(gpu.driver.stream),
+            provider.graph_option: provider.switch[1],
+            **provider.exact,
+            **kept,
+            **_ranges(provider, self._signature[0], ranges),
             **options,
         }
         self.graphs_refused = False
         """Whether ONNX Runtime could not capture this graph."""
-        self._graphs = settings[self._provider.graph_option] not in ("0", "false", "False")
+        self._graphs = settings[provider.graph_option] not in ("0", "false", "False")
         self._graph_ids: dict[object, int] = {}
         check_weights_file(directory / self._file, self._spec.data)
         self._session = self._open_session(ort, directory / self._file, settings)
@@ -212,16 +221,6 @@ class OrtGpuStage:
             if key not in self._graph_ids and len(self._graph_ids) == _MOST_GRAPHS:
                 return _NO_GRAPH
             return self._graph_ids.setdefault(key, len(self._graph_ids) + 1)
-
-
-def _settings(provider: Provider, gpu: Gpu, caches: Path | None) -> dict[str, str]:
-    kept = {}
-    if caches is not None and provider.caches:
-        caches.mkdir(parents=True, exist_ok=True)
-        kept = {name: value.format(directory=caches) for name, value in provider.caches.items()}
-    # Not has_user_compute_stream: it follows from this, and TensorRT's provider does not know it.
-    stream = {"user_compute_stream": str(gpu.driver.stream)}
-    return {"device_id": "0", **stream, provider.graph_option: provider.switch[1], **provider.exact, **kept}
 
 
 def _ranges(provider: Provider, inputs: Shapes, ranges: tuple[ProfileAxes, ProfileAxes]) -> dict[str, str]:

@@ -51,10 +51,7 @@ def stage_inputs(manifest: Manifest, stage: str, *, fused: bool = False) -> Shap
     own: dict[str, Shapes] = {
         "patcher": {"byte_ids": ("batch", axis)},
         "encoder": {"byte_embeds": ("batch", axis, width)},
-        "latent": {
-            "patch_bytes": ("batch", axis, "patch_length", width),
-            "patch_lengths": ("batch", axis),
-        },
+        "latent": {"patch_bytes": ("batch", axis, "patch_length", width), "patch_lengths": ("batch", axis)},
         "decoder": {
             "byte_states": ("batch", axis, width),
             "patch_values": ("patch_slots", spec.patch_values or 0),

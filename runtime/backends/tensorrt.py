@@ -31,7 +31,7 @@ from ..files import write_whole
 from ..manifest import Manifest, StageSpec
 from .base import CacheLimits
 from .gpu import DeviceRingCache, Gpu, GpuCall, drop
-from .signatures import check_signature, input_type, stage_signature
+from .signatures import Signature, check_signature, input_type, stage_signature
 from .tensorrt_profiles import DECODE, Profiles, build_command, check_shape, choose_profile
 
 __all__ = ["TENSORRT_TARGETS", "TensorRtModule", "TensorRtStage", "load_tensorrt"]
@@ -175,9 +175,6 @@ class TensorRtModule:
         base = self.module.ILogger
 
         class Recorder(base):  # type: ignore[misc, valid-type]
-            def __init__(self) -> None:
-                super().__init__()
-
             def log(self, severity: Any, message: str) -> None:
                 write(severity.name, message)
 
@@ -293,7 +290,12 @@ class TensorRtStage:
         # Not a method of ours: the engine holds its logger, where Python can't see the circle.
         self._logger = trt.logger(partial(_note, self._messages))
         self._runtime = trt.module.Runtime(self._logger)
-        self._engine = self._deserialize(plan)
+        with plan.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        with mapped, memoryview(mapped) as view:
+            self._engine = self._runtime.deserialize_cuda_engine(view)
+        if self._engine is None:
+            raise self._refused("refused it")
         self._check()
         self._new_context = trt.context_maker(self._engine)
         profiles = range(self._engine.num_optimization_profiles)
@@ -306,34 +308,22 @@ class TensorRtStage:
         self._messages.clear()
         return BackendError(f"{self._file}: {self._trt.name} {self._trt.version} {what}: {reasons}")
 
-    def _deserialize(self, plan: Path) -> Any:
-        with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            view = memoryview(mapped)
-            try:
-                engine = self._runtime.deserialize_cuda_engine(view)
-            finally:
-                view.release()
-        if engine is None:
-            raise self._refused("refused it")
-        return engine
-
     def _check(self) -> None:
         """Compare names, axes and types with the manifest: buffers are made by it."""
         module, engine = self._trt.module, self._engine
-        inputs: dict[str, tuple[int | str, ...]] = {}
-        outputs: dict[str, tuple[int | str, ...]] = {}
+        found: Signature = ({}, {})
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
-            is_input = engine.get_tensor_mode(name) == module.TensorIOMode.INPUT
-            expected = self._signature[0 if is_input else 1].get(name)
-            (inputs if is_input else outputs)[name] = _named(tuple(engine.get_tensor_shape(name)), expected)
+            side = 0 if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT else 1
+            expected = self._signature[side].get(name)
+            found[side][name] = _named(tuple(engine.get_tensor_shape(name)), expected)
             kind = engine.get_tensor_dtype(name)
             wanted = module.DataType.INT64 if input_type(name) is np.int64 else module.DataType.FLOAT
             if kind != wanted or engine.get_tensor_location(name) != module.TensorLocation.DEVICE:
                 raise BundleError(
                     f"{self._file}: {name[:60]!r} is {kind}, {wanted} on the device is needed; build it again"
                 )
-        check_signature(self._file, self._signature, (inputs, outputs))
+        check_signature(self._file, self._signature, found)
 
     def new_cache(self, limits: CacheLimits) -> StageCache:
         return _EngineCache(self.memory, self._spec, limits, self._stage, self._ranges, self._build)
@@ -354,19 +344,16 @@ class TensorRtStage:
             context = self._new_context()
             if context is None:
                 raise self._refused("gave no execution context")
-            self._set_up(context, profile, call)
+            context.set_device_memory(self.memory.scratch(self._scratch), self._scratch)
+            done = context.set_optimization_profile_async(profile, self.memory.driver.stream)
+            done = done and all(context.set_input_shape(*shape) for shape in call.input_shapes.items())
+            done = done and all(context.set_tensor_address(*address) for address in call.addresses.items())
+            if not done:
+                raise self._refused("refused shapes that its profile has")
         call.connect(partial(self._run, context), capturable=not self._trt.captures)
         # What a context holds may be in use until the device is done with its last run.
         self.memory.release_with(call, drop, (self._new_context, context))
         return call
-
-    def _set_up(self, context: Any, profile: int, call: GpuCall) -> None:
-        context.set_device_memory(self.memory.scratch(self._scratch), self._scratch)
-        done = context.set_optimization_profile_async(profile, self.memory.driver.stream)
-        done = done and all(context.set_input_shape(*shape) for shape in call.input_shapes.items())
-        done = done and all(context.set_tensor_address(*address) for address in call.addresses.items())
-        if not done:
-            raise self._refused("refused shapes that its profile has")
 
     def _run(self, context: Any) -> None:
         if not context.execute_async_v3(self.memory.driver.stream):
@@ -401,7 +388,7 @@ class _EngineCache(DeviceRingCache):
 def _named(sizes: tuple[int, ...], expected: tuple[int | str, ...] | None) -> tuple[int | str, ...]:
     """An engine's axes, dynamic ones (-1) by the names that the manifest gives them."""
     if expected is None or len(expected) != len(sizes):
-        return tuple(sizes)
+        return sizes
     return tuple(
         axis if size == -1 and isinstance(axis, str) else size
         for size, axis in zip(sizes, expected, strict=True)
