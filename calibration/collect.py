@@ -204,12 +204,22 @@ class TappedStage:
             model = ir.load(path)
         except Exception as error:  # protobuf and onnx_ir raise many kinds
             raise BackendError(f"{path.name} is no ONNX graph; export the checkpoint again") from error
-        self.products = _weight_products(model)
+        self.products: list[WeightProduct] = []
+        for node in linear_products(model.graph):
+            value, weight = input_of(node, 0), input_of(node, 1)
+            assert weight.shape is not None
+            # Rows beyond a patch's length are padding: no product's real input.
+            padded = value.shape is not None and "patch_length" in map(str, value.shape)
+            width = int(weight.shape.numpy()[0])
+            self.products.append(WeightProduct(str(weight.name), str(value.name), width, padded))
+            if not value.is_graph_input() and not value.is_graph_output():
+                value.type = ir.TensorType(ir.DataType.FLOAT)
+                model.graph.outputs.append(value)
         ort = import_onnxruntime()
         options = session_options(ort, "fp32", threads)
         entry = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(entry, str(directory))
-        self.session = new_session(ort, path.name, _with_taps(model, self.products), options)
+        self.session = new_session(ort, path.name, ir.to_proto(model).SerializeToString(), options)
         expected = stage_signature(manifest, stage)
         self.results = list(expected[1])
         inputs, outputs = session_signature(self.session)
@@ -252,28 +262,3 @@ class TappedCall:
                 value = value[slots < self.inputs["patch_lengths"][..., None]]
             self._stage.watch(product, value.reshape(-1, product.inputs))
         done(time.perf_counter() - started)
-
-
-def _weight_products(model: ir.Model) -> list[WeightProduct]:
-    """The products of a float32 stage graph that a change of precision rewrites, in graph order."""
-    found = []
-    for node in linear_products(model.graph):
-        value, weight = input_of(node, 0), input_of(node, 1)
-        assert weight.shape is not None
-        axes = [] if value.shape is None else [str(axis) for axis in value.shape]
-        inputs = int(weight.shape.numpy()[0])
-        # Rows beyond a patch's length are padding: no product's real input.
-        found.append(WeightProduct(str(weight.name), str(value.name), inputs, "patch_length" in axes))
-    return found
-
-
-def _with_taps(model: ir.Model, products: list[WeightProduct]) -> bytes:
-    known = {value.name for value in (*model.graph.inputs, *model.graph.outputs)}
-    by_name = {value.name: value for node in model.graph for value in node.outputs}
-    for name in dict.fromkeys(product.activation for product in products):
-        if name not in known:
-            value = by_name[name]
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-            model.graph.outputs.append(value)
-    serialized: bytes = ir.to_proto(model).SerializeToString()
-    return serialized

@@ -6,7 +6,7 @@ Files are never read whole: a window is read when it is its turn, so a file may 
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +89,11 @@ def choose_windows(texts: Sequence[CalibrationText], count: int, size: int, seed
     random = np.random.default_rng(seed)
     windows = []
     for text, share in zip(texts, _shares(texts, count), strict=True):
-        windows += list(_spread(text, min(share, text.bytes // size), size, random))
+        parts = min(share, text.bytes // size)
+        for index in range(parts):
+            first, end = text.bytes * index // parts, text.bytes * (index + 1) // parts
+            start = int(random.integers(first, end - size + 1))
+            windows.append(Window(text, _character_start(text.path, first, start), size))
     return windows
 
 
@@ -104,20 +108,11 @@ def _shares(texts: Sequence[CalibrationText], count: int) -> list[int]:
     return [1 + share for share in shares]
 
 
-def _spread(text: CalibrationText, count: int, size: int, random: np.random.Generator) -> Iterator[Window]:
-    for index in range(count):
-        first, end = text.bytes * index // count, text.bytes * (index + 1) // count
-        start = int(random.integers(first, end - size + 1))
-        yield Window(text, _character_start(text.path, first, start), size)
-
-
 def _character_start(path: Path, first: int, start: int) -> int:
     # Texts do not begin inside a UTF-8 character: go back to where it begins, within its own part.
     before = max(first, start - 3)
-    for offset, byte in reversed(list(enumerate(_read(path, before, start - before + 1), before))):
-        if byte & 0xC0 != 0x80:
-            return offset
-    return start
+    data = list(enumerate(_read(path, before, start - before + 1), before))
+    return next((offset for offset, byte in reversed(data) if byte & 0xC0 != 0x80), start)
 
 
 def _open(path: Path, name: str) -> CalibrationText:

@@ -92,16 +92,12 @@ class Histogram:
         The last bin ends at `maximum`.
         """
         held = np.flatnonzero(self.counts)
-        edges = _edges()
+        bits = (np.arange(1 + _OCTAVE_BINS, dtype=np.int32) + np.int32(_FIRST)) << np.int32(_SHIFT)
+        edges = np.concatenate([[0.0], bits.view(np.float32).astype(np.float64)])
         upper = np.minimum(edges[held + 1], self.maximum)
         upper[-1:] = self.maximum
         lower = np.minimum(edges[held], upper)
         return lower, upper, self.counts[held].astype(np.float64)
-
-
-def _edges() -> Doubles:
-    bits = (np.arange(1 + _OCTAVE_BINS, dtype=np.int32) + np.int32(_FIRST)) << np.int32(_SHIFT)
-    return np.concatenate([[0.0], bits.view(np.float32).astype(np.float64)])
 
 
 class ActivationObserver:

@@ -229,7 +229,20 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
             advance(0)
             _build_stage(directory, manifest, stage, temporary)
             advance(size)
-        _prove(directory, manifest, temporary, meter)
+
+        def watch(stage: str) -> None:
+            meter.of(f"proving the {stage} graph")(weights[stage])
+
+        prove_engine(
+            directory,
+            manifest,
+            lambda stage: OrtStage(directory, manifest, stage, None, optimized=temporary / graph_file(stage)),
+            engine_limits(manifest),
+            temporary / SELF_TEST_NAME,
+            name=f"ONNX Runtime {import_onnxruntime().__version__}",
+            alike=True,
+            watch=watch,
+        )
         seal_engine(temporary, description)
     return Engine.at(directory, final)
 
@@ -281,22 +294,6 @@ def _aligned(graph: Path) -> bool:
                 if not offset.isdecimal() or int(offset) % (_ALIGNMENT if prepacked else size):
                     return False
     return True
-
-
-def _prove(directory: Path, manifest: Manifest, engine: Path, meter: Meter) -> None:
-    def watch(stage: str) -> None:
-        meter.of(f"proving the {stage} graph")(manifest.files[manifest.stages[stage].data].bytes)
-
-    prove_engine(
-        directory,
-        manifest,
-        lambda stage: OrtStage(directory, manifest, stage, None, optimized=engine / graph_file(stage)),
-        engine_limits(manifest),
-        engine / SELF_TEST_NAME,
-        name=f"ONNX Runtime {import_onnxruntime().__version__}",
-        alike=True,
-        watch=watch,
-    )
 
 
 def seal_engine(directory: Path, description: dict[str, Any], *, proven: bool = True) -> None:

@@ -89,5 +89,4 @@ def _fetch(hub_id: str) -> Path:
         reason = "no such folder here and no such model on the hub (or it is private: hf auth login)"
         raise CheckpointError(f"{hub_id}: {reason}") from error
     except Exception as error:  # what else the client raises differs by version and transport
-        told = first_line(error)
-        raise CheckpointError(f"{hub_id}: fetching from the hub failed: {told}") from error
+        raise CheckpointError(f"{hub_id}: fetching from the hub failed: {first_line(error)}") from error

@@ -270,8 +270,11 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
                 f"{checkpoint.name}: tensor {name} has shape {list(got)}, its config asks for {list(shape)}"
             )
         checkpoint.dtype(name)
-    for name in sorted(found - expected.keys()):
-        if not _may_stay_behind(name, config):
+    # No reference implementation reads these either: rotary buffers and a decoder's embedding, which old
+    # versions stored, and a patcher that the patching rule does not ask.
+    unasked = "model.patcher." if config.patcher is None else ()
+    for name in sorted(found - expected.keys() - {"model.local_decoder.embed_tokens.weight"}):
+        if not name.endswith(".rotary_emb.inv_freq") and not name.startswith(unasked):
             raise CheckpointError(
                 f"{checkpoint.name}: tensor {one_line(name)} is not part of the BLT that its config describes"
             )
@@ -318,12 +321,3 @@ def _part(name: str, config: ModelConfig) -> str | None:
         return "latent" if "patch_embedding_projection" in name else "encoder"
     crossing = "cross_attn_layers" in name or "patch_embedding_projection" in name
     return "latent" if crossing and name.endswith(_PER_PATCH) else "decoder"
-
-
-def _may_stay_behind(name: str, config: ModelConfig) -> bool:
-    """What no reference implementation reads either: rotary buffers and a decoder's embedding, which old
-    versions stored, and a patcher that the patching rule does not ask.
-    """
-    if name.endswith(".rotary_emb.inv_freq") or name == "model.local_decoder.embed_tokens.weight":
-        return True
-    return config.patcher is None and name.startswith("model.patcher.")

@@ -117,6 +117,8 @@ def write_golden(
     one of the same checkpoint is asked instead. Text and prompt are chosen such that no pick and
     no boundary is within rounding of another. Raises `ReferenceModelError`, `CheckpointError` or OSError.
     """
+    from safetensors.numpy import save
+
     with open_checkpoint(Path(folder)) as checkpoint:
         sha256 = checkpoint.sha256()
     reference = reference or Reference.load(folder)
@@ -141,7 +143,8 @@ def write_golden(
         "greedy_count": str(greedy_count),
     }
     path = Path(folder) / GOLDEN_NAME if output is None else Path(output)
-    _save(path, tensors, metadata)
+    payload = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, metadata)
+    write_whole(path, lambda temporary: temporary.write_bytes(payload))
     return path
 
 
@@ -199,13 +202,6 @@ def _boundary_margin(reference: Reference, trace: ReferenceTrace) -> float:
     return float(np.abs(trace.entropies[1:] - reference.threshold).min(initial=np.inf))
 
 
-def _save(path: Path, tensors: Mapping[str, npt.NDArray[Any]], metadata: dict[str, str]) -> None:
-    from safetensors.numpy import save
-
-    payload = save({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, metadata)
-    write_whole(path, lambda temporary: temporary.write_bytes(payload))
-
-
 # 2. Reading with suspicion.
 
 
@@ -245,10 +241,7 @@ def _fault(tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str])
             return f"tensor {name} is {tensors[name].dtype} with {tensors[name].ndim} axes"
         elif tensors[name].dtype == np.float32 and not np.isfinite(tensors[name]).all():
             return f"tensor {name} has values that are not finite"
-    return _disagreement(tensors, int(metadata["greedy_count"]))
-
-
-def _disagreement(tensors: Mapping[str, npt.NDArray[Any]], greedy_count: int) -> str | None:
+    # What its parts say of each other.
     ids, starts = tensors["ids"], tensors["patch_starts"]
     count = len(ids)
     bytes_only = count == 1 or (count and 4 <= ids[1:].min() <= ids.max() < 260)
@@ -260,6 +253,7 @@ def _disagreement(tensors: Mapping[str, npt.NDArray[Any]], greedy_count: int) ->
         if name in tensors and tensors[name].shape != shape:
             return f"its {name} have shape {tensors[name].shape}, expected {shape}"
     greedy, margins = len(tensors["greedy"]), len(tensors["greedy_margins"])
+    greedy_count = int(metadata["greedy_count"])
     if greedy > greedy_count or greedy != margins:
         return f"it has {greedy} greedy bytes of {greedy_count} and {margins} margins"
     return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -141,7 +141,18 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, dict[str, _Entry]]:
     raw.pop("__metadata__", None)
     base = 8 + length
     entries = {name: _entry(name, value, base, path) for name, value in raw.items()}
-    _check_layout(entries.values(), base, size, path)
+    # The tensors must lie one after another, without overlap or gap, and end where the file ends.
+    position = base
+    for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
+        if entry.start != position:
+            raise CheckpointError(f"{path}: its tensors overlap or leave gaps; not safetensors")
+        position = entry.end
+    if position > size:
+        raise CheckpointError(
+            f"{path}: truncated, {size} of {position} bytes are there; fetch the file again"
+        )
+    if position < size:
+        raise CheckpointError(f"{path}: {size - position} bytes follow its last tensor; not safetensors")
     return header, entries
 
 
@@ -177,21 +188,6 @@ def _whole_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**60 for item in value)
 
 
-def _check_layout(entries: Iterable[_Entry], base: int, size: int, path: Path) -> None:
-    """The tensors must lie one after another, without overlap or gap, and end where the file ends."""
-    position = base
-    for entry in sorted(entries, key=lambda entry: (entry.start, entry.end)):
-        if entry.start != position:
-            raise CheckpointError(f"{path}: its tensors overlap or leave gaps; not safetensors")
-        position = entry.end
-    if position > size:
-        raise CheckpointError(
-            f"{path}: truncated, {size} of {position} bytes are there; fetch the file again"
-        )
-    if position < size:
-        raise CheckpointError(f"{path}: {size - position} bytes follow its last tensor; not safetensors")
-
-
 def open_huggingface(folder: Path, name: str, config: dict[str, Any]) -> Checkpoint:
     """The checkpoint in `folder`, whose `config.json` is already read. Raises `CheckpointError`."""
     if config.get("model_type") != "blt":
@@ -221,7 +217,17 @@ def open_weights(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
         return {key: StoredTensor(file, key) for key in file.names()}
     if (folder / _INDEX).is_file():
         return _open_shards(folder, stack)
-    raise CheckpointError(f"{folder}: {_nothing_to_read(folder)}")
+    pickles = ("*.bin", "*.pt", "*.pth", "*.bin.index.json")
+    if any(any(folder.glob(pattern)) for pattern in pickles):
+        found = (
+            "holds PyTorch pickles only; load it with transformers and save_pretrained() it to get "
+            "model.safetensors"
+        )
+    elif any(folder.glob("*.safetensors")):
+        found = f"has neither {_SINGLE} nor {_INDEX}; its .safetensors files can't be put together"
+    else:
+        found = f"has no weights ({_SINGLE}, or {_INDEX} and its shards)"
+    raise CheckpointError(f"{folder}: {found}")
 
 
 def _open_shards(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
@@ -254,15 +260,3 @@ def _open(path: Path, stack: ExitStack) -> SafetensorsFile:
     file = SafetensorsFile(path)
     stack.callback(file.close)
     return file
-
-
-def _nothing_to_read(folder: Path) -> str:
-    pickles = ("*.bin", "*.pt", "*.pth", "*.bin.index.json")
-    if any(True for pattern in pickles for _ in folder.glob(pattern)):
-        return (
-            "holds PyTorch pickles only; load it with transformers and save_pretrained() it to get "
-            "model.safetensors"
-        )
-    if any(folder.glob("*.safetensors")):
-        return f"has neither {_SINGLE} nor {_INDEX}; its .safetensors files can't be put together"
-    return f"has no weights ({_SINGLE}, or {_INDEX} and its shards)"

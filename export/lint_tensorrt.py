@@ -306,8 +306,7 @@ class _Linter:
         data, kind = _input(node, 0), _kind(_input(node, 0))
         if node.op_type == "DequantizeLinear":
             if kind not in self._rules.quantized_types | {"UNDEFINED"}:
-                taken = _words(self._rules.quantized_types)
-                reason = f"reads {kind.lower()}; it takes {taken}"
+                reason = f"reads {kind.lower()}; it takes {_words(self._rules.quantized_types)}"
                 yield _found(node, reason, "quantize to signed integers")
             if kind == "INT4" and _constant(data) is None:
                 reason = "computed int4; only weights may be int4"
@@ -383,8 +382,7 @@ class _Linter:
         elif operator == "BatchNormalization" and _attribute(node, "training_mode", 0):
             yield _found(node, "training mode is not taken", "export the model for inference")
         elif operator == "Attention" and any(_input(node, place) for place in (4, 5, 6)):
-            reason = "a cache inside Attention is not taken"
-            yield _found(node, reason, "concatenate keys and values before")
+            yield _found(node, "a cache inside Attention is not taken", "concatenate keys and values before")
         elif operator == "Attention" and _attribute(node, "softcap", 0.0):
             yield _found(node, "softcap is not taken", "write attention as products and Softmax")
         elif operator == "TensorScatter" and _attribute(node, "axis", -2) != -2:

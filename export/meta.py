@@ -65,7 +65,6 @@ _UNSET = (
 _PATCHER_WINDOW = 512
 """The window that Meta's loader gives every entropy model, whatever its params say."""
 
-
 _HASH_TABLES = "encoder_hash_tok_embedding."
 _SEGMENTS = {
     "attention": "self_attn",
@@ -132,8 +131,7 @@ class TorchFile:
         self.dtype(name)
         tensor = self._tensors[name]
         part = tensor[start:stop] if tensor.ndim else tensor
-        copy = part.detach().to(self._torch.float32, copy=True).contiguous()
-        array: NDArray[np.float32] = copy.numpy()
+        array: NDArray[np.float32] = part.detach().to(self._torch.float32, copy=True).contiguous().numpy()
         return array
 
     def fingerprint(self, digest: Any) -> None:
@@ -174,11 +172,29 @@ def huggingface_config(args: Fields, params: Fields | None, gate_shapes: Shapes)
         "encoder_hash_byte_group_nb_functions": args.get("encoder_hash_byte_group_nb_functions", 3),
         "encoder_config": _local(args, "encoder", gate_shapes),
         "decoder_config": _local(args, "decoder", gate_shapes),
-        "global_config": _global(args, gate_shapes),
+        "global_config": {
+            "hidden_size": _need(args, "dim_global"),
+            "num_attention_heads": _need(args, "n_heads_global"),
+            "num_key_value_heads": args.get("n_kv_heads_global"),
+            "num_hidden_layers": _need(args, "n_layers_global"),
+            "max_position_embeddings": _need(args, "max_seqlen"),
+            **_common(args, "model.global_transformer", gate_shapes),
+        },
         **_patching(args, _section(_section(params or {}, "data"), "patcher_args")),
     }
     if params is not None:
-        config["patcher_config"] = _patcher(_section(params, "entropy_model"), gate_shapes)
+        model = _section(params, "entropy_model")
+        window = model.get("sliding_window")
+        config["patcher_config"] = {
+            "vocab_size": model.get("vocab_size", 260),
+            "hidden_size": _need(model, "dim", "entropy_model"),
+            "num_attention_heads": _need(model, "n_heads", "entropy_model"),
+            "num_key_value_heads": model.get("n_kv_heads"),
+            "num_hidden_layers": _need(model, "n_layers", "entropy_model"),
+            "max_position_embeddings": _need(model, "max_seqlen", "entropy_model"),
+            "sliding_window": _PATCHER_WINDOW if window is None else window,
+            **_common(model, "model.patcher", gate_shapes),
+        }
     return config
 
 
@@ -217,31 +233,6 @@ def _local(args: Fields, side: str, gate_shapes: Shapes) -> dict[str, Any]:
         "num_hidden_layers": _need(args, f"n_layers_local_{side}"),
         "max_position_embeddings": args.get("max_encoder_seq_length") or _need(args, "max_seqlen"),
         **_common(args, f"model.local_{side}", gate_shapes),
-    }
-
-
-def _global(args: Fields, gate_shapes: Shapes) -> dict[str, Any]:
-    return {
-        "hidden_size": _need(args, "dim_global"),
-        "num_attention_heads": _need(args, "n_heads_global"),
-        "num_key_value_heads": args.get("n_kv_heads_global"),
-        "num_hidden_layers": _need(args, "n_layers_global"),
-        "max_position_embeddings": _need(args, "max_seqlen"),
-        **_common(args, "model.global_transformer", gate_shapes),
-    }
-
-
-def _patcher(model: Fields, gate_shapes: Shapes) -> dict[str, Any]:
-    window = model.get("sliding_window")
-    return {
-        "vocab_size": model.get("vocab_size", 260),
-        "hidden_size": _need(model, "dim", "entropy_model"),
-        "num_attention_heads": _need(model, "n_heads", "entropy_model"),
-        "num_key_value_heads": model.get("n_kv_heads"),
-        "num_hidden_layers": _need(model, "n_layers", "entropy_model"),
-        "max_position_embeddings": _need(model, "max_seqlen", "entropy_model"),
-        "sliding_window": _PATCHER_WINDOW if window is None else window,
-        **_common(model, "model.patcher", gate_shapes),
     }
 
 
@@ -357,16 +348,15 @@ def open_meta(folder: Path, name: str, raw: Fields) -> Checkpoint:
 
 
 def _open_weights(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
+    if any(folder.glob("model.safetensors*")):
+        return open_weights(folder, stack)
     path = folder / "consolidated.pth"
-    safetensors = any(folder.glob("model.safetensors*"))
-    if not safetensors and not path.is_file():
+    if not path.is_file():
         pickles = sorted(folder.glob("*.pth"))
         if len(pickles) != 1:
             found = f"{len(pickles)} .pth files" if pickles else "no weights"
             raise CheckpointError(f"{folder}: has {found}; expected model.safetensors or consolidated.pth")
         path = pickles[0]
-    if safetensors:
-        return open_weights(folder, stack)
     file = TorchFile(path)
     stack.callback(file.close)
     return {key: StoredTensor(file, key) for key in file.names()}

@@ -318,8 +318,7 @@ def _greedy_row(model: BltModel, expected: AnyReference, text: bytes, greedy_byt
     else:
         prompt, count = text[:_GREEDY_PROMPT], greedy_bytes
         wanted = expected.greedy(prompt, count)
-        logits = expected.logits(prompt + wanted)
-        margins = pick_margins(logits[len(prompt) :])
+        margins = pick_margins(expected.logits(prompt + wanted)[len(prompt) :])
     found = model.generate(prompt, GenerationOptions(max_new_bytes=count)).data if count else b""
     title = f"greedy: equal bytes of {len(wanted)}"
     if found == wanted:

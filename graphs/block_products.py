@@ -13,15 +13,13 @@ Weights are never held: the new initializers are lazy tensors over the old ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from .attention import DOMAIN
-from .surgery import add_constant, made_by
+from .surgery import add_constant, input_of, made_by
 
 __all__ = ["BLOCK_BITS", "PRODUCT", "block_product", "write_block_products"]
 
@@ -64,12 +62,10 @@ def _unpacked_blocks(node: ir.Node, bits: int) -> ir.Node | None:
 
 def _replace(graph: ir.Graph, node: ir.Node, unpack: ir.Node, bits: int) -> None:
     block = unpack.attributes.get_int("block_size", 0)
-    weight, scales = unpack.inputs
-    assert weight is not None
-    assert weight.const_value is not None
-    assert scales is not None
-    assert scales.const_value is not None
+    weight, scales = input_of(unpack, 0), input_of(unpack, 1)
     integers, factors = weight.const_value, scales.const_value
+    assert integers is not None
+    assert factors is not None
     rows, columns = (int(size) for size in integers.shape.numpy())
 
     def pack() -> ir.TensorProtocol:
@@ -84,25 +80,17 @@ def _replace(graph: ir.Graph, node: ir.Node, unpack: ir.Node, bits: int) -> None
 
     shape = (columns, rows // block, block * bits // 8)
     count = (columns * rows // block,)
-    operands = [
-        node.inputs[0],
-        _lazy_constant(graph, f"{weight.name}.packed", pack, ir.DataType.UINT8, shape),
-        _lazy_constant(graph, f"{scales.name}.packed", pack_scales, ir.DataType.FLOAT, count),
-    ]
+    operands = [node.inputs[0]]
+    for value, load, dtype, size in (
+        (weight, pack, ir.DataType.UINT8, shape),
+        (scales, pack_scales, ir.DataType.FLOAT, count),
+    ):
+        name = f"{value.name}.packed"
+        operands.append(add_constant(graph, name, ir.LazyTensor(load, dtype, ir.Shape(size), name=name)))
     attributes = {"K": rows, "N": columns, "bits": bits, "block_size": block}
     attributes["accuracy_level"] = _ACCURACY_LEVEL
     product = ir.node(PRODUCT, operands, attributes, domain=DOMAIN, name=f"{node.name}.blocks")
     replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
-
-
-def _lazy_constant(
-    graph: ir.Graph,
-    name: str,
-    load: Callable[[], ir.TensorProtocol],
-    dtype: ir.DataType,
-    shape: tuple[int, ...],
-) -> ir.Value:
-    return add_constant(graph, name, ir.LazyTensor(load, dtype, ir.Shape(shape), name=name))
 
 
 def block_product(rows: int, block: int, bits: int) -> ir.Model:

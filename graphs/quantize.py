@@ -138,8 +138,7 @@ def _gain(block: Floats, scale: Floats | np.float32, bits: int) -> tuple[Floats,
 
 def _error(block: Floats, scale: Floats | np.float32, bits: int) -> Floats:
     rest = block - np.clip(np.rint(block / scale), *_LEVELS[bits]) * scale
-    error: Floats = np.einsum("kn,kn->n", rest, rest)
-    return error
+    return np.einsum("kn,kn->n", rest, rest)
 
 
 # 2. The graph.

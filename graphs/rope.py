@@ -98,8 +98,7 @@ def _yarn_ramp(rope: RopeConfig, head_dim: int, original: int) -> Frequencies:
     if low == high:
         high += 0.001  # the reference's way round a division by zero
     pairs = np.arange(head_dim // 2, dtype=np.float32)
-    ramp: Frequencies = np.clip((pairs - np.float32(low)) / np.float32(high - low), 0, 1)
-    return ramp
+    return np.clip((pairs - np.float32(low)) / np.float32(high - low), 0, 1)
 
 
 def _yarn_scale(rope: RopeConfig, factor: float) -> float:
