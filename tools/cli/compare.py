@@ -11,12 +11,11 @@ import click
 from ...runtime.names import DEVICES
 from ..compare import CompareOptions
 from ..output import Messages, print_table, progress_bar, size
-from .documents import check_plot, read_input, shown_name, write_json
-from .options import STDIN, BundleDirectory, InputFile, OneOf, OutputFile, json_option, option, verb
+from .documents import check_plot, output_option, read_input, shown_name, write_json
+from .options import STDIN, BundleDirectory, InputFile, OneOf, json_option, option, verb
 
 if TYPE_CHECKING:
-    from ...export.quality import Tally
-    from ..compare.bundles import BundleReport, Comparison
+    from ..compare.bundles import Comparison
 
 
 @verb("compare")
@@ -30,13 +29,7 @@ if TYPE_CHECKING:
     metavar="FILE...",
     help="Texts to compare on; - is stdin. Take others than the bundles were calibrated on.",
 )
-@option(
-    "--plot",
-    type=OutputFile(),
-    metavar="FILE",
-    shown="no picture",
-    help="Draw size, quality and speed into FILE (.png, .svg or .pdf).",
-)
+@output_option("--plot", "no picture", "Draw size, quality and speed into FILE (.png, .svg or .pdf).")
 @json_option
 @option(
     "--context",
@@ -45,25 +38,13 @@ if TYPE_CHECKING:
     help="Ids in a window, BOS included.",
 )
 @option("--max-bytes", type=int, shown="all", help="Bytes of each text at most, in windows spread over it.")
-@option(
-    "--prompts",
-    type=int,
-    default=CompareOptions.prompts,
-    help="Greedy texts whose identical lead is measured.",
-)
-@option("--lead-bytes", type=int, default=CompareOptions.lead_bytes, help="Bytes of each greedy text.")
-@option(
-    "--prompt-bytes",
-    type=int,
-    default=CompareOptions.prompt_bytes,
-    help="Bytes read at once to time prefill.",
-)
-@option(
-    "--new-bytes", type=int, default=CompareOptions.new_bytes, help="Bytes read one by one to time decoding."
-)
-@option("--repeat", type=int, default=CompareOptions.repeat, help="Timings; the median counts.")
+@option("--prompts", of=CompareOptions, type=int, help="Greedy texts whose identical lead is measured.")
+@option("--lead-bytes", of=CompareOptions, type=int, help="Bytes of each greedy text.")
+@option("--prompt-bytes", of=CompareOptions, type=int, help="Bytes read at once to time prefill.")
+@option("--new-bytes", of=CompareOptions, type=int, help="Bytes read one by one to time decoding.")
+@option("--repeat", of=CompareOptions, type=int, help="Timings; the median counts.")
 @option("--threads", type=int, shown="as many as the engine likes", help="CPU threads.")
-@option("--device", type=OneOf(DEVICES), default=CompareOptions.device, help="Where to run.")
+@option("--device", of=CompareOptions, type=OneOf(DEVICES), help="Where to run.")
 def command(
     messages: Messages,
     bundles: tuple[Path, ...],
@@ -110,9 +91,6 @@ def _read(paths: Sequence[Path], messages: Messages) -> dict[str, bytes]:
     return texts
 
 
-# What people see.
-
-
 def _show(comparison: Comparison) -> None:
     directories = [Path(report.path).name for report in comparison.bundles]
     reports = [
@@ -121,14 +99,30 @@ def _show(comparison: Comparison) -> None:
     ]
     for text, length in comparison.text_bytes.items():
         click.echo(f"{text}, {length:,} bytes")
-        print_table(
-            ("bundle", ">bits/byte", ">KL bits", ">argmax", ">precision", ">recall"),
-            [(name, *_quality(report.texts[text])) for name, report in reports],
-        )
+        rows = []
+        for name, report in reports:
+            tally = report.texts[text]
+            shares = (tally.argmax_agreement, tally.boundary_precision, tally.boundary_recall)
+            figures = (f"{tally.bits_per_byte:.4f}", f"{tally.mean_divergence:.5f}")
+            rows.append((name, *figures, *(f"{share:.2%}" for share in shares)))
+        print_table(("bundle", ">bits/byte", ">KL bits", ">argmax", ">precision", ">recall"), rows)
         click.echo()
     print_table(
         ("bundle", "tables", ">graphs", ">size", ">lead", ">prefill", ">decode", ">memory", ">private"),
-        [(name, *_figures(report)) for name, report in reports],
+        [
+            (
+                name,
+                report.tables,
+                size(report.graph_bytes),
+                size(report.table_bytes),
+                f"{report.mean_lead:.1f}" if report.greedy_leads else "",
+                f"{report.prefill_bytes_per_second:,.0f}",
+                f"{report.decode_bytes_per_second:,.0f}",
+                size(report.peak_resident),
+                size(report.peak_private),
+            )
+            for name, report in reports
+        ],
     )
     leads = comparison.bundles[0].greedy_leads
     mean_length = sum(length for _, length in leads) / max(1, len(leads))
@@ -143,21 +137,3 @@ def _show(comparison: Comparison) -> None:
     for name, report in reports:
         if report.note:
             click.echo(f"{name}: {report.note}")
-
-
-def _quality(tally: Tally) -> tuple[str, ...]:
-    shares = (tally.argmax_agreement, tally.boundary_precision, tally.boundary_recall)
-    return f"{tally.bits_per_byte:.4f}", f"{tally.mean_divergence:.5f}", *(f"{share:.2%}" for share in shares)
-
-
-def _figures(report: BundleReport) -> tuple[str, ...]:
-    peaks = (report.peak_resident, report.peak_private)
-    return (
-        report.tables,
-        size(report.graph_bytes),
-        size(report.table_bytes),
-        f"{report.mean_lead:.1f}" if report.greedy_leads else "",
-        f"{report.prefill_bytes_per_second:,.0f}",
-        f"{report.decode_bytes_per_second:,.0f}",
-        *("unknown" if peak is None else size(peak) for peak in peaks),
-    )
