@@ -74,9 +74,6 @@ def command(
         raise KeyboardInterrupt
 
 
-# 1. The text, and Ctrl-C while it comes.
-
-
 def _stream(
     messages: Messages, model: BltModel, prompt: bytes, options: GenerationOptions, out: TextOutput
 ) -> tuple[GenerationChunk, bytes]:
@@ -100,8 +97,6 @@ def _stream(
         out.end_line()
     return chunk, bytes(made)
 
-
-# 2. Figures.
 
 _ENDINGS = {
     "length": "--max-new-bytes reached",
@@ -148,12 +143,7 @@ def memory_told(state_bytes: int) -> str:
 
 
 def _document(
-    model: Path,
-    prompt: bytes,
-    made: bytes,
-    last: GenerationChunk,
-    options: GenerationOptions,
-    engine: Engine,
+    model: Path, prompt: bytes, made: bytes, last: GenerationChunk, options: GenerationOptions, engine: Engine
 ) -> dict[str, Any]:
     stats = last.stats
     assert stats is not None

@@ -42,7 +42,12 @@ def command(
     FILE may be - for stdin. Bits are over all 260 classes; lower is better. Every byte is scored once, in
     windows without overlap.
     """
-    texts = _read(files, messages)
+    if files.count(STDIN) > 1:
+        raise click.UsageError("FILE: - is given twice; stdin can be read only once")
+    texts = [(shown_name(path), read_input(path, messages, "the text")) for path in files]
+    for name, text in texts:
+        if not text:
+            raise click.UsageError(f"FILE: {name} is empty; there is nothing to score")
     loaded = load_model(messages, model, engine, positions=context)
     with progress_bar(messages) as progress:
         scores = [
@@ -62,16 +67,6 @@ def command(
         write_json(json_file, document)
     if json_file != STDIN:
         _show(figures, total)
-
-
-def _read(files: Sequence[Path], messages: Messages) -> list[tuple[str, bytes]]:
-    if list(files).count(STDIN) > 1:
-        raise click.UsageError("FILE: - is given twice; stdin can be read only once")
-    texts = [(shown_name(path), read_input(path, messages, "the text")) for path in files]
-    for name, text in texts:
-        if not text:
-            raise click.UsageError(f"FILE: {name} is empty; there is nothing to score")
-    return texts
 
 
 def _figures(scores: Sequence[Score]) -> dict[str, Any]:

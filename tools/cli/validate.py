@@ -10,7 +10,7 @@ import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import click
 
@@ -92,20 +92,19 @@ def command(
         chosen = _packaged_demo(manifest)
     if verify or chosen.kind == "nothing":
         check_bundle_files(messages, bundle, manifest, full=True)
-    document: dict[str, Any] = {"bundle": str(bundle)}
     if chosen.kind == "nothing":
         files = len(manifest.files)
         line = f"{files} files have the right sha256; nothing else was checked: {chosen.reasons}"
         if json_file is not None:
-            write_json(json_file, {**document, "files": files, "validation": None, "note": line})
+            write_json(json_file, {"bundle": str(bundle), "files": files, "validation": None, "note": line})
         if json_file != STDIN:
             click.echo(line)
         return
     report = _compare(bundle, chosen, messages, rtol, atol, threads)
     if json_file is not None:
-        write_json(json_file, {**document, "validation": report.to_dict()})
+        write_json(json_file, {"bundle": str(bundle), "validation": report.to_dict()})
     if json_file != STDIN:
-        _show_report(report)
+        _show_report(report, sys.stdout)
     if not report.passed:
         raise click.ClickException(f"{bundle}: {_verdict(report)}")
 
@@ -168,8 +167,7 @@ def _packaged_demo(manifest: Manifest) -> ReferenceChoice:
     if sha256 != manifest.source.sha256:
         reason = "the bundle was made from another version of the demo than the packaged one"
         return replace(unknown, why_not=(reason, *unknown.why_not))
-    parameters = sum(manifest.model.parameters.values())
-    return checkpoint_reference(folder, manifest.source.layout, parameters)
+    return checkpoint_reference(folder, manifest.source.layout, sum(manifest.model.parameters.values()))
 
 
 def checkpoint_reference(folder: Path, layout: str, parameters: int) -> ReferenceChoice:
@@ -303,9 +301,8 @@ def _tolerances(manifest: Manifest, rtol: float | None, atol: float | None) -> T
 # 3. What people see of a report.
 
 
-def _show_report(report: ValidationReport, file: IO[str] | None = None) -> None:
+def _show_report(report: ValidationReport, file: IO[str] | None) -> None:
     """Print a report as a table, then notes on what went wrong, then the verdict."""
-    target = sys.stdout if file is None else file
     rows = [
         (
             # The table fits 80 columns.
@@ -316,10 +313,10 @@ def _show_report(report: ValidationReport, file: IO[str] | None = None) -> None:
         )
         for row in report.rows
     ]
-    print_table(("check", ">measured", ">allowed", ""), rows, target)
-    if target is not None:
+    print_table(("check", ">measured", ">allowed", ""), rows, file)
+    if file is not None:
         notes = [f"  {row.check}: {row.note}\n" for row in report.rows if row.note]
-        target.writelines([*notes, "\n", _verdict(report) + "\n"])
+        file.writelines([*notes, "\n", _verdict(report) + "\n"])
 
 
 def _verdict(report: ValidationReport) -> str:
