@@ -54,10 +54,7 @@ _tensorrt_options = options(
         help="TensorRT: GPU memory that a layer may use to work in, such as 512MB.",
     ),
     option(
-        "--optimization-level",
-        type=int,
-        shown="TensorRT's own",
-        help="TensorRT: how hard it tries, 0 to 5.",
+        "--optimization-level", type=int, shown="TensorRT's own", help="TensorRT: how hard it tries, 0 to 5."
     ),
 )
 """What TensorRT's engines are built for, by the fields of `TensorRtOptions`; None is the default there."""

@@ -113,8 +113,6 @@ def _figures(reply: Reply) -> str:
     return ", ".join(told) + _ENDINGS.get(reply.reason, "") + cut
 
 
-# 1. Settings.
-
 _NUMBERS: dict[str, type[int] | type[float]] = {
     "max_new_bytes": int,
     "temperature": float,
@@ -177,9 +175,6 @@ def _escaped(data: bytes) -> str:
     """As it is typed: what can't be seen is escaped."""
     text = data.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
-# 2. The other commands.
 
 
 def _help(chat: Chat, argument: str) -> None:
@@ -270,9 +265,6 @@ def _save(chat: Chat, argument: str, over: bool = False) -> None:
 def _print(fields: list[tuple[str, str]]) -> None:
     if sys.stderr is not None:
         print_fields(fields, sys.stderr)
-
-
-# 3. All of them.
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,10 +31,7 @@ if TYPE_CHECKING:
 @output_option("--plot", "no picture", "Draw size, quality and speed into FILE (.png, .svg or .pdf).")
 @json_option
 @option(
-    "--context",
-    type=int,
-    shown="the trained context, from the bundle",
-    help="Ids in a window, BOS included.",
+    "--context", type=int, shown="the trained context, from the bundle", help="Ids in a window, BOS included."
 )
 @option("--max-bytes", type=int, shown="all", help="Bytes of each text at most, in windows spread over it.")
 @option("--prompts", of=CompareOptions, type=int, help="Greedy texts whose identical lead is measured.")
@@ -62,33 +58,27 @@ def command(
     bundle is measured in a process of its own; private memory is the part that belongs to no file.
     """
     check_plot(plot)
-    read = _read(texts, messages)
+    if texts.count(STDIN) > 1:
+        raise click.UsageError("--text: - is given twice; stdin can be read only once")
+    read: dict[str, bytes] = {}
+    for path in texts:
+        alone = path != STDIN and all(other == path or other.name != path.name for other in texts)
+        name = path.name if alone else shown_name(path)
+        if name in read:
+            raise click.UsageError(f"--text: {path} is given twice; give each text once")
+        read[name] = read_input(path, messages, "the text")
+        if not read[name]:
+            raise click.UsageError(f"--text: {name} is empty; there is nothing to compare on")
     from ..compare.bundles import compare_bundles, draw_comparison
 
     options = CompareOptions(**settings)  # type: ignore[arg-type]
     with progress_bar(messages) as progress:
         comparison = compare_bundles(bundles, read, options, progress)
-    if json_file is not None:
-        write_json(json_file, comparison.to_dict())
+    write_json(json_file, comparison.to_dict())
     if plot is not None:
         draw_comparison(comparison, plot)
     if json_file != STDIN:
         _show(comparison)
-
-
-def _read(paths: Sequence[Path], messages: Messages) -> dict[str, bytes]:
-    if list(paths).count(STDIN) > 1:
-        raise click.UsageError("--text: - is given twice; stdin can be read only once")
-    texts: dict[str, bytes] = {}
-    for path in paths:
-        alone = path != STDIN and all(other == path or other.name != path.name for other in paths)
-        name = path.name if alone else shown_name(path)
-        if name in texts:
-            raise click.UsageError(f"--text: {path} is given twice; give each text once")
-        texts[name] = read_input(path, messages, "the text")
-        if not texts[name]:
-            raise click.UsageError(f"--text: {name} is empty; there is nothing to compare on")
-    return texts
 
 
 def _show(comparison: Comparison) -> None:

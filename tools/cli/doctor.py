@@ -37,8 +37,7 @@ def command(messages: Messages, model: Path | None, json_file: Path | None) -> N
 
     with status(messages) as say:
         report = examine(model, progress=say)
-    if json_file is not None:
-        write_json(json_file, report.to_dict())
+    write_json(json_file, report.to_dict())
     if json_file != STDIN:
         _show(report)
     if not report.cpu_works:

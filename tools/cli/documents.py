@@ -53,8 +53,10 @@ def output_option(flag: str, instead: str, text: str) -> Callable[[F], F]:
     return click.option(flag, type=OutputFile(), metavar="FILE", show_default=instead, help=text)
 
 
-def write_json(target: Path, document: Mapping[str, Any]) -> None:
-    """Write one document on stdout for `-`, else to a file, whole or not at all. Raises OSError."""
+def write_json(target: Path | None, document: Mapping[str, Any]) -> None:
+    """Write a document (None: nowhere; `-`: on stdout; else a file, whole or not at all). Raises OSError."""
+    if target is None:
+        return
     text = json.dumps(_finite(document), indent=2) + "\n"
     if target != STDIN:
         write_whole(target, lambda path: path.write_text(text, encoding="ascii"))

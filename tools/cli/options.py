@@ -107,9 +107,6 @@ def spread(args: Sequence[str], flags: Collection[str]) -> list[str]:
     return result
 
 
-# 1. Types.
-
-
 class Value(AnyType):
     """A type whose values `read` makes of a text; with what a shell that completes words may offer for it."""
 
@@ -282,9 +279,6 @@ def _unescaped(piece: str) -> bytes:
         return bytes([code]) if len(piece) == 4 else chr(code).encode()
     except (ValueError, OverflowError):  # beyond Unicode, or half a surrogate pair
         raise ValueError(f"{piece} is no character") from None
-
-
-# 2. Options.
 
 
 def option(

@@ -206,7 +206,6 @@ def _show(messages: Messages, view: PatchView) -> None:
 
 
 def _say_figures(messages: Messages, view: PatchView) -> None:
-    """What was counted, on stderr."""
     from ..patch_view import terminal
     from ..patch_view.view import summarize
 

@@ -15,18 +15,14 @@ from ...runtime.files import write_whole
 from ...runtime.names import DEVICES, DRAFTS
 from ..output import Messages, counted, print_fields, print_table, size, status
 from .documents import check_plot, json_line, output_option, read_input, shown_name, write_json
-from .options import STDIN, F, InputFile, OneOf, json_option, model_option, option, verb
+from .options import STDIN, AnyType, F, InputFile, OneOf, json_option, model_option, option, verb
 
 if TYPE_CHECKING:
     from ..profile.measure import Profile
     from ..profile.statistics import Case, Decode
 
-    ListType = click.ParamType[tuple[Any, ...]]
-else:  # generic from click 8.2 on
-    ListType = click.ParamType
 
-
-class CommaSeparated(ListType):
+class CommaSeparated(AnyType):
     """Values of one type, with commas between."""
 
     name = "list"
@@ -43,7 +39,6 @@ class CommaSeparated(ListType):
 
 
 def _sweep_option(*flags: str, one: Any, metavar: str, default: str | None, text: str) -> Callable[[F], F]:
-    """Several values are a sweep."""
     shown = True if default else "as many as the engine likes"
     settings: dict[str, Any] = {"default": [default] if default else None, "show_default": shown}
     return click.option(
@@ -121,7 +116,7 @@ def command(
         measured = profile(model, data, options, say)
     warnings = profile_warnings(measured)
     document = {**measured.to_dict(), "warnings": warnings}
-    if json_file is not None and json_file != STDIN:
+    if json_file != STDIN:
         write_json(json_file, document)
     if plot is not None:
         from ..profile import plot as drawing
@@ -144,7 +139,6 @@ def command(
 
 
 def _flat(values: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """All values once, in the order given."""
     return tuple(dict.fromkeys(value for given in values for value in given))
 
 

@@ -56,17 +56,30 @@ def command(
         ]
     figures = [(name, _figures([score])) for (name, _), score in zip(texts, scores, strict=True)]
     total = _figures(scores)
-    if json_file is not None:
-        document = {
-            "model": str(model),
-            "source": loaded.manifest.source.name,
-            "context": scores[0].context,
-            "files": [{"file": name, **told} for name, told in figures],
-            "total": total,
-        }
-        write_json(json_file, document)
-    if json_file != STDIN:
-        _show(figures, total)
+    document = {
+        "model": str(model),
+        "source": loaded.manifest.source.name,
+        "context": scores[0].context,
+        "files": [{"file": name, **told} for name, told in figures],
+        "total": total,
+    }
+    write_json(json_file, document)
+    if json_file == STDIN:
+        return
+    several = len(figures) > 1
+    rows = [
+        (
+            name,
+            f"{told['bytes']:,}",
+            f"{told['patches']:,}",
+            f"{told['bytes_per_patch']:.2f}",
+            f"{told['bits_per_byte']:.4f}",
+            f"{told['bytes_per_second']:,.0f}",
+        )
+        for name, told in [*figures, *[("total", total)] * several]
+    ]
+    columns = ("file", ">bytes", ">patches", ">bytes/patch", ">bits/byte", ">bytes/s")
+    print_table(columns, rows, total=several)
 
 
 def _figures(scores: Sequence[Score]) -> dict[str, Any]:
@@ -83,20 +96,3 @@ def _figures(scores: Sequence[Score]) -> dict[str, Any]:
         "windows": windows,
         "seconds": seconds,
     }
-
-
-def _show(figures: Sequence[tuple[str, dict[str, Any]]], total: dict[str, Any]) -> None:
-    several = len(figures) > 1
-    rows = [
-        (
-            name,
-            f"{told['bytes']:,}",
-            f"{told['patches']:,}",
-            f"{told['bytes_per_patch']:.2f}",
-            f"{told['bits_per_byte']:.4f}",
-            f"{told['bytes_per_second']:,.0f}",
-        )
-        for name, told in [*figures, *[("total", total)] * several]
-    ]
-    columns = ("file", ">bytes", ">patches", ">bytes/patch", ">bits/byte", ">bytes/s")
-    print_table(columns, rows, total=several)

@@ -54,7 +54,6 @@ class Request:
     windows: list[list[tuple[int, int]]]
     """For each text the start and end of its windows, each read from BOS."""
     prompts: list[bytes]
-    """Prompts for greedy texts."""
     options: CompareOptions
 
 
@@ -193,11 +192,9 @@ class BundleReport:
     greedy_leads: list[tuple[int, int]]
     """For each prompt: greedy bytes in common with the first bundle's text, and that text's length."""
     prefill_bytes_per_second: float
-    """Speed of reading a prompt."""
     decode_bytes_per_second: float
     """Speed of reading one byte after the other, as in generation; all stages counted."""
     load_seconds: float
-    """Time to load."""
     peak_resident: int | None
     """Most resident memory while loading, prefilling and decoding, mapped files included."""
     peak_private: int | None
@@ -234,13 +231,11 @@ class Comparison:
     bundles: list[BundleReport]
     """In the order given."""
     options: CompareOptions
-    """As they were asked for."""
     context: int
     """Ids in a window."""
     text_bytes: dict[str, int]
     """Bytes scored of each text."""
     machine: dict[str, Any] = field(default_factory=dict)
-    """Where it was measured."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
