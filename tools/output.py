@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
@@ -89,11 +89,9 @@ def printable(text: str) -> str:
 def error_line(text: str, prefix: str = "error: ") -> None:
     """Write the line on stderr, as long as there is one."""
     if sys.stderr is not None:
-        try:
+        with suppress(OSError):
             sys.stderr.write(f"blt-edge: {prefix}{printable(text)}\n")
             sys.stderr.flush()
-        except OSError:
-            pass
 
 
 # 2. Wrong usage, found by click or by us.
@@ -167,13 +165,10 @@ def progress_bar(messages: Messages) -> Iterator[Progress]:
     """A callback that shows progress in bytes while the block runs."""
     if messages.quiet or sys.stderr is None:
         yield lambda what, done, total: None
-    elif is_terminal(sys.stderr):
-        yield from _bar()
-    else:
+        return
+    if not is_terminal(sys.stderr):
         yield _Lines(messages)
-
-
-def _bar() -> Iterator[Progress]:
+        return
     from rich import progress
     from rich.console import Console
     from rich.table import Column
@@ -282,12 +277,19 @@ def _print(renderable: object, file: IO[str] | None) -> None:
     target.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 
-def size(bytes_: float) -> str:
-    """Bytes in decimal units: "512 bytes", "25.1 MB"."""
+def size(bytes_: float | None) -> str:
+    """Bytes in decimal units: "512 bytes", "25.1 MB"; "unknown" for None."""
+    if bytes_ is None:
+        return "unknown"
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if bytes_ >= scale:
             return f"{bytes_ / scale:.1f} {unit}"
     return f"{bytes_:.0f} bytes"
+
+
+def counted(number: int, what: str) -> str:
+    """So many of what is counted: "1 byte", "2 bytes"."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def count(number: float) -> str:

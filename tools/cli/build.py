@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -54,10 +54,7 @@ _tensorrt_options = options(
         help="TensorRT: GPU memory that a layer may use to work in, such as 512MB.",
     ),
     option(
-        "--optimization-level",
-        type=int,
-        shown="TensorRT's own",
-        help="TensorRT: how hard it tries, 0 to 5.",
+        "--optimization-level", type=int, shown="TensorRT's own", help="TensorRT: how hard it tries, 0 to 5."
     ),
 )
 """What TensorRT's engines are built for, by the fields of `TensorRtOptions`; None is the default there."""
@@ -116,11 +113,9 @@ def command(
         engine = _build_onnxruntime(messages, bundle, force)
     from ...runtime.engines import engines_of
 
-    others = [other.name for other in engines_of(bundle, target) if other.name != engine.name]
+    others = ", ".join(other.name for other in engines_of(bundle, target) if other.name != engine.name)
     if others:
-        messages.say(
-            f"engines for other machines, versions or limits, to remove by hand: {', '.join(others)}"
-        )
+        messages.say(f"engines for other machines, versions or limits, to remove by hand: {others}")
     if json_file is not None:
         write_json(json_file, _document(engine, target))
     if json_file != STDIN:
@@ -139,9 +134,6 @@ def _document(engine: Path, target: str) -> dict[str, Any]:
         "files": files,
         "built_for": read_description(engine),
     }
-
-
-# 1. ONNX Runtime.
 
 
 def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
@@ -178,9 +170,6 @@ def _build_onnxruntime(messages: Messages, bundle: Path, force: bool) -> Path:
     return directory
 
 
-# 2. TensorRT.
-
-
 def _plan_tensorrt(messages: Messages, bundle: Path, options: TensorRtOptions) -> tuple[Path, str]:
     """Print what building would do; returns what it would write, and how much of it."""
     from ...export.build_tensorrt import plan_tensorrt
@@ -212,8 +201,21 @@ def _build_tensorrt(messages: Messages, bundle: Path, options: TensorRtOptions, 
         _warn_of_refusals(messages, bundle, plan)
         if shown:
             _show_estimate(plan, sys.stderr)
+    terminal = is_terminal(sys.stderr)
     with status(messages) as say:
-        result = build_engines(bundle, options, force=force, watch=_watch(say, plan))
+
+        def watch(stage: str, moment: Moment | None) -> None:
+            line = f"{stage} graph"
+            if moment is not None:
+                if not terminal:  # a log has no use for a line each moment
+                    return
+                memory = "" if moment.memory is None else f", {size(moment.memory)}"
+                step = f" {moment.done}/{moment.steps}" if moment.steps > 1 else ""
+                what = moment.phase[:1].lower() + moment.phase[1:]
+                line += f" ({plan.stages[stage].precision}), {moment.seconds:.0f} s{memory}: {what}{step}"
+            say(line)
+
+        result = build_engines(bundle, options, force=force, watch=watch)
     if shown and result.facts:
         _show_result(plan, result, sys.stderr)
         if not result.proven:
@@ -247,26 +249,8 @@ def _warn_of_refusals(messages: Messages, bundle: Path, plan: BuildPlan) -> None
     messages.note(printable(line))
 
 
-def _watch(say: Callable[[str], None], plan: BuildPlan) -> Callable[[str, Moment | None], None]:
-    terminal = is_terminal(sys.stderr)
-
-    def watch(stage: str, moment: Moment | None) -> None:
-        line = f"{stage} graph"
-        if moment is not None:
-            if not terminal:  # a log has no use for a line each moment
-                return
-            memory = "" if moment.memory is None else f", {size(moment.memory)}"
-            step = f" {moment.done}/{moment.steps}" if moment.steps > 1 else ""
-            what = moment.phase[:1].lower() + moment.phase[1:]
-            line += f" ({plan.stages[stage].precision}), {moment.seconds:.0f} s{memory}: {what}{step}"
-        say(line)
-
-    return watch
-
-
 def _show_estimate(plan: BuildPlan, file: IO[str]) -> None:
-    file.write(f"{plan.trt.name} {plan.trt.version}, compute capability ")
-    file.write(f"{' and '.join(plan.capabilities)}\n")
+    file.write(f"{plan.trt.name} {plan.trt.version}, compute capability {' and '.join(plan.capabilities)}\n")
     rows = [
         (f"{stage} graph", part.precision, size(part.weights), size(part.plan), size(part.peak_memory))
         for stage, part in plan.stages.items()
@@ -310,5 +294,4 @@ def _show_result(plan: BuildPlan, result: TensorRtBuild, file: IO[str]) -> None:
 
 
 def _most(amounts: Iterable[int | None]) -> str:
-    known = [amount for amount in amounts if amount is not None]
-    return size(max(known)) if known else "unknown"
+    return size(max((amount for amount in amounts if amount is not None), default=None))

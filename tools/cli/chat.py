@@ -57,22 +57,9 @@ def command(
         raise click.UsageError("stdin is where lines come from; give a text, or --prompt-file FILE")
     start = read_prompt(prompt, prompt_file, messages) or b""
     loaded = load_model(messages, model, engine)
-    chat = Chat(messages, ChatSession(loaded, options, start), TextOutput(shown=True))
+    state = ChatSession(loaded, options, start)
+    chat = Chat(messages, state, TextOutput(shown=True))
     reader = line_reader(complete)
-    _begin(chat, reader, model)
-    try:
-        done = _converse(chat, reader)
-    finally:
-        reader.close()
-    if not done:
-        raise click.exceptions.Exit(1)
-
-
-# 1. Before the first line.
-
-
-def _begin(chat: Chat, reader: LineReader, model: Path) -> None:
-    messages, state = chat.messages, chat.state
     if len(state.text) >= state.positions:
         raise click.UsageError(
             f"--prompt is {len(state.text)} bytes long; the model has room for {state.positions - 1}"
@@ -80,17 +67,19 @@ def _begin(chat: Chat, reader: LineReader, model: Path) -> None:
     if reader.interactive:
         chat.say(f"{printable(str(model))}, {state.positions_left} positions left")
         chat.say("Type a line; the model goes on with the text. /help tells more, Ctrl-D leaves.")
-    if not state.text:
-        return
-    with status(messages, f"reading the prompt, {len(state.text)} bytes"):
-        state.read()
-    if reader.interactive:
-        text = state.text.decode("utf-8", "replace")
-        chat.out.write(text if len(text) <= _SHOWN else "... " + text[-_SHOWN:])
-        chat.out.close_line()
-
-
-# 2. Line after line.
+    if state.text:
+        with status(messages, f"reading the prompt, {len(state.text)} bytes"):
+            state.read()
+        if reader.interactive:
+            text = state.text.decode("utf-8", "replace")
+            chat.out.write(text if len(text) <= _SHOWN else "... " + text[-_SHOWN:])
+            chat.out.close_line()
+    try:
+        done = _converse(chat, reader)
+    finally:
+        reader.close()
+    if not done:
+        raise click.exceptions.Exit(1)
 
 
 def _converse(chat: Chat, reader: LineReader) -> bool:

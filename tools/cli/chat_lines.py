@@ -19,14 +19,21 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-import click
-
 from ...runtime.files import write_whole
-from ..output import Messages, TextOutput, interrupt_sets, is_terminal, print_fields, printable, status
+from ..output import (
+    Messages,
+    TextOutput,
+    counted,
+    interrupt_sets,
+    is_terminal,
+    print_fields,
+    printable,
+    status,
+)
 from .chat_session import ADVICE, ChatError, ChatSession, Reply, typed_text
 from .generate import memory_told, stage_shares
-from .line_reader import expanded, paths_that_begin
-from .options import StopString
+from .line_reader import paths_that_begin
+from .options import StopString, expanded
 
 
 @dataclass
@@ -57,23 +64,8 @@ def take_line(chat: Chat, line: bytes, interactive: bool) -> bool:
     """
     if line.startswith(b"/") and not line.startswith(b"//"):
         return _run_command(chat, line.decode("utf-8", "surrogateescape"))
-    reply = _turn(chat, typed_text(line[1:] if line.startswith(b"//") else line, chat.state.text))
-    chat.say(f"[{_figures(reply)}]")
-    left, positions = chat.state.positions_left, chat.state.positions
-    if left == 0:
-        chat.note(f"no positions are left, all {positions} are used; {ADVICE}")
-    elif left < min(chat.state.options.max_new_bytes, positions // 8):
-        chat.say(f"{left} of {positions} positions are left; {ADVICE}")
-    if reply.reason == "cancelled" and not interactive:
-        raise KeyboardInterrupt
-    return True
-
-
-# 1. Turns.
-
-
-def _turn(chat: Chat, typed: bytes) -> Reply:
     state, cancel = chat.state, threading.Event()
+    typed = typed_text(line[1:] if line.startswith(b"//") else line, state.text)
     reading = len(state.unread) + len(typed)
     with ExitStack() as progress, interrupt_sets(cancel):
 
@@ -85,7 +77,15 @@ def _turn(chat: Chat, typed: bytes) -> Reply:
             progress.enter_context(status(chat.messages, f"reading {reading} bytes"))
         reply = state.turn(typed, write, cancel)
     chat.out.close_line()
-    return reply
+    chat.say(f"[{_figures(reply)}]")
+    left, positions = state.positions_left, state.positions
+    if left == 0:
+        chat.note(f"no positions are left, all {positions} are used; {ADVICE}")
+    elif left < min(state.options.max_new_bytes, positions // 8):
+        chat.say(f"{left} of {positions} positions are left; {ADVICE}")
+    if reply.reason == "cancelled" and not interactive:
+        raise KeyboardInterrupt
+    return True
 
 
 _ENDINGS = {
@@ -99,7 +99,7 @@ _ENDINGS = {
 
 def _figures(reply: Reply) -> str:
     stats = reply.stats
-    told = [_many(stats.new_bytes, "new byte")]
+    told = [counted(stats.new_bytes, "new byte")]
     if stats.new_bytes > 1:
         told.append(f"{stats.bytes_per_second:.0f} bytes/s")
     if reply.patches:
@@ -112,12 +112,6 @@ def _figures(reply: Reply) -> str:
     cut = "; the last character is not complete" if reply.cut else ""
     return ", ".join(told) + _ENDINGS.get(reply.reason, "") + cut
 
-
-def _many(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
-
-
-# 2. Settings.
 
 _NUMBERS: dict[str, type[int] | type[float]] = {
     "max_new_bytes": int,
@@ -138,7 +132,7 @@ _NONE = {"seed": "another one each turn", "draft_length": "as many as pay"}
 
 def _set(chat: Chat, argument: str) -> None:
     if not argument.strip():
-        _print(chat, [(name, _shown(name, getattr(chat.state.options, name))) for name in SETTINGS])
+        _print([(name, _shown(name, getattr(chat.state.options, name))) for name in SETTINGS])
         return
     given, equals, value = argument.strip().partition("=")
     adds = given.endswith("+")
@@ -148,28 +142,25 @@ def _set(chat: Chat, argument: str) -> None:
         raise ChatError(f"there is no setting {given.strip()!r}; {_near(name, SETTINGS)}")
     if not equals or (adds and name != "stop"):
         raise ChatError(f"got {argument.strip()!r}; write /set {name}=VALUE")
-    before = chat.state.options.stop if adds else ()
-    chat.state.change(**{name: (*before, *_stop(value)) if name == "stop" else _value(name, value.strip())})
+    new = _value(name, value)
+    chat.state.change(**{name: (*chat.state.options.stop, *new) if adds else new})
     chat.say(f"{name}={_shown(name, getattr(chat.state.options, name))}")
 
 
 def _value(name: str, text: str) -> Any:
     """The value; a text that is no number is left to the options to refuse, which know what is allowed."""
+    if name == "stop":
+        try:
+            return (StopString().read(text),) if text else ()
+        except ValueError as error:
+            raise ChatError(f"stop: {error}") from None
+    text = text.strip()
     if name in _NONE and text.lower() == "none":
         return None
     try:
         return _NUMBERS[name](text) if name in _NUMBERS else text
     except ValueError:
         return text
-
-
-def _stop(text: str) -> tuple[bytes, ...]:
-    if not text:
-        return ()
-    try:
-        return (StopString().convert(text, None, None),)
-    except click.BadParameter as error:
-        raise ChatError(f"stop: {error.message}") from None
 
 
 def _shown(name: str, value: Any) -> str:
@@ -186,12 +177,9 @@ def _escaped(data: bytes) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-# 3. The other commands.
-
-
 def _help(chat: Chat, argument: str) -> None:
     chat.messages.note(_LINES)
-    _print(chat, [(f"{name} {command.argument}", command.help) for name, command in COMMANDS.items()])
+    _print([(f"{name} {command.argument}", command.help) for name, command in COMMANDS.items()])
 
 
 _LINES = r"""The model was trained to go on with texts, not to answer. What you type is
@@ -210,7 +198,7 @@ added to the text as a line of its own, and the model writes on from there.
 
 def _stats(chat: Chat, argument: str) -> None:
     state, past = chat.state, chat.state.past
-    text = f"{_many(len(state.text), 'byte')}, {_many(len(state.turns), 'turn')}"
+    text = f"{counted(len(state.text), 'byte')}, {counted(len(state.turns), 'turn')}"
     patches = max(0, len(state.sequence.boundaries.patch_lengths()) - 1) if state.sequence.length else 0
     if patches:
         text += f", {(state.sequence.length - 1) / patches:.2f} bytes a patch"
@@ -229,26 +217,25 @@ def _stats(chat: Chat, argument: str) -> None:
         stages = {name: sum(one.stage_seconds[name] for one in past) for name in past[0].stage_seconds}
         shares = stage_shares(stages, total).items()
         fields.append(("time", ", ".join(f"{name} {share:.0%}" for name, share in shares)))
-    fields.append(("memory", memory_told(state.sequence.state_bytes)))
-    fields.append(("engine", str(state.model.engine)))
-    _print(chat, fields)
+    fields += [("memory", memory_told(state.sequence.state_bytes)), ("engine", str(state.model.engine))]
+    _print(fields)
 
 
 def _paced(count: int, seconds: float) -> str:
-    return _many(count, "byte") + (f", {count / seconds:.1f} bytes/s" if count and seconds else "")
+    return counted(count, "byte") + (f", {count / seconds:.1f} bytes/s" if count and seconds else "")
 
 
 def _reset(chat: Chat, argument: str) -> None:
     chat.state.reset()
-    chat.say(f"started over with {_many(len(chat.state.text), 'byte')} of text")
+    chat.say(f"started over with {counted(len(chat.state.text), 'byte')} of text")
 
 
 def _undo(chat: Chat, argument: str) -> None:
     again = chat.state.undo_reads()
     with status(chat.messages, f"reading the first {again} bytes again") if again else nullcontext():
         typed, made = chat.state.undo()
-    left = _many(len(chat.state.text), "byte")
-    chat.say(f"took back {typed} typed and {_many(made, 'generated byte')}; the text has {left}")
+    left = counted(len(chat.state.text), "byte")
+    chat.say(f"took back {typed} typed and {counted(made, 'generated byte')}; the text has {left}")
 
 
 def _text(chat: Chat, argument: str) -> None:
@@ -272,15 +259,12 @@ def _save(chat: Chat, argument: str, over: bool = False) -> None:
     if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise ChatError(f"{name} can't be written; check its permissions")
     write_whole(target, lambda path: path.write_bytes(chat.state.text))
-    chat.say(f"{_many(len(chat.state.text), 'byte')} written to {printable(name)}")
+    chat.say(f"{counted(len(chat.state.text), 'byte')} written to {printable(name)}")
 
 
-def _print(chat: Chat, fields: list[tuple[str, str]]) -> None:
+def _print(fields: list[tuple[str, str]]) -> None:
     if sys.stderr is not None:
         print_fields(fields, sys.stderr)
-
-
-# 4. All of them.
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,13 @@ class ChatSession:
         Raises ChatError, with nothing changed, when no position is left. After any other exception the text
         keeps what was written.
         """
-        self._check_room(typed)
+        if 1 + len(self._text) + len(typed) > self.positions:
+            if self.positions_left == 0:
+                raise ChatError(f"all {self.positions} positions of the model are used; {ADVICE}")
+            raise ChatError(
+                f"this needs {len(typed)} positions, {self.positions_left} of {self.positions} are left; "
+                f"add less, or {ADVICE}"
+            )
         prompt, new = self.unread + typed, self.sequence.length == 0
         self.turns.append(Turn(len(self._text), len(typed)))
         self._text += typed
@@ -166,17 +172,6 @@ class ChatSession:
         with self._state_at_risk():
             self.sequence.roll_back(max(0, self.sequence.length - 1 - turn.start))
         return turn.typed, made
-
-    def _check_room(self, added: bytes) -> None:
-        wanted = 1 + len(self._text) + len(added)
-        if wanted <= self.positions:
-            return
-        if self.positions_left == 0:
-            raise ChatError(f"all {self.positions} positions of the model are used; {ADVICE}")
-        raise ChatError(
-            f"this needs {len(added)} positions, {self.positions_left} of {self.positions} are left; "
-            f"add less, or {ADVICE}"
-        )
 
     @contextmanager
     def _state_at_risk(self) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,12 +10,11 @@ import click
 from ...runtime.names import DEVICES
 from ..compare import CompareOptions
 from ..output import Messages, print_table, progress_bar, size
-from .documents import check_plot, read_input, shown_name, write_json
-from .options import STDIN, BundleDirectory, InputFile, OneOf, OutputFile, json_option, option, verb
+from .documents import check_plot, output_option, read_input, shown_name, write_json
+from .options import STDIN, BundleDirectory, InputFile, OneOf, json_option, option, verb
 
 if TYPE_CHECKING:
-    from ...export.quality import Tally
-    from ..compare.bundles import BundleReport, Comparison
+    from ..compare.bundles import Comparison
 
 
 @verb("compare")
@@ -30,40 +28,19 @@ if TYPE_CHECKING:
     metavar="FILE...",
     help="Texts to compare on; - is stdin. Take others than the bundles were calibrated on.",
 )
-@option(
-    "--plot",
-    type=OutputFile(),
-    metavar="FILE",
-    shown="no picture",
-    help="Draw size, quality and speed into FILE (.png, .svg or .pdf).",
-)
+@output_option("--plot", "no picture", "Draw size, quality and speed into FILE (.png, .svg or .pdf).")
 @json_option
 @option(
-    "--context",
-    type=int,
-    shown="the trained context, from the bundle",
-    help="Ids in a window, BOS included.",
+    "--context", type=int, shown="the trained context, from the bundle", help="Ids in a window, BOS included."
 )
 @option("--max-bytes", type=int, shown="all", help="Bytes of each text at most, in windows spread over it.")
-@option(
-    "--prompts",
-    type=int,
-    default=CompareOptions.prompts,
-    help="Greedy texts whose identical lead is measured.",
-)
-@option("--lead-bytes", type=int, default=CompareOptions.lead_bytes, help="Bytes of each greedy text.")
-@option(
-    "--prompt-bytes",
-    type=int,
-    default=CompareOptions.prompt_bytes,
-    help="Bytes read at once to time prefill.",
-)
-@option(
-    "--new-bytes", type=int, default=CompareOptions.new_bytes, help="Bytes read one by one to time decoding."
-)
-@option("--repeat", type=int, default=CompareOptions.repeat, help="Timings; the median counts.")
+@option("--prompts", of=CompareOptions, type=int, help="Greedy texts whose identical lead is measured.")
+@option("--lead-bytes", of=CompareOptions, type=int, help="Bytes of each greedy text.")
+@option("--prompt-bytes", of=CompareOptions, type=int, help="Bytes read at once to time prefill.")
+@option("--new-bytes", of=CompareOptions, type=int, help="Bytes read one by one to time decoding.")
+@option("--repeat", of=CompareOptions, type=int, help="Timings; the median counts.")
 @option("--threads", type=int, shown="as many as the engine likes", help="CPU threads.")
-@option("--device", type=OneOf(DEVICES), default=CompareOptions.device, help="Where to run.")
+@option("--device", of=CompareOptions, type=OneOf(DEVICES), help="Where to run.")
 def command(
     messages: Messages,
     bundles: tuple[Path, ...],
@@ -81,36 +58,27 @@ def command(
     bundle is measured in a process of its own; private memory is the part that belongs to no file.
     """
     check_plot(plot)
-    read = _read(texts, messages)
+    if texts.count(STDIN) > 1:
+        raise click.UsageError("--text: - is given twice; stdin can be read only once")
+    read: dict[str, bytes] = {}
+    for path in texts:
+        alone = path != STDIN and all(other == path or other.name != path.name for other in texts)
+        name = path.name if alone else shown_name(path)
+        if name in read:
+            raise click.UsageError(f"--text: {path} is given twice; give each text once")
+        read[name] = read_input(path, messages, "the text")
+        if not read[name]:
+            raise click.UsageError(f"--text: {name} is empty; there is nothing to compare on")
     from ..compare.bundles import compare_bundles, draw_comparison
 
     options = CompareOptions(**settings)  # type: ignore[arg-type]
     with progress_bar(messages) as progress:
         comparison = compare_bundles(bundles, read, options, progress)
-    if json_file is not None:
-        write_json(json_file, comparison.to_dict())
+    write_json(json_file, comparison.to_dict())
     if plot is not None:
         draw_comparison(comparison, plot)
     if json_file != STDIN:
         _show(comparison)
-
-
-def _read(paths: Sequence[Path], messages: Messages) -> dict[str, bytes]:
-    if list(paths).count(STDIN) > 1:
-        raise click.UsageError("--text: - is given twice; stdin can be read only once")
-    texts: dict[str, bytes] = {}
-    for path in paths:
-        alone = path != STDIN and all(other == path or other.name != path.name for other in paths)
-        name = path.name if alone else shown_name(path)
-        if name in texts:
-            raise click.UsageError(f"--text: {path} is given twice; give each text once")
-        texts[name] = read_input(path, messages, "the text")
-        if not texts[name]:
-            raise click.UsageError(f"--text: {name} is empty; there is nothing to compare on")
-    return texts
-
-
-# What people see.
 
 
 def _show(comparison: Comparison) -> None:
@@ -121,14 +89,30 @@ def _show(comparison: Comparison) -> None:
     ]
     for text, length in comparison.text_bytes.items():
         click.echo(f"{text}, {length:,} bytes")
-        print_table(
-            ("bundle", ">bits/byte", ">KL bits", ">argmax", ">precision", ">recall"),
-            [(name, *_quality(report.texts[text])) for name, report in reports],
-        )
+        rows = []
+        for name, report in reports:
+            tally = report.texts[text]
+            shares = (tally.argmax_agreement, tally.boundary_precision, tally.boundary_recall)
+            figures = (f"{tally.bits_per_byte:.4f}", f"{tally.mean_divergence:.5f}")
+            rows.append((name, *figures, *(f"{share:.2%}" for share in shares)))
+        print_table(("bundle", ">bits/byte", ">KL bits", ">argmax", ">precision", ">recall"), rows)
         click.echo()
     print_table(
         ("bundle", "tables", ">graphs", ">size", ">lead", ">prefill", ">decode", ">memory", ">private"),
-        [(name, *_figures(report)) for name, report in reports],
+        [
+            (
+                name,
+                report.tables,
+                size(report.graph_bytes),
+                size(report.table_bytes),
+                f"{report.mean_lead:.1f}" if report.greedy_leads else "",
+                f"{report.prefill_bytes_per_second:,.0f}",
+                f"{report.decode_bytes_per_second:,.0f}",
+                size(report.peak_resident),
+                size(report.peak_private),
+            )
+            for name, report in reports
+        ],
     )
     leads = comparison.bundles[0].greedy_leads
     mean_length = sum(length for _, length in leads) / max(1, len(leads))
@@ -143,21 +127,3 @@ def _show(comparison: Comparison) -> None:
     for name, report in reports:
         if report.note:
             click.echo(f"{name}: {report.note}")
-
-
-def _quality(tally: Tally) -> tuple[str, ...]:
-    shares = (tally.argmax_agreement, tally.boundary_precision, tally.boundary_recall)
-    return f"{tally.bits_per_byte:.4f}", f"{tally.mean_divergence:.5f}", *(f"{share:.2%}" for share in shares)
-
-
-def _figures(report: BundleReport) -> tuple[str, ...]:
-    peaks = (report.peak_resident, report.peak_private)
-    return (
-        report.tables,
-        size(report.graph_bytes),
-        size(report.table_bytes),
-        f"{report.mean_lead:.1f}" if report.greedy_leads else "",
-        f"{report.prefill_bytes_per_second:,.0f}",
-        f"{report.decode_bytes_per_second:,.0f}",
-        *("unknown" if peak is None else size(peak) for peak in peaks),
-    )

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..output import Messages, print_fields, print_table, printable, size, status
+from ..output import Messages, counted, print_fields, print_table, printable, size, status
 from .documents import write_json
 from .options import STDIN, BundleDirectory, json_option, verb
 
 if TYPE_CHECKING:
     from ..doctor.report import MachineReport
-
-__all__ = ["command"]
 
 
 @verb("doctor")
@@ -39,8 +37,7 @@ def command(messages: Messages, model: Path | None, json_file: Path | None) -> N
 
     with status(messages) as say:
         report = examine(model, progress=say)
-    if json_file is not None:
-        write_json(json_file, report.to_dict())
+    write_json(json_file, report.to_dict())
     if json_file != STDIN:
         _show(report)
     if not report.cpu_works:
@@ -53,7 +50,17 @@ def _show(report: MachineReport) -> None:
     click.secho("\nmachine", bold=True)
     print_fields(list(_machine(report)))
     click.secho("\nengines", bold=True)
-    print_table(("engine", "version", "works", "what happened"), list(_engines(report)))
+    rows = []
+    for engine in report.software.engines:
+        name, happened = engine.name, "loads and makes a builder"
+        if engine.provider:
+            name = f"{name}, {engine.provider.removesuffix('ExecutionProvider')}"
+            happened = "computed a product itself, and right"
+        elif not report.software.gpus:
+            happened += "; there is no GPU to run on"
+        works = "ok" if engine.works else "no"
+        rows.append((name, engine.version or "", works, happened if engine.works else engine.error or ""))
+    print_table(("engine", "version", "works", "what happened"), rows)
     if report.bundle is not None:
         click.secho("\nbundle", bold=True)
         print_fields(list(_bundle(report.bundle)))
@@ -65,13 +72,10 @@ def _show(report: MachineReport) -> None:
             click.echo(f"    {line}")
 
 
-# 1. The machine.
-
-
 def _machine(report: MachineReport) -> Iterator[tuple[str, str]]:
     processor, jetson = report.processor, report.jetson
     features = ", ".join(processor.features) or "no vector instructions that matter here"
-    yield "processor", f"{processor.name}, {processor.cores} core{'s' * (processor.cores != 1)}: {features}"
+    yield "processor", f"{processor.name}, {counted(processor.cores, 'core')}: {features}"
     yield "memory", _memory(report)
     if jetson is not None:
         yield "board", jetson.board
@@ -108,21 +112,6 @@ def _gpus(report: MachineReport) -> str:
         names = ", ".join(driver.models) or "NVIDIA's"
         return f"{names}, not usable ({version}): {software.gpu_error or 'the driver shows none'}"
     return "none of NVIDIA's"
-
-
-# 2. Engines and bundles.
-
-
-def _engines(report: MachineReport) -> Iterator[tuple[str, str, str, str]]:
-    for engine in report.software.engines:
-        name, happened = engine.name, "loads and makes a builder"
-        if engine.provider:
-            name = f"{name}, {engine.provider.removesuffix('ExecutionProvider')}"
-            happened = "computed a product itself, and right"
-        elif not report.software.gpus:
-            happened += "; there is no GPU to run on"
-        works = "ok" if engine.works else "no"
-        yield name, engine.version or "", works, happened if engine.works else engine.error or ""
 
 
 def _bundle(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:

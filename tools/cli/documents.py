@@ -53,14 +53,15 @@ def output_option(flag: str, instead: str, text: str) -> Callable[[F], F]:
     return click.option(flag, type=OutputFile(), metavar="FILE", show_default=instead, help=text)
 
 
-def write_json(target: Path, document: Mapping[str, Any]) -> None:
-    """Write one document on stdout for `-`, else to a file, whole or not at all. Raises OSError."""
-    text = json.dumps(_finite(document), indent=2, ensure_ascii=True) + "\n"
-    if target == STDIN:
-        if sys.stdout is not None:
-            sys.stdout.write(text)
+def write_json(target: Path | None, document: Mapping[str, Any]) -> None:
+    """Write a document (None: nowhere; `-`: on stdout; else a file, whole or not at all). Raises OSError."""
+    if target is None:
         return
-    write_whole(target, lambda path: path.write_text(text, encoding="ascii"))
+    text = json.dumps(_finite(document), indent=2) + "\n"
+    if target != STDIN:
+        write_whole(target, lambda path: path.write_text(text, encoding="ascii"))
+    elif sys.stdout is not None:
+        sys.stdout.write(text)
 
 
 def check_plot(plot: Path | None) -> None:
@@ -77,7 +78,7 @@ def check_plot(plot: Path | None) -> None:
 
 def json_line(document: Mapping[str, Any]) -> str:
     """The document on one line, without a newline after it."""
-    return json.dumps(_finite(document), ensure_ascii=True)
+    return json.dumps(_finite(document))
 
 
 def _finite(value: Any) -> Any:

@@ -82,8 +82,7 @@ def command(
     how = quantization(quantizing, precision, STAGES, messages)
     plan = _plan(messages, source, precision, tables, how)
     if dry_run:
-        if json_file is not None:
-            write_json(json_file, _document(plan))
+        write_json(json_file, _document(plan))
         if json_file != STDIN:
             _show_plan(plan, output, sys.stdout)
             _show_comparison(_reference(plan), sys.stdout)

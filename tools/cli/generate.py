@@ -22,7 +22,7 @@ from .model_options import EngineOptions, engine_options, load_model, sampling_o
 from .options import STDIN, InputFile, json_option, model_option, verb
 
 if TYPE_CHECKING:
-    from ...runtime import BltModel, GenerationChunk, GenerationStats
+    from ...runtime import GenerationChunk, GenerationStats
     from ...runtime.engines import Engine
 
 
@@ -64,44 +64,30 @@ def command(
     out = TextOutput(shown=json_file != STDIN)
     if echo:
         out.write(data.decode("utf-8", "replace"))
-    last, made = _stream(messages, loaded, data, options, out)
-    assert last.stats is not None
-    if json_file is not None:
-        write_json(json_file, _document(model, data, made, last, options, loaded.engine))
-    if not messages.quiet:
-        _figures(messages, last.stats, str(last.finish_reason), loaded.engine)
-    if last.finish_reason == "cancelled":
-        raise KeyboardInterrupt
-
-
-# 1. The text, and Ctrl-C while it comes.
-
-
-def _stream(
-    messages: Messages, model: BltModel, prompt: bytes, options: GenerationOptions, out: TextOutput
-) -> tuple[GenerationChunk, bytes]:
-    """Print the text; returns the last chunk, with the reason and figures, and all new bytes."""
     made, cancel = bytearray(), threading.Event()
-    chunks = model.stream(prompt, options, cancel=cancel)
-    slow = is_terminal(sys.stderr) and len(prompt) > 200
+    chunks = loaded.stream(data, options, cancel=cancel)
+    slow = is_terminal(sys.stderr) and len(data) > 200
     try:
-        with status(messages, f"reading the prompt, {len(prompt)} bytes") if slow else nullcontext():
+        with status(messages, f"reading the prompt, {len(data)} bytes") if slow else nullcontext():
             first = next(chunks)
         with interrupt_sets(cancel):
-            for chunk in chain([first], chunks):
-                out.write(chunk.text)
-                made += chunk.data
+            for last in chain([first], chunks):
+                out.write(last.text)
+                made += last.data
     except BrokenPipeError:  # nobody reads on: nothing more to say
         raise
     except BaseException:
         out.end_line()
         raise
-    if not messages.quiet or chunk.finish_reason == "cancelled" or is_terminal(sys.stdout):
+    if not messages.quiet or last.finish_reason == "cancelled" or is_terminal(sys.stdout):
         out.end_line()
-    return chunk, bytes(made)
+    assert last.stats is not None
+    write_json(json_file, _document(model, data, bytes(made), last, options, loaded.engine))
+    if not messages.quiet:
+        _figures(messages, last.stats, str(last.finish_reason), loaded.engine)
+    if last.finish_reason == "cancelled":
+        raise KeyboardInterrupt
 
-
-# 2. Figures.
 
 _ENDINGS = {
     "length": "--max-new-bytes reached",
@@ -148,12 +134,7 @@ def memory_told(state_bytes: int) -> str:
 
 
 def _document(
-    model: Path,
-    prompt: bytes,
-    made: bytes,
-    last: GenerationChunk,
-    options: GenerationOptions,
-    engine: Engine,
+    model: Path, prompt: bytes, made: bytes, last: GenerationChunk, options: GenerationOptions, engine: Engine
 ) -> dict[str, Any]:
     stats = last.stats
     assert stats is not None

@@ -60,18 +60,17 @@ def command(messages: Messages, bundle: Path, verify: bool, lint: str | None, js
 
             findings = lint_bundle(bundle, manifest, lint)
     state = state_memory(manifest)
-    if json_file is not None:
-        document: dict[str, Any] = {
-            "bundle": str(bundle),
-            "bytes": manifest.total_bytes,
-            "check": {"whole_files": verify, "fault": fault},
-            "engine": engine and {"name": engine.name, "reason": engine.reason},
-            "state_memory": {**asdict(state), "at_full_length": state.at_full_length},
-            "manifest": manifest.to_dict(),
-        }
-        if lint is not None:
-            document["lint"] = {"target": lint, "findings": findings and list(map(asdict, findings))}
-        write_json(json_file, document)
+    document: dict[str, Any] = {
+        "bundle": str(bundle),
+        "bytes": manifest.total_bytes,
+        "check": {"whole_files": verify, "fault": fault},
+        "engine": engine and {"name": engine.name, "reason": engine.reason},
+        "state_memory": {**asdict(state), "at_full_length": state.at_full_length},
+        "manifest": manifest.to_dict(),
+    }
+    if lint is not None:
+        document["lint"] = {"target": lint, "findings": findings and list(map(asdict, findings))}
+    write_json(json_file, document)
     if json_file != STDIN:
         _show(bundle, manifest, state, engine, verify, fault)
         if lint is not None and findings is not None:
@@ -125,15 +124,13 @@ def _show(
     checked = "whole files" if verify else "fast check; --verify reads whole files"
     source, model = manifest.source, manifest.model
     files = f"{len(manifest.files)}, {size(manifest.total_bytes)}"
+    widths = f"width {model.width}, {model.cross_attn_k} vectors a patch"
     print_fields(
         [
             ("bundle", f"{bundle}, written by blt-edge {manifest.generator}"),
             ("source", f"{source.name} ({source.layout} layout), sha256 {source.sha256[:16]}"),
             ("files", f"{files}: {'DAMAGED' if fault else f'ok ({checked})'}"),
-            (
-                "model",
-                f"width {model.width}, {model.cross_attn_k} vectors a patch, vocabulary {model.vocab_size}",
-            ),
+            ("model", f"{widths}, vocabulary {model.vocab_size}"),
             ("tables", _tables(manifest.embedding)),
             ("patches", _rule(manifest.patching)),
             ("positions", f"{model.max_positions:,}, trained on {model.trained_context:,}"),
@@ -150,20 +147,10 @@ def _show(
     print_table(("axis", ">min", ">opt", ">max"), axes)
     click.echo()
     patch = f"{state.bytes_per_patch:g} byte{'s' * (state.bytes_per_patch != 1)}"
+    growth = f"{size(state.per_byte)} a byte within the windows, {size(state.per_patch)} a patch"
+    longest = f"up to {size(state.open_patch)} more, if one patch had {state.longest_patch:,} bytes"
     full = f"about {size(state.at_full_length)} for {state.positions:,} positions, at {patch} a patch"
-    print_fields(
-        [
-            (
-                "state memory",
-                f"{size(state.per_byte)} a byte within the windows, {size(state.per_patch)} a patch",
-            ),
-            ("at full length", full),
-            (
-                "open patch",
-                f"up to {size(state.open_patch)} more, if one patch had {state.longest_patch:,} bytes",
-            ),
-        ]
-    )
+    print_fields([("state memory", growth), ("at full length", full), ("open patch", longest)])
 
 
 def _show_stages(manifest: Manifest) -> None:

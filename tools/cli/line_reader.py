@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from ..output import is_terminal
+from .options import expanded
 
 Complete = Callable[[str, str], list[str]]
 """complete(line up to the cursor, its last word) -> what the word may become."""
@@ -21,14 +21,16 @@ PROMPT = "> "
 _HISTORY_LINES = 1000
 
 
-class LineReader(Protocol):
-    """Where lines come from."""
+class LineReader:
+    """Where lines come from: a pipe, unless a person types them."""
 
-    interactive: bool
+    interactive = False
     """A person types them."""
 
     def read(self) -> bytes | None:
         """The next line without its newline; None at the end. Raises KeyboardInterrupt."""
+        line: bytes = sys.stdin.buffer.readline() if sys.stdin is not None else b""
+        return line.removesuffix(b"\n") if line else None
 
     def close(self) -> None:
         """No more lines will be read."""
@@ -36,23 +38,10 @@ class LineReader(Protocol):
 
 def line_reader(complete: Complete) -> LineReader:
     """The reader that stdin asks for."""
-    if is_terminal(sys.stdin):
-        return _Typed(complete)
-    return _Piped()
+    return _Typed(complete) if is_terminal(sys.stdin) else LineReader()
 
 
-class _Piped:
-    interactive = False
-
-    def read(self) -> bytes | None:
-        line: bytes = sys.stdin.buffer.readline() if sys.stdin is not None else b""
-        return line.removesuffix(b"\n") if line else None
-
-    def close(self) -> None:
-        pass
-
-
-class _Typed:
+class _Typed(LineReader):
     interactive = True
 
     def __init__(self, complete: Complete) -> None:
@@ -60,11 +49,10 @@ class _Typed:
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="surrogateescape")
         # Where text goes elsewhere, input() would write its prompt there, too.
-        self._edited = is_terminal(sys.stdout)
-        self._history = _History(complete) if self._edited else None
+        self._history = _History(complete) if is_terminal(sys.stdout) else None
 
     def read(self) -> bytes | None:
-        if not self._edited:
+        if self._history is None:
             if sys.stderr is not None:
                 sys.stderr.write(PROMPT)
                 sys.stderr.flush()
@@ -134,11 +122,3 @@ def paths_that_begin(word: str) -> list[str]:
     except OSError:
         return []
     return [f"{one}{os.sep if one.is_dir() else ''}" for one in found]
-
-
-def expanded(name: str) -> Path:
-    """The path that a person means, ~ being home."""
-    try:
-        return Path(name).expanduser()
-    except RuntimeError:  # ~name of nobody
-        return Path(name)

@@ -107,9 +107,6 @@ def spread(args: Sequence[str], flags: Collection[str]) -> list[str]:
     return result
 
 
-# 1. Types.
-
-
 class Value(AnyType):
     """A type whose values `read` makes of a text; with what a shell that completes words may offer for it."""
 
@@ -163,6 +160,14 @@ class BundleDirectory(Value):
         return path
 
 
+def expanded(name: str) -> Path:
+    """The path that a person means, ~ being home."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:  # ~name of nobody
+        return Path(name)
+
+
 class CheckpointSource(Value):
     """A folder that is there, a hub id, or `demo`: the same string."""
 
@@ -171,10 +176,7 @@ class CheckpointSource(Value):
     words = ("demo",)
 
     def read(self, text: str) -> str:
-        try:
-            path = Path(text).expanduser()
-        except RuntimeError:  # ~name of nobody
-            path = Path(text)
+        path = expanded(text)
         if text == "demo" or (text and path.is_dir()):
             return text
         if path.exists():
@@ -279,16 +281,16 @@ def _unescaped(piece: str) -> bytes:
         raise ValueError(f"{piece} is no character") from None
 
 
-# 2. Options.
-
-
 def option(
-    *flags: str, help: str, type: Any = bool, metavar: str = "", shown: str = "", **more: Any
+    *flags: str, help: str, type: Any = bool, metavar: str = "", shown: str = "", of: Any = None, **more: Any
 ) -> Callable[[F], F]:
     """An option that shows its default, and what a default of None means (`shown`). bool makes it a flag.
 
-    metavar: N for whole numbers and X for others, unless given.
+    metavar: N for whole numbers and X for others, unless given. of: a class whose field of the option's name
+    has the default.
     """
+    if of is not None:
+        more["default"] = getattr(of, flags[-1].removeprefix("--").replace("-", "_"))
     if type is bool:
         return click.option(*flags, is_flag=True, help=help, **more)
     name = metavar or {int: "N", float: "X"}.get(type)

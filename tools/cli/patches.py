@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from ...runtime.patching import PatchingRule
     from ..patch_view.view import PatchView
 
-__all__ = ["command"]
-
 
 def _rule_option(flag: str, kind: Any, text: str) -> Callable[[F], F]:
     return option(flag, type=kind, default=None, shown="the bundle's", help=text)
@@ -130,9 +128,6 @@ def command(
     _say_figures(messages, view)
 
 
-# 1. What was asked for.
-
-
 def _text(messages: Messages, text: str | None, prompt_file: Path | None) -> bytes:
     if text is not None and prompt_file is not None:
         raise click.UsageError("TEXT and --prompt-file are both given; give one of them")
@@ -169,9 +164,6 @@ def _rule(own: PatchingRule, changes: dict[str, Any]) -> PatchingRule:
     except OptionError as error:
         # The option's name in front, as `VerbCommand` looks for it.
         raise OptionError(str(error).removeprefix("patching ")) from error
-
-
-# 2. What is shown.
 
 
 def _slow(messages: Messages, what: str, data: bytes) -> AbstractContextManager[object]:
@@ -214,7 +206,6 @@ def _show(messages: Messages, view: PatchView) -> None:
 
 
 def _say_figures(messages: Messages, view: PatchView) -> None:
-    """What was counted, on stderr."""
     from ..patch_view import terminal
     from ..patch_view.view import summarize
 

@@ -13,22 +13,16 @@ import click
 
 from ...runtime.files import write_whole
 from ...runtime.names import DEVICES, DRAFTS
-from ..output import Messages, print_fields, print_table, size, status
+from ..output import Messages, counted, print_fields, print_table, size, status
 from .documents import check_plot, json_line, output_option, read_input, shown_name, write_json
-from .options import STDIN, F, InputFile, OneOf, json_option, model_option, option, verb
+from .options import STDIN, AnyType, F, InputFile, OneOf, json_option, model_option, option, verb
 
 if TYPE_CHECKING:
     from ..profile.measure import Profile
     from ..profile.statistics import Case, Decode
 
-    ListType = click.ParamType[tuple[Any, ...]]
-else:  # generic from click 8.2 on
-    ListType = click.ParamType
 
-__all__ = ["command", "show"]
-
-
-class CommaSeparated(ListType):
+class CommaSeparated(AnyType):
     """Values of one type, with commas between."""
 
     name = "list"
@@ -45,7 +39,6 @@ class CommaSeparated(ListType):
 
 
 def _sweep_option(*flags: str, one: Any, metavar: str, default: str | None, text: str) -> Callable[[F], F]:
-    """Several values are a sweep."""
     shown = True if default else "as many as the engine likes"
     settings: dict[str, Any] = {"default": [default] if default else None, "show_default": shown}
     return click.option(
@@ -107,7 +100,12 @@ def command(
     The bundle generates as `generate` does, so sampling and everything on the host counts. The last line of
     stdout is always one JSON document; with --json - it is the only one.
     """
-    _check_outputs(json_file, plot, trace)
+    if trace == STDIN:
+        raise click.UsageError("--trace: got -; give a file, stdout carries the figures")
+    files = [path for path in (json_file, plot, trace) if path not in (None, STDIN)]
+    if len(set(files)) < len(files):
+        raise click.UsageError("--json, --plot and --trace: a file is given twice; give each its own")
+    check_plot(plot)
     from ..profile.measure import ProfileOptions, profile, profile_warnings
 
     options = ProfileOptions(
@@ -118,7 +116,7 @@ def command(
         measured = profile(model, data, options, say)
     warnings = profile_warnings(measured)
     document = {**measured.to_dict(), "warnings": warnings}
-    if json_file is not None and json_file != STDIN:
+    if json_file != STDIN:
         write_json(json_file, document)
     if plot is not None:
         from ..profile import plot as drawing
@@ -140,18 +138,7 @@ def command(
     click.echo(json_line(document))
 
 
-def _check_outputs(json_file: Path | None, plot: Path | None, trace: Path | None) -> None:
-    """Refuse what can't be written before minutes of measuring."""
-    if trace == STDIN:
-        raise click.UsageError("--trace: got -; give a file, stdout carries the figures")
-    files = [path for path in (json_file, plot, trace) if path not in (None, STDIN)]
-    if len(set(files)) < len(files):
-        raise click.UsageError("--json, --plot and --trace: a file is given twice; give each its own")
-    check_plot(plot)
-
-
 def _flat(values: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """All values once, in the order given."""
     return tuple(dict.fromkeys(value for given in values for value in given))
 
 
@@ -164,9 +151,6 @@ def _text(path: Path | None, messages: Messages) -> bytes:
     if not data:
         raise click.UsageError(f"--text: {shown_name(path)} is empty; there is nothing to take prompts from")
     return data
-
-
-# What is shown.
 
 
 def show(profile: Profile, warnings: Sequence[str]) -> None:
@@ -201,12 +185,9 @@ def _show_head(profile: Profile) -> None:
         fields.append(("board", f"{jetson.board}, JetPack {jetson.jetpack or 'unknown'}{memory}"))
         fields.append(("power", f"mode {jetson.power_mode or 'unknown'}, clocks {clocks}"))
     fields.append(("engine", profile.engine))
-    rounds, warmups = _counted(options.repeat, "round"), _counted(options.warmup, "warm-up")
+    rounds, warmups = counted(options.repeat, "round"), counted(options.warmup, "warm-up")
     fields.append(("measured", f"{rounds} of {options.new_bytes} greedy bytes after {warmups}"))
     print_fields(fields)
-
-
-# 1. What a byte costs.
 
 
 def _show_cost(profile: Profile) -> None:
@@ -244,13 +225,10 @@ def _show_cost(profile: Profile) -> None:
     print_fields(fields)
 
 
-# 2. One case in full.
-
-
 def _show_case(case: Case) -> None:
     prefill, decode = case.prefill, case.decode
     read, speed = prefill.bytes_per_second, decode.bytes_per_second
-    chunks = _counted(prefill.chunks, "chunk")
+    chunks = counted(prefill.chunks, "chunk")
     patches = f"{case.bytes_per_patch:.2f} bytes each" if case.bytes_per_patch else "none ended"
     fields = [
         ("load", f"{case.load_seconds:.2f} s"),
@@ -273,7 +251,7 @@ def _show_case(case: Case) -> None:
         guesses = f"{accepted} of {decode.speculation.drafted:,} guesses accepted"
         told = f"{guesses}, {bytes_per_round} bytes a round" if accepted else "nothing was guessed"
         fields.append(("drafts", f"{case.draft}: {told}"))
-    peak, private = _size(case.peak_resident_bytes), _size(case.peak_private_bytes)
+    peak, private = size(case.peak_resident_bytes), size(case.peak_private_bytes)
     fields.append(("memory", f"{peak} resident at peak, {private} of it in no file"))
     print_fields(fields)
     click.echo()
@@ -310,9 +288,6 @@ def _show_latencies(decode: Decode) -> None:
         )
 
 
-# 3. A sweep.
-
-
 def _show_sweep(cases: Sequence[Case]) -> None:
     speeds: dict[str, Callable[[Case], str]] = {
         "prefill": lambda case: f"{case.prefill.bytes_per_second.median:,.0f}",
@@ -336,8 +311,8 @@ def _show_sweep(cases: Sequence[Case]) -> None:
     memory: dict[str, Callable[[Case], str]] = {
         "read": lambda case: size(case.cost.read_per_byte),
         "state": lambda case: size(case.state_bytes),
-        "peak": lambda case: _size(case.peak_resident_bytes),
-        "private": lambda case: _size(case.peak_private_bytes),
+        "peak": lambda case: size(case.peak_resident_bytes),
+        "private": lambda case: size(case.peak_private_bytes),
         "load": lambda case: f"{case.load_seconds:.2f} s",
     }
     _print_cases(cases, memory)
@@ -362,11 +337,3 @@ def _speculation(case: Case) -> tuple[str, str]:
     if speculation is None or speculation.acceptance is None or speculation.bytes_per_round is None:
         return "", ""
     return f"{speculation.acceptance:.1%}", f"{speculation.bytes_per_round:.2f}"
-
-
-def _size(bytes_: int | None) -> str:
-    return "unknown" if bytes_ is None else size(bytes_)
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"

@@ -85,22 +85,20 @@ class Program(click.Group):
         hint = f"did you mean {' or '.join(near)}?" if near else f"the verbs are {', '.join(VERBS)}"
         raise click.UsageError(f"there is no verb {name!r}; {hint}", ctx)
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> NoReturn:
-        """Run `args` (None = sys.argv) and exit; see the module for exit codes."""
+    def main(self, args: Sequence[str] | None = None, *ignored: Any, **unused: Any) -> NoReturn:
+        """Run `args` (None = sys.argv) and exit; see the module for exit codes. Nothing else is heeded."""
         code = _run(self, list(sys.argv[1:] if args is None else args), Messages())
         sys.exit(code if _flushed() else 1)
 
 
 def _run(group: Program, arguments: list[str], messages: Messages) -> int:
-    _prepare_streams()
+    # A name or a character that the terminal's encoding lacks is no reason to stop.
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    # So that cleaning up happens: a progress display hides the cursor.
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         asked = os.environ.get(COMPLETION)
         if asked:
@@ -132,16 +130,6 @@ def _run(group: Program, arguments: list[str], messages: Messages) -> int:
         error_line(line or crash_line(error, messages.verbose))
         return 2 if isinstance(error, (OptionError, PromptTooLongError)) else 1
     return 0
-
-
-def _prepare_streams() -> None:
-    # A name or a character that the terminal's encoding lacks is no reason to stop.
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
-    # So that cleaning up happens: a progress display hides the cursor.
-    main_thread = threading.current_thread() is threading.main_thread()
-    if main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _terminate)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

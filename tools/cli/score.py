@@ -42,7 +42,12 @@ def command(
     FILE may be - for stdin. Bits are over all 260 classes; lower is better. Every byte is scored once, in
     windows without overlap.
     """
-    texts = _read(files, messages)
+    if files.count(STDIN) > 1:
+        raise click.UsageError("FILE: - is given twice; stdin can be read only once")
+    texts = [(shown_name(path), read_input(path, messages, "the text")) for path in files]
+    for name, text in texts:
+        if not text:
+            raise click.UsageError(f"FILE: {name} is empty; there is nothing to score")
     loaded = load_model(messages, model, engine, positions=context)
     with progress_bar(messages) as progress:
         scores = [
@@ -51,27 +56,30 @@ def command(
         ]
     figures = [(name, _figures([score])) for (name, _), score in zip(texts, scores, strict=True)]
     total = _figures(scores)
-    if json_file is not None:
-        document = {
-            "model": str(model),
-            "source": loaded.manifest.source.name,
-            "context": scores[0].context,
-            "files": [{"file": name, **told} for name, told in figures],
-            "total": total,
-        }
-        write_json(json_file, document)
-    if json_file != STDIN:
-        _show(figures, total)
-
-
-def _read(files: Sequence[Path], messages: Messages) -> list[tuple[str, bytes]]:
-    if list(files).count(STDIN) > 1:
-        raise click.UsageError("FILE: - is given twice; stdin can be read only once")
-    texts = [(shown_name(path), read_input(path, messages, "the text")) for path in files]
-    for name, text in texts:
-        if not text:
-            raise click.UsageError(f"FILE: {name} is empty; there is nothing to score")
-    return texts
+    document = {
+        "model": str(model),
+        "source": loaded.manifest.source.name,
+        "context": scores[0].context,
+        "files": [{"file": name, **told} for name, told in figures],
+        "total": total,
+    }
+    write_json(json_file, document)
+    if json_file == STDIN:
+        return
+    several = len(figures) > 1
+    rows = [
+        (
+            name,
+            f"{told['bytes']:,}",
+            f"{told['patches']:,}",
+            f"{told['bytes_per_patch']:.2f}",
+            f"{told['bits_per_byte']:.4f}",
+            f"{told['bytes_per_second']:,.0f}",
+        )
+        for name, told in [*figures, *[("total", total)] * several]
+    ]
+    columns = ("file", ">bytes", ">patches", ">bytes/patch", ">bits/byte", ">bytes/s")
+    print_table(columns, rows, total=several)
 
 
 def _figures(scores: Sequence[Score]) -> dict[str, Any]:
@@ -88,20 +96,3 @@ def _figures(scores: Sequence[Score]) -> dict[str, Any]:
         "windows": windows,
         "seconds": seconds,
     }
-
-
-def _show(figures: Sequence[tuple[str, dict[str, Any]]], total: dict[str, Any]) -> None:
-    several = len(figures) > 1
-    rows = [
-        (
-            name,
-            f"{told['bytes']:,}",
-            f"{told['patches']:,}",
-            f"{told['bytes_per_patch']:.2f}",
-            f"{told['bits_per_byte']:.4f}",
-            f"{told['bytes_per_second']:,.0f}",
-        )
-        for name, told in [*figures, *[("total", total)] * several]
-    ]
-    columns = ("file", ">bytes", ">patches", ">bytes/patch", ">bits/byte", ">bytes/s")
-    print_table(columns, rows, total=several)

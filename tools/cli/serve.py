@@ -34,8 +34,7 @@ _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,}")
 
 def _setting(flag: str, kind: Any, metavar: str, text: str) -> Callable[[F], F]:
     """An option that is a field of `ServerSettings`, with its default."""
-    default = getattr(ServerSettings, flag.removeprefix("--").replace("-", "_"))
-    return option(flag, type=kind, default=default, metavar=metavar, help=text)
+    return option(flag, of=ServerSettings, type=kind, metavar=metavar, help=text)
 
 
 def _several(flag: str, name: str, metavar: str, text: str) -> Callable[[F], F]:
@@ -98,35 +97,13 @@ def _several(flag: str, name: str, metavar: str, text: str) -> Callable[[F], F]:
 )
 @draft_options
 @engine_options
-def command(
-    messages: Messages,
-    model: Path,
-    engine: EngineOptions,
-    **asked: Any,
-) -> None:
+def command(messages: Messages, model: Path, engine: EngineOptions, **asked: Any) -> None:
     """Answer HTTP completions, and show a page.
 
     POST /v1/completions as OpenAI's clients send it, bytes in the place of tokens; GET /v1/models, /healthz
     and /metrics; a page at /. One text is generated at a time, others wait. stdout gets the address,
     stderr a line for each request. --draft and --draft-length are for requests that name none.
     """
-    settings = _settings(model, asked)
-    from ..server.run import bind  # needs what the extra "serve" installs
-
-    try:
-        bound = bind(settings.host, settings.port)
-    except OSError as error:
-        raise click.ClickException(
-            f"can't listen on {printable(settings.url)}: {error.strerror}; choose another --host or --port"
-        ) from None
-    with bound:
-        _serve(messages, load_model(messages, model, engine), settings, bound)
-
-
-# 1. What was asked for.
-
-
-def _settings(bundle: Path, asked: dict[str, Any]) -> ServerSettings:
     GenerationOptions(draft=asked["draft"], draft_length=asked["draft_length"])  # raises OptionError
     key = asked["api_key"]
     if key is None and os.environ.get("BLT_EDGE_API_KEY") == "":
@@ -145,12 +122,19 @@ def _settings(bundle: Path, asked: dict[str, Any]) -> ServerSettings:
         if not _HOST.fullmatch(host):
             got = printable(host)
             raise click.UsageError(f"--allow-host: got {got}; give a name alone, such as example.org")
-    name = asked.pop("name") or bundle.resolve().name
+    name = asked.pop("name") or model.resolve().name
     name = name.encode("utf-8", "backslashreplace").decode("utf-8")  # JSON has no word for other bytes
-    return ServerSettings(name=name, **asked)
+    settings = ServerSettings(name=name, **asked)
+    from ..server.run import bind  # needs what the extra "serve" installs
 
-
-# 2. Running.
+    try:
+        bound = bind(settings.host, settings.port)
+    except OSError as error:
+        raise click.ClickException(
+            f"can't listen on {printable(settings.url)}: {error.strerror}; choose another --host or --port"
+        ) from None
+    with bound:
+        _serve(messages, load_model(messages, model, engine), settings, bound)
 
 
 def _serve(messages: Messages, model: BltModel, settings: ServerSettings, bound: socket.socket) -> None:

@@ -10,7 +10,7 @@ import sys
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import click
 
@@ -31,7 +31,6 @@ from .options import (
 
 if TYPE_CHECKING:
     from ...export.golden import Golden
-    from ...export.quality import Tolerances
     from ...export.reference import Reference
     from ...export.validate import BundleReference, ValidationReport
     from ...runtime.manifest import Manifest
@@ -92,25 +91,19 @@ def command(
         chosen = _packaged_demo(manifest)
     if verify or chosen.kind == "nothing":
         check_bundle_files(messages, bundle, manifest, full=True)
-    document: dict[str, Any] = {"bundle": str(bundle)}
     if chosen.kind == "nothing":
         files = len(manifest.files)
         line = f"{files} files have the right sha256; nothing else was checked: {chosen.reasons}"
-        if json_file is not None:
-            write_json(json_file, {**document, "files": files, "validation": None, "note": line})
+        write_json(json_file, {"bundle": str(bundle), "files": files, "validation": None, "note": line})
         if json_file != STDIN:
             click.echo(line)
         return
     report = _compare(bundle, chosen, messages, rtol, atol, threads)
-    if json_file is not None:
-        write_json(json_file, {**document, "validation": report.to_dict()})
+    write_json(json_file, {"bundle": str(bundle), "validation": report.to_dict()})
     if json_file != STDIN:
-        _show_report(report)
+        _show_report(report, sys.stdout)
     if not report.passed:
         raise click.ClickException(f"{bundle}: {_verdict(report)}")
-
-
-# 1. What to compare with.
 
 
 @dataclass(frozen=True)
@@ -168,8 +161,7 @@ def _packaged_demo(manifest: Manifest) -> ReferenceChoice:
     if sha256 != manifest.source.sha256:
         reason = "the bundle was made from another version of the demo than the packaged one"
         return replace(unknown, why_not=(reason, *unknown.why_not))
-    parameters = sum(manifest.model.parameters.values())
-    return checkpoint_reference(folder, manifest.source.layout, parameters)
+    return checkpoint_reference(folder, manifest.source.layout, sum(manifest.model.parameters.values()))
 
 
 def checkpoint_reference(folder: Path, layout: str, parameters: int) -> ReferenceChoice:
@@ -209,9 +201,6 @@ def _lacking_memory(what: str, needed: float) -> str:
     return f"{what} would need about {size(needed)} of memory, {size(free)} are free"
 
 
-# 2. Comparing.
-
-
 def check_tolerances(rtol: float | None, atol: float | None) -> None:
     """Refuse what is no tolerance before any work."""
     for name, value in (("--rtol", rtol), ("--atol", atol)):
@@ -248,10 +237,8 @@ def _compare(
     atol: float | None,
     threads: int | None = None,
 ) -> ValidationReport:
-    """Load both sides, compare them, and write the result into the bundle's manifest.
-
-    Raises BltError when either side can't be loaded. A breach is in the report.
-    """
+    """Load both sides, compare them, and write the result into the bundle's manifest. Raises BltError."""
+    from ...export.quality import tolerances_of
     from ...export.validate import validate_bundle
     from ...runtime import BltModel
     from ...runtime.manifest import write_manifest
@@ -262,7 +249,11 @@ def _compare(
         warnings.simplefilter("ignore")
     with status(messages, "loading the bundle") as say:
         model = BltModel.load(bundle, threads=threads)
-        limits = _tolerances(model.manifest, rtol, atol)
+        limits = tolerances_of(model.manifest)
+        if rtol is not None:
+            limits = replace(limits, stage=rtol, logits=rtol, logits_mean=rtol / 10)
+        if atol is not None:
+            limits = replace(limits, entropy=atol)
         say("loading the reference")
         report = validate_bundle(
             model, _load(chosen), tolerances=limits, progress=lambda what: say(f"comparing: {what}")
@@ -289,23 +280,7 @@ def _load(chosen: ReferenceChoice) -> Reference | Golden | BundleReference:
     return Reference.load(chosen.path)
 
 
-def _tolerances(manifest: Manifest, rtol: float | None, atol: float | None) -> Tolerances | None:
-    if rtol is None and atol is None:
-        return None
-    from ...export.quality import tolerances_of
-
-    limits = tolerances_of(manifest)
-    if rtol is not None:
-        limits = replace(limits, stage=rtol, logits=rtol, logits_mean=rtol / 10)
-    return limits if atol is None else replace(limits, entropy=atol)
-
-
-# 3. What people see of a report.
-
-
-def _show_report(report: ValidationReport, file: IO[str] | None = None) -> None:
-    """Print a report as a table, then notes on what went wrong, then the verdict."""
-    target = sys.stdout if file is None else file
+def _show_report(report: ValidationReport, file: IO[str] | None) -> None:
     rows = [
         (
             # The table fits 80 columns.
@@ -316,10 +291,10 @@ def _show_report(report: ValidationReport, file: IO[str] | None = None) -> None:
         )
         for row in report.rows
     ]
-    print_table(("check", ">measured", ">allowed", ""), rows, target)
-    if target is not None:
+    print_table(("check", ">measured", ">allowed", ""), rows, file)
+    if file is not None:
         notes = [f"  {row.check}: {row.note}\n" for row in report.rows if row.note]
-        target.writelines([*notes, "\n", _verdict(report) + "\n"])
+        file.writelines([*notes, "\n", _verdict(report) + "\n"])
 
 
 def _verdict(report: ValidationReport) -> str:

@@ -37,8 +37,8 @@ __all__ = [
     "draw_comparison",
 ]
 
-Say = Callable[[str, int, int], None]
-"""say(what is being done, how much is done, of how much)."""
+Progress = Callable[[str, int, int], None]
+"""progress(what is being done, how much is done, of how much)."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,6 @@ class Request:
     windows: list[list[tuple[int, int]]]
     """For each text the start and end of its windows, each read from BOS."""
     prompts: list[bytes]
-    """Prompts for greedy texts."""
     options: CompareOptions
 
 
@@ -63,18 +62,18 @@ def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     options = CompareOptions(**request["options"])
     prompts = [bytes.fromhex(prompt) for prompt in request["prompts"]]
     own = {**request, "folder": Path(request["folder"]), "prompts": prompts, "options": options}
-    return _measure(Request(**own), lambda *progress: tell({"progress": progress}))
+    asked = Request(**own)
 
+    def say(*progress: str | int) -> None:
+        tell({"progress": progress})
 
-def _measure(request: Request, say: Say) -> dict[str, Any]:
-    options = request.options
     # 1. Memory and speed first: what comes later needs memory of its own.
     say("loading", 0, 0)
     with PrivatePeak() as private:
         started = time.perf_counter()
-        model = BltModel.load(request.bundle, options.device, options.threads)
+        model = BltModel.load(asked.bundle, options.device, options.threads)
         loaded = time.perf_counter() - started
-        prompt, rest = _timing_text(request, model)
+        prompt, rest = _timing_text(asked, model)
         _seconds(model, prompt, rest)
     say("timing", 0, 0)
     timings = [_seconds(model, prompt, rest) for _ in range(options.repeat)]
@@ -87,8 +86,8 @@ def _measure(request: Request, say: Say) -> dict[str, Any]:
         "tables_resident": mapped_resident(model.path / model.manifest.embedding.file),
     }
     # 2. Quality.
-    figures["greedy_leads"] = _greedy_leads(request, model, say)
-    figures["texts"] = [asdict(_tally(request, model, index, say)) for index in range(len(request.windows))]
+    figures["greedy_leads"] = _greedy_leads(asked, model, say)
+    figures["texts"] = [asdict(_tally(asked, model, index, say)) for index in range(len(asked.windows))]
     return figures
 
 
@@ -115,7 +114,7 @@ def _seconds(model: BltModel, prompt: bytes, rest: bytes) -> tuple[float, float]
     return between - started, time.perf_counter() - between
 
 
-def _greedy_leads(request: Request, model: BltModel, say: Say) -> list[tuple[int, int]]:
+def _greedy_leads(request: Request, model: BltModel, say: Progress) -> list[tuple[int, int]]:
     """For each prompt: bytes in common with the first bundle's text, and that text's length."""
     options = GenerationOptions(max_new_bytes=request.options.lead_bytes)
     texts = []
@@ -129,7 +128,7 @@ def _greedy_leads(request: Request, model: BltModel, say: Say) -> list[tuple[int
     return [(lead_length(own, other), len(other)) for own, other in zip(texts, expected, strict=True)]
 
 
-def _tally(request: Request, model: BltModel, index: int, say: Say) -> Tally:
+def _tally(request: Request, model: BltModel, index: int, say: Progress) -> Tally:
     """One text's predictions and boundaries against the first bundle's, window by window."""
     tally = Tally()
     windows = request.windows[index]
@@ -159,8 +158,6 @@ def _bytes(request: Request, index: int, start: int, stop: int) -> bytes:
         file.seek(start)
         return file.read(stop - start)
 
-
-Progress = Callable[[str, int, int], None]
 
 _PREDICTION_BYTES = 4 * 260
 _GREEDY_PROMPT_BYTES = 96
@@ -195,11 +192,9 @@ class BundleReport:
     greedy_leads: list[tuple[int, int]]
     """For each prompt: greedy bytes in common with the first bundle's text, and that text's length."""
     prefill_bytes_per_second: float
-    """Speed of reading a prompt."""
     decode_bytes_per_second: float
     """Speed of reading one byte after the other, as in generation; all stages counted."""
     load_seconds: float
-    """Time to load."""
     peak_resident: int | None
     """Most resident memory while loading, prefilling and decoding, mapped files included."""
     peak_private: int | None
@@ -236,13 +231,11 @@ class Comparison:
     bundles: list[BundleReport]
     """In the order given."""
     options: CompareOptions
-    """As they were asked for."""
     context: int
     """Ids in a window."""
     text_bytes: dict[str, int]
     """Bytes scored of each text."""
     machine: dict[str, Any] = field(default_factory=dict)
-    """Where it was measured."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -276,7 +269,12 @@ def compare_bundles(
         if not data:
             raise OptionError(f"text {name} is empty; give a text of at least one byte")
     manifests = [load_manifest(path) for path in paths]
-    context = _context(manifests, paths, options)
+    context = options.context or manifests[0].model.trained_context
+    for path, manifest in zip(paths, manifests, strict=True):
+        if context > manifest.model.max_positions:
+            raise OptionError(
+                f"context: got {context}, {path} has {manifest.model.max_positions} positions; give fewer"
+            )
     windows = {name: _windows(len(data), context - 1, options.max_bytes) for name, data in texts.items()}
     sizes = {name: sum(stop - start for start, stop in spans) for name, spans in windows.items()}
     reports: list[BundleReport] = []
@@ -294,19 +292,6 @@ def compare_bundles(
             figures = _run({**asked, "bundle": str(path), "first": not reports}, path, progress)
             reports.append(_report(path, manifest, list(texts), figures, manifests[0]))
     return Comparison(reports, options, context, sizes, describe_machine(options.threads))
-
-
-# 1. What to measure.
-
-
-def _context(manifests: Sequence[Manifest], paths: Sequence[Path], options: CompareOptions) -> int:
-    context = options.context or manifests[0].model.trained_context
-    for path, manifest in zip(paths, manifests, strict=True):
-        if context > manifest.model.max_positions:
-            raise OptionError(
-                f"context: got {context}, {path} has {manifest.model.max_positions} positions; give fewer"
-            )
-    return context
 
 
 def _windows(length: int, size: int, most: int | None) -> list[tuple[int, int]]:
@@ -342,9 +327,6 @@ def _check_room(folder: Path, scored: int) -> None:
         )
 
 
-# 2. The process that measures.
-
-
 def _run(request: Mapping[str, Any], path: Path, progress: Progress | None) -> dict[str, Any]:
     def listen(event: Mapping[str, Any]) -> None:
         if progress is not None:
@@ -361,9 +343,6 @@ def _run(request: Mapping[str, Any], path: Path, progress: Progress | None) -> d
             f"{path}: its process {outcome.death}; close other programs, or leave this bundle out"
         )
     return outcome.result
-
-
-# 3. What came of it.
 
 
 def _report(
@@ -386,11 +365,8 @@ def _report(
     )
 
 
-# 4. A picture: for each text, size against quality, coloured by decoding speed.
-
-
 def draw_comparison(comparison: Comparison, path: Path) -> None:
-    """Draw one panel per text into `path`, whose suffix says the format.
+    """Draw one panel per text into `path`, whose suffix says the format: size against quality.
 
     Across is the size of graphs and tables together, up the bits per byte; the colour is decoding speed.
     Raises BltError when matplotlib is missing, OSError when the file can't be written.

@@ -19,7 +19,6 @@ from optimum.commands.export.base import ExportCommand
 
 OPTIONS = [parameter for parameter in command.params if isinstance(parameter, click.Option)]
 
-_HERE = "optimum-cli export blt"
 _MODEL_HELP = "A checkpoint's folder, a hub id, or demo, the small checkpoint that comes with blt-edge."
 
 
@@ -37,7 +36,7 @@ class BltExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
         parser.allow_abbrev = False
 
         def refuse(message: str) -> NoReturn:
-            error_line(f"{message}; see {_HERE} --help")
+            error_line(f"{message}; see optimum-cli export blt --help")
             raise SystemExit(2)
 
         setattr(parser, "error", refuse)  # noqa: B010 - a method, to mypy
