@@ -99,14 +99,14 @@ class _Choice:
         """The piece's text, logprobs, finish_reason, and blt where asked."""
         request, chunk, first = self._request, piece.chunk, self._first
         self._first = False
-        text, details = chunk.text, chunk.details
-        logprobs = None
+        text = chunk.text
+        logprobs: dict[str, list[Any]] | None = None
         if request.options.logprobs is not None:
-            logprobs = _no_logprobs()
+            logprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
             if first and request.echo:
                 _add_logprobs(logprobs, chunk.prompt_details, self._offsets)
                 self._offsets.end()
-            _add_logprobs(logprobs, details, self._offsets)
+            _add_logprobs(logprobs, chunk.details, self._offsets)
         if first and request.echo:
             text = self._prompt.decode("utf-8", "replace") + text
         reason = None if chunk.finish_reason is None else _REASONS.get(chunk.finish_reason, "stop")
@@ -126,7 +126,10 @@ class _Choice:
             "finish_reason": said[-1]["finish_reason"],
         }
         if self._request.options.logprobs is not None:
-            whole["logprobs"] = _merged(one["logprobs"] for one in said)
+            whole["logprobs"] = {
+                name: [value for one in said for value in one["logprobs"][name]]
+                for name in said[0]["logprobs"]
+            }
         if self._request.blt_details:
             whole["blt"] = {
                 **said[0]["blt"],
@@ -160,10 +163,6 @@ class _Offsets:
         self._pending = b""
 
 
-def _no_logprobs() -> dict[str, list[Any]]:
-    return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-
-
 def _add_logprobs(logprobs: dict[str, list[Any]], details: Iterable[ByteDetail], offsets: _Offsets) -> None:
     for detail in details:
         assert detail.logprob is not None
@@ -173,14 +172,6 @@ def _add_logprobs(logprobs: dict[str, list[Any]], details: Iterable[ByteDetail],
         logprobs["token_logprobs"].append(round(detail.logprob, 6))
         logprobs["top_logprobs"].append({**top, token: round(detail.logprob, 6)})
         logprobs["text_offset"].append(offsets.next(detail.byte))
-
-
-def _merged(parts: Iterable[dict[str, list[Any]]]) -> dict[str, list[Any]]:
-    whole = _no_logprobs()
-    for part in parts:
-        for name, values in part.items():
-            whole[name] += values
-    return whole
 
 
 # 2. What only this server tells.

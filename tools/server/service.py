@@ -18,14 +18,7 @@ from typing import Any
 
 from starlette.types import Receive
 
-from ...runtime import (
-    BltError,
-    BltModel,
-    GenerationChunk,
-    GenerationOptions,
-    OptionError,
-    PromptTooLongError,
-)
+from ...runtime import BltError, BltModel, GenerationChunk, GenerationOptions, OptionError, PromptTooLongError
 from .metrics import Metrics
 from .requests import ApiError, ClientGoneError, CompletionRequest, ModelFacts, invalid, retry_after
 from .settings import ServerSettings
@@ -41,9 +34,7 @@ class Job:
     """One piece of work, and where its steps go."""
 
     def __init__(
-        self,
-        steps: Callable[[threading.Event], Generator[Any, None, None]],
-        deliver: Callable[[Any], None],
+        self, steps: Callable[[threading.Event], Generator[Any, None, None]], deliver: Callable[[Any], None]
     ) -> None:
         """steps(cancel): the work; it ends soon after `cancel` is set. deliver: gets, in the queue's
         thread, every step, then None or what the work raised; nothing of a job withdrawn before its turn.
@@ -129,7 +120,12 @@ class JobQueue:
         self._thread.join(patience)
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                job = self._running = self._waiting.popleft()
             job.run()
             assert job.began is not None
             seconds = time.monotonic() - job.began
@@ -138,15 +134,6 @@ class JobQueue:
                 share = 0.2 if self._usual_seconds else 1.0
                 self._usual_seconds += share * (seconds - self._usual_seconds)
             del job  # its last steps would live until the next one comes
-
-    def _next(self) -> Job | None:
-        with self._changed:
-            while not self._waiting and not self._closed:
-                self._changed.wait()
-            if self._closed:
-                return None
-            self._running = self._waiting.popleft()
-            return self._running
 
 
 # 2. The service, and the way of a request through it.
