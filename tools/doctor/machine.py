@@ -272,14 +272,21 @@ def read_jetson(system: System) -> Jetson | None:
     if release is None and not tegra and "jetson" not in board.lower():
         return None
     l4t = f"{release[1]}.{release[2]}" if release else None
-    modes = _power_modes(system)
-    mode, full_mode = _power_mode(system, modes), _full_power_mode(modes)
+    parts = (l4t or "").removesuffix(".0").split(".")
+    fitting = (_JETPACKS.get(".".join(parts[:length])) for length in range(len(parts), 0, -1))
+    found = _POWER_MODEL.findall(system.text("/etc/nvpmodel.conf"))
+    modes = {int(number): name.removeprefix("MODE_") for number, name in found}
+    mode = _power_mode(system, modes)
+    # The mode without limits is MAXN, or the first one on boards that have none.
+    largest = (number for number, name in modes.items() if name.upper().startswith("MAXN"))
+    number = next(largest, min(modes, default=None))
+    full_mode = None if number is None else (number, modes[number])
     full = None if mode is None else mode == full_mode[1] if full_mode else mode.upper().startswith("MAXN")
     clocks = dict(_clocks(system))
     return Jetson(
         board=board or "a Jetson without a name",
         l4t=l4t,
-        jetpack=_package_version(system, "nvidia-jetpack") or (l4t and _jetpack(l4t)) or None,
+        jetpack=_package_version(system, "nvidia-jetpack") or next(filter(None, fitting), None),
         power_mode=mode,
         full_power=full,
         full_power_mode=full_mode,
@@ -287,12 +294,6 @@ def read_jetson(system: System) -> Jetson | None:
         clocks_fixed=all(clock.fixed for clock in clocks.values()) if clocks else None,
         unified_memory_bytes=system.size("MemTotal"),
     )
-
-
-def _jetpack(l4t: str) -> str | None:
-    parts = l4t.removesuffix(".0").split(".")
-    fitting = (_JETPACKS.get(".".join(parts[:length])) for length in range(len(parts), 0, -1))
-    return next(filter(None, fitting), None)
 
 
 def _package_version(system: System, package: str) -> str | None:
@@ -304,26 +305,12 @@ def _package_version(system: System, package: str) -> str | None:
     return None
 
 
-def _power_modes(system: System) -> dict[int, str]:
-    """Numbers and names, those without MODE_."""
-    found = _POWER_MODEL.findall(system.text("/etc/nvpmodel.conf"))
-    return {int(number): name.removeprefix("MODE_") for number, name in found}
-
-
 def _power_mode(system: System, modes: dict[int, str]) -> str | None:
     said = re.search(r"NV Power Mode:\s*(\S+)", system.run(["nvpmodel", "-q"]) or "")
     if said is not None:
         return said[1].removeprefix("MODE_")
     kept = re.search(r"pmode:(\d+)", system.text("/var/lib/nvpmodel/status"))
     return modes.get(int(kept[1])) if kept else None
-
-
-def _full_power_mode(modes: dict[int, str]) -> tuple[int, str] | None:
-    """The mode MAXN, or the first one on boards that have none."""
-    if not modes:
-        return None
-    number = next((key for key, name in modes.items() if name.upper().startswith("MAXN")), min(modes))
-    return number, modes[number]
 
 
 def _clocks(system: System) -> Iterator[tuple[str, Clock]]:

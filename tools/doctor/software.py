@@ -229,16 +229,13 @@ def missing_by_extra(
         version = next(filter(None, map(lookup, names)), None)
         if version is None:
             missing.append(name)
-        elif least and _older(version, least):
+        elif least and _numbers(version) < _numbers(least):
             missing.append(f"{name}>={least}, here is {version}")
     return result
 
 
-def _older(version: str, least: str) -> bool:
-    def numbers(text: str) -> list[int]:
-        return [int(part) for part in re.match(r"[0-9.]*", text)[0].split(".") if part]  # type: ignore[index]
-
-    return numbers(version) < numbers(least)
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.match(r"[0-9.]*", version)[0].split(".") if part]  # type: ignore[index]
 
 
 # 2. Asking a child.

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...export.golden import Golden, read_golden
+from ...export.quality import lead_length
 from ...runtime.files import write_whole
 from .environments import InstallError, Interpreter, Prepared, Wheel, prepare
 from .plan import Cell, Kind, MatrixError, Plan
@@ -208,10 +209,7 @@ def _greedy(golden: Golden, built: bool) -> Check:
         document: dict[str, Any] = json.loads(output)
         text, engine = base64.b64decode(document["data_base64"]), document["engine"]
         if text != expected:
-            same = next(
-                (i for i, pair in enumerate(zip(text, expected, strict=False)) if pair[0] != pair[1]),
-                len(text),
-            )
+            same = lead_length(text, expected)
             return f"the greedy text differs from {golden.name} at byte {same} of {len(expected)}"
         if engine["name"].startswith("engines/") != built:
             return f"ran on {engine['name']}" + (f": {engine['reason']}" if engine["reason"] else "")

@@ -125,7 +125,17 @@ def profile(
     options = options or ProfileOptions()
     say = progress or (lambda what: None)
     manifest = load_manifest(bundle)
-    _check(manifest, text, options)
+    if not text:
+        raise OptionError("text: is empty; give a text of at least one byte")
+    for draft in options.drafts:
+        options.generation(draft)
+    room = manifest.model.max_positions - 1 - options.new_bytes
+    for size in options.prompt_bytes:
+        if size > room:
+            raise OptionError(
+                f"prompt_bytes: got {size}, with {options.new_bytes} new bytes this model has positions for "
+                f"{max(0, room)}; give less of one of them"
+            )
     settings: list[_Setting] = []
     reset = True
     for threads in options.threads:
@@ -149,20 +159,6 @@ def profile(
         peaks_reset=reset,
         cases=tuple(cases),
     )
-
-
-def _check(manifest: Manifest, text: bytes, options: ProfileOptions) -> None:
-    if not text:
-        raise OptionError("text: is empty; give a text of at least one byte")
-    for draft in options.drafts:
-        options.generation(draft)
-    room = manifest.model.max_positions - 1 - options.new_bytes
-    for size in options.prompt_bytes:
-        if size > room:
-            raise OptionError(
-                f"prompt_bytes: got {size}, with {options.new_bytes} new bytes this model has positions for "
-                f"{max(0, room)}; give less of one of them"
-            )
 
 
 # 1. One number of threads.
@@ -202,7 +198,8 @@ def _measure(
             with PrivatePeak() as afterwards:
                 peak = peak_resident()
             most_private = max(filter(None, (most_private, private.bytes, afterwards.bytes)), default=None)
-            first_run = None if runs else _first_run([*warmed, *rounds])
+            seconds = [one.end - one.start for one in (*warmed, *rounds)]
+            first_run = None if runs or len(seconds) < 2 else seconds[0] / median(seconds[1:])
             runs.append(Run(threads, draft, loaded, first_run, other.cores, peak, most_private, rounds))
     return _Setting(runs, str(model.engine), model.limits.prefill_chunk, model.engine.device == "CPU")
 
@@ -221,12 +218,6 @@ def _rounds(
             )
         rounds.append(one)
     return tuple(rounds)
-
-
-def _first_run(rounds: list[Recording]) -> float | None:
-    """Time of the first round over the median of the others; None when there are no others."""
-    seconds = [one.end - one.start for one in rounds]
-    return seconds[0] / median(seconds[1:]) if len(seconds) > 1 else None
 
 
 # 2. Warnings.
