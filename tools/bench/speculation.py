@@ -185,7 +185,6 @@ class ReadOn:
     bytes_per_patch: float
     """Of the new bytes."""
     figures: DraftFigures
-    """What drafting did."""
 
 
 def read_on(model: BltModel, ids: Ids, prompt: int, new_bytes: int, case: Simulated, seed: int) -> ReadOn:

@@ -234,7 +234,6 @@ class Jetson:
     jetpack: str | None
     """JetPack, by its package or else by the release."""
     power_mode: str | None
-    """Name of the power mode."""
     full_power: bool | None
     """Whether the power mode has no limits; None where it is not known."""
     full_power_mode: tuple[int, str] | None
@@ -278,8 +277,8 @@ def read_jetson(system: System) -> Jetson | None:
     modes = {int(number): name.removeprefix("MODE_") for number, name in found}
     mode = _power_mode(system, modes)
     # The mode without limits is MAXN, or the first one on boards that have none.
-    largest = (number for number, name in modes.items() if name.upper().startswith("MAXN"))
-    number = next(largest, min(modes, default=None))
+    unlimited = (number for number, name in modes.items() if name.upper().startswith("MAXN"))
+    number = next(unlimited, min(modes, default=None))
     full_mode = None if number is None else (number, modes[number])
     full = None if mode is None else mode == full_mode[1] if full_mode else mode.upper().startswith("MAXN")
     clocks = dict(_clocks(system))

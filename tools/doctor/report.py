@@ -45,15 +45,12 @@ class MachineReport:
     versions: dict[str, str | None]
     """Python and packages; None = not installed."""
     processor: Processor
-    """What computes."""
     memory: MachineMemory
-    """What it computes in."""
     jetson: Jetson | None
     """None where it is none."""
     driver: NvidiaDriver
     """NVIDIA's, as the kernel has it."""
     software: Software
-    """What works."""
     bundle: dict[str, Any] | None
     """What a bundle would run from; None when none was given."""
     advice: tuple[Advice, ...]

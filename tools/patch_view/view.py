@@ -35,7 +35,6 @@ class PatchView:
     """A text of n >= 1 bytes and its patches."""
 
     data: bytes
-    """The text."""
     rule: PatchingRule
     """What cut it."""
     entropies: Floats | None

@@ -43,7 +43,6 @@ class ProfileOptions:
     threads: tuple[int | None, ...] = (None,)
     """CPU threads; None leaves it to the engine."""
     prompt_bytes: tuple[int, ...] = (512,)
-    """Bytes of the prompt."""
     new_bytes: int = 128
     """Bytes to generate, greedily."""
     drafts: tuple[str, ...] = ("none",)
@@ -81,7 +80,6 @@ class Profile:
     path: str
     """The bundle's directory as it was given."""
     manifest: Manifest
-    """Its description."""
     engine: str
     """What it ran from."""
     prefill_chunk: int
@@ -91,7 +89,6 @@ class Profile:
     text_bytes: int
     """Length of the text that prompts came from, which is repeated where it is too short."""
     machine: dict[str, Any]
-    """Where it was measured."""
     jetson: Jetson | None
     """The Jetson that it was measured on, as it was set; None where it was none."""
     peaks_reset: bool

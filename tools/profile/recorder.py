@@ -25,7 +25,6 @@ class StageEvent:
     start: float
     """`time.perf_counter` seconds."""
     seconds: float
-    """How long it took."""
     rows: int
     """Bytes, or patches in the latent stage, that it read."""
 
@@ -37,7 +36,6 @@ class Arrival:
     moment: float
     """`time.perf_counter` seconds."""
     count: int
-    """Bytes."""
     calls: int
     """Stage runs so far: bytes with the same number came out of the same ones."""
 
@@ -65,7 +63,6 @@ class Recording:
     stats: GenerationStats
     """The runtime's own figures."""
     finish_reason: str
-    """Why it ended."""
 
     @property
     def prefilled(self) -> float:

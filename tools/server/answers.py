@@ -48,16 +48,12 @@ class Completion:
             "created": int(time.time()),
             "model": model,
         }
-        self._choices: dict[int, _Choice] = {}
-        self._prompts = [prompt for prompt, _ in request.choices]
+        self._choices = [_Choice(request, prompt) for prompt, _ in request.choices]
         self._new_bytes = 0
 
     def add(self, piece: ChoiceChunk) -> dict[str, Any]:
         """Take the next piece in; returns its chunk of a stream."""
-        choice = self._choices.get(piece.choice)
-        if choice is None:
-            choice = self._choices[piece.choice] = _Choice(self._request, self._prompts[piece.choice])
-        said = choice.add(piece)
+        said = self._choices[piece.choice].add(piece)
         stats = piece.chunk.stats
         self._new_bytes += stats.new_bytes if stats is not None else 0
         told = said.pop("blt", None)
@@ -81,8 +77,8 @@ class Completion:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The whole answer, of every piece that was taken in."""
-        choices = [{"index": index, **choice.whole} for index, choice in sorted(self._choices.items())]
+        """The whole answer, when every piece was taken in."""
+        choices = [{"index": index, **choice.whole} for index, choice in enumerate(self._choices)]
         return {**self._head, "choices": choices, "usage": self.usage}
 
 

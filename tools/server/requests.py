@@ -68,7 +68,6 @@ class ApiError(Exception):
 
     @property
     def response(self) -> JSONResponse:
-        """The answer as it is sent."""
         return JSONResponse(self.document, self.status, self.headers)
 
 

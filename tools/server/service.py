@@ -253,7 +253,6 @@ class Exchange:
                 yield pieces
 
     def fail(self, error: ApiError | ClientGoneError) -> None:
-        """End it with an error."""
         self._service.queue.withdraw(self._job)
         self._deliver(error)
 
