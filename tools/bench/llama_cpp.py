@@ -93,7 +93,19 @@ def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: in
 
     def write(temporary: Path) -> None:
         writer = gguf.GGUFWriter(temporary, "llama")
-        _describe(writer, shape)
+        writer.add_name("random llama")
+        writer.add_file_type(_FILE_TYPE_Q4_0)
+        writer.add_quantization_version(2)
+        writer.add_block_count(shape.layers)
+        writer.add_context_length(shape.context)
+        writer.add_embedding_length(shape.width)
+        writer.add_feed_forward_length(shape.ffn)
+        writer.add_head_count(shape.heads)
+        writer.add_head_count_kv(shape.kv_heads)
+        writer.add_rope_dimension_count(shape.head_dim)
+        writer.add_rope_freq_base(shape.rope_theta)
+        writer.add_layer_norm_rms_eps(shape.eps)
+        writer.add_vocab_size(shape.vocabulary)
         for name, field in gguf.GGUFReader(vocabulary).fields.items():
             if name.startswith("tokenizer.") and "chat_template" not in name:
                 kinds = field.types
@@ -118,22 +130,6 @@ def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: in
         writer.close()
 
     write_whole(path, write)
-
-
-def _describe(writer: Any, shape: LlamaShape) -> None:
-    writer.add_name("random llama")
-    writer.add_file_type(_FILE_TYPE_Q4_0)
-    writer.add_quantization_version(2)
-    writer.add_block_count(shape.layers)
-    writer.add_context_length(shape.context)
-    writer.add_embedding_length(shape.width)
-    writer.add_feed_forward_length(shape.ffn)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_rope_freq_base(shape.rope_theta)
-    writer.add_layer_norm_rms_eps(shape.eps)
-    writer.add_vocab_size(shape.vocabulary)
 
 
 # 2. Running a file.

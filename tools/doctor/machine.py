@@ -157,10 +157,8 @@ def read_processor(system: System) -> Processor:
 
 
 def read_memory(system: System) -> MachineMemory:
-    limits = (
-        system.number("/sys/fs/cgroup/memory.max"),
-        system.number("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-    )
+    files = ("memory.max", "memory/memory.limit_in_bytes")
+    limits = (system.number(f"/sys/fs/cgroup/{file}") for file in files)
     limit = next((value for value in limits if value is not None and value < _MOST), None)
     return MachineMemory(
         system.size("MemTotal"), system.size("MemAvailable"), system.size("SwapTotal"), limit

@@ -103,11 +103,10 @@ class JobQueue:
     def forget(self, job: Job) -> bool:
         """Take a job out of the queue; whether it was still there."""
         with self._changed:
-            try:
+            there = job in self._waiting
+            if there:
                 self._waiting.remove(job)
-            except ValueError:
-                return False
-            return True
+            return there
 
     def close(self, patience: float = 30.0) -> None:
         """Forget what waits, stop what runs, and wait at most `patience` seconds for its end."""
