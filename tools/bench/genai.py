@@ -62,8 +62,7 @@ def _write_checkpoint(folder: Path, shape: LlamaShape) -> None:
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
     )
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     words = {"<unk>": 0, "<s>": 1, "</s>": 2}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}

@@ -139,8 +139,7 @@ class BundleSpec:
         """Files without the tables. Raises BenchError."""
         with _bench_errors():
             manifest = load_manifest(self.bundle)
-        table = manifest.embedding.file
-        return sum(record.bytes for name, record in manifest.files.items() if name != table)
+        return sum(record.bytes for name, record in manifest.files.items() if name != manifest.embedding.file)
 
     def open(self) -> Peer:
         with _bench_errors():

@@ -124,10 +124,9 @@ def _add(total: DraftFigures, stats: GenerationStats) -> None:
 
 
 def _rates(total: DraftFigures) -> dict[str, float]:
-    looked_at = total.accepted + total.missed
     return {
         "accepted_of_drafted": total.accepted / max(1, total.drafted),
-        "right_when_reached": total.accepted / max(1, looked_at),
+        "right_when_reached": total.accepted / max(1, total.accepted + total.missed),
         "bytes_a_round": (total.accepted + total.rounds) / max(1, total.rounds),
         "guesses_a_round": total.drafted / max(1, total.rounds),
     }

@@ -100,7 +100,6 @@ def examine(
         capability = software.gpus[0].compute_capability if software.gpus else ""
         reply = ask("bundle", str(bundle.resolve()), capability)
         facts = {"path": str(bundle), **reply.facts, "error": reply.error}
-    missing = missing_by_extra(lookup, requirements)
     return MachineReport(
         versions=versions(lookup),
         processor=read_processor(system),
@@ -109,7 +108,7 @@ def examine(
         driver=driver,
         software=software,
         bundle=facts,
-        advice=tuple(_advise(software, jetson, driver, lookup, missing)),
+        advice=tuple(_advise(software, jetson, driver, lookup, missing_by_extra(lookup, requirements))),
     )
 
 

@@ -37,8 +37,7 @@ def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     try:
         return subjects[request["subject"]](*request["names"])
     except Exception as error:  # whatever an engine raises is the answer
-        text = str(error).strip() or type(error).__name__
-        return {"error": text.splitlines()[0]}
+        return {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
 
 
 def _providers() -> dict[str, Any]:

@@ -227,8 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--text: {args.text} does not exist")
 
     def keep(document: dict[str, Any]) -> None:
-        text = json.dumps(document, indent=2) + "\n"
-        write_whole(args.json, lambda path: path.write_text(text))
+        write_whole(args.json, lambda path: path.write_text(json.dumps(document, indent=2) + "\n"))
 
     with tempfile.TemporaryDirectory(prefix="blt-edge-gpu-") as temporary:
         args.work = args.work or Path(temporary)

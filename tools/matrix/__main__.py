@@ -168,9 +168,8 @@ _KEPT = (Verdict.PASS, Verdict.REFUSED)
 
 
 def main() -> None:
-    args = _parser().parse_args()
     try:
-        sys.exit(_matrix(args))
+        sys.exit(_matrix(_parser().parse_args()))
     except MatrixError as error:
         print(f"matrix: error: {error}", file=sys.stderr)
         sys.exit(2)

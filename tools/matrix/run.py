@@ -286,8 +286,7 @@ def write_report(report: Report, path: Path) -> None:
     """Write the JSON, whole or not at all."""
     document = {"format": _FORMAT, **asdict(report)}
     document["outcomes"] = list(document["outcomes"].values())
-    text = json.dumps(document, indent=1) + "\n"
-    write_whole(path, lambda partial: partial.write_text(text))
+    write_whole(path, lambda partial: partial.write_text(json.dumps(document, indent=1) + "\n"))
 
 
 def read_outcomes(path: Path, digest: str) -> dict[str, CellResult]:
