@@ -33,8 +33,6 @@ from ...runtime.vocabulary import encode
 from ..profile.statistics import Spread, machine
 from .common import options, print_json
 
-_DRAFTS = "none,auto,lookup,patcher,decoder"
-
 Ids = npt.NDArray[np.int64]
 
 
@@ -43,7 +41,8 @@ def main() -> None:
     add = parser.add_argument
     add("--text", required=True, type=Path, action="append", help="may be given several times")
     add("--simulate", metavar="SOURCE:LENGTH:RATE", action="append", type=Simulated.argument)
-    add("--drafts", default=_DRAFTS, help="sources to measure, the first is the base")
+    drafts = "none,auto,lookup,patcher,decoder"
+    add("--drafts", default=drafts, help="sources to measure, the first is the base")
     add("--prompts", type=int, default=10, help="prompts from each text")
     add("--prompt-bytes", type=int, default=256)
     add("--new-bytes", type=int, default=256)

@@ -166,13 +166,8 @@ Lookup = Callable[[str], str | None]
 """The version of a package that pip installed; None when it is not there."""
 
 ONNX_RUNTIMES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-directml",
-    "onnxruntime-openvino",
-    "onnxruntime-qnn",
-    "ort-nightly",
-    "ort-nightly-gpu",
+    *("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn"),
+    *("ort-nightly", "ort-nightly-gpu"),
 )
 """Packages that all install the one module onnxruntime, over each other."""
 

@@ -35,7 +35,6 @@ from .plan import Cell, Claims, Kind, MatrixError, Releases, make_plan, select
 from .run import Report, Verdict, read_outcomes, run_cells, steps_digest, write_report
 
 _WORDS = {Verdict.PASS: "passes", Verdict.REFUSED: "refused", Verdict.FAIL: "**fails**"}
-_NOT_RUN = "not run"
 _NO_WHEEL = "-"
 _SHOWN = 240
 """Characters of a line that a step wrote."""
@@ -147,7 +146,7 @@ def _word(report: Report, cell: Cell | None) -> str:
         return _NO_WHEEL
     outcome = report.outcomes.get(cell.name)
     if outcome is None:
-        return "missing" if cell.python in report.plan.missing else _NOT_RUN
+        return "missing" if cell.python in report.plan.missing else "not run"
     return _WORDS.get(outcome.verdict, outcome.verdict.value)
 
 
@@ -164,7 +163,6 @@ def _table(header: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
-_KEPT = (Verdict.PASS, Verdict.REFUSED)
 
 
 def main() -> None:
@@ -223,7 +221,7 @@ def _matrix(args: argparse.Namespace) -> int:
     digest = f"{wheel.digest}-{steps_digest()}"
     earlier = read_outcomes(file, digest) if args.resume else {}
     there = [(cell, earlier[cell.name]) for cell in plan.cells if cell.name in earlier]
-    kept = [(cell, outcome) for cell, outcome in there if outcome.verdict in _KEPT]
+    kept = [(cell, outcome) for cell, outcome in there if outcome.verdict in (Verdict.PASS, Verdict.REFUSED)]
     report = Report(
         blt_edge=wheel.version,
         digest=digest,

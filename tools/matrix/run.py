@@ -32,7 +32,6 @@ _STEP_SECONDS = 900
 _GREEDY_BYTES = 96
 _LARGEST_LOSS = 0.05
 """Bits per byte that int4 and int8 may cost the demo; they cost it less than 0.01."""
-_TRACEBACK = "Traceback (most recent call last)"
 _HUB_ID = "blt-edge/demo"
 """The demo checkpoint, as if it had been fetched from the hub."""
 
@@ -182,7 +181,7 @@ def _run(step: Step, program: Path, variables: Mapping[str, str], folder: Path) 
     seconds = round(time.monotonic() - started, 1)
     lines = [line.strip() for line in f"{output}\n{messages}".splitlines() if line.strip()]
     last = next((line.strip() for line in reversed(messages.splitlines()) if line.strip()), "")
-    traceback = any(_TRACEBACK in line for line in lines)
+    traceback = any("Traceback (most recent call last)" in line for line in lines)
     fault = None
     if exit_code == 0 and step.check is not None:
         try:

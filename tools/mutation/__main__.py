@@ -31,15 +31,8 @@ from . import runner
 from .operators import Mutant, mutants
 
 _RUNTIME = (
-    "cache",
-    "hashing",
-    "fields",
-    "sampling",
-    "scoring",
-    "patching",
-    "sequence",
-    "speculation",
-    "generation",
+    *("cache", "hashing", "fields", "sampling", "scoring"),
+    *("patching", "sequence", "speculation", "generation"),
 )
 _GRAPHS = ("rope", "config", "layers", "stages")
 TARGETS = (*(f"runtime.{name}" for name in _RUNTIME), *(f"graphs.{name}" for name in _GRAPHS))

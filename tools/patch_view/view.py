@@ -269,14 +269,8 @@ def histogram_rows(summary: Summary) -> list[tuple[str, int]]:
 # 2. Tables for programs: one row a byte.
 
 COLUMNS = (
-    "position",
-    "byte",
-    "character",
-    "character_position",
-    "entropy",
-    "patch",
-    "starts_patch",
-    "reason",
+    *("position", "byte", "character", "character_position"),
+    *("entropy", "patch", "starts_patch", "reason"),
 )
 """Of a row: position of the byte in the text, from 0; the byte; the character it belongs to (None: it is no
 UTF-8) and the position of that character's first byte; entropy in nats before the byte (None: no patcher);
