@@ -26,8 +26,8 @@ from .llama_cpp import LlamaShape
 _PARAMETERS = "parameters.json"
 
 
-def build_random(folder: Path, shape: LlamaShape) -> Path:
-    """Build the int4 model of a random Llama in `folder`; returns it. A failure leaves no `folder`.
+def build_random(folder: Path, shape: LlamaShape) -> None:
+    """Build the int4 model of a random Llama in `folder`. A failure leaves no `folder`.
 
     Raises BenchError when onnxruntime-genai, torch or transformers is missing, or the builder fails.
     """
@@ -44,7 +44,6 @@ def build_random(folder: Path, shape: LlamaShape) -> Path:
             raise BenchError(f"onnxruntime-genai's builder failed: {last}")
         (model / _PARAMETERS).write_text(json.dumps(shape.parameters))
         shutil.move(model, folder)
-    return folder
 
 
 def _write_checkpoint(folder: Path, shape: LlamaShape) -> None:
