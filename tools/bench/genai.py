@@ -98,8 +98,6 @@ class GenaiSpec:
 
 
 class GenaiPeer:
-    """A loaded model."""
-
     def __init__(self, spec: GenaiSpec, package: Any) -> None:
         self._budget, self._package = spec.budget, package
         config = package.Config(str(spec.folder))

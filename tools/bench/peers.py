@@ -147,8 +147,6 @@ class BundleSpec:
 
 
 class BundlePeer:
-    """A loaded bundle."""
-
     def __init__(self, spec: BundleSpec) -> None:
         self._spec = spec
         self._model = BltModel.load(spec.bundle, threads=spec.threads)

@@ -146,8 +146,6 @@ def _told(total: DraftFigures) -> str:
 
 @dataclass(frozen=True)
 class Simulated:
-    """Guesses that are simulated."""
-
     source: str
     """"none", "decoder", "patcher" or "lookup"; guessing itself costs what it costs."""
     length: int = 0

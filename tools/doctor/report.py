@@ -40,8 +40,6 @@ class Advice:
 
 @dataclass(frozen=True)
 class MachineReport:
-    """A machine, examined."""
-
     versions: dict[str, str | None]
     """Python and packages; None = not installed."""
     processor: Processor

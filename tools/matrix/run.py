@@ -240,8 +240,6 @@ def _loss(output: str) -> str | None:
 
 @dataclass(frozen=True)
 class CellResult:
-    """What came of one cell."""
-
     cell: str
     """Its name."""
     verdict: Verdict
