@@ -147,8 +147,6 @@ def smollm2() -> Path:
 
 @dataclass(frozen=True)
 class LlamaCppSpec:
-    """A GGUF file, and the package that runs it."""
-
     gguf: Path
     budget: TokenBudget
     package: str = PACKAGES[0]

@@ -115,8 +115,6 @@ def _compare(args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class BundleSpec:
-    """A bundle and how to run it."""
-
     bundle: Path
     threads: int
     draft: str | None = None

@@ -172,8 +172,6 @@ class Simulated:
 
 @dataclass(frozen=True)
 class ReadOn:
-    """What reading on in a text gave."""
-
     prefill: float
     """Bytes a second of reading the prompt."""
     decode: float

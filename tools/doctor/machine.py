@@ -108,8 +108,6 @@ _MOST = 1 << 60  # a container without a limit has a number near the largest one
 
 @dataclass(frozen=True)
 class Processor:
-    """What computes."""
-
     name: str
     """As the system has it, or the board's name."""
     cores: int
@@ -223,8 +221,6 @@ class Clock:
 
 @dataclass(frozen=True)
 class Jetson:
-    """A Jetson as it is set now."""
-
     board: str
     """What it calls itself."""
     l4t: str | None

@@ -280,8 +280,6 @@ _CPU = "CPUExecutionProvider"
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """A GPU, as CUDA shows it."""
-
     name: str
     compute_capability: str
     """Such as "8.7"."""

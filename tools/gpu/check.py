@@ -99,7 +99,6 @@ def _starts(model: BltModel, data: bytes) -> list[int]:
 
 
 def _breaches(figures: dict[str, Any], allowed: Tolerances) -> list[str]:
-    """The figures that are out of bounds, in words."""
     most = {"logits_max": allowed.logits, "logits_mean": allowed.logits_mean}
     least = {
         "argmax_agreement": allowed.argmax,

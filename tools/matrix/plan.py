@@ -145,7 +145,6 @@ class Cell:
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """Which of blt-edge's extras it installs."""
         return ("cpu", "export", "validate") if self.with_torch else ("cpu", "export")
 
 
@@ -215,7 +214,6 @@ def make_plan(
 
 
 def newest_patches(versions: Iterable[Version]) -> list[Version]:
-    """The newest patch release of each minor one, newest first."""
     newest = {(version.major, version.minor): version for version in sorted(versions)}
     return sorted(newest.values(), reverse=True)
 

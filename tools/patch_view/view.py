@@ -49,7 +49,6 @@ class PatchView:
 
     @cached_property
     def clusters(self) -> list[Cluster]:
-        """What the text is shown as."""
         return clusters(self.data)
 
     @cached_property
@@ -83,7 +82,6 @@ class PatchView:
         return numbers
 
     def starts_with(self, cluster: Cluster) -> bool:
-        """Whether a patch starts with a cluster's first byte."""
         return cluster.start in self.start_set
 
     def inner_starts(self, cluster: Cluster) -> int:
@@ -92,7 +90,6 @@ class PatchView:
 
     @cached_property
     def has_inner_starts(self) -> bool:
-        """Whether a patch starts inside any cluster."""
         return any(map(self.inner_starts, self.clusters))
 
     @cached_property

@@ -171,7 +171,6 @@ class _Setting(NamedTuple):
 def _measure(
     bundle: Path, threads: int | None, options: ProfileOptions, text: bytes, say: Progress
 ) -> _Setting:
-    """Load the bundle, and run every case."""
     from ...runtime import BltModel
 
     say("loading" if threads is None else f"loading, threads: {threads}")
@@ -271,7 +270,6 @@ def _about_all(profile: Profile) -> Iterator[str]:
 
 
 def case_warnings(case: Case, profile: Profile) -> Iterator[Warned]:
-    """What is special about one case."""
     yield from _unstable("decode", case.decode.bytes_per_second)
     yield from _unstable("prefill", case.prefill.bytes_per_second)
     load, first_run = case.other_load_cores, case.first_run

@@ -42,8 +42,6 @@ class Arrival:
 
 @dataclass(frozen=True)
 class ByteLatency:
-    """How long a byte took."""
-
     seconds: float
     """With everything: stages, sampling, the host's work."""
     latent: bool

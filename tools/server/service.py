@@ -45,7 +45,6 @@ class Job:
         """When its turn came, time.monotonic() seconds."""
 
     def run(self) -> None:
-        """Work to the end."""
         self.began = time.monotonic()
         last: Exception | None = None
         try:
@@ -73,12 +72,10 @@ class JobQueue:
 
     @property
     def waiting(self) -> int:
-        """Jobs whose turn has not come."""
         return len(self._waiting)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs and nothing waits."""
         with self._changed:
             return self._running is None and not self._waiting
 
@@ -140,8 +137,6 @@ class JobQueue:
 
 @dataclass(frozen=True)
 class ChoiceChunk:
-    """A piece of one choice."""
-
     choice: int
     """Index of the choice."""
     chunk: GenerationChunk
