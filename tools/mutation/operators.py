@@ -89,15 +89,15 @@ def mutants(tree: ast.Module) -> list[Mutant]:
     counts: Counter[tuple[str, str, str]] = Counter()
     copied = _copied_axes(tree)
     for function, statement, slot in _slots(tree, None, ""):
-        node, changed = slot.node, statement.node
-        was, body = _first_line(changed), getattr(changed, "body", None)
-        last = body[0].lineno - 1 if body else changed.end_lineno
-        lines = range(changed.lineno, max(last, changed.lineno) + 1)
+        node, whole = slot.node, statement.node
+        was, body = _first_line(whole), getattr(whole, "body", None)
+        last = body[0].lineno - 1 if body else whole.end_lineno
+        lines = range(whole.lineno, max(last, whole.lineno) + 1)
         for replacement in _changes(slot):
             if node in copied and ast.unparse(replacement) == "-1":
                 continue
             slot.put(replacement)
-            becomes = _first_line(changed)
+            becomes = _first_line(statement.node)
             slot.put(node)
             counts[function, was, becomes] += 1
             count = counts[function, was, becomes]
