@@ -107,16 +107,13 @@ class PeerSpec(Protocol):
     @property
     def name(self) -> str:
         """Unique in a comparison."""
-        ...
 
     @property
     def memory_bytes(self) -> int:
         """About what the loaded model occupies."""
-        ...
 
     def open(self) -> Peer:
         """Load. Raises BenchError when that can't be."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from .llama_cpp import LlamaShape
 _PARAMETERS = "parameters.json"
 
 
-def build_random(folder: Path, shape: LlamaShape) -> Path:
-    """Build the int4 model of a random Llama in `folder`; returns it. A failure leaves no `folder`.
+def build_random(folder: Path, shape: LlamaShape) -> None:
+    """Build the int4 model of a random Llama in `folder`. A failure leaves no `folder`.
 
     Raises BenchError when onnxruntime-genai, torch or transformers is missing, or the builder fails.
     """
@@ -44,7 +44,6 @@ def build_random(folder: Path, shape: LlamaShape) -> Path:
             raise BenchError(f"onnxruntime-genai's builder failed: {last}")
         (model / _PARAMETERS).write_text(json.dumps(shape.parameters))
         shutil.move(model, folder)
-    return folder
 
 
 def _write_checkpoint(folder: Path, shape: LlamaShape) -> None:
@@ -62,8 +61,7 @@ def _write_checkpoint(folder: Path, shape: LlamaShape) -> None:
         rope_parameters={"rope_type": "default", "rope_theta": shape.rope_theta},
     )
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
+    transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
     words = {"<unk>": 0, "<s>": 1, "</s>": 2}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
     special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
@@ -100,8 +98,6 @@ class GenaiSpec:
 
 
 class GenaiPeer:
-    """A loaded model."""
-
     def __init__(self, spec: GenaiSpec, package: Any) -> None:
         self._budget, self._package = spec.budget, package
         config = package.Config(str(spec.folder))

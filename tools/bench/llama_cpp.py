@@ -93,8 +93,23 @@ def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: in
 
     def write(temporary: Path) -> None:
         writer = gguf.GGUFWriter(temporary, "llama")
-        _describe(writer, shape)
-        _copy_tokenizer(writer, gguf.GGUFReader(vocabulary))
+        writer.add_name("random llama")
+        writer.add_file_type(_FILE_TYPE_Q4_0)
+        writer.add_quantization_version(2)
+        writer.add_block_count(shape.layers)
+        writer.add_context_length(shape.context)
+        writer.add_embedding_length(shape.width)
+        writer.add_feed_forward_length(shape.ffn)
+        writer.add_head_count(shape.heads)
+        writer.add_head_count_kv(shape.kv_heads)
+        writer.add_rope_dimension_count(shape.head_dim)
+        writer.add_rope_freq_base(shape.rope_theta)
+        writer.add_layer_norm_rms_eps(shape.eps)
+        writer.add_vocab_size(shape.vocabulary)
+        for name, field in gguf.GGUFReader(vocabulary).fields.items():
+            if name.startswith("tokenizer.") and "chat_template" not in name:
+                kinds = field.types
+                writer.add_key_value(name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
         q4_0 = gguf.GGMLQuantizationType.Q4_0
         for name, rows, columns in shape.tensors():
             if columns is None:
@@ -117,29 +132,6 @@ def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: in
     write_whole(path, write)
 
 
-def _describe(writer: Any, shape: LlamaShape) -> None:
-    writer.add_name("random llama")
-    writer.add_file_type(_FILE_TYPE_Q4_0)
-    writer.add_quantization_version(2)
-    writer.add_block_count(shape.layers)
-    writer.add_context_length(shape.context)
-    writer.add_embedding_length(shape.width)
-    writer.add_feed_forward_length(shape.ffn)
-    writer.add_head_count(shape.heads)
-    writer.add_head_count_kv(shape.kv_heads)
-    writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_rope_freq_base(shape.rope_theta)
-    writer.add_layer_norm_rms_eps(shape.eps)
-    writer.add_vocab_size(shape.vocabulary)
-
-
-def _copy_tokenizer(writer: Any, source: Any) -> None:
-    for name, field in source.fields.items():
-        if name.startswith("tokenizer.") and "chat_template" not in name:
-            kinds = field.types
-            writer.add_key_value(name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
-
-
 # 2. Running a file.
 
 
@@ -155,8 +147,6 @@ def smollm2() -> Path:
 
 @dataclass(frozen=True)
 class LlamaCppSpec:
-    """A GGUF file, and the package that runs it."""
-
     gguf: Path
     budget: TokenBudget
     package: str = PACKAGES[0]
@@ -237,23 +227,19 @@ class _LlamaCppPython:
         self.card = ModelCard(spec.name, parameters, spec.gguf.stat().st_size, version)
 
     def run(self, task: Task) -> Speeds:
-        self._package.llama_memory_clear(self._package.llama_get_memory(self._model.ctx), True)
+        package, context = self._package, self._model.ctx
+        package.llama_memory_clear(package.llama_get_memory(context), True)
         prompt, steps = self._budget.prompt(task, self._vocabulary), self._budget.tokens(task.new_bytes) - 1
         chosen: list[int] = []
 
         def read(ids: list[int]) -> None:
-            chosen[:] = [self._decode(ids)]
+            tokens = (package.llama_token * len(ids))(*ids)
+            if package.llama_decode(context, package.llama_batch_get_one(tokens, len(ids))):
+                raise BenchError(f"{self.card.name}: llama_decode failed")
+            logits = package.llama_get_logits_ith(context, -1)
+            chosen[:] = [int(np.ctypeslib.as_array(logits, shape=(self._vocabulary,)).argmax())]
 
         return self._budget.timed(prompt, steps, lambda: read(prompt), lambda: read(chosen))
-
-    def _decode(self, ids: list[int]) -> int:
-        """Read the tokens and choose the next one."""
-        package, context = self._package, self._model.ctx
-        tokens = (package.llama_token * len(ids))(*ids)
-        if package.llama_decode(context, package.llama_batch_get_one(tokens, len(ids))):
-            raise BenchError(f"{self.card.name}: llama_decode failed")
-        logits = package.llama_get_logits_ith(context, -1)
-        return int(np.ctypeslib.as_array(logits, shape=(self._vocabulary,)).argmax())
 
 
 def _counts(path: Path) -> tuple[int, int]:

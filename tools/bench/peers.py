@@ -115,8 +115,6 @@ def _compare(args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class BundleSpec:
-    """A bundle and how to run it."""
-
     bundle: Path
     threads: int
     draft: str | None = None
@@ -139,8 +137,7 @@ class BundleSpec:
         """Files without the tables. Raises BenchError."""
         with _bench_errors():
             manifest = load_manifest(self.bundle)
-        table = manifest.embedding.file
-        return sum(record.bytes for name, record in manifest.files.items() if name != table)
+        return sum(record.bytes for name, record in manifest.files.items() if name != manifest.embedding.file)
 
     def open(self) -> Peer:
         with _bench_errors():
@@ -148,8 +145,6 @@ class BundleSpec:
 
 
 class BundlePeer:
-    """A loaded bundle."""
-
     def __init__(self, spec: BundleSpec) -> None:
         self._spec = spec
         self._model = BltModel.load(spec.bundle, threads=spec.threads)

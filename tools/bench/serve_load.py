@@ -77,7 +77,15 @@ def main() -> None:
     args = parser.parse_args()
     model = BltModel.load(args.bundle, threads=args.threads)
     started = time.perf_counter()
-    questions = _questions(model, args.new_bytes)
+    # Every prompt with every choice of options, answered in this process.
+    questions = [
+        Question(
+            {"prompt": prompt, "max_tokens": args.new_bytes, **choices},
+            model.generate(prompt, GenerationOptions(args.new_bytes, **choices)).text,
+        )
+        for prompt in _PROMPTS
+        for choices in _OPTIONS
+    ]
     here = len(questions) / (time.perf_counter() - started)
     print(
         f"{machine()}; {args.bundle}; {len(questions)} different requests of {args.new_bytes} bytes, "
@@ -143,18 +151,6 @@ class Reply:
     """Times it was told to come again."""
     said: str = ""
     """The answer, where it was wrong."""
-
-
-def _questions(model: BltModel, new_bytes: int) -> list[Question]:
-    """Every prompt with every choice of options, answered in this process."""
-    return [
-        Question(
-            {"prompt": prompt, "max_tokens": new_bytes, **choices},
-            model.generate(prompt, GenerationOptions(new_bytes, **choices)).text,
-        )
-        for prompt in _PROMPTS
-        for choices in _OPTIONS
-    ]
 
 
 async def _ask(client: httpx.AsyncClient, question: Question, *, stream: bool) -> Reply:

@@ -33,8 +33,6 @@ from ...runtime.vocabulary import encode
 from ..profile.statistics import Spread, machine
 from .common import options, print_json
 
-_DRAFTS = "none,auto,lookup,patcher,decoder"
-
 Ids = npt.NDArray[np.int64]
 
 
@@ -43,7 +41,8 @@ def main() -> None:
     add = parser.add_argument
     add("--text", required=True, type=Path, action="append", help="may be given several times")
     add("--simulate", metavar="SOURCE:LENGTH:RATE", action="append", type=Simulated.argument)
-    add("--drafts", default=_DRAFTS, help="sources to measure, the first is the base")
+    drafts = "none,auto,lookup,patcher,decoder"
+    add("--drafts", default=drafts, help="sources to measure, the first is the base")
     add("--prompts", type=int, default=10, help="prompts from each text")
     add("--prompt-bytes", type=int, default=256)
     add("--new-bytes", type=int, default=256)
@@ -124,10 +123,9 @@ def _add(total: DraftFigures, stats: GenerationStats) -> None:
 
 
 def _rates(total: DraftFigures) -> dict[str, float]:
-    looked_at = total.accepted + total.missed
     return {
         "accepted_of_drafted": total.accepted / max(1, total.drafted),
-        "right_when_reached": total.accepted / max(1, looked_at),
+        "right_when_reached": total.accepted / max(1, total.accepted + total.missed),
         "bytes_a_round": (total.accepted + total.rounds) / max(1, total.rounds),
         "guesses_a_round": total.drafted / max(1, total.rounds),
     }
@@ -148,8 +146,6 @@ def _told(total: DraftFigures) -> str:
 
 @dataclass(frozen=True)
 class Simulated:
-    """Guesses that are simulated."""
-
     source: str
     """"none", "decoder", "patcher" or "lookup"; guessing itself costs what it costs."""
     length: int = 0
@@ -176,8 +172,6 @@ class Simulated:
 
 @dataclass(frozen=True)
 class ReadOn:
-    """What reading on in a text gave."""
-
     prefill: float
     """Bytes a second of reading the prompt."""
     decode: float
@@ -185,7 +179,6 @@ class ReadOn:
     bytes_per_patch: float
     """Of the new bytes."""
     figures: DraftFigures
-    """What drafting did."""
 
 
 def read_on(model: BltModel, ids: Ids, prompt: int, new_bytes: int, case: Simulated, seed: int) -> ReadOn:

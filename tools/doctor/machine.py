@@ -108,8 +108,6 @@ _MOST = 1 << 60  # a container without a limit has a number near the largest one
 
 @dataclass(frozen=True)
 class Processor:
-    """What computes."""
-
     name: str
     """As the system has it, or the board's name."""
     cores: int
@@ -157,10 +155,8 @@ def read_processor(system: System) -> Processor:
 
 
 def read_memory(system: System) -> MachineMemory:
-    limits = (
-        system.number("/sys/fs/cgroup/memory.max"),
-        system.number("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-    )
+    files = ("memory.max", "memory/memory.limit_in_bytes")
+    limits = (system.number(f"/sys/fs/cgroup/{file}") for file in files)
     limit = next((value for value in limits if value is not None and value < _MOST), None)
     return MachineMemory(
         system.size("MemTotal"), system.size("MemAvailable"), system.size("SwapTotal"), limit
@@ -225,8 +221,6 @@ class Clock:
 
 @dataclass(frozen=True)
 class Jetson:
-    """A Jetson as it is set now."""
-
     board: str
     """What it calls itself."""
     l4t: str | None
@@ -234,7 +228,6 @@ class Jetson:
     jetpack: str | None
     """JetPack, by its package or else by the release."""
     power_mode: str | None
-    """Name of the power mode."""
     full_power: bool | None
     """Whether the power mode has no limits; None where it is not known."""
     full_power_mode: tuple[int, str] | None
@@ -272,14 +265,21 @@ def read_jetson(system: System) -> Jetson | None:
     if release is None and not tegra and "jetson" not in board.lower():
         return None
     l4t = f"{release[1]}.{release[2]}" if release else None
-    modes = _power_modes(system)
-    mode, full_mode = _power_mode(system, modes), _full_power_mode(modes)
+    parts = (l4t or "").removesuffix(".0").split(".")
+    fitting = (_JETPACKS.get(".".join(parts[:length])) for length in range(len(parts), 0, -1))
+    found = _POWER_MODEL.findall(system.text("/etc/nvpmodel.conf"))
+    modes = {int(number): name.removeprefix("MODE_") for number, name in found}
+    mode = _power_mode(system, modes)
+    # The mode without limits is MAXN, or the first one on boards that have none.
+    unlimited = (number for number, name in modes.items() if name.upper().startswith("MAXN"))
+    number = next(unlimited, min(modes, default=None))
+    full_mode = None if number is None else (number, modes[number])
     full = None if mode is None else mode == full_mode[1] if full_mode else mode.upper().startswith("MAXN")
     clocks = dict(_clocks(system))
     return Jetson(
         board=board or "a Jetson without a name",
         l4t=l4t,
-        jetpack=_package_version(system, "nvidia-jetpack") or (l4t and _jetpack(l4t)) or None,
+        jetpack=_package_version(system, "nvidia-jetpack") or next(filter(None, fitting), None),
         power_mode=mode,
         full_power=full,
         full_power_mode=full_mode,
@@ -287,12 +287,6 @@ def read_jetson(system: System) -> Jetson | None:
         clocks_fixed=all(clock.fixed for clock in clocks.values()) if clocks else None,
         unified_memory_bytes=system.size("MemTotal"),
     )
-
-
-def _jetpack(l4t: str) -> str | None:
-    parts = l4t.removesuffix(".0").split(".")
-    fitting = (_JETPACKS.get(".".join(parts[:length])) for length in range(len(parts), 0, -1))
-    return next(filter(None, fitting), None)
 
 
 def _package_version(system: System, package: str) -> str | None:
@@ -304,26 +298,12 @@ def _package_version(system: System, package: str) -> str | None:
     return None
 
 
-def _power_modes(system: System) -> dict[int, str]:
-    """Numbers and names, those without MODE_."""
-    found = _POWER_MODEL.findall(system.text("/etc/nvpmodel.conf"))
-    return {int(number): name.removeprefix("MODE_") for number, name in found}
-
-
 def _power_mode(system: System, modes: dict[int, str]) -> str | None:
     said = re.search(r"NV Power Mode:\s*(\S+)", system.run(["nvpmodel", "-q"]) or "")
     if said is not None:
         return said[1].removeprefix("MODE_")
     kept = re.search(r"pmode:(\d+)", system.text("/var/lib/nvpmodel/status"))
     return modes.get(int(kept[1])) if kept else None
-
-
-def _full_power_mode(modes: dict[int, str]) -> tuple[int, str] | None:
-    """The mode MAXN, or the first one on boards that have none."""
-    if not modes:
-        return None
-    number = next((key for key, name in modes.items() if name.upper().startswith("MAXN")), min(modes))
-    return number, modes[number]
 
 
 def _clocks(system: System) -> Iterator[tuple[str, Clock]]:

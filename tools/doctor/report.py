@@ -40,20 +40,15 @@ class Advice:
 
 @dataclass(frozen=True)
 class MachineReport:
-    """A machine, examined."""
-
     versions: dict[str, str | None]
     """Python and packages; None = not installed."""
     processor: Processor
-    """What computes."""
     memory: MachineMemory
-    """What it computes in."""
     jetson: Jetson | None
     """None where it is none."""
     driver: NvidiaDriver
     """NVIDIA's, as the kernel has it."""
     software: Software
-    """What works."""
     bundle: dict[str, Any] | None
     """What a bundle would run from; None when none was given."""
     advice: tuple[Advice, ...]
@@ -103,7 +98,6 @@ def examine(
         capability = software.gpus[0].compute_capability if software.gpus else ""
         reply = ask("bundle", str(bundle.resolve()), capability)
         facts = {"path": str(bundle), **reply.facts, "error": reply.error}
-    missing = missing_by_extra(lookup, requirements)
     return MachineReport(
         versions=versions(lookup),
         processor=read_processor(system),
@@ -112,7 +106,7 @@ def examine(
         driver=driver,
         software=software,
         bundle=facts,
-        advice=tuple(_advise(software, jetson, driver, lookup, missing)),
+        advice=tuple(_advise(software, jetson, driver, lookup, missing_by_extra(lookup, requirements))),
     )
 
 

@@ -37,8 +37,7 @@ def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     try:
         return subjects[request["subject"]](*request["names"])
     except Exception as error:  # whatever an engine raises is the answer
-        text = str(error).strip() or type(error).__name__
-        return {"error": text.splitlines()[0]}
+        return {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
 
 
 def _providers() -> dict[str, Any]:
@@ -167,13 +166,8 @@ Lookup = Callable[[str], str | None]
 """The version of a package that pip installed; None when it is not there."""
 
 ONNX_RUNTIMES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-directml",
-    "onnxruntime-openvino",
-    "onnxruntime-qnn",
-    "ort-nightly",
-    "ort-nightly-gpu",
+    *("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn"),
+    *("ort-nightly", "ort-nightly-gpu"),
 )
 """Packages that all install the one module onnxruntime, over each other."""
 
@@ -229,16 +223,13 @@ def missing_by_extra(
         version = next(filter(None, map(lookup, names)), None)
         if version is None:
             missing.append(name)
-        elif least and _older(version, least):
+        elif least and _numbers(version) < _numbers(least):
             missing.append(f"{name}>={least}, here is {version}")
     return result
 
 
-def _older(version: str, least: str) -> bool:
-    def numbers(text: str) -> list[int]:
-        return [int(part) for part in re.match(r"[0-9.]*", text)[0].split(".") if part]  # type: ignore[index]
-
-    return numbers(version) < numbers(least)
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.match(r"[0-9.]*", version)[0].split(".") if part]  # type: ignore[index]
 
 
 # 2. Asking a child.
@@ -289,8 +280,6 @@ _CPU = "CPUExecutionProvider"
 
 @dataclass(frozen=True)
 class CudaDevice:
-    """A GPU, as CUDA shows it."""
-
     name: str
     compute_capability: str
     """Such as "8.7"."""

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from ...export import demo
 from ...export.quality import TOLERANCES, Tally, Tolerances, lead_length, least_precise
 from ...runtime import BltError, BltModel, GenerationOptions
 from ...runtime.backends.tensorrt import TENSORRT_TARGETS
@@ -98,7 +99,6 @@ def _starts(model: BltModel, data: bytes) -> list[int]:
 
 
 def _breaches(figures: dict[str, Any], allowed: Tolerances) -> list[str]:
-    """The figures that are out of bounds, in words."""
     most = {"logits_max": allowed.logits, "logits_mean": allowed.logits_mean}
     least = {
         "argmax_agreement": allowed.argmax,
@@ -226,8 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--text: {args.text} does not exist")
 
     def keep(document: dict[str, Any]) -> None:
-        text = json.dumps(document, indent=2) + "\n"
-        write_whole(args.json, lambda path: path.write_text(text))
+        write_whole(args.json, lambda path: path.write_text(json.dumps(document, indent=2) + "\n"))
 
     with tempfile.TemporaryDirectory(prefix="blt-edge-gpu-") as temporary:
         args.work = args.work or Path(temporary)
@@ -266,7 +265,8 @@ def check(args: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> d
                 document["passed"] = not any(row["parity"]["breaches"] for row in rows)
             keep(document)
     _say("transformers on the GPU")
-    reference = _in_child({"transformers": str(_folder(args.checkpoint)), "text": str(args.text)})
+    folder = demo.__path__[0] if args.checkpoint == "demo" else args.checkpoint
+    reference = _in_child({"transformers": folder, "text": str(args.text)})
     if "error" in reference:
         document["could_not_run"].append(_failure("transformers", "fp32", reference))
     else:
@@ -284,7 +284,12 @@ def _measure(args: argparse.Namespace, precision: str, device: str) -> dict[str,
     try:
         bundle = _bundle(args.work, args.checkpoint, precision)
         if device in TENSORRT_TARGETS:
-            _build(bundle, device)
+            from ...export.build_tensorrt import TensorRtOptions, build_engines, plan_tensorrt
+
+            options = TensorRtOptions(device)
+            if not plan_tensorrt(bundle, options).there:
+                _say(f"building {bundle.name} for {device}")
+                build_engines(bundle, options)
     except BltError as error:
         return {"error": str(error)}
     except Exception as error:  # one that nobody foresaw must not end the proof of the rest
@@ -311,22 +316,6 @@ def _bundle(work: Path, checkpoint: str, precision: str) -> Path:
         _say(f"quantizing to {precision}")
         quantize_bundle(exact, made, precision=precision)
     return made
-
-
-def _folder(checkpoint: str) -> Path:
-    from ...export import demo
-
-    return Path(demo.__path__[0]) if checkpoint == "demo" else Path(checkpoint)
-
-
-def _build(bundle: Path, target: str) -> None:
-    """Build engines for the GPU of this machine, if there are none."""
-    from ...export.build_tensorrt import TensorRtOptions, build_engines, plan_tensorrt
-
-    options = TensorRtOptions(target)
-    if not plan_tensorrt(bundle, options).there:
-        _say(f"building {bundle.name} for {target}")
-        build_engines(bundle, options)
 
 
 # For people.

@@ -30,12 +30,11 @@ from pathlib import Path
 from packaging.version import Version
 
 from ..profile.statistics import machine
-from .environments import build_wheel, find
+from .environments import build_wheel, find, minor_of
 from .plan import Cell, Claims, Kind, MatrixError, Releases, make_plan, select
 from .run import Report, Verdict, read_outcomes, run_cells, steps_digest, write_report
 
 _WORDS = {Verdict.PASS: "passes", Verdict.REFUSED: "refused", Verdict.FAIL: "**fails**"}
-_NOT_RUN = "not run"
 _NO_WHEEL = "-"
 _SHOWN = 240
 """Characters of a line that a step wrote."""
@@ -71,8 +70,8 @@ are the newest that go together."""
 
 def _grid(report: Report) -> str:
     cells = [cell for cell in report.plan.cells if cell.kind in (Kind.GRID, Kind.BELOW)]
-    by_place = {(_minor(cell.version), cell.python): cell for cell in cells}
-    minors = sorted({_minor(cell.version) for cell in cells}, key=Version, reverse=True)
+    by_place = {(minor_of(cell.version), cell.python): cell for cell in cells}
+    minors = sorted({minor_of(cell.version) for cell in cells}, key=Version, reverse=True)
     rows = []
     for minor in minors:
         here = [by_place.get((minor, python)) for python in report.plan.pythons]
@@ -147,12 +146,8 @@ def _word(report: Report, cell: Cell | None) -> str:
         return _NO_WHEEL
     outcome = report.outcomes.get(cell.name)
     if outcome is None:
-        return "missing" if cell.python in report.plan.missing else _NOT_RUN
+        return "missing" if cell.python in report.plan.missing else "not run"
     return _WORDS.get(outcome.verdict, outcome.verdict.value)
-
-
-def _minor(version: str) -> str:
-    return ".".join(version.split(".")[:2])
 
 
 def _plain(line: str) -> str:
@@ -168,13 +163,11 @@ def _table(header: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
-_KEPT = (Verdict.PASS, Verdict.REFUSED)
 
 
 def main() -> None:
-    args = _parser().parse_args()
     try:
-        sys.exit(_matrix(args))
+        sys.exit(_matrix(_parser().parse_args()))
     except MatrixError as error:
         print(f"matrix: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -208,10 +201,16 @@ def _matrix(args: argparse.Namespace) -> int:
     # 1. What is there, and what is to be tried.
     interpreters = find(args.python)
     wheel = build_wheel(_CHECKOUT, cache / "wheel")
-    torch = _pinned_torch()
+    # The only torch that is tried: others are gigabytes, for GPUs.
+    constraints = _CHECKOUT / "constraints.txt"
+    pinned = re.search(r"^torch==(\S+)", constraints.read_text(), re.M)
+    if pinned is None:
+        raise MatrixError(
+            f"{constraints}: no line torch==VERSION, which says what transformers is tried with"
+        )
     this_python = f"{sys.version_info.major}.{sys.version_info.minor}"
     claims = Claims.of_metadata(wheel.metadata, ("cpu", "export", "validate"))
-    plan = make_plan(claims, Releases(), interpreters, this_python, torch)
+    plan = make_plan(claims, Releases(), interpreters, this_python, pinned[1])
     cells = select(plan.cells, args.only)
     if args.list:
         print("\n".join(cell.name for cell in cells))
@@ -222,7 +221,7 @@ def _matrix(args: argparse.Namespace) -> int:
     digest = f"{wheel.digest}-{steps_digest()}"
     earlier = read_outcomes(file, digest) if args.resume else {}
     there = [(cell, earlier[cell.name]) for cell in plan.cells if cell.name in earlier]
-    kept = [(cell, outcome) for cell, outcome in there if outcome.verdict in _KEPT]
+    kept = [(cell, outcome) for cell, outcome in there if outcome.verdict in (Verdict.PASS, Verdict.REFUSED)]
     report = Report(
         blt_edge=wheel.version,
         digest=digest,
@@ -243,15 +242,6 @@ def _matrix(args: argparse.Namespace) -> int:
         args.page.write_text(render(report))
     print(summary(report, cells))
     return 1 if any(report.outcomes[cell.name].verdict is Verdict.FAIL for cell in cells) else 0
-
-
-def _pinned_torch() -> str:
-    """The only torch that is tried: others are gigabytes, for GPUs."""
-    file = _CHECKOUT / "constraints.txt"
-    pinned = re.search(r"^torch==(\S+)", file.read_text(), re.M)
-    if pinned is None:
-        raise MatrixError(f"{file}: no line torch==VERSION, which says what transformers is tried with")
-    return pinned[1]
 
 
 def _say(line: str) -> None:

@@ -56,7 +56,7 @@ def find(named: Sequence[Path] = ()) -> dict[str, Interpreter]:
             version = _run([str(path.absolute()), "-I", "-c", _VERSION], os.environ, timeout=60)
         except InstallError as error:
             raise MatrixError(f"--python {path}: {error}; give the path of a Python") from None
-        found.setdefault(_minor(version), Interpreter(path.absolute(), version.strip()))
+        found.setdefault(minor_of(version), Interpreter(path.absolute(), version.strip()))
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     folders = os.pathsep.join([os.environ.get("PATH", ""), *map(str, pyenv.glob("versions/*/bin"))])
     listed = _uv("python", "list", "--only-installed", "--output-format", "json", PATH=folders)
@@ -64,11 +64,12 @@ def find(named: Sequence[Path] = ()) -> dict[str, Interpreter]:
         # Packages are compiled for CPython with a global lock.
         if entry["implementation"] == "cpython" and entry["variant"] == "default":
             interpreter = Interpreter(Path(entry["path"]), entry["version"])
-            found.setdefault(_minor(interpreter.version), interpreter)
+            found.setdefault(minor_of(interpreter.version), interpreter)
     return dict(sorted(found.items(), key=lambda item: Version(item[0])))
 
 
-def _minor(version: str) -> str:
+def minor_of(version: str) -> str:
+    """Such as 3.11 for 3.11.7."""
     return ".".join(version.split(".")[:2])
 
 

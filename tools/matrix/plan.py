@@ -73,24 +73,21 @@ class Releases:
     def versions(self, package: str, python: str) -> list[Version]:
         """Those for Python `python` ("3.11"), newest first; [] if none. Raises MatrixError."""
         if (package, python) not in self._known:
-            self._known[package, python] = self._ask(package, python)
+            target = ["--python-version", python, "--only-binary=:all:", "--disable-pip-version-check"]
+            done = _call(["pip", "index", "versions", package, *target])
+            listed = _LISTED.search(done.stdout)
+            if listed is None and "No matching distribution found" not in done.stderr:
+                last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+                needed = "pip 21.2 and a package index are needed"
+                raise MatrixError(f"pip index versions {package}: {last}; {needed}")
+            texts = listed[1].split(", ") if listed else []
+            self._known[package, python] = sorted(map(Version, texts), reverse=True)
         return self._known[package, python]
 
     def has_wheel(self, package: str, version: Version, python: str) -> bool:
         """Whether that release need not be compiled there: `pip index` lists sources, too."""
         fixed = ["--no-deps", "--only-binary", ":all:", "--python-version", python, "-"]
         return _call(["uv", "pip", "compile", *fixed], f"{package}=={version}").returncode == 0
-
-    def _ask(self, package: str, python: str) -> list[Version]:
-        target = ["--python-version", python, "--only-binary=:all:", "--disable-pip-version-check"]
-        done = _call(["pip", "index", "versions", package, *target])
-        listed = _LISTED.search(done.stdout)
-        if listed:
-            return sorted((Version(text) for text in listed[1].split(", ")), reverse=True)
-        if "No matching distribution found" in done.stderr:
-            return []
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise MatrixError(f"pip index versions {package}: {last}; pip 21.2 and a package index are needed")
 
 
 def _call(module: Sequence[str], text: str = "") -> subprocess.CompletedProcess[str]:
@@ -148,7 +145,6 @@ class Cell:
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """Which of blt-edge's extras it installs."""
         return ("cpu", "export", "validate") if self.with_torch else ("cpu", "export")
 
 
@@ -218,7 +214,6 @@ def make_plan(
 
 
 def newest_patches(versions: Iterable[Version]) -> list[Version]:
-    """The newest patch release of each minor one, newest first."""
     newest = {(version.major, version.minor): version for version in sorted(versions)}
     return sorted(newest.values(), reverse=True)
 

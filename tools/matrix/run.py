@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ...export.golden import Golden, read_golden
+from ...export.quality import lead_length
 from ...runtime.files import write_whole
 from .environments import InstallError, Interpreter, Prepared, Wheel, prepare
 from .plan import Cell, Kind, MatrixError, Plan
@@ -31,7 +32,6 @@ _STEP_SECONDS = 900
 _GREEDY_BYTES = 96
 _LARGEST_LOSS = 0.05
 """Bits per byte that int4 and int8 may cost the demo; they cost it less than 0.01."""
-_TRACEBACK = "Traceback (most recent call last)"
 _HUB_ID = "blt-edge/demo"
 """The demo checkpoint, as if it had been fetched from the hub."""
 
@@ -181,7 +181,7 @@ def _run(step: Step, program: Path, variables: Mapping[str, str], folder: Path) 
     seconds = round(time.monotonic() - started, 1)
     lines = [line.strip() for line in f"{output}\n{messages}".splitlines() if line.strip()]
     last = next((line.strip() for line in reversed(messages.splitlines()) if line.strip()), "")
-    traceback = any(_TRACEBACK in line for line in lines)
+    traceback = any("Traceback (most recent call last)" in line for line in lines)
     fault = None
     if exit_code == 0 and step.check is not None:
         try:
@@ -208,10 +208,7 @@ def _greedy(golden: Golden, built: bool) -> Check:
         document: dict[str, Any] = json.loads(output)
         text, engine = base64.b64decode(document["data_base64"]), document["engine"]
         if text != expected:
-            same = next(
-                (i for i, pair in enumerate(zip(text, expected, strict=False)) if pair[0] != pair[1]),
-                len(text),
-            )
+            same = lead_length(text, expected)
             return f"the greedy text differs from {golden.name} at byte {same} of {len(expected)}"
         if engine["name"].startswith("engines/") != built:
             return f"ran on {engine['name']}" + (f": {engine['reason']}" if engine["reason"] else "")
@@ -243,8 +240,6 @@ def _loss(output: str) -> str | None:
 
 @dataclass(frozen=True)
 class CellResult:
-    """What came of one cell."""
-
     cell: str
     """Its name."""
     verdict: Verdict
@@ -288,8 +283,7 @@ def write_report(report: Report, path: Path) -> None:
     """Write the JSON, whole or not at all."""
     document = {"format": _FORMAT, **asdict(report)}
     document["outcomes"] = list(document["outcomes"].values())
-    text = json.dumps(document, indent=1) + "\n"
-    write_whole(path, lambda partial: partial.write_text(text))
+    write_whole(path, lambda partial: partial.write_text(json.dumps(document, indent=1) + "\n"))
 
 
 def read_outcomes(path: Path, digest: str) -> dict[str, CellResult]:

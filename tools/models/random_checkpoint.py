@@ -277,8 +277,13 @@ class _Draws:
         if len(shape) == 1:
             yield _bytes(_encode(np.ones(shape, np.float32), self._dtype))
             return
-        deviation = _deviation(name, shape[1])
-        block = self._block(deviation)
+        deviation = (_HEAD_GAIN if name.endswith("lm_head.weight") else 1.0) / math.sqrt(shape[1])
+        if name == "model.patcher.embed_tokens.weight":
+            deviation = _PATCHER_EMBEDDING
+        if deviation not in self._encoded:
+            # one at a time: a model's parts come one after another and have few widths each
+            self._encoded = {deviation: _bytes(_encode(self._draws * np.float32(deviation), self._dtype))}
+        block = self._encoded[deviation]
         item = TENSOR_BYTES[self._dtype]
         position = int(self._rng.integers(self._draws.size)) * item
         left = math.prod(shape) * item
@@ -287,18 +292,6 @@ class _Draws:
             yield part
             left -= len(part)
             position = 0
-
-    def _block(self, deviation: float) -> memoryview:
-        if deviation not in self._encoded:
-            # one at a time: a model's parts come one after another and have few widths each
-            self._encoded = {deviation: _bytes(_encode(self._draws * np.float32(deviation), self._dtype))}
-        return self._encoded[deviation]
-
-
-def _deviation(name: str, inputs: int) -> float:
-    if name == "model.patcher.embed_tokens.weight":
-        return _PATCHER_EMBEDDING
-    return (_HEAD_GAIN if name.endswith("lm_head.weight") else 1.0) / math.sqrt(inputs)
 
 
 def _encode(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:

@@ -135,8 +135,7 @@ def entropies(model: Any, text: bytes, context: int) -> list[Tensor]:
 def threshold_for(found: list[Tensor], bytes_per_patch: float) -> float:
     """The threshold for patches of that mean length; positions 0 and 1 of a window always start one."""
     inner = torch.cat([row[1:-1] for row in found])
-    total = sum(len(row) for row in found)
-    wanted = round(total / bytes_per_patch) - 2 * len(found)
+    wanted = round(sum(map(len, found)) / bytes_per_patch) - 2 * len(found)
     ordered = inner.sort(descending=True).values
     return float((ordered[wanted - 1] + ordered[wanted]) / 2)
 
@@ -145,12 +144,11 @@ def threshold_for(found: list[Tensor], bytes_per_patch: float) -> float:
 def bits_per_byte(model: Any, text: bytes, context: int) -> dict[str, float]:
     """Mean bits of a byte over all 260 classes, and the mean patch length, each window's BOS counted in."""
     nats, patches, ids_seen = 0.0, 0, 0
-    threshold = model.config.patching_threshold
     for ids in windows(text, context):
         logits = model(ids, use_cache=False).logits[0, :-1]
         nats += float(functional.cross_entropy(logits, ids[0, 1:], reduction="sum"))
         entropy = model.model.patcher(ids)[0][0]
-        patches += min(2, ids.shape[1]) + int((entropy[1:-1] > threshold).sum())
+        patches += min(2, ids.shape[1]) + int((entropy[1:-1] > model.config.patching_threshold).sum())
         ids_seen += ids.shape[1]
     return {"bits_per_byte": nats / math.log(2) / len(text), "bytes_per_patch": ids_seen / patches}
 

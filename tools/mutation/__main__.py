@@ -31,23 +31,13 @@ from . import runner
 from .operators import Mutant, mutants
 
 _RUNTIME = (
-    "cache",
-    "hashing",
-    "fields",
-    "sampling",
-    "scoring",
-    "patching",
-    "sequence",
-    "speculation",
-    "generation",
+    *("cache", "hashing", "fields", "sampling", "scoring"),
+    *("patching", "sequence", "speculation", "generation"),
 )
 _GRAPHS = ("rope", "config", "layers", "stages")
 TARGETS = (*(f"runtime.{name}" for name in _RUNTIME), *(f"graphs.{name}" for name in _GRAPHS))
 """The tests that a module has to answer to are those beside it, and these:"""
-_FURTHER = {
-    "runtime.scoring": ("runtime/test_model",),
-    "graphs.layers": ("graphs/test_stages",),
-}
+_FURTHER = {"runtime.scoring": ("runtime/test_model",), "graphs.layers": ("graphs/test_stages",)}
 _ROOT = Path(__file__).resolve().parents[2]
 _EQUIVALENTS = Path(__file__).with_name("equivalents.json")
 _COLUMNS = ("module", "mutants", "killed", "survived", "equivalent", "score")
@@ -97,7 +87,13 @@ def _run(target: str, arguments: argparse.Namespace) -> list[Row]:
     path = _ROOT / f"{target.replace('.', '/')}.py"
     tree = ast.parse(path.read_text(), str(path))
     chosen = mutants(tree)
-    known = _known(target)
+    # Reasons by function, statement and change; the file groups changes that share a reason.
+    known: dict[tuple[str, str, str], str] = {
+        (function, was, becomes): group["reason"]
+        for group in json.loads(_EQUIVALENTS.read_text())
+        if group["module"] == target
+        for function, was, becomes in group["mutants"]
+    }
     for function, was, becomes in set(known) - {mutant.key for mutant in chosen}:
         print(f"{_EQUIVALENTS.name}: {target} {function}: no such mutant: {was.strip()} -> {becomes.strip()}")
     if arguments.sample and arguments.sample < len(chosen):
@@ -126,16 +122,6 @@ def _run(target: str, arguments: argparse.Namespace) -> list[Row]:
 
     runner.run(f"blt_edge.{target}", path, tree, chosen, baseline, arguments.jobs, done)
     return rows
-
-
-def _known(target: str) -> dict[tuple[str, str, str], str]:
-    """Reasons by function, statement and change; the file groups changes that share a reason."""
-    return {
-        (function, was, becomes): group["reason"]
-        for group in json.loads(_EQUIVALENTS.read_text())
-        if group["module"] == target
-        for function, was, becomes in group["mutants"]
-    }
 
 
 if __name__ == "__main__":

@@ -89,7 +89,10 @@ def mutants(tree: ast.Module) -> list[Mutant]:
     counts: Counter[tuple[str, str, str]] = Counter()
     copied = _copied_axes(tree)
     for function, statement, slot in _slots(tree, None, ""):
-        node, was, lines = slot.node, _first_line(statement.node), _lines(statement.node)
+        node, whole = slot.node, statement.node
+        was, body = _first_line(whole), getattr(whole, "body", None)
+        last = body[0].lineno - 1 if body else whole.end_lineno
+        lines = range(whole.lineno, max(last, whole.lineno) + 1)
         for replacement in _changes(slot):
             if node in copied and ast.unparse(replacement) == "-1":
                 continue
@@ -105,12 +108,6 @@ def mutants(tree: ast.Module) -> list[Mutant]:
 
 def _first_line(statement: Node) -> str:
     return next(line for line in ast.unparse(statement).splitlines() if not line.startswith("@"))
-
-
-def _lines(statement: Node) -> range:
-    body = getattr(statement, "body", None)
-    last = body[0].lineno - 1 if body else statement.end_lineno
-    return range(statement.lineno, max(last, statement.lineno) + 1)
 
 
 def _copied_axes(tree: ast.Module) -> set[ast.AST]:

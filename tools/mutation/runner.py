@@ -162,8 +162,7 @@ class _Child:
     def __init__(self, work: Callable[[Path], Any], seconds: float) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="mutation-", ignore_cleanup_errors=True)
         self.answer, theirs = _FORK.Pipe(duplex=False)
-        folder = Path(self._folder.name, "t")
-        self._process = _FORK.Process(target=_serve, args=(work, folder, theirs))
+        self._process = _FORK.Process(target=_serve, args=(work, Path(self._folder.name, "t"), theirs))
         self._process.start()
         theirs.close()
         self.deadline = time.monotonic() + seconds

@@ -207,7 +207,6 @@ def _draw_line(panel: Any, values: Floats, first: int, end: int, **style: Any) -
 
 
 def _draw_patches(panel: Any, view: PatchView, row: range, panel_height: float) -> None:
-    """Bands and lines of the patches that have bytes in the row."""
     first, end = view.clusters[row[0]].start, view.clusters[row[-1]].end
     edges = [*view.starts, len(view.data)]
     whole = panel.get_xaxis_transform()

@@ -134,7 +134,6 @@ def coloured_legend(view: PatchView) -> Text:
 
 
 def figures(view: PatchView, summary: Summary) -> list[str]:
-    """Lines that say what was counted."""
     lines = [
         f"{summary}: mean {summary.mean_length:.2f} bytes, median {summary.median_length:g}, "
         f"longest {summary.longest}",

@@ -35,7 +35,6 @@ class PatchView:
     """A text of n >= 1 bytes and its patches."""
 
     data: bytes
-    """The text."""
     rule: PatchingRule
     """What cut it."""
     entropies: Floats | None
@@ -50,7 +49,6 @@ class PatchView:
 
     @cached_property
     def clusters(self) -> list[Cluster]:
-        """What the text is shown as."""
         return clusters(self.data)
 
     @cached_property
@@ -84,7 +82,6 @@ class PatchView:
         return numbers
 
     def starts_with(self, cluster: Cluster) -> bool:
-        """Whether a patch starts with a cluster's first byte."""
         return cluster.start in self.start_set
 
     def inner_starts(self, cluster: Cluster) -> int:
@@ -93,7 +90,6 @@ class PatchView:
 
     @cached_property
     def has_inner_starts(self) -> bool:
-        """Whether a patch starts inside any cluster."""
         return any(map(self.inner_starts, self.clusters))
 
     @cached_property
@@ -270,14 +266,8 @@ def histogram_rows(summary: Summary) -> list[tuple[str, int]]:
 # 2. Tables for programs: one row a byte.
 
 COLUMNS = (
-    "position",
-    "byte",
-    "character",
-    "character_position",
-    "entropy",
-    "patch",
-    "starts_patch",
-    "reason",
+    *("position", "byte", "character", "character_position"),
+    *("entropy", "patch", "starts_patch", "reason"),
 )
 """Of a row: position of the byte in the text, from 0; the byte; the character it belongs to (None: it is no
 UTF-8) and the position of that character's first byte; entropy in nats before the byte (None: no patcher);

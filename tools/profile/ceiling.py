@@ -66,7 +66,6 @@ class Cost:
     table_rows: int
     """Rows of the embedding tables that a byte reads: its own, and one of each hash table."""
     row_bytes: int
-    """Size of a row."""
     weights_per_byte: float
     """Weights read for one byte of text."""
     cache_per_byte: float
@@ -78,7 +77,6 @@ class Cost:
     state_bytes: int
     """Memory of caches and recent states, measured at the end of a generation."""
     bandwidth_bytes_per_second: float
-    """Read bandwidth."""
     ceiling_bytes_per_second: float
     """Bytes of text a second, if memory were never idle and nothing else took time."""
 

@@ -43,7 +43,6 @@ class ProfileOptions:
     threads: tuple[int | None, ...] = (None,)
     """CPU threads; None leaves it to the engine."""
     prompt_bytes: tuple[int, ...] = (512,)
-    """Bytes of the prompt."""
     new_bytes: int = 128
     """Bytes to generate, greedily."""
     drafts: tuple[str, ...] = ("none",)
@@ -81,7 +80,6 @@ class Profile:
     path: str
     """The bundle's directory as it was given."""
     manifest: Manifest
-    """Its description."""
     engine: str
     """What it ran from."""
     prefill_chunk: int
@@ -91,7 +89,6 @@ class Profile:
     text_bytes: int
     """Length of the text that prompts came from, which is repeated where it is too short."""
     machine: dict[str, Any]
-    """Where it was measured."""
     jetson: Jetson | None
     """The Jetson that it was measured on, as it was set; None where it was none."""
     peaks_reset: bool
@@ -125,7 +122,17 @@ def profile(
     options = options or ProfileOptions()
     say = progress or (lambda what: None)
     manifest = load_manifest(bundle)
-    _check(manifest, text, options)
+    if not text:
+        raise OptionError("text: is empty; give a text of at least one byte")
+    for draft in options.drafts:
+        options.generation(draft)
+    room = manifest.model.max_positions - 1 - options.new_bytes
+    for size in options.prompt_bytes:
+        if size > room:
+            raise OptionError(
+                f"prompt_bytes: got {size}, with {options.new_bytes} new bytes this model has positions for "
+                f"{max(0, room)}; give less of one of them"
+            )
     settings: list[_Setting] = []
     reset = True
     for threads in options.threads:
@@ -151,20 +158,6 @@ def profile(
     )
 
 
-def _check(manifest: Manifest, text: bytes, options: ProfileOptions) -> None:
-    if not text:
-        raise OptionError("text: is empty; give a text of at least one byte")
-    for draft in options.drafts:
-        options.generation(draft)
-    room = manifest.model.max_positions - 1 - options.new_bytes
-    for size in options.prompt_bytes:
-        if size > room:
-            raise OptionError(
-                f"prompt_bytes: got {size}, with {options.new_bytes} new bytes this model has positions for "
-                f"{max(0, room)}; give less of one of them"
-            )
-
-
 # 1. One number of threads.
 
 
@@ -178,7 +171,6 @@ class _Setting(NamedTuple):
 def _measure(
     bundle: Path, threads: int | None, options: ProfileOptions, text: bytes, say: Progress
 ) -> _Setting:
-    """Load the bundle, and run every case."""
     from ...runtime import BltModel
 
     say("loading" if threads is None else f"loading, threads: {threads}")
@@ -202,7 +194,8 @@ def _measure(
             with PrivatePeak() as afterwards:
                 peak = peak_resident()
             most_private = max(filter(None, (most_private, private.bytes, afterwards.bytes)), default=None)
-            first_run = None if runs else _first_run([*warmed, *rounds])
+            seconds = [one.end - one.start for one in (*warmed, *rounds)]
+            first_run = None if runs or len(seconds) < 2 else seconds[0] / median(seconds[1:])
             runs.append(Run(threads, draft, loaded, first_run, other.cores, peak, most_private, rounds))
     return _Setting(runs, str(model.engine), model.limits.prefill_chunk, model.engine.device == "CPU")
 
@@ -221,12 +214,6 @@ def _rounds(
             )
         rounds.append(one)
     return tuple(rounds)
-
-
-def _first_run(rounds: list[Recording]) -> float | None:
-    """Time of the first round over the median of the others; None when there are no others."""
-    seconds = [one.end - one.start for one in rounds]
-    return seconds[0] / median(seconds[1:]) if len(seconds) > 1 else None
 
 
 # 2. Warnings.
@@ -283,7 +270,6 @@ def _about_all(profile: Profile) -> Iterator[str]:
 
 
 def case_warnings(case: Case, profile: Profile) -> Iterator[Warned]:
-    """What is special about one case."""
     yield from _unstable("decode", case.decode.bytes_per_second)
     yield from _unstable("prefill", case.prefill.bytes_per_second)
     load, first_run = case.other_load_cores, case.first_run

@@ -25,7 +25,6 @@ class StageEvent:
     start: float
     """`time.perf_counter` seconds."""
     seconds: float
-    """How long it took."""
     rows: int
     """Bytes, or patches in the latent stage, that it read."""
 
@@ -37,15 +36,12 @@ class Arrival:
     moment: float
     """`time.perf_counter` seconds."""
     count: int
-    """Bytes."""
     calls: int
     """Stage runs so far: bytes with the same number came out of the same ones."""
 
 
 @dataclass(frozen=True)
 class ByteLatency:
-    """How long a byte took."""
-
     seconds: float
     """With everything: stages, sampling, the host's work."""
     latent: bool
@@ -65,7 +61,6 @@ class Recording:
     stats: GenerationStats
     """The runtime's own figures."""
     finish_reason: str
-    """Why it ended."""
 
     @property
     def prefilled(self) -> float:
@@ -134,23 +129,20 @@ class Recording:
         Without drafts from one step's beginning to the next one's: text comes later where a character has
         several bytes. With drafts from arrival to arrival, and bytes that came together share their time.
         """
-        return self._arrival_latencies() if self.stats.rounds else self._step_latencies()
-
-    def _step_latencies(self) -> Iterator[ByteLatency]:
+        if self.stats.rounds:
+            for before, arrival in zip(self.arrivals, self.arrivals[1:], strict=False):
+                each = (arrival.moment - before.moment) / arrival.count
+                runs = self.events[before.calls : arrival.calls]
+                latent = any(event.stage == "latent" for event in runs)
+                for _ in range(arrival.count):
+                    yield ByteLatency(each, latent)
+            return
         events = self.decode_events
         starts = [event.start for event in events if event.stage == events[0].stage]
         latents = [event.start for event in events if event.stage == "latent"]
         for start, end in zip(starts, [*starts[1:], self.end], strict=True):
             ran = bisect_left(latents, start) < bisect_left(latents, end)
             yield ByteLatency(end - start, ran)
-
-    def _arrival_latencies(self) -> Iterator[ByteLatency]:
-        for before, arrival in zip(self.arrivals, self.arrivals[1:], strict=False):
-            each = (arrival.moment - before.moment) / arrival.count
-            runs = self.events[before.calls : arrival.calls]
-            latent = any(event.stage == "latent" for event in runs)
-            for _ in range(arrival.count):
-                yield ByteLatency(each, latent)
 
     @property
     def shared_bytes(self) -> int:

@@ -103,8 +103,6 @@ class Run:
 
 @dataclass(frozen=True)
 class Prefill:
-    """The prompt, read."""
-
     bytes_per_second: Spread
     chunks: int
     """Passes over the stages that it took."""

@@ -48,16 +48,12 @@ class Completion:
             "created": int(time.time()),
             "model": model,
         }
-        self._choices: dict[int, _Choice] = {}
-        self._prompts = [prompt for prompt, _ in request.choices]
+        self._choices = [_Choice(request, prompt) for prompt, _ in request.choices]
         self._new_bytes = 0
 
     def add(self, piece: ChoiceChunk) -> dict[str, Any]:
         """Take the next piece in; returns its chunk of a stream."""
-        choice = self._choices.get(piece.choice)
-        if choice is None:
-            choice = self._choices[piece.choice] = _Choice(self._request, self._prompts[piece.choice])
-        said = choice.add(piece)
+        said = self._choices[piece.choice].add(piece)
         stats = piece.chunk.stats
         self._new_bytes += stats.new_bytes if stats is not None else 0
         told = said.pop("blt", None)
@@ -81,8 +77,8 @@ class Completion:
 
     @property
     def document(self) -> dict[str, Any]:
-        """The whole answer, of every piece that was taken in."""
-        choices = [{"index": index, **choice.whole} for index, choice in sorted(self._choices.items())]
+        """The whole answer, when every piece was taken in."""
+        choices = [{"index": index, **choice.whole} for index, choice in enumerate(self._choices)]
         return {**self._head, "choices": choices, "usage": self.usage}
 
 
@@ -99,14 +95,14 @@ class _Choice:
         """The piece's text, logprobs, finish_reason, and blt where asked."""
         request, chunk, first = self._request, piece.chunk, self._first
         self._first = False
-        text, details = chunk.text, chunk.details
-        logprobs = None
+        text = chunk.text
+        logprobs: dict[str, list[Any]] | None = None
         if request.options.logprobs is not None:
-            logprobs = _no_logprobs()
+            logprobs = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
             if first and request.echo:
                 _add_logprobs(logprobs, chunk.prompt_details, self._offsets)
                 self._offsets.end()
-            _add_logprobs(logprobs, details, self._offsets)
+            _add_logprobs(logprobs, chunk.details, self._offsets)
         if first and request.echo:
             text = self._prompt.decode("utf-8", "replace") + text
         reason = None if chunk.finish_reason is None else _REASONS.get(chunk.finish_reason, "stop")
@@ -126,7 +122,10 @@ class _Choice:
             "finish_reason": said[-1]["finish_reason"],
         }
         if self._request.options.logprobs is not None:
-            whole["logprobs"] = _merged(one["logprobs"] for one in said)
+            whole["logprobs"] = {
+                name: [value for one in said for value in one["logprobs"][name]]
+                for name in said[0]["logprobs"]
+            }
         if self._request.blt_details:
             whole["blt"] = {
                 **said[0]["blt"],
@@ -160,10 +159,6 @@ class _Offsets:
         self._pending = b""
 
 
-def _no_logprobs() -> dict[str, list[Any]]:
-    return {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-
-
 def _add_logprobs(logprobs: dict[str, list[Any]], details: Iterable[ByteDetail], offsets: _Offsets) -> None:
     for detail in details:
         assert detail.logprob is not None
@@ -173,14 +168,6 @@ def _add_logprobs(logprobs: dict[str, list[Any]], details: Iterable[ByteDetail],
         logprobs["token_logprobs"].append(round(detail.logprob, 6))
         logprobs["top_logprobs"].append({**top, token: round(detail.logprob, 6)})
         logprobs["text_offset"].append(offsets.next(detail.byte))
-
-
-def _merged(parts: Iterable[dict[str, list[Any]]]) -> dict[str, list[Any]]:
-    whole = _no_logprobs()
-    for part in parts:
-        for name, values in part.items():
-            whole[name] += values
-    return whole
 
 
 # 2. What only this server tells.

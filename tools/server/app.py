@@ -60,7 +60,6 @@ def page_files() -> dict[str, bytes]:
 
 
 def page_routes(files: Mapping[str, bytes]) -> list[Route]:
-    """One route for each of `page_files`."""
     return [_page_route(path, content) for path, content in files.items()]
 
 

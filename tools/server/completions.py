@@ -35,27 +35,22 @@ class CompletionsEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises ApiError as long as nothing was sent."""
         answer = _Answer(self._service, scope, receive, send)
+        limit = self._service.settings.timeout
         try:
-            with anyio.fail_after(self._service.settings.timeout):
+            with anyio.fail_after(limit):
                 await answer.run()
         except TimeoutError:
-            await answer.fail(self._timed_out(answer.parsed))
+            status, message = 408, f"the body did not arrive within {limit:g} s"
+            headers = {"Connection": "close"}
+            if answer.parsed:
+                status, message = 504, f"the request took longer than {limit:g} s"
+                message += "; ask for less, or raise the server's --timeout"
+                headers = {"x-should-retry": "false"}  # OpenAI's client would ask again, for as long
+            await answer.fail(ApiError(status, message, "timeout", headers=headers))
         except ApiError as error:
             await answer.fail(error)
         except ClientGoneError:
             request_record(scope).gone = True
-
-    def _timed_out(self, parsed: bool) -> ApiError:
-        limit = self._service.settings.timeout
-        if not parsed:
-            message, headers = f"the body did not arrive within {limit:g} s", {"Connection": "close"}
-            return ApiError(408, message, "timeout", headers=headers)
-        return ApiError(
-            504,
-            f"the request took longer than {limit:g} s; ask for less, or raise the server's --timeout",
-            "timeout",
-            headers={"x-should-retry": "false"},  # OpenAI's client would ask again, for as long
-        )
 
 
 class _Answer:

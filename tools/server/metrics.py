@@ -85,7 +85,6 @@ class RequestRecord:
 
 
 def request_record(scope: Scope) -> RequestRecord:
-    """The record of the request of this scope."""
     record: RequestRecord = scope[_KEY]
     return record
 

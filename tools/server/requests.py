@@ -68,7 +68,6 @@ class ApiError(Exception):
 
     @property
     def response(self) -> JSONResponse:
-        """The answer as it is sent."""
         return JSONResponse(self.document, self.status, self.headers)
 
 
@@ -236,10 +235,16 @@ def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> Completi
     _check_names(document)
     if given.get("model", facts.name) != facts.name:
         raise unknown_model(given["model"], facts.name)
-    _check_neutral(given)
-    prompts = _prompts(given.get("prompt"))
+    for name, neutral in _NEUTRAL.items():
+        if name in given and (isinstance(given[name], bool) or given[name] not in neutral):
+            raise _unsupported(name, given[name], f"leave it out, or give {neutral[0]!r}")
+    if not isinstance(given.get("user", ""), str):
+        raise invalid(f"user is {shown(given['user'])}; allowed is a string", "user", "invalid_type")
+    prompts, most = _prompts(given.get("prompt")), facts.max_positions - 1
     for prompt in prompts:
-        _check_length(prompt, facts)
+        if len(prompt) > most:
+            message = f"prompt has {len(prompt)} bytes, the model reads at most {most}; shorten it"
+            raise invalid(message, "prompt", "context_length_exceeded")
     n = _whole("n", given.get("n", 1), 1, MOST_CHOICES)
     if n * len(prompts) > MOST_CHOICES:
         raise invalid(f"{len(prompts)} prompts times n = {n}; allowed are {MOST_CHOICES} choices", "n")
@@ -247,12 +252,12 @@ def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> Completi
         raise _unsupported("best_of", given["best_of"], f"leave it out, or give n, which is {n}")
     stream = _flag("stream", given)
     echo = _flag("echo", given)
-    most = _whole("max_tokens", given.get("max_tokens", DEFAULT_MAX_TOKENS), 0, facts.max_positions)
-    if most == 0 and not echo:
+    new = _whole("max_tokens", given.get("max_tokens", DEFAULT_MAX_TOKENS), 0, facts.max_positions)
+    if new == 0 and not echo:
         raise invalid("max_tokens is 0, which needs echo: there would be no text at all", "max_tokens")
     blt_details = _flag("blt_details", given)
     details = blt_details or (echo and "logprobs" in given)
-    options = _options(given, facts.defaults, max_new_bytes=most, details=blt_details, prompt_details=details)
+    options = _options(given, facts.defaults, max_new_bytes=new, details=blt_details, prompt_details=details)
     request = CompletionRequest(
         prompts=prompts,
         options=options,
@@ -274,19 +279,8 @@ def _check_names(document: Mapping[str, Any]) -> None:
     unknown = [name for name in document if name not in known]
     if unknown:
         names = ", ".join(map(shown, unknown[:5]))
-        raise invalid(
-            f"there is no parameter {names}; allowed are {', '.join(_ALLOWED)}",
-            unknown[0],
-            "unknown_parameter",
-        )
-
-
-def _check_neutral(given: Mapping[str, Any]) -> None:
-    for name, neutral in _NEUTRAL.items():
-        if name in given and (isinstance(given[name], bool) or given[name] not in neutral):
-            raise _unsupported(name, given[name], f"leave it out, or give {neutral[0]!r}")
-    if not isinstance(given.get("user", ""), str):
-        raise invalid(f"user is {shown(given['user'])}; allowed is a string", "user", "invalid_type")
+        message = f"there is no parameter {names}; allowed are {', '.join(_ALLOWED)}"
+        raise invalid(message, unknown[0], "unknown_parameter")
 
 
 def _unsupported(name: str, value: Any, advice: str) -> ApiError:
@@ -347,16 +341,6 @@ def _text(name: str, text: str) -> bytes:
             "byte values",
             name,
         ) from None
-
-
-def _check_length(prompt: bytes, facts: ModelFacts) -> None:
-    most = facts.max_positions - 1
-    if len(prompt) > most:
-        raise invalid(
-            f"prompt has {len(prompt)} bytes, the model reads at most {most}; shorten it",
-            "prompt",
-            "context_length_exceeded",
-        )
 
 
 def _check_told(request: CompletionRequest, facts: ModelFacts) -> None:

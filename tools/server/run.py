@@ -79,7 +79,6 @@ class _Server(uvicorn.Server):
         self._told = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
         await super().startup(sockets)
         self._started()
 
@@ -98,7 +97,6 @@ class _Server(uvicorn.Server):
         return leave or self._service.finished
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """End what is left, then the connections."""
         self._service.cut()
         await super().shutdown(sockets)
 
@@ -116,17 +114,14 @@ class _Connection(H11Protocol):
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait."""
         super().connection_made(transport)
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
-        """Wait on, unless the head is there."""
         super().data_received(data)
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
         super().connection_lost(exc)
         self._wait_no_longer()
 

@@ -18,14 +18,7 @@ from typing import Any
 
 from starlette.types import Receive
 
-from ...runtime import (
-    BltError,
-    BltModel,
-    GenerationChunk,
-    GenerationOptions,
-    OptionError,
-    PromptTooLongError,
-)
+from ...runtime import BltError, BltModel, GenerationChunk, GenerationOptions, OptionError, PromptTooLongError
 from .metrics import Metrics
 from .requests import ApiError, ClientGoneError, CompletionRequest, ModelFacts, invalid, retry_after
 from .settings import ServerSettings
@@ -41,9 +34,7 @@ class Job:
     """One piece of work, and where its steps go."""
 
     def __init__(
-        self,
-        steps: Callable[[threading.Event], Generator[Any, None, None]],
-        deliver: Callable[[Any], None],
+        self, steps: Callable[[threading.Event], Generator[Any, None, None]], deliver: Callable[[Any], None]
     ) -> None:
         """steps(cancel): the work; it ends soon after `cancel` is set. deliver: gets, in the queue's
         thread, every step, then None or what the work raised; nothing of a job withdrawn before its turn.
@@ -54,7 +45,6 @@ class Job:
         """When its turn came, time.monotonic() seconds."""
 
     def run(self) -> None:
-        """Work to the end."""
         self.began = time.monotonic()
         last: Exception | None = None
         try:
@@ -82,12 +72,10 @@ class JobQueue:
 
     @property
     def waiting(self) -> int:
-        """Jobs whose turn has not come."""
         return len(self._waiting)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing runs and nothing waits."""
         with self._changed:
             return self._running is None and not self._waiting
 
@@ -112,11 +100,10 @@ class JobQueue:
     def forget(self, job: Job) -> bool:
         """Take a job out of the queue; whether it was still there."""
         with self._changed:
-            try:
+            there = job in self._waiting
+            if there:
                 self._waiting.remove(job)
-            except ValueError:
-                return False
-            return True
+            return there
 
     def close(self, patience: float = 30.0) -> None:
         """Forget what waits, stop what runs, and wait at most `patience` seconds for its end."""
@@ -129,7 +116,12 @@ class JobQueue:
         self._thread.join(patience)
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                job = self._running = self._waiting.popleft()
             job.run()
             assert job.began is not None
             seconds = time.monotonic() - job.began
@@ -139,23 +131,12 @@ class JobQueue:
                 self._usual_seconds += share * (seconds - self._usual_seconds)
             del job  # its last steps would live until the next one comes
 
-    def _next(self) -> Job | None:
-        with self._changed:
-            while not self._waiting and not self._closed:
-                self._changed.wait()
-            if self._closed:
-                return None
-            self._running = self._waiting.popleft()
-            return self._running
-
 
 # 2. The service, and the way of a request through it.
 
 
 @dataclass(frozen=True)
 class ChoiceChunk:
-    """A piece of one choice."""
-
     choice: int
     """Index of the choice."""
     chunk: GenerationChunk
@@ -266,7 +247,6 @@ class Exchange:
                 yield pieces
 
     def fail(self, error: ApiError | ClientGoneError) -> None:
-        """End it with an error."""
         self._service.queue.withdraw(self._job)
         self._deliver(error)
 

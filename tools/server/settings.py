@@ -39,7 +39,6 @@ class ServerSettings:
 
     @property
     def url(self) -> str:
-        """The address to call."""
         return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
 
 
