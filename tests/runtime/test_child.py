@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
+import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blt_edge.runtime import child as module
 from blt_edge.runtime.child import Outcome, run_child
 from blt_edge.runtime.errors import BltError, OptionError
 
@@ -87,3 +92,52 @@ def test_the_folder_is_not_imported_from(child: Any, tmp_path: Path, monkeypatch
     (hostile / "json.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(hostile)
     assert run_child("some_work", {}, folder=hostile).death != "ended early with code 3"
+
+
+class Ended(BaseException):
+    """In the place of the end of the process."""
+
+
+@pytest.mark.parametrize(
+    ("body", "last"),
+    [
+        ("return {'found': 1}", {"result": {"found": 1}}),
+        ("raise BltError('broken')", {"error": {"kind": "run", "message": "broken"}}),
+        ("raise OptionError('threads')", {"error": {"kind": "usage", "message": "threads"}}),
+        ("raise MemoryError", {"error": {"kind": "memory", "message": ""}}),
+        ("raise OSError(2, 'gone', 'x')", {"error": {"kind": "system", "arguments": [2, "gone", "x"]}}),
+    ],
+)
+def test_the_childs_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, last: Any) -> None:
+    """The same in this process, with what would end it or take its descriptors replaced."""
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    (tmp_path / "own_work.py").write_text(
+        "from blt_edge.runtime.errors import BltError, OptionError\n"
+        f"def work(request, tell):\n    tell(request)\n    {body}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_work", raising=False)
+    messages = tmp_path / "messages"
+    monkeypatch.setattr(module.os, "dup", lambda _: os.open(messages, os.O_WRONLY | os.O_CREAT))
+    monkeypatch.setattr(module.os, "dup2", lambda *_: None)
+    monkeypatch.setattr(module.os, "read", lambda *_: b"")
+    monkeypatch.setattr(module.os, "_exit", end)
+    monkeypatch.setattr(module.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(module.threading, "Thread", Quiet)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"a": 1}\n')))
+    with pytest.raises(Ended, match="0"):
+        module.serve("own_work")
+    assert [json.loads(line) for line in messages.read_text().splitlines()] == [{"event": {"a": 1}}, last]
+    with pytest.raises(Ended, match="3"):
+        module._end_with_parent()
+
+
+class Quiet:
+    """A thread that does not run."""
+
+    def __init__(self, **_: Any) -> None: ...
+
+    def start(self) -> None: ...

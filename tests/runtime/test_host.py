@@ -126,3 +126,16 @@ def test_what_a_machine_calls_itself(
     described = host.describe_machine(3)
     assert list(described) == ["processor", "system", "cpus", "threads", "onnxruntime"]
     assert (described["processor"], described["threads"]) == (name, 3)
+
+
+def test_a_containers_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_CGROUP", tmp_path)
+    monkeypatch.setattr(host, "_MEMINFO", tmp_path / "meminfo")
+    assert host.available_memory() is None
+    (tmp_path / "meminfo").write_text("MemAvailable:  4000 kB\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    assert host.available_memory() == 4_096_000
+    (tmp_path / "memory.max").write_text("3000000\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 500000\n")
+    assert host.available_memory() == 2_500_000
