@@ -10,24 +10,22 @@ import base64
 import fcntl
 import json
 import os
-import queue
+import select
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_SWITCHES = (
+# No sandbox: needed as root, and there is nothing to protect from a page of our own.
+_SWITCHES = [
     "--headless=new",
     "--remote-debugging-pipe",
-    "--no-sandbox",  # needed as root, and there is nothing to protect from a page of our own
+    "--no-sandbox",
     "--disable-gpu",
     "--disable-dev-shm-usage",
     "--no-first-run",
@@ -37,18 +35,11 @@ _SWITCHES = (
     "--hide-scrollbars",
     "--force-device-scale-factor=1",
     "--lang=en-US",
-)
+]
 # A launcher gives the pipe's ends the numbers that Chromium looks for, whatever they are here.
 _LAUNCH = "import os, sys; os.dup2({0}, 3); os.dup2({1}, 4); os.execv(sys.argv[1], sys.argv[1:])"
 _TIMEOUT = 15.0
-_KEYS = {
-    "Enter": ("Enter", 13, "\r"),
-    "Tab": ("Tab", 9, ""),
-    "Escape": ("Escape", 27, ""),
-    "ArrowLeft": ("ArrowLeft", 37, ""),
-    "ArrowRight": ("ArrowRight", 39, ""),
-    "End": ("End", 35, ""),
-}
+_KEYS = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39, "End": 35}
 CONTROL, SHIFT = 2, 8
 """Modifiers of `Tab.press`."""
 _CONTRASTS = """(() => {
@@ -76,7 +67,6 @@ class BrowserError(Exception):
 
 
 def find_chromium() -> str | None:
-    """Path of an installed Chromium or Chrome, or None."""
     return next((path for name in _NAMES if (path := shutil.which(name))), None)
 
 
@@ -92,24 +82,18 @@ class Browser:
         self._process = subprocess.Popen(
             [*launcher, program, *_SWITCHES, f"--user-data-dir={self._profile}", "about:blank"],
             pass_fds=high,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL),
         )
         for end in (theirs_in, theirs_out, *high):
             os.close(end)
-        self._in, self._out = os.fdopen(ours_in, "rb"), os.fdopen(ours_out, "wb", buffering=0)
-        self._numbers = count(1)
-        self._answers: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {}
-        self._tabs: dict[str, Callable[[str, dict[str, Any]], None]] = {}
-        self._lock = threading.Lock()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._in, self._out = ours_in, ours_out
+        self._calls, self._rest = 0, b""
+        self._tabs: dict[str, Tab] = {}
 
     def __enter__(self) -> Browser:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the program and remove its profile."""
         with suppress(BrowserError, OSError):
             self.call("Browser.close")
         try:
@@ -117,68 +101,52 @@ class Browser:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._out.close()
+        os.close(self._in)
+        os.close(self._out)
         shutil.rmtree(self._profile, ignore_errors=True)
 
     def call(self, method: str, session: str | None = None, **parameters: Any) -> dict[str, Any]:
         """Run a command of the DevTools protocol and return its result. Raises BrowserError."""
-        number = next(self._numbers)
-        message: dict[str, Any] = {"id": number, "method": method, "params": parameters}
-        if session is not None:
-            message["sessionId"] = session
-        answer: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._answers[number] = answer
-        with self._lock:
-            self._out.write(json.dumps(message).encode() + b"\0")
-        try:
-            got = answer.get(timeout=_TIMEOUT)
-        except queue.Empty:
-            raise BrowserError(f"{method}: no answer in {_TIMEOUT:.0f} s") from None
-        if got is None:
-            raise BrowserError(f"{method}: the browser has gone")
+        self._calls += 1
+        message: dict[str, Any] = {"id": self._calls, "method": method, "params": parameters}
+        message |= {"sessionId": session} if session else {}
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        end = time.monotonic() + _TIMEOUT
+        while (got := self._next(end)).get("id") != self._calls:
+            if tab := self._tabs.get(got.get("sessionId", "")):
+                tab.happened(got.get("method", ""), got.get("params", {}))
         if "error" in got:
             raise BrowserError(f"{method}: {got['error'].get('message')}")
-        result: dict[str, Any] = got["result"]
-        return result
+        return got["result"]
 
-    def tab(self, width: int = 1200, height: int = 900) -> Tab:
+    def tab(self) -> Tab:
         """A new tab in a context of its own: no cookies, no storage of others."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         tab = Tab(self, session, context)
-        self._tabs[session] = tab._happened
+        self._tabs[session] = tab
         for domain in ("Page", "Runtime", "Log", "Network"):
             tab.call(f"{domain}.enable")
-        tab.emulate(width, height)
+        tab.emulate(1200, 900)
         return tab
 
-    def _read(self) -> None:
-        rest = b""
-        while piece := os.read(self._in.fileno(), 1 << 16):
-            *messages, rest = (rest + piece).split(b"\0")
-            for raw in messages:
-                message = json.loads(raw)
-                if "id" in message:
-                    self._answers.pop(message["id"]).put(message)
-                elif happened := self._tabs.get(message.get("sessionId", "")):
-                    happened(message["method"], message["params"])
-        for answer in list(self._answers.values()):
-            answer.put(None)
-        self._in.close()
+    def _next(self, end: float) -> dict[str, Any]:
+        while b"\0" not in self._rest:
+            ready, _, _ = select.select([self._in], [], [], max(0.0, end - time.monotonic()))
+            piece = os.read(self._in, 1 << 16) if ready else b""
+            if not piece:
+                raise BrowserError("the browser does not answer")
+            self._rest += piece
+        message, _, self._rest = self._rest.partition(b"\0")
+        return json.loads(message)
 
 
 class Tab:
-    """One page."""
-
     def __init__(self, browser: Browser, session: str, context: str) -> None:
-        self._browser = browser
-        self._session = session
-        self._context = context
-        self.complaints: list[str] = []
-        """Errors and warnings of the console, and exceptions that nobody caught."""
-        self.requests: list[str] = []
-        """Addresses that the page asked for."""
+        self._browser, self._session, self._context = browser, session, context
+        self.complaints: list[str] = []  # of the console, and exceptions that nobody caught
+        self.requests: list[str] = []  # addresses that the page asked for
 
     def __enter__(self) -> Tab:
         return self
@@ -187,7 +155,6 @@ class Tab:
         self._browser.call("Target.disposeBrowserContext", browserContextId=self._context)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """A command of the DevTools protocol, for this page."""
         return self._browser.call(method, self._session, **parameters)
 
     def emulate(
@@ -197,20 +164,17 @@ class Tab:
         screen = {"width": width, "height": height, "deviceScaleFactor": 1 + phone, "mobile": phone}
         self.call("Emulation.setDeviceMetricsOverride", **screen)
         self.call("Emulation.setTouchEmulationEnabled", enabled=phone)
-        features = [
-            {"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
-            {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"},
-        ]
-        self.call("Emulation.setEmulatedMedia", features=features)
+        theme, motion = "dark" if dark else "light", "reduce" if still else "no-preference"
+        features = {"prefers-color-scheme": theme, "prefers-reduced-motion": motion}
+        told = [{"name": name, "value": value} for name, value in features.items()]
+        self.call("Emulation.setEmulatedMedia", features=told)
 
     def allow(self, *permissions: str) -> None:
         """Grant the page what its browser would ask a person for: clipboardReadWrite, ..."""
-        self._browser.call(
-            "Browser.grantPermissions", browserContextId=self._context, permissions=list(permissions)
-        )
+        asked = {"browserContextId": self._context, "permissions": list(permissions)}
+        self._browser.call("Browser.grantPermissions", **asked)
 
     def open(self, address: str) -> None:
-        """Load a page and wait until it is complete."""
         self.call("Page.navigate", url=address)
         self.wait_for(f"location.href === {json.dumps(address)} && document.readyState === 'complete'")
 
@@ -229,26 +193,22 @@ class Tab:
         end = time.monotonic() + timeout
         while True:
             with suppress(BrowserError):  # while a page is replaced by the next
-                value = self.evaluate(expression)
-                if value:
+                if value := self.evaluate(expression):
                     return value
             if time.monotonic() > end:
                 raise BrowserError(f"not in {timeout:.0f} s: {expression}")
             time.sleep(0.02)
 
     def text(self, selector: str) -> str:
-        """What an element says, as it is drawn."""
         return str(self.evaluate(f"document.querySelector({json.dumps(selector)}).innerText"))
 
     def contrasts(self) -> list[tuple[float, str, str]]:
-        """For each visible text: its contrast with what lies behind it (WCAG 2.2: 1 to 21), the classes of
-        its element, and its beginning. Texts of controls that are out of use are left out.
-        """
+        """Each visible text: its contrast (WCAG 2.2: 1 to 21), its element's classes, and its beginning."""
         return [tuple(row) for row in self.evaluate(_CONTRASTS)]
 
     def press(self, key: str, modifiers: int = 0) -> None:
-        """Press and release a key of the keyboard."""
-        code, number, text = _KEYS[key] if key in _KEYS else (f"Key{key.upper()}", ord(key.upper()), key)
+        code, number = (key, _KEYS[key]) if key in _KEYS else (f"Key{key.upper()}", ord(key.upper()))
+        text = "\r" if key == "Enter" else "" if key in _KEYS else key
         shared = {"key": key, "code": code, "windowsVirtualKeyCode": number, "modifiers": modifiers}
         typed = {"text": text} if text and not modifiers & CONTROL else {}
         kind = "keyDown" if typed else "rawKeyDown"
@@ -256,16 +216,13 @@ class Tab:
         self.call("Input.dispatchKeyEvent", type="keyUp", **shared)
 
     def type(self, text: str) -> None:
-        """Type text where the keyboard's focus is."""
         self.call("Input.insertText", text=text)
 
     def fill(self, selector: str, text: str) -> None:
-        """Put the focus into a field and replace what it says."""
-        self.evaluate(f"(e => {{ e.focus(); e.select(); }})(document.querySelector({json.dumps(selector)}))")
+        field = f"document.querySelector({json.dumps(selector)})"
+        self.evaluate(f"(e => {{ e.focus(); e.value = ''; }})({field})")
         if text:
             self.type(text)
-        else:
-            self.evaluate(f"document.querySelector({json.dumps(selector)}).value = ''")
 
     def click(self, selector: str, number: int = 0) -> None:
         """Press the mouse's button on the middle of the element (of those that match, number `number`)."""
@@ -276,25 +233,21 @@ class Tab:
         self.call("Input.dispatchMouseEvent", type="mouseReleased", **shared)
 
     def tap(self, selector: str, number: int = 0) -> None:
-        """Touch the middle of an element with a finger."""
         x, y = self._middle(selector, number)
         self.draw()  # what a finger meets is what was drawn last
         self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": x, "y": y}])
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def hover(self, selector: str, number: int = 0) -> None:
-        """Move the mouse over the middle of an element."""
         self.move_to(*self._middle(selector, number))
 
     def move_to(self, x: float, y: float) -> None:
-        """Move the mouse."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def draw(self) -> None:
         """Wait until the page as it is now has been drawn."""
-        self.evaluate(
-            "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
-        )
+        frame = "requestAnimationFrame"
+        self.evaluate(f"new Promise(done => {frame}(() => {frame}(() => done(1))))")
 
     def save_screenshot(self, path: Path) -> None:
         """Write a PNG file of what is in view."""
@@ -310,7 +263,7 @@ class Tab:
         )
         return box[0], box[1]
 
-    def _happened(self, event: str, details: dict[str, Any]) -> None:
+    def happened(self, event: str, details: dict[str, Any]) -> None:
         if event == "Network.requestWillBeSent":
             self.requests.append(details["request"]["url"])
         elif event == "Runtime.exceptionThrown":

@@ -1,8 +1,4 @@
-"""A server that answers completions from a script: the page's API without a model.
-
-Its bytes come as slowly as asked; it is busy, broken or closed to strangers as asked; it keeps what it was
-asked for.
-"""
+"""A server that answers completions from a script and keeps what it was asked for: the page's API."""
 
 from __future__ import annotations
 
@@ -30,24 +26,15 @@ THRESHOLD = 2.0
 class Script:
     """What the server does next; change it between requests."""
 
-    answer: bytes = b"there was a king"
-    """New bytes, again and again as far as max_tokens goes."""
-    patch_lengths: tuple[int, ...] = (4,)
-    """Of prompt and answer together, again and again."""
-    pause: float = 0.0
-    """Seconds before each new byte."""
-    refusals: list[tuple[int, str, dict[str, str]]] = field(default_factory=list)
-    """Status, message and headers of the next answers, before any completion."""
-    break_after: int | None = None
-    """End the stream in its middle after so many bytes."""
-    fail_after: int | None = None
-    """Send an error as an event after so many bytes."""
+    answer: bytes = b"there was a king"  # again and again as far as max_tokens goes
+    patch_lengths: tuple[int, ...] = (4,)  # of prompt and answer together, again and again
+    pause: float = 0.0  # seconds before each new byte
+    refusals: list[tuple[int, str, dict[str, str]]] = field(default_factory=list)  # before any completion
+    break_after: int | None = None  # end the stream in its middle after so many bytes
+    fail_after: int | None = None  # send an error as an event after so many bytes
     key: str | None = None
-    """What `Authorization` must bear."""
-    requests: list[dict[str, Any]] = field(default_factory=list)
-    """The bodies of completion requests that were not refused."""
-    sent: int = 0
-    """New bytes of the last answer that were sent."""
+    requests: list[dict[str, Any]] = field(default_factory=list)  # what was not refused
+    sent: int = 0  # new bytes of the last answer
 
 
 class ScriptedServer:
@@ -55,11 +42,8 @@ class ScriptedServer:
 
     def __init__(self) -> None:
         self.script = Script()
-        routes = [
-            *page_routes(page_files()),
-            Route("/v1/models", self._models),
-            Route("/v1/completions", self._completions, methods=["POST"]),
-        ]
+        completions = Route("/v1/completions", self._completions, methods=["POST"])
+        routes = [*page_routes(page_files()), Route("/v1/models", self._models), completions]
         config = uvicorn.Config(
             Starlette(routes=routes), "127.0.0.1", 0, log_level="critical", timeout_graceful_shutdown=1
         )
@@ -73,26 +57,22 @@ class ScriptedServer:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let nobody reach it any more."""
         self._server.should_exit = True
         self._thread.join(5)
 
     @property
     def address(self) -> str:
-        """Where the page is."""
         port = self._server.servers[0].sockets[0].getsockname()[1]
         return f"http://127.0.0.1:{port}/"
 
     async def _models(self, request: Request) -> JSONResponse:
-        if not self._knows(request):
-            return _error(401, "the key is missing or wrong")
         model = {"id": "scripted", "object": "model", "blt": {"threshold": THRESHOLD}}
-        return JSONResponse({"object": "list", "data": [model]})
+        return self._stranger(request) or JSONResponse({"object": "list", "data": [model]})
 
     async def _completions(self, request: Request) -> JSONResponse | StreamingResponse:
         script = self.script
-        if not self._knows(request):
-            return _error(401, "the key is missing or wrong")
+        if refused := self._stranger(request):
+            return refused
         if script.refusals:
             return _error(*script.refusals.pop(0))
         body = await request.json()
@@ -100,8 +80,9 @@ class ScriptedServer:
         script.sent = 0
         return StreamingResponse(self._events(body, script), media_type="text/event-stream")
 
-    def _knows(self, request: Request) -> bool:
-        return self.script.key in (None, request.headers.get("authorization", "").removeprefix("Bearer "))
+    def _stranger(self, request: Request) -> JSONResponse | None:
+        borne = request.headers.get("authorization", "").removeprefix("Bearer ")
+        return None if self.script.key in (None, borne) else _error(401, "the key is missing or wrong")
 
     async def _events(self, body: dict[str, Any], script: Script) -> AsyncIterator[bytes]:
         prompt = body["prompt"].encode()
@@ -141,17 +122,12 @@ def _details(data: bytes, lengths: tuple[int, ...], prompt: int) -> list[dict[st
 
 
 def _stats(prompt: bytes, count: int, details: list[dict[str, Any]]) -> dict[str, Any]:
+    patches = sum(entry["starts_patch"] for entry in details)
+    seconds = {"patcher": 0.03, "encoder": 0.03, "latent": 0.05, "decoder": 0.06}
     return {
-        "prompt_bytes": len(prompt),
-        "new_bytes": count,
-        "patches": sum(entry["starts_patch"] for entry in details),
-        "first_byte_seconds": 0.012,
-        "decode_seconds": 0.2,
-        "bytes_per_second": count / 0.2,
-        "stage_seconds": {"patcher": 0.03, "encoder": 0.03, "latent": 0.05, "decoder": 0.06},
-        "drafted": 40,
-        "accepted": 31,
-        "rounds": 10,
+        **{"prompt_bytes": len(prompt), "new_bytes": count, "patches": patches, "stage_seconds": seconds},
+        **{"first_byte_seconds": 0.012, "decode_seconds": 0.2, "bytes_per_second": count / 0.2},
+        **{"drafted": 40, "accepted": 31, "rounds": 10},
     }
 
 

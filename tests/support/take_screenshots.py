@@ -27,8 +27,6 @@ IMAGES = Path(__file__).parents[2] / "docs" / "images"
 
 @dataclass(frozen=True)
 class Picture:
-    """A file, and what is on it."""
-
     name: str
     width: int
     height: int
@@ -36,8 +34,6 @@ class Picture:
     patch: int
     """Index of the patch that is looked at."""
     max_bytes: int = 240
-    temperature: float = 0.7
-    seed: int = 7
     dark: bool = False
     phone: bool = False
 
@@ -55,7 +51,6 @@ def served(bundle: Path) -> Iterator[str]:
     command = [sys.executable, "-c", MAIN, "serve", "-m", str(bundle), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
-            assert server.stdout is not None
             address = server.stdout.readline().strip()
             if not address:
                 raise BrowserError("blt-edge serve did not start")
@@ -65,12 +60,12 @@ def served(bundle: Path) -> Iterator[str]:
 
 
 def generate(tab: Tab, address: str, picture: Picture) -> None:
-    """Fill the form and generate to the end."""
     tab.emulate(picture.width, picture.height, dark=picture.dark, phone=picture.phone)
     tab.open(address)
     tab.wait_for("document.querySelector('#model').value")
-    for name in ("prompt", "seed", "max_bytes", "temperature"):
-        tab.fill(f"#{name.replace('_', '-')}", str(getattr(picture, name)))
+    fields = {"prompt": picture.prompt, "seed": 7, "max-bytes": picture.max_bytes, "temperature": 0.7}
+    for name, value in fields.items():
+        tab.fill(f"#{name}", str(value))
     tab.click("#generate")
     tab.wait_for("document.querySelector('#status').innerText.startsWith('Done')", 120)
 
@@ -92,7 +87,6 @@ def take(tab: Tab, address: str, picture: Picture, path: Path) -> None:
 
 
 def main() -> int:
-    """Run the command; returns the exit code: 0 done, 1 a picture could not be taken."""
     parser = argparse.ArgumentParser(description="Take the pictures of the page.")
     parser.add_argument("bundle", type=Path, help="what to serve")
     parser.add_argument("-o", "--output", type=Path, default=IMAGES, help="folder of the pictures")

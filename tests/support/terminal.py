@@ -12,6 +12,7 @@ import sys
 import termios
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 
 class Terminal:
@@ -45,22 +46,18 @@ class Terminal:
         return self.shown[self._seen :]
 
     def ask(self, keys: str, text: str, seconds: float = 30) -> str:
-        """Press keys and wait until `text` is shown; returns what was shown since."""
         self.type(keys)
         return self.wait_for(text, seconds)
 
     def type_until(self, keys: str, text: str) -> None:
         """Press keys until `text` is shown: Python's readline does not see a signal while it takes a key."""
         for _ in range(30):
-            try:
+            with suppress(AssertionError):
                 self.ask(keys, text, seconds=1)
                 return
-            except AssertionError:
-                pass
         raise AssertionError(f"{text!r} never came; shown: {self.shown!r}")
 
     def end(self, seconds: float = 30) -> int:
-        """Wait for the end; the exit code."""
         end = time.monotonic() + seconds
         while self._read(end - time.monotonic()):
             pass
@@ -69,7 +66,6 @@ class Terminal:
 
     @property
     def raw(self) -> str:
-        """All that the terminal was sent."""
         return self._bytes.decode("utf-8", "ignore")
 
     def _read(self, seconds: float) -> bool:

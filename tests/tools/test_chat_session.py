@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from support.chat import assert_sound, go_on, state, visible
 
 
-@pytest.mark.parametrize(
-    ("line", "text", "added"),
-    [
+def test_what_a_line_adds() -> None:
+    for line, text, added in (
         (b"", b"x", b""),
         (b"a b", b"", b"a b\n"),
         (b"a", b"x", b"\na\n"),
@@ -29,31 +28,17 @@ from support.chat import assert_sound, go_on, state, visible
         (b"\\\\\\", b"x\n", b"\\"),
         (b"a\nb", b"x", b"\na\nb\n"),
         (b"\xff\x00", b"", b"\xff\x00\n"),
-    ],
-)
-def test_what_a_line_adds(line: bytes, text: bytes, added: bytes) -> None:
-    assert typed_text(line, text) == added
-
-
-@given(line=st.binary(max_size=6), text=st.binary(max_size=3))
-def test_a_line_adds_itself_and_newlines(line: bytes, text: bytes) -> None:
-    added = typed_text(line, text)
-    assert added.strip(b"\n\\") == line.strip(b"\n\\")
-    assert len(added) <= len(line) + 2
-    if line and not line.startswith(b"\\") and text:
-        assert (text + added)[len(text) - text.endswith(b"\n") :].startswith(b"\n")
-
-
-# 2. Turns.
+    ):
+        assert typed_text(line, text) == added, line
 
 
 def test_turns_are_one_text_and_nothing_is_read_twice(model: BltModel) -> None:
     counted: list[int] = []
-    model.observer = lambda stage, began, seconds, count: stage == "encoder" and counted.append(count)
-    try:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(
+            model, "observer", lambda stage, *told: stage == "encoder" and counted.append(told[-1])
+        )
         chat = state(model, b"Once upon a time")
-    finally:
-        model.observer = None
     expected, since = b"Once upon a time", b""
     for typed in (b"", b" there was", b"\xff\n", b"", b"x" * 40):
         shown = go_on(chat, typed)
@@ -82,9 +67,7 @@ def test_a_stopped_answer_stays(model: BltModel, after: int) -> None:
 
     answer = chat.turn(b"Once", write, cancel)
     assert answer.reason == "cancelled"
-    free = model.generate(b"Once", chat.options).data
     made = chat.text[4:]
-    assert free.startswith(made)
     assert len(made) < 60
     assert_sound(chat)
     go_on(chat)
@@ -124,52 +107,16 @@ def test_a_broken_turn_keeps_the_text_and_drops_the_state(model: BltModel) -> No
 def test_a_character_cut_at_the_end_is_completed_by_the_next_turn(model: BltModel) -> None:
     found = 0
     for seed in range(40):
-        options = {"temperature": 1.5, "seed": seed, "max_new_bytes": 1}
-        chat = state(model, **options)
-        cut = chat.turn(b"a", lambda text: None, threading.Event()).cut
-        if not cut:
+        chat = state(model, temperature=1.5, seed=seed, max_new_bytes=1)
+        if not chat.turn(b"a", lambda text: None, threading.Event()).cut:
             continue
         found += 1
-        assert chat.text[1:] >= b"\xc2"
         with pytest.raises(UnicodeDecodeError):
             chat.text.decode()
-        lead = chat.text[1:]
-        shown = go_on(chat)
-        assert shown == (lead + chat.text[2:]).decode("utf-8", "replace") or chat._utf8.pending
+        assert go_on(chat) == chat.text[1:].decode("utf-8", "replace") or chat._utf8.pending
         go_on(chat, b"b")  # what is typed begins anew
         assert_sound(chat)
     assert found
-
-
-def test_undo_takes_back_question_and_answer(model: BltModel) -> None:
-    chat = state(model, b"It was")
-    texts = []
-    for typed in (b" a dark", b"", b" night"):
-        texts.append(chat.text)
-        go_on(chat, typed)
-    assert chat.undo() == (6, 20)
-    assert chat.text == texts[2]
-    assert_sound(chat)
-    assert chat.undo() == (0, 20)
-    assert chat.undo() == (7, 20)
-    assert chat.text == b"It was"
-    assert_sound(chat)
-    with pytest.raises(ChatError, match="no turn"):
-        chat.undo()
-    go_on(chat, b" x")
-    assert chat.text == b"It was x" + model.generate(b"It was x", chat.options).data
-
-
-def test_undo_beyond_the_roll_back_limit_tells_what_is_read_again(model: BltModel) -> None:
-    chat = state(model, max_new_bytes=70)
-    go_on(chat, b"Once upon")
-    assert chat.undo_reads() == 0  # all of it goes
-    before = chat.text
-    go_on(chat, b"more")
-    assert chat.undo_reads() == len(before) > 64
-    chat.undo()
-    assert chat.text == before
-    assert_sound(chat)
 
 
 def test_positions_run_out(model: BltModel) -> None:
@@ -177,30 +124,21 @@ def test_positions_run_out(model: BltModel) -> None:
     go_on(chat)
     assert chat.positions_left == 0
     for typed in (b"", b"x"):
-        with pytest.raises(ChatError, match=r"all 500 positions.*/undo takes back the last turn"):
+        with pytest.raises(ChatError, match="/undo takes back the last turn"):
             go_on(chat, typed)
     chat.undo()
     assert chat.positions_left == 19
-    with pytest.raises(ChatError, match="this needs 20 positions, 19 of 500 are left; add less"):
+    with pytest.raises(ChatError, match="needs 20 positions, 19 of 500 are left"):
         go_on(chat, b"y" * 20)
-    before = chat.text
-    assert before == b"abc " * 120
+    assert chat.text == b"abc " * 120
     go_on(chat, b"y" * 19)
-    assert chat.text.startswith(before + b"y" * 19)
+    assert chat.text.startswith(b"abc " * 120 + b"y" * 19)
 
 
-steps = st.lists(
-    st.one_of(
-        st.tuples(st.just("turn"), st.binary(max_size=12), st.integers(1, 40)),
-        st.tuples(st.just("stop"), st.binary(max_size=12), st.integers(1, 30)),
-        st.tuples(st.sampled_from(["undo", "undo", "reset", "drop"]), st.just(b""), st.just(0)),
-        st.tuples(st.just("draft"), st.just(b""), st.integers(0, 4)),
-    ),
-    max_size=8,
-)
+KINDS = st.sampled_from(["turn", "turn", "stop", "undo", "undo", "reset", "drop", "draft"])
 
 
-@given(steps=steps)
+@given(steps=st.lists(st.tuples(KINDS, st.binary(max_size=12), st.integers(1, 30)), max_size=8))
 def test_any_walk_holds_its_text(model: BltModel, steps: list[tuple[str, bytes, int]]) -> None:
     chat, past = state(model, b"so"), []
     for kind, typed, number in steps:
@@ -221,7 +159,8 @@ def test_any_walk_holds_its_text(model: BltModel, steps: list[tuple[str, bytes, 
         elif kind == "drop":
             chat.drop_state()
         elif kind == "draft":
-            chat.change(draft=("none", "auto", "decoder", "patcher", "lookup")[number], max_new_bytes=15)
+            drafts = ("none", "auto", "decoder", "patcher", "lookup")
+            chat.change(draft=drafts[number % 5], max_new_bytes=15)
         assert_sound(chat)
 
 

@@ -13,19 +13,19 @@ import pytest
 from blt_edge.runtime import BltModel, GenerationOptions
 from support.chat import MAIN, SLOW, posix, start, visible
 
+pytestmark = posix
 
-@posix
+
 def test_ctrl_c_in_a_pipe_ends_the_program(tiny_model) -> None:
     process = start("chat", "-m", tiny_model.bundle, "-n", 400, code=SLOW, stdin=PIPE)
     process.stdin.write(b"Once\nmore\n")
     process.stdin.flush()
     process.stdout.read(1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    figures, *rest = process.communicate(timeout=60)[1].decode().splitlines()
     assert process.returncode == 1
-    lines = err.decode().splitlines()
-    assert lines[0].endswith("; stopped]")
-    assert lines[1:] == ["blt-edge: interrupted"]
+    assert figures.endswith("; stopped]")
+    assert rest == ["blt-edge: interrupted"]
 
 
 @pytest.fixture
@@ -49,7 +49,6 @@ def leave(shell: Any, keys: str = "\x04") -> None:
     assert "Traceback" not in shell.shown
 
 
-@posix
 def test_on_a_terminal(terminal, tmp_path: Path) -> None:
     shell = terminal(MAIN, "-n", 10)
     assert "/help tells more, Ctrl-D leaves." in shell.shown
@@ -64,28 +63,26 @@ def test_on_a_terminal(terminal, tmp_path: Path) -> None:
     assert kept.read_text().splitlines() == ["Once", "/text"]
 
 
-@posix
 def test_typed_lines_come_back_in_the_next_run(terminal, tmp_path: Path) -> None:
-    folder = tmp_path / "state" / "blt-edge"
-    folder.mkdir(parents=True)
-    (folder / "chat_history").write_text("Once upon\n")
-    (folder / "chat_history").chmod(0o644)
+    kept = tmp_path / "state" / "blt-edge" / "chat_history"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("Once upon\n")
+    kept.chmod(0o644)
     shell = terminal(MAIN, "-n", 3)
     assert "Once upon\n" in shell.ask("\x1b[A\n", "]\n> ")  # the arrow that goes up
     leave(shell, "/quit\n")
-    assert stat.S_IMODE((folder / "chat_history").stat().st_mode) == 0o600
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
 
 
-@posix
-def test_a_history_that_cannot_be_kept_is_no_error(terminal, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", ["", "import sys; sys.modules['readline'] = None\n"])
+def test_without_history_or_readline_lines_can_be_typed(terminal, tmp_path: Path, before: str) -> None:
     (tmp_path / "blocked").write_text("no folder")
-    shell = terminal(MAIN, "-n", 3, state=tmp_path / "blocked")
+    shell = terminal(before + MAIN, "-n", 3, state=tmp_path / "blocked")
     shell.ask("Once\n", "]\n> ")
     leave(shell)
     assert "rror" not in shell.shown
 
 
-@posix
 def test_ctrl_c_stops_the_answer_and_stays_in_the_program(terminal, model: BltModel) -> None:
     first = visible(model.generate(b"Once\n", GenerationOptions(max_new_bytes=9)).data)[0]
     shell = terminal(SLOW, "-n", 400)
@@ -97,7 +94,6 @@ def test_ctrl_c_stops_the_answer_and_stays_in_the_program(terminal, model: BltMo
     leave(shell)
 
 
-@posix
 def test_ctrl_c_twice_stops_at_once_and_stays_too(terminal) -> None:
     stuck = "import os\n" + SLOW.replace("0.02", "20 if a[2] == 4 and os.write(2, b'stuck') else 0")
     shell = terminal(stuck, "-n", 30)
@@ -110,16 +106,8 @@ def test_ctrl_c_twice_stops_at_once_and_stays_too(terminal) -> None:
     leave(shell, "/quit\n")
 
 
-@posix
 def test_several_pasted_lines_are_one_turn(terminal) -> None:
     shell = terminal(MAIN, "-n", 3)
     shell.ask("\x1b[200~one\ntwo é\x1b[201~\n", "]\n> ")
     assert "14 bytes, 1 turn" in shell.ask("/stats\n", "\n> ")
-    leave(shell)
-
-
-@posix
-def test_without_readline_lines_can_be_typed(terminal) -> None:
-    shell = terminal(f"import sys; sys.modules['readline'] = None\n{MAIN}", "-n", 3)
-    shell.ask("Once\n", "]\n> ")
     leave(shell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ def test_answers_on_stdout_figures_on_stderr(chat, model: BltModel) -> None:
     lines = result.stderr.splitlines()
     assert len(lines) == 2
     for line in lines:
-        assert line.startswith("[10 new bytes, ")
-        for figure in ("bytes/s", "bytes a patch", "first in"):
-            assert figure in line
+        assert re.match(r"\[10 new bytes, .*first in", line)
+        assert "bytes/s" in line
+        assert "bytes a patch" in line
     assert ">" not in result.output
 
 
@@ -55,14 +56,10 @@ def test_drafts_are_told_of(cli, tiny_model) -> None:
 
 @pytest.mark.parametrize("line", [b"\xff\x00\xfe", "早い".encode(), bytes(set(range(1, 256)) - {10, 47})])
 def test_lines_are_taken_byte_by_byte(chat, tmp_path: Path, line: bytes) -> None:
-    assert chat(line, f"/save {tmp_path / 'text'}").exit_code == 0
-    assert (tmp_path / "text").read_bytes().startswith(line + b"\n")
-
-
-def test_a_slash_of_the_text(chat, tmp_path: Path) -> None:
-    assert chat("//etc//x", "///", f"/save {tmp_path / 'text'}").exit_code == 0
+    assert chat(line, "//etc//x", "///", f"/save {tmp_path / 'text'}").exit_code == 0
     text = (tmp_path / "text").read_bytes()
-    assert text.startswith(b"/etc//x\n")
+    assert text.startswith(line + b"\n")
+    assert b"\n/etc//x\n" in text  # a slash of the text
     assert b"\n//\n" in text
 
 
@@ -76,17 +73,17 @@ def test_it_starts_with_a_prompt(chat, model: BltModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "line"),
+    ("flags", "words"),
     [
-        (("-p", "x", "--prompt-file", __file__), "--prompt and --prompt-file are both given"),
-        (("-p", "-"), "stdin is where lines come from"),
-        (("--prompt-file", "-"), "stdin is where lines come from"),
-        (("-p", "x" * 500), "--prompt is 500 bytes long; the model has room for 499"),
-        (("--json", "-"), "there is no option --json"),
+        (("-p", "x", "--prompt-file", __file__), "--prompt and --prompt-file"),
+        (("-p", "-"), "stdin"),
+        (("--prompt-file", "-"), "stdin"),
+        (("-p", "x" * 500), "--prompt is 500 bytes long.* 499"),
+        (("--json", "-"), "no option --json"),
     ],
 )
-def test_wrong_options(refused, tiny_model, flags: tuple[str, ...], line: str) -> None:
-    assert refused("chat", "-m", tiny_model.bundle, *flags).startswith(line)
+def test_wrong_options(refused, tiny_model, flags: tuple[str, ...], words: str) -> None:
+    assert re.search(words, refused("chat", "-m", tiny_model.bundle, *flags))
 
 
 # Commands.
@@ -94,66 +91,52 @@ def test_wrong_options(refused, tiny_model, flags: tuple[str, ...], line: str) -
 
 def test_help_names_every_command_and_fits_a_terminal(chat) -> None:
     lines = chat("/help").stderr.splitlines()
-    for name in COMMANDS:
-        assert any(line.startswith(f"{name} ") for line in lines)
+    assert {line.partition(" ")[0] for line in lines} >= set(COMMANDS)
     assert max(len(line) for line in lines[: lines.index("")]) <= 79
 
 
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("/sav x", "there is no command /sav; did you mean /save or"),
-        ("/", "there is no command /; there are /help, /text,"),
-        ("/stats now", "/stats takes no argument, got 'now'"),
-        ("/undo", "there is no turn to take back"),
+        ("/sav x", "no command /sav; did you mean /save"),
+        ("/", "no command /; there are /help, /text,"),
+        ("/stats now", "no argument, got 'now'"),
+        ("/undo", "no turn to take back"),
         ("/save", "/save needs a file's name"),
         ("/save! ", "/save! needs a file's name"),
-        ("/save /nowhere/text", "the directory /nowhere does not exist"),
-        ("/save /", "/ is a directory; give a file"),
-        ("/save a\0b", r"a\x00b has a byte that no file's name can have"),
-        ("/set nonsense=3", "there is no setting 'nonsense'; there are max_new_bytes,"),
-        ("/set temprature=3", "there is no setting 'temprature'; did you mean temperature?"),
-        ("/set temperature", "got 'temperature'; write /set temperature=VALUE"),
-        ("/set temperature+=1", "got 'temperature+=1'; write /set temperature=VALUE"),
-        ("/set temperature=hot", "temperature is 'hot'; allowed is a finite number >= 0"),
-        ("/set max_new_bytes=-1", "max_new_bytes is -1; allowed is a whole number >= 0"),
+        ("/save /nowhere/text", "/nowhere does not exist"),
+        ("/save /", "/ is a directory"),
+        ("/save a\0b", r"a\x00b has a byte"),
+        ("/set nonsense=3", "no setting 'nonsense'; there are max_new_bytes,"),
+        ("/set temprature=3", "did you mean temperature?"),
+        ("/set temperature", "write /set temperature=VALUE"),
+        ("/set temperature+=1", "write /set temperature=VALUE"),
+        ("/set temperature=hot", "temperature is 'hot'; allowed is"),
+        ("/set max_new_bytes=-1", "max_new_bytes is -1; allowed is"),
         ("/set top-k=-1", "top_k is -1; allowed is"),
-        ("/set n=1.5", "max_new_bytes is '1.5'; allowed is a whole number >= 0"),
+        ("/set n=1.5", "max_new_bytes is '1.5'; allowed is"),
         ("/set draft=best", "draft is 'best'; allowed are auto, none,"),
         (r"/set stop=\q", r"stop: unknown escape \q"),
     ],
 )
 def test_wrong_commands_are_one_line_and_change_nothing(chat, line: str, told: str) -> None:
     result = chat("/set", line, "/set")
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert result.stderr.count("error: ") == 1
-    lines = result.stderr.splitlines()
-    place = next(index for index, one in enumerate(lines) if one.startswith(f"error: {told}"))
-    assert lines[:place] == lines[place + 1 :]
+    assert (result.exit_code, result.stdout) == (1, "")
+    before, error, after = re.split(r"^(error: .*\n)", result.stderr, flags=re.MULTILINE)
+    assert told in error
+    assert before == after
 
 
-def test_every_setting_is_shown_and_set(chat) -> None:
+def test_settings_are_shown_set_and_reach_the_model(chat, model: BltModel) -> None:
     given = ["7", "0.5", "40", "0.9", "0.05", "1.1", "3", r"\n\n", "lookup", "4"]
     values = dict(zip(SETTINGS, given, strict=True))
     result = chat(*[f"/set {name}={value}" for name, value in values.items()], "/set")
     assert result.exit_code == 0
     shown = dict(line.split(maxsplit=1) for line in result.stderr.splitlines()[len(values) :])
     assert shown == values
-
-
-def test_stop_strings_are_added_and_removed(chat) -> None:
     result = chat("/set stop=END", r"/set stop+=\x00 a", "/set stop=", "/set seed=none", "/set temp = 0.5")
-    assert result.stderr.splitlines() == [
-        "stop=END",
-        r"stop=END \x00 a",
-        "stop=none",
-        "seed=none (another one each turn)",
-        "temperature=0.5",
-    ]
-
-
-def test_settings_reach_the_model(chat, model: BltModel) -> None:
+    stops, rest = ["stop=END", r"stop=END \x00 a", "stop=none"], ["seed=none", "temperature=0.5"]
+    assert [line.partition(" (")[0] for line in result.stderr.splitlines()] == stops + rest
     result = chat("/set temperature=1", "/set seed=5", "/set n=30", "Once\\", flags=("-q",))
     options = GenerationOptions(max_new_bytes=30, temperature=1, seed=5)
     assert result.stdout == closed(model.generate("Once", options).data)
@@ -162,31 +145,27 @@ def test_settings_reach_the_model(chat, model: BltModel) -> None:
 def test_stats(chat) -> None:
     lines = chat("Once", "", "/stats").stderr.splitlines()[2:]
     told = dict(line.split(maxsplit=1) for line in lines)
-    assert told["text"].startswith("25 bytes, 2 turns, ")
+    beginnings = {"text": "25 bytes, 2 turns, ", "read": "5 bytes, ", "generated": "20 bytes, "}
+    assert all(told[name].startswith(beginning) for name, beginning in beginnings.items())
     assert told["positions"] == "474 of 500 left"
-    assert told["read"].startswith("5 bytes, ")
-    assert told["generated"].startswith("20 bytes, ")
     assert "patcher" in told["time"]
     assert "of state" in told["memory"]
     assert chat("/stats").exit_code == 0
 
 
 def test_text_shows_everything_on_stdout(chat, model: BltModel) -> None:
-    result = chat("Once", "/text", flags=("-q",))
     made = model.generate("Once\n", GenerationOptions(max_new_bytes=10))
     whole = made.text if made.text.endswith("\n") else made.text + "\n"
-    assert result.stdout == closed(made.data) + "Once\n" + whole
+    assert chat("Once", "/text", flags=("-q",)).stdout == closed(made.data) + "Once\n" + whole
 
 
 def test_save_is_whole_and_overwrites_only_when_told(chat, tmp_path: Path) -> None:
     target = tmp_path / "the text.txt"
     result = chat("Once", f"/save {target}", f"/save {target}", "More", f"/save! {target}")
     assert result.exit_code == 1
-    assert f"error: {target} is there already; /save! {target} writes over it" in result.stderr
+    assert f"is there already; /save! {target} writes over it" in result.stderr
     assert result.stderr.count("bytes written to") == 2
-    data = target.read_bytes()
-    assert data.startswith(b"Once\n")
-    assert b"More\n" in data
+    assert re.match(rb"(?s)Once\n.*More\n", target.read_bytes())
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
@@ -208,25 +187,19 @@ def test_a_save_that_fails_leaves_what_was_there(chat, tmp_path: Path, monkeypat
 def test_undo_says_what_it_takes_and_reads(chat) -> None:
     result = chat("/set n=70", "Once", "more", "/undo", "/undo")
     assert result.exit_code == 0
-    lines = result.stderr.splitlines()
-    assert "reading the first 75 bytes again" in lines
-    assert any(line.startswith("took back 6 typed and 70 generated bytes; the text has 75") for line in lines)
-    assert lines[-1] == "took back 5 typed and 70 generated bytes; the text has 0 bytes"
+    assert "\nreading the first 75 bytes again\n" in result.stderr
+    undone = re.findall(r"took back (\d+) typed and (\d+) .* has (\d+) bytes", result.stderr)
+    assert undone == [("6", "70", "75"), ("5", "70", "0")]
 
 
-def test_full_of_text(chat) -> None:
+def test_positions_that_run_out_are_told_of(chat) -> None:
     result = chat("/set n=500", "x" * 400, "more", "", "/undo", "y", "/reset", "z")
     assert result.exit_code == 1
-    lines = result.stderr.splitlines()
-    full = "all 500 positions of the model are used; /undo takes back the last turn, /reset starts over"
-    assert lines.count(f"error: {full}") == 2
-    assert any(line.startswith("no positions are left, all 500 are used; /undo") for line in lines)
-    assert any("; the positions ran out]" in line for line in lines)
-
-
-def test_few_positions_are_told_of(chat) -> None:
-    lines = chat("x" * 479).stderr.splitlines()
-    assert lines[-1].startswith("9 of 500 positions are left; /undo takes back")
+    full = r"^error: all 500 positions .*/undo takes back the last turn, /reset starts over$"
+    assert len(re.findall(full, result.stderr, re.MULTILINE)) == 2
+    assert "\nno positions are left, all 500 are used; /undo" in result.stderr
+    assert "; the positions ran out]" in result.stderr
+    assert "\n9 of 500 positions are left; /undo" in chat("x" * 479).stderr
 
 
 def test_completion(tmp_path: Path, monkeypatch) -> None:

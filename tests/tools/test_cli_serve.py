@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from subprocess import Popen
 
@@ -38,7 +40,6 @@ def start(tiny_model, monkeypatch) -> Iterator[Start]:
 
 
 def address(process: Popen[str]) -> str:
-    assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
@@ -48,11 +49,20 @@ def ended(process: Popen[str], number: int = signal.SIGTERM) -> tuple[int, str, 
     return process.returncode, out, err
 
 
+@contextmanager
+def streaming(process: Popen[str], **asked: object) -> Iterator[Iterator[str]]:
+    """The lines of a text that has begun."""
+    body = {"prompt": "Once", "stream": True, "draft": "none", **asked}
+    with httpx.stream("POST", f"{address(process)}/v1/completions", json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        yield lines
+
+
 def test_the_address_is_all_of_stdout_and_the_example_works(start: Start, tiny_model, tmp_path: Path) -> None:
     process = start()
     url = address(process)
     assert url.startswith("http://127.0.0.1:")
-    assert process.stderr is not None
     first = [process.stderr.readline() for _ in range(4)]
     assert first[0].startswith(f"{tiny_model.bundle.name}: 500 positions; engine: portable graphs")
     example = "".join(first[1:3]).removeprefix("try: ").strip()
@@ -62,8 +72,8 @@ def test_the_address_is_all_of_stdout_and_the_example_works(start: Start, tiny_m
     assert "<!doctype html>" in httpx.get(url).text.lower() or "not installed" in httpx.get(url).text
     code, out, err = ended(process)
     assert (code, out) == (0, "")
-    assert err.splitlines()[0].startswith("POST /v1/completions 200 ")
-    assert err.splitlines()[-1] == "stopped"
+    assert err.startswith("POST /v1/completions 200 ")
+    assert err.endswith("\nstopped\n")
 
 
 def test_quiet_says_the_address_only_and_a_name_may_be_no_text(start: Start) -> None:
@@ -75,31 +85,23 @@ def test_quiet_says_the_address_only_and_a_name_may_be_no_text(start: Start) -> 
 
 def test_what_runs_is_finished_before_it_ends(start: Start) -> None:
     process = start("--grace", 30, code=SLOW)
-    asked = {"prompt": "Once", "max_tokens": 60, "temperature": 0, "stream": True, "draft": "none"}
-    with httpx.stream("POST", f"{address(process)}/v1/completions", json=asked, timeout=60) as answer:
-        lines = answer.iter_lines()
-        next(lines)
+    with streaming(process, max_tokens=60, temperature=0) as lines:
         process.send_signal(signal.SIGTERM)
         assert list(lines)[-2:] == ["data: [DONE]", ""]
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert "stopping: what was accepted has 30 s" in err
+    assert re.search("stopping: .* 30 s", err)
 
 
 def test_a_second_signal_ends_it_at_once(start: Start) -> None:
     process = start("--grace", 60, code=SLOW.replace("0.02", "0.2"))
-    asked = {"prompt": "Once", "max_tokens": 480, "stream": True, "draft": "none"}
-    with httpx.stream("POST", f"{address(process)}/v1/completions", json=asked, timeout=60) as answer:
-        lines = answer.iter_lines()
-        next(lines)
+    with streaming(process, max_tokens=480) as lines:
         process.send_signal(signal.SIGINT)
-        assert process.stderr is not None
         while not process.stderr.readline().startswith("stopping:"):
             pass
         process.send_signal(signal.SIGINT)
         assert '"code":"stopping"' in [line for line in lines if line][-1]
-    process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.wait(60) == 0
 
 
 def test_the_key_from_the_environment(start: Start) -> None:
@@ -113,7 +115,7 @@ def test_the_key_from_the_environment(start: Start) -> None:
     empty = start(BLT_EDGE_API_KEY="")
     out, err = empty.communicate(timeout=60)
     assert (empty.returncode, out) == (2, "")
-    assert err.startswith("blt-edge: error: BLT_EDGE_API_KEY is empty; give it a key, or unset it")
+    assert err.startswith("blt-edge: error: BLT_EDGE_API_KEY is empty")
 
 
 @pytest.mark.parametrize("key", [{}, {"BLT_EDGE_API_KEY": "k"}])
@@ -128,7 +130,6 @@ def test_an_open_door_is_warned_of(start: Start, key: dict[str, str]) -> None:
 def test_it_goes_on_when_nobody_reads_its_log(start: Start) -> None:
     process = start()
     url = address(process)
-    assert process.stderr is not None
     process.stderr.close()
     for _ in range(3):
         assert httpx.get(f"{url}/healthz").json() == {"status": "ok"}
@@ -142,30 +143,26 @@ def test_a_port_that_is_taken(start: Start) -> None:
         port = taken.getsockname()[1]
         process = start("--port", port)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (1, "")
-    assert err == (
-        f"blt-edge: error: can't listen on http://127.0.0.1:{port}: Address already in use; "
-        "choose another --host or --port\n"
-    )
+    assert (process.returncode, out, err.count("\n")) == (1, "", 1)
+    assert re.match(f"blt-edge: error: .*127.0.0.1:{port}: Address already in use", err)
 
 
 @pytest.mark.parametrize(
-    ("flags", "line"),
+    ("flag", "values", "words"),
     [
-        (("--port", "70000"), "--port: 70000 is not in the range"),
-        (("--timeout", "0"), "--timeout: 0.0 is not in the range"),
-        (("--max-body", "plenty"), "--max-body: got 'plenty'; give an amount such as"),
-        (("--api-key", "a b"), "--api-key is empty or has characters"),
-        (("--api-key", ""), "--api-key is empty or has characters"),
-        (("--cors-origin", "example.org"), "--cors-origin: got example.org; give a scheme and a host"),
-        (("--draft-length", "99"), "--draft-length is 99; allowed is"),
-        (("--host", "no such host."), "can't listen on http://no such host.:0"),
-        (("--host", "a" * 300), "can't listen on http://aaa"),
-        (("--host", "a..b"), "can't listen on http://a..b:0"),
-        (("--allow-host", "example.org:80"), "--allow-host: got example.org:80; give a name alone"),
-        (("--allow-host", "http://example.org"), "--allow-host: got http://example.org; give a name"),
+        ("--port", ["70000"], "not in the range"),
+        ("--timeout", ["0"], "not in the range"),
+        ("--max-body", ["plenty"], "got 'plenty'"),
+        ("--api-key", ["a b", ""], "is empty or has characters"),
+        ("--cors-origin", ["example.org"], "give a scheme and a host"),
+        ("--draft-length", ["99"], "is 99; allowed is"),
+        ("--host", ["no such host.", "a" * 300, "a..b"], "can't listen on http://"),
+        ("--allow-host", ["example.org:80", "http://example.org"], "give a name"),
     ],
 )
-def test_wrong_values(refused, tiny_model, flags: tuple[str, ...], line: str) -> None:
-    code = 1 if "--host" in flags else 2
-    assert refused("serve", "-m", tiny_model.bundle, "--port", 0, *flags, code=code).startswith(line)
+def test_wrong_values(refused, tiny_model, flag: str, values: list[str], words: str) -> None:
+    for value in values:
+        code = 1 if flag == "--host" else 2
+        told = refused("serve", "-m", tiny_model.bundle, "--port", 0, flag, value, code=code)
+        assert words in told
+        assert flag in told or value[:9] in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,13 @@ def endless(bundle: Path) -> Sequence[object]:
     return ("generate", "-m", bundle, "-p", "Once upon a time", "-n", 480, "--threads", 1)
 
 
+def ended(process: Any) -> tuple[int, list[str]]:
+    """The exit code, and the lines on stderr."""
+    err = process.communicate(timeout=60)[1].decode()
+    assert "Traceback" not in err
+    return process.returncode, err.splitlines()
+
+
 def test_interrupted_generation_keeps_its_text_and_tells_figures(tiny_model) -> None:
     process = start(*endless(tiny_model.bundle), code=SLOW)
     first = process.stdout.read(1)
@@ -28,11 +36,7 @@ def test_interrupted_generation_keeps_its_text_and_tells_figures(tiny_model) -> 
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert 0 < len(first + out) < 480 * 3
-    lines = err.decode().splitlines()
-    assert lines[0] == ""
-    assert lines[-1] == "blt-edge: interrupted"
-    assert "; interrupted" in lines[1]
-    assert b"Traceback" not in err
+    assert re.fullmatch(r"\n.*; interrupted(?s:.*)\nblt-edge: interrupted\n", err.decode())
 
 
 def test_interrupted_twice_is_over_at_once(tiny_model) -> None:
@@ -44,42 +48,22 @@ def test_interrupted_twice_is_over_at_once(tiny_model) -> None:
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    code, lines = ended(process)
     assert time.monotonic() - started < 4.5
-    assert process.returncode == 1
-    assert err.decode().splitlines()[-1] == "blt-edge: interrupted"
-
-
-def interrupted(*arguments: object, code: str) -> list[str]:
-    """The lines on stderr of a program that is interrupted as soon as it says "now" on stdout."""
-    process = start(*arguments, code=f"import time\n{code}\n{MAIN}")
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"now\n"
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert b"Traceback" not in err
-    *lines, last = err.decode().splitlines()
-    assert last == "blt-edge: interrupted"
-    return lines
-
-
-def test_interrupted_export_leaves_nothing(tiny_model, tmp_path: Path) -> None:
-    slow = (
-        "import blt_edge.export.export as e\n"
-        "e.write_tables = lambda *a: (print('now', flush=True), time.sleep(60))"
-    )
-    interrupted("export", tiny_model.checkpoint, "-o", tmp_path / "bundle", code=slow)
-    assert list(tmp_path.iterdir()) == []
+    assert (code, lines[-1]) == (1, "blt-edge: interrupted")
 
 
 def test_interrupted_validation_keeps_the_bundle(tiny_model, tmp_path: Path) -> None:
     slow = (
-        "import blt_edge.export.reference as r\nr.reference_available = lambda: True\n"
-        "r.Reference.load = lambda folder: (print('now', flush=True), time.sleep(60))"
+        "import blt_edge.export.reference as r, time\nr.reference_available = lambda: True\n"
+        "r.Reference.load = lambda folder: (print('now', flush=True), time.sleep(60))\n"
     )
-    lines = interrupted("export", tiny_model.checkpoint, "-o", tmp_path / "bundle", code=slow)
-    assert "was written, but its validation did not end" in lines[-1]
+    process = start("export", tiny_model.checkpoint, "-o", tmp_path / "bundle", code=slow + MAIN)
+    assert process.stdout.readline() == b"now\n"
+    process.send_signal(signal.SIGINT)
+    code, lines = ended(process)
+    assert (code, lines[-1]) == (1, "blt-edge: interrupted")
+    assert "was written, but its validation did not end" in lines[-2]
     assert (tmp_path / "bundle" / "manifest.json").is_file()
 
 
@@ -88,20 +72,15 @@ def test_a_reader_that_leaves_ends_it_quietly(tiny_model) -> None:
     process.stdout.read(4)
     process.stdout.close()
     process.stdout = None
-    _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (1, b"")
+    assert ended(process) == (1, [])
 
 
 @pytest.mark.parametrize("verb", [["inspect"], ["inspect", "--json", "-"], ["validate", "-q"]])
 def test_a_reader_that_left_before(tiny_model, verb: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run(
-        [sys.executable, "-c", MAIN, verb[0], str(tiny_model.bundle), *verb[1:]],
-        stdout=write,
-        stderr=subprocess.PIPE,
-        check=False,
-    )
+    command = [sys.executable, "-c", MAIN, verb[0], str(tiny_model.bundle), *verb[1:]]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")
 
@@ -135,14 +114,13 @@ def terminal() -> Any:
 
 
 def test_tables_fit_a_terminal_of_80_columns(terminal, tiny_model, tmp_path: Path) -> None:
-    (tmp_path / ("long-name" * 10)).write_text("some text")
+    named = tmp_path / ("long-name" * 10)
+    named.write_text("some text")
+    golden = tiny_model.checkpoint / "golden.safetensors"
     for arguments, told in (
         (["inspect", tiny_model.bundle], "patcher"),
-        (["score", "-q", "-m", tiny_model.bundle, tmp_path / ("long-name" * 10)], "bits/byte"),
-        (
-            ["validate", tiny_model.bundle, "-q", "--golden", tiny_model.checkpoint / "golden.safetensors"],
-            "greedy: equal bytes of 12",
-        ),
+        (["score", "-q", "-m", tiny_model.bundle, named], "bits/byte"),
+        (["validate", tiny_model.bundle, "-q", "--golden", golden], "greedy: equal bytes of 12"),
     ):
         shell = terminal(*arguments)
         assert shell.end() == 0
@@ -150,18 +128,21 @@ def test_tables_fit_a_terminal_of_80_columns(terminal, tiny_model, tmp_path: Pat
         assert told in shell.shown
 
 
+def cursor_is_back(shell: Any) -> bool:
+    return shell.raw.count("\x1b[?25l") == shell.raw.count("\x1b[?25h") > 0
+
+
 def test_progress_on_a_terminal_leaves_nothing_behind(terminal, tiny_model, tmp_path: Path) -> None:
     shell = terminal("export", tiny_model.checkpoint, "-o", tmp_path / "bundle", "--no-validate")
     assert shell.end() == 0
-    assert shell.raw.count("\x1b[?25l") == shell.raw.count("\x1b[?25h") > 0  # the cursor is back
+    assert cursor_is_back(shell)
     assert "\x1b[2K" in shell.raw.rsplit("100%", 1)[-1]  # the bar's line is erased
 
 
 def test_generated_text_on_a_terminal_ends_its_line(terminal, tiny_model) -> None:
     shell = terminal("generate", "-m", tiny_model.bundle, "-p", "x", "-n", 5, "--echo", "-q")
     assert shell.end() == 0
-    assert shell.shown.startswith("x")
-    assert shell.shown.endswith("\n")
+    assert re.fullmatch(r"(?s)x.*\n", shell.shown)
 
 
 def test_ctrl_c_on_a_terminal_leaves_it_clean(terminal, tiny_model, tmp_path: Path) -> None:
@@ -171,27 +152,20 @@ def test_ctrl_c_on_a_terminal_leaves_it_clean(terminal, tiny_model, tmp_path: Pa
     shell.type("\x03")
     assert shell.end() == 1
     assert shell.shown.endswith("blt-edge: interrupted\n")
-    assert shell.raw.count("\x1b[?25l") == shell.raw.count("\x1b[?25h") > 0
+    assert cursor_is_back(shell)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("verb", "missing", "code", "line"),
     [
-        (
-            "export",
-            "onnx_ir",
-            1,
-            "error: this needs the package onnx_ir, which is not installed: pip install",
-        ),
-        ("generate", "onnxruntime", 1, "error: device 'cpu' needs ONNX Runtime, which is not installed"),
+        ("export", "onnx_ir", 1, "error: .*onnx_ir, which is not installed: pip install"),
+        ("generate", "onnxruntime", 1, "error: .*ONNX Runtime, which is not installed"),
         ("validate", "onnx_ir", 0, "9 files have the right sha256"),
         ("inspect", "onnxruntime", 0, "patcher.onnx"),
     ],
 )
-def test_what_is_not_installed(
-    tiny_model, tmp_path: Path, verb: str, missing: str, code: int, line: str
-) -> None:
+def test_what_is_not_installed(tiny_model, tmp_path: Path, verb, missing, code: int, line: str) -> None:
     arguments = {
         "export": [tiny_model.checkpoint, "-q", "-o", tmp_path / "bundle"],
         "generate": ["-m", tiny_model.bundle, "-p", "x", "-q"],
@@ -199,5 +173,5 @@ def test_what_is_not_installed(
     process = start(verb, *arguments, code=f"import sys; sys.modules[{missing!r}] = None\n{MAIN}")
     out, err = process.communicate(timeout=60)
     assert process.returncode == code
-    assert line in (out if code == 0 else err).decode()
+    assert re.search(line, (out if code == 0 else err).decode())
     assert err.count(b"\n") == (code != 0)
