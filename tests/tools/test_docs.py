@@ -17,7 +17,6 @@ def test_the_page_is_up_to_date() -> None:
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_verb_is_there_with_all_it_takes(verb: str) -> None:
     command = program.get_command(click.Context(program), verb)
-    assert command is not None
     section = docs.page().partition(f"\n## {verb}\n")[2].partition("\n## ")[0]
     assert section.startswith("\n```text\nblt-edge " + verb)
     for parameter in command.params:
@@ -30,13 +29,7 @@ def test_a_verb_is_there_with_all_it_takes(verb: str) -> None:
 
 
 def test_what_markdown_would_take_for_its_own_is_escaped() -> None:
-    option = click.Option(
-        ["--x", "x"],
-        type=click.IntRange(1, 5),
-        default=2,
-        show_default=True,
-        metavar="A|B",
-        help="a*b `c|d` --y [e] <f>",
-    )
+    kind, text = click.IntRange(1, 5), "a*b `c|d` --y [e] <f>"
+    option = click.Option(["--x", "x"], type=kind, default=2, show_default=True, metavar="A|B", help=text)
     row = list(docs._table([option]))[-1]
     assert row == (r"| `--x` A\|B | `2` | a\*b `c\|d` `--y` \[e\] \<f\> Allowed: at least 1, at most 5. |")

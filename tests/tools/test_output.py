@@ -24,46 +24,34 @@ def test_sizes_and_counts() -> None:
     assert [count(number) for number in counts] == list(counts.values())
 
 
-def test_a_table_in_a_pipe_is_never_cut() -> None:
+def test_a_table_in_a_pipe_is_never_cut(monkeypatch) -> None:
     out = io.StringIO()
     name = "a/very/long/path/" * 20
     print_table(("file", ">bytes"), [(name, "1"), ("[bold]x[/bold]\x1b[0m", "234")], out)
     header, _, first, second = out.getvalue().splitlines()
-    assert header.split() == ["file", "bytes"]
-    assert first.split() == [name, "1"]
-    assert second.split() == ["[bold]x[/bold]\\x1b[0m", "234"]
+    words = [line.split() for line in (header, first, second)]
+    assert words == [["file", "bytes"], [name, "1"], ["[bold]x[/bold]\\x1b[0m", "234"]]
     assert len(first) == len(second)
     assert not any(line.endswith(" ") for line in out.getvalue().splitlines())
-
-
-def test_fields() -> None:
-    out = io.StringIO()
-    print_fields([("a", "1"), ("long name", "2")], out)
-    assert out.getvalue() == "a          1\nlong name  2\n"
-
-
-def test_a_table_without_stdout_is_nothing(monkeypatch) -> None:
+    fields = io.StringIO()
+    print_fields([("a", "1"), ("long name", "2")], fields)
+    assert fields.getvalue() == "a          1\nlong name  2\n"
     monkeypatch.setattr("sys.stdout", None)
     print_table(("a",), [("1",)])
 
 
-def test_progress_in_a_pipe_is_a_line_per_step(capsys) -> None:
-    with progress_bar(Messages()) as progress:
-        for done in range(5):
-            progress("first\x1b", done, 10)
-        progress("second", 10, 10)
-    with status(Messages(), "loading") as say:
-        say("comparing")
-        say("comparing")
-    assert capsys.readouterr().err.splitlines() == ["first\\x1b", "second", "loading", "comparing"]
-
-
-def test_quiet_says_nothing(capsys) -> None:
-    with progress_bar(Messages(quiet=True)) as progress, status(Messages(quiet=True), "x") as say:
-        progress("first", 1, 2)
-        say("y")
-    Messages(quiet=True).say("z")
-    assert capsys.readouterr() == ("", "")
+def test_progress_in_a_pipe_is_a_line_per_step_and_quiet_says_nothing(capsys) -> None:
+    for messages in (Messages(), Messages(quiet=True)):
+        with progress_bar(messages) as progress, status(messages, "loading") as say:
+            for done in range(5):
+                progress("first\x1b", done, 10)
+            progress("second", 10, 10)
+            say("comparing")
+            say("comparing")
+        messages.say("end")
+        said = [] if messages.quiet else ["loading", "first\\x1b", "second", "comparing", "end"]
+        shown = capsys.readouterr()
+        assert (shown.out, shown.err.splitlines()) == ("", said)
 
 
 def test_closed_streams_are_no_terminals() -> None:
@@ -74,11 +62,8 @@ def test_closed_streams_are_no_terminals() -> None:
 
 
 def test_a_terminal_is_not_given_what_it_would_obey(monkeypatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr("sys.stdout", terminal)
     TextOutput(shown=True).write("a\x1b[2J\x00\tb\n\x7f\x9bé")
     assert terminal.getvalue() == "a␛[2J␀\tb\n␡\ufffdé"
