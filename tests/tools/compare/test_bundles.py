@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,14 +18,7 @@ from blt_edge.runtime import BltModel, BundleError, GenerationOptions, OptionErr
 from blt_edge.runtime.child import Outcome
 from blt_edge.runtime.errors import BltError
 from blt_edge.tools.compare import bundles as module
-from blt_edge.tools.compare.bundles import (
-    BundleReport,
-    CompareError,
-    CompareOptions,
-    Comparison,
-    compare_bundles,
-    draw_comparison,
-)
+from blt_edge.tools.compare.bundles import CompareError, CompareOptions, Comparison, compare_bundles
 from support.random_models import PARITY_TEXT, RandomModel, base_config, write_random_model
 
 TEXTS = {"english": PARITY_TEXT[:250], "scripts": PARITY_TEXT[700:900]}
@@ -210,50 +204,34 @@ def test_prompts_take_turns_and_begin_with_characters() -> None:
 NEEDS_MATPLOTLIB = "needs matplotlib: pip install 'blt-edge[plot]'"
 
 
-def drawn_comparison(*bits: float) -> Comparison:
-    sizes = {"a <b>.txt": 1000, "c$d$.txt": 1000}
-    unknown = dict.fromkeys(("peak_resident", "peak_private", "tables_resident"))
+@pytest.mark.parametrize("bits", [(1.5, 1.51, 1.7), (1.5, 1.5), (1.5,)])
+def test_a_picture(tmp_path: Path, comparison: Comparison, bits: tuple[float, ...]) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'blt-edge[plot]'")
+    from matplotlib.axes import Axes
+
+    names = ("a <b>.txt", "c$d$.txt")
     reports = [
-        BundleReport(
-            f"/some/where/bundle-{index}",
-            {"encoder": "fp32"},
-            "fp16",
+        replace(
+            comparison.bundles[0],
+            path=f"/some/where/bundle-{index}",
             graph_bytes=10_000_000 // (index + 1),
             table_bytes=5_000_000,
-            texts={name: Tally(bytes=1000, bits=1000 * value) for name in sizes},
-            greedy_leads=[(3, 4)],
-            prefill_bytes_per_second=1000.0,
+            texts={name: Tally(bytes=1000, bits=1000 * value) for name in names},
             decode_bytes_per_second=100.0 * (index + 1),
-            load_seconds=1.0,
-            **unknown,
+            **dict.fromkeys(("peak_resident", "peak_private", "tables_resident")),
         )
         for index, value in enumerate(bits)
     ]
-    return Comparison(reports, CompareOptions(), 128, sizes, {"processor": "Some Processor", "cpus": 2})
-
-
-@pytest.mark.parametrize("bits", [(1.5, 1.51, 1.7), (1.5, 1.5), (1.5,)])
-def test_a_picture(tmp_path: Path, bits: tuple[float, ...]) -> None:
-    pytest.importorskip("matplotlib", reason=NEEDS_MATPLOTLIB)
-    for name, expected in (("out.png", b"\x89PNG\r\n\x1a\n"), ("out.svg", b"bundle-0")):
-        draw_comparison(drawn_comparison(*bits), tmp_path / name)
-        assert expected in (tmp_path / name).read_bytes()
-
-
-def test_points_lie_where_the_figures_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib", reason=NEEDS_MATPLOTLIB)
-    from matplotlib.axes import Axes
-
-    drawn: list[Any] = []
-    scatter = Axes.scatter
-
-    def watched(self: Axes, across: Any, up: Any, **options: Any) -> Any:
-        drawn.append((list(across), list(up), list(options["c"])))
-        return scatter(self, across, up, **options)
-
-    monkeypatch.setattr(Axes, "scatter", watched)
-    draw_comparison(drawn_comparison(1.5, 1.6), tmp_path / "out.png")
-    assert drawn == [([15.0, 10.0], [1.5, 1.6], [100.0, 200.0])] * 2
+    drawn = replace(comparison, bundles=reports, text_bytes=dict.fromkeys(names, 1000))
+    module.draw_comparison(drawn, tmp_path / "out.png")
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    with patch.object(Axes, "scatter", autospec=True, side_effect=Axes.scatter) as scatter:
+        module.draw_comparison(drawn, tmp_path / "out.svg")
+    assert "bundle-0" in (tmp_path / "out.svg").read_text()
+    for call in scatter.call_args_list:
+        assert [*call.args[1]] == pytest.approx([15.0, 10.0, 8.3333][: len(bits)], rel=1e-4)
+        assert ([*call.args[2]], [*call.kwargs["c"]]) == ([*bits], [100.0, 200.0, 300.0][: len(bits)])
+    assert scatter.call_count == 2
 
 
 @pytest.mark.parametrize(
@@ -268,9 +246,3 @@ def test_names_do_not_cover_each_other(bits: tuple[float, ...]) -> None:
         if abs(sizes[one] - sizes[other]) < 5:
             heights = [bits[at] / point + places[at][1] for at in (one, other)]
             assert abs(heights[0] - heights[1]) >= 12
-
-
-def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(BltError, match=r"pip install 'blt-edge\[plot\]'"):
-        draw_comparison(drawn_comparison(1.5), tmp_path / "out.png")
