@@ -62,11 +62,13 @@ def own_bundle(tiny_model: TinyModel, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cli() -> Cli:
-    """`cli("score", "-m", bundle, ..., stdin=b"...")` -> click's Result (exit_code, stdout, stderr)."""
+    """`cli("score", ..., stdin=b"...", code=0)` -> click's Result (stdout, stderr); code is asserted."""
     from blt_edge.tools.cli.program import program
 
-    def run(*arguments: object, stdin: bytes = b"") -> Result:
-        return CliRunner().invoke(program, list(map(str, arguments)), input=stdin)
+    def run(*arguments: object, stdin: bytes = b"", code: int | None = None) -> Result:
+        result = CliRunner().invoke(program, list(map(str, arguments)), input=stdin)
+        assert code in (None, result.exit_code), result.stderr
+        return result
 
     return run
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from blt_edge.runtime.names import STAGES
@@ -18,33 +20,31 @@ def parts(table: str) -> tuple[str, ...]:
 @pytest.fixture
 def bundle(cli, tiny_model, tmp_path: Path) -> Path:
     """The tiny bundle with two stages in float16."""
-    output = tmp_path / "half"
-    result = cli("quantize", tiny_model.bundle, "-o", output, "--precision", "latent=fp16,decoder=fp16")
-    assert result.exit_code == 0, result.stderr
-    return output
+    precision = ("--precision", "latent=fp16,decoder=fp16")
+    cli("quantize", tiny_model.bundle, "-o", tmp_path / "half", *precision, code=0)
+    return tmp_path / "half"
 
 
 def test_an_engine_is_built_used_and_shown(cli, bundle: Path) -> None:
-    before = cli("generate", "-m", bundle, "-p", "Once", "-n", 8, "--json", "-")
+    generate = ("generate", "-m", bundle, "-p", "Once", "-n", 8, "--json", "-")
+    before = cli(*generate)
     assert json.loads(before.stdout)["engine"]["name"] == "portable graphs"
     assert f"blt-edge build {bundle}" in before.stderr
-    built = cli("build", bundle)
-    assert built.exit_code == 0, built.stderr
+    built = cli("build", bundle, code=0)
     engine = Path(built.stdout.strip())
     assert engine.parent == bundle / "engines"
     assert parts(built.stderr) == STAGES
-    after = cli("generate", "-m", bundle, "-p", "Once", "-n", 8, "--json", "-")
-    used = {"name": f"engines/{engine.name}", "device": "CPU", "reason": None}
-    assert json.loads(after.stdout)["engine"] == used
+    after = cli(*generate)
+    name = f"engines/{engine.name}"
+    assert json.loads(after.stdout)["engine"] == {"name": name, "device": "CPU", "reason": None}
     assert json.loads(after.stdout)["data_base64"] == json.loads(before.stdout)["data_base64"]
-    assert after.stderr.endswith(f"engine: engines/{engine.name}\n")
-    assert f"engines/{engine.name}" in cli("inspect", bundle).stdout
-    again = cli("build", bundle, "-q")
-    assert (again.exit_code, again.stdout, again.stderr) == (0, built.stdout, "")
+    assert after.stderr.endswith(f"engine: {name}\n")
+    assert name in cli("inspect", bundle).stdout
+    again = cli("build", bundle, "-q", code=0)
+    assert (again.stdout, again.stderr) == (built.stdout, "")
     document = json.loads(cli("build", bundle, "-q", "--json", "-").stdout)
-    assert document["form"] == str(engine)
+    assert (document["form"], document["built_for"]["target"]) == (str(engine), "onnxruntime")
     assert document["files"]["latent.onnx"] == (engine / "latent.onnx").stat().st_size
-    assert document["built_for"]["target"] == "onnxruntime"
 
 
 def test_a_damaged_engine_is_told_of(cli, bundle: Path) -> None:
@@ -52,8 +52,7 @@ def test_a_damaged_engine_is_told_of(cli, bundle: Path) -> None:
     path = engine / "latent.onnx"
     path.write_bytes(b"x" + path.read_bytes()[1:])
     (engine.parent / "onnxruntime-0123456789abcdef").mkdir()
-    shown = cli("inspect", bundle, "--verify")
-    assert shown.exit_code == 0
+    shown = cli("inspect", bundle, "--verify", code=0)
     assert "portable graphs: latent.onnx was changed" in shown.stdout
     mended = cli("build", bundle)
     assert Path(mended.stdout.strip()) == engine
@@ -62,38 +61,17 @@ def test_a_damaged_engine_is_told_of(cli, bundle: Path) -> None:
 
 
 def test_a_dry_run_writes_nothing(cli, tiny_model) -> None:
-    shown = cli("build", tiny_model.bundle, "--dry-run")
-    assert (shown.exit_code, shown.stderr) == (0, "")
-    assert parts(shown.stdout) == STAGES
+    shown = cli("build", tiny_model.bundle, "--dry-run", code=0)
+    assert (parts(shown.stdout), shown.stderr) == (STAGES, "")
     assert f"would write {tiny_model.bundle}/engines/onnxruntime-" in shown.stdout
     assert not (tiny_model.bundle / "engines").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--target", "x"], "--target: got 'x', this version has onnxruntime or tensorrt or tensorrt-rtx"),
-        (["--max-patches", "9"], "--max-patches is for --target tensorrt and tensorrt-rtx; leave it out"),
-        (["--compute-capability", "8.6", "--dry-run"], "--compute-capability is for --target tensorrt"),
-        (["--dry-run", "--json", "-"], "--json is for what was built"),
-        (["--target", "tensorrt-rtx", "--max-bytes", "501"], "--max-bytes is 501; allowed is"),
-        (["--target", "tensorrt", "--workspace", "x"], "--workspace: got 'x'; give an amount such as"),
-    ],
-)
-def test_refusals(cli, tiny_model, arguments: list[str], message: str) -> None:
-    result = cli("build", tiny_model.bundle, *arguments)
-    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert message in result.stderr
-    assert not (tiny_model.bundle / "engines").exists()
-
-
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
-def test_what_to_install_is_told(cli, tiny_model, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_what_to_install_is_told(refused, tiny_model, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for module in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
         monkeypatch.setitem(sys.modules, module, None)
-    result = cli("build", tiny_model.bundle, "--target", name)
-    assert result.exit_code == 1
-    assert f"pip install 'blt-edge[{name}]'" in result.stderr
+    assert f"pip install 'blt-edge[{name}]'" in refused("build", tiny_model.bundle, "--target", name, code=1)
 
 
 def test_the_demos_engines_are_built_and_told_of(cli, tmp_path: Path) -> None:
@@ -101,27 +79,23 @@ def test_the_demos_engines_are_built_and_told_of(cli, tmp_path: Path) -> None:
         "tensorrt_rtx_bindings", reason="needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
     )
     bundle = tmp_path / "demo"
-    assert cli("export", "demo", "-o", bundle, "--no-validate", "-q").exit_code == 0
+    cli("export", "demo", "-o", bundle, "--no-validate", "-q", code=0)
     target = ("--target", "tensorrt-rtx", "--compute-capability", "8.6", "--max-patches", "1000")
-    planned = cli("build", bundle, *target, "--dry-run")
-    assert (planned.exit_code, planned.stderr) == (0, "")
-    assert "latent   past          1 to 1000, tuned for 512  1 to 1000, tuned for 512" in planned.stdout
+    planned = cli("build", bundle, *target, "--dry-run", code=0)
+    assert planned.stderr == ""
+    assert "1 to 1000, tuned for 512" in planned.stdout
     assert not (bundle / "engines").exists()
-    built = cli("build", bundle, *target)
-    assert built.exit_code == 0, built.stderr
+    built = cli("build", bundle, *target, code=0)
     engine = Path(built.stdout.strip())
     assert f"would write {engine}: about " in planned.stdout
-    assert {path.name for path in engine.iterdir()} == {
-        "engine.json",
-        "self_test.bin",
-        *(f"{stage}.plan" for stage in STAGES),
-    }
-    assert "for texts of up to 16384 bytes and 1000 patches, patches of up to 512 bytes" in built.stderr
+    plans = {f"{stage}.plan" for stage in STAGES}
+    assert {path.name for path in engine.iterdir()} == {"engine.json", "self_test.bin", *plans}
+    assert "up to 16384 bytes and 1000 patches" in built.stderr
     # Here is no GPU, or another: they are compared where they are loaded.
-    assert "not run yet: this machine has no GPU of compute capability 8.6; " in built.stderr
+    assert "no GPU of compute capability 8.6" in built.stderr
     assert json.loads((engine / "engine.json").read_text())["proven"] is False
-    again = cli("build", bundle, *target)
-    assert (again.exit_code, again.stdout) == (0, built.stdout)
+    again = cli("build", bundle, *target, code=0)
+    assert again.stdout == built.stdout
     assert again.stderr == "they are there already, and sound; --force builds them again\n"
     # Neither target's engines are the other's old ones.
     assert "to remove by hand" not in cli("build", bundle).stderr
@@ -135,34 +109,26 @@ def test_what_an_old_tensorrt_refuses_is_told_before(
     from blt_edge.runtime.backends.tensorrt import TensorRtModule
     from blt_edge.runtime.errors import BackendError
 
-    def crash(*arguments: object) -> None:
-        raise BackendError("patcher.onnx: TensorRT crashed")
+    crash = Mock(side_effect=BackendError("patcher.onnx: TensorRT crashed"))
+    monkeypatch.setattr(build_tensorrt, "build_in_child", crash)
+    monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: "8.7")
 
-    def built(version: str, model: Path, *options: str) -> list[str]:
-        monkeypatch.setattr(
-            build_tensorrt, "load_tensorrt", lambda target: TensorRtModule(target, version, None)
-        )
-        result = cli("build", model, "--target", "tensorrt", "-q", *options)
+    def warnings(version: str, model: Path, *options: str) -> list[str]:
+        loaded = TensorRtModule("tensorrt", version, None)
+        monkeypatch.setattr(build_tensorrt, "load_tensorrt", lambda target: loaded)
+        code = 0 if options else 1
+        result = cli("build", model, "--target", "tensorrt", "-q", *options, code=code)
         lines = result.stderr.splitlines()
-        if not options:
-            assert result.exit_code == 1
-            assert lines.pop() == "blt-edge: error: patcher.onnx: TensorRT crashed"
+        assert options or lines.pop() == "blt-edge: error: patcher.onnx: TensorRT crashed"
         return lines
 
-    monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: "8.7")
-    monkeypatch.setattr(build_tensorrt, "build_in_child", crash)
     blocks = tmp_path / "blocks"
     mix = ("--precision", "encoder=int8w,latent=fp16,decoder=fp16")
-    changed = cli("quantize", tiny_model.bundle, "-o", blocks, *mix)
-    assert changed.exit_code == 0, changed.stderr
+    cli("quantize", tiny_model.bundle, "-o", blocks, *mix, code=0)
     for options in ((), ("--dry-run",)):
-        (line,) = built("10.3.0", blocks, *options)
-        assert line.startswith(
-            "warning: TensorRT 10.3.0 will probably refuse encoder: int8 has a scale for each block; "
-            "only int4 may (encoder"
+        (line,) = warnings("10.3.0", blocks, *options)
+        assert re.match(
+            r"warning: TensorRT 10\.3\.0 will probably refuse encoder: int8 .*only int4 may", line
         )
-        assert line.endswith(
-            "; export or quantize with --precision patcher=fp32,encoder=fp16,latent=fp16,decoder=fp16"
-        )
-    assert built("10.3.0", bundle) == []
-    assert built("10.13.0", blocks) == []
+        assert line.endswith("--precision patcher=fp32,encoder=fp16,latent=fp16,decoder=fp16")
+    assert warnings("10.3.0", bundle) == warnings("10.13.0", blocks) == []

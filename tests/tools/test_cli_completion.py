@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-BIN = str(Path(sys.executable).parent)
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
 
 
 def offered(*words: str) -> list[str]:
@@ -27,31 +27,24 @@ def offered(*words: str) -> list[str]:
     return told.stdout.split()
 
 
-def test_verbs_and_nothing_imported() -> None:
-    assert offered("blt-edge", "") == [f"plain,{verb}" for verb in VERBS]
-    assert offered("blt-edge", "--ver") == ["plain,--version"]
+def test_nothing_heavy_is_imported() -> None:
     heavy = ("numpy", "rich", "onnxruntime", "onnx", "blt_edge.tools.cli.export", "blt_edge.tools.cli.score")
     code = f"""
-import sys
+import atexit, sys
+atexit.register(lambda: print("loaded:", [name for name in {heavy!r} if name in sys.modules]))
 from blt_edge.tools.cli import main
-try:
-    main()
-except SystemExit as left:
-    assert left.code == 0
-print("loaded:", [name for name in {heavy!r} if name in sys.modules])
+main()
 """
-    for words, verbs in (("blt-edge ex", "1"), ("blt-edge generate --dr", "2")):
-        asked = {COMPLETION: "bash_complete", "COMP_WORDS": words, "COMP_CWORD": verbs}
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | asked, capture_output=True, text=True, check=True
-        )
+    for words, last in (("blt-edge ex", "1"), ("blt-edge generate --dr", "2")):
+        asked = {**os.environ, COMPLETION: "bash_complete", "COMP_WORDS": words, "COMP_CWORD": last}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=asked, capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "loaded: []"
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_options_of_a_verb(verb: str) -> None:
     command = program.get_command(click.Context(program), verb)
-    assert command is not None
     options = [option for option in command.params if isinstance(option, click.Option)]
     flags = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
     told = {word.removeprefix("plain,") for word in offered("blt-edge", verb, "-")}
@@ -61,6 +54,8 @@ def test_options_of_a_verb(verb: str) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        (("",), [f"plain,{verb}" for verb in VERBS]),
+        (("--ver",), ["plain,--version"]),
         (("generate", "--draft", "l"), ["plain,lookup"]),
         (("generate", "--draft=l"), ["plain,lookup"]),
         (("generate", "-m", ""), ["dir,"]),
@@ -83,14 +78,11 @@ def test_values(words: tuple[str, ...], expected: list[str]) -> None:
     assert offered("blt-edge", *words) == expected
 
 
-def test_demo_alone_where_no_folder_begins_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_and_options_where_no_argument_is_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert offered("blt-edge", "export", "de") == ["plain,demo"]
     (tmp_path / "demo-bundle").mkdir()
     assert offered("blt-edge", "export", "de") == ["plain,demo", "dir,de"]
-
-
-def test_a_verb_offers_its_options_where_no_argument_is_open() -> None:
     assert "plain,--temperature" in offered("blt-edge", "generate", "")
 
 
@@ -108,17 +100,11 @@ def test_an_unknown_question_is_one_line(asked: str) -> None:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_scripts_say_how_to_install_them(cli, shell: str) -> None:
-    done = cli("completion", shell)
-    assert (done.exit_code, done.stderr) == (0, "")
+    done = cli("completion", shell, code=0)
     head = done.stdout.splitlines()[:2]
     assert any(line.startswith("# ") and f"blt-edge completion {shell}" in line for line in head)
-    assert COMPLETION in done.stdout
-    if shell == "zsh":
-        assert head[0] == "#compdef blt-edge"
-
-
-def test_an_unknown_shell_is_one_line(refused) -> None:
-    assert refused("completion", "csh") == "SHELL: got 'csh', this version has bash or zsh or fish\n"
+    assert (done.stderr, COMPLETION in done.stdout) == ("", True)
+    assert shell != "zsh" or head[0] == "#compdef blt-edge"
 
 
 # Real shells.
@@ -132,47 +118,42 @@ def test_bash_at_a_terminal(tmp_path: Path) -> None:
     (tmp_path / "text.txt").touch()
     shell = ["bash", "--norc", "--noprofile", "-i"]
     start = f"import os; os.chdir({str(tmp_path)!r}); os.execvp('bash', {shell})"
-    environment = {"PATH": f"{BIN}:{os.environ['PATH']}", "PS1": "$ ", "TERM": "dumb"}
-    bash = terminal.Terminal(start, [], environment)
-    bash.type('bind "set enable-bracketed-paste off"; eval "$(blt-edge completion bash)"; echo rea""dy\n')
-    bash.wait_for("\nready\n")
+    bash = terminal.Terminal(start, [], {"PATH": PATH, "PS1": "$ ", "TERM": "dumb"})
+    prepare = 'bind "set enable-bracketed-paste off"; eval "$(blt-edge completion bash)"; echo rea""dy\n'
+    bash.ask(prepare, "\nready\n")
     for typed, completed in (
         ("blt-edge gen", "blt-edge generate "),
         ("blt-edge generate --draft lo", "--draft lookup "),
         ("blt-edge score -m bu", "-m bundle/"),
         ("blt-edge score -m bundle te", "bundle text.txt "),
     ):
-        bash.type(f"{typed}\t")
-        bash.wait_for(completed)
+        bash.ask(f"{typed}\t", completed)
         bash.type("\x15")  # forgets the line
     bash.type("exit\n")
     assert bash.end() == 0
 
 
-@pytest.mark.skipif(shutil.which("fish") is None, reason="needs fish")
-def test_fish(tmp_path: Path) -> None:
+FISH = """
+blt-edge completion fish | source
+complete -C "blt-edge generate --draft l"
+complete -C "blt-edge generate -m b"
+complete -C "blt-edge insp"
+"""
+ZSH = 'autoload -U compinit; compinit -u -D; eval "$(blt-edge completion zsh)"; print $_comps[blt-edge]'
+
+
+@pytest.mark.parametrize(
+    ("shell", "script", "shown"),
+    [
+        ("fish --no-config -c", FISH, ["lookup", "bundle/", "inspect"]),
+        ("zsh -f -c", ZSH, ["_blt_edge_completion"]),
+    ],
+)
+def test_fish_and_zsh(tmp_path: Path, shell: str, script: str, shown: list[str]) -> None:
+    command = [*shell.split(), script]
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"needs {command[0]}")
     (tmp_path / "bundle").mkdir()
-    script = """
-        blt-edge completion fish | source
-        complete -C "blt-edge generate --draft l"
-        complete -C "blt-edge generate -m b"
-        complete -C "blt-edge insp"
-    """
-    shown = _shell(["fish", "--no-config", "-c", script], tmp_path)
-    assert [line.split("\t")[0] for line in shown.splitlines()] == ["lookup", "bundle/", "inspect"]
-
-
-@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
-def test_zsh(tmp_path: Path) -> None:
-    script = """
-        autoload -U compinit; compinit -u -D
-        eval "$(blt-edge completion zsh)"; print $_comps[blt-edge]
-    """
-    assert _shell(["zsh", "-f", "-c", script], tmp_path) == "_blt_edge_completion\n"
-
-
-def _shell(command: list[str], folder: Path) -> str:
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "HOME": str(folder)}
-    return subprocess.run(
-        command, env=environment, cwd=folder, capture_output=True, text=True, check=True, timeout=60
-    ).stdout
+    variables = {**os.environ, "PATH": PATH, "HOME": str(tmp_path)}
+    told = subprocess.check_output(command, env=variables, cwd=tmp_path, text=True, timeout=60)
+    assert [line.split("\t")[0] for line in told.splitlines()] == shown

@@ -7,17 +7,8 @@ from pathlib import Path
 
 import click
 import pytest
+from blt_edge.tools.cli import options
 from blt_edge.tools.cli.generate import command as generate
-from blt_edge.tools.cli.options import (
-    FLAGS,
-    STDIN,
-    CheckpointSource,
-    InputFile,
-    MemorySize,
-    OutputFile,
-    StopString,
-    spread,
-)
 from blt_edge.tools.output import flagged, printable
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,59 +19,60 @@ def converted(kind: click.ParamType, value: str) -> object:
 
 
 @pytest.mark.parametrize(
-    ("text", "count"),
+    ("kind", "text", "value"),
     [
-        ("1000", 1000),
-        ("800MB", 800_000_000),
-        ("1.5g", 1_500_000_000),
-        ("2 GiB", 2 << 30),
-        ("64k", 64_000),
-        ("3KiB", 3072),
+        (options.MemorySize, "1000", 1000),
+        (options.MemorySize, "800MB", 800_000_000),
+        (options.MemorySize, "1.5g", 1_500_000_000),
+        (options.MemorySize, "2 GiB", 2 << 30),
+        (options.MemorySize, "64k", 64_000),
+        (options.MemorySize, "3KiB", 3072),
+        (options.StopString, r"a\r\n\t\0b", b"a\r\n\t\0b"),
+        (options.StopString, r"\x00\xff\xC3", b"\x00\xff\xc3"),
+        (options.StopString, r"caf\u00e9", "café".encode()),
+        (options.StopString, r"\U0001F407", "🐇".encode()),
+        (options.StopString, r"\\n", rb"\n"),
+        (options.StopString, r"\"\'", b"\"'"),
+        (options.StopString, "line\nbreak", b"line\nbreak"),
+        (options.StopString, os.fsdecode(b"\xff"), b"\xff"),
+        *(
+            (options.CheckpointSource, source, source)
+            for source in ("demo", "facebook/blt-1b", "org/name_2.0")
+        ),
     ],
 )
-def test_memory_sizes(text: str, count: int) -> None:
-    assert converted(MemorySize(), text) == count
+def test_values(kind: type[click.ParamType], text: str, value: object, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert converted(kind(), text) == value
 
 
-@pytest.mark.parametrize("text", ["", "0", "0MB", "-1", "1e9", "many", "5XB", "1.GB", "nan", "G"])
-def test_wrong_memory_sizes(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="800MB or"):
-        converted(MemorySize(), text)
-
-
-@pytest.mark.parametrize(
-    ("text", "data"),
-    [
-        (r"a\r\n\t\0b", b"a\r\n\t\0b"),
-        (r"\x00\xff\xC3", b"\x00\xff\xc3"),
-        (r"caf\u00e9", "café".encode()),
-        (r"\U0001F407", "🐇".encode()),
-        (r"\\n", rb"\n"),
-        (r"\"\'", b"\"'"),
-        ("line\nbreak", b"line\nbreak"),
-        (os.fsdecode(b"\xff"), b"\xff"),
+WRONG = {
+    options.MemorySize: ["", "0", "0MB", "-1", "1e9", "many", "5XB", "1.GB", "nan", "G"],
+    options.StopString: ["\\", "a\\", r"\q", r"\x", r"\x1", r"\u12", r"\ud800", r"\U00110000", "", "\\\n"],
+    options.CheckpointSource: [
+        "gone",
+        "/gone/x",
+        "../gone",
+        "a/b/c",
+        "~/gone",
+        "~nobody-of-that-name/x",
+        "name/",
+        "",
     ],
-)
-def test_stop_strings(text: str, data: bytes) -> None:
-    assert converted(StopString(), text) == data
+}
 
 
-@pytest.mark.parametrize(
-    "text", ["\\", "a\\", r"\q", r"\x", r"\x1", r"\u12", r"\ud800", r"\U00110000", "", "\\\n"]
-)
-def test_wrong_stop_strings(text: str) -> None:
-    with pytest.raises(click.BadParameter):
-        converted(StopString(), text)
+@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind in WRONG for text in WRONG[kind]])
+def test_wrong_values(kind: type[click.ParamType], text: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(click.BadParameter, match="800MB or" if kind is options.MemorySize else None):
+        converted(kind(), text)
 
 
-@given(st.binary(min_size=1, max_size=20))
-def test_every_byte_string_can_be_written(data: bytes) -> None:
-    assert converted(StopString(), "".join(f"\\x{byte:02x}" for byte in data)) == data
-
-
-@given(st.text(st.characters(exclude_characters="\\", exclude_categories=["Cs"]), min_size=1))
-def test_text_without_backslash_means_itself(text: str) -> None:
-    assert converted(StopString(), text) == text.encode()
+@given(st.binary(min_size=1), st.text(st.characters(codec="utf-8", exclude_characters="\\"), min_size=1))
+def test_every_byte_string_can_be_written_and_text_means_itself(data: bytes, text: str) -> None:
+    assert converted(options.StopString(), "".join(f"\\x{byte:02x}" for byte in data)) == data
+    assert converted(options.StopString(), text) == text.encode()
 
 
 @pytest.mark.parametrize(
@@ -106,25 +98,10 @@ def test_files_and_standard_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     file = tmp_path / "file"
     file.write_text("x")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
-    for kind, does in ((InputFile(), "read"), (OutputFile(), "written")):
-        assert converted(kind, "-") == STDIN
+    for kind, does in ((options.InputFile(), "read"), (options.OutputFile(), "written")):
+        assert converted(kind, "-") == options.STDIN
         with pytest.raises(click.BadParameter, match=f"can't be {does}; check its permissions"):
             converted(kind, str(file))
-
-
-@pytest.mark.parametrize("source", ["demo", "facebook/blt-1b", "org/name_2.0"])
-def test_sources_that_may_exist(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert converted(CheckpointSource(), source) == source
-
-
-@pytest.mark.parametrize(
-    "source", ["gone", "/gone/x", "../gone", "a/b/c", "~/gone", "~nobody-of-that-name/x", "name/", ""]
-)
-def test_sources_that_cannot_exist(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(click.BadParameter):
-        converted(CheckpointSource(), source)
 
 
 @pytest.mark.parametrize(
@@ -149,4 +126,4 @@ def test_several_files_after_one_flag(
     monkeypatch.chdir(tmp_path)
     for name in ("b1", "b2"):
         (tmp_path / name).mkdir()
-    assert spread(typed.split(), FLAGS) == expected.split()
+    assert options.spread(typed.split(), options.FLAGS) == expected.split()

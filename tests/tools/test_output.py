@@ -1,84 +1,96 @@
-"""Tables, progress, numbers and text as people see them."""
+"""Tables, progress, numbers and text as people see them; documents, written whole or not at all."""
 
 from __future__ import annotations
 
 import io
+import json
+import math
+import os
+from pathlib import Path
 
-from blt_edge.tools.output import (
-    Messages,
-    TextOutput,
-    count,
-    is_terminal,
-    print_fields,
-    print_table,
-    progress_bar,
-    size,
-    status,
-)
+import pytest
+from blt_edge.tools import output
+from blt_edge.tools.cli.documents import read_input, write_json
+from blt_edge.tools.cli.options import STDIN
 
 
 def test_sizes_and_counts() -> None:
     sizes = {0: "0 bytes", 999: "999 bytes", 1500: "1.5 KB", 25.1e6: "25.1 MB", 9.3e9: "9.3 GB"}
-    assert [size(number) for number in sizes] == list(sizes.values())
+    assert [output.size(number) for number in sizes] == list(sizes.values())
     counts = {0: "0", 999: "999", 1234567: "1.2 M", 4.63e9: "4.6 B"}
-    assert [count(number) for number in counts] == list(counts.values())
+    assert [output.count(number) for number in counts] == list(counts.values())
 
 
-def test_a_table_in_a_pipe_is_never_cut() -> None:
+def test_a_table_in_a_pipe_is_never_cut(monkeypatch) -> None:
     out = io.StringIO()
     name = "a/very/long/path/" * 20
-    print_table(("file", ">bytes"), [(name, "1"), ("[bold]x[/bold]\x1b[0m", "234")], out)
+    output.print_table(("file", ">bytes"), [(name, "1"), ("[bold]x[/bold]\x1b[0m", "234")], out)
     header, _, first, second = out.getvalue().splitlines()
-    assert header.split() == ["file", "bytes"]
-    assert first.split() == [name, "1"]
-    assert second.split() == ["[bold]x[/bold]\\x1b[0m", "234"]
+    words = [line.split() for line in (header, first, second)]
+    assert words == [["file", "bytes"], [name, "1"], ["[bold]x[/bold]\\x1b[0m", "234"]]
     assert len(first) == len(second)
     assert not any(line.endswith(" ") for line in out.getvalue().splitlines())
-
-
-def test_fields() -> None:
-    out = io.StringIO()
-    print_fields([("a", "1"), ("long name", "2")], out)
-    assert out.getvalue() == "a          1\nlong name  2\n"
-
-
-def test_a_table_without_stdout_is_nothing(monkeypatch) -> None:
+    fields = io.StringIO()
+    output.print_fields([("a", "1"), ("long name", "2")], fields)
+    assert fields.getvalue() == "a          1\nlong name  2\n"
     monkeypatch.setattr("sys.stdout", None)
-    print_table(("a",), [("1",)])
+    output.print_table(("a",), [("1",)])
 
 
-def test_progress_in_a_pipe_is_a_line_per_step(capsys) -> None:
-    with progress_bar(Messages()) as progress:
-        for done in range(5):
-            progress("first\x1b", done, 10)
-        progress("second", 10, 10)
-    with status(Messages(), "loading") as say:
-        say("comparing")
-        say("comparing")
-    assert capsys.readouterr().err.splitlines() == ["first\\x1b", "second", "loading", "comparing"]
-
-
-def test_quiet_says_nothing(capsys) -> None:
-    with progress_bar(Messages(quiet=True)) as progress, status(Messages(quiet=True), "x") as say:
-        progress("first", 1, 2)
-        say("y")
-    Messages(quiet=True).say("z")
-    assert capsys.readouterr() == ("", "")
+def test_progress_in_a_pipe_is_a_line_per_step_and_quiet_says_nothing(capsys) -> None:
+    for messages in (output.Messages(), output.Messages(quiet=True)):
+        with output.progress_bar(messages) as progress, output.status(messages, "loading") as say:
+            for done in range(5):
+                progress("first\x1b", done, 10)
+            progress("second", 10, 10)
+            say("comparing")
+            say("comparing")
+        messages.say("end")
+        said = [] if messages.quiet else ["loading", "first\\x1b", "second", "comparing", "end"]
+        shown = capsys.readouterr()
+        assert (shown.out, shown.err.splitlines()) == ("", said)
 
 
 def test_closed_streams_are_no_terminals() -> None:
     closed = io.StringIO()
     closed.close()
-    assert not is_terminal(closed)
-    assert not is_terminal(None)
+    assert not output.is_terminal(closed)
+    assert not output.is_terminal(None)
 
 
 def test_a_terminal_is_not_given_what_it_would_obey(monkeypatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal = Terminal()
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
     monkeypatch.setattr("sys.stdout", terminal)
-    TextOutput(shown=True).write("a\x1b[2J\x00\tb\n\x7f\x9bé")
+    output.TextOutput(shown=True).write("a\x1b[2J\x00\tb\n\x7f\x9bé")
     assert terminal.getvalue() == "a␛[2J␀\tb\n␡\ufffdé"
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    target.write_text("old")
+    with pytest.raises(TypeError):
+        write_json(target, {"no": object()})
+    assert target.read_text() == "old"
+    write_json(target, {"text": "é\n", "nan": math.nan, "list": [1, (math.inf,)]})
+    assert json.loads(target.read_text()) == {"text": "é\n", "nan": "nan", "list": [1, ["inf"]]}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("name", ["あ" * 83 + ".json", "a" * 250 + ".json"])
+def test_a_name_as_long_as_names_may_be(tmp_path: Path, name: str) -> None:
+    write_json(tmp_path / name, {"a": 1})
+    assert [json.loads(path.read_text()) for path in tmp_path.iterdir()] == [{"a": 1}]
+
+
+def test_an_error_names_the_file_that_was_asked_for_and_a_device_is_not_replaced(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as missing:
+        write_json(tmp_path / "nowhere" / "file", {})
+    assert missing.value.filename == str(tmp_path / "nowhere" / "file")
+    write_json(Path(os.devnull), {"a": 1})
+    assert not Path(os.devnull).is_file()
+
+
+def test_missing_stdin_is_empty(monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert read_input(STDIN, output.Messages(), "the prompt") == b""

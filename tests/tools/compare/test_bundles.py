@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,14 +18,7 @@ from blt_edge.runtime import BltModel, BundleError, GenerationOptions, OptionErr
 from blt_edge.runtime.child import Outcome
 from blt_edge.runtime.errors import BltError
 from blt_edge.tools.compare import bundles as module
-from blt_edge.tools.compare.bundles import (
-    BundleReport,
-    CompareError,
-    CompareOptions,
-    Comparison,
-    compare_bundles,
-    draw_comparison,
-)
+from blt_edge.tools.compare.bundles import CompareError, CompareOptions, Comparison, compare_bundles
 from support.random_models import PARITY_TEXT, RandomModel, base_config, write_random_model
 
 TEXTS = {"english": PARITY_TEXT[:250], "scripts": PARITY_TEXT[700:900]}
@@ -35,90 +29,77 @@ OPTIONS = CompareOptions(
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The same model with float32 and int4 tables."""
+    """The same model with float32 and int4 tables, and another with float32."""
     from blt_edge.export import export_checkpoint
 
     folder = tmp_path_factory.mktemp("compare")
     config = base_config(encoder={"max_position_embeddings": 400})
-    write_random_model(RandomModel("tiny", config, share=0.3), folder / "checkpoint")
+    for seed in (0, 1):
+        write_random_model(RandomModel("tiny", config, share=0.3, seed=seed), folder / f"checkpoint-{seed}")
     return [
-        export_checkpoint(folder / "checkpoint", folder / tables, tables=tables)
-        for tables in ("fp32", "int4")
+        export_checkpoint(folder / f"checkpoint-{seed}", folder / name, tables=tables)
+        for name, seed, tables in (("fp32", 0, "fp32"), ("int4", 0, "int4"), ("other", 1, "fp32"))
     ]
 
 
 @pytest.fixture(scope="module")
+def models(bundles: list[Path]) -> list[BltModel]:
+    return [BltModel.load(bundle, threads=1) for bundle in bundles[:2]]
+
+
+@pytest.fixture(scope="module")
 def comparison(bundles: list[Path]) -> Comparison:
-    return compare_bundles(bundles, TEXTS, OPTIONS)
+    return compare_bundles(bundles[:2], TEXTS, OPTIONS)
 
 
-def windows(data: bytes) -> list[bytes]:
-    return [data[at : at + 100] for at in range(0, len(data), 100)]
+@pytest.mark.parametrize("name", TEXTS)
+def test_predictions_and_boundaries(models: list[BltModel], comparison: Comparison, name: str) -> None:
+    data = TEXTS[name]
+    windows = [data[at : at + 100] for at in range(0, len(data), 100)]
+    targets = [byte + 4 for byte in data]
+    logits = (np.concatenate([model.logits(window)[:-1] for window in windows]) for model in models)
+    # Bits, straight from the definition: these logits are far from overflow.
+    exponentials = (np.exp(part.astype(np.float64)) for part in logits)
+    first, second = (np.log2(part / part.sum(1, keepdims=True)) for part in exponentials)
+    base, other = (report.texts[name] for report in comparison.bundles)
+    assert base.bytes == other.bytes == comparison.text_bytes[name] == len(data)
+    for tally, part in ((base, first), (other, second)):
+        loss = -part[np.arange(len(targets)), targets].mean()
+        assert tally.bits_per_byte == pytest.approx(float(loss), rel=1e-6)
+    kl = (np.exp2(first) * (first - second)).sum(1).mean()
+    assert other.mean_divergence == pytest.approx(float(kl), rel=1e-4)
+    assert other.argmax_agreement == float((first.argmax(1) == second.argmax(1)).mean()) < 1
+    assert (base.mean_divergence, base.argmax_agreement, base.boundary_recall) == (0, 1, 1)
+    own = common = 0
+    for window in windows:
+        lengths = [model.patch_lengths(window) for model in models]
+        before, after = (set(np.cumsum(part).tolist()) - {1, len(window) + 1} for part in lengths)
+        own += len(after)
+        common += len(before & after)
+    assert (other.boundaries, other.common_boundaries) == (own, common)
+    assert own > 10
 
 
-def test_predictions(bundles: list[Path], comparison: Comparison) -> None:
-    models = [BltModel.load(bundle, threads=1) for bundle in bundles]
-    for name, text in TEXTS.items():
-        pairs, targets = [], []
-        for window in windows(text):
-            pairs.append([model.logits(window)[:-1] for model in models])
-            targets += [byte + 4 for byte in window]
-        logits = (np.concatenate(part).astype(np.float64) for part in zip(*pairs, strict=True))
-        # Bits, straight from the definition: these logits are far from overflow.
-        first, second = (np.log2(np.exp(part) / np.exp(part).sum(1, keepdims=True)) for part in logits)
-        kl = (np.exp2(first) * (first - second)).sum(1).mean()
-        losses = [-part[np.arange(len(targets)), targets].mean() for part in (first, second)]
-        same = (first.argmax(1) == second.argmax(1)).mean()
-        base, other = (report.texts[name] for report in comparison.bundles)
-        assert base.bytes == other.bytes == comparison.text_bytes[name] == len(text)
-        assert base.bits_per_byte == pytest.approx(float(losses[0]), rel=1e-6)
-        assert other.bits_per_byte == pytest.approx(float(losses[1]), rel=1e-6)
-        assert other.mean_divergence == pytest.approx(float(kl), rel=1e-4)
-        assert other.argmax_agreement == float(same) < 1
-        assert (base.mean_divergence, base.argmax_agreement, base.boundary_recall) == (0, 1, 1)
-
-
-def test_boundaries_are_those_of_the_models(bundles: list[Path], comparison: Comparison) -> None:
-    models = [BltModel.load(bundle, threads=1) for bundle in bundles]
-    for name, text in TEXTS.items():
-        own = common = 0
-        for window in windows(text):
-            lengths = [model.patch_lengths(window) for model in models]
-            first, second = (set(np.cumsum(part).tolist()) - {1, len(window) + 1} for part in lengths)
-            own += len(second)
-            common += len(first & second)
-        tally = comparison.bundles[1].texts[name]
-        assert (tally.boundaries, tally.common_boundaries) == (own, common)
-        assert own > 10
-
-
-def test_greedy_lead(bundles: list[Path], comparison: Comparison) -> None:
+def test_greedy_lead(models: list[BltModel], comparison: Comparison) -> None:
     prompts = module._prompts(list(TEXTS.values()), 3)
     assert len(prompts) == 3
-    options = GenerationOptions(max_new_bytes=10)
-    models = [BltModel.load(bundle, threads=1) for bundle in bundles]
     for index, prompt in enumerate(prompts):
-        first, second = (model.generate(prompt, options).data for model in models)
-        same = [a == b for a, b in zip(first, second, strict=False)]
-        lead = (*same, False).index(False)
-        assert comparison.bundles[0].greedy_leads[index] == (len(first), len(first))
-        assert comparison.bundles[1].greedy_leads[index] == (lead, len(first))
+        first, second = (model.generate(prompt, GenerationOptions(max_new_bytes=10)).data for model in models)
+        lead = (*(a == b for a, b in zip(first, second, strict=False)), False).index(False)
+        leads = [report.greedy_leads[index] for report in comparison.bundles]
+        assert leads == [(len(first), len(first)), (lead, len(first))]
 
 
-def test_sizes_speed_and_memory(bundles: list[Path], comparison: Comparison) -> None:
-    for bundle, report in zip(bundles, comparison.bundles, strict=True):
+def test_sizes_speed_memory_and_json(bundles: list[Path], comparison: Comparison) -> None:
+    assert [report.tables for report in comparison.bundles] == ["fp32", "int4"]
+    for bundle, report in zip(bundles, comparison.bundles, strict=False):
         on_disk = {path.name: path.stat().st_size for path in bundle.iterdir()}
         assert report.table_bytes == on_disk["tables.bin"]
         assert report.graph_bytes == sum(size for name, size in on_disk.items() if ".onnx" in name)
-        assert report.prefill_bytes_per_second > 0
-        assert report.decode_bytes_per_second > 0
+        assert min(report.prefill_bytes_per_second, report.decode_bytes_per_second) > 0
         if Path("/proc/self/smaps").exists():
             assert 10_000_000 < report.peak_private < report.peak_resident < 1_000_000_000
             assert 0 < report.tables_resident <= report.table_bytes + 4096
-    assert [report.tables for report in comparison.bundles] == ["fp32", "int4"]
-
-
-def test_it_is_json(comparison: Comparison) -> None:
     document = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
     second = document["bundles"][1]
     assert second["total"]["sums"]["bytes"] == 450
@@ -126,20 +107,13 @@ def test_it_is_json(comparison: Comparison) -> None:
     assert document["machine"]["cpus"] == os.cpu_count()
 
 
-def test_another_checkpoint_is_noted(bundles: list[Path], tmp_path: Path) -> None:
-    from blt_edge.export import export_checkpoint
-
-    config = base_config(encoder={"max_position_embeddings": 400})
-    write_random_model(RandomModel("other", config, share=0.3, seed=1), tmp_path / "checkpoint")
-    other = export_checkpoint(tmp_path / "checkpoint", tmp_path / "bundle")
-    report = compare_bundles([bundles[0], other], {"t": b"some text"}, OPTIONS).bundles[1]
-    assert report.note == "made from another checkpoint than the first bundle"
-
-
-def test_progress_names_bundle_and_phase(bundles: list[Path]) -> None:
+def test_progress_names_bundle_and_phase_and_another_checkpoint_is_noted(bundles: list[Path]) -> None:
     said: dict[str, None] = {}
-    compare_bundles(bundles[:1], {"t": b"text"}, OPTIONS, lambda what, done, total: said.update({what: None}))
-    assert [*said] == [f"fp32: {phase}" for phase in ("loading", "timing", "greedy texts", "text 1 of 1")]
+    pair = [bundles[0], bundles[2]]
+    compared = compare_bundles(pair, {"t": b"text"}, OPTIONS, lambda what, *_: said.update({what: None}))
+    phases = ("loading", "timing", "greedy texts", "text 1 of 1")
+    assert [*said] == [f"{name}: {phase}" for name in ("fp32", "other") for phase in phases]
+    assert "another checkpoint" in str(compared.bundles[1].note)
 
 
 # What can't be compared.
@@ -148,21 +122,19 @@ def test_progress_names_bundle_and_phase(bundles: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("texts", "options", "line"),
     [
-        ({}, {}, "there is no text to compare on"),
-        ({"a.txt": b""}, {}, "text a.txt is empty"),
-        ({"a": b"x"}, {"context": 401}, "context: got 401, .*fp32 has 400 positions"),
+        ({}, {}, "no text"),
+        ({"a.txt": b""}, {}, r"a\.txt is empty"),
+        ({"a": b"x"}, {"context": 401}, "context: got 401, .*fp32 has 400"),
+        *(
+            ({"a": b"x"}, {name: value}, f"{name} is {value}; allowed is")
+            for name in ("context", "max_bytes", "prompts", "lead_bytes", "new_bytes", "threads")
+            for value in (-1, 1.5, True)
+        ),
     ],
 )
-def test_refusals(bundles: list[Path], texts: dict[str, bytes], options: dict[str, int], line: str) -> None:
+def test_refusals(bundles: list[Path], texts: dict[str, bytes], options: dict[str, Any], line: str) -> None:
     with pytest.raises(OptionError, match=line):
-        compare_bundles(bundles, texts, CompareOptions(**options))
-
-
-@pytest.mark.parametrize("name", ["context", "max_bytes", "prompts", "lead_bytes", "new_bytes", "threads"])
-@pytest.mark.parametrize("value", [-1, 1.5, True])
-def test_options_out_of_range(name: str, value: object) -> None:
-    with pytest.raises(OptionError, match=f"{name} is {value}; allowed is a whole number from"):
-        CompareOptions(**{name: value})
+        compare_bundles(bundles[:2], texts, CompareOptions(**options))
 
 
 def test_a_damaged_bundle_is_named(bundles: list[Path], tmp_path: Path) -> None:
@@ -179,18 +151,14 @@ def test_a_damaged_bundle_is_named(bundles: list[Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("outcome", "kind", "line"),
     [
-        (Outcome(death="crashed (SIGSEGV)"), CompareError, r"its process crashed \(SIGSEGV\); close other"),
+        (Outcome(death="crashed (SIGSEGV)"), CompareError, r"crashed \(SIGSEGV\)"),
         (Outcome(error=MemoryError()), CompareError, "out of memory"),
         (Outcome(error=OptionError("threads")), OptionError, "threads"),
         (Outcome(error=BltError("broken")), CompareError, "broken"),
     ],
 )
 def test_a_process_that_ends_early(
-    bundles: list[Path],
-    monkeypatch: pytest.MonkeyPatch,
-    outcome: Outcome,
-    kind: type[BltError],
-    line: str,
+    bundles: list[Path], monkeypatch, outcome: Outcome, kind: type[BltError], line: str
 ) -> None:
     monkeypatch.setattr(module, "run_child", lambda *_: outcome)
     with pytest.raises(kind, match=line):
@@ -199,8 +167,8 @@ def test_a_process_that_ends_early(
 
 def test_no_room_for_predictions(bundles: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(CompareError, match="predictions need 4160 bytes, 1 are free; set TMPDIR"):
-        compare_bundles(bundles, {"t": b"text"}, OPTIONS)
+    with pytest.raises(CompareError, match=r"need 4160 bytes.*TMPDIR"):
+        compare_bundles(bundles[:2], {"t": b"text"}, OPTIONS)
 
 
 # Which parts of a text are read.
@@ -212,7 +180,6 @@ def test_no_room_for_predictions(bundles: list[Path], monkeypatch: pytest.Monkey
         (25, None, [(0, 10), (10, 20), (20, 25)]),
         (25, 100, [(0, 10), (10, 20), (20, 25)]),
         (100, 35, [(0, 10), (30, 40), (60, 70)]),
-        (100, 10, [(0, 10)]),
         (100, 7, [(0, 7)]),
         (1, None, [(0, 1)]),
     ],
@@ -222,8 +189,7 @@ def test_windows(length: int, most: int | None, expected: list[tuple[int, int]])
 
 
 def test_prompts_take_turns_and_begin_with_characters() -> None:
-    texts = ["ไทย".encode() * 100, b"ascii " * 100]
-    prompts = module._prompts(texts, 20)
+    prompts = module._prompts(["ไทย".encode() * 100, b"ascii " * 100], 20)
     assert len(prompts) == 20
     assert len(set(prompts[::2])) > 1
     for prompt in prompts[::2]:
@@ -238,52 +204,34 @@ def test_prompts_take_turns_and_begin_with_characters() -> None:
 NEEDS_MATPLOTLIB = "needs matplotlib: pip install 'blt-edge[plot]'"
 
 
-def drawn_comparison(*bits: float) -> Comparison:
+@pytest.mark.parametrize("bits", [(1.5, 1.51, 1.7), (1.5, 1.5), (1.5,)])
+def test_a_picture(tmp_path: Path, comparison: Comparison, bits: tuple[float, ...]) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'blt-edge[plot]'")
+    from matplotlib.axes import Axes
+
+    names = ("a <b>.txt", "c$d$.txt")
     reports = [
-        BundleReport(
+        replace(
+            comparison.bundles[0],
             path=f"/some/where/bundle-{index}",
-            precisions={"encoder": "fp32"},
-            tables="fp16",
             graph_bytes=10_000_000 // (index + 1),
             table_bytes=5_000_000,
-            texts={name: Tally(bytes=1000, bits=1000 * value) for name in ("a <b>.txt", "c$d$.txt")},
-            greedy_leads=[(3, 4)],
-            prefill_bytes_per_second=1000.0,
+            texts={name: Tally(bytes=1000, bits=1000 * value) for name in names},
             decode_bytes_per_second=100.0 * (index + 1),
-            load_seconds=1.0,
-            peak_resident=None,
-            peak_private=None,
-            tables_resident=None,
+            **dict.fromkeys(("peak_resident", "peak_private", "tables_resident")),
         )
         for index, value in enumerate(bits)
     ]
-    sizes = {"a <b>.txt": 1000, "c$d$.txt": 1000}
-    return Comparison(reports, CompareOptions(), 128, sizes, {"processor": "Some Processor", "cpus": 2})
-
-
-@pytest.mark.parametrize("bits", [(1.5, 1.51, 1.7), (1.5, 1.5), (1.5,)])
-def test_a_picture(tmp_path: Path, bits: tuple[float, ...]) -> None:
-    pytest.importorskip("matplotlib", reason=NEEDS_MATPLOTLIB)
-    draw_comparison(drawn_comparison(*bits), tmp_path / "out.png")
-    assert (tmp_path / "out.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    draw_comparison(drawn_comparison(*bits), tmp_path / "out.svg")
+    drawn = replace(comparison, bundles=reports, text_bytes=dict.fromkeys(names, 1000))
+    module.draw_comparison(drawn, tmp_path / "out.png")
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    with patch.object(Axes, "scatter", autospec=True, side_effect=Axes.scatter) as scatter:
+        module.draw_comparison(drawn, tmp_path / "out.svg")
     assert "bundle-0" in (tmp_path / "out.svg").read_text()
-
-
-def test_points_lie_where_the_figures_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib", reason=NEEDS_MATPLOTLIB)
-    from matplotlib.axes import Axes
-
-    drawn: list[Any] = []
-    scatter = Axes.scatter
-
-    def watched(self: Axes, across: Any, up: Any, **options: Any) -> Any:
-        drawn.append((list(across), list(up), list(options["c"])))
-        return scatter(self, across, up, **options)
-
-    monkeypatch.setattr(Axes, "scatter", watched)
-    draw_comparison(drawn_comparison(1.5, 1.6), tmp_path / "out.png")
-    assert drawn == [([15.0, 10.0], [1.5, 1.6], [100.0, 200.0])] * 2
+    for call in scatter.call_args_list:
+        assert [*call.args[1]] == pytest.approx([15.0, 10.0, 8.3333][: len(bits)], rel=1e-4)
+        assert ([*call.args[2]], [*call.kwargs["c"]]) == ([*bits], [100.0, 200.0, 300.0][: len(bits)])
+    assert scatter.call_count == 2
 
 
 @pytest.mark.parametrize(
@@ -298,9 +246,3 @@ def test_names_do_not_cover_each_other(bits: tuple[float, ...]) -> None:
         if abs(sizes[one] - sizes[other]) < 5:
             heights = [bits[at] / point + places[at][1] for at in (one, other)]
             assert abs(heights[0] - heights[1]) >= 12
-
-
-def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(BltError, match=r"pip install 'blt-edge\[plot\]'"):
-        draw_comparison(drawn_comparison(1.5), tmp_path / "out.png")
