@@ -24,16 +24,17 @@ _DEMO = Path(__file__).parents[2] / "export" / "demo" / "config.json"
 
 def demo_manifest() -> Manifest:
     """The description of the bundled demo's float32 bundle, as far as costs go."""
-    sizes = {"patcher": 1_873_920, "encoder": 1_622_016, "latent": 10_665_984, "decoder": 7_867_392}
-    shapes = {"patcher": (2, 4, 128), "encoder": (1, 3, 128), "latent": (3, 4, None), "decoder": (4, 3, 128)}
-    stages = {
-        name: StageSpec(
-            f"{name}.onnx", f"{name}.onnx.data", "fp32", layers, heads, 32, window, 16384, size // 4, values
-        )
-        for (name, (layers, heads, window)), size, values in zip(
-            shapes.items(), sizes.values(), (None, None, 1536, 1536), strict=True
-        )
+    shapes = {
+        "patcher": (2, 4, 128, 1_873_920, None),
+        "encoder": (1, 3, 128, 1_622_016, None),
+        "latent": (3, 4, None, 10_665_984, 1536),
+        "decoder": (4, 3, 128, 7_867_392, 1536),
     }
+    stages, files = {}, {}
+    for name, (layers, heads, window, size, values) in shapes.items():
+        data = f"{name}.onnx.data"
+        spec = (f"{name}.onnx", data, "fp32", layers, heads, 32, window, 16384, size // 4, values)
+        stages[name], files[data] = StageSpec(*spec), FileRecord(size, "", "")
     manifest = describe()
     return replace(
         manifest,
@@ -41,7 +42,7 @@ def demo_manifest() -> Manifest:
         model=ModelSpec(260, 192, 2, 16384, 1024, {}),
         embedding=EmbeddingSpec("tables.bin", "float16", 192, 260, (3, 4, 5, 6, 7, 8), 1, 2053),
         stages=stages,
-        files={f"{name}.onnx.data": FileRecord(size, "", "") for name, size in sizes.items()},
+        files=files,
     )
 
 
@@ -50,39 +51,24 @@ def make_round(start: float = 100.0, slower: float = 1.0, **stats: Any) -> Recor
     second ends a patch.
     """
 
-    def run(stage: str, moment: float, seconds: float, rows: int = 1) -> StageEvent:
-        return StageEvent(stage, start + moment, seconds, rows)
-
     step, first = 1.2 + slower, stats.get("prompt_bytes", 4) - 1
-    events = (
-        run("patcher", 0.0, 0.1, first),
-        run("encoder", 0.1, 0.1, first),
-        run("latent", 0.2, 0.2, 2),
-        run("decoder", 0.4, 0.2, first),
-        run("patcher", 0.7, 0.1, 2),
-        run("encoder", 0.8, 0.05, 2),
-        run("decoder", 0.85, 0.05, 2),
-        run("patcher", 1.2, 0.1),
-        run("encoder", 1.3, 0.1),
-        run("decoder", 1.4, 0.2),
-        run("patcher", step, 0.1),
-        run("encoder", step + 0.1, 0.1),
-        run("latent", step + 0.2, 0.3),
-        run("decoder", step + 0.5, 0.2),
-    )
-    end = step + slower
-    given = {
-        "prompt_bytes": 4,
-        "new_bytes": 3,
-        "patches": 4,
-        "prefill_seconds": 1.0,
-        "first_byte_seconds": 1.2,
-        "decode_seconds": end - 1.0,
-        "state_bytes": 5000,
-        **stats,
+    runs = {
+        "patcher": [(0.0, 0.1, first), (0.7, 0.1, 2), (1.2, 0.1, 1), (step, 0.1, 1)],
+        "encoder": [(0.1, 0.1, first), (0.8, 0.05, 2), (1.3, 0.1, 1), (step + 0.1, 0.1, 1)],
+        "latent": [(0.2, 0.2, 2), (step + 0.2, 0.3, 1)],
+        "decoder": [(0.4, 0.2, first), (0.85, 0.05, 2), (1.4, 0.2, 1), (step + 0.5, 0.2, 1)],
     }
+    events = [
+        StageEvent(stage, start + moment, seconds, rows)
+        for stage, every in runs.items()
+        for moment, seconds, rows in every
+    ]
+    events.sort(key=lambda event: event.start)
+    end = step + slower
+    given = {"prompt_bytes": 4, "new_bytes": 3, "patches": 4, "state_bytes": 5000, **stats}
+    given = {"prefill_seconds": 1.0, "first_byte_seconds": 1.2, "decode_seconds": end - 1.0, **given}
     arrivals = (Arrival(start + 1.2, 1, 7), Arrival(start + step, 1, 10), Arrival(start + end, 1, 14))
-    return Recording(start, events, arrivals, GenerationStats(**given), "length")
+    return Recording(start, tuple(events), arrivals, GenerationStats(**given), "length")
 
 
 def make_case(*rounds: Recording, threads: int | None = 2, draft: str = "none", **changes: Any) -> Case:
@@ -99,10 +85,8 @@ def make_bandwidth(cache_bytes: int = 1 << 20) -> Bandwidth:
 def make_profile(*cases: Case, **options: Any) -> Profile:
     """A profile of these cases (one when none is given)."""
     cases = cases or (make_case(),)
-    asked = ProfileOptions(
-        threads=tuple(dict.fromkeys(case.threads for case in cases)),
-        **{"new_bytes": 3, "prompt_bytes": (4,), **options},
-    )
+    threads = tuple(dict.fromkeys(case.threads for case in cases))
+    asked = ProfileOptions(threads=threads, **{"new_bytes": 3, "prompt_bytes": (4,), **options})
     return Profile(
         path="demo-bundle",
         manifest=demo_manifest(),

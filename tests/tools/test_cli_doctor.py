@@ -40,8 +40,7 @@ def test_this_machine_runs_bundles(here: MachineReport) -> None:
 def test_the_verb_as_one_calls_it(cli, tiny_model) -> None:
     result = cli("doctor", "-m", tiny_model.bundle)
     assert result.exit_code == 0
-    words = ("versions", "ONNX Runtime, CPU", "computed a product itself", "precision", "portable graphs: ")
-    for word in words:
+    for word in ("versions", "ONNX Runtime, CPU", "computed a product itself", "portable graphs: "):
         assert word in result.stdout
     assert "trying ONNX Runtime's CPUExecutionProvider" in result.stderr
 
@@ -64,16 +63,10 @@ def test_without_the_processors_path_the_exit_code_is_1(told, here: MachineRepor
 
 def test_a_jetson_in_words(told, here: MachineReport, tmp_path: Path) -> None:
     orin = system(tmp_path, ORIN)
-    software = Software((CudaDevice("Orin", "8.7", 8 << 30, True),), None, "12.6", here.software.engines, ())
-    report = replace(
-        here,
-        processor=read_processor(orin),
-        memory=read_memory(orin),
-        jetson=read_jetson(orin),
-        driver=read_driver(orin),
-        software=software,
-    )
-    words = told(report).stdout
+    gpus = (CudaDevice("Orin", "8.7", 8 << 30, True),)
+    board = {"processor": read_processor(orin), "memory": read_memory(orin), "jetson": read_jetson(orin)}
+    software = Software(gpus, None, "12.6", here.software.engines, ())
+    words = told(replace(here, **board, driver=read_driver(orin), software=software)).stdout
     for line in (
         "processor   Cortex-A78AE, 6 cores: NEON, NEON FP16, NEON dot product",
         "memory      8.0 GB, of it 5.1 GB available, 4.0 GB of swap, shared with the GPU",
@@ -85,24 +78,19 @@ def test_a_jetson_in_words(told, here: MachineReport, tmp_path: Path) -> None:
         assert line in words
 
 
-def test_a_gpu_that_cannot_be_used(told, here: MachineReport, tmp_path: Path) -> None:
-    card = system(tmp_path, PC_WITH_CARD)
-    software = replace(here.software, gpus=(), gpu_error="crashed (SIGSEGV)")
-    words = told(replace(here, driver=read_driver(card), software=software)).stdout
+def test_what_is_wrong_in_words(told, here: MachineReport, tmp_path: Path) -> None:
+    report = replace(
+        here,
+        driver=read_driver(system(tmp_path, PC_WITH_CARD)),
+        software=replace(here.software, gpus=(), gpu_error="crashed (SIGSEGV)"),
+        bundle={"path": "x", "error": "manifest.json was changed"},
+        advice=(Advice("pictures", "missing: matplotlib", ("pip install x",)),),
+    )
+    words = told(report).stdout
     assert "NVIDIA GeForce RTX 3060, not usable (driver 550.54.14): crashed (SIGSEGV)" in words
-
-
-def test_a_bundle_with_a_problem(told, here: MachineReport) -> None:
-    words = told(replace(here, bundle={"path": "x", "error": "manifest.json was changed"})).stdout
     assert "problem  manifest.json was changed" in words
+    assert "pictures: missing: matplotlib\n    pip install x\n" in words
 
 
-def test_advice_comes_with_commands(told, here: MachineReport) -> None:
-    missing = (Advice("pictures", "missing: matplotlib", ("pip install x",)),)
-    assert "pictures: missing: matplotlib\n    pip install x\n" in told(replace(here, advice=missing)).stdout
-
-
-def test_no_bundle(cli, tmp_path: Path) -> None:
-    result = cli("doctor", "-m", tmp_path)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert "has no manifest.json" in result.stderr
+def test_no_bundle(refused, tmp_path: Path) -> None:
+    assert "has no manifest.json" in refused("doctor", "-m", tmp_path)

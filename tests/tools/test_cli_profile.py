@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from blt_edge.tools.cli.profile import show
 from blt_edge.tools.doctor.machine import read_jetson
+from blt_edge.tools.profile import ceiling, measure
 from blt_edge.tools.profile.ceiling import measure_bandwidth
 from support.machines import ORIN, system
 from support.profiles import make_case, make_profile, make_round
@@ -18,8 +19,6 @@ QUICK = ("--prompt-bytes", 40, "--new-bytes", 12, "--repeat", 2, "--threads", 1)
 
 @pytest.fixture(autouse=True)
 def small_bandwidth_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from blt_edge.tools.profile import ceiling, measure
-
     monkeypatch.setattr(ceiling, "_SECONDS", 0.01)
     monkeypatch.setattr(measure, "measure_bandwidth", lambda threads: measure_bandwidth(threads, 1 << 20))
 
@@ -36,9 +35,8 @@ def test_one_case(cli, tiny_model, tmp_path: Path) -> None:
     assert (case["threads"], case["prompt_bytes"], case["draft"]) == (1, 40, "none")
     assert case["cost"]["table_rows"] == 4
     assert case["decode"]["stages"]["encoder"]["calls_per_byte"] == 1
-    assert [f"warning: {line}" for line in document["warnings"]] == [
-        line for line in lines if line.startswith("warning: ")
-    ]
+    warnings = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
+    assert warnings == document["warnings"]
     # The cost card comes first.
     header = next(line for line in lines if line.startswith("stage "))
     assert header.split() == ["stage", "precision", "weights", "cache", "runs/byte", "read/byte"]
@@ -80,25 +78,22 @@ def test_tables_of_a_sweep(cli, tiny_model, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--threads", "2,many"], "--threads: 'many' is not a valid integer"),
+        (["--threads", "2,many"], "--threads: 'many' is not"),
         (["--threads", "0"], "--threads is 0; allowed is a whole number from 1 to 1024"),
-        (["--prompt-bytes", "495"], "--prompt-bytes: got 495, with 128 new bytes this model has positions"),
-        (["--draft", "none,oracle"], "--draft: got 'oracle', this version has auto or none or decoder"),
+        (["--prompt-bytes", "495"], "--prompt-bytes: got 495, with 128 new bytes"),
+        (["--draft", "none,oracle"], "--draft: got 'oracle'"),
         (["--draft-length", "0"], "--draft-length"),
-        (["--text", "-"], "--text: stdin is empty; there is nothing to take prompts from"),
-        (["--plot", "out.jpg"], "--plot: got out.jpg; give a file that ends with .png, .svg or .pdf"),
-        (["--trace", "-"], "--trace: got -; give a file"),
-        (["--trace", "a.json", "--json", "a.json"], "--json, --plot and --trace: a file is given twice"),
+        (["--text", "-"], "--text: stdin is empty"),
+        (["--plot", "out.jpg"], "--plot: got out.jpg"),
+        (["--trace", "-"], "--trace: got -"),
+        (["--trace", "a.json", "--json", "a.json"], "a file is given twice"),
     ],
 )
 def test_refusals(
-    cli, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
+    refused, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = cli("profile", "-m", tiny_model.bundle, "-q", *arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"blt-edge: error: {line}")
-    assert result.stderr.count("\n") == 1
+    assert line in refused("profile", "-m", tiny_model.bundle, "-q", *arguments)
     assert list(tmp_path.iterdir()) == []
 
 

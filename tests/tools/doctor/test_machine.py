@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ from blt_edge.tools.doctor.machine import (
 )
 from support.machines import ORIN, PC, PC_WITH_CARD, THOR, system
 
+BOARD = {"proc/device-tree/model": "Board\0", "proc/cpuinfo": "processor: 0\nCPU part: 0x1\n"}
+MEMORY = MachineMemory(16_384_000_000, 8_192_000_000, 2_048_000_000, None)
+CGROUP = "sys/fs/cgroup/memory.max"
+OLD_CGROUP = "sys/fs/cgroup/memory/memory.limit_in_bytes"
+POLICY = "sys/devices/system/cpu/cpufreq/policy4/scaling"
+
 
 @pytest.mark.parametrize(
     ("files", "name", "cores", "features"),
@@ -24,12 +31,7 @@ from support.machines import ORIN, PC, PC_WITH_CARD, THOR, system
         (PC, "Intel(R) Core(TM) i5", 4, ("AVX2", "FMA", "F16C")),
         (ORIN, "Cortex-A78AE", 6, ("NEON", "NEON FP16", "NEON dot product")),
         (THOR, "Neoverse-V3AE", 1, ("NEON", "NEON INT8 matrix", "NEON BF16", "SVE", "SVE2")),
-        (
-            {"proc/device-tree/model": "Board\0", "proc/cpuinfo": "processor: 0\nCPU part: 0x1\n"},
-            "Board",
-            1,
-            (),
-        ),
+        (BOARD, "Board", 1, ()),
         ({}, "unknown", 1, ()),
     ],
 )
@@ -38,30 +40,31 @@ def test_processor(tmp_path: Path, files, name: str, cores: int, features: tuple
     assert (processor.name, processor.cores, processor.features) == (name, cores, features)
 
 
-def test_memory(tmp_path: Path) -> None:
-    whole = MachineMemory(16_384_000_000, 8_192_000_000, 2_048_000_000, None)
-    assert read_memory(system(tmp_path / "pc", PC)) == whole
-    assert read_memory(system(tmp_path / "none", {})) == MachineMemory(None, None, None, None)
+@pytest.mark.parametrize(
+    ("files", "memory"),
+    [
+        ({}, MachineMemory(None, None, None, None)),
+        (PC, MEMORY),
+        ({**PC, CGROUP: "4294967296\n"}, replace(MEMORY, container_limit=1 << 32)),
+        ({**PC, CGROUP: "nonsense"}, MEMORY),
+        ({**PC, OLD_CGROUP: "4294967296\n"}, replace(MEMORY, container_limit=1 << 32)),
+        ({**PC, OLD_CGROUP: "9223372036854771712\n"}, MEMORY),
+    ],
+)
+def test_memory_and_a_containers_limit(tmp_path: Path, files, memory: MachineMemory) -> None:
+    assert read_memory(system(tmp_path, files)) == memory
 
 
 @pytest.mark.parametrize(
-    ("path", "text", "limit"),
+    ("files", "driver"),
     [
-        ("sys/fs/cgroup/memory.max", "4294967296\n", 1 << 32),
-        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "4294967296\n", 1 << 32),
-        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n", None),
-        ("sys/fs/cgroup/memory.max", "nonsense", None),
+        (PC, NvidiaDriver(None, 0, ())),
+        (PC_WITH_CARD, NvidiaDriver("550.54.14", 1, ("NVIDIA GeForce RTX 3060",))),
+        (ORIN, NvidiaDriver("540.4.0", 0, ())),
     ],
 )
-def test_a_containers_limit(tmp_path: Path, path: str, text: str, limit: int | None) -> None:
-    assert read_memory(system(tmp_path, {**PC, path: text})).container_limit == limit
-
-
-def test_driver(tmp_path: Path) -> None:
-    assert read_driver(system(tmp_path / "pc", PC)) == NvidiaDriver(None, 0, ())
-    card = read_driver(system(tmp_path / "card", PC_WITH_CARD))
-    assert card == NvidiaDriver("550.54.14", 1, ("NVIDIA GeForce RTX 3060",))
-    assert read_driver(system(tmp_path / "orin", ORIN)) == NvidiaDriver("540.4.0", 0, ())
+def test_driver(tmp_path: Path, files, driver: NvidiaDriver) -> None:
+    assert read_driver(system(tmp_path, files)) == driver
 
 
 def test_files_that_are_no_text(tmp_path: Path) -> None:
@@ -76,7 +79,8 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
 # Jetsons.
 
 
-def jetson_of(root: Path, files: dict[str, str], **commands: str) -> Jetson:
+def jetson_of(root: Path, files: dict[str, str], mode: str | None = None) -> Jetson:
+    commands = {} if mode is None else {"nvpmodel": f"NV Power Mode: {mode}\n"}
     found = read_jetson(system(root, files, **commands))
     assert found is not None
     return found
@@ -87,51 +91,40 @@ def test_no_jetson(tmp_path: Path, files: dict[str, str]) -> None:
     assert read_jetson(system(tmp_path, files)) is None
 
 
-def test_orin_without_nvpmodel_in_the_path(tmp_path: Path) -> None:
-    jetson = jetson_of(tmp_path, ORIN)
-    assert jetson.to_dict() == {
-        "board": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super",
-        "l4t": "36.4.3",
-        "jetpack": "6.2",
-        "power_mode": "25W",
-        "full_power": False,
-        "clocks": {
-            "GPU": {"lowest_hz": 306_000_000, "highest_hz": 918_000_000},
-            "CPU": {"lowest_hz": 729_600_000, "highest_hz": 1_344_000_000},
-        },
-        "clocks_fixed": False,
-        "unified_memory_bytes": 7_800_000 * 1024,
-    }
-    mode, clocks = jetson.warnings()
-    assert mode == "the power mode is 25W, which limits clocks and cores: sudo nvpmodel -m 2 sets MAXN_SUPER"
-    assert clocks.startswith(
-        "clocks move with the load (GPU 306 to 918 MHz, CPU 730 to 1344 MHz): sudo jetson_"
-    )
+@pytest.mark.parametrize(
+    ("files", "mode", "facts", "warnings"),
+    [
+        (ORIN, None, ("36.4.3", "6.2", "25W", False, False), ["sudo nvpmodel -m 2", "sudo jetson_clocks"]),
+        (ORIN, "MAXN_SUPER\n2", ("36.4.3", "6.2", "MAXN_SUPER", True, False), ["sudo jetson_clocks"]),
+        (THOR, "MAXN\n0", ("38.4.0", "7.1", "MAXN", True, True), []),
+        ({"proc/device-tree/model": "NVIDIA Jetson AGX Orin\0"}, None, (None,) * 5, []),
+        (  # Of several clocks the one that moves counts.
+            {**THOR, f"{POLICY}_min_freq": "100000", f"{POLICY}_max_freq": "2601000"},
+            "MAXN\n0",
+            ("38.4.0", "7.1", "MAXN", True, False),
+            ["sudo jetson_clocks"],
+        ),
+    ],
+)
+def test_what_is_read_and_warned_of(tmp_path: Path, files, mode, facts: tuple, warnings: list[str]) -> None:
+    """What nvpmodel says is believed first; what cannot be read is not warned of."""
+    jetson = jetson_of(tmp_path, files, mode)
+    assert (jetson.l4t, jetson.jetpack, jetson.power_mode, jetson.full_power, jetson.clocks_fixed) == facts
+    found = list(jetson.warnings())
+    assert len(found) == len(warnings)
+    assert all(command in line for command, line in zip(warnings, found, strict=True))
 
 
-def test_nvpmodel_is_believed_first(tmp_path: Path) -> None:
-    jetson = jetson_of(tmp_path, ORIN, nvpmodel="NV Power Mode: MAXN_SUPER\n2\n")
-    assert (jetson.power_mode, jetson.full_power) == ("MAXN_SUPER", True)
-    assert len(list(jetson.warnings())) == 1
-
-
-def test_thor(tmp_path: Path) -> None:
-    jetson = jetson_of(tmp_path, THOR, nvpmodel="NV Power Mode: MAXN\n0\n")
-    assert (jetson.l4t, jetson.jetpack) == ("38.4.0", "7.1")
-    assert (jetson.full_power, jetson.clocks_fixed) == (True, True)
-    assert list(jetson.warnings()) == []
-
-
-def test_what_cannot_be_read_is_not_warned_of(tmp_path: Path) -> None:
-    files = {"proc/device-tree/model": "NVIDIA Jetson AGX Orin\0"}
-    jetson = jetson_of(tmp_path, files)
-    assert (jetson.l4t, jetson.jetpack, jetson.power_mode) == (None, None, None)
-    assert jetson.full_power is jetson.clocks_fixed is jetson.unified_memory_bytes is None
-    assert list(jetson.warnings()) == []
+def test_a_jetson_in_json(tmp_path: Path) -> None:
+    document = jetson_of(tmp_path, ORIN).to_dict()
+    fields = "board l4t jetpack power_mode full_power clocks clocks_fixed unified_memory_bytes"
+    assert list(document) == fields.split()
+    assert document["clocks"]["CPU"] == {"lowest_hz": 729_600_000, "highest_hz": 1_344_000_000}
+    assert document["unified_memory_bytes"] == 7_800_000 * 1024
 
 
 @pytest.mark.parametrize(
-    ("modes", "said", "full"),
+    ("modes", "mode", "full"),
     [
         ("< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=7W >", "15W", True),
         ("< POWER_MODEL ID=0 NAME=15W >\n< POWER_MODEL ID=1 NAME=7W >", "7W", False),
@@ -140,32 +133,17 @@ def test_what_cannot_be_read_is_not_warned_of(tmp_path: Path) -> None:
         ("", "MODE_30W", False),
     ],
 )
-def test_the_mode_without_limits(tmp_path: Path, modes: str, said: str, full: bool) -> None:
-    files = {**ORIN, "etc/nvpmodel.conf": modes}
-    jetson = jetson_of(tmp_path, files, nvpmodel=f"NV Power Mode: {said}\n")
-    assert jetson.full_power is full
+def test_the_mode_without_limits(tmp_path: Path, modes: str, mode: str, full: bool) -> None:
+    assert jetson_of(tmp_path, {**ORIN, "etc/nvpmodel.conf": modes}, mode).full_power is full
 
 
 @pytest.mark.parametrize(
-    ("release", "jetpack"),
-    [
-        ("R36 (release), REVISION: 4.4", "6.2.1"),
-        ("R36 (release), REVISION: 4.0", "6.1"),
-        ("R39 (release), REVISION: 2.0", "7.2"),
-        ("R35 (release), REVISION: 4.1", "5"),
-        ("R99 (release), REVISION: 1.0", None),
-    ],
+    ("release", "revision", "jetpack"),
+    [(36, "4.4", "6.2.1"), (36, "4.0", "6.1"), (39, "2.0", "7.2"), (35, "4.1", "5"), (99, "1.0", None)],
 )
-def test_jetpack_by_the_release(tmp_path: Path, release: str, jetpack: str | None) -> None:
-    files = {"etc/nv_tegra_release": f"# {release}, GCID: 1\n"}
+def test_jetpack_by_the_release(tmp_path: Path, release: int, revision: str, jetpack: str | None) -> None:
+    files = {"etc/nv_tegra_release": f"# R{release} (release), REVISION: {revision}, GCID: 1\n"}
     assert jetson_of(tmp_path, files).jetpack == jetpack
-
-
-def test_of_several_clocks_the_one_that_moves_counts(tmp_path: Path) -> None:
-    policy = "sys/devices/system/cpu/cpufreq/policy4/scaling"
-    files = {**THOR, f"{policy}_min_freq": "100000", f"{policy}_max_freq": "2601000"}
-    jetson = jetson_of(tmp_path, files)
-    assert jetson.clocks_fixed is False
 
 
 def test_this_machine_can_be_asked() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,25 +14,15 @@ CPU, CUDA, TRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecu
 NO_TENSORRT = Reply(error="TensorRT is not installed: on a Jetson it comes with JetPack (apt install x)")
 RTX = Reply({"version": "1.7", "builds_for": ["8.6"]})
 REQUIREMENTS = ['onnx>=1.18; extra == "export"', 'torch>=2.6; extra == "validate"', 'ruff; extra == "dev"']
-ALL = {
-    "blt-edge": "0.1.0",
-    "numpy": "2.0.0",
-    "onnxruntime": "1.23.2",
-    "cuda-bindings": "12.9.0",
-    "onnx": "1.19.0",
-    "torch": "2.6.0",
-}
+ALL = dict.fromkeys(("blt-edge", "numpy", "onnxruntime", "cuda-bindings"), "1.23.2")
+ALL |= {"onnx": "1.19.0", "torch": "2.6.0"}
+BOTH = {**ALL, "onnxruntime-gpu": "1.23.2"}
 NO_DRIVER = {name: text for name, text in PC_WITH_CARD.items() if "driver" not in name}
 FIXED = {name: "918000000" if "gpu" in name else "1344000" for name in ORIN if name.endswith("_freq")}
 
 
 def gpu(name: str, capability: str, unified: bool = False) -> Reply:
-    device = {
-        "name": name,
-        "compute_capability": capability,
-        "memory_bytes": 12 << 30,
-        "unified_memory": unified,
-    }
+    device = {"name": name, "compute_capability": capability, "memory_bytes": 1, "unified_memory": unified}
     return Reply({"cuda": "12.6", "devices": [device]})
 
 
@@ -44,17 +35,10 @@ def without(*names: str) -> dict[str, str]:
 
 
 def look(
-    tmp_path: Path,
-    files: dict[str, str],
-    *,
-    packages: dict[str, str] | None = None,
-    providers: dict[str, Reply] | None = None,
-    bundle: Path | None = None,
-    commands: dict[str, str] | None = None,
-    **replies: Reply,
+    tmp_path: Path, files: dict[str, str], packages=ALL, providers=None, bundle=None, commands=None, **replies
 ) -> MachineReport:
     """A report of these; replies: cuda, list_ (of providers), tensorrt, rtx."""
-    tried = {CPU: ran(CPU)} if providers is None else providers
+    tried = providers or {CPU: ran(CPU)}
     listed = Reply({"version": "1.23.2", "providers": sorted(tried, reverse=True)})
     known: dict[tuple[str, ...], Reply] = {
         ("cuda",): replies.get("cuda", Reply(error="CUDA_ERROR_NO_DEVICE")),
@@ -69,86 +53,47 @@ def look(
             return Reply({"stages": {"encoder": "fp32"}, "forms": [], "asked": list(names[1:])})
         return known[names]
 
-    return examine(
-        bundle,
-        system=system(tmp_path, files, **(commands or {})),
-        lookup=(ALL if packages is None else packages).get,
-        requirements=REQUIREMENTS,
-        ask=ask,
-    )
+    machine = system(tmp_path, files, **(commands or {}))
+    return examine(bundle, system=machine, lookup=packages.get, requirements=REQUIREMENTS, ask=ask)
 
 
 RTX_3060 = {"cuda": gpu("NVIDIA GeForce RTX 3060", "8.6"), "rtx": RTX}
 MAXN = {"nvpmodel": "NV Power Mode: MAXN\n0\n"}
+SUPER = {"nvpmodel": "NV Power Mode: MAXN_SUPER\n2\n"}
+FULL_ORIN = {**ORIN, **FIXED}
+ORIN_GPU = {"cuda": gpu("Orin", "8.7", unified=True), "tensorrt": Reply({"version": "10", "builds_for": []})}
+NO_BINDINGS = {"packages": without("cuda-bindings")}
 
 
 @pytest.mark.parametrize(
     ("files", "given", "commands"),
     [
         (PC, {}, []),
-        (
-            PC,
-            {"packages": without("onnx", "torch")},
-            ["pip install 'blt-edge[ex", "pip install 'blt-edge[val"],
-        ),
-        (
-            PC,
-            {"packages": without("onnxruntime"), "list_": Reply(error="x")},
-            ["pip install 'blt-edge[cpu]'"],
-        ),
-        (PC, {"list_": Reply(error="crashed (SIGILL)")}, ["pip install --force-reinstall onnxruntime"]),
-        (
-            PC,
-            {"packages": {**ALL, "onnxruntime-gpu": "1.23.2"}},
-            ["pip uninstall -y onnxruntime onnxruntime-gpu", "pip install onnxruntime-gpu"],
-        ),
+        (PC, {"packages": without("onnx", "torch")}, ["blt-edge[export]", "blt-edge[validate]"]),
+        (PC, {"packages": without("onnxruntime"), "list_": Reply(error="x")}, ["blt-edge[cpu]"]),
+        (PC, {"list_": Reply(error="crashed (SIGILL)")}, ["--force-reinstall onnxruntime"]),
+        (PC, {"packages": BOTH}, ["uninstall -y onnxruntime onnxruntime-gpu", "install onnxruntime-gpu"]),
         (PC_WITH_CARD, {"providers": {CPU: ran(CPU), CUDA: ran(CUDA)}, **RTX_3060}, []),
-        (PC_WITH_CARD, RTX_3060, ["pip uninstall -y onnxruntime", "pip install 'blt-edge[gpu]'"]),
+        (PC_WITH_CARD, RTX_3060, ["uninstall -y onnxruntime", "blt-edge[gpu]"]),
         (PC_WITH_CARD, {"cuda": Reply(error="crashed"), "rtx": RTX}, ["nvidia-smi", "sudo reboot"]),
-        (PC_WITH_CARD, {}, ["nvidia-smi", "sudo reboot", "pip install 'blt-edge[tensorrt-rtx]'"]),
+        (PC_WITH_CARD, {}, ["nvidia-smi", "sudo reboot", "blt-edge[tensorrt-rtx]"]),
         (NO_DRIVER, {"rtx": RTX}, ["sudo ubuntu-drivers install", "sudo reboot"]),
         (
             ORIN,
-            {"packages": without("cuda-bindings"), "cuda": Reply(error="not installed")},
-            [
-                "pip install 'cuda-bindings>=12.6,<13'",
-                "sudo apt-get install python3-libnvinfer",
-                "bash tools/jetson/install.sh",
-                "sudo nvpmodel -m 2",
-                "sudo jetson_clocks",
-            ],
+            {**NO_BINDINGS, "cuda": Reply(error="not installed")},
+            ["cuda-bindings>=12.6,<13", "python3-libnvinfer", "install.sh", "nvpmodel -m 2", "jetson_clocks"],
         ),
-        (
-            {**ORIN, **FIXED},
-            {
-                "cuda": gpu("Orin", "8.7", unified=True),
-                "tensorrt": Reply({"version": "10.3.0.30", "builds_for": []}),
-                "commands": {"nvpmodel": "NV Power Mode: MAXN_SUPER\n2\n"},
-            },
-            [],
-        ),
-        (
-            {**ORIN, **FIXED},
-            {"tensorrt": RTX, "commands": {"nvpmodel": "NV Power Mode: MAXN_SUPER\n2\n"}},
-            ["sudo apt-get install --reinstall nvidia-l4t-cuda nvidia-l4t-core"],
-        ),
-        (
-            THOR,
-            {"packages": without("cuda-bindings"), "tensorrt": RTX, "commands": MAXN},
-            ["pip install 'cuda-bindings>=13.0,<14'"],
-        ),
-        (
-            NO_DRIVER,
-            {"packages": without("cuda-bindings"), "rtx": RTX},
-            ["pip install 'cuda-bindings>=12.6'"],
-        ),
+        (FULL_ORIN, {**ORIN_GPU, "commands": SUPER}, []),
+        (FULL_ORIN, {"tensorrt": RTX, "commands": SUPER}, ["--reinstall nvidia-l4t-cuda nvidia-l4t-core"]),
+        (THOR, {**NO_BINDINGS, "tensorrt": RTX, "commands": MAXN}, ["cuda-bindings>=13.0,<14"]),
+        (NO_DRIVER, {**NO_BINDINGS, "rtx": RTX}, ["'cuda-bindings>=12.6'"]),
     ],
 )
 def test_advice(tmp_path: Path, files: dict[str, str], given: dict, commands: list[str]) -> None:
-    """What commands begin with, machine by machine."""
+    """What each command holds, machine by machine."""
     found = [command for advice in look(tmp_path, files, **given).advice for command in advice.commands]
     assert len(found) == len(commands)
-    assert all(map(str.startswith, found, commands))
+    assert all(word in command for word, command in zip(commands, found, strict=True))
 
 
 def test_a_pc_without_a_gpu(tmp_path: Path) -> None:
@@ -158,15 +103,19 @@ def test_a_pc_without_a_gpu(tmp_path: Path) -> None:
     assert report.to_dict()["gpus"] == []
 
 
-def test_a_processor_that_runs_nothing(tmp_path: Path) -> None:
-    report = look(tmp_path, PC, list_=Reply(error="No module named 'onnxruntime'"))
+@pytest.mark.parametrize(
+    ("replies", "error"),
+    [
+        ({"list_": Reply(error="No module named 'onnxruntime'")}, "No module named 'onnxruntime'"),
+        ({"providers": {CPU: ran(CPU, right=False)}}, "came out wrong"),
+        ({"providers": {CUDA: ran(CUDA)}}, "no CPU provider"),
+    ],
+)
+def test_a_processor_that_runs_nothing(tmp_path: Path, replies: dict, error: str) -> None:
+    report = look(tmp_path, PC, **replies)
     assert not report.cpu_works
-    assert report.software.cpu.error == "No module named 'onnxruntime'"
+    assert error in str(report.software.cpu.error)
     assert not report.advice[0].optional
-    report = look(tmp_path, PC, providers={CPU: ran(CPU, right=False)})
-    assert report.software.cpu.error == "a product of matrices came out wrong"
-    report = look(tmp_path, PC, providers={CUDA: ran(CUDA)})
-    assert report.software.cpu.error == "this build has no CPU provider"
 
 
 def test_a_provider_that_fell_back_is_found_out(tmp_path: Path) -> None:
@@ -185,13 +134,17 @@ def test_a_provider_that_fell_back_is_found_out(tmp_path: Path) -> None:
     assert (errors[TRT], errors[CPU]) == ("crashed (SIGSEGV)", None)
 
 
-def test_reasons_tell_what_is_wrong(tmp_path: Path) -> None:
-    (broken,) = look(tmp_path / "a", PC_WITH_CARD, cuda=Reply(error="crashed (SIGSEGV)"), rtx=RTX).advice
-    assert broken.reason == "driver 550.54.14 is loaded, but gives programs no GPU (crashed (SIGSEGV))"
-    (no_driver,) = look(tmp_path / "b", NO_DRIVER, rtx=RTX).advice
-    assert "there is an NVIDIA card, but its driver is not loaded" in no_driver.reason
-    (two,) = look(tmp_path / "c", PC, packages={**ALL, "onnxruntime-gpu": "1.23.2"}).advice
-    assert "onnxruntime and onnxruntime-gpu are both installed" in two.reason
+@pytest.mark.parametrize(
+    ("files", "given", "reason"),
+    [
+        (PC_WITH_CARD, {"cuda": Reply(error="crashed (SIGSEGV)"), "rtx": RTX}, r"no GPU \(crashed \(SIGSEGV"),
+        (NO_DRIVER, {"rtx": RTX}, "driver is not loaded"),
+        (PC, {"packages": BOTH}, "onnxruntime and onnxruntime-gpu are both installed"),
+    ],
+)
+def test_reasons_tell_what_is_wrong(tmp_path: Path, files, given: dict, reason: str) -> None:
+    (advice,) = look(tmp_path, files, **given).advice
+    assert re.search(reason, advice.reason)
 
 
 def test_a_bundle_is_asked_with_the_gpus_capability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

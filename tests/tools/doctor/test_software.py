@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from blt_edge.runtime.child import Outcome
@@ -23,18 +24,11 @@ REQUIREMENTS = [
 
 def test_missing_by_extra() -> None:
     here = {"onnxruntime-gpu": "1.31.0", "onnx": "1.17.0", "safetensors": "0.10.1", "optimum": "2.1.0.dev1"}
-    assert missing_by_extra(here.get, REQUIREMENTS) == {
-        "cpu": [],
-        "gpu": [],
-        "export": ["onnx>=1.18, here is 1.17.0"],
-        "optimum": [],
-    }
-    assert missing_by_extra(lambda name: None, REQUIREMENTS) == {
-        "cpu": ["onnxruntime"],
-        "gpu": ["onnxruntime-gpu"],
-        "export": ["onnx", "safetensors"],
-        "optimum": ["optimum"],
-    }
+    found = missing_by_extra(here.get, REQUIREMENTS)
+    assert found == {"cpu": [], "gpu": [], "export": ["onnx>=1.18, here is 1.17.0"], "optimum": []}
+    nothing = missing_by_extra(lambda name: None, REQUIREMENTS)
+    assert list(nothing) == list(found)
+    assert nothing["export"] == ["onnx", "safetensors"]
 
 
 def test_our_own_requirements_are_understood() -> None:
@@ -48,11 +42,7 @@ def test_versions_show_what_matters() -> None:
     here = {"blt-edge": "1", "onnxruntime": "1.32.0", "onnxruntime-gpu": "1.31.0", "torch": "2.13.0+cpu"}
     shown = versions(here.get)
     assert list(shown) == ["python", "blt-edge", "numpy", "onnxruntime", "onnxruntime-gpu", "torch"]
-    assert shown["numpy"] is None
-    assert versions(lambda name: None)["onnxruntime"] is None
-
-
-def test_metadata_is_asked() -> None:
+    assert shown["numpy"] is versions(lambda name: None)["onnxruntime"] is None
     assert installed("numpy")
     assert installed("no-such-package-of-ours") is None
 
@@ -88,3 +78,44 @@ def test_the_users_folder_is_not_imported_from(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     reply = ask("cuda")
     assert reply.error is None or "code 3" not in reply.error
+
+
+# What it says of engines, in this process.
+
+
+def said(subject: str, *names: str) -> dict[str, Any]:
+    return software.work({"subject": subject, "names": names}, lambda event: None)
+
+
+def test_the_processor_runs_a_product(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "CPUExecutionProvider" in said("providers")["providers"]
+    facts = said("provider", "CPUExecutionProvider")
+    assert facts == {"registered": ["CPUExecutionProvider"], "ran": ["CPUExecutionProvider"], "right": True}
+
+
+def test_the_graph_is_one_product() -> None:
+    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'blt-edge[export]'")
+    model = onnx.load_from_string(software._GRAPH)
+    onnx.checker.check_model(model, full_check=True)
+    assert [node.op_type for node in model.graph.node] == ["MatMul"]
+
+
+def test_tensorrt_rtx_loads_without_a_gpu() -> None:
+    need = "needs TensorRT-RTX: pip install 'blt-edge[tensorrt-rtx]'"
+    pytest.importorskip("tensorrt_rtx_bindings", reason=need)
+    facts = said("tensorrt", "tensorrt-rtx")
+    assert facts["version"].startswith("1.")
+    assert "8.6" in facts["builds_for"]
+
+
+def test_what_raises_is_one_line() -> None:
+    assert said("bundle", "/gone", "")["error"].startswith("/gone")
+
+
+def test_a_bundle_without_engines_runs_from_its_graphs(tiny_model) -> None:
+    facts = said("bundle", str(tiny_model.bundle), "")
+    assert set(facts["stages"].values()) == {"fp32"}
+    assert [engine["target"] for engine in facts["forms"]] == ["onnxruntime", "tensorrt", "tensorrt-rtx"]
+    assert not any(engine["fits"] for engine in facts["forms"])
+    assert all(engine["reason"] for engine in facts["forms"])

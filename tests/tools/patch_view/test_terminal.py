@@ -19,29 +19,23 @@ from rich.cells import cell_len
 
 def test_marks_and_nothing_else_are_added(make_view, odd_text: bytes) -> None:
     view = make_view(odd_text)
-    marks = Marks("\ue000", "\ue001")
-    text = "".join(marked_lines(view, marks))
+    text = "".join(marked_lines(view, Marks("\ue000", "\ue001")))
     assert text.count("\ue000") + text.count("\ue001") == len(view.starts)
+    assert text.startswith("\ue000")
     shown = "".join(cluster.shown for cluster in view.clusters)
     assert text.replace("\ue000", "").replace("\ue001", "") == shown
-    first = text.split("\ue000")[1].replace("\ue001", "")
-    assert shown.startswith(first)
 
 
 def test_a_mark_for_each_start_inside_a_character() -> None:
     view = cut("a你\nb".encode(), PatchingRule("byte"), None)
     assert marked_lines(view, Marks()) == ["|a|你¦¦|⏎", "|b"]
-    assert marked_lines(view, Marks("|", "!"), encoding="ascii") == [
-        "|a|\\xe4|\\xbd|\\xa0|\\x0a",
-        "|b",
-    ]
+    lines = marked_lines(view, Marks("|", "!"), encoding="ascii")
+    assert lines == ["|a|\\xe4|\\xbd|\\xa0|\\x0a", "|b"]
 
 
 def test_lines_are_cut_at_newlines_only_without_a_width(make_view) -> None:
     data = b"long " * 3000 + b"\n" + b"x" * 9000
-    lines = marked_lines(make_view(data), Marks())
-    assert len(lines) == 2
-    assert len(lines[0].replace("|", "")) == 15001
+    assert [len(line.replace("|", "")) for line in marked_lines(make_view(data), Marks())] == [15001, 9000]
 
 
 @pytest.mark.parametrize("width", [8, 20, 79])
@@ -61,8 +55,9 @@ def test_colours_tell_patches_apart() -> None:
     assert styles[0] == styles[1]
     assert styles[1].split("on")[-1] != styles[2].split("on")[-1]
     assert "underline" in styles[2]  # its third byte starts a patch
-    assert "underlined" in coloured_legend(view).plain
-    assert "nats" not in coloured_legend(view).plain
+    legend = coloured_legend(view).plain
+    assert "underlined" in legend
+    assert "nats" not in legend
 
 
 def test_shades_follow_entropy(make_view) -> None:
@@ -93,11 +88,5 @@ def test_figures(make_view) -> None:
 
 def test_histogram(make_view) -> None:
     view = make_view(b"x" * 10, mode="static", patch_size=4)
-    assert histogram(summarize(view), 8) == [
-        "patch lengths in bytes",
-        "1 0",
-        "2 1 ████",
-        "3 0",
-        "4 2 ████████",
-    ]
+    assert histogram(summarize(view), 8)[1:] == ["1 0", "2 1 ████", "3 0", "4 2 ████████"]
     assert histogram(summarize(view), 8, "ascii")[-1] == "4 2 ########"

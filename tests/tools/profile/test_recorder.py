@@ -12,23 +12,19 @@ from blt_edge.tools.profile.recorder import Arrival, ByteLatency, _merged, chrom
 from support.profiles import make_round
 
 
-def test_phases() -> None:
-    one = make_round()
+@pytest.mark.parametrize("start", [100.0, 99.0])
+def test_phases(start: float) -> None:
+    """They do not depend on when the runtime's clock starts."""
+    one = replace(make_round(), start=start)
     assert [event.stage for event in one.prefill_events][-1] == "decoder"
-    assert (len(one.prefill_events), len(one.decode_events)) == (7, 7)
-    assert (one.prefilled, one.first_byte, one.end) == pytest.approx((101.0, 101.2, 103.2))
-    assert one.decode_patches == 1
-
-
-def test_phases_do_not_depend_on_when_the_runtimes_clock_starts() -> None:
-    late = replace(make_round(), start=99.0)
-    assert (len(late.prefill_events), len(late.decode_events)) == (7, 7)
+    assert (len(one.prefill_events), len(one.decode_events), one.decode_patches) == (7, 7, 1)
 
 
 def test_chunks_end_where_the_next_one_begins() -> None:
-    (first, first_seconds), (second, second_seconds) = make_round().prefill_chunks
-    assert (first, second) == (3, 2)
-    assert (first_seconds, second_seconds) == pytest.approx((0.7, 0.3))
+    one = make_round()
+    assert (one.prefilled, one.first_byte, one.end) == pytest.approx((101.0, 101.2, 103.2))
+    ids, seconds = zip(*one.prefill_chunks, strict=True)
+    assert (ids, seconds) == ((3, 2), pytest.approx((0.7, 0.3)))
 
 
 def test_steps_without_drafts() -> None:
@@ -39,10 +35,7 @@ def test_steps_without_drafts() -> None:
     assert [value.latent for value in latencies] == [False, True]
     assert [value.seconds for value in latencies] == pytest.approx([2.0, 2.0])
     assert one.shared_bytes == 0
-
-
-def test_the_step_that_ends_the_text_counts() -> None:
-    assert replace(make_round(), finish_reason="eos").decode_steps == 3
+    assert replace(one, finish_reason="eos").decode_steps == 3  # the step that ends the text counts
 
 
 def test_drafted_bytes_share_their_time() -> None:
@@ -61,8 +54,7 @@ def test_bytes_out_of_the_same_runs_are_one_arrival() -> None:
     assert _merged([]) == ()
 
 
-def test_a_recording_is_what_the_model_generates(tiny_model) -> None:
-    model = BltModel.load(tiny_model.bundle, threads=1)
+def test_a_recording_is_what_the_model_generates(model: BltModel) -> None:
     text = b"It was the best of times, it was the worst of times"
     one = record(model, text, GenerationOptions(max_new_bytes=10, draft="none"))
     assert model.observer is None
@@ -81,10 +73,8 @@ TRACKS = {"phases": 1, "patcher": 2, "encoder": 3, "latent": 4, "decoder": 5, "h
 
 def spans(track: str) -> list[tuple[float, float]]:
     """(start, duration) of what is on a track."""
-    events = [
-        event for event in timeline(make_round()) if event["ph"] == "X" and event["tid"] == TRACKS[track]
-    ]
-    return [(event["ts"], event["dur"]) for event in events]
+    events = [event for event in timeline(make_round()) if event["tid"] == TRACKS[track]]
+    return [(event["ts"], event["dur"]) for event in events if event["ph"] == "X"]
 
 
 def test_every_stage_run_is_on_its_track() -> None:

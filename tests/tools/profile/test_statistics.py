@@ -26,10 +26,6 @@ def test_percentiles() -> None:
     assert (latency.p50, latency.p90, latency.p99) == pytest.approx((1.5, 1.9, 1.99))
 
 
-def test_machine_names_its_cores() -> None:
-    assert machine().endswith(" cores")
-
-
 def test_one_round() -> None:
     case = make_case()
     assert case.prefill.bytes_per_second == Spread(4.0, 4.0, 4.0)
@@ -54,14 +50,10 @@ def test_shares_add_up_and_leave_the_host_its_part() -> None:
     # 2.2 seconds from the prompt's end.
     assert case.decode.shares["latent"] == pytest.approx(0.3 / 2.2)
     assert sum(case.decode.shares.values()) == pytest.approx(1)
-
-
-def test_runs_for_a_byte() -> None:
-    stages = make_case().decode.stages
-    runs = {name: stage.calls_per_byte for name, stage in stages.items()}
+    runs = {name: stage.calls_per_byte for name, stage in case.decode.stages.items()}
     assert runs == {"patcher": 1, "encoder": 1, "latent": 0.5, "decoder": 1}
-    assert stages["latent"].milliseconds_per_call == pytest.approx(300)
-    assert stages["latent"].rows_per_call == 1
+    latent = case.decode.stages["latent"]
+    assert (latent.milliseconds_per_call, latent.rows_per_call) == (pytest.approx(300), 1)
 
 
 def test_rounds_together() -> None:
@@ -80,13 +72,10 @@ def test_drafts() -> None:
     assert make_case(draft="auto").decode.speculation == Speculation(0, 0, 0, None, None)
 
 
-def test_a_text_that_came_at_once_has_its_mean() -> None:
+def test_texts_that_came_at_once_or_have_no_patch() -> None:
     one = make_round(rounds=1)
     whole = replace(one, arrivals=one.arrivals[-1:])
     assert make_case(whole, draft="auto").decode.milliseconds_per_byte.p50 == pytest.approx(1000)
-
-
-def test_a_text_without_a_patch() -> None:
     case = make_case(make_round(patches=1))
     assert (case.bytes_per_patch, case.decode.patches_per_second) == (None, 0)
 
@@ -103,3 +92,4 @@ def test_the_record_is_its_json() -> None:
 def test_names_of_cases() -> None:
     assert make_case(threads=None, draft="auto").name == "threads not limited, 4 prompt bytes, draft auto"
     assert make_case(threads=1).name == "1 thread, 4 prompt bytes, draft none"
+    assert machine().endswith(" cores")
