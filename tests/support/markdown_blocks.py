@@ -11,63 +11,46 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+# Minutes is for what takes too long, checkpoint for weights that nobody can give.
 NEEDS = ("GPU", "Jetson", "checkpoint", "minutes", "network")
-"""What a block may need: minutes is for what takes too long, checkpoint for weights that nobody can give."""
-
+# Output in a console block is what does not follow `$ `.
 RUNNABLE = ("console", "bash", "python")
-"""Languages of blocks that are run; output in a console block is what does not follow `$ `."""
-
 _SHOWN = ("text", "json", "toml", "yaml", "ini", "html", "javascript", "systemd", "diff")
-_FENCE = re.compile(r"^( *)```(.*)$")
+_BLOCK = re.compile(r"^ *```([^\n]*)\n(.*?)^ *```$", re.M | re.S)
 _MARKER = re.compile(r"<!-- needs: (.*) -->")
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block."""
+    """One fenced block: the word after its fence, what is in it, its first line and what its marker says."""
 
     language: str
-    """The word after the fence."""
     text: str
-    """What is in it, without the fences."""
     line: int
-    """The line of its first fence, from 1."""
     needs: str | None
-    """What it needs, from the marker before it."""
 
 
 def blocks(page: Path) -> list[Block]:
     """All fenced blocks. Raises AssertionError, with page and line, for what would escape from being run."""
+    page_text = page.read_text(encoding="utf-8")
     found: list[Block] = []
-    inside: list[str] | None = None
-    language, start, last = "", 0, ""
-    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
-        fence = _FENCE.match(line)
-        if fence is None:
-            if inside is not None:
-                inside.append(line)
-            elif line.strip():
-                last = line.strip()
-        elif inside is None:
-            inside, language, start = [], fence[2].strip(), number
-        else:
-            marker = _MARKER.fullmatch(last)
-            block = Block(language, "\n".join(inside) + "\n", start, marker[1] if marker else None)
-            _check(page, block)
-            found.append(block)
-            inside, last = None, ""
-    assert inside is None, f"{page.name}:{start}: a block without an end"
+    for match in _BLOCK.finditer(page_text):
+        before = page_text[: match.start()]
+        marker = _MARKER.fullmatch(before.rstrip().rpartition("\n")[2].strip())
+        block = Block(match[1].strip(), match[2], before.count("\n") + 1, marker[1] if marker else None)
+        _check(f"{page.name}:{block.line}", block)
+        found.append(block)
+    assert not re.search(r"^ *```", _without_blocks(page), re.M), f"{page.name}: a block without an end"
     return found
 
 
-def _check(page: Path, block: Block) -> None:
-    place = f"{page.name}:{block.line}"
+def _check(place: str, block: Block) -> None:
     assert block.needs is None or block.needs in NEEDS, f"{place}: needs {block.needs}; allowed are {NEEDS}"
     assert block.language in (*RUNNABLE, *_SHOWN), f"{place}: a block of {block.language!r}"
+    assert not re.search(r"^ *```", block.text, re.M), f"{place}: a block without an end"
     if block.language not in RUNNABLE:
         assert not re.search(r"^\$ ", block.text, re.M), f"{place}: commands in a block that is not run"
-    if block.language == "console":
-        assert commands(block), f"{place}: a console block without a command"
+    assert block.language != "console" or commands(block), f"{place}: a console block without a command"
 
 
 def commands(block: Block) -> list[str]:
@@ -98,4 +81,4 @@ def anchors(page: Path) -> set[str]:
 
 
 def _without_blocks(page: Path) -> str:
-    return re.sub(r"^ *```.*?^ *```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    return _BLOCK.sub("", page.read_text(encoding="utf-8"))

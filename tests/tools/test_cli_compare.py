@@ -12,32 +12,25 @@ QUICK = ("--context", 60, "--prompts", 2, "--lead-bytes", 4, "--prompt-bytes", 2
 QUICK = (*QUICK, "--repeat", 1, "--threads", 1)
 
 
-@pytest.fixture(scope="module")
-def small_tables(tiny_model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def test_tables_and_json(cli, tiny_model, tmp_path: Path) -> None:
     from blt_edge.export import export_checkpoint
 
-    output = tmp_path_factory.mktemp("small") / "small"
-    return export_checkpoint(tiny_model.checkpoint, output, tables="int4")
-
-
-def test_tables_and_json(cli, tiny_model, small_tables: Path, tmp_path: Path) -> None:
+    small_tables = export_checkpoint(tiny_model.checkpoint, tmp_path / "small", tables="int4")
     (tmp_path / "a.txt").write_bytes(b"The first text, and some more of it.")
     (tmp_path / "b.txt").write_bytes(bytes(range(256)))
     files = (tmp_path / "a.txt", tmp_path / "b.txt", "--json", tmp_path / "out.json")
-    result = cli("compare", tiny_model.bundle, small_tables, "--text", *files, *QUICK)
-    assert result.exit_code == 0, result.stderr
+    result = cli("compare", tiny_model.bundle, small_tables, "--text", *files, *QUICK, code=0)
     document = json.loads((tmp_path / "out.json").read_text())
     assert document["text_bytes"] == {"a.txt": 36, "b.txt": 256}
     first, second = document["bundles"]
     assert [first["tables"], second["tables"]] == ["fp32", "int4"]
     assert first["total"]["mean_kl_bits"] == 0 < second["total"]["mean_kl_bits"]
     lines = result.stdout.splitlines()
+    assert "b.txt, 256 bytes" in lines
     assert lines[0] == "a.txt, 36 bytes"
     assert lines[1].split() == ["bundle", "bits/byte", "KL", "bits", "argmax", "precision", "recall"]
     assert lines[4].split()[:2] == ["small", f"{second['texts']['a.txt']['bits_per_byte']:.4f}"]
-    assert "b.txt, 256 bytes" in lines
-    assert "bundle: loading\n" in result.stderr
-    assert "small: text 2 of 2\n" in result.stderr
+    assert {"bundle: loading", "small: text 2 of 2"} <= {*result.stderr.splitlines()}
 
 
 def test_json_alone_on_stdout(cli, tiny_model) -> None:
@@ -47,34 +40,8 @@ def test_json_alone_on_stdout(cli, tiny_model) -> None:
     assert json.loads(result.stdout)["text_bytes"] == {"stdin": 30}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "line"),
-    [
-        (["--text", "gone.txt"], "--text: gone.txt does not exist"),
-        ([], "--text is missing"),
-        (["--text", "empty.txt"], "--text: empty.txt is empty"),
-        (["--text", "a.txt", "a.txt"], "--text: a.txt is given twice"),
-        (["--text", "-", "-"], "--text: - is given twice"),
-        (["--text", "a.txt", "--plot", "out.jpg"], "--plot: got out.jpg; give a file that ends with .png"),
-        (["--text", "a.txt", "--prompts", "-1"], "--prompts is -1"),
-        (["--text", "a.txt", "--context", "501"], "--context: got 501, "),
-        (["nowhere", "--text", "a.txt"], "BUNDLE: nowhere does not exist"),
-    ],
-)
-def test_refusals(
-    cli, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], line: str
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.txt").write_bytes(b"text")
-    (tmp_path / "empty.txt").touch()
-    result = cli("compare", tiny_model.bundle, *arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert line in result.stderr.splitlines()[-1].replace("...", "")
-
-
 def test_a_picture_needs_matplotlib(cli, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_bytes(b"text")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    result = cli("compare", tiny_model.bundle, "--text", tmp_path / "a.txt", "--plot", tmp_path / "p.png")
-    assert result.exit_code == 1
-    assert "pip install 'blt-edge[plot]'" in result.stderr
+    files = ("--text", tmp_path / "a.txt", "--plot", tmp_path / "p.png")
+    assert "pip install 'blt-edge[plot]'" in cli("compare", tiny_model.bundle, *files, code=1).stderr
