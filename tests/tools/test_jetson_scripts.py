@@ -64,12 +64,12 @@ def stubs(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["install.sh", "power.sh"])
-def test_syntax(name: str) -> None:
+def test_syntax_and_help(script, name: str) -> None:
     subprocess.run(["bash", "-n", str(SCRIPTS / name)], check=True)
     assert os.access(SCRIPTS / name, os.X_OK)
-    shellcheck = shutil.which("shellcheck")
-    if shellcheck is not None:
-        subprocess.run([shellcheck, str(SCRIPTS / name)], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", str(SCRIPTS / name)], check=True)
+    assert script(name, {}, "--help").stdout.startswith(f"Usage: {name}")
 
 
 @pytest.mark.parametrize(
@@ -151,12 +151,10 @@ def test_refusals(script, files, arguments: tuple[str, ...], code: int, line: st
     assert done.stderr.count("\n") == 1
 
 
-def test_other_processors_and_help(script) -> None:
+def test_other_processors(script) -> None:
     done = script("install.sh", ORIN, machine="x86_64")
     assert done.returncode == 1
     assert "this is x86_64; Jetsons are aarch64" in done.stderr
-    for name in ("install.sh", "power.sh"):
-        assert script(name, {}, "--help").stdout.startswith(f"Usage: {name}")
 
 
 def test_power_shows_and_changes_nothing(script) -> None:
