@@ -68,8 +68,7 @@ def test_tokens_stand_for_bytes() -> None:
     budget = TokenBudget(threads=2, bytes_per_token=4.0, positions=512)
     ids = budget.prompt(Task(b"x" * 256, 128), vocabulary=1000)
     assert len(ids) == 64
-    assert min(ids) >= 100
-    assert max(ids) < 1000
+    assert all(100 <= number < 1000 for number in ids)
     assert budget.tokens(1) == 2
     assert budget.speeds(10, 4.0, 30, 2.0) == Speeds(10.0, 60.0)
 
@@ -107,7 +106,6 @@ def test_a_written_file_reads_back(tmp_path: Path) -> None:
     assert (embedding.name, embedding.tensor_type.name) == ("token_embd.weight", "Q4_0")
     assert list(embedding.shape) == [SMALL.width, SMALL.vocabulary]
     weights = gguf.dequantize(embedding.data, embedding.tensor_type)
-    assert weights.shape == (SMALL.vocabulary, SMALL.width)
     assert float(weights.std()) == pytest.approx(0.02, rel=0.2)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["random.gguf", "vocabulary.gguf"]
 
@@ -136,13 +134,7 @@ def test_a_peer_that_cannot_load_says_why(failure: str, told: str) -> None:
         (["--genai", "missing"], "neither a folder with genai_config.json nor random-1b"),
     ],
 )
-def test_a_mistake_is_one_line(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_mistake_is_one_line(arguments, message: str, tmp_path: Path, monkeypatch, capsys) -> None:
     bundle = [] if "--bundle" in arguments else ["--bundle", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["peers", "--workdir", str(tmp_path), *bundle, *arguments])
     with pytest.raises(SystemExit) as caught:
@@ -153,13 +145,11 @@ def test_a_mistake_is_one_line(
 
 
 @pytest.mark.parametrize("case", ["none", "decoder:3:0.5", "patcher:3:1.0", "lookup:3:0.0"])
-def test_reading_on_in_a_text(case: str, tiny_model) -> None:
+def test_reading_on_in_a_text(case: str, model: BltModel) -> None:
     simulated = Simulated.argument(case)
-    model = BltModel.load(tiny_model.bundle, threads=1)
     text = bytes(range(32, 127)) * 3
     run = read_on(model, encode(text), 101, 60, simulated, seed=1)
-    assert run.prefill > 0
-    assert run.decode > 0
+    assert min(run.prefill, run.decode) > 0
     # What was read is the text, whatever was guessed.
     patches = model.patch_lengths(text[:159])
     assert run.bytes_per_patch == pytest.approx(59 / (len(patches) - len(model.patch_lengths(text[:100]))))

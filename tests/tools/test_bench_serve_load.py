@@ -27,10 +27,9 @@ def test_sixty_at_once_and_a_hundred_after(tiny_model) -> None:
         "1",
     ]
     module = [sys.executable, "-m", "blt_edge.tools.bench.serve_load", "--bundle", str(tiny_model.bundle)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*module, *flags], capture_output=True, text=True, env=environment, timeout=120, check=False
-    )
+    done = subprocess.run([*module, *flags], env=environment, timeout=120, check=False, **streams)
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
     first, then = document["at_once"], document["one_after_another"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from support.machines import ORIN, PC, THOR, build
 
-SCRIPTS = Path(__file__).parents[2] / "tools" / "jetson"
 SOURCE = Path(__file__).parents[2]
+SCRIPTS = SOURCE / "tools" / "jetson"
 
 pytestmark = pytest.mark.skipif(
     os.name != "posix" or shutil.which("bash") is None, reason="the scripts are for bash"
@@ -55,9 +55,8 @@ def stubs(tmp_path: Path):
     """A folder with a python3.10 that writes down what it is asked; and the file it writes to."""
 
     def make(tensorrt: int = 0) -> tuple[Path, Path]:
-        folder, log = tmp_path / "bin", tmp_path / "log"
-        folder.mkdir()
-        (folder / "python3.10").write_text(_STUB.format(log=log, tensorrt=tensorrt))
+        log = tmp_path / "log"
+        folder = build(tmp_path / "bin", {"python3.10": _STUB.format(log=log, tensorrt=tensorrt)})
         (folder / "python3.10").chmod(0o755)
         return folder, log
 
@@ -65,25 +64,20 @@ def stubs(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["install.sh", "power.sh"])
-def test_syntax(name: str) -> None:
+def test_syntax_and_help(script, name: str) -> None:
     subprocess.run(["bash", "-n", str(SCRIPTS / name)], check=True)
     assert os.access(SCRIPTS / name, os.X_OK)
-    shellcheck = shutil.which("shellcheck")
-    if shellcheck is not None:
-        subprocess.run([shellcheck, str(SCRIPTS / name)], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", str(SCRIPTS / name)], check=True)
+    assert script(name, {}, "--help").stdout.startswith(f"Usage: {name}")
 
 
 @pytest.mark.parametrize(
-    ("files", "python", "bindings", "system"),
-    [
-        (ORIN, "python3.10", "cuda-bindings>=12.6,<13", "R36.4.3"),
-        (THOR, "python3.12", "cuda-bindings>=13.0,<14", "R38.4.0"),
-    ],
+    ("files", "python", "cuda", "system"),
+    [(ORIN, "python3.10", ">=12.6,<13", "R36.4.3"), (THOR, "python3.12", ">=13.0,<14", "R38.4.0")],
     ids=["Orin", "Thor"],
 )
-def test_a_dry_run_does_nothing(
-    script, tmp_path: Path, files, python: str, bindings: str, system: str
-) -> None:
+def test_a_dry_run_does_nothing(script, tmp_path: Path, files, python: str, cuda: str, system: str) -> None:
     done = script("install.sh", files, "--dry-run")
     assert (done.returncode, done.stderr) == (0, "")
     venv = tmp_path / "home" / "blt-edge-venv"
@@ -91,7 +85,7 @@ def test_a_dry_run_does_nothing(
     assert done.stdout.splitlines()[1:] == [
         f"system    Jetson Linux {system}, {python}",
         f"+ {python} -m venv --system-site-packages {venv}",
-        f"+ {venv}/bin/python -m pip install --upgrade {SOURCE}[cpu] {bindings}",
+        f"+ {venv}/bin/python -m pip install --upgrade {SOURCE}[cpu] cuda-bindings{cuda}",
         f"+ {venv}/bin/blt-edge doctor",
         f"next: source {venv}/bin/activate",
     ]
@@ -128,9 +122,8 @@ def test_wheels(script, tmp_path: Path) -> None:
 
 
 def test_a_venv_that_does_not_see_tensorrt(script, tmp_path: Path) -> None:
-    venv = build(
-        tmp_path / "venv", {"pyvenv.cfg": "include-system-site-packages = false\n", "bin/python": ""}
-    )
+    files = {"pyvenv.cfg": "include-system-site-packages = false\n", "bin/python": ""}
+    venv = build(tmp_path / "venv", files)
     (venv / "bin" / "python").chmod(0o755)
     done = script("install.sh", ORIN, "--dry-run", "--venv", venv)
     assert done.returncode == 1
@@ -158,25 +151,18 @@ def test_refusals(script, files, arguments: tuple[str, ...], code: int, line: st
     assert done.stderr.count("\n") == 1
 
 
-def test_other_processors_and_help(script) -> None:
+def test_other_processors(script) -> None:
     done = script("install.sh", ORIN, machine="x86_64")
     assert done.returncode == 1
     assert "this is x86_64; Jetsons are aarch64" in done.stderr
-    for name in ("install.sh", "power.sh"):
-        assert script(name, {}, "--help").stdout.startswith(f"Usage: {name}")
 
 
 def test_power_shows_and_changes_nothing(script) -> None:
     done = script("power.sh", ORIN)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [
-        "modes",
-        "  0 15W",
-        "  1 25W",
-        "  2 MAXN_SUPER",
-        "GPU  306 to 918 MHz",
-        "CPU  729 to 1344 MHz",
-    ]
+    *modes, gpu, cpu = done.stdout.splitlines()
+    assert [line.split() for line in modes[1:]] == [["0", "15W"], ["1", "25W"], ["2", "MAXN_SUPER"]]
+    assert (gpu, cpu) == ("GPU  306 to 918 MHz", "CPU  729 to 1344 MHz")
 
 
 def test_full_power(script) -> None:

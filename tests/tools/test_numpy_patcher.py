@@ -66,10 +66,8 @@ def test_entropies() -> None:
     "case", [case for case in CASES + RULE_CASES if case.name in NAMES], ids=lambda case: case.name
 )
 def test_a_blt_of_them_is_transformers(case: RandomModel, random_models: RandomModels) -> None:
-    golden, found = (
-        random_models.golden(case),
-        NumpyReference(random_models.folder(case)).trace(PARITY_TEXT),
-    )
+    golden = random_models.golden(case)
+    found = NumpyReference(random_models.folder(case)).trace(PARITY_TEXT)
     assert found.patch_lengths == golden.patch_lengths
     for name in OUTPUTS:
         wanted = golden.samples[name]

@@ -1,6 +1,4 @@
-"""Random checkpoints load in transformers, have plausible numbers and patches, and are written in little
-memory.
-"""
+"""Random checkpoints load in transformers, have plausible numbers, and are written in little memory."""
 
 from __future__ import annotations
 
@@ -82,26 +80,27 @@ def test_scales_of_the_weights(tmp_path: Path) -> None:
             tensor = checkpoint.tensor(name)
             if tensor.ndim == 1:
                 assert (tensor == 1).all()
-                continue
-            deviation = tensor.std() * tensor.shape[1] ** 0.5
-            if name == "model.patcher.embed_tokens.weight":
+            elif name == "model.patcher.embed_tokens.weight":
                 assert tensor.std() == pytest.approx(4, rel=0.1)
             else:
+                deviation = tensor.std() * tensor.shape[1] ** 0.5
                 assert deviation == pytest.approx(3 if "lm_head" in name else 1, rel=0.1)
         first = checkpoint.tensor("model.local_decoder.layers.0.self_attn.q_proj.weight")
         second = checkpoint.tensor("model.local_decoder.layers.1.self_attn.q_proj.weight")
         assert not np.array_equal(first, second)
 
 
-def test_shapes_are_sound_at_any_scale() -> None:
-    for shape in SHAPES:
-        for layers_scale, width_scale in ((1.0, 1.0), (0.01, 0.01), (0.3, 0.5), (2.0, 1.5)):
-            config = parse_config(scaled_config(shape, layers_scale=layers_scale, width_scale=width_scale))
-            assert config.encoder.width == config.decoder.width
-    with pytest.raises(ValueError, match="shape"):
-        scaled_config("blt-9b")
-    with pytest.raises(ValueError, match="scales"):
-        scaled_config("tiny", layers_scale=0)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (0.01, 0.01), (0.3, 0.5), (2.0, 1.5)])
+def test_shapes_are_sound_at_any_scale(shape: str, scales: tuple[float, float]) -> None:
+    config = parse_config(scaled_config(shape, layers_scale=scales[0], width_scale=scales[1]))
+    assert config.encoder.width == config.decoder.width
+
+
+@pytest.mark.parametrize(("shape", "scale", "reason"), [("blt-9b", 1, "shape"), ("tiny", 0, "scales")])
+def test_refused_shapes(shape: str, scale: float, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        scaled_config(shape, layers_scale=scale)
 
 
 def test_failures_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,12 +157,8 @@ def test_runs_as_a_command_and_in_little_memory(tmp_path: Path) -> None:
         "print(re.search(r'VmHWM:\\s*(\\d+)', open('/proc/self/status').read())[1])"
     )
     options = "--shape blt-1b --layers-scale 0.01 --width-scale 0.5 --hash-vocab 20000 --shard-size 50MB"
-    result = subprocess.run(
-        [sys.executable, "-c", code, *options.split(), "-o", str(tmp_path / "m")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    command = [sys.executable, "-c", code, *options.split(), "-o", str(tmp_path / "m")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert result.returncode == 0, result.stderr
     assert int(result.stdout.split()[-1]) < 400_000

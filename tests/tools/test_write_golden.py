@@ -15,7 +15,7 @@ from support.torch_only import transformers_or_skip
 CASE = RandomModel("golden_command", base_config(k=1, local_attention_window_len=16), seed=80)
 
 
-def test_writes_beside_the_checkpoint(
+def test_writes_beside_the_checkpoint_or_where_it_is_told(
     random_models: RandomModels, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     transformers_or_skip()
@@ -26,24 +26,17 @@ def test_writes_beside_the_checkpoint(
     shown = capsys.readouterr()
     assert shown.out == f"{path}\n"
     assert "3 greedy bytes, by transformers" in shown.err
-
-
-def test_writes_where_it_is_told(random_models: RandomModels, tmp_path: Path) -> None:
-    transformers_or_skip()
     target = tmp_path / "named.safetensors"
-    assert main([str(random_models.folder(CASE)), "-o", str(target), "-n", "0"]) == 0
+    assert main([str(tmp_path), "-o", str(target), "-n", "0"]) == 0
     assert read_golden(target).greedy == b""
 
 
 def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "missing")]) == 2
     assert "no such folder" in capsys.readouterr().err
+    assert main([str(tmp_path)]) == 1  # no checkpoint in it
+    assert len(capsys.readouterr().err.splitlines()) == 1
     for arguments in ([], [str(tmp_path), "-n", "-1"], [str(tmp_path), "-n", "many"]):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2
-
-
-def test_no_checkpoint_in_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path)]) == 1
-    assert len(capsys.readouterr().err.splitlines()) == 1
