@@ -252,7 +252,7 @@ def stream(
     """Continue `prompt` (a str is taken as UTF-8), yielding text as soon as it is certain.
 
     `sequence` holds the text before the prompt, which may be empty; BOS is put in where it has read nothing.
-    `costs`: what rounds have cost, which automatic drafting goes by. The model's end-of-sequence ends
+    `costs`: what runs of the stages cost, which automatic drafting goes by. The model's end-of-sequence ends
     the text and is no text; other special ids are never chosen. The last chunk carries the finish reason and
     figures. `cancel` is looked at before every round of bytes and every chunk of the prompt. Raises
     PromptTooLongError before anything is computed.

@@ -49,7 +49,7 @@ class BltModel:
         self.observer: Observer | None = None
         """Told of every run of a stage in sequences made from now on; None = nobody."""
         self.costs = CostTable()
-        """What rounds of decoding have cost so far, which automatic drafting goes by."""
+        """What runs of the stages have cost so far, which automatic drafting goes by."""
         self._backends = backends
         self._table = table
 
@@ -120,7 +120,7 @@ class BltModel:
 
     def sequence(self) -> Sequence:
         """A new, empty sequence; the first id it reads must be BOS (`vocabulary.encode` puts it there)."""
-        observers = () if self.observer is None else (self.observer,)
+        observers = (self.costs.observe,) if self.observer is None else (self.costs.observe, self.observer)
         return Sequence(self.manifest, self._backends, self._table, self.limits, observers)
 
     def logits(self, data: bytes) -> Floats:

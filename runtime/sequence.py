@@ -184,6 +184,11 @@ class Sequence:
         return {name: stage.time for name, stage in self._stages.items()}
 
     @property
+    def stage_seconds(self) -> float:
+        """Seconds that all stages have run."""
+        return sum(stage.time.seconds for stage in self._stages.values())
+
+    @property
     def state_bytes(self) -> int:
         """Memory of caches and recent states, in bytes."""
         own = self._patch_values.nbytes + self._states.buffer.nbytes + self._recent_logits.nbytes

@@ -77,7 +77,7 @@ class Speculator:
 
     def round(self, pending: int, most: int) -> list[int]:
         """Read the chosen id `pending`; returns the next ids, 1 to `most`, the last of which is not read."""
-        started = time.perf_counter()
+        started, staged = time.perf_counter(), self._sequence.stage_seconds
         plan = self._plan(most)
         draft = self._draft(plan, pending)
         chosen = self._check(draft)
@@ -89,7 +89,9 @@ class Speculator:
             self.figures.drafted += drafted
             self.figures.accepted += accepted
             self.figures.missed += accepted < drafted
-        self._planner.learn(plan, drafted, accepted, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        host_seconds = seconds - (self._sequence.stage_seconds - staged)
+        self._planner.learn(plan, drafted, accepted, seconds, host_seconds)
         return chosen
 
     def _plan(self, most: int) -> Plan:
@@ -98,7 +100,9 @@ class Speculator:
         room = min(
             most - 1, limits.max_positions - sequence.length - 1, limits.rollback, limits.prefill_chunk - 1
         )
-        return self._planner.plan(self._index.find() if self._index is not None else None, room)
+        match = self._index.find() if self._index is not None else None
+        patches = sequence.patches_closed / max(1, sequence.length)
+        return self._planner.plan(match, room, patches)
 
     def _draft(self, plan: Plan, pending: int) -> Draft:
         admits = plan.gate.admits

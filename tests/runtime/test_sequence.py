@@ -298,6 +298,7 @@ def test_figures_are_of_the_sequence_s_own_memory_and_time(tight: BltModel) -> N
     own = [sequence._patch_values, sequence._states.buffer, sequence._recent_logits]
     caches = [buffer for stage in sequence._stages.values() for buffer in stage.cache.inputs().values()]
     assert sequence.state_bytes == sum(buffer.nbytes for buffer in own + caches)
+    assert sequence.stage_seconds == sum(spent.seconds for spent in sequence.times.values())
     assert list(sequence.times) == ["patcher", "encoder", "latent", "decoder"]
     # One pass more than chunks where more patches closed than fit one block.
     chunks = -(-100 // tight.limits.prefill_chunk)

@@ -213,16 +213,17 @@ def test_a_round_counts_its_guesses_and_tells_the_planner(
     )
     monkeypatch.setattr(speculator._planner, "learn", lambda *told: learned.append(told))
     for times in (1, 2):
-        began = time.perf_counter()
+        staged, began = sequence.stage_seconds, time.perf_counter()
         assert speculator.round(70, 9) == choices
         passed = time.perf_counter() - began
         found = speculator.figures
         assert (found.rounds, found.drafted, found.accepted, found.missed) == tuple(
             times * count for count in figures
         )
-        _, drafted, accepted, seconds = learned.pop()
+        _, drafted, accepted, seconds, host_seconds = learned.pop()
         assert (drafted, accepted) == (len(guesses), len(choices) - 1)
-        assert 0 < seconds < passed
+        assert 0 < host_seconds < seconds < passed
+        assert host_seconds == pytest.approx(seconds - (sequence.stage_seconds - staged), abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,10 @@ def test_a_plan_has_room_for_what_fits(
     asked: list[Any] = []
     speculator._planner.plan = lambda *told: asked.append(told)  # type: ignore[method-assign, assignment]
     speculator._plan(most)
-    assert asked == [(None, room)]
+    ((match, found, patches),) = asked
+    assert found == room
+    assert match is None
+    assert patches == sequence.patches_closed / length
 
 
 @pytest.mark.parametrize("draft", ["none", "decoder", "patcher", "lookup", "auto"])

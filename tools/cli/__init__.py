@@ -10,7 +10,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-__all__ = ["main"]
+__all__ = ["COMPLETION", "main"]
+
+COMPLETION = "_BLT_EDGE_COMPLETE"
+"""The environment variable that holds what a shell asks at Tab (`completion`)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

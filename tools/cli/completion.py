@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING
 import click
 
 from ..output import Messages, is_terminal
+from . import COMPLETION
 from .options import FLAGS, OneOf, spread, verb
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem, ShellComplete
-
-COMPLETION = "_BLT_EDGE_COMPLETE"
-"""The environment variable that holds what a shell asks at Tab."""
 
 SHELLS = ("bash", "zsh", "fish")
 

@@ -19,7 +19,7 @@ import click
 
 from ...runtime.errors import OptionError, PromptTooLongError
 from ..output import Messages, crash_line, error_line, foreseen_line, usage_line
-from .completion import COMPLETION, complete
+from . import COMPLETION
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -102,6 +102,8 @@ def _run(group: Program, arguments: list[str], messages: Messages) -> int:
     try:
         asked = os.environ.get(COMPLETION)
         if asked:
+            from .completion import complete  # brings the types of all options
+
             return complete(group, asked)
         if not arguments:
             with group.make_context(NAME, ["--help"], resilient_parsing=True) as ctx:
