@@ -9,6 +9,7 @@ compute (`proof`). `runtime.engines` says what it holds.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -314,9 +315,14 @@ def new_engine(final: Path, needed: int) -> Iterator[Path]:
         engines.mkdir(exist_ok=True)
         with new_directory(final, str(engines), "engine", needed=needed) as directory:
             yield directory
-    except (OSError, OutputError) as error:
-        reason = str(error) if isinstance(error, OutputError) else f"the engine cannot be written ({error})"
-        raise WriteError(f"{engines}: {reason}; check its permissions") from error
+    except OutputError as error:  # it says which place, and what to do
+        raise WriteError(str(error)) from error
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise WriteError(
+            f"{engines}: the engine cannot be written ({error.strerror or error}); "
+            + ("free some space" if full else "check its permissions")
+        ) from error
     finally:
         with suppress(OSError):
             engines.rmdir()

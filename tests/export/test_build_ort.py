@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,6 +23,7 @@ from blt_edge.export.quantize import QuantizationOptions, quantize_bundle
 from blt_edge.graphs.attention import fuse_attention
 from blt_edge.runtime import BackendError, BltError, BltModel, BundleError, GenerationOptions, engines
 from blt_edge.runtime.backends import ort as backend
+from blt_edge.runtime.files import WriteError
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest
 from blt_edge.runtime.vocabulary import encode
@@ -460,3 +463,33 @@ def test_an_old_version_is_refused(monkeypatch: pytest.MonkeyPatch, version: str
 def test_a_newer_version_is_taken(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", version)
     check_version("building an engine")
+
+
+@pytest.mark.parametrize(
+    ("blocked", "number", "advice"),
+    [
+        ("engines", errno.EACCES, "check its permissions"),
+        ("engines", errno.ENOSPC, "free some space"),
+        ("partial", errno.EACCES, "check its permissions"),
+        ("partial", errno.ENOSPC, "free some space"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocked: str, number: int, advice: str
+) -> None:
+    """Its message once named the place and the advice twice, and advised permissions on a full disk."""
+    make = Path.mkdir
+
+    def refuse(path: Path, *arguments: Any, **options: Any) -> None:
+        if blocked in path.name:
+            raise OSError(number, os.strerror(number), str(path))
+        make(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    place = tmp_path / "engines" / "one"
+    with pytest.raises(WriteError) as caught, building.new_engine(place, 0):
+        pass
+    text = str(caught.value)
+    assert text.count(f"{place.parent}: ") == 1
+    assert text.count(advice) == 1
+    assert list(tmp_path.iterdir()) == []
