@@ -19,9 +19,11 @@ BELOW = {
     "export": {"runtime", "graphs", "calibration", "export"},
     "tools": {"runtime", "graphs", "calibration", "export", "tools"},
 }
-OPTIONAL = {
-    "runtime": {"onnxruntime", "tensorrt", "tensorrt_rtx_bindings", "cuda"},
-    "export": {"torch", "transformers", "safetensors", "huggingface_hub", "tensorrt"},
+OPTIONAL = {"resource", "importlib.metadata", "onnxruntime", "tensorrt", "tensorrt_rtx_bindings", "cuda"} | {
+    "torch",
+    "transformers",
+    "safetensors",
+    "huggingface_hub",
 }
 FOREIGN_TO_RUNTIME = {
     "torch",
@@ -117,14 +119,13 @@ def test_no_circle_between_files() -> None:
 
 def test_below_the_tools_imports_stand_at_the_top() -> None:
     """In functions only what is optional: packages of extras, and what the system may lack."""
-    allowed = {"resource", "importlib.metadata", *OPTIONAL["runtime"], *OPTIONAL["export"]}
     wrong = [
         f"{name}:{node.lineno} imports {target}"
         for name in FILES
         if not name.startswith("tools")
         for target, node in imports(name)
         if node.col_offset > 4 or (node.col_offset == 4 and _in_function(FILES[name], node))
-        if target.partition(".")[0] not in allowed and target not in allowed
+        if target.partition(".")[0] not in OPTIONAL and target not in OPTIONAL
     ]
     assert not wrong, wrong
 

@@ -197,12 +197,12 @@ class _Lines:
     """Progress where nothing can be drawn: a line when something else begins."""
 
     def __init__(self, messages: Messages) -> None:
-        self._session, self._last = messages, ""
+        self._messages, self._last = messages, ""
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if what != self._last:
             self._last = what
-            self._session.say(printable(what))
+            self._messages.say(printable(what))
 
 
 @contextmanager

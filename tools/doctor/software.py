@@ -259,7 +259,7 @@ Ask = Callable[..., Reply]
 
 
 def ask(subject: str, *names: str) -> Reply:
-    """Let `engine_worker` answer in a process of its own; however that ends, the reply says so."""
+    """Let `work` answer in a process of its own; however that ends, the reply says so."""
     request = {"subject": subject, "names": names}
     # Not in the user's folder, whose files could be taken for modules.
     with tempfile.TemporaryDirectory(prefix="blt-edge-doctor-") as folder:
