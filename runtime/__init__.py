@@ -5,6 +5,7 @@ Names are imported when they are first used, so that a program that only asks fo
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from .options import GenerationOptions
     from .scoring import ByteDetail, Score
     from .sequence import Sequence
+
+# From 1.32 on ONNX Runtime's wheels write to the home directory and look up a host of Microsoft's, unless this
+# is set before the import. Every way in passes here: library, commands, child processes, server.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MODULES = {
     "errors": ("BackendError", "BltError", "BundleError", "OptionError", "PromptTooLongError"),

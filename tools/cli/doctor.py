@@ -84,6 +84,7 @@ def _machine(report: MachineReport) -> Iterator[tuple[str, str]]:
         yield "power mode", f"{jetson.power_mode}{full}" if jetson.power_mode else "unknown"
         yield "clocks", "; ".join(f"{name} {clock}" for name, clock in jetson.clocks.items()) or "unknown"
     yield "GPU", _gpus(report)
+    yield "telemetry", f"of ONNX Runtime: {report.telemetry}"
 
 
 def _memory(report: MachineReport) -> str:

@@ -21,7 +21,17 @@ from .machine import (
     read_memory,
     read_processor,
 )
-from .software import Ask, Lookup, Software, ask, installed, missing_by_extra, try_software, versions
+from .software import (
+    Ask,
+    Lookup,
+    Software,
+    ask,
+    installed,
+    missing_by_extra,
+    telemetry,
+    try_software,
+    versions,
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,8 @@ class MachineReport:
     """None where it is none."""
     driver: NvidiaDriver
     """NVIDIA's, as the kernel has it."""
+    telemetry: str
+    """ONNX Runtime's: "off" or "on", and the variable that says so."""
     software: Software
     bundle: dict[str, Any] | None
     """What a bundle would run from; None when none was given."""
@@ -70,6 +82,7 @@ class MachineReport:
             "gpus": [asdict(gpu) for gpu in self.software.gpus],
             "gpu_error": self.software.gpu_error,
             "cuda": self.software.cuda,
+            "telemetry": self.telemetry,
             "engines": [{**asdict(engine), "works": engine.works} for engine in self.software.engines],
             "bundle": self.bundle,
             "advice": [asdict(piece) for piece in self.advice],
@@ -104,6 +117,7 @@ def examine(
         memory=read_memory(system),
         jetson=jetson,
         driver=driver,
+        telemetry=telemetry(),
         software=software,
         bundle=facts,
         advice=tuple(_advise(software, jetson, driver, lookup, missing_by_extra(lookup, requirements))),

@@ -7,6 +7,7 @@ hangs there does not do so here. Engines log to stderr.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import tempfile
@@ -171,6 +172,8 @@ ONNX_RUNTIMES = (
 )
 """Packages that all install the one module onnxruntime, over each other."""
 
+TELEMETRY_SWITCH = "ORT_DISABLE_TELEMETRY"
+
 _ALWAYS = ("blt-edge", "numpy")
 _IF_INSTALLED = (
     *("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx", "tensorrt-rtx-cu13-bindings"),
@@ -193,6 +196,14 @@ def versions(lookup: Lookup = installed) -> dict[str, str | None]:
     found = {name: lookup(name) for name in (*_ALWAYS, *runtimes)}
     others = {name: version for name in _IF_INSTALLED if (version := lookup(name)) is not None}
     return {"python": platform.python_version(), **found, **others}
+
+
+def telemetry() -> str:
+    """Whether an ONNX Runtime that sends telemetry does so in our processes, and why."""
+    value = os.environ.get(TELEMETRY_SWITCH, "")
+    # What ONNX Runtime 1.32 was seen to take for no.
+    on = value.lower() in ("", "0", "false", "no")
+    return f"{'on' if on else 'off'} ({TELEMETRY_SWITCH}={value})"
 
 
 def missing_by_extra(
