@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from .scoring import ByteDetail, Score
     from .sequence import Sequence
 
-# From 1.32 on ONNX Runtime's wheels write to the home directory and look up a host of Microsoft's, unless this
-# is set before the import. Every way in passes here: library, commands, child processes, server.
+# From 1.32 on ONNX Runtime's wheels write to the home directory and look up a host of Microsoft's, unless
+# this is set before the import. Every way in passes here: library, commands, child processes, server.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MODULES = {

@@ -1,4 +1,4 @@
-"""ONNX Runtime's telemetry is off in every way in: nothing is sent, and an empty home directory stays empty."""
+"""ONNX Runtime's telemetry is off in every way in: an empty home directory stays empty."""
 
 from __future__ import annotations
 
