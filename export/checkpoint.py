@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..runtime.errors import first_line
 from .checkpoint_base import Checkpoint, CheckpointError, read_json
+from .generation_config import read_generation
 from .huggingface import open_huggingface
 from .meta import is_meta_config, open_meta
 
@@ -16,6 +17,7 @@ __all__ = ["Checkpoint", "CheckpointError", "open_checkpoint"]
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = (
     "config.json",
+    "generation_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
     "entropy_model/params.json",
@@ -55,8 +57,10 @@ def _open_folder(folder: Path, name: str) -> Checkpoint:
         raise CheckpointError(f"{folder}: {what}; expected config.json and model.safetensors")
     config = read_json(path, _MAX_CONFIG_BYTES)
     open_layout = open_meta if is_meta_config(config) else open_huggingface
+    generation = read_generation(folder, config)
     checkpoint = open_layout(folder, name, config)
     checkpoint.folder = folder
+    checkpoint.generation = generation
     return checkpoint
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from ..graphs.config import ModelConfig, TransformerConfig
 from ..runtime.errors import BltError
+from ..runtime.generation_spec import GenerationSpec
 
 PARTS = ("patcher", "encoder", "latent", "decoder", "tables")
 """The parts of a bundle that hold weights: the four stages, and the byte and hash embedding tables."""
@@ -83,6 +84,9 @@ class Checkpoint:
 
     folder = Path()
     """Where its `config.json` lies, once it was opened by `open_checkpoint`."""
+
+    generation = GenerationSpec()
+    """How it is meant to generate, likewise."""
 
     def __init__(
         self, name: str, layout: str, config: dict[str, Any], tensors: Mapping[str, Sequence[StoredTensor]]

@@ -14,6 +14,7 @@ from ..graphs.precision import needs_ranges, parse_precision
 from ..graphs.stages import axis_ranges, patch_value_width, stage_names, stage_stack
 from ..runtime.errors import OptionError
 from ..runtime.files import scratch
+from ..runtime.generation_spec import GenerationSpec
 from ..runtime.manifest import EmbeddingSpec, Manifest, ModelSpec, Source, StageSpec
 from .bundle import Meter, Progress, checkpoint_stage, data_name, finish, graph_name, new_bundle
 from .checkpoint import Checkpoint, open_checkpoint
@@ -36,6 +37,8 @@ class ExportPlan:
     """The checkpoint's."""
     layout: str
     """"huggingface" or "meta"."""
+    generation: GenerationSpec
+    """How it is meant to generate."""
     folder: Path
     """The checkpoint's: of a hub id, the fetched files'."""
     config: ModelConfig
@@ -131,6 +134,7 @@ def _plan(checkpoint: Checkpoint, precision: str, tables: str, options: Quantiza
     return ExportPlan(
         name=checkpoint.name,
         layout=checkpoint.layout,
+        generation=checkpoint.generation,
         folder=checkpoint.folder,
         config=config,
         parameters=parameter_counts(config),
@@ -201,6 +205,7 @@ def _manifest(
         patching=config.patching,
         embedding=tables,
         stages=stages,
+        generation=plan.generation,
         axes=axis_ranges(config),
         validation=None,
         files={},

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ __all__ = ["Reference", "ReferenceModelError", "ReferenceTrace", "pick_margins",
 Floats = npt.NDArray[np.float32]
 
 SUPPRESSED = (0, 1, 3)
-"""Ids that a generation never picks; id 2 ends it."""
+"""Special ids that a generation never picks, unless the model ends texts with one; id 2 always ends it."""
 
 _BOS, _EOS, _OFFSET = 1, 2, 4
 _THRESHOLD = 1.335442066192627
@@ -144,10 +145,17 @@ def pick_margins(logits: Floats) -> Floats:
 class Reference:
     """A checkpoint in transformers. One text at a time; the last text's results are kept."""
 
-    def __init__(self, model: Any, config: Mapping[str, Any], name: str) -> None:
-        """`model` is an eager float32 BltForCausalLM, `config` its `config.json`; use `load`."""
+    def __init__(
+        self, model: Any, config: Mapping[str, Any], name: str, ends: Sequence[int] = (_EOS,)
+    ) -> None:
+        """`model` is an eager float32 BltForCausalLM, `config` its `config.json`; use `load`.
+
+        ends: ids that end a generation.
+        """
         self._model = model
         self._config = config
+        self._ends = sorted({_EOS, *ends})
+        self._suppressed = [token for token in SUPPRESSED if token not in ends]
         self._last: ReferenceTrace | None = None
         self.name = name
         """What it is, such as "transformers 5.23.0"."""
@@ -181,8 +189,12 @@ class Reference:
                     f"{folder}: {kind.replace('_', ' ')}: {min(map(str, report[kind]))}"
                 )
         model.eval()
-        model.generation_config = transformers.GenerationConfig()  # the folder's own could change the picks
-        return cls(model, config, f"transformers {transformers.__version__}")
+        ends = model.generation_config.eos_token_id
+        ends = config.get("eos_token_id") if ends is None else ends
+        ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+        # The rest of what the folder says of generating could change the picks.
+        model.generation_config = transformers.GenerationConfig()
+        return cls(model, config, f"transformers {transformers.__version__}", ends)
 
     @property
     def max_positions(self) -> int:
@@ -220,7 +232,7 @@ class Reference:
         return [*closed, last - 1] if last > 1 else closed
 
     def greedy(self, prompt: bytes, count: int) -> bytes:
-        """Up to `count` bytes of greedy text after BOS and `prompt`, fewer where EOS ends it.
+        """Up to `count` bytes of greedy text after BOS and `prompt`, fewer where an id that ends texts comes.
 
         Runs transformers' `generate` without cache where transformers patches as it should, else one whole
         forward pass per byte with the lengths given.
@@ -239,20 +251,21 @@ class Reference:
                 max_new_tokens=count,
                 use_cache=False,
                 do_sample=False,
-                suppress_tokens=list(SUPPRESSED),
-                eos_token_id=_EOS,
+                suppress_tokens=self._suppressed or None,
+                eos_token_id=self._ends,
                 pad_token_id=_EOS,
             )
-        return bytes(token - _OFFSET for token in out[0, ids.shape[1] :].tolist() if token != _EOS)
+        made = takewhile(lambda token: token not in self._ends, out[0, ids.shape[1] :].tolist())
+        return bytes(token - _OFFSET for token in made)
 
     def _greedy_by_steps(self, prompt: bytes, count: int, lengths: Callable[[bytes], Sequence[int]]) -> bytes:
         """`greedy` under another patching rule: `lengths(text so far)` as in `_run`."""
         data = prompt
         for _ in range(count):
             last = self._run(data, lengths(data)).logits[-1].copy()
-            last[list(SUPPRESSED)] = -np.inf
+            last[self._suppressed] = -np.inf
             token = int(last.argmax())
-            if token == _EOS:
+            if token in self._ends:
                 break
             data += bytes([token - _OFFSET])
         return data[len(prompt) :]

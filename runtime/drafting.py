@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 from .sampling import Sampler
 from .sequence import Draft, Sequence
-from .vocabulary import EOS
 
 __all__ = ["Admits", "LookupIndex", "Match", "draft_with_decoder", "draft_with_patcher"]
 
@@ -76,7 +75,7 @@ def _guess(
     guess = sampler.guess(logits, text, len(ids) - 1)
     with np.errstate(over="ignore"):
         confidence = float(1.0 / np.exp(logits - logits[guess]).sum())
-    if guess == EOS or not admits(confidence):
+    if guess in sequence.end_ids or not admits(confidence):
         return False
     ids.append(guess)
     return True

@@ -252,8 +252,8 @@ def stream(
     """Continue `prompt` (a str is taken as UTF-8), yielding text as soon as it is certain.
 
     `sequence` holds the text before the prompt, which may be empty; BOS is put in where it has read nothing.
-    `costs`: what runs of the stages cost, which automatic drafting goes by. The model's end-of-sequence ends
-    the text and is no text; other special ids are never chosen. The last chunk carries the finish reason and
+    `costs`: what runs of the stages cost, which automatic drafting goes by. The ids that the model ends texts
+    with are no text; other special ids are never chosen. The last chunk carries the finish reason and
     figures. `cancel` is looked at before every round of bytes and every chunk of the prompt. Raises
     PromptTooLongError before anything is computed.
 
@@ -301,7 +301,9 @@ class _Generation:
         self._patches_before = sequence.boundaries.count
         self._times_before = {name: replace(spent) for name, spent in sequence.times.items()}
         self._prompt, self._options, self._cancel = prompt, options, cancel
-        self._speculator = Speculator(sequence, Sampler(options), options, costs)
+        self._speculator = Speculator(
+            sequence, Sampler(options, sequence.generation.suppressed), options, costs
+        )
         self._details: deque[ByteDetail] = deque()  # of bytes that are not certain text yet
         self._prompt_details: list[ByteDetail] = []  # until the first chunk
         self._out = _TextStream(options.stop_bytes)
@@ -326,7 +328,7 @@ class _Generation:
             while reason is None:
                 reason = _reason_to_end(sequence, self._options, self._new_bytes, cancel)
                 for number in self._choose() if reason is None else ():
-                    if number == EOS:
+                    if number in self._sequence.end_ids:
                         reason = "eos"
                         break
                     self._new_bytes += 1

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 from .errors import BundleError, OptionError
 from .fields import AGAIN, Fields, by, fault, file_name, if_there, is_whole, part, read, record
 from .files import open_plain, write_whole
+from .generation_spec import GenerationSpec
 from .hashing import HashSpec
 from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, SEARCHES, STAGES, TABLE_PRECISIONS
 from .patching import PatchingRule
@@ -50,6 +51,7 @@ _POSITIONS = 2**31 - 1
 _COUNT = 2**63 - 1
 _MAX_MANIFEST_BYTES = 16 << 20
 _NO_BUNDLE = "give the directory of a bundle that `blt-edge export` wrote"
+_NO_WISHES = GenerationSpec()
 _AXIS_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 # 1. How fields are read.
@@ -98,6 +100,10 @@ def _patching(fields: Fields) -> PatchingRule:
         return PatchingRule(**values)
     except OptionError as error:
         raise BundleError(f"{MANIFEST_NAME}: patching: {error}; {AGAIN}") from None
+
+
+def _generation(fields: Fields, key: str) -> GenerationSpec:
+    return fields.part(key, record(GenerationSpec)) if key in fields else _NO_WISHES
 
 
 # 2. The parts.
@@ -282,6 +288,8 @@ class Manifest:
     """Dynamic axes: at least batch, bytes and patches."""
     quantization: Annotated[QuantizationSpec | None, if_there(part(QuantizationSpec))] = None
     """How integers were found; None when no stage has any."""
+    generation: Annotated[GenerationSpec, _generation] = _NO_WISHES
+    """Which ids end a text, and defaults of sampling; left out where the model names none."""
     validation: Annotated[dict[str, Any] | None, Fields.tree_or_none]
     """The last validation's report; None = never validated."""
     files: Annotated[dict[str, FileRecord], by(Fields.parts, file_name, record(FileRecord))]
@@ -307,6 +315,8 @@ class Manifest:
         for fields, key in optional:
             if fields[key] is None:
                 del fields[key]
+        if self.generation == _NO_WISHES:
+            del data["generation"]
         return {"blt_edge" if key == "generator" else key: value for key, value in data.items()}
 
     def with_validation(self, report: Mapping[str, Any] | None) -> Manifest:

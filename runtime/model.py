@@ -118,6 +118,11 @@ class BltModel:
         if not np.isfinite(sequence.logits).all():
             raise BackendError(f"{self.engine.device} computes no finite numbers; see blt-edge doctor")
 
+    @property
+    def defaults(self) -> GenerationOptions:
+        """Options of who asks for none: those of the checkpoint's `generation_config.json`, else greedy."""
+        return self.manifest.generation.defaults
+
     def sequence(self) -> Sequence:
         """A new, empty sequence; the first id it reads must be BOS (`vocabulary.encode` puts it there)."""
         observers = (self.costs.observe,) if self.observer is None else (self.costs.observe, self.observer)
@@ -187,13 +192,13 @@ class BltModel:
     ) -> Iterator[GenerationChunk]:
         """Continue `prompt`, yielding text as it becomes certain; see `generation.stream`.
 
-        sequence: one of this model's, to go on in; None begins a new text.
+        options: None takes `defaults`. sequence: one of this model's, to go on in; None begins a new text.
         """
         return stream(
             self.sequence() if sequence is None else sequence,
             self.costs,
             prompt,
-            options or GenerationOptions(),
+            options or self.defaults,
             keep=sequence is not None,
             cancel=cancel,
         )

@@ -1,9 +1,9 @@
 """From logits to the next id.
 
-In this order: suppress ids 0, 1 and 3 -> repetition penalty (CTRL's rule: logits of ids already in the
-text are divided by it when positive, multiplied when negative) -> temperature -> top-k -> top-p -> min-p
--> draw. At temperature 0 the penalised logits' largest wins, the lowest id on ties, and nothing is drawn.
-Each filter sees what the one before left, renormalised. Everything is in float64.
+In this order: suppress the special ids that end no text -> repetition penalty (CTRL's rule: logits of ids
+already in the text are divided by it when positive, multiplied when negative) -> temperature -> top-k ->
+top-p -> min-p -> draw. At temperature 0 the largest of the penalised logits wins, the lowest id on ties, and
+nothing is drawn. Each filter sees what the one before left, renormalised. Everything is in float64.
 
 The n-th choice always takes the n-th random number of the seed, however the ids were computed. A guess at a
 later choice may look at that choice's number ahead of time: where the guessed distribution is close to the
@@ -13,6 +13,7 @@ real one, both fall on the same id. So speculation compares guess and choice, an
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,7 +24,6 @@ from .vocabulary import SUPPRESSED
 
 __all__ = ["Sampler", "draw", "log_probabilities", "probabilities"]
 
-_SUPPRESSED = list(SUPPRESSED)
 _LARGEST = float(np.finfo(np.float64).max)
 
 
@@ -35,8 +35,9 @@ class Sampler:
     the model's computation is broken.
     """
 
-    def __init__(self, options: GenerationOptions) -> None:
-        self._options = options
+    def __init__(self, options: GenerationOptions, suppressed: Iterable[int] = SUPPRESSED) -> None:
+        """suppressed: ids that are never chosen."""
+        self._options, self._suppressed = options, list(suppressed)
         self._generator = np.random.Generator(np.random.PCG64(options.seed))
         self._numbers: deque[float] = deque()  # drawn for guesses, not yet used up by a choice
         self.reads_ids = options.repetition_penalty != 1.0
@@ -51,26 +52,30 @@ class Sampler:
     def guess(self, logits: NDArray[np.float32], ids: ArrayLike, ahead: int) -> int:
         """What the choice after `ahead` more will be, if its logits are these; nothing is used up."""
         if self._options.temperature == 0.0 and not self.reads_ids:
-            return _largest_allowed(logits)
+            return _largest_allowed(logits, self._suppressed)
         seen = None
         if self.reads_ids:
             seen = np.bincount(np.asarray(ids, dtype=np.int64), minlength=len(logits))
         if self._options.temperature == 0.0:
-            return int(np.argmax(_allowed(logits, self._options, seen)))
+            return int(np.argmax(_allowed(logits, self._options, seen, self._suppressed)))
         while len(self._numbers) <= ahead:
             self._numbers.append(self._generator.random())
-        return draw(probabilities(logits, self._options, seen), self._numbers[ahead])
+        distribution = probabilities(logits, self._options, seen, self._suppressed)
+        return draw(distribution, self._numbers[ahead])
 
 
 def probabilities(
-    logits: NDArray[np.float32], options: GenerationOptions, seen_counts: NDArray[np.int64] | None = None
+    logits: NDArray[np.float32],
+    options: GenerationOptions,
+    seen_counts: NDArray[np.int64] | None = None,
+    suppressed: Iterable[int] = SUPPRESSED,
 ) -> NDArray[np.float64]:
     """The distribution that the next id is drawn from: float64 [V], sum 1, for logits [V].
 
     `seen_counts` int64 [V] is how often each id is in the text; None means that none is.
     At temperature 0 one id has all of it. Raises BltError when the logits hold a NaN.
     """
-    scores = _allowed(logits, options, seen_counts)
+    scores = _allowed(logits, options, seen_counts, list(suppressed))
     if options.temperature == 0.0:
         certain = np.zeros(len(scores))
         certain[np.argmax(scores)] = 1.0
@@ -111,17 +116,20 @@ def draw(distribution: NDArray[np.float64], number: float) -> int:
     return int(support[min(int(place), len(support) - 1)])
 
 
-def _largest_allowed(logits: NDArray[np.float32]) -> int:
+def _largest_allowed(logits: NDArray[np.float32], suppressed: list[int]) -> int:
     """The argmax of `_allowed` without a penalty, in a fraction of the time."""
     if not np.isfinite(logits).all():
-        return int(np.argmax(_allowed(logits, GenerationOptions(), None)))
+        return int(np.argmax(_allowed(logits, GenerationOptions(), None, suppressed)))
     scores = logits.copy()
-    scores[_SUPPRESSED] = -np.inf
+    scores[suppressed] = -np.inf
     return int(scores.argmax())
 
 
 def _allowed(
-    logits: NDArray[np.float32], options: GenerationOptions, seen_counts: NDArray[np.int64] | None
+    logits: NDArray[np.float32],
+    options: GenerationOptions,
+    seen_counts: NDArray[np.int64] | None,
+    suppressed: list[int],
 ) -> NDArray[np.float64]:
     """float64 [V]: penalised logits, -inf for the suppressed ids, otherwise finite."""
     scores = np.array(logits, dtype=np.float64)
@@ -133,5 +141,5 @@ def _allowed(
             penalised = np.where(scores > 0, scores / penalty, scores * penalty)
         np.copyto(scores, penalised, where=seen_counts > 0)
     np.clip(scores, -_LARGEST, _LARGEST, out=scores)  # so that no difference is inf - inf
-    scores[_SUPPRESSED] = -np.inf
+    scores[suppressed] = -np.inf
     return scores

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from .errors import OptionError
 from .sampling import log_probabilities
 from .sequence import Sequence
-from .vocabulary import BYTE_OFFSET, EOS, byte_ids, encode
+from .vocabulary import BYTE_OFFSET, byte_ids, encode
 
 __all__ = ["ByteDetail", "Score", "byte_details", "likelihood", "score"]
 
@@ -53,7 +53,7 @@ def byte_details(
     logprobs: int | None,
     guesses: int = 0,
 ) -> list[ByteDetail]:
-    """Details of the ids at positions first.. of a sequence, up to an `EOS`, which is no byte.
+    """Details of the ids at positions first.. of a sequence, up to a special id, which is no byte.
 
     The sequence has read everything before the last of them, at least. rows float32 [as many or more, 260]:
     the logits that each was chosen from, or would have been. The first `guesses` of the ids had been guessed.
@@ -61,7 +61,7 @@ def byte_details(
     starts, entropies = sequence.boundaries.starts, sequence.entropies
     details = []
     for index, number in enumerate(ids):
-        if number == EOS:
+        if number < BYTE_OFFSET:
             break
         place = first + index
         at = bisect_left(starts, place)

@@ -122,6 +122,9 @@ class Sequence:
         """observers: told of every run of a stage."""
         self._manifest, self._backends, self._table = manifest, backends, table
         self.limits = limits
+        self.generation = manifest.generation
+        """How the model is meant to generate."""
+        self.end_ids = frozenset(manifest.generation.end_ids)
         self._observers = observers
         # A chunk's bytes may read one patch each and the last `rollback` bytes too, plus the patch before.
         decoder = manifest.stages["decoder"]

@@ -21,7 +21,6 @@ from .options import GenerationOptions
 from .planning import CostTable, Plan, Planner
 from .sampling import Sampler
 from .sequence import Draft, Sequence
-from .vocabulary import EOS
 
 __all__ = ["DraftFigures", "Speculator", "check_draft"]
 
@@ -115,7 +114,7 @@ class Speculator:
             assert self._index is not None
             assert plan.match is not None
             for place, guess in enumerate(self._index.guesses(plan.match, plan.length)):
-                if guess == EOS or not admits(plan.match.confidence(place)):
+                if guess in self._sequence.end_ids or not admits(plan.match.confidence(place)):
                     break
                 ids.append(guess)
         return Draft(np.array(ids, np.int64))
@@ -128,7 +127,7 @@ class Speculator:
         chosen: list[int] = []
         for row in range(count):
             chosen.append(sampler(rows[row], sequence.ids[: first + row + 1]))
-            if row + 1 == count or chosen[-1] != draft.ids[row + 1] or chosen[-1] == EOS:
+            if row + 1 == count or chosen[-1] != draft.ids[row + 1] or chosen[-1] in sequence.end_ids:
                 break
         sequence.roll_back(count - len(chosen))
         return chosen

@@ -1,6 +1,7 @@
 """Text, bytes and ids: id = byte + 4, after four special ids. There is no vocabulary file.
 
-A text always begins with `BOS`. Of the special ids only `EOS` may be generated. Where text comes from a
+A text always begins with `BOS`. Of the special ids only those that end a text may be generated: `EOS`, and
+whatever a model names beside it (`generation_spec`). Where text comes from a
 stream of bytes (`Utf8Stream`), a character comes out when its last byte is in, never in halves.
 """
 
@@ -27,7 +28,7 @@ BOS = 1
 """The id that every text begins with."""
 
 EOS = 2
-"""The id that ends a text."""
+"""The id that ends a text, of every model."""
 
 BYTE_OFFSET = 4
 """The id of byte 0; the ids below it are special."""
@@ -36,7 +37,7 @@ VOCAB_SIZE = BYTE_OFFSET + 256
 """Number of ids: 260."""
 
 SUPPRESSED = (0, BOS, 3)
-"""The ids that are never generated: all special ids but `EOS`."""
+"""The special ids but `EOS`: never generated, unless a model ends texts with one."""
 
 
 def byte_ids(data: bytes) -> NDArray[np.int64]:

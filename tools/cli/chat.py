@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...runtime.options import GenerationOptions
 from ..output import Messages, TextOutput, foreseen_line, printable, status
 from .documents import read_prompt
-from .model_options import EngineOptions, engine_options, load_model, sampling_options
+from .model_options import EngineOptions, asked_options, engine_options, load_model, sampling_options
 from .options import STDIN, InputFile, model_option, verb
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def command(
     from .chat_session import ChatSession
     from .line_reader import line_reader
 
-    options = GenerationOptions(**sampling)
+    options = asked_options(model, sampling)
     if prompt == "-" or prompt_file == STDIN:
         raise click.UsageError("stdin is where lines come from; give a text, or --prompt-file FILE")
     start = read_prompt(prompt, prompt_file, messages) or b""

@@ -90,6 +90,8 @@ def command(
     assert output is not None
     if not messages.quiet and sys.stderr is not None:
         _show_plan(plan, output, sys.stderr)
+    if plan.generation.left_out:
+        messages.note(f"generation settings without effect here: {', '.join(plan.generation.left_out)}")
     with progress_bar(messages) as progress:
         path = export_checkpoint(
             source,

@@ -18,7 +18,7 @@ from ...runtime.host import peak_resident
 from ...runtime.options import GenerationOptions
 from ..output import Messages, TextOutput, interrupt_sets, is_terminal, printable, size, status
 from .documents import read_prompt, write_json
-from .model_options import EngineOptions, engine_options, load_model, sampling_options
+from .model_options import EngineOptions, asked_options, engine_options, load_model, sampling_options
 from .options import STDIN, InputFile, json_option, model_option, verb
 
 if TYPE_CHECKING:
@@ -53,9 +53,10 @@ def command(
 
     stdout carries the new text in UTF-8, a character as soon as its last byte is known; bytes that are no
     UTF-8 come out as U+FFFD (--json has them all, in base64). The model may end the text before
-    --max-new-bytes. Figures follow on stderr.
+    --max-new-bytes. Figures follow on stderr. Where the checkpoint came with a generation_config.json, its
+    values are the defaults; `inspect` shows them.
     """
-    options = GenerationOptions(**sampling)
+    options = asked_options(model, sampling)
     data = read_prompt(prompt, prompt_file, messages)
     if data is None:
         raise click.UsageError("--prompt is missing; give a text, - for stdin, or --prompt-file FILE")

@@ -18,6 +18,7 @@ from .options import STDIN, OneOf, bundle_argument, json_option, option, verb, v
 if TYPE_CHECKING:
     from ...export.lint_tensorrt import Finding
     from ...runtime.engines import Engine
+    from ...runtime.generation_spec import GenerationSpec
     from ...runtime.manifest import EmbeddingSpec, Manifest
     from ...runtime.patching import PatchingRule
     from ..memory import StateMemory
@@ -134,6 +135,7 @@ def _show(
             ("tables", _tables(manifest.embedding)),
             ("patches", _rule(manifest.patching)),
             ("positions", f"{model.max_positions:,}, trained on {model.trained_context:,}"),
+            ("generation", _generation(manifest.generation)),
             ("validation", _validation(manifest.validation)),
             ("engine", "not looked for, the bundle is damaged" if engine is None else str(engine)),
         ]
@@ -185,6 +187,13 @@ def _rule(rule: PatchingRule) -> str:
     if rule.mode == "entropy" and not rule.monotonic and rule.threshold_add is not None:
         text += f" and rises by over {rule.threshold_add:.6g}"
     return text + (f", and have at most {rule.max_patch_length} bytes" if rule.max_patch_length else "")
+
+
+def _generation(spec: GenerationSpec) -> str:
+    ends = "ends at id" + ("s" if len(spec.end_ids) > 1 else "") + " " + ", ".join(map(str, spec.end_ids))
+    own = ", ".join(f"{name} {value!r}" for name, value in spec.options.items())
+    left_out = f"; without effect: {', '.join(spec.left_out)}" if spec.left_out else ""
+    return f"{ends}; defaults: {own or 'greedy'}{left_out}"
 
 
 def _validation(report: dict[str, Any] | None) -> str:

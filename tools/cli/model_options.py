@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ...runtime.names import DEVICES
 from ...runtime.options import GenerationOptions
@@ -156,6 +157,19 @@ sampling_options = options(
     draft_options,
 )
 """-n, --temperature and so on, passed by the names of `GenerationOptions`' fields."""
+
+
+def asked_options(bundle: Path, sampling: dict[str, Any]) -> GenerationOptions:
+    """What the `sampling_options` that were given ask for, over the bundle's own defaults.
+
+    Raises BundleError, OptionError.
+    """
+    from ...runtime.manifest import load_manifest
+
+    GenerationOptions(**sampling)  # what is wrong with them needs no bundle
+    source = click.get_current_context().get_parameter_source
+    given = {name: value for name, value in sampling.items() if source(name) is not ParameterSource.DEFAULT}
+    return replace(load_manifest(bundle).generation.defaults, **given)
 
 
 def load_model(
