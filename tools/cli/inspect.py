@@ -134,7 +134,7 @@ def _show(
             ("tables", _tables(manifest.embedding)),
             ("patches", _rule(manifest.patching)),
             ("positions", f"{model.max_positions:,}, trained on {model.trained_context:,}"),
-            ("validation", _validation(manifest.validation)),
+            ("validation", _validation(manifest)),
             ("engine", "not looked for, the bundle is damaged" if engine is None else str(engine)),
         ]
     )
@@ -187,14 +187,14 @@ def _rule(rule: PatchingRule) -> str:
     return text + (f", and have at most {rule.max_patch_length} bytes" if rule.max_patch_length else "")
 
 
-def _validation(report: dict[str, Any] | None) -> str:
+def _validation(manifest: Manifest) -> str:
+    report, failed = manifest.validation, manifest.failed_checks
     if report is None:
         return "none; blt-edge validate compares the bundle with its reference"
     rows = report.get("rows")
-    rows = rows if isinstance(rows, list) else []
-    failed = [str(row.get("check")) for row in rows if isinstance(row, dict) and not row.get("ok")]
-    what = f"{len(rows)} checks against {report.get('against')}, {report.get('data_bytes')} bytes of text"
-    return f"FAILED ({', '.join(failed)}), {what}" if not report.get("passed") else f"passed, {what}"
+    count = len(rows) if isinstance(rows, list) else 0
+    what = f"{count} checks against {report.get('against')}, {report.get('data_bytes')} bytes of text"
+    return f"FAILED ({', '.join(failed)}), {what}" if failed else f"passed, {what}"
 
 
 def _tables(table: EmbeddingSpec) -> str:
