@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,14 +36,17 @@ from ..runtime.engines import (
     find_engine,
     graph_file,
     render_engine,
+    with_threads,
 )
 from ..runtime.errors import BackendError
-from ..runtime.files import OutputError, WriteError, new_directory
+from ..runtime.files import OutputError, WriteError, new_directory, write_whole
 from ..runtime.integrity import check_files, file_record
 from ..runtime.manifest import Manifest, load_manifest
+from ..runtime.processors import usable_cores
 from ..runtime.self_test import SELF_TEST_NAME
 from .bundle import Meter, Progress, graph_name, load_stage, save_stage
 from .proof import prove_engine
+from .threads import measure_threads
 
 __all__ = ["build_engine", "check_version", "engine_bytes", "new_engine"]
 
@@ -207,7 +211,8 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
     """Write ONNX Runtime's engine of `bundle` for this machine, `engines/TARGET-FINGERPRINT/`; returns it.
 
     A sound engine that is there already stays, unless `force`; so do those for other machines. The bundle
-    stays usable everywhere. progress(what, bytes of weights done, in all). Peak memory is that of loading the
+    stays usable everywhere. With how many threads it is fastest is measured and kept with it, where the
+    machine is quiet. progress(what, bytes of weights done, in all). Peak memory is that of loading the
     largest stage without an engine, up to twice its weights.
 
     Raises BundleError, BackendError (no ONNX Runtime, one that is too old, or it refuses a graph),
@@ -245,7 +250,11 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
             watch=watch,
         )
         seal_engine(temporary, description)
-    return Engine.at(directory, final)
+    best = measure_threads(directory, lambda what: meter.of(what)(0))
+    if best is not None:
+        text = with_threads(final, best, usable_cores())
+        write_whole(final / ENGINE_NAME, lambda path: path.write_text(text, encoding="ascii"))
+    return replace(Engine.at(directory, final), threads=best)
 
 
 def engine_bytes(manifest: Manifest) -> int:

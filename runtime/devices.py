@@ -31,8 +31,10 @@ from .backends.tensorrt import TENSORRT_TARGETS, TensorRtStage, load_tensorrt
 from .backends.tensorrt_profiles import Profiles, plan_file
 from .embedding import EmbeddingTable
 from .engines import (
+    MOST_THREADS,
     PORTABLE,
     Engine,
+    best_threads,
     engine_limits,
     engine_profiles,
     engines_of,
@@ -45,9 +47,15 @@ from .errors import BackendError, BltError, OptionError
 from .integrity import Progress, check_files
 from .manifest import Manifest
 from .names import DEVICES
+from .processors import free_cores
 from .self_test import check_engine
 
 __all__ = ["LoadRequest", "open_device", "open_gpu", "portable_stages"]
+
+# Where a byte reads less than this, a second thread gains nothing while bytes are added one by one: its part
+# of a product is done before the threads have met (docs/results.md, "Beside other work").
+_ONE_THREAD = 24e6
+_PATCH_BYTES = 4.5
 
 Stages = dict[str, StageBackend]
 
@@ -64,7 +72,7 @@ class LoadRequest:
     device: str
     """One of `DEVICES`."""
     threads: int | None
-    """CPU threads; None leaves it to the engine."""
+    """CPU threads; None takes what is free and best for the bundle."""
     prefill_chunk: int
     rollback: int
     provider_options: Mapping[str, str]
@@ -117,7 +125,7 @@ def portable_stages(request: LoadRequest, engine: Engine) -> Callable[[], Stages
 
     def opened() -> Stages:
         check_files(request.directory, request.manifest)
-        return _open_portable(request)
+        return _open_portable(request, _threads(request, None))
 
     return opened
 
@@ -158,10 +166,10 @@ def _open_on_gpu(request: LoadRequest, device: str, probe: Probe) -> tuple[Stage
 
 
 def _open_cpu(request: LoadRequest) -> tuple[Stages, Engine]:
-    directory, manifest, threads = request.directory, request.manifest, request.threads
-    engine = PORTABLE
+    directory, manifest, engine = request.directory, request.manifest, PORTABLE
     if not request.portable:
         engine = find_engine(directory, manifest, full=request.full, progress=request.progress)
+    threads = _threads(request, engine.directory)
     if engine.directory is not None:
         try:
             stages: Stages = {
@@ -171,15 +179,31 @@ def _open_cpu(request: LoadRequest) -> tuple[Stages, Engine]:
                 for stage in manifest.stages
             }
             _check(request, stages, engine.directory, engine_limits(manifest))
-            return stages, engine
+            return stages, replace(engine, threads=threads)
         except BltError as error:  # an engine that is refused, or computes something else, is passed over
             engine = Engine(PORTABLE.name, f"{engine.name}: {error}")
-    return _open_portable(request), engine
+    return _open_portable(request, threads), replace(engine, threads=threads)
 
 
-def _open_portable(request: LoadRequest) -> Stages:
+def _open_portable(request: LoadRequest, threads: int) -> Stages:
     directory, manifest = request.directory, request.manifest
-    return {stage: OrtStage(directory, manifest, stage, request.threads) for stage in manifest.stages}
+    return {stage: OrtStage(directory, manifest, stage, threads) for stage in manifest.stages}
+
+
+def _threads(request: LoadRequest, engine: Path | None) -> int:
+    """CPU threads as they were asked for, else as many as are free, and as pay for this bundle."""
+    if request.threads is not None:
+        return request.threads
+    best = None if engine is None else best_threads(engine)
+    if best is None and _bytes_read(request.manifest) < _ONE_THREAD:
+        best = 1
+    return min(free_cores(), best or MOST_THREADS)
+
+
+def _bytes_read(manifest: Manifest) -> float:
+    """About how many bytes of weights a byte of text reads; the latent stage runs once a patch."""
+    shares = {"latent": 1 / _PATCH_BYTES}
+    return sum(manifest.stage_bytes(name) * shares.get(name, 1.0) for name in manifest.stages)
 
 
 def _check(request: LoadRequest, stages: Stages, path: Path, limits: EngineLimits) -> None:

@@ -31,8 +31,10 @@ from .self_test import SELF_TEST_NAME
 
 __all__ = [
     "ENGINE_NAME",
+    "MOST_THREADS",
     "PORTABLE",
     "Engine",
+    "best_threads",
     "check_engine_files",
     "data_file",
     "describe_engine",
@@ -47,10 +49,14 @@ __all__ = [
     "read_description",
     "render_engine",
     "was_proven",
+    "with_threads",
 ]
 
 ENGINE_NAME = "engine.json"
 """An engine's description, beside its files."""
+
+MOST_THREADS = 1024
+"""That can be asked for."""
 
 # Under "blt_edge_form" in the description.
 # ONNX Runtime, 3: a self-test beside the graphs.
@@ -80,6 +86,8 @@ class Engine:
     """The engine's directory; None = portable graphs."""
     device: str = "CPU"
     """What computes: "CPU", or a GPU's name and the library on it."""
+    threads: int | None = None
+    """CPU threads that it runs with; None on a GPU."""
     max_bytes: int | None = None
     """Longest text in ids, BOS included, that it was built for; None = as long as the model takes."""
 
@@ -176,6 +184,11 @@ def render_engine(description: dict[str, Any], files: dict[str, FileRecord], *, 
     return json.dumps({"description": description, "proven": proven, "files": records}, indent=1) + "\n"
 
 
+def with_threads(path: Path, best: int, cores: int) -> str:
+    """The text of the `engine.json` in this directory, with how many threads were best on that many cores."""
+    return json.dumps({**_read(path), "threads": {"best": best, "cores": cores}}, indent=1) + "\n"
+
+
 def read_description(path: Path) -> dict[str, Any] | None:
     """What the engine in this directory was made for; None when its `engine.json` is damaged."""
     description = _read(path).get("description")
@@ -185,6 +198,19 @@ def read_description(path: Path) -> dict[str, Any] | None:
 def was_proven(path: Path) -> bool:
     """Whether the engine in this directory was run before it was published, and gave its self-test."""
     return bool(_read(path).get("proven"))
+
+
+def best_threads(path: Path) -> int | None:
+    """With how many threads the engine in this directory was fastest when it was built, `MOST_THREADS` where
+    it was all cores that the builder had; None if that was not measured.
+    """
+    measured = _read(path).get("threads")
+    try:
+        fields = Fields(measured)
+        best, cores = (fields.whole(name, 1, MOST_THREADS) for name in ("best", "cores"))
+    except BundleError:
+        return None
+    return best if best < cores else MOST_THREADS
 
 
 def _read(path: Path) -> dict[str, Any]:

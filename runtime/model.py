@@ -31,6 +31,7 @@ from .manifest import Manifest, load_manifest
 from .options import GenerationOptions
 from .patching import PatchBoundaries
 from .planning import CostTable
+from .processors import usable_cores
 from .scoring import Score, score
 from .sequence import PatcherState, Sequence, SequenceLimits
 from .stages import Observer
@@ -85,23 +86,26 @@ class BltModel:
         """Load the bundle directory `path`.
 
         device: one of `DEVICES` (`devices` says what each is); auto takes the best there is, another is used
-        or refused. threads: CPU threads, None leaves it to the engine. verify: read every file and compare
-        its sha256 (`progress(bytes done, bytes in all)`); otherwise large files are compared by samples.
-        prefill_chunk: bytes that one pass takes at most (memory grows with it). rollback: bytes that can be
-        taken back without computing again. portable: run the portable graphs even where the bundle has an
+        or refused. threads: CPU threads; None takes what others leave free, and no more than were best when
+        `blt-edge build` measured it (`engine.threads` tells). verify: read every file and compare its sha256
+        (`progress(bytes done, bytes in all)`); otherwise large files are compared by samples. prefill_chunk:
+        bytes that one pass takes at most (memory grows with it). rollback: bytes that can be taken back
+        without computing again. portable: run the portable graphs even where the bundle has an
         engine for this device (`blt-edge build`). probe: let such an engine repeat what it gave when it was
         built, and use it only where that comes out again. provider_options: options of ONNX Runtime's
         provider, for the devices that are one. `engine` of the model tells what it runs from and on, and why.
 
         Raises BundleError (missing, damaged or unsafe bundle), BackendError (no engine), OptionError. Warns
         (FailedValidationWarning) of a bundle that failed its last validation, and later (BltWarning) when an
-        engine fails while it runs and the portable graphs go on in its place.
+        engine fails while it runs and the portable graphs go on in its place; so of more threads than cores.
         """
         directory = Path(path)
         _check_count("threads", threads if threads is not None else 1, 1, 1024)
         manifest = load_manifest(directory)
         check_files(directory, manifest, full=verify, progress=progress)
         longest = manifest.axes["bytes"].max
+        if threads is not None and threads > usable_cores():
+            _warn_of_threads(threads)
         _check_count("prefill_chunk", prefill_chunk, 1, longest)
         _check_count("rollback", rollback, 0, longest)
         _warn_of_validation(directory, manifest)
@@ -265,6 +269,17 @@ class BltModel:
 def _check_count(name: str, value: int, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise OptionError(f"{name}: got {value!r}, a whole number from {least} to {most} is needed")
+
+
+def _warn_of_threads(threads: int) -> None:
+    cores = usable_cores()
+    told = f"{cores} cores that this process may use" if cores > 1 else "one core that this process may use"
+    warnings.warn(
+        f"threads: {threads} are more than the {told}: they wait for each other, which is slow; "
+        f"give at most {cores}, or leave it out",
+        BltWarning,
+        stacklevel=3,
+    )
 
 
 def _warn_of_validation(directory: Path, manifest: Manifest) -> None:

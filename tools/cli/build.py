@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from ...runtime.host import available_memory
-from ..output import Messages, is_terminal, print_table, printable, progress_bar, size, status
+from ..output import Messages, counted, is_terminal, print_table, printable, progress_bar, size, status
 from .documents import write_json
 from .options import STDIN, MemorySize, OneOf, bundle_argument, json_option, option, options, verb
 
@@ -158,8 +158,11 @@ def _build_onnxruntime(messages: Messages, bundle: Path, force: bool) -> Path:
     from ...runtime.manifest import load_manifest
 
     with progress_bar(messages) as progress:
-        directory = build_engine(bundle, force=force, progress=progress).directory
+        engine = build_engine(bundle, force=force, progress=progress)
+    directory = engine.directory
     assert directory is not None
+    if engine.threads is not None:
+        messages.say(f"fastest here with {counted(engine.threads, 'thread')}, which is now the default")
     if not messages.quiet and sys.stderr is not None:
         manifest = load_manifest(bundle)
         rows = []

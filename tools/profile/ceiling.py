@@ -11,7 +11,6 @@ is measured is memory. On a GPU a buffer is copied on the device: the bytes read
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from ...graphs.config import ConfigError, parse_config
 from ...runtime.host import available_memory
 from ...runtime.manifest import Manifest
+from ...runtime.processors import usable_cores
 
 _FLOAT = 4
 """Bytes: caches, patch values and the patcher's embedding are float32 at every precision."""
@@ -183,13 +183,6 @@ class Bandwidth:
     """How it was measured, in words."""
 
 
-def available_cores() -> int:
-    """Logical cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def last_level_cache(cpus: Path = _CPUS) -> int | None:
     """Bytes of all caches of the highest level together; None where the system does not tell."""
     caches: dict[tuple[int, str], int] = {}
@@ -212,7 +205,7 @@ def measure_bandwidth(threads: int | None = None, buffer_bytes: int | None = Non
     buffer_bytes None: four times the last level of cache, 1 to 4 GB, and at most a quarter of the
     memory that is free. A shorter buffer than the caches measures those.
     """
-    threads = threads or available_cores()
+    threads = threads or usable_cores()
     cache, free = last_level_cache(), available_memory()
     wanted = min(max(_LEAST, 4 * (cache or 0)), _MOST) if buffer_bytes is None else buffer_bytes
     if buffer_bytes is None and free is not None:

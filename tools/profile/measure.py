@@ -17,8 +17,9 @@ from ...runtime.errors import BltError, OptionError
 from ...runtime.fields import checked_int
 from ...runtime.host import OtherLoad, PrivatePeak, describe_machine, peak_resident, reset_peak_resident
 from ...runtime.manifest import Manifest, load_manifest
+from ...runtime.processors import usable_cores
 from ..doctor.machine import Jetson, System, read_jetson
-from .ceiling import available_cores, measure_bandwidth, measure_device_bandwidth
+from .ceiling import measure_bandwidth, measure_device_bandwidth
 from .recorder import Recording, record
 from .statistics import Case, Run, Spread, summarize
 
@@ -242,7 +243,7 @@ def profile_warnings(profile: Profile) -> list[str]:
 def _about_all(profile: Profile) -> Iterator[str]:
     if profile.jetson is not None:
         yield from profile.jetson.warnings()
-    cores = available_cores()
+    cores = usable_cores()
     most = max((threads for threads in profile.options.threads if threads), default=0)
     if most > cores:
         yield f"{most} threads are more than the {cores} cores of this machine: they wait for each other"

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from blt_edge.runtime.processors import usable_cores
 from blt_edge.tools.profile import ceiling
 from blt_edge.tools.profile.ceiling import (
     Cost,
-    available_cores,
     cost_of_a_byte,
     embedding_bytes,
     last_level_cache,
@@ -106,7 +106,7 @@ def test_measuring_reads_the_buffer_it_says(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_buffer_is_a_quarter_of_free_memory_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceiling, "available_memory", lambda: 4 << 20)
     measured = measure_bandwidth(None)
-    assert (measured.threads, measured.buffer_bytes) == (available_cores(), 1 << 20)
+    assert (measured.threads, measured.buffer_bytes) == (usable_cores(), 1 << 20)
 
 
 def test_a_gpu_is_measured_by_copies_on_it() -> None:

@@ -80,7 +80,7 @@ SLOW_PREFILL = make_round(prefill_seconds=1.15, decode_seconds=2.05)
 @pytest.fixture(autouse=True)
 def few_bytes_are_fine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_FEW_BYTES", 3)
-    monkeypatch.setattr(measure, "available_cores", lambda: 2)
+    monkeypatch.setattr(measure, "usable_cores", lambda: 2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,60 @@
+"""With how many threads an engine is fastest, measured when it is built.
+
+Small models lose more by waiting for a second thread than it computes for them; where that turns depends on
+the processor. What is measured is a turn of a text: a prompt is read, and bytes are added one by one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from ..calibration.data import Window, bundled_texts
+from ..runtime.host import OtherLoad
+from ..runtime.model import BltModel
+from ..runtime.options import GenerationOptions
+from ..runtime.processors import usable_cores
+
+__all__ = ["candidates", "measure_threads"]
+
+_ROUNDS = 5
+# Bytes of the prompt, and new ones; the first for models that take longer for it than `_QUICK` seconds.
+_TURNS = ((64, 16), (256, 64))
+_QUICK = 0.15
+# More threads than this much faster are not worth their processors.
+_GAIN = 1.05
+# Processors that others may use meanwhile.
+_QUIET = 0.3
+
+
+def candidates(cores: int) -> list[int]:
+    """Numbers of threads to try: powers of two, and all cores."""
+    return [*(1 << power for power in range(cores.bit_length()) if 1 << power < cores), cores]
+
+
+def measure_threads(bundle: Path, watch: Callable[[str], None] = lambda what: None) -> int | None:
+    """How many threads run the bundle's engine for this machine fastest; of about equal ones, the fewest.
+
+    None where there is one core, or others used the processor meanwhile. watch(what is done).
+    """
+    tried = candidates(usable_cores())
+    if len(tried) == 1:
+        return None
+    models = {count: BltModel.load(bundle, "cpu", count, probe=False) for count in tried}
+    text = Window(bundled_texts()[0], 0, _TURNS[-1][0]).read()
+
+    def turn(model: BltModel, size: tuple[int, int]) -> float:
+        started = time.perf_counter()
+        model.generate(text[: size[0]], GenerationOptions(max_new_bytes=size[1]))
+        return time.perf_counter() - started
+
+    watch(f"trying {', '.join(map(str, tried[:-1]))} and {tried[-1]} threads")
+    size = _TURNS[min(turn(model, _TURNS[0]) for model in models.values()) < _QUICK]
+    with OtherLoad() as others:
+        rounds = [{count: turn(model, size) for count, model in models.items()} for _ in range(_ROUNDS)]
+    if others.cores is None or others.cores > _QUIET:
+        return None
+    seconds = {count: median(each[count] for each in rounds) for count in tried}
+    return next(count for count in tried if seconds[count] <= _GAIN * min(seconds.values()))
