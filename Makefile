@@ -30,8 +30,8 @@ lint: $(VENV)/.installed-test
 # mypy does not follow an editable install's import hook: links give it the package as it will be installed.
 types: $(VENV)/.installed-test
 	mkdir -p $(VENV)/types/blt_edge
-	ln -sfn $(foreach folder,$(FOLDERS),$(CURDIR)/$(folder)) $(VENV)/types/blt_edge/
-	MYPYPATH=$(VENV)/types $(BIN)/mypy $(foreach folder,$(FOLDERS),-p blt_edge.$(folder))
+	ln -sfn $(foreach part,$(FOLDERS) tools/package/__init__.py tools/package/__main__.py,$(CURDIR)/$(part)) $(VENV)/types/blt_edge/
+	MYPYPATH=$(VENV)/types $(BIN)/mypy -p blt_edge
 
 # One thread for each of two workers: more threads than cores make matrix libraries wait for each other.
 pytest: $(VENV)/.installed-test

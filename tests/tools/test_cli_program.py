@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import blt_edge
 import click
 import pytest
 from blt_edge.runtime.errors import BltError, BundleError, OptionError, PromptTooLongError
@@ -83,6 +84,14 @@ def test_version_and_no_verb(cli) -> None:
     result = cli(code=2)
     assert result.stdout == ""
     assert "Verbs:" in result.stderr
+
+
+def test_the_package_runs_as_the_command_and_knows_its_version() -> None:
+    run = partial(subprocess.run, capture_output=True, text=True, check=False)
+    done = run([sys.executable, "-m", "blt_edge", "--version"])
+    assert (done.stdout, done.returncode) == (f"blt-edge {blt_edge.__version__}\n", 0)
+    assert run([sys.executable, "-m", "blt_edge", "exprt"]).returncode == 2
+    assert blt_edge.__version__ == importlib.metadata.version("blt-edge")
 
 
 @pytest.mark.parametrize(
