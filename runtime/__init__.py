@@ -10,7 +10,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import BackendError, BltError, BundleError, OptionError, PromptTooLongError
+    from .errors import (
+        BackendError,
+        BltError,
+        BltWarning,
+        BundleError,
+        FailedValidationWarning,
+        OptionError,
+        OutOfMemoryError,
+        PromptTooLongError,
+    )
     from .generation import FinishReason, GenerationChunk, GenerationResult, GenerationStats
     from .model import BltModel
     from .names import DEVICES
@@ -23,7 +32,16 @@ if TYPE_CHECKING:
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MODULES = {
-    "errors": ("BackendError", "BltError", "BundleError", "OptionError", "PromptTooLongError"),
+    "errors": (
+        "BackendError",
+        "BltError",
+        "BltWarning",
+        "BundleError",
+        "FailedValidationWarning",
+        "OptionError",
+        "OutOfMemoryError",
+        "PromptTooLongError",
+    ),
     "generation": ("FinishReason", "GenerationChunk", "GenerationResult", "GenerationStats"),
     "model": ("BltModel",),
     "names": ("DEVICES",),
@@ -38,14 +56,17 @@ __all__ = [
     "BackendError",
     "BltError",
     "BltModel",
+    "BltWarning",
     "BundleError",
     "ByteDetail",
+    "FailedValidationWarning",
     "FinishReason",
     "GenerationChunk",
     "GenerationOptions",
     "GenerationResult",
     "GenerationStats",
     "OptionError",
+    "OutOfMemoryError",
     "PromptTooLongError",
     "Score",
     "Sequence",

@@ -121,9 +121,10 @@ class RingCache(StageCache):
         self._allocate(2 * layers, kv_heads, head_dim, max(1, min(first_capacity, self._largest)))
 
     def _allocate(self, planes: int, kv_heads: int, head_dim: int, capacity: int) -> None:
-        self.buffer = self._new_buffer((planes, 1, kv_heads, capacity, head_dim))
-        self.capacity = capacity
-        self.positions: npt.NDArray[np.int64] = np.full((1, capacity), -1, dtype=np.int64)
+        # Where there is no memory for one of them, all stays as it was.
+        buffer = self._new_buffer((planes, 1, kv_heads, capacity, head_dim))
+        positions: npt.NDArray[np.int64] = np.full((1, capacity), -1, dtype=np.int64)
+        self.buffer, self.positions, self.capacity = buffer, positions, capacity
 
     # What a ring in other memory does otherwise.
 
@@ -235,8 +236,10 @@ class OrderedCache(StageCache):
         if needed <= self.capacity:
             return
         old = self.buffer
-        self.capacity = min(self._largest, max(needed, self.capacity + self.capacity // 2))
-        self.buffer = np.zeros((*old.shape[:3], self.capacity, old.shape[4]), np.float32)
+        capacity = min(self._largest, max(needed, self.capacity + self.capacity // 2))
+        # A capacity without its buffer would let the graph write past the end of the old one.
+        self.buffer = np.zeros((*old.shape[:3], capacity, old.shape[4]), np.float32)
+        self.capacity = capacity
         self.buffer[:, :, :, :held] = old[:, :, :, :held]
         self._renewed()
 

@@ -1,7 +1,8 @@
 """A function in a process of its own, so that its memory, crash or hang is not ours: the one protocol for it.
 
-The child gets one JSON request on stdin and writes JSON lines: {"event": ...} as often as it likes, at the
-end {"result": ...}, or {"error": ...} for an error that was foreseen. It ends when its parent does.
+The child gets one JSON request on stdin and writes JSON lines: {"event": ...} as often as it likes,
+{"warning": ...} for each BltWarning, which the parent gives again, at the end {"result": ...}, or
+{"error": ...} for an error that was foreseen. It ends when its parent does.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import BltError, OptionError
+from .errors import BltError, BltWarning, OptionError
 from .files import uninterrupted
 
 __all__ = ["Outcome", "Tell", "run_child", "serve"]
@@ -107,9 +109,11 @@ def _follow(
         process.stdin.flush()
     for line in process.stdout:
         message: dict[str, Any] = json.loads(line)
-        if "event" not in message:
+        if "warning" in message:
+            warnings.warn(message["warning"], BltWarning, stacklevel=3)
+        elif "event" not in message:
             return message
-        if listen is not None:
+        elif listen is not None:
             listen(message["event"])
     return None
 
@@ -152,6 +156,15 @@ def serve(module: str) -> None:
             messages.write(json.dumps({kind: content}) + "\n")
             messages.flush()
 
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, BltWarning):
+            send("warning", str(message))
+        else:
+            usual(message, category, *where, **more)
+
+    warnings.showwarning = show
     try:
         result = importlib.import_module(module).work(request, lambda event: send("event", event))
     except BltError as error:

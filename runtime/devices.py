@@ -10,7 +10,8 @@
 | `ort-tensorrt-rtx` | ONNX Runtime's TensorRT-RTX provider          | an ONNX Runtime that has it     |
 
 A device that was asked for by name is the device used, or an error says why not. `auto` takes engines for
-this GPU where the bundle has any, else `cuda`, else `cpu`; `Engine.reason` says what was in the way.
+this GPU where the bundle has any, else `cuda`, else `cpu`; `Engine.reason` says what was in the way. What
+fails later, while it runs, is replaced in the same way: by the portable graphs on the CPU.
 """
 
 from __future__ import annotations
@@ -41,12 +42,12 @@ from .engines import (
     was_proven,
 )
 from .errors import BackendError, BltError, OptionError
-from .integrity import Progress
+from .integrity import Progress, check_files
 from .manifest import Manifest
 from .names import DEVICES
 from .self_test import check_engine
 
-__all__ = ["LoadRequest", "open_device", "open_gpu"]
+__all__ = ["LoadRequest", "open_device", "open_gpu", "portable_stages"]
 
 Stages = dict[str, StageBackend]
 
@@ -103,6 +104,24 @@ def open_device(request: LoadRequest, probe: Probe) -> tuple[Stages, Engine]:
     return _open_on_gpu(request, device, probe)
 
 
+def portable_stages(request: LoadRequest, engine: Engine) -> Callable[[], Stages] | None:
+    """What opens the portable graphs on the CPU in place of an engine that fails while it runs.
+
+    None where nothing else may run: those graphs run already, or the device was asked for by name. The call
+    raises BundleError when the bundle is not any longer what was loaded, BackendError.
+    """
+    if engine.directory is None and engine.device == PORTABLE.device:
+        return None
+    if request.device not in ("auto", "cpu"):
+        return None
+
+    def opened() -> Stages:
+        check_files(request.directory, request.manifest)
+        return _open_portable(request)
+
+    return opened
+
+
 def open_gpu() -> Gpu:
     """This machine's GPU. Raises BackendError where there is none, or no driver for it."""
     return Gpu(CudaDriver())
@@ -155,7 +174,12 @@ def _open_cpu(request: LoadRequest) -> tuple[Stages, Engine]:
             return stages, engine
         except BltError as error:  # an engine that is refused, or computes something else, is passed over
             engine = Engine(PORTABLE.name, f"{engine.name}: {error}")
-    return {stage: OrtStage(directory, manifest, stage, threads) for stage in manifest.stages}, engine
+    return _open_portable(request), engine
+
+
+def _open_portable(request: LoadRequest) -> Stages:
+    directory, manifest = request.directory, request.manifest
+    return {stage: OrtStage(directory, manifest, stage, request.threads) for stage in manifest.stages}
 
 
 def _check(request: LoadRequest, stages: Stages, path: Path, limits: EngineLimits) -> None:

@@ -6,7 +6,24 @@ Messages say what was got, what is allowed, and what to do.
 
 from __future__ import annotations
 
-__all__ = ["BackendError", "BltError", "BundleError", "OptionError", "PromptTooLongError", "first_line"]
+import re
+
+__all__ = [
+    "BackendError",
+    "BltError",
+    "BltWarning",
+    "BundleError",
+    "FailedValidationWarning",
+    "OptionError",
+    "OutOfMemoryError",
+    "PromptTooLongError",
+    "engine_error",
+    "first_line",
+    "ran_out_of_memory",
+]
+
+_LONGEST = 240
+_NO_MEMORY = re.compile(r"bad.?alloc|out ?of ?memory|failed to allocate|unable to allocate", re.IGNORECASE)
 
 
 class BltError(Exception):
@@ -26,9 +43,47 @@ class PromptTooLongError(BltError, ValueError):
 
 
 class BackendError(BltError):
-    """The inference engine is missing or refused a graph."""
+    """The inference engine is missing, refused a graph, or failed in one."""
+
+    def __init__(self, told: str, advice: str = "") -> None:
+        super().__init__(f"{told}; {advice}" if advice else told)
+        self.told = told
+        """What happened, without what to do."""
+
+
+class OutOfMemoryError(BackendError):
+    """The engine, or what it needs beside it, got no memory."""
+
+
+class BltWarning(UserWarning):
+    """What a run goes on in spite of, one line; given once."""
+
+
+class FailedValidationWarning(BltWarning):
+    """The bundle did not agree with its reference when it was last compared."""
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, on one line: its kind where it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What another library's error says, on one line that is safe to print; its kind if it says nothing."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line)
+    # Engines begin with where they were, and end with what happened.
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an engine's error, or numpy's, is that there was no memory."""
+    return isinstance(error, (MemoryError, OutOfMemoryError)) or bool(_NO_MEMORY.search(str(error)))
+
+
+def engine_error(what: str, error: BaseException, advice: str = "") -> BackendError:
+    """An engine's error as ours: what went wrong, the engine's words, what to do (about memory if that was
+    it, else `advice`)."""
+    kind = BackendError
+    if ran_out_of_memory(error):
+        kind = OutOfMemoryError
+        advice = (
+            "close other programs, read less at a time (prefill chunk), take a shorter text or a bundle of "
+            "smaller precision (blt-edge quantize)"
+        )
+    return kind(f"{what}: {first_line(error)}", advice)

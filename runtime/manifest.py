@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from .errors import BundleError, OptionError
-from .fields import AGAIN, Fields, by, fault, file_name, if_there, is_whole, part, read, record
+from .fields import AGAIN, Fields, by, fault, file_name, if_there, is_whole, part, read, record, shown
 from .files import open_plain, write_whole
 from .generation_spec import GenerationSpec
 from .hashing import HashSpec
@@ -50,6 +50,7 @@ TABLE_BLOCK = 32
 _POSITIONS = 2**31 - 1
 _COUNT = 2**63 - 1
 _MAX_MANIFEST_BYTES = 16 << 20
+_MAX_CHECK = 80  # characters of a check's name
 _NO_BUNDLE = "give the directory of a bundle that `blt-edge export` wrote"
 _NO_WISHES = GenerationSpec()
 _AXIS_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -324,6 +325,17 @@ class Manifest:
         return replace(self, validation=_plain(report))
 
     @property
+    def failed_checks(self) -> tuple[str, ...]:
+        """What the last validation found wrong, safe to print; empty when it passed, or there was none."""
+        report = self.validation
+        if report is None or report.get("passed") is True:
+            return ()
+        rows: Any = report.get("rows")
+        readable = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+        names = [row.get("check") for row in rows if not row.get("ok")] if readable else []
+        return tuple(name if _is_name(name) else shown(name) for name in names) or ("it has no rows",)
+
+    @property
     def total_bytes(self) -> int:
         """Size of all files but the manifest."""
         return sum(record.bytes for record in self.files.values())
@@ -336,6 +348,10 @@ class Manifest:
     def with_files(self, files: Mapping[str, FileRecord]) -> Manifest:
         """The same description with the files' final sizes and hashes."""
         return replace(self, files=dict(files))
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= _MAX_CHECK
 
 
 def _plain(value: Any) -> Any:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .backends.base import StageBackend
-from .devices import LoadRequest, open_device
+from .devices import LoadRequest, open_device, portable_stages
 from .embedding import EmbeddingTable
 from .engines import PORTABLE, Engine
-from .errors import BackendError, BundleError, OptionError
+from .errors import (
+    BackendError,
+    BltError,
+    BltWarning,
+    BundleError,
+    FailedValidationWarning,
+    OptionError,
+    ran_out_of_memory,
+)
 from .generation import GenerationChunk, GenerationResult, joined, stream
 from .integrity import check_files
 from .manifest import Manifest, load_manifest
@@ -41,7 +52,9 @@ class BltModel:
         limits: SequenceLimits,
         path: Path,
         engine: Engine = PORTABLE,
+        portable: Callable[[], dict[str, StageBackend]] | None = None,
     ) -> None:
+        """portable: opens what goes on when the engine fails while it runs; None = nothing does."""
         self.manifest = manifest
         self.limits = limits
         self.path = path
@@ -52,6 +65,7 @@ class BltModel:
         """What runs of the stages have cost so far, which automatic drafting goes by."""
         self._backends = backends
         self._table = table
+        self._portable, self._switching = portable, threading.Lock()
 
     @classmethod
     def load(
@@ -79,7 +93,9 @@ class BltModel:
         built, and use it only where that comes out again. provider_options: options of ONNX Runtime's
         provider, for the devices that are one. `engine` of the model tells what it runs from and on, and why.
 
-        Raises BundleError (missing, damaged or unsafe bundle), BackendError (no engine), OptionError.
+        Raises BundleError (missing, damaged or unsafe bundle), BackendError (no engine), OptionError. Warns
+        (FailedValidationWarning) of a bundle that failed its last validation, and later (BltWarning) when an
+        engine fails while it runs and the portable graphs go on in its place.
         """
         directory = Path(path)
         _check_count("threads", threads if threads is not None else 1, 1, 1024)
@@ -88,6 +104,7 @@ class BltModel:
         longest = manifest.axes["bytes"].max
         _check_count("prefill_chunk", prefill_chunk, 1, longest)
         _check_count("rollback", rollback, 0, longest)
+        _warn_of_validation(directory, manifest)
         table = EmbeddingTable.open(directory, manifest.embedding)
         request = LoadRequest(
             directory,
@@ -104,12 +121,13 @@ class BltModel:
             progress,
         )
 
-        def made(backends: dict[str, StageBackend], engine: Engine) -> BltModel:
+        def made(backends: dict[str, StageBackend], engine: Engine, **others: Any) -> BltModel:
             positions = min(manifest.model.max_positions, engine.max_bytes or manifest.model.max_positions)
             limits = SequenceLimits(prefill_chunk, rollback, positions, manifest.model.max_positions)
-            return cls(manifest, backends, table, limits, directory, engine)
+            return cls(manifest, backends, table, limits, directory, engine, **others)
 
-        return made(*open_device(request, lambda backends, engine: made(backends, engine).probe()))
+        backends, engine = open_device(request, lambda *opened: made(*opened).probe())
+        return made(backends, engine, portable=portable_stages(request, engine))
 
     def probe(self) -> None:
         """Run every stage once, whatever the device says of itself. Raises BackendError when that fails."""
@@ -126,7 +144,30 @@ class BltModel:
     def sequence(self) -> Sequence:
         """A new, empty sequence; the first id it reads must be BOS (`vocabulary.encode` puts it there)."""
         observers = (self.costs.observe,) if self.observer is None else (self.costs.observe, self.observer)
-        return Sequence(self.manifest, self._backends, self._table, self.limits, observers)
+        return Sequence(self.manifest, self._backends, self._table, self.limits, observers, self._fall_back)
+
+    def _fall_back(self, error: BackendError, failed: dict[str, StageBackend]) -> dict[str, StageBackend]:
+        """What goes on where `failed` did: the portable graphs, of which a warning tells once.
+
+        Raises the error where they are what failed, or memory was short: they would need more.
+        """
+        with self._switching:
+            if self._backends is not failed:
+                return self._backends
+            if self._portable is None or ran_out_of_memory(error):
+                raise error
+            try:
+                backends = self._portable()
+            except (BltError, OSError, MemoryError) as too:
+                raise BackendError(f"{error}; the portable graphs can't be loaded instead: {too}") from error
+            failed_one = replace(self.engine, reason=None)
+            self._backends, self._portable = backends, None
+            self.engine = Engine(PORTABLE.name, f"{failed_one} failed: {error.told}")
+        on_cpu = failed_one.device == PORTABLE.device
+        remedy = f"blt-edge build --force {self.path} makes it again" if on_cpu else "see blt-edge doctor"
+        told = f"{failed_one} failed, the portable graphs go on in its place; {remedy} ({error.told})"
+        warnings.warn(told, BltWarning, stacklevel=2)
+        return backends
 
     def logits(self, data: bytes) -> Floats:
         """float32 [1 + n, 260] for n bytes: row i follows BOS and the first i bytes."""
@@ -137,13 +178,19 @@ class BltModel:
 
         Raises BundleError when the model has no entropy patcher, PromptTooLongError.
         """
-        if "patcher" not in self._backends:
+        backends, ids, step = self._backends, encode(data), self.limits.prefill_chunk
+        if "patcher" not in backends:
             raise BundleError("this model has no entropy patcher (patch_in_forward is false): no entropies")
-        ids, step = encode(data), self.limits.prefill_chunk
         self.limits.check_positions(len(ids))
-        patcher = PatcherState(self._backends["patcher"], self.limits)
-        chunks = (ids[start : start + step] for start in range(0, len(ids), step))
-        return np.concatenate([patcher.extend(chunk).copy() for chunk in chunks])
+
+        def read(patcher: PatcherState) -> Floats:
+            chunks = (ids[start : start + step] for start in range(0, len(ids), step))
+            return np.concatenate([patcher.extend(chunk).copy() for chunk in chunks])
+
+        try:
+            return read(PatcherState(backends["patcher"], self.limits))
+        except BackendError as error:
+            return read(PatcherState(self._fall_back(error, backends)["patcher"], self.limits))
 
     def patch_lengths(self, data: bytes) -> list[int]:
         """Lengths (> 0) of the patches of BOS and the n bytes; their sum is 1 + n. PromptTooLongError."""
@@ -218,3 +265,14 @@ class BltModel:
 def _check_count(name: str, value: int, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise OptionError(f"{name}: got {value!r}, a whole number from {least} to {most} is needed")
+
+
+def _warn_of_validation(directory: Path, manifest: Manifest) -> None:
+    failed = manifest.failed_checks
+    if failed:
+        more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+        told = (
+            f"{directory} failed its last validation ({'; '.join(failed[:3])}{more}), it may not compute "
+            f"what the model does; blt-edge validate {directory} shows by how much"
+        )
+        warnings.warn(told, FailedValidationWarning, stacklevel=3)

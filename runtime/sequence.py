@@ -10,7 +10,7 @@ What it does not know: text, sampling, where guesses come from, stop strings, bu
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -24,10 +24,13 @@ from .manifest import Manifest
 from .patching import PatchBoundaries
 from .stages import CachedStage, Observer, StageTime, next_power_of_two
 
-__all__ = ["ChunkResult", "Draft", "PatcherState", "Sequence", "SequenceLimits"]
+__all__ = ["ChunkResult", "Draft", "FallBack", "PatcherState", "Sequence", "SequenceLimits"]
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
+
+FallBack = Callable[[BackendError, dict[str, StageBackend]], dict[str, StageBackend]]
+"""fall_back(error, the backends it came from) -> others to go on with; raises where there are none."""
 
 
 @dataclass(frozen=True)
@@ -118,21 +121,20 @@ class Sequence:
         table: EmbeddingTable,
         limits: SequenceLimits,
         observers: tuple[Observer, ...] = (),
+        fall_back: FallBack | None = None,
     ) -> None:
-        """observers: told of every run of a stage."""
+        """observers: told of every run of a stage. fall_back: what `recover` asks; None = there is none."""
         self._manifest, self._backends, self._table = manifest, backends, table
         self.limits = limits
         self.generation = manifest.generation
         """How the model is meant to generate."""
         self.end_ids = frozenset(manifest.generation.end_ids)
-        self._observers = observers
+        self._observers, self._fall_back = observers, fall_back
         # A chunk's bytes may read one patch each and the last `rollback` bytes too, plus the patch before.
         decoder = manifest.stages["decoder"]
         assert decoder.patch_values is not None
         self._slots = limits.prefill_chunk + limits.rollback + 2
-        self._memory: Memory = backends["encoder"].memory
-        self._patch_values = self._memory.zeros((self._slots, decoder.patch_values))
-        self._draft_states: Tensor | None = None
+        self._value_width = decoder.patch_values
         self._ids: Ids = np.zeros(256, np.int64)
         self._entropies: Floats = np.zeros(256, np.float32)
         self._history = manifest.embedding.hash.history
@@ -146,6 +148,9 @@ class Sequence:
             return CachedStage(backend, limits=limits.cache, name=name, shared=shared, observers=observers)
 
         self.length = 0
+        self._memory: Memory = self._backends["encoder"].memory
+        self._patch_values = self._memory.zeros((self._slots, self._value_width))
+        self._draft_states: Tensor | None = None
         self.boundaries = PatchBoundaries(manifest.patching)
         self.patcher: PatcherState | None = None
         self._encoder = stage("encoder")
@@ -223,10 +228,18 @@ class Sequence:
     def read(self, draft: Draft) -> ChunkResult:
         """Read the ids of a draft, at most `limits.prefill_chunk` and as many as there are positions.
 
-        Raises BackendError when the engine fails, and from then on: its stages have read different texts.
+        Raises BackendError when the engine fails and there is no other, and from then on: its stages have
+        read different texts.
         """
-        ids, first, count = draft.ids, self.length, len(draft.ids)
         self._check_in_step(draft)
+        try:
+            return self._read(draft)
+        except BackendError as error:
+            self.recover(error)
+            return self._read(Draft(draft.ids))
+
+    def _read(self, draft: Draft) -> ChunkResult:
+        ids, first, count = draft.ids, self.length, len(draft.ids)
         self.store_ids(first, ids)
         # 1. How uncertain is the next byte after each of these?
         entropies = draft.entropies
@@ -256,12 +269,35 @@ class Sequence:
         self._states.drop_before(starts[reopened])
         return ChunkResult(logits, states, closed, entropies)
 
+    def recover(self, error: BackendError) -> None:
+        """After an engine's error: read the text again with what the model falls back on, or raise it.
+
+        The state is then what the other graphs make of `ids`; of a draft that was begun nothing is left.
+        """
+        if self._fall_back is None:
+            raise error
+        self._backends = self._fall_back(error, self._backends)
+        self._read_again(self.ids.copy())
+
+    def _read_again(self, ids: Ids) -> None:
+        times = self.times
+        self._reset()
+        for name, stage in self._stages.items():
+            stage.time = times[name]
+        try:
+            for _ in self.extend(ids):
+                pass
+        except BaseException:
+            self._encoder.intact = False  # what holds a part of the text is of no use either
+            raise
+
     def _check_in_step(self, draft: Draft) -> None:
         # A pass that failed half-way has moved some caches on, and boundaries with them.
         now, ahead = self.length, self.length + len(draft.ids)
         entropies_read = now if draft.entropies is None else ahead
         in_step = (
-            (self.patcher is None or self.patcher.stage.cache.length == entropies_read)
+            all(stage.intact for stage in self._stages.values())
+            and (self.patcher is None or self.patcher.stage.cache.length == entropies_read)
             and self._encoder.cache.length == (now if draft.states is None else ahead)
             and self._latent.cache.length == len(self.boundaries.starts) - 1
             and self._decoder.cache.length == self.boundaries.length == now
@@ -343,12 +379,7 @@ class Sequence:
             return
         length = self.length - count
         if not self._can_roll_back(length):
-            ids, times = self._ids[:length].copy(), self.times
-            self._reset()
-            for name, stage in self._stages.items():
-                stage.time = times[name]
-            for _ in self.extend(ids):
-                pass
+            self._read_again(self._ids[:length].copy())
             return
         self.boundaries.rollback(length)
         closed = len(self.boundaries.starts) - 1

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .drafting import LookupIndex, draft_with_decoder, draft_with_patcher
-from .errors import OptionError
+from .errors import BackendError, OptionError
 from .options import GenerationOptions
 from .planning import CostTable, Plan, Planner
 from .sampling import Sampler
@@ -78,7 +78,11 @@ class Speculator:
         """Read the chosen id `pending`; returns the next ids, 1 to `most`, the last of which is not read."""
         started, staged = time.perf_counter(), self._sequence.stage_seconds
         plan = self._plan(most)
-        draft = self._draft(plan, pending)
+        try:
+            draft = self._draft(plan, pending)
+        except BackendError as error:
+            self._sequence.recover(error)
+            draft = Draft(np.array([pending], np.int64))
         chosen = self._check(draft)
         if self._index is not None:
             self._index.extend(chosen)

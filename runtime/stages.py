@@ -1,7 +1,7 @@
 """Stage graphs with their caches, called at whatever shapes a sequence needs.
 
 `CachedStage` keeps the bound calls of small shapes, so that a decode step or a round of drafts binds nothing,
-and times every run.
+and times every run. It is the one place where engines run: whatever they raise leaves as a BackendError.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .backends.base import CacheLimits, StageBackend, StageCall
+from .errors import BackendError, BltError, OutOfMemoryError, engine_error, ran_out_of_memory
 
 __all__ = ["CachedStage", "Observer", "StageTime", "next_power_of_two"]
 
@@ -59,9 +60,22 @@ class CachedStage:
         self._generation = -1
         self.cache = backend.new_cache(limits)
         self.time = StageTime()
+        self.intact = True
+        """Whether the cache is what `run` made it: not once one failed, or was interrupted, half-way."""
 
     def prepare(self, count: int, shapes: Mapping[str, tuple[int, ...]]) -> StageCall:
-        """A call for `count` new positions with inputs of these shapes, positions filled in."""
+        """A call for `count` new positions with inputs of these shapes, positions filled in; `run` is next.
+
+        Raises BackendError naming the stage when the engine fails, OutOfMemoryError when memory is short.
+        """
+        self.intact = False
+        try:
+            return self._bound(count, shapes)
+        except Exception as error:
+            self._explain(error, count)
+            raise
+
+    def _bound(self, count: int, shapes: Mapping[str, tuple[int, ...]]) -> StageCall:
         cache = self.cache
         cache.reserve(count)
         if cache.generation != self._generation:
@@ -94,11 +108,34 @@ class CachedStage:
         return call
 
     def run(self, call: StageCall) -> dict[str, Any]:
-        """Run, append new keys and values to the cache, return the outputs (reused by the next run)."""
+        """Run, append new keys and values to the cache, return the outputs (reused by the next run).
+
+        Raises as `prepare` does.
+        """
         count = call.inputs["positions"].shape[1]
-        call.run(partial(self._ran, time.perf_counter(), count))
-        self.cache.advance(call.outputs, count)
+        try:
+            call.run(partial(self._ran, time.perf_counter(), count))
+            self.cache.advance(call.outputs, count)
+        except Exception as error:
+            self._explain(error, count)
+            raise
+        self.intact = True
         return call.outputs
+
+    def _explain(self, error: Exception, count: int) -> None:
+        """Raise an error of an engine, or of memory, as ours; asserts are about our own mistakes."""
+        if isinstance(error, AssertionError):
+            return
+        if isinstance(error, BltError):
+            # A backend's own words say what to do; those about the device alone don't say where.
+            kind = OutOfMemoryError if ran_out_of_memory(error) else BackendError
+            if isinstance(error, kind) and self._name in str(error):
+                return
+            raise kind(f"{self._name}: {error}") from error
+        first = self.cache.length
+        place = f"position {first}" if count == 1 else f"positions {first} to {first + count - 1}"
+        advice = "blt-edge validate tells whether the bundle is sound"
+        raise engine_error(f"{self._name}: its graph failed at {place}", error, advice) from error
 
     def _ran(self, started: float, count: int, seconds: float) -> None:
         self.time.seconds += seconds

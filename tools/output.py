@@ -13,14 +13,15 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import click
 
-from ..runtime.errors import BltError
+from ..runtime.errors import BltError, BltWarning
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -92,6 +93,24 @@ def error_line(text: str, prefix: str = "error: ") -> None:
         with suppress(OSError):
             sys.stderr.write(f"blt-edge: {prefix}{printable(text)}\n")
             sys.stderr.flush()
+
+
+@contextmanager
+def warning_lines() -> Iterator[None]:
+    """Inside, a warning of ours is a line on stderr, on a line of its own; other libraries' are Python's."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if not issubclass(category, BltWarning):
+                usual(message, category, *where, **more)
+                return
+            if TextOutput.unfinished is not None:
+                TextOutput.unfinished.end_line()
+            error_line(str(message), prefix="warning: ")
+
+        warnings.showwarning = show
+        yield
 
 
 # 2. Wrong usage, found by click or by us.
@@ -306,6 +325,9 @@ def count(number: float) -> str:
 class TextOutput:
     """stdout, as far as text goes there."""
 
+    unfinished: ClassVar[TextOutput | None] = None
+    """The one that has an open line on a terminal."""
+
     def __init__(self, shown: bool) -> None:
         self._stream = sys.stdout if shown else None
         self._visible = is_terminal(self._stream)
@@ -318,6 +340,7 @@ class TextOutput:
         self._stream.write(text.translate(_VISIBLE) if self._visible else text)
         self._stream.flush()
         self.open_line = not text.endswith("\n")
+        TextOutput.unfinished = self if self.open_line and self._visible else None
 
     def close_line(self) -> None:
         """Let what follows on stdout begin on a line of its own."""
@@ -330,6 +353,7 @@ class TextOutput:
             sys.stderr.write("\n")
             sys.stderr.flush()
         self.open_line = False
+        TextOutput.unfinished = None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cache import StageCache
-from ..errors import BackendError, BundleError, first_line
+from ..errors import BackendError, BundleError, engine_error
 from ..host import describe_processor
 from ..manifest import Manifest
 from .base import HOST, CacheLimits, Done, ordered_cache, ring_cache
@@ -112,9 +112,7 @@ def new_session(ort: Any, name: str, model: bytes | str, options: Any) -> Any:
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
-        raise BackendError(
-            f"{name}: ONNX Runtime {ort.__version__} refused it: {first_line(error)}"
-        ) from error
+        raise engine_error(f"{name}: ONNX Runtime {ort.__version__} refused it", error) from error
 
 
 def session_signature(session: Any) -> Signature:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..cache import StageCache
-from ..errors import BackendError, first_line
+from ..errors import BackendError, engine_error
 from ..manifest import Manifest
 from .base import CacheLimits
 from .gpu import DeviceRingCache, Gpu, GpuCall, drop
@@ -174,7 +174,7 @@ class OrtGpuStage:
                 str(path), options, providers=[(name, dict(settings))], enable_fallback=False
             )
         except Exception as error:  # of many kinds, all with the reason in their text
-            raise BackendError(f"{path.name}: {name} refused it: {first_line(error)}") from error
+            raise engine_error(f"{path.name}: {name} refused it", error) from error
         ran = session.get_providers()
         if not ran or ran[0] != name:
             raise BackendError(
@@ -208,9 +208,8 @@ class OrtGpuStage:
             self._session.run_with_iobinding(binding, run_options)
         except Exception as error:  # likewise
             option = f"{self._provider.graph_option}={self._provider.switch[0]}"
-            advice = f"; --provider-option {option} does without CUDA graphs" if as_graph else ""
-            told = f"{self._file}: ONNX Runtime could not run it: {first_line(error)}{advice}"
-            raise BackendError(told) from error
+            advice = f"--provider-option {option} does without CUDA graphs" if as_graph else ""
+            raise engine_error(f"{self._file}: ONNX Runtime could not run it", error, advice) from error
 
     def _graph_id(self, shapes: Mapping[str, tuple[int, ...]], addresses: Mapping[str, int]) -> int:
         """The CUDA graph for a call of these shapes and addresses, `_NO_GRAPH` for a call without one."""

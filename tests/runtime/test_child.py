@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from blt_edge.runtime import child as module
 from blt_edge.runtime.child import Outcome, run_child
-from blt_edge.runtime.errors import BltError, OptionError
+from blt_edge.runtime.errors import BltError, BltWarning, OptionError
 
 
 @pytest.fixture
@@ -42,6 +42,18 @@ def test_result_and_events(child: Any, capfd: pytest.CaptureFixture[str]) -> Non
     assert (outcome.error, outcome.death, told) == (None, None, [{"at": 1}, {"at": 2}])
     assert outcome.log == "noise\n"
     assert capfd.readouterr() == ("", "")
+
+
+def test_our_warnings_are_given_again(child: Any) -> None:
+    body = (
+        "import warnings\nfrom blt_edge.runtime import BltWarning\n"
+        "warnings.warn('an engine', BltWarning)\nwarnings.warn('a library', UserWarning)\nreturn {}"
+    )
+    with pytest.warns(BltWarning, match="^an engine$") as caught:
+        outcome = child(body)
+    assert (len(caught), outcome.result) == (1, {})
+    assert "UserWarning: a library" in outcome.log
+    assert "an engine\n" not in outcome.log
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ def _show(
             ("patches", _rule(manifest.patching)),
             ("positions", f"{model.max_positions:,}, trained on {model.trained_context:,}"),
             ("generation", _generation(manifest.generation)),
-            ("validation", _validation(manifest.validation)),
+            ("validation", _validation(manifest)),
             ("engine", "not looked for, the bundle is damaged" if engine is None else str(engine)),
         ]
     )
@@ -196,14 +196,14 @@ def _generation(spec: GenerationSpec) -> str:
     return f"{ends}; defaults: {own or 'greedy'}{left_out}"
 
 
-def _validation(report: dict[str, Any] | None) -> str:
+def _validation(manifest: Manifest) -> str:
+    report, failed = manifest.validation, manifest.failed_checks
     if report is None:
         return "none; blt-edge validate compares the bundle with its reference"
     rows = report.get("rows")
-    rows = rows if isinstance(rows, list) else []
-    failed = [str(row.get("check")) for row in rows if isinstance(row, dict) and not row.get("ok")]
-    what = f"{len(rows)} checks against {report.get('against')}, {report.get('data_bytes')} bytes of text"
-    return f"FAILED ({', '.join(failed)}), {what}" if not report.get("passed") else f"passed, {what}"
+    count = len(rows) if isinstance(rows, list) else 0
+    what = f"{count} checks against {report.get('against')}, {report.get('data_bytes')} bytes of text"
+    return f"FAILED ({', '.join(failed)}), {what}" if failed else f"passed, {what}"
 
 
 def _tables(table: EmbeddingSpec) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ...runtime.errors import OptionError, PromptTooLongError
-from ..output import Messages, crash_line, error_line, foreseen_line, usage_line
+from ..output import Messages, crash_line, error_line, foreseen_line, usage_line, warning_lines
 from . import COMPLETION
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ class Program(click.Group):
 
     def main(self, args: Sequence[str] | None = None, *ignored: Any, **unused: Any) -> NoReturn:
         """Run `args` (None = sys.argv) and exit; see the module for exit codes. Nothing else is heeded."""
-        code = _run(self, list(sys.argv[1:] if args is None else args), Messages())
+        with warning_lines():
+            code = _run(self, list(sys.argv[1:] if args is None else args), Messages())
         sys.exit(code if _flushed() else 1)
 
 

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Literal
 
 import click
 
+from ...runtime.errors import BltWarning, FailedValidationWarning
 from ...runtime.host import available_memory
 from ..output import Messages, print_table, size, status
 from .documents import write_json
@@ -247,6 +248,8 @@ def _compare(
         messages.say(f"comparing with {chosen.path.name}: {chosen.reasons}")
     if not messages.verbose and not sys.warnoptions:
         warnings.simplefilter("ignore")
+        warnings.simplefilter("default", BltWarning)
+    warnings.simplefilter("ignore", FailedValidationWarning)  # this is what finds out
     with status(messages, "loading the bundle") as say:
         model = BltModel.load(bundle, threads=threads)
         limits = tolerances_of(model.manifest)
