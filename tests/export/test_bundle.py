@@ -19,6 +19,7 @@ from blt_edge.runtime.integrity import check_files
 from blt_edge.runtime.manifest import load_manifest
 
 from ..support.bundles import describe, fill
+from ..support.processes import HEEDING
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals and locks")
 
@@ -290,17 +291,11 @@ class TestRealDisks:
 
 
 def run_python(code: str, *arguments: object) -> "subprocess.Popen[str]":
-    # A parent in the background may ignore signals, and its children would, too.
-    lines = [
-        "import signal, sys, time",
-        "from blt_edge.export.bundle import new_bundle",
-        "signal.signal(signal.SIGINT, signal.default_int_handler)",
-        "signal.signal(signal.SIGTERM, signal.SIG_DFL)",
-        "signal.signal(signal.SIGHUP, signal.SIG_DFL)",
-    ]
+    lines = ["import signal, sys, time", "from blt_edge.export.bundle import new_bundle"]
     lines += [line.removeprefix(" " * 12) for line in code.splitlines()]
     command = [sys.executable, "-c", "\n".join(lines), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, **pipes, text=True, **HEEDING)
 
 
 WAITING = """

@@ -16,6 +16,8 @@ from blt_edge.runtime import BltModel, GenerationOptions
 from blt_edge.runtime.vocabulary import decode
 from blt_edge.tools.cli.chat_session import ChatSession
 
+from .processes import HEEDING
+
 MAIN = "from blt_edge.tools.cli import main; main()"
 # The tiny model is fast: slowed down, it can be interrupted in the middle.
 SLOW = (
@@ -34,7 +36,7 @@ def start(
         stdout=PIPE,
         stderr=PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-        **options,
+        **{**HEEDING, **options},
     )
 
 

@@ -14,6 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
+from .processes import heed_signals
+
 
 class Terminal:
     """`python -c code arguments` on a terminal of 24 rows."""
@@ -23,6 +25,7 @@ class Terminal:
     ) -> None:
         self.pid, self._descriptor = pty.fork()
         if self.pid == 0:
+            heed_signals()
             os.environ.update(env)
             os.environ.pop("COLUMNS", None)
             os.execv(sys.executable, [sys.executable, "-c", code, *map(str, arguments)])
