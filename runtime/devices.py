@@ -44,6 +44,7 @@ from .engines import (
     was_proven,
 )
 from .errors import BackendError, BltError, OptionError
+from .fields import shown
 from .integrity import Progress, check_files
 from .manifest import Manifest
 from .names import DEVICES
@@ -95,8 +96,8 @@ def open_device(request: LoadRequest, probe: Probe) -> tuple[Stages, Engine]:
     BundleError when the bundle's graphs are not what its manifest says.
     """
     device = request.device
-    if device not in DEVICES:
-        raise OptionError(f"device: got {device!r}, allowed are {', '.join(DEVICES)}")
+    if not isinstance(device, str) or device not in DEVICES:
+        raise OptionError(f"device: got {shown(device)}, allowed are {', '.join(DEVICES)}")
     if request.provider_options and device not in PROVIDERS:
         raise OptionError(
             f"provider_options: device {device!r} has none; the devices that do are {', '.join(PROVIDERS)}"

@@ -22,6 +22,8 @@ __all__ = [
     "AGAIN",
     "Fields",
     "by",
+    "checked_bytes",
+    "checked_call",
     "checked_flag",
     "checked_int",
     "checked_real",
@@ -96,6 +98,24 @@ def checked_flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise OptionError(f"{name} is {shown(value)}; allowed is true or false")
     return value
+
+
+def checked_bytes(name: str, value: object) -> bytes:
+    """`value` as bytes: of a str its UTF-8, where surrogate escapes are the bytes that they stand for."""
+    if isinstance(value, str):
+        try:
+            return value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:
+            raise OptionError(f"{name} {shown(value)} is not valid text; give it as bytes") from None
+    if not isinstance(value, (bytes, bytearray, memoryview)):
+        raise OptionError(f"{name} is {shown(value)}; allowed are text (str, taken as UTF-8) and bytes")
+    return bytes(value)
+
+
+def checked_call(name: str, value: object) -> None:
+    """Refuse what is neither None nor can be called."""
+    if value is not None and not callable(value):
+        raise OptionError(f"{name} is {shown(value)}; allowed is a function, or None")
 
 
 def _outside(name: str, value: object, allowed: str, hint: str) -> OptionError:

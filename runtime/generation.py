@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from .fields import checked_bytes
 from .options import GenerationOptions
 from .planning import CostTable
 from .sampling import Sampler
@@ -263,8 +264,7 @@ def stream(
     to begin with: the prompt's rest when `cancel` was set inside the prompt; the last byte at reason
     "context", where no position is left for it. After an exception it is of no more use.
     """
-    data = prompt.encode("utf-8", "surrogateescape") if isinstance(prompt, str) else bytes(prompt)
-    yield from _Generation(sequence, costs, data, options, keep, cancel).run()
+    yield from _Generation(sequence, costs, checked_bytes("prompt", prompt), options, keep, cancel).run()
 
 
 def joined(chunks: Iterable[GenerationChunk]) -> GenerationResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +26,11 @@ from .errors import (
     OptionError,
     ran_out_of_memory,
 )
+from .fields import checked_bytes, checked_call, checked_flag, checked_int, shown
 from .generation import GenerationChunk, GenerationResult, joined, stream
 from .integrity import check_files
 from .manifest import Manifest, load_manifest
-from .options import GenerationOptions
+from .options import GenerationOptions, asked_options
 from .patching import PatchBoundaries
 from .planning import CostTable
 from .processors import usable_cores
@@ -71,7 +73,7 @@ class BltModel:
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | os.PathLike[str],
         device: str = "auto",
         threads: int | None = None,
         *,
@@ -99,15 +101,21 @@ class BltModel:
         (FailedValidationWarning) of a bundle that failed its last validation, and later (BltWarning) when an
         engine fails while it runs and the portable graphs go on in its place; so of more threads than cores.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise OptionError(f"path is {shown(path)}; allowed is the directory of a bundle")
         directory = Path(path)
-        _check_count("threads", threads if threads is not None else 1, 1, 1024)
+        threads = None if threads is None else checked_int("threads", threads, 1, 1024)
+        for name, flag in (("verify", verify), ("portable", portable), ("probe", probe)):
+            checked_flag(name, flag)
+        checked_call("progress", progress)
+        given = _checked_settings(provider_options)
         manifest = load_manifest(directory)
         check_files(directory, manifest, full=verify, progress=progress)
         longest = manifest.axes["bytes"].max
         if threads is not None and threads > usable_cores():
             _warn_of_threads(threads)
-        _check_count("prefill_chunk", prefill_chunk, 1, longest)
-        _check_count("rollback", rollback, 0, longest)
+        prefill_chunk = checked_int("prefill_chunk", prefill_chunk, 1, longest)
+        rollback = checked_int("rollback", rollback, 0, longest)
         _warn_of_validation(directory, manifest)
         table = EmbeddingTable.open(directory, manifest.embedding)
         request = LoadRequest(
@@ -117,7 +125,7 @@ class BltModel:
             threads,
             prefill_chunk,
             rollback,
-            provider_options or {},
+            given,
             portable,
             table,
             probe,
@@ -132,6 +140,16 @@ class BltModel:
 
         backends, engine = open_device(request, lambda *opened: made(*opened).probe())
         return made(backends, engine, portable=portable_stages(request, engine))
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        precision = "+".join(dict.fromkeys(stage.precision for stage in manifest.stages.values()))
+        graphs = sum(map(manifest.stage_bytes, manifest.stages))
+        sizes = f"{graphs / 1e6:.1f} MB of graphs, {manifest.embedding.bytes / 1e6:.1f} MB of tables"
+        return (
+            f"<BltModel {str(self.path)!r}: {precision}, tables {manifest.embedding.precision}; {sizes}; "
+            f"{self.limits.max_positions} positions; {replace(self.engine, reason=None)}>"
+        )
 
     def probe(self) -> None:
         """Run every stage once, whatever the device says of itself. Raises BackendError when that fails."""
@@ -173,11 +191,11 @@ class BltModel:
         warnings.warn(told, BltWarning, stacklevel=2)
         return backends
 
-    def logits(self, data: bytes) -> Floats:
+    def logits(self, data: str | bytes) -> Floats:
         """float32 [1 + n, 260] for n bytes: row i follows BOS and the first i bytes."""
         return np.concatenate([result.logits for result in self.sequence().append(encode(data))])
 
-    def entropies(self, data: bytes) -> Floats:
+    def entropies(self, data: str | bytes) -> Floats:
         """float32 [1 + n], nats: the patcher's uncertainty of the next byte after the same prefixes.
 
         Raises BundleError when the model has no entropy patcher, PromptTooLongError.
@@ -196,14 +214,14 @@ class BltModel:
         except BackendError as error:
             return read(PatcherState(self._fall_back(error, backends)["patcher"], self.limits))
 
-    def patch_lengths(self, data: bytes) -> list[int]:
+    def patch_lengths(self, data: str | bytes) -> list[int]:
         """Lengths (> 0) of the patches of BOS and the n bytes; their sum is 1 + n. PromptTooLongError."""
         boundaries, ids = PatchBoundaries(self.manifest.patching), encode(data)
         self.limits.check_positions(len(ids))
         boundaries.extend(ids, self.entropies(data) if self.manifest.patching.needs_entropy else None)
         return boundaries.patch_lengths()
 
-    def trace(self, data: bytes) -> dict[str, Floats]:
+    def trace(self, data: str | bytes) -> dict[str, Floats]:
         """Every stage's output over BOS and the n bytes, for comparing with a reference.
 
         byte_states [1+n, D]; patch_values [closed patches, V]; logits [1+n, 260]; and with an entropy patcher
@@ -222,7 +240,11 @@ class BltModel:
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
     def score(
-        self, data: bytes, *, context: int | None = None, progress: Callable[[int, int], None] | None = None
+        self,
+        data: str | bytes,
+        *,
+        context: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Score:
         """Bits per byte of `data` over all 260 classes, in windows of `context` ids, each from BOS.
 
@@ -230,8 +252,9 @@ class BltModel:
         Raises OptionError for an empty text, or a context that the model has no positions for.
         """
         size = self.manifest.model.trained_context if context is None else context
-        _check_count("context", size, 2, self.limits.max_positions)
-        return score(self.sequence, data, size, progress)
+        size = checked_int("context", size, 2, self.limits.max_positions)
+        checked_call("progress", progress)
+        return score(self.sequence, checked_bytes("data", data), size, progress)
 
     def stream(
         self,
@@ -240,16 +263,23 @@ class BltModel:
         *,
         sequence: Sequence | None = None,
         cancel: threading.Event | None = None,
+        **named: Any,
     ) -> Iterator[GenerationChunk]:
         """Continue `prompt`, yielding text as it becomes certain; see `generation.stream`.
 
-        options: None takes `defaults`. sequence: one of this model's, to go on in; None begins a new text.
+        options: None takes `defaults`, and `named` in the place of their fields of these names, such as
+        max_new_bytes=64. sequence: one of this model's, to go on in; None begins a new text.
+        Raises OptionError, for arguments before anything is read.
         """
+        asked, data = asked_options(options, named, self.defaults), checked_bytes("prompt", prompt)
+        if sequence is not None and getattr(sequence, "manifest", None) is not self.manifest:
+            raise OptionError(f"sequence is {shown(sequence)}; allowed is what sequence() of this model gave")
+        checked_call("cancel.is_set", getattr(cancel, "is_set", cancel))
         return stream(
             self.sequence() if sequence is None else sequence,
             self.costs,
-            prompt,
-            options or self.defaults,
+            data,
+            asked,
             keep=sequence is not None,
             cancel=cancel,
         )
@@ -261,14 +291,18 @@ class BltModel:
         *,
         sequence: Sequence | None = None,
         cancel: threading.Event | None = None,
+        **named: Any,
     ) -> GenerationResult:
         """What `stream` yields until its end, in one."""
-        return joined(self.stream(prompt, options, sequence=sequence, cancel=cancel))
+        return joined(self.stream(prompt, options, sequence=sequence, cancel=cancel, **named))
 
 
-def _check_count(name: str, value: int, least: int, most: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise OptionError(f"{name}: got {value!r}, a whole number from {least} to {most} is needed")
+def _checked_settings(given: object) -> Mapping[str, str]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not all(isinstance(one, str) for one in (*given, *given.values())):
+        raise OptionError(f"provider_options is {shown(given)}; allowed is a dict of text to text")
+    return given
 
 
 def _warn_of_threads(threads: int) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
 from .errors import OptionError
-from .fields import checked_flag, checked_int, checked_real, shown
+from .fields import checked_bytes, checked_flag, checked_int, checked_real, shown
 from .names import DRAFTS
 
-__all__ = ["LONGEST_DRAFT", "MOST_LOGPROBS", "GenerationOptions"]
+__all__ = ["LONGEST_DRAFT", "MOST_LOGPROBS", "GenerationOptions", "asked_options"]
 
 LONGEST_DRAFT = 32
 """Guesses in a round, at most."""
@@ -88,7 +89,7 @@ class GenerationOptions:
     """Tell the same of the prompt's bytes, too, with the first chunk. Turns `details` on."""
 
     def __post_init__(self) -> None:
-        if self.draft not in DRAFTS:
+        if not isinstance(self.draft, str) or self.draft not in DRAFTS:
             raise OptionError(f"draft is {shown(self.draft)}; allowed are {', '.join(DRAFTS)}")
         for check, name, *arguments, hint in _RANGES:
             value, default = getattr(self, name), getattr(type(self), name)
@@ -105,19 +106,38 @@ class GenerationOptions:
 
 
 def _stop_bytes(stops: object) -> tuple[bytes, ...]:
-    if isinstance(stops, (str, bytes, bytearray)) or not isinstance(stops, Iterable):
-        raise OptionError(f"stop is {shown(stops)}; allowed is a list or tuple of strings or bytes")
-    return tuple(map(_one_stop, stops))
+    # What only looks like a list, such as an array of no dimension, raises when it is asked for its items.
+    with suppress(TypeError):
+        if not isinstance(stops, (str, bytes, bytearray)) and isinstance(stops, Iterable):
+            return tuple(map(_one_stop, list(stops)))
+    raise OptionError(f"stop is {shown(stops)}; allowed is a list or tuple of strings or bytes")
 
 
 def _one_stop(stop: object) -> bytes:
-    if isinstance(stop, str):
-        try:
-            stop = stop.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:
-            raise OptionError(f"stop string {shown(stop)} is not valid text; give it as bytes") from None
-    if not isinstance(stop, (bytes, bytearray)):
-        raise OptionError(f"a stop string is {shown(stop)}; allowed are strings and bytes")
-    if not stop:
+    found = checked_bytes("a stop string", stop)
+    if not found:
         raise OptionError("a stop string is empty; allowed are strings of at least one byte")
-    return bytes(stop)
+    return found
+
+
+def asked_options(
+    options: object, named: Mapping[str, Any], defaults: GenerationOptions
+) -> GenerationOptions:
+    """Options given as an object or by the names of their fields, the rest from `defaults`.
+
+    Raises OptionError for both at a time, for a name that is no field, and for what is no such object.
+    """
+    names = [field.name for field in fields(GenerationOptions)]
+    for name in named:
+        if name not in names:
+            raise OptionError(f"there is no option {shown(name)}; allowed are {', '.join(names)}")
+    if options is None:
+        return replace(defaults, **named) if named else defaults
+    if not isinstance(options, GenerationOptions):
+        raise OptionError(f"options is {shown(options)}; allowed is GenerationOptions, or its fields by name")
+    if named:
+        raise OptionError(
+            f"options and {', '.join(named)} are given; give one or the other (dataclasses.replace makes "
+            "options of others)"
+        )
+    return options

@@ -13,16 +13,20 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from numbers import Integral
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import ArrayLike
 
 from .backends.base import CacheLimits, Memory, StageBackend, Tensor, ring_runs
 from .embedding import EmbeddingTable
 from .errors import BackendError, OptionError, PromptTooLongError
+from .fields import shown
 from .manifest import Manifest
 from .patching import PatchBoundaries
 from .stages import CachedStage, Observer, StageTime, next_power_of_two
+from .vocabulary import checked_ids
 
 __all__ = ["ChunkResult", "Draft", "FallBack", "PatcherState", "Sequence", "SequenceLimits"]
 
@@ -124,7 +128,7 @@ class Sequence:
         fall_back: FallBack | None = None,
     ) -> None:
         """observers: told of every run of a stage. fall_back: what `recover` asks; None = there is none."""
-        self._manifest, self._backends, self._table = manifest, backends, table
+        self.manifest, self._backends, self._table = manifest, backends, table
         self.limits = limits
         self.generation = manifest.generation
         """How the model is meant to generate."""
@@ -141,7 +145,7 @@ class Sequence:
         self._reset()
 
     def _reset(self) -> None:
-        manifest, limits, observers = self._manifest, self.limits, self._observers
+        manifest, limits, observers = self.manifest, self.limits, self._observers
 
         def stage(name: str, **shared: Tensor) -> CachedStage:
             backend = self._backends[name]
@@ -165,6 +169,9 @@ class Sequence:
         self._recent_logits = np.zeros((limits.rollback + 1, manifest.model.vocab_size), np.float32)
         self._oldest_logits = 0
 
+    def __repr__(self) -> str:
+        return f"<Sequence of {self.length} ids, BOS included, in {self.boundaries.count} patches>"
+
     @property
     def ids(self) -> Ids:
         """int64 [length]: every id read, BOS included. A view."""
@@ -177,8 +184,12 @@ class Sequence:
 
     @property
     def logits(self) -> Floats:
-        """float32 [260]: next-byte logits after the last id. A view that the next call overwrites."""
-        assert self.length > 0, "nothing was read yet"
+        """float32 [260]: next-byte logits after the last id. A view that the next call overwrites.
+
+        Raises OptionError when nothing was read.
+        """
+        if not self.length:
+            raise OptionError("nothing was read yet; append the ids of a text (vocabulary.encode)")
         row: Floats = self._recent_logits[(self.length - 1) % len(self._recent_logits)]
         return row
 
@@ -203,23 +214,32 @@ class Sequence:
         return own + sum(stage.cache.bytes for stage in self._stages.values())
 
     def patch_values(self, patches: range) -> Floats:
-        """The decoder's keys and values [n, V] of closed patches, at least of the last chunk; a copy."""
-        assert not patches or self._oldest_patch <= patches.start <= patches.stop <= self.patches_closed
+        """The decoder's keys and values [n, V] of closed patches, at least of the last chunk; a copy.
+
+        Raises OptionError for patches that have not closed, or are not kept any longer.
+        """
+        oldest, closed = self._oldest_patch, self.patches_closed
+        known = isinstance(patches, range) and (not patches or oldest <= patches[0] <= patches[-1] < closed)
+        if not known or patches.step != 1:
+            raise OptionError(f"patches is {shown(patches)}; allowed is a range within {oldest} to {closed}")
         values = np.empty((len(patches), self._patch_values.shape[1]), np.float32)
         for slots, which in ring_runs(patches.start, len(patches), self._slots):
             values[which] = self._patch_values[slots]
         return values
 
-    def append(self, ids: Ids) -> list[ChunkResult]:
-        """Read int64 ids [n], in chunks; one result for each, its arrays copied when there are several.
+    def append(self, ids: ArrayLike) -> list[ChunkResult]:
+        """Read ids [n], in chunks; one result for each, its arrays copied when there are several.
 
-        Raises PromptTooLongError, before anything changes, when the model has no position for them.
+        Before anything changes, raises OptionError for what are no ids of the vocabulary, PromptTooLongError
+        when the model has no position for them.
         """
+        ids = checked_ids(ids)
         several = len(ids) > self.limits.prefill_chunk
         return [_copied(result) if several else result for result in self.extend(ids)]
 
-    def extend(self, ids: Ids) -> Iterator[ChunkResult]:
+    def extend(self, ids: ArrayLike) -> Iterator[ChunkResult]:
         """Like `append`, one chunk at a time: yields a ChunkResult that the next step overwrites."""
+        ids = checked_ids(ids)
         self.limits.check_positions(self.length + len(ids))
         step = self.limits.prefill_chunk
         for start in range(0, len(ids), step):
@@ -317,7 +337,7 @@ class Sequence:
 
     def encode(self, first: int, count: int) -> Tensor:
         """States [S, D] of the `count` stored ids at positions first..; the next call overwrites them."""
-        call = self._encoder.prepare(count, {"byte_embeds": (1, count, self._manifest.model.width)})
+        call = self._encoder.prepare(count, {"byte_embeds": (1, count, self.manifest.model.width)})
         past = max(0, first - self._history)
         call.inputs["byte_embeds"][0] = self._table.embed(self._ids[past : first + count], count)
         states: Tensor = self._encoder.run(call)["byte_states"][0]
@@ -326,7 +346,7 @@ class Sequence:
     def draft_states(self, count: int) -> Tensor:
         """Room for the states [count, D] of a draft, the same each time."""
         if self._draft_states is None or len(self._draft_states) < count:
-            self._draft_states = self._memory.zeros((count, self._manifest.model.width))
+            self._draft_states = self._memory.zeros((count, self.manifest.model.width))
         room: Tensor = self._draft_states[:count]
         return room
 
@@ -355,7 +375,7 @@ class Sequence:
         patches = len(lengths)
         # Few distinct lengths keep few bound calls; padding is masked out exactly.
         padded = next_power_of_two(max(lengths))
-        shape = (1, patches, padded, self._manifest.model.width)
+        shape = (1, patches, padded, self.manifest.model.width)
         call = self._latent.prepare(patches, {"patch_bytes": shape, "patch_lengths": (1, patches)})
         target = call.inputs["patch_bytes"][0]
         for index, (start, end) in enumerate(pairwise(edges)):
@@ -371,13 +391,14 @@ class Sequence:
         """Take back the last `count` ids (0 <= count < length), as if they had never been read.
 
         Up to `limits.rollback` ids this only moves counters; beyond, the text is read again. Raises
-        OptionError when count is out of range.
+        OptionError when count is no whole number, or out of range.
         """
-        if not 0 <= count < max(1, self.length):
-            raise OptionError(f"roll back {count} bytes: 0 to {max(0, self.length - 1)} can be taken back")
+        most = max(0, self.length - 1)
+        if isinstance(count, bool) or not isinstance(count, Integral) or not 0 <= count <= most:
+            raise OptionError(f"roll back {shown(count)} bytes: 0 to {most} can be taken back")
         if count == 0:
             return
-        length = self.length - count
+        length = self.length - int(count)
         if not self._can_roll_back(length):
             self._read_again(self._ids[:length].copy())
             return

@@ -12,6 +12,9 @@ import codecs
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .errors import OptionError
+from .fields import checked_bytes, shown
+
 __all__ = [
     "BOS",
     "BYTE_OFFSET",
@@ -20,6 +23,7 @@ __all__ = [
     "VOCAB_SIZE",
     "Utf8Stream",
     "byte_ids",
+    "checked_ids",
     "decode",
     "encode",
 ]
@@ -40,31 +44,42 @@ SUPPRESSED = (0, BOS, 3)
 """The special ids but `EOS`: never generated, unless a model ends texts with one."""
 
 
-def byte_ids(data: bytes) -> NDArray[np.int64]:
-    """The ids of `data`, int64 [len(data)], without BOS: the continuation of a text."""
-    return np.frombuffer(data, dtype=np.uint8).astype(np.int64) + BYTE_OFFSET
+def byte_ids(data: str | bytes) -> NDArray[np.int64]:
+    """The ids of `data`, int64 [its bytes], without BOS: the continuation of a text. A str is taken as UTF-8.
+
+    Raises OptionError for what is neither.
+    """
+    return np.frombuffer(checked_bytes("data", data), dtype=np.uint8).astype(np.int64) + BYTE_OFFSET
 
 
-def encode(data: bytes) -> NDArray[np.int64]:
-    """The ids of a whole text: BOS, then `data`. int64 [1 + len(data)]."""
+def encode(data: str | bytes) -> NDArray[np.int64]:
+    """The ids of a whole text: BOS, then those of `byte_ids`. int64 [1 + its bytes]."""
     return np.concatenate([np.array([BOS], np.int64), byte_ids(data)])
 
 
 def decode(ids: ArrayLike) -> bytes:
     """The bytes that `ids` stand for. Special ids stand for none and are left out.
 
-    Raises ValueError for an id outside 0..259.
+    Raises OptionError as `checked_ids` does.
     """
-    values = np.asarray(ids)
-    if values.size == 0:
-        return b""
-    if values.ndim != 1 or values.dtype.kind not in "iu":
-        raise ValueError(
-            f"ids are {values.dtype} of shape {list(values.shape)}; allowed is a list of whole numbers"
-        )
-    for wrong in values[(values < 0) | (values >= VOCAB_SIZE)]:
-        raise ValueError(f"id {wrong} is outside the vocabulary; allowed are 0 to {VOCAB_SIZE - 1}")
+    values = checked_ids(ids)
     return (values[values >= BYTE_OFFSET] - BYTE_OFFSET).astype(np.uint8).tobytes()
+
+
+def checked_ids(ids: ArrayLike) -> NDArray[np.int64]:
+    """`ids` as int64 [n]. Raises OptionError unless they are a list of whole numbers from 0 to 259."""
+    try:
+        values = np.asarray(ids)
+    except Exception:  # of many kinds: lists of lists that are not alike, what only looks like an array
+        values = np.empty(0, object)
+    if values.ndim != 1 or (values.size and values.dtype.kind not in "iu") or values.dtype == object:
+        raise OptionError(
+            f"ids are {shown(ids)}; allowed is a list of whole numbers from 0 to {VOCAB_SIZE - 1}, which "
+            "encode and byte_ids make of text"
+        )
+    for wrong in values[(values < 0) | (values >= VOCAB_SIZE)] if values.size else ():
+        raise OptionError(f"id {wrong} is outside the vocabulary; allowed are 0 to {VOCAB_SIZE - 1}")
+    return values.astype(np.int64, copy=False)
 
 
 class Utf8Stream:

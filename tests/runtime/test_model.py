@@ -61,7 +61,7 @@ def test_a_score_s_window_is_the_trained_context_unless_one_is_given(model: BltM
 
 @pytest.mark.parametrize("context", [1, 0, -5, 401, True, 3.0, "9"])
 def test_a_context_without_room_is_refused(model: BltModel, context: Any) -> None:
-    with pytest.raises(OptionError, match=r"context: got .*a whole number from 2 to 400"):
+    with pytest.raises(OptionError, match=r"context is .*a whole number from 2 to 400"):
         model.score(b"abc", context=context)
 
 
@@ -78,10 +78,10 @@ def test_texts_longer_than_the_model_are_refused(model: BltModel) -> None:
     ("options", "message"),
     [
         ({"device": "tpu"}, "device: got 'tpu'"),
-        ({"threads": 0}, "threads: got 0"),
-        ({"prefill_chunk": 0}, "prefill_chunk: got 0"),
-        ({"prefill_chunk": 10**6}, "prefill_chunk: got 1000000"),
-        ({"rollback": -1}, "rollback: got -1"),
+        ({"threads": 0}, "threads is 0"),
+        ({"prefill_chunk": 0}, "prefill_chunk is 0"),
+        ({"prefill_chunk": 10**6}, "prefill_chunk is 1000000"),
+        ({"rollback": -1}, "rollback is -1"),
     ],
 )
 def test_bad_load_options_name_the_range(tiny_bundle: Path, options: dict[str, Any], message: str) -> None:

@@ -136,7 +136,7 @@ def test_the_package_runs_as_the_command_and_knows_its_version() -> None:
         ("inspect a b", "BUNDLE: a does not exist"),
         ("score -q -m {bundle} -", "FILE: stdin is empty; there is nothing to score"),
         ("score -q -m {bundle} - -", "FILE: - is given twice"),
-        ("score -q -m {bundle} a.txt --context 1", "--context: got 1, a whole number from 2 to 500"),
+        ("score -q -m {bundle} a.txt --context 1", "--context is 1; allowed is a whole number from 2 to 500"),
         ("score -q -m {bundle}", "FILE is missing"),
         ("validate / --rtol -1", "BUNDLE: / has no manifest.json, so it is no bundle"),
         ("validate a.txt", "is not a directory; give the directory of a bundle"),
