@@ -7,10 +7,10 @@ from importlib import resources
 from pathlib import Path
 
 from ..runtime.errors import first_line
-from .checkpoint_base import Checkpoint, CheckpointError, read_json
+from .checkpoint_base import Checkpoint, CheckpointError, one_line, read_json
 from .generation_config import read_generation
 from .huggingface import open_huggingface
-from .meta import is_meta_config, open_meta
+from .meta import ENTROPY_FOLDERS, is_meta_config, open_meta
 
 __all__ = ["Checkpoint", "CheckpointError", "open_checkpoint"]
 
@@ -20,10 +20,12 @@ _HUB_FILES = (
     "generation_config.json",
     "*.safetensors",
     "*.safetensors.index.json",
-    "entropy_model/params.json",
+    "params.json",
+    "train_args.json",
+    "consolidated.pth",
+    "entropy_model/*.json",
     "entropy_model/consolidated.pth",
     "entropy_model/*.safetensors",
-    "consolidated.pth",
 )
 _MAX_CONFIG_BYTES = 4 << 20
 
@@ -52,16 +54,28 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
 def _open_folder(folder: Path, name: str) -> Checkpoint:
     path = folder / "config.json"
-    if not path.is_file():
-        what = "is empty" if not any(folder.iterdir()) else "has no config.json"
-        raise CheckpointError(f"{folder}: {what}; expected config.json and model.safetensors")
-    config = read_json(path, _MAX_CONFIG_BYTES)
-    open_layout = open_meta if is_meta_config(config) else open_huggingface
-    generation = read_generation(folder, config)
-    checkpoint = open_layout(folder, name, config)
+    config = read_json(path, _MAX_CONFIG_BYTES) if path.is_file() else None
+    if config is None and not (folder / "params.json").is_file():
+        raise CheckpointError(f"{folder}: {_what_is_there(folder)}")
+    generation = read_generation(folder, config or {})
+    if config is None or is_meta_config(config):
+        checkpoint = open_meta(folder, name)
+    else:
+        checkpoint = open_huggingface(folder, name, config)
     checkpoint.folder = folder
     checkpoint.generation = generation
     return checkpoint
+
+
+def _what_is_there(folder: Path) -> str:
+    """Why it is no checkpoint, and what to give instead."""
+    if not any(folder.iterdir()):
+        return "is empty; expected config.json and model.safetensors"
+    models = {path.parent.name for kind in ("config", "params") for path in folder.glob(f"*/{kind}.json")}
+    models -= set(ENTROPY_FOLDERS)
+    if models:
+        return f"has no config.json; its folders {one_line(', '.join(sorted(models)))} have: give one of them"
+    return "has no config.json; expected config.json and model.safetensors, or Meta's params.json and weights"
 
 
 def _demo_folder() -> Path:
