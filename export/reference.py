@@ -172,8 +172,10 @@ class Reference:
         config = _read_config(folder)
         try:
             with _quiet(transformers):
+                plain = transformers.BltConfig().to_dict()
                 model, report = transformers.BltForCausalLM.from_pretrained(
                     folder,
+                    config=transformers.BltConfig.from_dict(_typed(config, plain)),
                     dtype=torch.float32,
                     attn_implementation="eager",
                     local_files_only=True,
@@ -388,6 +390,19 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
             f"{folder}: config.json is not of model_type blt; the reference must be a Hugging Face BLT folder"
         )
     return config
+
+
+def _typed(value: Any, default: Any) -> Any:
+    """Numbers as transformers insists on having them: 2 for 2.0, but 2.0 where the default is a float."""
+    if isinstance(value, dict):
+        defaults = default if isinstance(default, dict) else {}
+        return {name: _typed(item, defaults.get(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item, None) for item in value]
+    if isinstance(value, int) and not isinstance(value, bool) and isinstance(default, float):
+        return float(value)
+    whole = isinstance(value, float) and value.is_integer() and not isinstance(default, float)
+    return int(value) if whole else value
 
 
 @contextmanager

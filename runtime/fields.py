@@ -178,9 +178,13 @@ class Fields:
 
     def whole(self, key: str, low: int, high: int, default: Any = REQUIRED) -> int:
         value, where = self.take(key, default)
-        if not is_whole(value, low, high):
+        if not is_whole(self.as_whole(value), low, high):
             raise self.refusal(where, value, f"a whole number from {low} to {high}")
         return int(value)
+
+    def as_whole(self, value: Any) -> Any:
+        """What counts as a whole number: of what we wrote ourselves, only that."""
+        return value
 
     def whole_or_none(self, key: str, low: int, high: int) -> int | None:
         return None if self._took_null(key) else self.whole(key, low, high)
@@ -240,10 +244,10 @@ class Fields:
         """A list of up to `most` whole numbers in the range."""
         value, where = self.take(key, default)
         short = isinstance(value, (list, tuple)) and len(value) <= most
-        if not short or not all(is_whole(item, low, high) for item in value):
+        if not short or not all(is_whole(self.as_whole(item), low, high) for item in value):
             needed = f"a list of at most {most} whole numbers from {low} to {high}"
             raise self.refusal(where, value, needed)
-        return tuple(value)
+        return tuple(map(int, value))
 
     def tree(self, key: str) -> dict[str, Any]:
         value, where = self.take(key)
