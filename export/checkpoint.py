@@ -27,7 +27,6 @@ _HUB_FILES = (
     "entropy_model/consolidated.pth",
     "entropy_model/*.safetensors",
 )
-_MAX_CONFIG_BYTES = 4 << 20
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
@@ -54,7 +53,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
 def _open_folder(folder: Path, name: str) -> Checkpoint:
     path = folder / "config.json"
-    config = read_json(path, _MAX_CONFIG_BYTES) if path.is_file() else None
+    config = read_json(path) if path.is_file() else None
     if config is None and not (folder / "params.json").is_file():
         raise CheckpointError(f"{folder}: {_what_is_there(folder)}")
     generation = read_generation(folder, config or {})
@@ -74,7 +73,8 @@ def _what_is_there(folder: Path) -> str:
     models = {path.parent.name for kind in ("config", "params") for path in folder.glob(f"*/{kind}.json")}
     models -= set(ENTROPY_FOLDERS)
     if models:
-        return f"has no config.json; its folders {one_line(', '.join(sorted(models)))} have: give one of them"
+        inside = ", ".join(str(folder / name) for name in sorted(models))
+        return f"has no config.json itself; give the folder of a model: {one_line(inside)}"
     return "has no config.json; expected config.json and model.safetensors, or Meta's params.json and weights"
 
 

@@ -76,7 +76,6 @@ ENTROPY_FOLDERS = ("entropy_model", "entropy", "blt-entropy")
 """What the entropy model's folder beside the model's is called: by the download script, by the converter,
 and on the hub."""
 _SINGLE_FILES = ("consolidated.safetensors", "consolidated.pth")
-_MAX_PARAMS_BYTES = 4 << 20
 
 _HASH_TABLES = "encoder_hash_tok_embedding."
 _SEGMENTS = {
@@ -409,11 +408,11 @@ def _entropy_params(folder: Path) -> dict[str, Any]:
         if not is_meta_config(config):
             raise CheckpointError(f"{folder / 'config.json'}: has no args, so it describes no entropy model")
         return {"entropy_model": config["args"]}
-    return read_json(folder / "params.json", _MAX_PARAMS_BYTES)
+    return read_json(folder / "params.json")
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return read_json(path, _MAX_PARAMS_BYTES) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _open_weights(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:

@@ -10,7 +10,6 @@ module. Knows nothing of graphs, bundles or the runtime.
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import BltError, first_line
+from .checkpoint_base import CheckpointError, read_json
 
 __all__ = ["Reference", "ReferenceModelError", "ReferenceTrace", "pick_margins", "reference_available"]
 
@@ -380,12 +380,10 @@ def _release(installed: str) -> tuple[int, ...]:
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReferenceModelError(
-            f"{folder}: no Hugging Face checkpoint, config.json can't be read: {error}"
-        ) from error
-    if not isinstance(config, dict) or config.get("model_type") != "blt":
+        config = read_json(folder / "config.json")
+    except CheckpointError as error:
+        raise ReferenceModelError(f"no Hugging Face checkpoint: {error}") from error
+    if config.get("model_type") != "blt":
         raise ReferenceModelError(
             f"{folder}: config.json is not of model_type blt; the reference must be a Hugging Face BLT folder"
         )

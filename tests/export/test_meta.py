@@ -104,7 +104,7 @@ def test_the_folder_may_be_here_or_behind_a_link(
 
 def test_what_is_there_is_named(source: Path, tmp_path: Path) -> None:
     folder = write_meta(source, tmp_path / "hf-weights" / "blt_1b", pickled=False, layout="download")
-    refused(folder.parent, "blt_1b", "give one of them")
+    refused(folder.parent, f"give the folder of a model: {folder}")
     refused(folder.parent / "entropy_model", "describes an entropy model", "main model")
     (folder / "consolidated.safetensors").rename(tmp_path / "kept")
     refused(folder, "no weights", "consolidated.safetensors")
