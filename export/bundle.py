@@ -22,7 +22,7 @@ from ..graphs.quantize import Recipe, rewrite_stage
 from ..graphs.stages import build_stage
 from ..runtime.errors import BltError, BundleError
 from ..runtime.fields import MAX_JSON_BYTES, parse_json
-from ..runtime.files import OutputError, new_directory, open_plain
+from ..runtime.files import OutputError, check_replaceable, new_directory, open_plain
 from ..runtime.integrity import file_record
 from ..runtime.manifest import Manifest, StageSpec, write_manifest
 from ..runtime.names import MANIFEST_NAME
@@ -129,6 +129,7 @@ def check_output(output: str | os.PathLike[str], force: bool) -> None:
             f"output {output} is not a bundle and not empty, so --force does not replace it; "
             "give a new name, or remove it yourself"
         )
+    check_replaceable(final, f"output {output}")
 
 
 def _absolute(output: str | os.PathLike[str]) -> Path:
