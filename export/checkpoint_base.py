@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,7 @@ class Checkpoint:
         """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for file in self._files:
-            digest.update(file.path.name.encode() + b"\0")
+            digest.update(os.fsencode(file.path.name) + b"\0")
             file.fingerprint(digest)
         return digest.hexdigest()
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ..runtime.errors import BltError, first_line
 from ..runtime.files import write_whole
+from ..runtime.paths import native_path
 from .checkpoint import CheckpointError, open_checkpoint
 from .huggingface import header_length
 from .reference import Reference, ReferenceTrace, pick_margins
@@ -220,7 +221,7 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     try:
         with path.open("rb") as header:
             header_length(header, path)
-        with safe_open(path, "numpy") as file:
+        with native_path(path) as name, safe_open(name, "numpy") as file:
             # Looked at before any tensor is read: a name of another file, or a type numpy lacks, ends here.
             if not set(file.keys()) <= _DTYPES.keys():
                 raise GoldenError(f"{path}: holds other tensors than a golden file; is it a model?")

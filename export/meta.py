@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from ..graphs.fields import ConfigError
 from ..runtime.errors import first_line
 from ..runtime.fields import shown
+from ..runtime.paths import native_path
 from .checkpoint_base import (
     HASH_EMBEDDING,
     Checkpoint,
@@ -110,7 +111,8 @@ class TorchFile:
             ) from error
         self._torch = torch
         try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with native_path(path) as name:
+                loaded = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # a damaged or hostile pickle can raise nearly anything
             told = first_line(error)[:200]
             raise CheckpointError(f"{path}: not a readable file of plain tensors: {told}") from error

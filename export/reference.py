@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import BltError, first_line
+from ..runtime.paths import native_path
 from .checkpoint_base import CheckpointError, read_json
 
 __all__ = ["Reference", "ReferenceModelError", "ReferenceTrace", "pick_margins", "reference_available"]
@@ -171,10 +172,10 @@ class Reference:
         torch, transformers = _import_packages()
         config = _read_config(folder)
         try:
-            with _quiet(transformers):
+            with _quiet(transformers), native_path(folder) as name:
                 plain = transformers.BltConfig().to_dict()
                 model, report = transformers.BltForCausalLM.from_pretrained(
-                    folder,
+                    name,
                     config=transformers.BltConfig.from_dict(_typed(config, plain)),
                     dtype=torch.float32,
                     attn_implementation="eager",

@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any, BinaryIO
 
 from .errors import BltError, BundleError, OptionError
+from .paths import linked_blob
 
 try:
     import fcntl
@@ -76,24 +77,27 @@ class WriteError(BltError):
 def open_plain(path: Path) -> BinaryIO:
     """Open a regular file for unbuffered reading.
 
-    Raises BundleError when it is missing, a link (also one put there while we look), a directory, a pipe or
-    device (which would block), or unreadable.
+    Raises BundleError when it is missing, a link (also one put there while we look; but for those to files of
+    huggingface_hub's cache inside it), a directory, a pipe or device (which would block), or unreadable.
     """
+    shown = path
     try:
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
-            raise BundleError(
-                f"{path} is a link, a bundle holds regular files only; replace it by the file itself"
-            )
+            if (blob := linked_blob(path)) is None:
+                raise BundleError(
+                    f"{path} is a link, a bundle holds regular files only; replace it by the file itself"
+                )
+            path, status = blob, blob.lstat()
         if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{path} is not a regular file; export the checkpoint again")
+            raise BundleError(f"{shown} is not a regular file; export the checkpoint again")
         descriptor = os.open(path, _FLAGS)
     except FileNotFoundError:
         raise BundleError(
-            f"{path} is missing; copy the bundle again or export the checkpoint again"
+            f"{shown} is missing; copy the bundle again or export the checkpoint again"
         ) from None
     except OSError as error:
-        raise BundleError(f"{path} cannot be opened ({error.strerror}); check its permissions") from None
+        raise BundleError(f"{shown} cannot be opened ({error.strerror}); check its permissions") from None
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
