@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from ..runtime.errors import first_line
+from ..runtime.paths import folder_name
 from .checkpoint_base import Checkpoint, CheckpointError, one_line, read_json
 from .generation_config import read_generation
 from .huggingface import open_huggingface
@@ -14,7 +15,7 @@ from .meta import ENTROPY_FOLDERS, is_meta_config, open_meta
 
 __all__ = ["Checkpoint", "CheckpointError", "open_checkpoint"]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w.-]+(?:/[\w.-]+)*))?")
 _HUB_FILES = (
     "config.json",
     "generation_config.json",
@@ -33,21 +34,22 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     """Open a checkpoint; only its config and headers are read.
 
     `source` is "demo" (the checkpoint in the package; a folder of that name is "./demo"), a folder in the
-    Hugging Face or Meta's layout, or, where no such folder exists, a hub id "owner/name". A hub id is fetched
-    into huggingface_hub's cache, or taken from there when offline (HF_HUB_OFFLINE=1). Raises
-    `CheckpointError` in one line; no file stays open then.
+    Hugging Face or Meta's layout, or, where no such folder exists, a hub id "owner/name" or, of a branch,
+    tag or commit "owner/name@revision". It is fetched into huggingface_hub's cache, or taken from there when
+    offline (HF_HUB_OFFLINE=1). Raises `CheckpointError` in one line; no file stays open then.
     """
     if source == "demo":
         return _open_folder(_demo_folder(), "demo")
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return _open_folder(folder, folder.resolve().name)
+        return _open_folder(folder, folder_name(folder))
     if folder.exists():
         raise CheckpointError(f"{source}: is a file; give the folder that holds config.json and the weights")
-    if isinstance(source, str) and _HUB_ID.fullmatch(source):
-        return _open_folder(_fetch(source), source)
+    if isinstance(source, str) and (named := _HUB_ID.fullmatch(source)):
+        return _open_folder(_fetch(source, named[1], named[2]), source)
     raise CheckpointError(
-        f"{source}: no such folder; give a checkpoint's folder, a hub id owner/name, or demo"
+        f"{source}: no such folder; give a checkpoint's folder, a hub id owner/name or owner/name@revision, "
+        "or demo"
     )
 
 
@@ -87,24 +89,29 @@ def _demo_folder() -> Path:
     return folder
 
 
-def _fetch(hub_id: str) -> Path:
+def _fetch(source: str, hub_id: str, revision: str | None) -> Path:
     try:
         import huggingface_hub
         from huggingface_hub import errors
     except ImportError as error:
         raise CheckpointError(
-            f"{hub_id}: no such folder, and fetching a hub id needs: pip install 'blt-edge[export]'"
+            f"{source}: no such folder, and fetching a hub id needs: pip install 'blt-edge[export]'"
         ) from error
     try:
-        return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_HUB_FILES)))
+        return Path(
+            huggingface_hub.snapshot_download(hub_id, revision=revision, allow_patterns=list(_HUB_FILES))
+        )
     except errors.LocalEntryNotFoundError as error:
         reason = "not in the local cache, and the hub can't be reached; connect, or give a folder"
-        raise CheckpointError(f"{hub_id}: {reason}") from error
+        raise CheckpointError(f"{source}: {reason}") from error
+    except errors.RevisionNotFoundError as error:
+        reason = "the hub has no such branch, tag or commit of it; see its page on huggingface.co"
+        raise CheckpointError(f"{source}: {reason}") from error
     except errors.GatedRepoError as error:
         reason = "its owner asks you to accept terms on huggingface.co; do so, then: hf auth login"
-        raise CheckpointError(f"{hub_id}: {reason}") from error
+        raise CheckpointError(f"{source}: {reason}") from error
     except errors.RepositoryNotFoundError as error:
         reason = "no such folder here and no such model on the hub (or it is private: hf auth login)"
-        raise CheckpointError(f"{hub_id}: {reason}") from error
+        raise CheckpointError(f"{source}: {reason}") from error
     except Exception as error:  # what else the client raises differs by version and transport
-        raise CheckpointError(f"{hub_id}: fetching from the hub failed: {first_line(error)}") from error
+        raise CheckpointError(f"{source}: fetching from the hub failed: {first_line(error)}") from error

@@ -9,9 +9,21 @@ from pathlib import Path
 
 from .errors import BundleError
 
-__all__ = ["linked_blob", "native_path"]
+__all__ = ["folder_name", "linked_blob", "native_path"]
 
 _DESCRIPTORS = Path("/proc/self/fd")
+
+
+_REPOSITORY = "models--"
+
+
+def folder_name(folder: Path) -> str:
+    """What people call a folder: its name, or of a snapshot in huggingface_hub's cache the hub id."""
+    folder = folder.resolve()
+    repository = folder.parent.parent.name
+    if folder.parent.name == "snapshots" and repository.startswith(_REPOSITORY):
+        return repository.removeprefix(_REPOSITORY).replace("--", "/")
+    return folder.name
 
 
 def linked_blob(path: Path) -> Path | None:
@@ -23,7 +35,7 @@ def linked_blob(path: Path) -> Path | None:
     folder = path.parent.resolve()
     for revision in (folder, *folder.parents):
         repository = revision.parent.parent
-        if revision.parent.name == "snapshots" and repository.name.startswith("models--"):
+        if revision.parent.name == "snapshots" and repository.name.startswith(_REPOSITORY):
             target = Path(os.path.realpath(path))
             return target if target.parent == repository / "blobs" else None
     return None

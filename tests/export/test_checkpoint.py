@@ -186,6 +186,40 @@ def test_a_hub_id_names_the_checkpoint(hub: Any, single: Path, monkeypatch: pyte
         assert checkpoint.name == "owner/name"
 
 
+@pytest.mark.parametrize("revision", ["main", "v1.0", "refs/pr/3", "0123456789" * 4])
+def test_a_hub_id_may_have_a_revision(
+    hub: Any, single: Path, monkeypatch: pytest.MonkeyPatch, revision: str
+) -> None:
+    def fetch(hub_id: str, **options: Any) -> str:
+        assert (hub_id, options["revision"]) == ("owner/name", revision)
+        return str(single)
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    with open_checkpoint(f"owner/name@{revision}") as checkpoint:
+        assert checkpoint.name == f"owner/name@{revision}"
+    for wrong in ("owner/name@", "owner/name@/x", "owner/name@a b", "owner/name@a@b", "owner@x/name"):
+        refused(wrong, "no such folder")
+
+
+def test_a_revision_that_is_not_there(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoRevision(hub.errors.RevisionNotFoundError):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            Exception.__init__(self, "404")
+
+    def fetch(hub_id: str, **options: Any) -> str:
+        raise NoRevision
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    refused("owner/name@nine", "owner/name@nine", "no such branch, tag or commit")
+
+
+def test_a_snapshot_is_called_by_its_hub_id(single: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / ("0123456789" * 4)
+    shutil.copytree(single, snapshot)
+    with open_checkpoint(snapshot) as checkpoint:
+        assert checkpoint.name == "owner/name"
+
+
 def test_damaged_folders(copied: Path) -> None:
     config, weights = copied / "config.json", copied / "model.safetensors"
     text, data = config.read_text(), weights.read_bytes()
