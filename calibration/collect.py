@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..graphs.quantize import linear_products
-from ..graphs.surgery import input_of
+from ..graphs.surgery import input_of, weights_from
 from ..runtime.backends.base import HOST, CacheLimits, Done, StageBackend, ring_cache
 from ..runtime.backends.ort import (
     OrtStage,
@@ -217,9 +217,8 @@ class TappedStage:
                 model.graph.outputs.append(value)
         ort = import_onnxruntime()
         options = session_options(ort, "fp32", threads)
-        entry = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(entry, str(directory))
-        self.session = new_session(ort, path.name, ir.to_proto(model).SerializeToString(), options)
+        weights = weights_from(model, directory / self._spec.data)
+        self.session = new_session(ort, path.name, ir.to_proto(model).SerializeToString(), options, weights)
         expected = stage_signature(manifest, stage)
         self.results = list(expected[1])
         inputs, outputs = session_signature(self.session)

@@ -25,6 +25,7 @@ import onnx_ir as ir
 
 from ..graphs.attention import DOMAIN, attention_node, fuse_attention
 from ..graphs.block_products import BLOCK_BITS, block_product, write_block_products
+from ..graphs.surgery import weights_from
 from ..runtime.backends.ort import OrtStage, import_onnxruntime, save_optimized, session_options
 from ..runtime.engines import (
     ENGINE_NAME,
@@ -276,7 +277,8 @@ def _build_stage(directory: Path, manifest: Manifest, stage: str, engine: Path) 
             save_stage(Path(weights), stage, model, lambda _count: None)
             _save((Path(weights) / graph_name(stage)).read_bytes(), Path(weights), spec.precision, graph)
     else:
-        _save(ir.to_proto(model).SerializeToString(), directory, spec.precision, graph)
+        weights_folder = weights_from(model, directory / spec.data)
+        _save(ir.to_proto(model).SerializeToString(), weights_folder, spec.precision, graph)
     assert (engine / data_file(stage)).is_file()
 
 

@@ -6,7 +6,6 @@ itself holds only structure and small constants. Peak memory is the largest weig
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,8 @@ from ..graphs.layers import Weight
 from ..graphs.quantize import Recipe, rewrite_stage
 from ..graphs.stages import build_stage
 from ..runtime.errors import BltError, BundleError
-from ..runtime.files import OutputError, new_directory, open_plain
+from ..runtime.fields import MAX_JSON_BYTES, parse_json
+from ..runtime.files import OutputError, check_replaceable, new_directory, open_plain
 from ..runtime.integrity import file_record
 from ..runtime.manifest import Manifest, StageSpec, write_manifest
 from ..runtime.names import MANIFEST_NAME
@@ -34,7 +34,6 @@ FileProgress = Callable[[int, int], None]
 """progress(bytes done, bytes in all) of one file after the other."""
 
 ELSEWHERE = ", or give an --output on another disk"
-_MAX_MANIFEST_BYTES = 16 << 20
 # Below this a tensor stays inside the graph file: shapes, scalars and RoPE frequencies.
 _INLINE_BYTES = 1024
 # Pages: engines map each weight where it lies.
@@ -130,6 +129,7 @@ def check_output(output: str | os.PathLike[str], force: bool) -> None:
             f"output {output} is not a bundle and not empty, so --force does not replace it; "
             "give a new name, or remove it yourself"
         )
+    check_replaceable(final, f"output {output}")
 
 
 def _absolute(output: str | os.PathLike[str]) -> Path:
@@ -140,8 +140,8 @@ def _is_bundle(directory: Path) -> bool:
     """Whether its manifest is one of ours, of any version: other programs have a `manifest.json`, too."""
     try:
         with open_plain(directory / MANIFEST_NAME) as file:
-            manifest = json.loads(file.read(_MAX_MANIFEST_BYTES))
-    except (BltError, OSError, ValueError, RecursionError):
+            manifest = parse_json(file.read(MAX_JSON_BYTES))
+    except (BltError, OSError, ValueError):
         return False
     return isinstance(manifest, dict) and {"schema", "blt_edge", "files"} <= manifest.keys()
 

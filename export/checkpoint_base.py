@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..graphs.config import ModelConfig, TransformerConfig
 from ..runtime.errors import BltError
+from ..runtime.fields import MAX_JSON_BYTES, parse_json
 from ..runtime.generation_spec import GenerationSpec
 
 PARTS = ("patcher", "encoder", "latent", "decoder", "tables")
@@ -29,7 +31,6 @@ HASH_EMBEDDING = "model.encoder_hash_tok_embedding.weight"
 """The fused hash tables, [tables * hash vocab, encoder width]."""
 
 _PER_PATCH = ("patch_embedding_projection.weight", "k_norm.weight", "k_proj.weight", "v_proj.weight")
-_MAX_JSON_BYTES = 64 << 20
 _BLOCKS = 64
 _BLOCK_BYTES = 4096
 
@@ -153,7 +154,7 @@ class Checkpoint:
         """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for file in self._files:
-            digest.update(file.path.name.encode() + b"\0")
+            digest.update(os.fsencode(file.path.name) + b"\0")
             file.fingerprint(digest)
         return digest.hexdigest()
 
@@ -179,18 +180,18 @@ def one_line(text: str) -> str:
     return shown if len(shown) <= 200 else shown[:197] + "..."
 
 
-def read_json(path: Path, limit: int = _MAX_JSON_BYTES) -> dict[str, Any]:
-    """The JSON object in a file of at most `limit` bytes; `CheckpointError` with the path otherwise."""
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of at most 4 MiB; `CheckpointError` with the path otherwise."""
     try:
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            data = file.read(MAX_JSON_BYTES + 1)
     except OSError as error:
         raise CheckpointError(f"{path}: can't be read: {error.strerror}") from error
-    if len(data) > limit:
-        raise CheckpointError(f"{path}: over {limit} bytes, too large for a file of this kind")
+    if len(data) > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path}: over {MAX_JSON_BYTES} bytes, too large for a file of this kind")
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(data)
+    except ValueError as error:
         raise CheckpointError(f"{path}: not valid JSON ({error}); is it cut short? Fetch it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: holds {type(value).__name__}, expected a JSON object")

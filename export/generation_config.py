@@ -20,7 +20,6 @@ from .checkpoint_base import CheckpointError, one_line, read_json
 __all__ = ["read_generation"]
 
 _FILE = "generation_config.json"
-_MAX_BYTES = 1 << 20
 # transformers' own default where a config samples and does not say.
 _SAMPLED = {"temperature": 1.0, "top_k": 50}
 _FILTERS = (*_SAMPLED, "top_p", "min_p")
@@ -74,7 +73,7 @@ def read_generation(folder: Path, config: Mapping[str, Any]) -> GenerationSpec:
     """
     path = folder / _FILE
     if path.is_file():
-        fields, where = read_json(path, _MAX_BYTES), str(path)
+        fields, where = read_json(path), str(path)
     else:
         fields = {key: config[key] for key in config if key in _OF_CONFIG}
         where = str(folder / "config.json")

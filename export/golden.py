@@ -18,7 +18,9 @@ import numpy.typing as npt
 
 from ..runtime.errors import BltError, first_line
 from ..runtime.files import write_whole
-from .checkpoint import open_checkpoint
+from ..runtime.paths import native_path
+from .checkpoint import CheckpointError, open_checkpoint
+from .huggingface import header_length
 from .reference import Reference, ReferenceTrace, pick_margins
 
 __all__ = ["GOLDEN_NAME", "GOLDEN_TEXT", "Golden", "GoldenError", "read_golden", "write_golden"]
@@ -217,12 +219,22 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
     if path.stat().st_size > _LARGEST_FILE:
         raise GoldenError(f"{path}: over {_LARGEST_FILE} bytes, a golden file is smaller")
     try:
-        with safe_open(path, "numpy") as file:
+        with path.open("rb") as header:
+            header_length(header, path)
+        with native_path(path) as name, safe_open(name, "numpy") as file:
             # Looked at before any tensor is read: a name of another file, or a type numpy lacks, ends here.
             if not set(file.keys()) <= _DTYPES.keys():
                 raise GoldenError(f"{path}: holds other tensors than a golden file; is it a model?")
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        CheckpointError,
+        SafetensorError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+    ) as error:
         raise GoldenError(f"{path}: can't be read: {first_line(error)}; {_WRITE_AGAIN}") from error
 
 

@@ -8,7 +8,6 @@ against the file before anything is read.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from ..runtime.fields import MAX_JSON_BYTES, parse_json
 from .checkpoint_base import (
     EMBEDDING,
     Checkpoint,
@@ -41,7 +41,6 @@ _ITEM_BYTES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
-_MAX_HEADER = 100_000_000
 _MAX_AXES = 8
 _CHUNK_BYTES = 16 << 20
 _SINGLE = "model.safetensors"
@@ -119,7 +118,10 @@ class SafetensorsFile:
         return _TYPES[stored]
 
 
-def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, dict[str, _Entry]]:
+def header_length(file: BinaryIO, path: Path) -> int:
+    """Bytes of a safetensors file's header, which follows its first 8. Raises `CheckpointError` where it
+    can't be one: the format allows 100 MB, which would take gigabytes when parsed.
+    """
     size = file.seek(0, 2)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
@@ -127,14 +129,20 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, dict[str, _Entry]]:
         raise CheckpointError(
             f"{path}: {size} bytes, too short for its header; is it cut short? Fetch it again"
         )
-    if length > _MAX_HEADER:
+    if length > MAX_JSON_BYTES:
         raise CheckpointError(
-            f"{path}: its header claims {length} bytes, allowed: {_MAX_HEADER}; not safetensors"
+            f"{path}: its header claims {length} bytes, allowed: {MAX_JSON_BYTES}, more than any BLT needs; "
+            "is it safetensors?"
         )
+    return length
+
+
+def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, dict[str, _Entry]]:
+    length = header_length(file, path)
     header = file.read(length)
     try:
-        raw = json.loads(header, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        raw = parse_json(header, _unique)
+    except ValueError as error:
         raise CheckpointError(f"{path}: its header is not valid JSON ({error}); not safetensors") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: its header is not a JSON object; not safetensors")
@@ -142,7 +150,7 @@ def _read_header(file: BinaryIO, path: Path) -> tuple[bytes, dict[str, _Entry]]:
     base = 8 + length
     entries = {name: _entry(name, value, base, path) for name, value in raw.items()}
     # The tensors must lie one after another, without overlap or gap, and end where the file ends.
-    position = base
+    position, size = base, file.seek(0, 2)
     for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.end)):
         if entry.start != position:
             raise CheckpointError(f"{path}: its tensors overlap or leave gaps; not safetensors")

@@ -1,9 +1,15 @@
-"""A checkpoint in Meta's own layout, presented under Hugging Face names with a Hugging Face config.
+"""A checkpoint in one of Meta's own layouts, presented under Hugging Face names with a Hugging Face config.
 
-    config.json                      {"args": {...}}, the fields of ByteLatentTransformerArgs
-    model.safetensors | consolidated.pth
-    entropy_model/params.json        {"entropy_model": {...}, "data": {"patcher_args": {...}}}
-    entropy_model/consolidated.pth | entropy_model/model.safetensors
+| | its hub models | its download script, its training | its `convert_to_transformers` |
+|---|---|---|---|
+| model | `config.json`: `{"args": ...}` | `params.json`: `{"model": ..., "data": ...}` | as on the hub |
+| how it was trained | `train_args.json`, like `params.json` | the same file | as on the hub |
+| entropy model in | `entropy_model/` | `../entropy_model/` | `../entropy/` |
+| described by | `params.json`: `{"entropy_model": ...}` | the same | `config.json`: `{"args": ...}` |
+| weights | `model.safetensors`, or its shards | `consolidated.pth` | as on the hub |
+
+`args` and `model` are the fields of ByteLatentTransformerArgs, `data.patcher_args` is how texts were patched.
+Any weights' file is taken in any layout, and `consolidated.safetensors` too.
 
 Weights are taken as they are: both layouts rotate interleaved pairs, so nothing is permuted. Each hash
 table is a tensor of its own here; together, in order, they are Hugging Face's fused one. The name map is
@@ -16,6 +22,7 @@ and plain containers. It is mapped, so that only what is asked for is read.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +34,7 @@ from numpy.typing import NDArray
 from ..graphs.fields import ConfigError
 from ..runtime.errors import first_line
 from ..runtime.fields import shown
+from ..runtime.paths import native_path
 from .checkpoint_base import (
     HASH_EMBEDDING,
     Checkpoint,
@@ -36,7 +44,7 @@ from .checkpoint_base import (
     read_json,
     sample_blocks,
 )
-from .huggingface import open_weights
+from .huggingface import SafetensorsFile, open_weights
 
 Fields = Mapping[str, Any]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -64,6 +72,11 @@ _UNSET = (
 )
 _PATCHER_WINDOW = 512
 """The window that Meta's loader gives every entropy model, whatever its params say."""
+
+ENTROPY_FOLDERS = ("entropy_model", "entropy", "blt-entropy")
+"""What the entropy model's folder beside the model's is called: by the download script, by the converter,
+and on the hub."""
+_SINGLE_FILES = ("consolidated.safetensors", "consolidated.pth")
 
 _HASH_TABLES = "encoder_hash_tok_embedding."
 _SEGMENTS = {
@@ -98,7 +111,8 @@ class TorchFile:
             ) from error
         self._torch = torch
         try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            with native_path(path) as name:
+                loaded = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # a damaged or hostile pickle can raise nearly anything
             told = first_line(error)[:200]
             raise CheckpointError(f"{path}: not a readable file of plain tensors: {told}") from error
@@ -141,19 +155,22 @@ class TorchFile:
         self._tensors = {}
 
 
-def needs_entropy_model(args: Fields) -> bool:
-    """Whether the main model's patches depend on entropies.
-
-    The mode is that of the main model; an entropy model's own `patcher_args` tell how it was trained,
-    "byte" in the released ones.
+def patching_mode(args: Fields, patcher_args: Fields) -> str:
+    """The main model's rule. An entropy model's own `patcher_args` tell how that one was trained, "byte" in
+    the released ones.
     """
-    return (args.get("patching_mode") or "entropy") == "entropy"
+    return str(
+        _agreed(args, "patching_mode", patcher_args, "patching_mode", "data.patcher_args") or "entropy"
+    )
 
 
-def huggingface_config(args: Fields, params: Fields | None, gate_shapes: Shapes) -> dict[str, Any]:
+def huggingface_config(
+    args: Fields, params: Fields | None, gate_shapes: Shapes, patcher_args: Fields | None = None
+) -> dict[str, Any]:
     """The raw config, in the form of transformers' `config.json`, of a checkpoint in Meta's layout.
 
-    `params` is the entropy model's `params.json`, None where there is none. `gate_shapes` maps the Hugging
+    `params` is the entropy model's `params.json`, None where there is none; `patcher_args` how the main
+    model's texts were patched, None where nothing but its `args` is known. `gate_shapes` maps the Hugging
     Face names of the feed-forward's gate projections to their shapes: their rows are the intermediate size,
     which Meta's fields imply only through several roundings. Raises `ConfigError` for a field that is
     missing or has a value that the graphs do not implement.
@@ -180,7 +197,7 @@ def huggingface_config(args: Fields, params: Fields | None, gate_shapes: Shapes)
             "max_position_embeddings": _need(args, "max_seqlen"),
             **_common(args, "model.global_transformer", gate_shapes),
         },
-        **_patching(args, _section(_section(params or {}, "data"), "patcher_args")),
+        **_patching(args, patcher_args, params or {}),
     }
     if params is not None:
         model = _section(params, "entropy_model")
@@ -248,33 +265,46 @@ def _common(fields: Fields, prefix: str, gate_shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def _patching(args: Fields, patcher_args: Fields) -> dict[str, Any]:
-    """Mode and flags of the main model, its threshold or the one beside the entropy model."""
+def _patching(args: Fields, patcher_args: Fields | None, params: Fields) -> dict[str, Any]:
+    """What Meta's code patches with: the main model's fields. What `args` leave open, where nothing else is
+    known, is beside the entropy model; transformers' converter takes the threshold there, so both must agree.
+    """
+    own = patcher_args is not None
+    beside = _patcher_args(params) if patcher_args is None else patcher_args
+    where = "data.patcher_args" if own else "entropy_model/params.json"
 
-    def either(name: str, beside_name: str) -> Any:
-        return patcher_args.get(beside_name) if args.get(name) is None else args[name]
+    def either(name: str, name_beside: str) -> Any:
+        if own or name == "patching_threshold" or args.get(name) is None:
+            return _agreed(args, name, beside, name_beside, where)
+        return args[name]
 
-    threshold, beside = args.get("patching_threshold"), patcher_args.get("threshold")
-    if threshold is not None and beside is not None and threshold != beside:
-        raise ConfigError(
-            f"args.patching_threshold: got {shown(threshold)}, but entropy_model/params.json says "
-            f"{shown(beside)}; make them the same"
-        )
-    size = args.get("patch_size") or patcher_args.get("patch_size")
-    mode = args.get("patching_mode") or "entropy"
+    mode = patching_mode(args, patcher_args or {})
+    size = args.get("patch_size") or beside.get("patch_size")
     if mode != "static":
         size = None  # a mean or a leftover there, often a fraction
-    elif isinstance(size, float) and size.is_integer():
-        size = int(size)
     return {
         "patch_in_forward": True,
         "patching_mode": mode,
-        "patching_threshold": beside if threshold is None else threshold,
+        "patching_threshold": either("patching_threshold", "threshold"),
         "patching_threshold_add": either("patching_threshold_add", "threshold_add"),
         "monotonicity": either("monotonicity", "monotonicity") or False,
         "max_patch_length": either("max_patch_length", "max_patch_length"),
         **({} if size is None else {"patch_size": size}),
     }
+
+
+def _agreed(args: Fields, name: str, beside: Fields, name_beside: str, where: str) -> Any:
+    """The value in either place. Two that differ are refused: only their owner knows which one is right."""
+    ours, theirs = args.get(name), beside.get(name_beside)
+    if ours is not None and theirs is not None and ours != theirs:
+        raise ConfigError(
+            f"args.{name}: got {shown(ours)}, but {where} says {shown(theirs)}; make them the same"
+        )
+    return theirs if ours is None else ours
+
+
+def _patcher_args(params: Fields) -> Fields:
+    return _section(_section(params, "data"), "patcher_args")
 
 
 def _group_sizes(args: Fields) -> Any:
@@ -303,12 +333,12 @@ def _section(fields: Fields, name: str) -> Fields:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise ConfigError(f"entropy_model/params.json: {name} is not a JSON object")
+        raise ConfigError(f"params.json: {name}: got {shown(value)}, allowed: a JSON object")
     return value
 
 
 def is_meta_config(config: Fields) -> bool:
-    """Whether a parsed `config.json` is of Meta's layout: everything under `args`, and no model_type."""
+    """Whether a parsed `config.json` is one of Meta's: everything under `args`, and no model_type."""
     return isinstance(config.get("args"), Mapping) and "model_type" not in config
 
 
@@ -320,46 +350,94 @@ def meta_name(name: str, *, entropy_model: bool = False) -> str:
     return f"model.patcher.{mapped}" if entropy_model else f"model.{mapped}"
 
 
-def open_meta(folder: Path, name: str, raw: Fields) -> Checkpoint:
-    """The checkpoint in `folder`, whose `config.json` is `raw`.
+def open_meta(folder: Path, name: str) -> Checkpoint:
+    """The checkpoint in `folder`, which has a `config.json` of Meta's, or a `params.json`.
 
     Raises `CheckpointError` for files that are missing or damaged, and `ConfigError` for what the graphs
     can't compute, cross-attention in several encoder layers first of all.
     """
-    args = raw["args"]
+    args, patcher_args = _main_fields(folder)
     with ExitStack() as stack:
         main = _open_weights(folder, stack)
         tensors = _renamed(main, entropy_model=False) | _hash_tables(main, folder)
         params: dict[str, Any] | None = None
-        if needs_entropy_model(args):
-            entropy_folder = folder / "entropy_model"
-            if not entropy_folder.is_dir():
-                raise CheckpointError(
-                    f"{entropy_folder}: missing; entropy patching needs the entropy model's params.json and "
-                    "consolidated.pth there"
-                )
-            params = read_json(entropy_folder / "params.json")
+        if patching_mode(args, patcher_args or {}) == "entropy":
+            entropy_folder = _entropy_folder(folder)
+            params = _entropy_params(entropy_folder)
             tensors |= _renamed(_open_weights(entropy_folder, stack), entropy_model=True)
         gates = {key: parts[0].shape for key, parts in tensors.items() if key.endswith("gate_proj.weight")}
-        config = huggingface_config(args, params, {key: shape for key, shape in gates.items() if all(shape)})
+        shapes = {key: shape for key, shape in gates.items() if all(shape)}
+        config = huggingface_config(args, params, shapes, patcher_args)
         checkpoint = Checkpoint(name, "meta", config, tensors)
         stack.pop_all()
     return checkpoint
 
 
+def _main_fields(folder: Path) -> tuple[Fields, Fields | None]:
+    """The main model's fields, and how its texts were patched, as far as that is told."""
+    args = _read(folder / "config.json").get("args")
+    trained = _read(folder / "params.json") or _read(folder / "train_args.json")
+    if args is None:
+        args = {} if trained.get("train_entropy_model") else _section(trained, "model")
+    if "dim_local_encoder" not in args:
+        entropy = trained.get("train_entropy_model") or "n_layers" in args or trained.get("entropy_model")
+        found = "describes an entropy model, not a BLT" if entropy else "describes no BLT of Meta's"
+        raise CheckpointError(
+            f"{folder}: {found} (args.dim_local_encoder is missing); give the main model's folder, whose "
+            "entropy_model is looked for in it and beside it"
+        )
+    return args, _patcher_args(trained) or None
+
+
+def _entropy_folder(folder: Path) -> Path:
+    inside = folder / ENTROPY_FOLDERS[0]
+    if inside.is_dir():
+        return inside
+    beside = Path(os.path.abspath(folder)).parent  # noqa: PTH100 - beside a link, not beside its target
+    for name in ENTROPY_FOLDERS:
+        if any((beside / name / file).is_file() for file in ("params.json", "config.json")):
+            return beside / name
+    raise CheckpointError(
+        f"{inside}: missing, and not beside {folder} either; entropy patching needs the entropy model there: "
+        "its params.json or config.json, and its weights"
+    )
+
+
+def _entropy_params(folder: Path) -> dict[str, Any]:
+    """The entropy model's `params.json`, or one of the same form from what the converter wrote."""
+    if not (folder / "params.json").is_file() and (folder / "config.json").is_file():
+        config = _read(folder / "config.json")
+        if not is_meta_config(config):
+            raise CheckpointError(f"{folder / 'config.json'}: has no args, so it describes no entropy model")
+        return {"entropy_model": config["args"]}
+    return read_json(folder / "params.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
 def _open_weights(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
     if any(folder.glob("model.safetensors*")):
         return open_weights(folder, stack)
-    path = folder / "consolidated.pth"
-    if not path.is_file():
+    path = next((folder / name for name in _SINGLE_FILES if (folder / name).is_file()), None)
+    if path is None:
         pickles = sorted(folder.glob("*.pth"))
         if len(pickles) != 1:
-            found = f"{len(pickles)} .pth files" if pickles else "no weights"
-            raise CheckpointError(f"{folder}: has {found}; expected model.safetensors or consolidated.pth")
+            raise CheckpointError(_no_weights(folder, len(pickles)))
         path = pickles[0]
-    file = TorchFile(path)
+    file = SafetensorsFile(path) if path.suffix == ".safetensors" else TorchFile(path)
     stack.callback(file.close)
     return {key: StoredTensor(file, key) for key in file.names()}
+
+
+def _no_weights(folder: Path, pickles: int) -> str:
+    has = f"{folder}: has {f'{pickles} .pth files' if pickles else 'no weights'}"
+    if (folder / "consolidated").is_dir():
+        return f"{has}; give {folder / 'consolidated'}, which holds the whole model"
+    if any(folder.glob("*.distcp")):
+        return f"{has} but the shards of a training run; consolidate them with Meta's bytelatent.checkpoint"
+    return f"{has}; expected model.safetensors, {' or '.join(_SINGLE_FILES)}"
 
 
 def _renamed(

@@ -10,7 +10,6 @@ module. Knows nothing of graphs, bundles or the runtime.
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.errors import BltError, first_line
+from ..runtime.paths import native_path
+from .checkpoint_base import CheckpointError, read_json
 
 __all__ = ["Reference", "ReferenceModelError", "ReferenceTrace", "pick_margins", "reference_available"]
 
@@ -171,9 +172,11 @@ class Reference:
         torch, transformers = _import_packages()
         config = _read_config(folder)
         try:
-            with _quiet(transformers):
+            with _quiet(transformers), native_path(folder) as name:
+                plain = transformers.BltConfig().to_dict()
                 model, report = transformers.BltForCausalLM.from_pretrained(
-                    folder,
+                    name,
+                    config=transformers.BltConfig.from_dict(_typed(config, plain)),
                     dtype=torch.float32,
                     attn_implementation="eager",
                     local_files_only=True,
@@ -378,16 +381,27 @@ def _release(installed: str) -> tuple[int, ...]:
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ReferenceModelError(
-            f"{folder}: no Hugging Face checkpoint, config.json can't be read: {error}"
-        ) from error
-    if not isinstance(config, dict) or config.get("model_type") != "blt":
+        config = read_json(folder / "config.json")
+    except CheckpointError as error:
+        raise ReferenceModelError(f"no Hugging Face checkpoint: {error}") from error
+    if config.get("model_type") != "blt":
         raise ReferenceModelError(
             f"{folder}: config.json is not of model_type blt; the reference must be a Hugging Face BLT folder"
         )
     return config
+
+
+def _typed(value: Any, default: Any) -> Any:
+    """Numbers as transformers insists on having them: 2 for 2.0, but 2.0 where the default is a float."""
+    if isinstance(value, dict):
+        defaults = default if isinstance(default, dict) else {}
+        return {name: _typed(item, defaults.get(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_typed(item, None) for item in value]
+    if isinstance(value, int) and not isinstance(value, bool) and isinstance(default, float):
+        return float(value)
+    whole = isinstance(value, float) and value.is_integer() and not isinstance(default, float)
+    return int(value) if whole else value
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from ..runtime.backends.tensorrt import TensorRtModule, load_tensorrt
 from ..runtime.child import Tell, run_child
 from ..runtime.errors import BackendError
 from ..runtime.host import peak_resident
+from ..runtime.paths import native_path
 
 __all__ = ["Moment", "PlanFacts", "PlanOptions", "build_in_child", "build_plan", "work"]
 
@@ -170,7 +171,9 @@ class _Build:
 
     def parse(self, parser: Any, network: Any, graph: Path, half_attention: bool) -> None:
         # The path is where external weights are looked for.
-        if not parser.parse(_joined(graph, half_attention), str(graph)):
+        with native_path(graph) as name:
+            parsed = parser.parse(_joined(graph, half_attention), name)
+        if not parsed:
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
             raise self._refused(*(self._parser_reason(graph, error) for error in errors[:_MOST_REASONS]))
         if network.num_outputs == 0:

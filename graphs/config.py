@@ -52,6 +52,9 @@ _IGNORED_ANYWHERE = _names(
     """
     # written by the converter from Meta's checkpoints; none is read by transformers' model
     "norm_eps attn_impl attn_bias_type realtime_patching patching_device patching_batch_size"
+    # written by other converters and by tools for fine-tuning; nor are these
+    " original_spec attention_dropout hidden_dropout activation_dropout classifier_dropout pretraining_tp"
+    " unsloth_fixed unsloth_version transformers.js_config"
 )
 _IGNORED_AT_TOP = _IGNORED_ANYWHERE | {"max_position_embeddings"}
 # Windows and ties come from the top level, the projection's size from the other widths.
@@ -175,6 +178,8 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     if top.raw("model_type") != "blt":
         raise top.refuse("model_type", "blt, the type of transformers' BltForCausalLM")
     _check_vocabulary(top)
+    if top.raw("quantization_config"):
+        raise top.refuse("quantization_config", "none; export the model that this one was quantized from")
     window = top.optional_integer("local_attention_window_len", 512)
     k = top.integer("cross_attn_k", 2, maximum=64)
     rule = _patching(top)

@@ -39,6 +39,10 @@ class ConfigFields(Fields):
         """The field's unchecked value; counts as reading it."""
         return self.take(name, default)[0]
 
+    def as_whole(self, value: Any) -> Any:
+        """JSON has one kind of number, and tools write 260 or 260.0."""
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
     def section(self, name: str) -> ConfigFields:
         """A nested object; missing and null are an empty one."""
         value = self.raw(name)

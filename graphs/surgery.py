@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx_ir as ir
 
-__all__ = ["add_constant", "input_of", "made_by"]
+__all__ = ["add_constant", "input_of", "made_by", "weights_from"]
 
 
 def input_of(node: ir.Node, place: int) -> ir.Value:
@@ -25,3 +27,24 @@ def add_constant(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Va
     value = ir.val(name, const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def weights_from(model: ir.Model, data: Path) -> Path:
+    """Let a model's external weights lie where `data` lies, which may be a link; the directory of that file.
+
+    ONNX Runtime refuses weights that a link takes out of their directory.
+    """
+    real = data.resolve()
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if real.name != data.name and isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.ExternalTensor(
+                real.name,
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=tensor.shape,
+                name=tensor.name or "",
+                base_dir=real.parent,
+            )
+    return real.parent if real.name != data.name else data.parent

@@ -22,7 +22,7 @@ from .backends.ort import import_onnxruntime, session_entries
 from .backends.tensorrt import TensorRtModule
 from .backends.tensorrt_profiles import Profiles, build_command, plan_file, read_limits
 from .errors import BltError, BundleError
-from .fields import Fields, record
+from .fields import MAX_JSON_BYTES, Fields, parse_json, record
 from .files import open_plain
 from .host import describe_processor
 from .integrity import Progress, check_records
@@ -63,7 +63,6 @@ MOST_THREADS = 1024
 _SCHEMA = 3
 # TensorRT, 2: attention over joined keys and values, float16 where weights are not float32. 3: a self-test.
 _TENSORRT_SCHEMA = 3
-_MAX_BYTES = 1 << 20
 _WHAT = {
     "onnxruntime": "ONNX Runtime",
     "system": "system",
@@ -217,8 +216,8 @@ def _read(path: Path) -> dict[str, Any]:
     """An engine's `engine.json`; empty when it is damaged."""
     try:
         with open_plain(path / ENGINE_NAME) as file:
-            payload = json.loads(file.read(_MAX_BYTES))
-    except (BltError, OSError, ValueError, RecursionError):
+            payload = parse_json(file.read(MAX_JSON_BYTES))
+    except (BltError, OSError, ValueError):
         return {}
     return payload if isinstance(payload, dict) else {}
 

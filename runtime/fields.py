@@ -1,25 +1,28 @@
 """Checked values: options that people give, and JSON objects that nobody vouches for.
 
 `checked_int` and its like take one option and return a plain Python value, or raise an `OptionError` of one
-line: what was got, what is allowed. `Fields` reads one JSON object field by field, with nothing left over;
-it knows types, ranges and how a fault is worded. What fields there are is the business of its users.
+line: what was got, what is allowed. `parse_json` reads a file's text, and `Fields` one JSON object field by
+field, with nothing left over; it knows types, ranges and how a fault is worded. What fields there are is the
+business of its users.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import cache
 from numbers import Integral, Real
 from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
-from .errors import BltError, BundleError, OptionError
+from .errors import BltError, BundleError, OptionError, first_line
 from .names import MANIFEST_NAME
 
 __all__ = [
     "AGAIN",
+    "MAX_JSON_BYTES",
     "Fields",
     "by",
     "checked_bytes",
@@ -31,6 +34,7 @@ __all__ = [
     "file_name",
     "if_there",
     "is_whole",
+    "parse_json",
     "part",
     "read",
     "record",
@@ -38,6 +42,11 @@ __all__ = [
 ]
 
 AGAIN = "export the checkpoint again"
+
+MAX_JSON_BYTES = 4 << 20
+"""The longest JSON that is read from a file: a model of 1000 layers in four stages needs no more, and
+what its text says can take 30 times the memory."""
+_MAX_DEPTH = 64
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -140,6 +149,32 @@ def shown(value: object, longest: int = 60) -> str:
 # 2. JSON objects.
 
 
+def parse_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """What JSON says. `pairs` makes an object of its fields, where that is to be another than a dict.
+
+    Raises ValueError with a reason of one line, also for what is nested deeper than any writer nests, so
+    that whatever walks over the value afterwards, one call a level, comes to its end.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=pairs)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    except ValueError as error:
+        raise ValueError(first_line(error)) from None
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [item for holder in level for item in _items(holder) if isinstance(item, (dict, list))]
+    if level:
+        raise ValueError("nested too deep")
+    return value
+
+
+def _items(holder: Any) -> Iterable[Any]:
+    if isinstance(holder, dict):
+        return holder.values()
+    return holder if isinstance(holder, list) else ()
+
+
 def fault(path: str, value: object, needed: str) -> BundleError:
     """The error for a bad value, one line: its place, what was got, what is needed, what to do."""
     place = f"{MANIFEST_NAME}: {path}" if path else MANIFEST_NAME
@@ -198,9 +233,13 @@ class Fields:
 
     def whole(self, key: str, low: int, high: int, default: Any = REQUIRED) -> int:
         value, where = self.take(key, default)
-        if not is_whole(value, low, high):
+        if not is_whole(self.as_whole(value), low, high):
             raise self.refusal(where, value, f"a whole number from {low} to {high}")
         return int(value)
+
+    def as_whole(self, value: Any) -> Any:
+        """What counts as a whole number: of what we wrote ourselves, only that."""
+        return value
 
     def whole_or_none(self, key: str, low: int, high: int) -> int | None:
         return None if self._took_null(key) else self.whole(key, low, high)
@@ -260,10 +299,10 @@ class Fields:
         """A list of up to `most` whole numbers in the range."""
         value, where = self.take(key, default)
         short = isinstance(value, (list, tuple)) and len(value) <= most
-        if not short or not all(is_whole(item, low, high) for item in value):
+        if not short or not all(is_whole(self.as_whole(item), low, high) for item in value):
             needed = f"a list of at most {most} whole numbers from {low} to {high}"
             raise self.refusal(where, value, needed)
-        return tuple(value)
+        return tuple(map(int, value))
 
     def tree(self, key: str) -> dict[str, Any]:
         value, where = self.take(key)

@@ -3,8 +3,8 @@
 Beside an output lie hidden directories while it is being made: `.NAME.partial-PID-RANDOM` while it is
 written, `.NAME.calibration-PID-RANDOM` for the float32 bundle that ranges are collected on, and
 `.NAME.replaced-PID-RANDOM` for the old one in the moment it is exchanged. An exception, Ctrl-C or a
-termination signal removes them; what a killed process or a power cut left behind is removed by the next
-attempt at the same output.
+termination signal removes them. Each is locked by the process that made it: what a killed one or a power
+cut left behind is not, and is removed by the next attempt at the same output.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ import signal
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
 
 from .errors import BltError, BundleError, OptionError
+from .paths import linked_blob
 
 try:
     import fcntl
+    import resource
 except ImportError:  # Windows: what a crash left is for the user to remove
-    fcntl = None  # type: ignore[assignment]
+    fcntl = resource = None  # type: ignore[assignment]
 
 __all__ = [
     "OutputError",
     "WriteError",
+    "check_replaceable",
     "new_directory",
     "open_plain",
     "scratch",
@@ -55,6 +58,9 @@ _ALL = (signal.SIGINT, *_TERMINATION)
 _Handler = Callable[[int, FrameType | None], Any] | int | None
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NEARLY_FULL = 1 << 20
+_PROBE = bytes(1 << 16)
+_FAT_LIMIT = 2**32 - 1
+_MOUNTS = Path("/proc/self/mountinfo")
 
 
 class OutputError(OptionError):
@@ -71,24 +77,27 @@ class WriteError(BltError):
 def open_plain(path: Path) -> BinaryIO:
     """Open a regular file for unbuffered reading.
 
-    Raises BundleError when it is missing, a link (also one put there while we look), a directory, a pipe or
-    device (which would block), or unreadable.
+    Raises BundleError when it is missing, a link (also one put there while we look; but for those to files of
+    huggingface_hub's cache inside it), a directory, a pipe or device (which would block), or unreadable.
     """
+    shown = path
     try:
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
-            raise BundleError(
-                f"{path} is a link, a bundle holds regular files only; replace it by the file itself"
-            )
+            if (blob := linked_blob(path)) is None:
+                raise BundleError(
+                    f"{path} is a link, a bundle holds regular files only; replace it by the file itself"
+                )
+            path, status = blob, blob.lstat()
         if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{path} is not a regular file; export the checkpoint again")
+            raise BundleError(f"{shown} is not a regular file; export the checkpoint again")
         descriptor = os.open(path, _FLAGS)
     except FileNotFoundError:
         raise BundleError(
-            f"{path} is missing; copy the bundle again or export the checkpoint again"
+            f"{shown} is missing; copy the bundle again or export the checkpoint again"
         ) from None
     except OSError as error:
-        raise BundleError(f"{path} cannot be opened ({error.strerror}); check its permissions") from None
+        raise BundleError(f"{shown} cannot be opened ({error.strerror}); check its permissions") from None
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
@@ -139,37 +148,67 @@ def new_directory(
     """
     clear_abandoned(final)
     check()
+    check_replaceable(final, name)
     if needed and (free := shutil.disk_usage(final.parent).free) < needed:
         raise WriteError(
             f"{name}: the {what} needs {_shown(needed)}, {_shown(free)} are free; free some space{elsewhere}"
         )
-    temporary = _sibling(final, "partial")
-    with termination_raises():
-        lock = None
+    with termination_raises(), ExitStack() as stack:
+        temporary = None
         try:
-            lock = _make(temporary, name, elsewhere)
+            temporary = stack.enter_context(_made(final, name, elsewhere))
             yield temporary
             _publish(temporary, final, name, check)
         except Exception as error:
-            explained = _full_disk(error, temporary, name, what, needed, elsewhere)
+            explained = _explained(error, final.parent, temporary, name, what, needed, elsewhere)
             if explained is None:
                 raise
             raise explained from None
-        finally:
-            _remove(temporary, lock)
 
 
 @contextmanager
 def scratch(output: Path, kind: str) -> Iterator[Path]:
     """A new hidden sibling that is removed at the end; after a crash, the next `new_directory` removes it."""
-    directory = _sibling(output, kind)
-    lock = None
+    made: list[tuple[Path, int | None]] = []
     try:
-        directory.mkdir()
-        lock = _claim(directory)
-        yield directory
+        with uninterrupted():
+            made.append(_new_sibling(output, kind))
+        yield made[0][0]
     finally:
-        _remove(directory, lock)
+        for directory, lock in made:
+            _remove(directory, lock)
+
+
+def check_replaceable(final: Path, name: str) -> None:
+    """Raise OutputError where a directory at `final` can't be exchanged for a new one, whatever is in it.
+
+    The system would say so only when all the work is done.
+    """
+    if not final.is_dir():
+        return
+    if _is_mount(final):
+        raise OutputError(f"{name} is a mount point, which can't be exchanged; give a directory inside it")
+    parent, owner = final.parent.stat(), final.stat().st_uid
+    if (
+        parent.st_mode & stat.S_ISVTX
+        and hasattr(os, "geteuid")
+        and os.geteuid() not in (0, parent.st_uid, owner)
+    ):
+        raise OutputError(
+            f"{name} belongs to another user, who alone may exchange it in {final.parent}; give a new name"
+        )
+
+
+def _is_mount(path: Path) -> bool:
+    if path.is_mount():
+        return True
+    try:
+        mounts = [line.split()[4] for line in _MOUNTS.read_bytes().splitlines()]
+    except (OSError, IndexError):
+        return False
+    # A directory of the same disk may be mounted, too. Spaces and the like are octal there.
+    plain = [re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), mount) for mount in mounts]
+    return os.fsencode(path.resolve()) in plain
 
 
 def sync(path: Path) -> None:
@@ -187,17 +226,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _make(temporary: Path, name: str, elsewhere: str) -> int | None:
-    try:
-        temporary.mkdir()
-    except OSError as error:
-        if error.errno in _FULL:
-            raise
-        raise OutputError(
-            f"{name}: nothing can be made in {temporary.parent} ({error.strerror}); "
-            f"check its permissions{elsewhere}"
-        ) from None
-    return _claim(temporary)
+@contextmanager
+def _made(final: Path, name: str, elsewhere: str) -> Iterator[Path]:
+    with ExitStack() as stack:
+        try:
+            temporary = stack.enter_context(scratch(final, "partial"))
+        except OSError as error:
+            if error.errno in _FULL:
+                raise
+            raise OutputError(
+                f"{name}: nothing can be made in {final.parent} ({error.strerror}); "
+                f"check its permissions{elsewhere}"
+            ) from None
+        yield temporary
 
 
 def _publish(temporary: Path, final: Path, name: str, check: Callable[[], None]) -> None:
@@ -205,10 +246,13 @@ def _publish(temporary: Path, final: Path, name: str, check: Callable[[], None])
     for path in (*temporary.iterdir(), temporary):
         sync(path)
     replaced = _sibling(final, "replaced")
-    with uninterrupted():
+    with uninterrupted(), ExitStack() as stack:
         check()  # again: minutes have passed, and what came there meanwhile is not ours to replace
         try:
             if os.path.lexists(final):
+                # Else another process would take it for abandoned, and give it its name back.
+                if (lock := _claim(final)) is not None:
+                    stack.callback(os.close, lock)
                 final.rename(replaced)
             temporary.rename(final)
         except OSError as error:
@@ -221,29 +265,51 @@ def _publish(temporary: Path, final: Path, name: str, check: Callable[[], None])
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _full_disk(
-    error: Exception, temporary: Path, name: str, what: str, needed: int, elsewhere: str
+def _explained(
+    error: Exception, parent: Path, temporary: Path | None, name: str, what: str, needed: int, elsewhere: str
 ) -> WriteError | None:
-    """The one line for a full disk or a file too large for the file system; None for other errors."""
-    number = error.errno if isinstance(error, OSError) else None
-    if number == errno.EFBIG:
-        return WriteError(
-            f"{name}: a file became larger than the file system or `ulimit -f` allows"
-            + (elsewhere.replace(", or", ";") or "; use another disk")
-        )
+    """The one line for a disk, a quota or a file that may not grow; None for other errors."""
     if isinstance(error, (OutputError, WriteError)):
         return None
-    free = shutil.disk_usage(temporary.parent).free
-    # numpy reports a write that was cut short without a number, and inference engines say no more than that
-    # something failed.
-    if number not in _FULL and not (number is None and free < _NEARLY_FULL):
+    number = error.errno if isinstance(error, OSError) else None
+    sizes = [path.lstat().st_size for path in temporary.rglob("*") if path.is_file()] if temporary else []
+    free = shutil.disk_usage(parent).free
+    if number is None and temporary is not None:
+        number = _next_error(error, temporary, sizes, free, needed)
+    if number == errno.EFBIG:
+        return WriteError(
+            f"{name}: a file became larger than the file system or `ulimit -f` allows; raise the limit"
+            + (elsewhere or ", or use another disk")
+        )
+    if number not in _FULL:
         return None
-    written = sum(path.lstat().st_size for path in temporary.glob("*") if path.is_file())
+    which = "the disk is full" if number == errno.ENOSPC else "your quota on this disk is used up"
     need = f"the {what} needs {_shown(needed)}, " if needed else ""
+    left = f", {_shown(free)} were left" if number == errno.ENOSPC else ""
     return WriteError(
-        f"{name}: the disk is full; {need}{_shown(written)} were written, {_shown(free)} were left; "
-        f"free some space{elsewhere}"
+        f"{name}: {which}; {need}{_shown(sum(sizes))} were written{left}; free some space{elsewhere}"
     )
+
+
+def _next_error(error: Exception, temporary: Path, sizes: list[int], free: int, needed: int) -> int | None:
+    """The number behind an error that has none: numpy reports a write that was cut short without one, and
+    inference engines say no more than that something failed.
+    """
+    limit = _FAT_LIMIT if resource is None else resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    if {_FAT_LIMIT, limit} & set(sizes):
+        return errno.EFBIG
+    if free < _NEARLY_FULL:
+        return errno.ENOSPC
+    try:
+        (temporary / "probe").write_bytes(_PROBE)
+    except OSError as met:
+        return met.errno
+    if not isinstance(error, OSError) or "requested and" not in str(error):
+        return None
+    # The file is gone already, where another library wrote it, and its space is free again.
+    if resource is not None and limit != resource.RLIM_INFINITY:
+        return errno.EFBIG
+    return errno.ENOSPC if free < needed - sum(sizes) else errno.EDQUOT
 
 
 def _shown(count: int) -> str:
@@ -267,19 +333,32 @@ def _sibling(output: Path, kind: str) -> Path:
     return output.with_name(f".{output.name}.{kind}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def _claim(directory: Path) -> int | None:
-    """Lock a directory while this process lives and the returned descriptor is open; None = no lock was got.
+def _new_sibling(output: Path, kind: str) -> tuple[Path, int | None]:
+    """Make a sibling and lock it; until it is locked, another process takes it for abandoned."""
+    while True:
+        directory = _sibling(output, kind)
+        directory.mkdir()
+        with suppress(BlockingIOError, FileNotFoundError):
+            lock = _claim(directory)
+            if lock is None or os.path.samestat(os.fstat(lock), directory.stat()):
+                return directory, lock
 
-    A process number alone would not do: in another container, or on another host with the same disk, it means
-    another process.
+
+def _claim(directory: Path) -> int | None:
+    """Lock a directory while this process lives and the returned descriptor is open; None = no locks here.
+
+    Raises BlockingIOError when another has it. A process number would not do: in a container it is the same
+    each time, and on another host with the same disk it means another process.
     """
     if fcntl is None:
         return None
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as error:
         os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
         return None
     return descriptor
 
@@ -290,39 +369,26 @@ def clear_abandoned(output: Path) -> None:
     An old bundle that died between the two renames of its replacement gets its name back.
     """
     pattern = re.compile(
-        re.escape(f".{output.name}.") + r"(partial|calibration|replaced)-([0-9]{1,9})-[0-9a-f]{8}"
+        re.escape(f".{output.name}.") + r"(partial|calibration|replaced)-[0-9]{1,9}-[0-9a-f]{8}"
     )
     try:
         entries = [(path, pattern.fullmatch(path.name)) for path in output.parent.iterdir()]
     except OSError:
         return
     for path, match in entries:
-        if match is None or path.is_symlink() or not path.is_dir() or not _abandoned(path, int(match[2])):
+        if match is None or path.is_symlink() or not path.is_dir():
+            continue
+        lock = None
+        with suppress(OSError):
+            lock = _claim(path)
+        if lock is None:
             continue
         if match[1] == "replaced" and not os.path.lexists(output):
             with suppress(OSError):
                 path.rename(output)
         else:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _abandoned(directory: Path, process: int) -> bool:
-    if fcntl is None or process == os.getpid() or _alive(process):
-        return False
-    descriptor = None
-    with suppress(OSError):
-        descriptor = _claim(directory)
-    if descriptor is not None:
-        os.close(descriptor)
-    return descriptor is not None
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (OSError, OverflowError) as error:
-        return not isinstance(error, ProcessLookupError)
-    return True
+        os.close(lock)
 
 
 # 4. Signals around work that has to be undone.

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from .errors import BundleError
 from .files import open_plain
 from .manifest import FileRecord, Manifest
+from .paths import linked_blob
 
 __all__ = ["FULL_HASH_LIMIT", "Progress", "check_files", "check_records", "file_record"]
 
@@ -51,12 +52,12 @@ def check_files(
 
     Without `full`, files over `FULL_HASH_LIMIT` are compared by size and sample only.
     Raises BundleError naming the first file that is missing, no regular file, of another size or changed, and
-    any link inside the directory (which may itself be reached through one).
+    any link inside the directory (which may itself be reached through one) but `linked_blob`'s.
     """
     for folder, folders, files in os.walk(directory):
         for name in (*folders, *files):
             path = Path(folder, name)
-            if path.is_symlink():
+            if path.is_symlink() and linked_blob(path) is None:
                 raise BundleError(
                     f"{path} is a link, a bundle holds regular files only; replace it by what it points to"
                 )

@@ -18,7 +18,21 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from .errors import BundleError, OptionError
-from .fields import AGAIN, Fields, by, fault, file_name, if_there, is_whole, part, read, record, shown
+from .fields import (
+    AGAIN,
+    MAX_JSON_BYTES,
+    Fields,
+    by,
+    fault,
+    file_name,
+    if_there,
+    is_whole,
+    parse_json,
+    part,
+    read,
+    record,
+    shown,
+)
 from .files import open_plain, write_whole
 from .generation_spec import GenerationSpec
 from .hashing import HashSpec
@@ -49,7 +63,6 @@ TABLE_BLOCK = 32
 
 _POSITIONS = 2**31 - 1
 _COUNT = 2**63 - 1
-_MAX_MANIFEST_BYTES = 16 << 20
 _MAX_CHECK = 80  # characters of a check's name
 _NO_BUNDLE = "give the directory of a bundle that `blt-edge export` wrote"
 _NO_WISHES = GenerationSpec()
@@ -436,12 +449,11 @@ def load_manifest(directory: str | os.PathLike[str]) -> Manifest:
     """
     text = _read_text(Path(directory))
     try:
-        payload = json.loads(text)
+        payload = parse_json(text)
         _check_schema(payload)
         same = _render(payload) == text
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
-        raise BundleError(f"{MANIFEST_NAME} is damaged ({reason}); {AGAIN}") from None
+    except ValueError as error:
+        raise BundleError(f"{MANIFEST_NAME} is damaged ({error}); {AGAIN}") from None
     if not isinstance(payload, dict):
         raise fault("", payload, "an object")
     # Spaces and doubled keys carry no meaning the checksum could see, yet every changed byte must show.
@@ -460,9 +472,9 @@ def _read_text(directory: Path) -> str:
     if not os.path.lexists(path):
         raise BundleError(f"{directory} has no {MANIFEST_NAME}; {_NO_BUNDLE}")
     with open_plain(path) as file:
-        data = file.read(_MAX_MANIFEST_BYTES + 1)
-    if len(data) > _MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path} has more than {_MAX_MANIFEST_BYTES} bytes, the most allowed; {AGAIN}")
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise BundleError(f"{path} has more than {MAX_JSON_BYTES} bytes, the most allowed; {AGAIN}")
     try:
         return data.decode("ascii")
     except UnicodeDecodeError:
@@ -478,6 +490,14 @@ def write_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> Non
     payload = manifest.to_dict()
     Manifest.from_dict(payload)
     text = _render({**payload, "checksum": _checksum(payload)})
+    try:
+        parse_json(text)
+        if len(text) > MAX_JSON_BYTES:
+            raise ValueError(f"{len(text)} bytes, at most {MAX_JSON_BYTES} are read")
+    except ValueError as error:
+        raise BundleError(
+            f"{MANIFEST_NAME} would not be readable ({error}); simplify the checkpoint's config"
+        ) from None
     write_whole(
         Path(directory) / MANIFEST_NAME,
         lambda path: path.write_text(text, encoding="ascii", newline="\n"),

@@ -16,6 +16,7 @@ from ..cache import StageCache
 from ..errors import BackendError, BundleError, engine_error
 from ..host import describe_processor
 from ..manifest import Manifest
+from ..paths import native_path
 from .base import HOST, CacheLimits, Done, ordered_cache, ring_cache
 from .signatures import Signature, check_signature, check_weights_file, output_shapes, stage_signature
 
@@ -104,22 +105,29 @@ def save_optimized(
     """
     ort = import_onnxruntime()
     options = session_options(ort, precision, threads=None)
-    options.optimized_model_filepath = str(graph)
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     data = graph.with_name(graph.name + ".data")
     options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data.name)
     if prepacked:
         options.add_session_config_entry("session.save_external_prepacked_constant_initializers", "1")
-    new_session(ort, graph.name, model, options)
+    with native_path(graph) as name:
+        options.optimized_model_filepath = name
+        new_session(ort, graph.name, model, options, weights)
     data.touch()  # a graph of few weights keeps them inside
 
 
-def new_session(ort: Any, name: str, model: bytes | str, options: Any) -> Any:
-    """A session on the CPU over a graph, or a graph's file. Raises BackendError when it is refused."""
-    try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
-        raise engine_error(f"{name}: ONNX Runtime {ort.__version__} refused it", error) from error
+def new_session(ort: Any, name: str, model: bytes | Path, options: Any, weights: Path | None = None) -> Any:
+    """A session on the CPU over a graph's file, or over a graph whose external data lie in `weights`.
+
+    Raises BackendError when it is refused.
+    """
+    with native_path(model if isinstance(model, Path) else weights or Path()) as path:
+        if weights is not None:
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", path)
+        graph = path if isinstance(model, Path) else model
+        try:
+            return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises many kinds, all with the reason in their text
+            raise engine_error(f"{name}: ONNX Runtime {ort.__version__} refused it", error) from error
 
 
 def session_signature(session: Any) -> Signature:
@@ -171,7 +179,7 @@ class OrtStage:
         if optimized is not None:
             # Nothing is left to do, and whatever was folded again would leave the mapped file.
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = new_session(ort, path.name, str(path), options)
+        self._session = new_session(ort, path.name, path, options)
         self._spec, self._signature = manifest.stages[stage], session_signature(self._session)
         self._fused = optimized is not None and "past_length" in self._signature[0]
         check_signature(path.name, stage_signature(manifest, stage, fused=self._fused), self._signature)

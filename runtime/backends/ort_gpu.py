@@ -22,6 +22,7 @@ import numpy as np
 from ..cache import StageCache
 from ..errors import BackendError, engine_error
 from ..manifest import Manifest
+from ..paths import native_path
 from .base import CacheLimits
 from .gpu import DeviceRingCache, Gpu, GpuCall, drop
 from .ort import import_onnxruntime, session_signature
@@ -170,9 +171,10 @@ class OrtGpuStage:
         name = self._provider.name
         try:
             # Its own way to fall back prints to stdout and hides the reason.
-            session = ort.InferenceSession(
-                str(path), options, providers=[(name, dict(settings))], enable_fallback=False
-            )
+            with native_path(path) as file:
+                session = ort.InferenceSession(
+                    file, options, providers=[(name, dict(settings))], enable_fallback=False
+                )
         except Exception as error:  # of many kinds, all with the reason in their text
             raise engine_error(f"{path.name}: {name} refused it", error) from error
         ran = session.get_providers()

@@ -214,13 +214,17 @@ class TestFailures:
             (tmp_path / "missing").read_bytes()
         assert names(tmp_path) == []
 
-    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-    def test_full_disk_is_one_line(self, tmp_path: Path, number: int) -> None:
+    @pytest.mark.parametrize(
+        ("number", "which"),
+        [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "your quota on this disk is used up")],
+    )
+    def test_full_disk_is_one_line(self, tmp_path: Path, number: int, which: str) -> None:
         with pytest.raises(WriteError) as caught:
             fail(tmp_path / "out", OSError(number, "No space left on device"), needed=1234)
         message = str(caught.value)
-        assert "the disk is full; the bundle needs 1234 bytes, 50 bytes were written" in message
-        assert "were left; free some space" in message
+        assert f"{which}; the bundle needs 1234 bytes, 50 bytes were written" in message
+        assert ("were left" in message) == (number == errno.ENOSPC)
+        assert "; free some space, or give an --output on another disk" in message
         assert "\n" not in message
         assert names(tmp_path) == []
 
@@ -253,6 +257,10 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 class TestRealDisks:
+    def test_a_mount_point_is_refused_before_any_work(self, tiny_disk: Path) -> None:
+        with pytest.raises(OutputError, match="is a mount point"), new_bundle(tiny_disk, force=True):
+            pytest.fail("must be refused")
+
     @pytest.mark.parametrize(
         "write",
         [
@@ -276,17 +284,25 @@ class TestRealDisks:
         assert names(tiny_disk) == ["other"]
 
     @posix
-    def test_file_size_limit(self, tmp_path: Path) -> None:
-        code = """
-            import resource
+    @pytest.mark.parametrize(
+        "write",
+        [
+            "(directory / 'data').write_bytes(bytes(1 << 20))",
+            "numpy.zeros(1 << 20, numpy.uint8).tofile(directory / 'data')",  # which gives no error number
+            "(directory / 'data').write_bytes(bytes(100_000)); raise ValueError('an engine failed')",
+        ],
+    )
+    def test_file_size_limit(self, tmp_path: Path, write: str) -> None:
+        code = f"""
+            import numpy, resource
             resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
             with new_bundle(sys.argv[1]) as directory:
-                (directory / "data").write_bytes(bytes(1 << 20))
+                {write}
         """
         process = run_python(code, tmp_path / "out")
         _, errors = process.communicate(timeout=60)
         assert "WriteError: output" in errors
-        assert "`ulimit -f` allows" in errors
+        assert "`ulimit -f` allows; raise the limit, or give an --output on another disk" in errors
         assert names(tmp_path) == []
 
 
@@ -389,10 +405,11 @@ class TestLeftovers:
         assert names(tmp_path) == ["out"]
 
     @pytest.mark.parametrize("pid", [os.getpid(), os.getppid(), 1], ids=["own", "parent", "init"])
-    def test_of_living_processes_stay(self, tmp_path: Path, pid: int) -> None:
-        path = self.leftover(tmp_path, "partial", pid)
+    def test_of_dead_processes_whose_number_lives_again(self, tmp_path: Path, pid: int) -> None:
+        """In a container the number is the same each time, often 1."""
+        self.leftover(tmp_path, "partial", pid)
         make(tmp_path / "out")
-        assert path.exists()
+        assert names(tmp_path) == ["out"]
 
     def test_locked_by_a_process_we_cannot_see_stay(self, tmp_path: Path, dead_pid: int) -> None:
         import fcntl

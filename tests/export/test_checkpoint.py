@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from blt_edge.export.checkpoint import Checkpoint, CheckpointError, open_checkpoint
-from blt_edge.export.checkpoint_base import StoredTensor
+from blt_edge.export.checkpoint_base import StoredTensor, read_json
 from blt_edge.export.huggingface import SafetensorsFile
 from blt_edge.tools.models.random_checkpoint import scaled_config, write_random_checkpoint
 from hypothesis import given, settings
@@ -185,10 +186,44 @@ def test_a_hub_id_names_the_checkpoint(hub: Any, single: Path, monkeypatch: pyte
         assert checkpoint.name == "owner/name"
 
 
+@pytest.mark.parametrize("revision", ["main", "v1.0", "refs/pr/3", "0123456789" * 4])
+def test_a_hub_id_may_have_a_revision(
+    hub: Any, single: Path, monkeypatch: pytest.MonkeyPatch, revision: str
+) -> None:
+    def fetch(hub_id: str, **options: Any) -> str:
+        assert (hub_id, options["revision"]) == ("owner/name", revision)
+        return str(single)
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    with open_checkpoint(f"owner/name@{revision}") as checkpoint:
+        assert checkpoint.name == f"owner/name@{revision}"
+    for wrong in ("owner/name@", "owner/name@/x", "owner/name@a b", "owner/name@a@b", "owner@x/name"):
+        refused(wrong, "no such folder")
+
+
+def test_a_revision_that_is_not_there(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoRevision(hub.errors.RevisionNotFoundError):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            Exception.__init__(self, "404")
+
+    def fetch(hub_id: str, **options: Any) -> str:
+        raise NoRevision
+
+    monkeypatch.setattr(hub, "snapshot_download", fetch)
+    refused("owner/name@nine", "owner/name@nine", "no such branch, tag or commit")
+
+
+def test_a_snapshot_is_called_by_its_hub_id(single: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "models--owner--name" / "snapshots" / ("0123456789" * 4)
+    shutil.copytree(single, snapshot)
+    with open_checkpoint(snapshot) as checkpoint:
+        assert checkpoint.name == "owner/name"
+
+
 def test_damaged_folders(copied: Path) -> None:
     config, weights = copied / "config.json", copied / "model.safetensors"
     text, data = config.read_text(), weights.read_bytes()
-    for broken in (text[:100], "[1]", "", "\xff", "[" * 100_000):
+    for broken in (text[:100], "[1]", "", "\xff", "[" * 100_000, '{"a":' * 600 + "1" + "}" * 600):
         config.write_text(broken)
         refused(copied, "config.json")
     config.write_text(json.dumps({"model_type": "llama"}))
@@ -290,6 +325,20 @@ def test_header_length_beyond_the_file(length: int, tmp_path: Path) -> None:
     write_raw(tmp_path / "x.safetensors", {"a": entry(0, 8)}, b"\0" * 8, length)
     with pytest.raises(CheckpointError, match=r"x\.safetensors"):
         SafetensorsFile(tmp_path / "x.safetensors")
+
+
+def test_a_header_is_bounded_before_it_is_parsed(tmp_path: Path) -> None:
+    """95 MB of it, which the format allows, took 2.7 GB."""
+    path = tmp_path / "x.safetensors"
+    write_raw(path, b'{"__metadata__":{' + b",".join(b'"%d":{}' % i for i in range(500_000)) + b"}}", b"")
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match=r"header claims .* allowed: 4194304"):
+        SafetensorsFile(path)
+    with pytest.raises(CheckpointError, match="too large"):
+        read_json(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("F64", 16), ("I8", 2), ("F8_E4M3", 2), ("BOOL", 2), ("F4", 1)])

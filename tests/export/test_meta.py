@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from blt_edge.export.checkpoint import CheckpointError, open_checkpoint
 from blt_edge.export.checkpoint_base import check_tensors
-from blt_edge.export.meta import huggingface_config, meta_name, needs_entropy_model
+from blt_edge.export.meta import huggingface_config, meta_name, patching_mode
 from blt_edge.graphs.config import ConfigError, parse_config
 from blt_edge.tools.models.random_checkpoint import scaled_config, write_random_checkpoint
 from safetensors.numpy import load_file, save_file
@@ -55,12 +55,22 @@ def copied(converted: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("pickled", "pickled_main"),
-    [(False, False), (True, False), (True, True)],
-    ids=["none", "entropy", "both"],
+    ("layout", "pickled", "pickled_main"),
+    [
+        ("hub", False, False),
+        ("hub", True, False),
+        ("hub", True, True),
+        ("download", False, False),
+        ("download", True, True),
+        ("converted", False, False),
+    ],
 )
-def test_it_is_the_same_model(pickled: bool, pickled_main: bool, source: Path, tmp_path: Path) -> None:
-    folder = write_meta(source, tmp_path / "meta", pickled=pickled, pickled_main=pickled_main)
+def test_it_is_the_same_model(
+    layout: str, pickled: bool, pickled_main: bool, source: Path, tmp_path: Path
+) -> None:
+    folder = write_meta(
+        source, tmp_path / "weights" / "meta", pickled=pickled, pickled_main=pickled_main, layout=layout
+    )
     with open_checkpoint(source) as expected, open_checkpoint(folder) as got:
         assert (got.name, got.layout) == ("meta", "meta")
         assert parse_config(got.config) == parse_config(expected.config)
@@ -75,6 +85,57 @@ def test_it_is_the_same_model(pickled: bool, pickled_main: bool, source: Path, t
             np.testing.assert_array_equal(rows, expected.rows(fused, start, stop))
         assert len(got.sha256()) == 64
         assert got.sha256() != expected.sha256()
+
+
+def test_the_folder_may_be_here_or_behind_a_link(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The entropy model is looked for beside what a person sees."""
+    folder = write_meta(source, tmp_path / "weights" / "blt_1b", pickled=False, layout="download")
+    monkeypatch.chdir(folder)
+    with open_checkpoint(".") as checkpoint:
+        assert "model.patcher.norm.weight" in checkpoint.names()
+    real = tmp_path / "elsewhere"
+    folder.rename(real)
+    folder.symlink_to(real)
+    with open_checkpoint(folder) as checkpoint:
+        assert "model.patcher.norm.weight" in checkpoint.names()
+
+
+def test_what_is_there_is_named(source: Path, tmp_path: Path) -> None:
+    folder = write_meta(source, tmp_path / "hf-weights" / "blt_1b", pickled=False, layout="download")
+    refused(folder.parent, f"give the folder of a model: {folder}")
+    refused(folder.parent / "entropy_model", "describes an entropy model", "main model")
+    (folder / "consolidated.safetensors").rename(tmp_path / "kept")
+    refused(folder, "no weights", "consolidated.safetensors")
+    (folder / "__0_0.distcp").touch()
+    refused(folder, "training run", "bytelatent.checkpoint")
+    (folder / "consolidated").mkdir()
+    refused(folder, str(folder / "consolidated"))
+    (tmp_path / "kept").rename(folder / "consolidated.safetensors")
+    shutil.rmtree(folder.parent / "entropy_model")
+    refused(folder, "entropy_model", "not beside")
+
+
+def test_how_the_main_model_was_patched_goes_before_how_the_entropy_model_was_trained(
+    source: Path, tmp_path: Path
+) -> None:
+    """As in Meta's code, which reads the main model's `data.patcher_args`."""
+    folder = write_meta(source, tmp_path / "weights" / "meta", pickled=False, layout="download")
+    path = folder.parent / "entropy_model" / "params.json"
+    params = json.loads(path.read_text())
+    params["data"]["patcher_args"]["threshold"] = 9.0
+    path.write_text(json.dumps(params))
+    with open_checkpoint(folder) as checkpoint:
+        assert parse_config(checkpoint.config).patching.threshold == 2.5
+    trained = json.loads((folder / "params.json").read_text())
+    trained["data"]["patcher_args"]["max_patch_length"] = 9
+    (folder / "params.json").write_text(json.dumps(trained))
+    with open_checkpoint(folder) as checkpoint:
+        assert parse_config(checkpoint.config).patching.max_patch_length == 9
+    trained["data"]["patcher_args"]["threshold"] = 9.0
+    (folder / "params.json").write_text(json.dumps(trained))
+    refused(folder, "patching_threshold", "2.5", "9.0", "data.patcher_args")
 
 
 def test_the_presented_config_is_one_for_transformers(converted: Path, source: Path) -> None:
@@ -169,8 +230,12 @@ def test_patching_rules() -> None:
         parse_config(config_of({"patching_mode": "static", "patch_size": 4.5}))
     with pytest.raises(ConfigError, match="patching_mode"):
         parse_config(config_of({"patching_mode": "bpe"}))
-    assert needs_entropy_model({}) is needs_entropy_model({"patching_mode": None}) is True
-    assert needs_entropy_model({"patching_mode": "space"}) is False
+    assert patching_mode({}, {}) == patching_mode({"patching_mode": None}, {}) == "entropy"
+    assert (
+        patching_mode({}, {"patching_mode": "space"})
+        == patching_mode({"patching_mode": "space"}, {})
+        == "space"
+    )
 
 
 def test_windows() -> None:

@@ -210,13 +210,14 @@ def at(path: str, value: Any) -> dict[str, Any]:
     [
         ("model_type", ["blt"], ["llama", None]),
         *((f"{part}vocab_size", [260], [259, 261]) for part in ("", "patcher_config.", "encoder_config.")),
+        ("vocab_size", [260.0], [260.5]),
         ("cross_attn_k", [1, 64], [0, 65, None]),
         *((f"{part}.cross_attn_k", [2], [1, None]) for part in ("encoder_config", "decoder_config")),
         *((part, [], [[], "x", 3]) for part in PARTS),
         ("local_attention_window_len", [1, 2**31 - 1, None], [0, "512"]),
         ("patcher_config.sliding_window", [1, 2**31 - 1, None], [0]),
         *((f"{part}.hidden_size", [8, 65536], [0, 65544]) for part in PARTS if part != "decoder_config"),
-        ("encoder_config.hidden_size", [], [True, 32.0]),
+        ("encoder_config.hidden_size", [32.0], [True, 32.5]),
         ("decoder_config.hidden_size_global", [64], [65, 32]),
         *((f"{part}.num_attention_heads", [1, 32768], [0, 5, 65536, 65537]) for part in PARTS),
         *((f"{part}.num_hidden_layers", [1, 1000], [0, 1001]) for part in PARTS),
@@ -229,7 +230,7 @@ def at(path: str, value: Any) -> dict[str, Any]:
         ("patcher_config.head_dim", [12, None], [6, 0]),
         ("encoder_config.head_dim", [8, None], [4, "8"]),
         ("encoder_config.cross_attn_all_layers", [True, None], [1]),
-        ("encoder_hash_byte_group_size", [[1], [64], [3] * 64], [[0], [65], [3] * 65, [3, "4"], 3]),
+        ("encoder_hash_byte_group_size", [[1], [64], [3] * 64, [3.0]], [[0], [65], [3] * 65, [3, "4"], 3]),
         ("encoder_hash_byte_group_nb_functions", [1, 64], [0, 65]),
         ("encoder_hash_byte_group_vocab", [1, 2**31 - 1], [0, 2**31, None]),
         ("patching_mode", ["space"], ["bpe"]),
@@ -330,6 +331,33 @@ def test_fields_without_effect_may_be_set(section: str | None, names: str) -> No
     for name in names.split():
         found = parse_config(raw(**({name: 7} if section is None else {section: {name: 7}})))
         assert found == plain, name
+
+
+def test_every_field_that_transformers_writes_is_known() -> None:
+    transformers = transformers_or_skip()
+    whole = transformers.BltConfig(tie_word_embeddings=True).to_dict()
+    for section in (None, *PARTS):
+        for name in whole if section is None else whole[section]:
+            if name in PARTS:
+                continue
+            message = ""
+            try:
+                parse_config(raw(**({name: ["odd"]} if section is None else {section: {name: ["odd"]}})))
+            except ConfigError as error:
+                message = str(error)
+            assert "not known" not in message, (section, name)
+
+
+def test_what_converters_write_beside_the_fields_of_transformers_has_no_effect() -> None:
+    spec = {"local_attention_window_len": 512, "patch_size": 4.5, "entropy_sliding_window": 512}
+    others = {
+        "unsloth_version": "2026.1",
+        "transformers.js_config": {"dtype": "q4"},
+        "attention_dropout": 0.1,
+    }
+    assert parse_config(raw(original_spec=spec, **others)) == parse_config(raw())
+    with pytest.raises(ConfigError, match=r"quantization_config.*quantized from"):
+        parse_config(raw(quantization_config={"bits": 4}))
 
 
 def test_parameters_of_another_rope_type_may_stay_behind() -> None:

@@ -11,7 +11,7 @@ from blt_edge.graphs.fields import ConfigFields as Fields
 from blt_edge.runtime.fields import shown
 
 NOTHING = object()
-NO_INTEGERS = [True, False, 1.0, "1", [1], {}, math.nan]
+NO_INTEGERS = [True, False, 1.5, "1", [1], {}, math.nan]
 NO_NUMBERS = [math.inf, -math.inf, math.nan, 10**400, -(10**400), True, False, "1.0", [], {}]
 ABOVE_1 = {"above": 1.0}
 ABC = {"allowed": ("c", "b", "a"), "default": "a"}
@@ -29,7 +29,7 @@ LIST = {"minimum": 2, "maximum": 5, "longest": 3}
             "a whole number from 1 to 2147483647",
         ),
         ("integer", {"minimum": -3, "maximum": 4}, [-3, 4], [-4, 5], "a whole number from -3 to 4"),
-        ("integer", {"default": 7}, [(NOTHING, 7)], [None], "a whole number from 1 to 2147483647"),
+        ("integer", {"default": 7}, [(NOTHING, 7), (2.0, 2)], [None], "a whole number from 1 to 2147483647"),
         ("optional_integer", {}, [1, 2**31 - 1, None, (NOTHING, None)], [0, 2**31, *NO_INTEGERS], "a whole"),
         ("optional_integer", {"default": 7}, [(NOTHING, 7), None], [0], "a whole number"),
         ("number", {}, [0.0, -1.5, 5e-324], [None, *NO_NUMBERS], "a finite number"),
@@ -60,8 +60,8 @@ LIST = {"minimum": 2, "maximum": 5, "longest": 3}
         (
             "integers",
             LIST,
-            [([2, 5, 3], (2, 5, 3)), (4,), None, ([], None), (NOTHING, None)],
-            [[2, 3, 4, 5], [1], [6], [True], [2.0], ["2"], "234", 3, {2: 3}, [2, None]],
+            [([2, 5, 3], (2, 5, 3)), ([2.0], (2,)), (4,), None, ([], None), (NOTHING, None)],
+            [[2, 3, 4, 5], [1], [6], [True], [2.5], ["2"], "234", 3, {2: 3}, [2, None]],
             "a list of at most 3 whole numbers from 2 to 5",
         ),
     ],

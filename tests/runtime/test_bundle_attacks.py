@@ -154,7 +154,17 @@ class TestManifestText:
     def test_endless(self, bundle: Path) -> None:
         with (bundle / "manifest.json").open("wb") as file:
             file.truncate(1 << 40)
-        refused(bundle, "has more than 16777216 bytes")
+        refused(bundle, "has more than 4194304 bytes")
+
+    def test_nested_deeper_than_python_walks(self, bundle: Path) -> None:
+        """The parser of Python 3.12 takes it, what walks over it afterwards would not."""
+        path = bundle / "manifest.json"
+        path.write_text(path.read_text().replace('"validation": null', f'"validation": {nested(600)}'))
+        refused(bundle, r"manifest\.json is damaged \(nested too deep\)")
+
+
+def nested(depth: int) -> str:
+    return '{"a":' * depth + "1" + "}" * depth
 
 
 UNSAFE_NAMES = [

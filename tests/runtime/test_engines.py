@@ -141,6 +141,7 @@ def test_of_several_those_for_the_longest_texts(bundle: Path, manifest: Manifest
         ("latent.plan", b"x", "latent.plan is truncated"),
         ("engine.json", None, "has a damaged engine.json"),
         ("engine.json", b"[" * 100_000, "has a damaged engine.json"),
+        ("engine.json", b'{"description":' * 600 + b"{}" + b"}" * 600, "has a damaged engine.json"),
         ("engine.json", b"[]", "has a damaged engine.json"),
         ("engine.json", b"{}", "has a damaged engine.json"),
     ],

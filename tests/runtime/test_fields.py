@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from blt_edge.runtime.errors import BltError, OptionError
-from blt_edge.runtime.fields import checked_flag, checked_int, checked_real
+from blt_edge.runtime.fields import checked_flag, checked_int, checked_real, parse_json
 
 
 @pytest.mark.parametrize("value", [3, np.int32(3), np.uint8(3)])
@@ -79,3 +80,18 @@ def test_a_message_is_one_short_line_whatever_was_given() -> None:
 def test_option_errors_are_of_both_families() -> None:
     assert issubclass(OptionError, BltError)
     assert issubclass(OptionError, ValueError)
+
+
+def test_json_is_read_up_to_a_depth_that_every_walk_survives() -> None:
+    deep: object = 1
+    for _ in range(64):
+        deep = [deep]
+    assert parse_json(json.dumps(deep)) == deep
+    for depth in (65, 600, 100_000):
+        for start, end in (("[", "]"), ('{"a":', "}")):
+            with pytest.raises(ValueError, match=r"^nested too deep$"):
+                parse_json(start * depth + "1" + end * depth)
+    for broken in ("", "{", b"\xff", "9" * 10_000, '{"a" 1}'):
+        with pytest.raises(ValueError, match=r"^[^\n]+$"):
+            parse_json(broken)
+    assert parse_json(b'{"a":1,"a":2}', tuple) == (("a", 1), ("a", 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -77,6 +78,31 @@ def test_nothing_can_be_made(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("free", "limit", "told"),
+    [
+        (2**40, 10**6, "larger than the file system or `ulimit -f` allows"),
+        (2**40, -1, "your quota"),
+        (2**21, -1, "the disk is full"),
+    ],
+)
+def test_a_write_cut_short_is_explained_when_its_file_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, limit: int, told: str
+) -> None:
+    """What numpy says, of a file that onnx_ir removed before it passed the error on."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (limit, limit))
+    usage = shutil.disk_usage(tmp_path)
+
+    def write() -> None:
+        with new_directory(tmp_path / "out", "output out", "bundle", needed=2**22):
+            monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+            raise OSError("344064 requested and 288768 written")
+
+    with pytest.raises(WriteError, match=told):
+        write()
+
+
 def test_a_system_without_locks_leaves_what_a_crash_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,20 +115,80 @@ def test_a_system_without_locks_leaves_what_a_crash_left(
 
 
 def test_what_is_in_use_or_unreadable_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = tmp_path / ".out.partial-1-00000000"  # process 1 lives
+    output = tmp_path / "out"
+    with files.scratch(output, "partial") as used, new_directory(output, "output out", "bundle") as made:
+        files.clear_abandoned(output)
+        files.clear_abandoned(tmp_path / "gone" / "out")
+        assert used.exists()
+        assert made.exists()
+    left = tmp_path / ".out.partial-1-00000000"
     left.mkdir()
-    files.clear_abandoned(tmp_path / "out")
-    files.clear_abandoned(tmp_path / "gone" / "out")
-    assert left.exists()
-    monkeypatch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(PermissionError))
-    files.clear_abandoned(tmp_path / "out")
-    assert left.exists()
-    monkeypatch.setattr(os, "kill", lambda *_: (_ for _ in ()).throw(ProcessLookupError))
-    monkeypatch.setattr(files, "_claim", lambda _: (_ for _ in ()).throw(OSError))
-    files.clear_abandoned(tmp_path / "out")
-    monkeypatch.setattr(files, "_claim", lambda _: None)
-    files.clear_abandoned(tmp_path / "out")
-    assert left.exists()
+    for refuse in (lambda _: (_ for _ in ()).throw(OSError), lambda _: None):
+        monkeypatch.setattr(files, "_claim", refuse)
+        files.clear_abandoned(output)
+        assert left.exists()
+
+
+def test_a_directory_cleared_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between being made and being locked it looks abandoned."""
+    claim, cleared = files._claim, []
+
+    def clear_first(directory: Path) -> int | None:
+        if len(cleared) < 2:
+            cleared.append(directory)
+            lock = claim(directory)
+            assert lock is not None
+            directory.rmdir()
+            if len(cleared) == 1:
+                return lock
+            os.close(lock)
+        return claim(directory)
+
+    monkeypatch.setattr(files, "_claim", clear_first)
+    with files.scratch(tmp_path / "out", "partial") as made:
+        assert made.is_dir()
+        assert made not in cleared
+    assert len(cleared) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_old_one_on_its_way_out_is_nobody_elses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    rename = Path.rename
+
+    def between(path: Path, target: Path) -> Path:
+        if path.name.startswith(".out.partial"):
+            files.clear_abandoned(output)  # another process
+            assert not output.exists()
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", between)
+    with new_directory(output, "output out", "bundle") as made:
+        (made / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "new"]
+
+
+def test_what_cannot_be_exchanged_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "a b"
+    files.check_replaceable(output, "output")
+    output.mkdir()
+    files.check_replaceable(output, "output")
+    mounts = tmp_path / "mountinfo"
+    mounts.write_bytes(
+        b"1 1 8:1 /x / rw - ext4 /dev/x rw\n2 1 8:1 /y %s/a\\040b rw - ext4\n" % bytes(tmp_path)
+    )
+    monkeypatch.setattr(files, "_MOUNTS", mounts)
+    with pytest.raises(OutputError, match=r"is a mount point.*inside it"):
+        files.check_replaceable(output, "output")
+    monkeypatch.setattr(files, "_MOUNTS", tmp_path / "none")
+    tmp_path.chmod(0o1777)
+    files.check_replaceable(output, "output")
+    monkeypatch.setattr(os, "geteuid", lambda: 12345, raising=False)
+    with pytest.raises(OutputError, match="another user"):
+        files.check_replaceable(output, "output")
 
 
 def test_signals_around_work() -> None:

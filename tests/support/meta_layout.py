@@ -136,29 +136,60 @@ def meta_params(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def write_meta(source: Path, folder: Path, *, pickled: bool = True, pickled_main: bool = False) -> Path:
-    """Write Meta's layout of the Hugging Face checkpoint `source`.
+def write_meta(
+    source: Path, folder: Path, *, pickled: bool = True, pickled_main: bool = False, layout: str = "hub"
+) -> Path:
+    """Write the Hugging Face checkpoint `source` as Meta does; the folder of the main model.
 
-    The main weights go to model.safetensors. As in the released model, the entropy model's go to a pickle
-    unless `pickled` says that no file is one; `pickled_main` makes a pickle of both. Pickles need torch.
+    layout: "hub", as in facebook/blt-1b; "download", as the download script leaves it in hf-weights;
+    "converted", as `convert_to_transformers` writes it. The main weights go to a safetensors file. As in the
+    released model, the entropy model's go to a pickle unless `pickled` says that no file is one;
+    `pickled_main` makes a pickle of both. Pickles need torch.
     """
     with open_checkpoint(source) as checkpoint:
         config = parse_config(checkpoint.config)
         tensors = {name: checkpoint.tensor(name) for name in checkpoint.names()}
     main, entropy = to_meta(tensors, config.hash.tables)
-    entropy_folder = folder / "entropy_model"
-    entropy_folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"args": meta_args(config)}))
-    (entropy_folder / "params.json").write_text(json.dumps(meta_params(config)))
+    args, params = meta_args(config), meta_params(config)
+    trained = {
+        "train_entropy_model": False,
+        "model": args,
+        "entropy_model": None,
+        "data": {"patcher_args": {"patching_mode": "entropy", "threshold": config.patching.threshold}},
+    }
+    entropy_folder = {
+        "hub": folder / "entropy_model",
+        "download": folder.parent / "entropy_model",
+        "converted": folder.parent / "entropy",
+    }[layout]
+    for made in (folder, entropy_folder):
+        made.mkdir(parents=True)
+    if layout == "download":
+        _write_json(folder / "params.json", trained)
+    else:
+        _write_json(folder / "config.json", {"args": args})
+    if layout == "converted":
+        _write_json(folder / "train_args.json", trained)
+        _write_json(entropy_folder / "config.json", {"args": params["entropy_model"]})
+    else:
+        # As in the released one, the fields of a main model are there, with their defaults.
+        _write_json(
+            entropy_folder / "params.json", {**params, "train_entropy_model": True, "model": {"dim": 512}}
+        )
+    name = "consolidated.safetensors" if layout == "download" else "model.safetensors"
     if pickled:
         torch_or_skip().save({"model": _tensors(entropy), "step": 3}, entropy_folder / "consolidated.pth")
     else:
-        save_file(entropy, entropy_folder / "model.safetensors")
+        save_file(entropy, entropy_folder / name)
     if pickled_main:
         torch_or_skip().save(_tensors(main), folder / "consolidated.pth")
     else:
-        save_file(main, folder / "model.safetensors")
+        save_file(main, folder / name)
     return folder
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value))
 
 
 def _tensors(arrays: Mapping[str, Array]) -> dict[str, Any]:

@@ -96,3 +96,9 @@ def test_a_damaged_checkpoint_is_one_line(refused, bare_checkpoint: Path, tmp_pa
     told = refused("export", bare_checkpoint, "-o", tmp_path / "bundle", "-q", code=1)
     assert "model.safetensors" in told
     assert not (tmp_path / "bundle").exists()
+
+
+def test_a_revision_is_of_a_hub_id(refused, tmp_path: Path) -> None:
+    asked = ("--revision", "v1", "-o", tmp_path / "out")
+    assert "--revision is of a hub id; demo is none" in refused("export", "demo", *asked)
+    assert "names one already" in refused("export", "owner/name@v2", *asked)

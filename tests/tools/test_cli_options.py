@@ -37,7 +37,7 @@ def converted(kind: click.ParamType, value: str) -> object:
         (options.StopString, os.fsdecode(b"\xff"), b"\xff"),
         *(
             (options.CheckpointSource, source, source)
-            for source in ("demo", "facebook/blt-1b", "org/name_2.0")
+            for source in ("demo", "facebook/blt-1b", "org/name_2.0", "org/name@refs/pr/1")
         ),
     ],
 )
@@ -54,6 +54,8 @@ WRONG = {
         "/gone/x",
         "../gone",
         "a/b/c",
+        "a/b@",
+        "a@b/c",
         "~/gone",
         "~nobody-of-that-name/x",
         "name/",

@@ -14,7 +14,16 @@ import click
 from ...runtime.names import STAGES
 from ..output import Messages, count, print_table, progress_bar, size, status
 from .documents import finish_written, write_json
-from .options import STDIN, CheckpointSource, OneOf, json_option, option, tolerance_options, verb
+from .options import (
+    STDIN,
+    CheckpointSource,
+    OneOf,
+    expanded,
+    json_option,
+    option,
+    tolerance_options,
+    verb,
+)
 from .quantize import precision_option, quantization, quantization_options
 from .validate import ReferenceChoice, check_tolerances, checkpoint_reference, validate_written
 
@@ -26,6 +35,9 @@ if TYPE_CHECKING:
 @verb("export")
 @click.argument("source", type=CheckpointSource(), metavar="MODEL")
 @option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Bundle to write.")
+@option(
+    "--revision", type=str, metavar="REV", help="Branch, tag or commit of a hub id, as in owner/name@REV."
+)
 @precision_option("fp32, fp16, int8, int8w or int4")
 @option(
     "--tables",
@@ -50,6 +62,7 @@ def command(
     messages: Messages,
     source: str,
     output: Path | None,
+    revision: str | None,
     precision: str,
     tables: str,
     context: int | None,
@@ -63,14 +76,16 @@ def command(
 ) -> None:
     """Turn a checkpoint into a bundle of ONNX graphs, and check it.
 
-    MODEL is a folder in the Hugging Face or Meta's layout, a hub id owner/name, or `demo`, the small
-    checkpoint that comes with this package. The bundle appears whole or not at all.
+    MODEL is a folder in the Hugging Face or Meta's layout, a hub id owner/name or owner/name@REV, or `demo`,
+    the small checkpoint that comes with this package. The bundle appears whole or not at all.
 
     Afterwards the bundle is compared with the checkpoint in transformers where that is installed, else with
     golden.safetensors beside the checkpoint. If it differs, the exit code is 1; the bundle is kept, and its
     manifest says so. stdout carries the bundle's path.
     """
     check_tolerances(rtol, atol)
+    if revision is not None:
+        source = _with_revision(source, revision)
     from ...export import export_checkpoint
     from ...export.bundle import check_output
 
@@ -109,13 +124,21 @@ def command(
     finish_written(messages, path, json_file, None if no_validate else check)
 
 
+def _with_revision(source: str, revision: str) -> str:
+    if source == "demo" or expanded(source).is_dir():
+        raise click.UsageError(f"--revision is of a hub id; {source} is none")
+    if "@" in source:
+        raise click.UsageError(f"--revision: {source} names one already; give only one of them")
+    return f"{source}@{revision}"
+
+
 def _plan(
     messages: Messages, source: str, precision: str, tables: str, how: QuantizationOptions
 ) -> ExportPlan:
     from ...export import plan_export
 
     plan = partial(plan_export, source, precision=precision, tables=tables, quantization=how)
-    if source == "demo" or Path(source).expanduser().is_dir():
+    if source == "demo" or expanded(source).is_dir():
         with status(messages, f"reading {source}"):
             return plan()
     # The hub's client draws its own progress.

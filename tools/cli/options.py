@@ -169,7 +169,7 @@ def expanded(name: str) -> Path:
 
 
 class CheckpointSource(Value):
-    """A folder that is there, a hub id, or `demo`: the same string."""
+    """A folder that is there, a hub id with or without a revision, or `demo`: the same string."""
 
     name = "model"
     offered = "dir"
@@ -181,7 +181,8 @@ class CheckpointSource(Value):
             return text
         if path.exists():
             raise ValueError(f"{text} is a file; give the folder that holds config.json and the weights")
-        if text.count("/") != 1 or text.startswith(("/", ".", "~")) or text.endswith("/"):
+        hub_id = text.partition("@")[0]
+        if hub_id.count("/") != 1 or text.startswith(("/", ".", "~")) or text.endswith(("/", "@")):
             raise ValueError(
                 f"{text} does not exist; give a checkpoint's folder, a hub id owner/name, or demo"
             )

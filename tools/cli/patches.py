@@ -15,6 +15,7 @@ import click
 from ...runtime.errors import OptionError
 from ...runtime.files import write_whole
 from ...runtime.names import PATCHING_MODES
+from ...runtime.paths import folder_name
 from ..output import Messages, is_terminal, printable, status
 from .documents import check_plot, output_option, read_input, write_json
 from .model_options import EngineOptions, engine_options, load_model
@@ -104,7 +105,7 @@ def command(
     loaded = load_model(messages, model, engine, positions=1 + len(data))
     from ..patch_view.view import csv_text, look, patch_document
 
-    name = model.resolve().name
+    name = folder_name(model)
     with _slow(messages, f"reading {len(data):,} bytes", data):
         view = look(loaded, data, rule)
     if plot is not None:

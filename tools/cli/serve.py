@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.options import GenerationOptions
+from ...runtime.paths import folder_name
 from ..output import Messages, crash_line, error_line, foreseen_line, printable
 from ..server.settings import ServerSettings, is_loopback
 from .model_options import EngineOptions, engine_options, load_model
@@ -122,7 +123,7 @@ def command(messages: Messages, model: Path, engine: EngineOptions, **asked: Any
         if not _HOST.fullmatch(host):
             got = printable(host)
             raise click.UsageError(f"--allow-host: got {got}; give a name alone, such as example.org")
-    name = asked.pop("name") or model.resolve().name
+    name = asked.pop("name") or folder_name(model)
     name = name.encode("utf-8", "backslashreplace").decode("utf-8")  # JSON has no word for other bytes
     settings = ServerSettings(name=name, **asked)
     from ..server.run import bind  # needs what the extra "serve" installs
