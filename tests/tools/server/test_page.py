@@ -213,7 +213,7 @@ def test_the_end_of_a_text_says_why(page: Tab, scripted: ScriptedServer, reason:
     scripted.script.reason = reason
     generated(page, max_bytes=20)
     assert page.text("#status") == f"Done after 20 bytes: {why}."
-    assert page.text("#text").endswith(f"after 20 bytes: {why}")
+    assert page.text("#text").endswith(f"20 bytes: {why}")
     page.click("#copy")  # which takes the text alone
     assert status(page, "Copied") == "Copied 36 bytes, prompt included."
 
@@ -238,7 +238,7 @@ def test_stop_keeps_what_came(page: Tab, scripted: ScriptedServer) -> None:
     said = status(page, "Stopped after")
     kept = len(cells(page, "full"))
     assert said == f"Stopped after {kept} bytes."
-    assert page.text("#text").endswith(f"after {kept} bytes: stopped by you")
+    assert page.text("#text").endswith(f"{kept} bytes: stopped by you")
     assert page.text("#new-bytes").replace(",", "") == str(kept)
     sent = -1
     while scripted.script.sent != sent:  # until the server has noticed; all of it would take 25 s
@@ -340,7 +340,7 @@ def test_a_stream_that_breaks_keeps_what_came(page: Tab, scripted: ScriptedServe
     page.click("#generate")
     assert status(page, said).endswith("20 bytes had come and are kept.")
     assert len(cells(page, "full")) == 20
-    assert page.text("#text").endswith("after 20 bytes: it broke off")
+    assert page.text("#text").endswith("20 bytes: it broke off")
 
 
 def test_a_server_that_is_gone(tab: Tab) -> None:

@@ -220,14 +220,14 @@ function ended() {
   if (!state.fresh) return { line: "Done: nothing came." };
   const after = `after ${bytes(freshBytes())}`;
   const why = REASONS[state.reason];
-  return why ? { line: `Done ${after}: ${why}.`, ending: `${after}: ${why}` } : { line: `Done ${after}.` };
+  return why ? { line: `Done ${after}: ${why}.`, ending: `${bytes(freshBytes())}: ${why}` } : { line: `Done ${after}.` };
 }
 
 function failed(error) {
   const came = state.fresh ? freshBytes() : 0;
   if (error.name === "AbortError") {
     const line = state.fresh ? `Stopped after ${bytes(came)}.` : "Stopped before the first byte.";
-    return { line, ending: `after ${bytes(came)}: stopped by you` };
+    return { line, ending: `${bytes(came)}: stopped by you` };
   }
   if (!(error instanceof RequestError)) {
     console.error(error);
@@ -241,7 +241,7 @@ function failed(error) {
     return { line: "The server is still busy with other texts. Try again in a while.", wrong: true };
   }
   const kept = came ? ` ${bytes(came)} had come and are kept.` : "";
-  return { line: error.message + kept, wrong: true, ending: `after ${bytes(came)}: it broke off` };
+  return { line: error.message + kept, wrong: true, ending: `${bytes(came)}: it broke off` };
 }
 
 function finish({ line, wrong = false, ending = "" }) {
