@@ -28,6 +28,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -92,18 +93,24 @@ class Soak:
 async def _soak(url: str, minutes: float, every: int, clients: int, seed: int) -> Soak:
     soak, source, started = Soak(), random.Random(seed), time.monotonic()
     look = max(1, every // _LOOKS)
-    async with httpx.AsyncClient(base_url=url, timeout=_PATIENCE) as client:
+    # The server closes what says nothing for five seconds, which should not meet a request on its way.
+    limits = httpx.Limits(keepalive_expiry=2.0)
+    async with httpx.AsyncClient(base_url=url, timeout=_PATIENCE, limits=limits) as client:
         positions = (await client.get("/v1/models")).json()["data"][0]["blt"]["max_positions"]
 
         async def work() -> None:
             while time.monotonic() < started + 60 * minutes:
                 kind, ask = source.choice(_KINDS)
-                right = await ask(Client(client, url, positions, random.Random(source.random())))
+                asking = Client(client, url, positions, random.Random(source.random()))
+                try:
+                    right, said = await ask(asking), ""
+                except (httpx.HTTPError, OSError, TimeoutError) as error:
+                    right, said = False, f": {type(error).__name__} {error}"
                 soak.requests += 1
                 soak.kinds[kind] += 1
                 soak.wrong += not right
                 if not right:
-                    print(f"wrong: {kind}, request {soak.requests}", flush=True)
+                    print(f"wrong: {kind}, request {soak.requests}{said}", flush=True)
                 if soak.requests % look == 0:
                     soak.memory.append((await figures(client))["process_resident_memory_bytes"] / 1e6)
                 if soak.requests % every == 0:
@@ -210,7 +217,13 @@ async def _idle(client: Client) -> bool:
 
 async def _path(client: Client) -> bool:
     path, status = client.dice.choice(
-        [("/", 200), ("/page.js", 200), ("/healthz", 200), ("/v1/models", 200), (f"/{client.text(30)}x", 404)]
+        [
+            ("/", 200),
+            ("/page.js", 200),
+            ("/healthz", 200),
+            ("/v1/models", 200),
+            (f"/{quote(client.text(30))}x", 404),
+        ]
     )
     return (await client.http.get(path)).status_code == status
 
