@@ -32,8 +32,11 @@ class Script:
     refusals: list[tuple[int, str, dict[str, str]]] = field(default_factory=list)  # before any completion
     break_after: int | None = None  # end the stream in its middle after so many bytes
     fail_after: int | None = None  # send an error as an event after so many bytes
+    reason: str = "length"  # why the text ends
     key: str | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)  # what was not refused
+    looks: list[str] = field(default_factory=list)  # prompts that were only to be read
+    defaults: dict[str, Any] = field(default_factory=dict)  # the checkpoint's own
     sent: int = 0  # new bytes of the last answer
 
 
@@ -66,16 +69,20 @@ class ScriptedServer:
         return f"http://127.0.0.1:{port}/"
 
     async def _models(self, request: Request) -> JSONResponse:
-        model = {"id": "scripted", "object": "model", "blt": {"threshold": THRESHOLD}}
+        told = {"threshold": THRESHOLD, "defaults": self.script.defaults}
+        model = {"id": "scripted", "object": "model", "blt": told}
         return self._stranger(request) or JSONResponse({"object": "list", "data": [model]})
 
     async def _completions(self, request: Request) -> JSONResponse | StreamingResponse:
         script = self.script
         if refused := self._stranger(request):
             return refused
+        body = await request.json()
+        if body["max_tokens"] == 0:
+            script.looks.append(body["prompt"])
+            return StreamingResponse(self._events(body, script), media_type="text/event-stream")
         if script.refusals:
             return _error(*script.refusals.pop(0))
-        body = await request.json()
         script.requests.append(body)
         script.sent = 0
         return StreamingResponse(self._events(body, script), media_type="text/event-stream")
@@ -102,7 +109,8 @@ class ScriptedServer:
             yield _event(_chunk(text, None, {**blt, "bytes": [details[place]]}))
             blt = {}
             script.sent += 1
-        yield _event(_chunk("", "length", {**blt, "bytes": [], "stats": _stats(prompt, count, details)}))
+        end = {"bytes": [], "stats": _stats(prompt, count, details), "finish_reason": script.reason}
+        yield _event(_chunk("", "length", {**blt, **end}))
         yield _event({"choices": [], "usage": {"completion_tokens": count}})
         yield b"data: [DONE]\n\n"
 

@@ -78,7 +78,7 @@ def take(tab: Tab, address: str, picture: Picture, path: Path) -> None:
         tab.press("ArrowRight")
     tab.evaluate("document.activeElement.blur()")
     tab.move_to(1, 1)
-    top = ".result" if picture.phone else "body"
+    top = ".actions" if picture.phone else "body"
     tab.evaluate(f"document.querySelector('{top}').scrollIntoView({{block: 'start'}})")
     tab.draw()
     tab.save_screenshot(path)

@@ -1,9 +1,10 @@
-"""The server's load test, in small: every answer right, every client that left forgotten."""
+"""The server's load and soak tests, in small: every answer right, every client that left forgotten."""
 
 from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 
@@ -12,24 +13,28 @@ import pytest
 pytest.importorskip("httpx", reason="needs httpx: pip install 'blt-edge[dev]'")
 pytest.importorskip("starlette", reason="needs starlette: pip install 'blt-edge[serve]'")
 
+from blt_edge.tools.bench.soak import judged
+
+
+def bench(name: str, bundle: object, *flags: object) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        f"blt_edge.tools.bench.{name}",
+        "--bundle",
+        bundle,
+        "--threads",
+        1,
+        *flags,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.run([str(one) for one in command], env=environment, timeout=120, check=False, **streams)
+
 
 def test_sixty_at_once_and_a_hundred_after(tiny_model) -> None:
-    flags = [
-        "--concurrent",
-        "60",
-        "--requests",
-        "100",
-        "--every",
-        "25",
-        "--new-bytes",
-        "12",
-        "--threads",
-        "1",
-    ]
-    module = [sys.executable, "-m", "blt_edge.tools.bench.serve_load", "--bundle", str(tiny_model.bundle)]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*module, *flags], env=environment, timeout=120, check=False, **streams)
+    flags = ("--concurrent", 60, "--requests", 100, "--every", 25, "--new-bytes", 12)
+    done = bench("serve_load", tiny_model.bundle, *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     document = json.loads(done.stdout.splitlines()[-1])
     first, then = document["at_once"], document["one_after_another"]
@@ -37,3 +42,26 @@ def test_sixty_at_once_and_a_hundred_after(tiny_model) -> None:
     assert [first[kind]["requests"] for kind in ("usual", "leaves", "malformed")] == [20, 20, 20]
     assert (then["right"], then["wrong"]) == (100, 0)
     assert len(then["resident_mb"]) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the server tells its memory on Linux only")
+def test_a_soak_of_some_seconds(tiny_model) -> None:
+    done = bench("soak", tiny_model.bundle, "--minutes", 0.08, "--every", 20)
+    *lines, last = done.stdout.splitlines()
+    document = json.loads(last)
+    assert (document["wrong"], done.stderr) == (0, ""), done.stdout
+    assert done.returncode == (not document["levelled_off"])
+    assert len(document["resident_mb"]) == document["requests"]
+    assert [line.split()[0] for line in lines[1:-1]] == [
+        str(20 * (number + 1)) for number in range(document["requests"] // 20)
+    ]
+
+
+def test_what_counts_as_levelled_off() -> None:
+    source = random.Random(1)
+    noise = [source.uniform(-1.5, 1.5) for _ in range(300)]
+    warm = [130 + 40 * min(1, number / 90) + noise[number] for number in range(300)]
+    assert judged(warm)[1]
+    assert not judged([one + 0.03 * number for number, one in enumerate(warm)])[1]  # a leak
+    assert not judged([one + 4 * (number // 80) for number, one in enumerate(warm)])[1]  # in steps
+    assert not judged(warm[:29])[1]

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from subprocess import Popen
 
@@ -166,3 +166,21 @@ def test_wrong_values(refused, tiny_model, flag: str, values: list[str], words: 
         told = refused("serve", "-m", tiny_model.bundle, "--port", 0, flag, value, code=code)
         assert words in told
         assert flag in told or value[:9] in told
+
+
+def test_idle_connections_beyond_what_files_there_are_for(start: Start) -> None:
+    resource = pytest.importorskip("resource", reason="not of this system")
+    process = start(
+        "-q", code=f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128)); {MAIN}"
+    )
+    url = httpx.URL(address(process))
+    assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 200
+    with ExitStack() as stack:
+        for _ in range(160):
+            stack.enter_context(socket.create_connection((url.host, url.port), timeout=30))
+        for _ in range(3):
+            assert (
+                httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 2}).status_code == 200
+            )
+    code, out, err = ended(process)
+    assert (code, out, err) == (0, "", "")

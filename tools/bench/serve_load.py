@@ -48,13 +48,13 @@ _OPTIONS: tuple[dict[str, Any], ...] = (
     {"temperature": 0.8, "top_k": 40, "repetition_penalty": 1.1, "seed": 3},
     {"temperature": 0, "draft": "none"},
 )
-_COMPLETIONS = "/v1/completions"
+COMPLETIONS = "/v1/completions"
 _MOST_TRIES = 60
 _AT_A_TIME = 8
 
 # Bodies and content types; the answer to each is 400 and says what is wrong.
 _JSON = "application/json"
-_MALFORMED: tuple[tuple[bytes, str], ...] = (
+MALFORMED: tuple[tuple[bytes, str], ...] = (
     (b'{"prompt": "Once"', _JSON),
     (b'{"prompt": "Once", "temperature": NaN}', _JSON),
     (b'{"prompt": "Once", "max_tokens": -1}', _JSON),
@@ -91,7 +91,7 @@ def main() -> None:
         f"{machine()}; {args.bundle}; {len(questions)} different requests of {args.new_bytes} bytes, "
         f"{here:.1f} a second in this process"
     )
-    with _server(args.bundle, args.threads) as url:
+    with serving(args.bundle, args.threads) as url:
         document = asyncio.run(_measure(url, questions, args))
     head = {"benchmark": "serve_load", "bundle": str(args.bundle), "in_process_per_second": here}
     print_json({**head, **document})
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 @contextmanager
-def _server(bundle: Path, threads: int) -> Iterator[str]:
+def serving(bundle: Path, threads: int) -> Iterator[str]:
     """A server in a process of its own on a free port; its address. What it has to say shows on stderr."""
     program = "from blt_edge.tools.cli import main; main()"
     command = ["serve", "-m", str(bundle), "--port", "0", "-q", "--threads", str(threads)]
@@ -157,7 +157,7 @@ async def _ask(client: httpx.AsyncClient, question: Question, *, stream: bool) -
     """Ask as OpenAI's client does, again when the server says so; the answer is compared."""
     started, refused = time.perf_counter(), 0
     while True:
-        answer = await client.post(_COMPLETIONS, json={**question.document, "stream": stream})
+        answer = await client.post(COMPLETIONS, json={**question.document, "stream": stream})
         if answer.status_code != 429 or refused == _MOST_TRIES:
             break
         refused += 1
@@ -184,7 +184,7 @@ async def _ask_and_leave(client: httpx.AsyncClient, question: Question, *, strea
     document, patience = {**question.document, **longer}, 5.0 if stream else 0.3
     started = time.perf_counter()
     try:
-        async with client.stream("POST", _COMPLETIONS, json=document, timeout=patience) as answer:
+        async with client.stream("POST", COMPLETIONS, json=document, timeout=patience) as answer:
             if answer.status_code == 429:
                 return Reply(True, time.perf_counter() - started, 1)
             read = 0
@@ -201,7 +201,7 @@ async def _ask_and_leave(client: httpx.AsyncClient, question: Question, *, strea
 async def _ask_malformed(client: httpx.AsyncClient, body: bytes, kind: str) -> Reply:
     """Send what is no request; right is a 400 with an error that has a message and a code."""
     started = time.perf_counter()
-    answer = await client.post(_COMPLETIONS, content=body, headers={"Content-Type": kind})
+    answer = await client.post(COMPLETIONS, content=body, headers={"Content-Type": kind})
     seconds = time.perf_counter() - started
     try:
         error = answer.json()["error"]
@@ -223,7 +223,8 @@ def _latency(replies: list[Reply]) -> dict[str, float]:
     return Latency.of([1000 * reply.seconds for reply in replies]).to_dict() if replies else {}
 
 
-async def _figures(client: httpx.AsyncClient) -> dict[str, float]:
+async def figures(client: httpx.AsyncClient) -> dict[str, float]:
+    """What the server's /metrics says now."""
     lines = (await client.get("/metrics")).text.splitlines()
     pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
     return {name: float(value) for name, value in pairs}
@@ -239,7 +240,7 @@ async def _at_once(client: httpx.AsyncClient, questions: list[Question], count: 
     for number, kind in enumerate(kinds):
         question = questions[number % len(questions)]
         if kind == "malformed":
-            tasks.append(_ask_malformed(client, *_MALFORMED[number % len(_MALFORMED)]))
+            tasks.append(_ask_malformed(client, *MALFORMED[number % len(MALFORMED)]))
         else:
             ask = _ask if kind == "usual" else _ask_and_leave
             tasks.append(ask(client, question, stream=number % 2 == 0))
@@ -265,8 +266,8 @@ async def _at_once(client: httpx.AsyncClient, questions: list[Question], count: 
 async def _idle(client: httpx.AsyncClient) -> bool:
     """Whether the server, within ten seconds, has nothing left to do but this question."""
     for _ in range(100):
-        figures = await _figures(client)
-        if figures["blt_edge_queue_length"] == 0 and figures["blt_edge_http_requests_in_flight"] == 1:
+        now = await figures(client)
+        if now["blt_edge_queue_length"] == 0 and now["blt_edge_http_requests_in_flight"] == 1:
             return True
         await asyncio.sleep(0.1)
     return False
@@ -287,8 +288,8 @@ async def _one_after_another(
         for number in numbers:
             replies.append(await _ask(client, questions[number % len(questions)], stream=number % 2 == 0))
             if len(replies) % every == 0:
-                figures = await _figures(client)
-                memory.append(figures.get("process_resident_memory_bytes", 0.0) / 1e6)
+                now = await figures(client)
+                memory.append(now.get("process_resident_memory_bytes", 0.0) / 1e6)
                 print(f"{len(replies):>6} requests: {memory[-1]:.1f} MB resident", flush=True)
 
     await asyncio.gather(*(work() for _ in range(_AT_A_TIME)))

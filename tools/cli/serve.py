@@ -6,7 +6,6 @@ import ipaddress
 import json
 import os
 import re
-import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from .options import F, MemorySize, draft_options, model_option, option, verb
 
 if TYPE_CHECKING:
     from ...runtime import BltModel
+    from ..server.connections import Listener
 
 _SECONDS = click.FloatRange(min=0, min_open=True, max=86_400)
 
@@ -138,7 +138,7 @@ def command(messages: Messages, model: Path, engine: EngineOptions, **asked: Any
         _serve(messages, load_model(messages, model, engine), settings, bound)
 
 
-def _serve(messages: Messages, model: BltModel, settings: ServerSettings, bound: socket.socket) -> None:
+def _serve(messages: Messages, model: BltModel, settings: ServerSettings, bound: Listener) -> None:
     from ..server.run import run_server
     from ..server.service import Service
 

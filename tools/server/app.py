@@ -28,7 +28,10 @@ from .service import Service, server_failed
 from .settings import ServerSettings, is_loopback
 
 _MODEL = "/v1/models/"
-_PATHS = ("/v1/completions", "/v1/models", "/healthz", "/metrics")
+_HEALTH = ("/healthz", "/health")
+_PATHS = ("/v1/completions", "/v1/models", *_HEALTH, "/metrics")
+_CHAT = re.compile(r"/(chat/completions|responses|messages|chat)/?$")
+_COMPLETIONS = re.compile(r"/(completions?|generate)/?$")
 
 # 1. The page.
 
@@ -91,7 +94,7 @@ def create_app(service: Service, say: Callable[[str], None]) -> ASGIApp:
         )
         around.append(cors)
     if settings.api_key is not None:
-        around.append(Middleware(_key_guard, key=settings.api_key, open_paths={*page, "/healthz"}))
+        around.append(Middleware(_key_guard, key=settings.api_key, open_paths={*page, *_HEALTH}))
     app = Starlette(
         routes=[*_routes(service), *page_routes(page)],
         middleware=around,
@@ -131,7 +134,7 @@ def _routes(service: Service) -> list[Route]:
         Route("/v1/completions", CompletionsEndpoint(service), methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
         Route(_MODEL + "{name:path}", one_model, methods=["GET"]),
-        Route("/healthz", health, methods=["GET"]),
+        *(Route(path, health, methods=["GET"]) for path in _HEALTH),
         Route("/metrics", metrics, methods=["GET"]),
     ]
 
@@ -150,6 +153,10 @@ def _model_document(service: Service) -> dict[str, object]:
             "max_positions": service.model.limits.max_positions,
             "patching": rule.mode,
             "threshold": rule.threshold if simple else None,
+            "defaults": {
+                "max_tokens" if name == "max_new_bytes" else name: value
+                for name, value in manifest.generation.options.items()
+            },
         },
     }
 
@@ -166,8 +173,20 @@ async def _not_routed(request: Request, error: Exception) -> Response:
         allowed = (error.headers or {}).get("Allow", "")
         message, code = f"{method} {path} is not allowed; allowed is {allowed}", "method_not_allowed"
     else:
-        message, code = f"there is nothing at {path}; there are {', '.join(_PATHS)}", "not_found"
+        message, code = f"there is nothing at {path}; {_instead(request.url.path)}", "not_found"
     return ApiError(error.status_code, message, code, headers=error.headers).response
+
+
+def _instead(path: str) -> str:
+    """What to ask for by who asked for the path in vain."""
+    if _CHAT.search(path):
+        return (
+            "this model continues a text and knows no chat: send the text as prompt to /v1/completions "
+            "(completions.create in OpenAI's clients, a completion model in other tools)"
+        )
+    if _COMPLETIONS.search(path):
+        return "completions are at /v1/completions: OpenAI's clients want a base URL that ends in /v1"
+    return f"there are {', '.join(_PATHS)}"
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from .answers import DONE, Completion, event
 from .metrics import request_record
-from .requests import ApiError, ClientGoneError, parse_completion, read_json
+from .requests import ApiError, ClientGoneError, late_body, parse_completion, read_json
 from .service import ChoiceChunk, Exchange, Service
 
 _STREAM_HEADERS = [
@@ -40,13 +40,14 @@ class CompletionsEndpoint:
             with anyio.fail_after(limit):
                 await answer.run()
         except TimeoutError:
-            status, message = 408, f"the body did not arrive within {limit:g} s"
-            headers = {"Connection": "close"}
+            error = late_body(limit)
             if answer.parsed:
-                status, message = 504, f"the request took longer than {limit:g} s"
-                message += "; ask for less, or raise the server's --timeout"
+                message = (
+                    f"the request took longer than {limit:g} s; ask for less, or raise the server's --timeout"
+                )
                 headers = {"x-should-retry": "false"}  # OpenAI's client would ask again, for as long
-            await answer.fail(ApiError(status, message, "timeout", headers=headers))
+                error = ApiError(504, message, "timeout", headers=headers)
+            await answer.fail(error)
         except ApiError as error:
             await answer.fail(error)
         except ClientGoneError:

@@ -21,15 +21,17 @@ from starlette.responses import JSONResponse
 from ...runtime import GenerationOptions, OptionError
 from ...runtime.fields import checked_flag, checked_int, shown
 
-DEFAULT_MAX_TOKENS = 256
-"""Bytes, as `blt-edge generate` makes by default; OpenAI's 16 tokens would be 16 bytes."""
 MOST_CHOICES = 128
 """Choices of a request: prompts times n."""
 MOST_TOLD = 65_536
 """Bytes of a request's answer, or as many as the model has positions, that may have logprobs or details: each
 takes some 3 KB of memory while the answer is made."""
-MOST_STOPS = 4
+MOST_STOPS = 64
+"""Sixteen times OpenAI's: tasks of evaluations send eight and more."""
 LARGEST_SEED = 2**63 - 1
+"""Seeds go from minus this less one, as at OpenAI; -1 is none, as other servers have it."""
+BODY_SECONDS = 20.0
+"""For the next bytes of a request's body."""
 
 _LONGEST_PARAM = 100
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
@@ -86,6 +88,12 @@ def unknown_model(name: object, known: str) -> ApiError:
     return ApiError(404, message, "model_not_found", param="model")
 
 
+def late_body(seconds: float) -> ApiError:
+    """A 408: the client did not go on."""
+    message = f"the body did not arrive within {seconds:g} s"
+    return ApiError(408, message, "timeout", headers={"Connection": "close"})
+
+
 def retry_after(seconds: float) -> dict[str, str]:
     """The header that says when to come again: whole seconds, 1 to 60 (clients ignore more)."""
     return {"Retry-After": str(max(1, min(60, round(seconds))))}
@@ -120,16 +128,19 @@ async def _read(request: Request, most: int) -> bytes:
     if announced.isdecimal() and int(announced[:18]) > most and "expect" in request.headers:
         raise too_large  # it waits to be told to send anything
     body, size = bytearray(), 0
-    with anyio.CancelScope() as scope:
+    with anyio.CancelScope(deadline=anyio.current_time() + BODY_SECONDS) as scope:
         async for piece in request.stream():
             size += len(piece)
             if size <= most:
                 body += piece
+                scope.deadline = anyio.current_time() + BODY_SECONDS
                 continue
             body.clear()
             scope.deadline = min(scope.deadline, anyio.current_time() + _PATIENCE_SECONDS)
             if size > _PATIENCE_BODIES * most:
                 break
+    if scope.cancelled_caught and size <= most:
+        raise late_body(BODY_SECONDS)
     if size > most:
         raise too_large
     return bytes(body)
@@ -186,6 +197,9 @@ _ALLOWED = (
     *("echo", "stream", "stream_options", "user", "blt_details"),
 )
 
+_STREAM_OPTIONS = ("include_usage", "include_obfuscation")
+"""The second has no effect: what a network sees of the events' lengths is a matter for who encrypts them."""
+
 
 @dataclass(frozen=True)
 class ModelFacts:
@@ -196,7 +210,8 @@ class ModelFacts:
     max_positions: int
     """Of prompt and new bytes, and one for BOS."""
     defaults: GenerationOptions
-    """Of a request that says nothing; drafts come from the server's settings."""
+    """Of a request that says nothing. Length: as `blt-edge generate` makes; OpenAI's 16 tokens would be 16
+    bytes."""
 
 
 @dataclass(frozen=True)
@@ -230,9 +245,11 @@ class CompletionRequest:
 
 
 def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> CompletionRequest:
-    """Check a request's JSON object. A parameter that is null counts as not given. Raises ApiError."""
+    """Check a request's JSON object. Any parameter that is null counts as not given. Raises ApiError."""
     given = {name: value for name, value in document.items() if value is not None}
-    _check_names(document)
+    _check_names(given)
+    if given.get("logprobs") is False:
+        del given["logprobs"]
     if given.get("model", facts.name) != facts.name:
         raise unknown_model(given["model"], facts.name)
     for name, neutral in _NEUTRAL.items():
@@ -252,7 +269,8 @@ def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> Completi
         raise _unsupported("best_of", given["best_of"], f"leave it out, or give n, which is {n}")
     stream = _flag("stream", given)
     echo = _flag("echo", given)
-    new = _whole("max_tokens", given.get("max_tokens", DEFAULT_MAX_TOKENS), 0, facts.max_positions)
+    usual = min(facts.defaults.max_new_bytes, facts.max_positions)
+    new = _whole("max_tokens", given.get("max_tokens", usual), 0, facts.max_positions)
     if new == 0 and not echo:
         raise invalid("max_tokens is 0, which needs echo: there would be no text at all", "max_tokens")
     blt_details = _flag("blt_details", given)
@@ -274,9 +292,9 @@ def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> Completi
 # 4. Names.
 
 
-def _check_names(document: Mapping[str, Any]) -> None:
+def _check_names(given: Mapping[str, Any]) -> None:
     known = {*_ALLOWED, *_NEUTRAL, "best_of"}
-    unknown = [name for name in document if name not in known]
+    unknown = [name for name in given if name not in known]
     if unknown:
         names = ", ".join(map(shown, unknown[:5]))
         message = f"there is no parameter {names}; allowed are {', '.join(_ALLOWED)}"
@@ -365,17 +383,29 @@ def _check_told(request: CompletionRequest, facts: ModelFacts) -> None:
 
 
 def _options(given: Mapping[str, Any], defaults: GenerationOptions, **fields: Any) -> GenerationOptions:
-    fields["stop"] = _stops(given.get("stop", []))
+    if "stop" in given:
+        fields["stop"] = _stops(given["stop"])
+    given = {**given, **_translated(given)}
     for name in _SAMPLING:
-        if name in given:
+        if given.get(name) is not None:
             fields[name] = _option(name, given[name], str if name == "draft" else (int, float))
-    if "seed" in given:
-        _whole("seed", given["seed"], 0, LARGEST_SEED - MOST_CHOICES)
     return replace(defaults, **fields)
 
 
+def _translated(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What OpenAI's clients send and `GenerationOptions` has other words for."""
+    others: dict[str, Any] = {}
+    if "seed" in given:
+        seed = _whole("seed", given["seed"], -LARGEST_SEED - 1, LARGEST_SEED - MOST_CHOICES)
+        others["seed"] = None if seed == -1 else seed % 2**64
+    top_p = given.get("top_p")
+    if top_p == 0 and not isinstance(top_p, bool):  # the fewest ids that make up nothing: the likeliest alone
+        others |= {"top_p": None, "temperature": 0}
+    return others
+
+
 def _stops(stop: Any) -> tuple[bytes, ...]:
-    stops = [stop] if isinstance(stop, str) else stop
+    stops = [stop] * bool(stop) if isinstance(stop, str) else stop
     if not isinstance(stops, list) or not all(isinstance(one, str) for one in stops):
         message = f"stop is {shown(stop)}; allowed are a string and a list of strings"
         raise invalid(message, "stop", "invalid_type")
@@ -390,10 +420,14 @@ def _include_usage(options: Any, stream: bool) -> bool:
         return False
     if not stream:
         raise invalid("stream_options is given without stream; leave it out", "stream_options")
-    if not isinstance(options, dict) or not set(options) <= {"include_usage"}:
-        message = f"stream_options is {shown(options)}; allowed is an object with include_usage"
+    given = {} if not isinstance(options, dict) else {k: v for k, v in options.items() if v is not None}
+    if not isinstance(options, dict) or not set(given) <= set(_STREAM_OPTIONS):
+        message = (
+            f"stream_options is {shown(options)}; allowed is an object with {' and '.join(_STREAM_OPTIONS)}"
+        )
         raise invalid(message, "stream_options")
-    return _flag("include_usage", options)
+    _flag("include_obfuscation", given)
+    return _flag("include_usage", given)
 
 
 def _option(name: str, value: Any, types: _Types) -> Any:

@@ -18,10 +18,14 @@ from typing import Any
 
 from starlette.types import Receive
 
-from ...runtime import BltError, BltModel, GenerationChunk, GenerationOptions, OptionError, PromptTooLongError
+from ...runtime import BltError, BltModel, GenerationChunk, OptionError, PromptTooLongError
 from .metrics import Metrics
 from .requests import ApiError, ClientGoneError, CompletionRequest, ModelFacts, invalid, retry_after
-from .settings import ServerSettings
+from .settings import ServerSettings, request_defaults
+
+MOST_UNSENT = 4096
+"""Bytes of a request's text that are made before the client has taken those before them: each may take some
+3 KB of memory with all that is told of it."""
 
 # 1. The queue and its thread.
 
@@ -153,11 +157,7 @@ class Service:
         self.model, self.settings, self.report = model, settings, report
         self.queue = JobQueue(settings.queue, "generating")
         self.metrics = Metrics(lambda: self.queue.waiting)
-        self.facts = ModelFacts(
-            settings.name,
-            model.limits.max_positions,
-            GenerationOptions(temperature=1.0, draft=settings.draft, draft_length=settings.draft_length),
-        )
+        self.facts = ModelFacts(settings.name, model.limits.max_positions, request_defaults(model, settings))
         self.created = int(time.time())
         self.exchanges: set[Exchange] = set()
         """Requests that are being answered."""
@@ -209,7 +209,8 @@ class Exchange:
             raise _stopped()
         self._service, self._loop = service, asyncio.get_running_loop()
         self._arrivals: asyncio.Queue[ChoiceChunk | Exception | None] = asyncio.Queue()
-        self._job = Job(lambda cancel: service.work(request, cancel), self._deliver)
+        self._unsent, self._sent = 0, threading.Condition()
+        self._job = Job(lambda cancel: service.work(request, cancel), self._step)
         try:
             service.queue.submit(self._job)
         except QueueFullError:
@@ -245,17 +246,36 @@ class Exchange:
                     raise self._told(one)
             if pieces:
                 yield pieces
+                self._took(sum(map(_size, pieces)))
 
     def fail(self, error: ApiError | ClientGoneError) -> None:
-        self._service.queue.withdraw(self._job)
+        self._withdraw()
         self._deliver(error)
 
     def close(self) -> None:
         """Nobody reads on: the queue forgets it, or its work stops."""
         self._timer.cancel()
         self._watch.cancel()
-        self._service.queue.withdraw(self._job)
+        self._withdraw()
         self._service.exchanges.discard(self)
+
+    def _withdraw(self) -> None:
+        self._service.queue.withdraw(self._job)
+        self._took(0)  # the thread need not wait for it
+
+    def _took(self, size: int) -> None:
+        with self._sent:
+            self._unsent -= size
+            self._sent.notify()
+
+    def _step(self, arrival: ChoiceChunk | Exception | None) -> None:
+        # In the queue's thread, which waits here for a client that does not keep up; one that takes nothing
+        # at all is cut off (`connections.CLIENT_SECONDS`).
+        if isinstance(arrival, ChoiceChunk):
+            with self._sent:
+                self._sent.wait_for(lambda: self._unsent < MOST_UNSENT or self._job.cancel.is_set())
+                self._unsent += _size(arrival)
+        self._deliver(arrival)
 
     def _deliver(self, arrival: ChoiceChunk | Exception | None) -> None:
         # From any thread.
@@ -282,6 +302,11 @@ class Exchange:
             return ApiError(500, str(error), "model_error")
         self._service.report(error)
         return server_failed()
+
+
+def _size(piece: ChoiceChunk) -> int:
+    chunk = piece.chunk
+    return max(1, len(chunk.data)) + len(chunk.prompt_details)
 
 
 def server_failed() -> ApiError:

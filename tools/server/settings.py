@@ -4,6 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...runtime.options import GenerationOptions
+
+if TYPE_CHECKING:
+    from ...runtime import BltModel
+
+TEMPERATURE = 1.0
+"""Of requests that name none: OpenAI's, which clients count on that leave it out. `generate` is greedy, so
+that a command gives the same text each time."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +50,14 @@ class ServerSettings:
     @property
     def url(self) -> str:
         return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+
+def request_defaults(model: BltModel, settings: ServerSettings) -> GenerationOptions:
+    """What a request gets that says nothing: OpenAI's defaults, over them the checkpoint's own, which its
+    makers chose for it, and the server's for guesses.
+    """
+    guesses = {"draft": settings.draft, "draft_length": settings.draft_length}
+    return GenerationOptions(**{"temperature": TEMPERATURE, **model.manifest.generation.options, **guesses})
 
 
 def is_loopback(address: str) -> bool:

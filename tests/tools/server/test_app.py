@@ -50,7 +50,7 @@ def test_the_key_guards_all_but_health_and_page(start) -> None:
             refused = server.get(path, headers=headers)
             assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
             assert refused.json()["error"]["code"] == "invalid_api_key"
-    for path in ("/healthz", "/"):
+    for path in ("/healthz", "/health", "/"):
         assert server.get(path).status_code == 200
     key = {"Authorization": "Bearer s3cret"}
     assert server.get("/metrics", headers=key).status_code == 200

@@ -179,7 +179,15 @@ def test_models(client) -> None:
     [
         ("GET /v1/completions", (405, "method_not_allowed"), "allowed is POST"),
         ("DELETE /v1/models", (405, "method_not_allowed"), "GET"),
-        ("POST /v1/chat/completions", (404, "not_found"), "/v1/completions"),
+        (
+            "POST /v1/chat/completions",
+            (404, "not_found"),
+            "knows no chat: send the text as prompt to /v1/completions",
+        ),
+        ("POST /v1/responses", (404, "not_found"), "knows no chat"),
+        ("POST /completions", (404, "not_found"), "a base URL that ends in /v1"),
+        ("POST /v1/completions/", (404, "not_found"), "completions are at /v1/completions"),
+        ("GET /v1/embeddings", (404, "not_found"), "there are /v1/completions,"),
         ("GET /nothing%1b[31m", (404, "not_found"), "nothing"),
     ],
 )
@@ -218,4 +226,5 @@ def test_every_request_leaves_a_line_and_counts(server) -> None:
     text = server.get("/metrics").text
     assert 'blt_edge_http_requests_total{route="/v1/completions",status="200"}' in text
     assert "process_resident_memory_bytes" in text or not text.count("process_")
-    assert server.get("/healthz").json() == {"status": "ok"}
+    for path in ("/healthz", "/health"):
+        assert server.get(path).json() == {"status": "ok"}

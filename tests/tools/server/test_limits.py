@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from blt_edge.runtime import BltError, GenerationOptions
+from blt_edge.tools.server import completions, requests, service
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 LONG = {"prompt": "Once", "max_tokens": 480, "temperature": 0, "draft": "none"}
@@ -135,6 +137,38 @@ def test_a_body_that_does_not_come(start) -> None:
     answer = start(timeout=0.3).connect(HEAD + b'Content-Length: 99\r\n\r\n{"prompt": ').rest()
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"timeout"' in answer
+
+
+def test_a_body_that_stops_coming(start, monkeypatch) -> None:
+    monkeypatch.setattr(requests, "BODY_SECONDS", 0.2)
+    begun = HEAD + b'Content-Length: 60\r\n\r\n{"prompt": "a", '
+    answer = start().connect(begun).rest()
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"within 0.2 s" in answer
+    with start().connect(begun) as connection:
+        for _ in range(6):  # as long as something comes, it is waited for
+            time.sleep(0.1)
+            connection.sendall(b" ")
+        connection.sendall(b'"max_tokens": 1}'.rjust(60 - 22))
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+
+def test_the_model_waits_for_a_client_that_does_not_keep_up(start, monkeypatch) -> None:
+    """Of a text of 1,920 bytes no more is made than may be unsent, and what the system holds."""
+    monkeypatch.setattr(service, "MOST_UNSENT", 20)
+    monkeypatch.setattr(completions._Answer, "_send_part", lambda *given: anyio.sleep(0.3))
+    server = start()
+    body = json.dumps({**LONG, "n": 4, "stream": True}).encode()
+    with server.connect(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body):
+        server.wait_busy()
+        for _ in range(20):
+            time.sleep(0.02)
+            assert all(exchange._unsent < 60 for exchange in server.service.exchanges)
+            assert all(exchange._arrivals.qsize() < 60 for exchange in server.service.exchanges)
+        assert not server.service.queue.idle
+    server.wait_idle()  # it has left: the thread is not held
+    monkeypatch.undo()
+    assert server.post({}).status_code == 200
 
 
 def test_a_client_that_does_not_read_is_cut_off(start) -> None:

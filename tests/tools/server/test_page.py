@@ -175,6 +175,57 @@ def test_text_is_looked_at_by_pointing_and_picking(page: Tab) -> None:
     assert cells(page, "on") == []
 
 
+def test_the_prompt_is_shown_in_patches_before_anything_is_asked_for(tab: Tab, server, model) -> None:
+    opened(tab, server.url + "/")
+    assert status(tab, "Your prompt") == "Your prompt in patches: press Generate."
+    assert cells(tab, "pale") == list("Once upon a time")
+    assert tab.text("#patches") == str(len(model.patch_lengths(b"Once upon a time")) - 1)
+    assert "16 bytes" in tab.text("#entropy-summary")
+    assert tab.evaluate(
+        "document.querySelector('#copy').disabled && document.querySelector('#continue').disabled"
+    )
+    assert tab.complaints == []
+
+
+def test_a_prompt_that_is_typed_is_shown_until_a_text_is_made(page: Tab, scripted: ScriptedServer) -> None:
+    status(page, "Your prompt")
+    page.fill("#prompt", "Two words")
+    page.wait_for("document.querySelectorAll('.cell.pale').length === 9")
+    page.click("#samples button", 4)
+    page.wait_for("document.querySelector('#text').textContent === 'def __init__(self,'")
+    assert scripted.script.looks == ["Once upon a time", "Two words", "def __init__(self,"]
+    generated(page, max_bytes=20)
+    page.fill("#prompt", "not looked at")
+    time.sleep(0.6)
+    assert (len(scripted.script.looks), len(cells(page, "full"))) == (3, 20)
+
+
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [
+        ("eos", "the model ended the text"),
+        ("stop", "a stop string ended the text"),
+        ("length", "as many as asked for"),
+        ("context", "the model has room for no more"),
+    ],
+)
+def test_the_end_of_a_text_says_why(page: Tab, scripted: ScriptedServer, reason: str, why: str) -> None:
+    scripted.script.reason = reason
+    generated(page, max_bytes=20)
+    assert page.text("#status") == f"Done after 20 bytes: {why}."
+    assert page.text("#text").endswith(f"20 bytes: {why}")
+    page.click("#copy")  # which takes the text alone
+    assert status(page, "Copied") == "Copied 36 bytes, prompt included."
+
+
+def test_what_the_checkpoint_s_makers_chose_is_in_the_form(tab: Tab, scripted: ScriptedServer) -> None:
+    scripted.script.defaults = {"temperature": 0.6, "top_p": 0.9, "top_k": 50}
+    generated(opened(tab, scripted.address), max_bytes=5)
+    asked = scripted.script.requests[-1]
+    assert (asked["temperature"], asked["top_p"], "top_k" in asked) == (0.6, 0.9, False)
+    assert "0.6 is the checkpoint\u2019s own" in tab.text("#why-temperature")
+
+
 # 2. What a person does.
 
 
@@ -187,6 +238,7 @@ def test_stop_keeps_what_came(page: Tab, scripted: ScriptedServer) -> None:
     said = status(page, "Stopped after")
     kept = len(cells(page, "full"))
     assert said == f"Stopped after {kept} bytes."
+    assert page.text("#text").endswith(f"{kept} bytes: stopped by you")
     assert page.text("#new-bytes").replace(",", "") == str(kept)
     sent = -1
     while scripted.script.sent != sent:  # until the server has noticed; all of it would take 25 s
@@ -274,7 +326,7 @@ def test_refusals_and_a_busy_server(page: Tab, scripted: ScriptedServer) -> None
         page.click("#generate")
         status(page, said)
         if headers == {"Retry-After": "1"}:
-            status(page, "Done: 240 bytes.")
+            status(page, "Done after 240 bytes: as many as asked for.")
     page.press("Escape")
     status(page, "Stopped before the first byte.")
     assert len(cells(page, "full")) == 240
@@ -288,6 +340,7 @@ def test_a_stream_that_breaks_keeps_what_came(page: Tab, scripted: ScriptedServe
     page.click("#generate")
     assert status(page, said).endswith("20 bytes had come and are kept.")
     assert len(cells(page, "full")) == 20
+    assert page.text("#text").endswith("20 bytes: it broke off")
 
 
 def test_a_server_that_is_gone(tab: Tab) -> None:
@@ -334,12 +387,16 @@ def test_on_a_phone(tab: Tab, scripted: ScriptedServer, width: int) -> None:
     over = f"{wide}.filter(e => e.getBoundingClientRect().right > {width} + 0.5).map(e => e.outerHTML)"
     assert tab.evaluate(over) == []
     generated(tab, finger=True, prompt="W" * 200)
+    edges = "(name => (b => [b.top, b.bottom])(document.querySelector(name).getBoundingClientRect()))"
+    # Figures are in view with the buttons, and above the text.
+    actions, numbers, text = [tab.evaluate(f"{edges}('{one}')") for one in (".actions", ".numbers", "#text")]
+    assert actions[1] <= numbers[0] < numbers[1] <= text[0]
+    assert numbers[1] - actions[0] < 300
     tab.evaluate("document.querySelector('#text').scrollTo(0, 0)")
     tab.tap(".cell", 2)
     tab.wait_for("document.querySelectorAll('.on').length")
     assert tab.evaluate(over) == []
     assert tab.evaluate("document.documentElement.scrollWidth") == width
-    edges = "(name => (b => [b.top, b.bottom])(document.querySelector(name).getBoundingClientRect()))"
     top, bottom = tab.evaluate(f"{edges}('#inspector')")
     assert 400 < top < bottom <= 844
     assert tab.evaluate(f"{edges}('.on')")[1] <= top
@@ -380,12 +437,17 @@ def test_who_prefers_less_motion(page: Tab, scripted: ScriptedServer) -> None:
 
 
 def test_what_a_screen_reader_has(page: Tab) -> None:
+    status(page, "Your prompt")
     page.evaluate(
         "(window.said = [], line => new MutationObserver(() => said.push(line.textContent))"
         ".observe(line, {childList: true}))(document.querySelector('#status'))"
     )
     generated(page)
-    assert page.evaluate("said") == ["Reading the prompt…", "Generating…", "Done: 240 bytes."]
+    assert page.evaluate("said") == [
+        "Reading the prompt…",
+        "Generating…",
+        "Done after 240 bytes: as many as asked for.",
+    ]
     nodes = page.call("Accessibility.getFullAXTree")["nodes"]
     named = {"button", "textbox", "spinbutton", "combobox", "region", "group", "image", "textarea"}
     for node in nodes:

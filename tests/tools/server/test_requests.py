@@ -73,14 +73,15 @@ def test_prompts() -> None:
         ("invalid_value", "max_tokens", [501, 0, 9.0]),
         ("invalid_type", "temperature", ["hot"]),
         ("invalid_value", "temperature", [10**400]),
-        ("invalid_value", "top_p", [0]),
-        ("invalid_value", "seed", [-1, 2**63]),
+        ("invalid_value", "top_p", [-0.1, 1.1]),
+        ("invalid_type", "top_p", [False]),
+        ("invalid_value", "seed", [-(2**63) - 1, 2**63]),
         ("invalid_type", "logprobs", [True]),
         ("invalid_type", "draft", [["auto"]]),
         ("invalid_value", "draft", ["best"]),
         ("invalid_value", "n", [0, 129]),
         ("invalid_type", "stop", [5, ["a", None]]),
-        ("invalid_value", "stop", [[""], list("abcde"), "\udc80"]),
+        ("invalid_value", "stop", [[""], ["a"] * 65, "\udc80"]),
         ("invalid_type", "stream", ["yes"]),
         ("invalid_type", "echo", [1]),
         ("invalid_value", "stream_options", [{"include_usage": True}]),
@@ -127,7 +128,41 @@ def test_refusals_name_what_is_wrong() -> None:
 
 def test_null_is_not_given() -> None:
     names = [name for name in [*requests._ALLOWED, *requests._NEUTRAL] if name != "prompt"]
-    assert parse(**dict.fromkeys(names)) == parse()
+    others = ["best_of", "service_tier", "store", "metadata", "what comes next year"]
+    assert parse(**dict.fromkeys([*names, *others])) == parse()
+    inside = {"include_usage": None, "include_obfuscation": None, "other": None}
+    assert parse(stream=True, stream_options=inside) == parse(stream=True)
+
+
+def test_what_clients_send_to_say_nothing() -> None:
+    for document in (
+        {"logprobs": False},
+        {"stop": ""},
+        {"stop": []},
+        {"seed": -1},
+        {"suffix": "", "best_of": 1, "logit_bias": {}, "presence_penalty": 0.0},
+    ):
+        assert parse(**document) == parse(), document
+    for told in (True, False):
+        options = {"include_usage": True, "include_obfuscation": told}
+        assert parse(stream=True, stream_options=options).include_usage
+
+
+def test_openais_values_that_have_another_word_here() -> None:
+    assert parse(top_p=0).options == parse(temperature=0).options
+    assert parse(top_p=0.0, temperature=0.7, seed=5).options == parse(temperature=0, seed=5).options
+    stops = [f"stop {number}" for number in range(8)]
+    assert parse(stop=stops).options.stop == tuple(stop.encode() for stop in stops)
+    seeds = [parse(seed=seed, n=3) for seed in (-(2**63), -2, 0, 2**63 - 129)]
+    assert len({options.seed for request in seeds for _, options in request.choices}) == 12
+
+
+def test_the_checkpoint_s_own_defaults_are_the_request_s() -> None:
+    own = GenerationOptions(900, temperature=0.6, top_k=50, stop=(b"\n\n",))
+    request = parse_completion({"prompt": ""}, ModelFacts("tiny", 500, own))
+    assert request.options == GenerationOptions(500, temperature=0.6, top_k=50, stop=(b"\n\n",))
+    request = parse_completion({"prompt": "", "stop": "", "top_k": 0}, ModelFacts("tiny", 500, own))
+    assert request.options == GenerationOptions(500, temperature=0.6)
 
 
 VALUES = st.recursive(

@@ -12,6 +12,8 @@ import { TextView } from "./text_view.js";
 
 const KEY = "blt-edge key";
 const BUSY_TRIES = 6;
+const LOOK_AFTER = 400; // milliseconds without a key pressed
+const LOOK_AT_MOST = 1000; // characters
 
 const at = (id) => document.getElementById(id);
 
@@ -22,11 +24,14 @@ const figures = new Figures(document);
 
 /**
  * The text on the page. `run` is null, or the AbortController of what is coming in; `fresh` is whether
- * anything of it has come: until then the text before stays, and it stays if nothing comes.
+ * anything of it has come: until then the text before stays, and it stays if nothing comes. `made` is whether
+ * a text was ever made: before, what is shown is the prompt, and `looking` the AbortController of reading it.
  */
 const state = {
   run: null,
   fresh: false,
+  made: false,
+  looking: null,
   text: null,
   prompt: "",
   most: 0,
@@ -44,6 +49,7 @@ const state = {
 
 async function generate(prompt) {
   if (state.run) return;
+  state.looking?.abort();
   const run = new AbortController();
   state.run = run;
   state.fresh = false;
@@ -72,10 +78,14 @@ function request(prompt) {
     stream: true,
     stream_options: { include_usage: true },
     blt_details: true,
+    ...chosenModel(),
   };
-  if (at("model").value) asked.model = at("model").value;
   if (at("seed").value !== "") asked.seed = Number(at("seed").value);
   return asked;
+}
+
+function chosenModel() {
+  return at("model").value ? { model: at("model").value } : {};
 }
 
 // A busy server is asked again when it says, for a while.
@@ -102,6 +112,38 @@ function pause(milliseconds, signal) {
       reject(new DOMException("stopped", "AbortError"));
     });
   });
+}
+
+// Before anything was made, the prompt is shown as the model reads it.
+let lookTimer = 0;
+
+function lookSoon() {
+  clearTimeout(lookTimer);
+  if (!state.made) lookTimer = setTimeout(lookAtPrompt, LOOK_AFTER);
+}
+
+async function lookAtPrompt() {
+  state.looking?.abort();
+  const prompt = at("prompt").value;
+  if (state.run || state.made || !prompt || prompt.length > LOOK_AT_MOST) return;
+  const looking = new AbortController();
+  state.looking = looking;
+  const asked = { prompt, max_tokens: 0, echo: true, stream: true, blt_details: true, ...chosenModel() };
+  const entries = [];
+  const onChunk = (chunk) => entries.push(...(chunk.blt?.prompt ?? []));
+  try {
+    await complete(asked, { key: sessionStorage.getItem(KEY), signal: looking.signal, onChunk });
+  } catch {
+    return; // nobody asked for it; what is wrong is said when somebody does
+  }
+  if (looking.signal.aborted) return;
+  begin(asked);
+  for (const entry of entries) add(entry, true);
+  drawSoon(state.text.finish());
+  draw();
+  view.running = false;
+  at("entropy-summary").textContent = strip.summary();
+  say("Your prompt in patches: press Generate.");
 }
 
 // The first of a new text has come: the one before goes.
@@ -133,7 +175,10 @@ function setThreshold(value) {
 // One chunk of the stream.
 function take(chunk, asked) {
   if (!state.run || state.run.signal.aborted) return;
-  if (!state.fresh) begin(asked);
+  if (!state.fresh) {
+    begin(asked);
+    state.made = true;
+  }
   const details = chunk.blt ?? {};
   const choice = chunk.choices?.[0];
   for (const entry of details.prompt ?? []) add(entry, true);
@@ -141,7 +186,7 @@ function take(chunk, asked) {
   if (details.stats) state.stats = details.stats;
   if (choice) {
     state.answer += choice.text ?? "";
-    state.reason = choice.finish_reason ?? state.reason;
+    state.reason = details.finish_reason ?? choice.finish_reason ?? state.reason;
   }
 }
 
@@ -164,18 +209,25 @@ function add(entry, isPrompt) {
 
 // 2. How it ends.
 
+const REASONS = {
+  eos: "the model ended the text",
+  stop: "a stop string ended the text",
+  length: "as many as asked for",
+  context: "the model has room for no more",
+};
+
 function ended() {
   if (!state.fresh) return { line: "Done: nothing came." };
-  const fresh = freshBytes();
-  if (state.reason === "stop") return { line: `Done: the model ended the text after ${bytes(fresh)}.` };
-  if (fresh < state.most) return { line: `Done after ${bytes(fresh)}: the model has room for no more.` };
-  return { line: `Done: ${bytes(fresh)}.` };
+  const after = `after ${bytes(freshBytes())}`;
+  const why = REASONS[state.reason];
+  return why ? { line: `Done ${after}: ${why}.`, ending: `${bytes(freshBytes())}: ${why}` } : { line: `Done ${after}.` };
 }
 
 function failed(error) {
   const came = state.fresh ? freshBytes() : 0;
   if (error.name === "AbortError") {
-    return { line: state.fresh ? `Stopped after ${bytes(came)}.` : "Stopped before the first byte." };
+    const line = state.fresh ? `Stopped after ${bytes(came)}.` : "Stopped before the first byte.";
+    return { line, ending: `${bytes(came)}: stopped by you` };
   }
   if (!(error instanceof RequestError)) {
     console.error(error);
@@ -188,13 +240,15 @@ function failed(error) {
   if (error.status === 429) {
     return { line: "The server is still busy with other texts. Try again in a while.", wrong: true };
   }
-  return { line: error.message + (came ? ` ${bytes(came)} had come and are kept.` : ""), wrong: true };
+  const kept = came ? ` ${bytes(came)} had come and are kept.` : "";
+  return { line: error.message + kept, wrong: true, ending: `${bytes(came)}: it broke off` };
 }
 
-function finish({ line, wrong = false }) {
+function finish({ line, wrong = false, ending = "" }) {
   if (state.fresh) {
     drawSoon(state.text.finish());
     draw();
+    view.end(ending);
     if (state.stats) figures.final(state.stats);
     else figures.unfinished();
     at("entropy-summary").textContent = strip.summary();
@@ -207,11 +261,10 @@ function setRunning(running) {
   if (!running) view.running = false;
   document.body.classList.toggle("waiting", running);
   const focused = document.activeElement;
-  const hasText = state.text !== null && state.text.bytes.length > 0;
   at("stop").disabled = !running;
   at("generate").disabled = running;
-  at("copy").disabled = running || !hasText;
-  at("continue").disabled = running || !hasText;
+  at("copy").disabled = running || !state.made;
+  at("continue").disabled = running || !state.made;
   // A button that goes out of use must not take the keyboard's place with it.
   if (running && (focused === at("generate") || focused === at("continue"))) at("stop").focus();
   if (!running && focused === at("stop")) at("generate").focus();
@@ -314,9 +367,22 @@ async function loadModels() {
     state.modelDetails = new Map(list.map((model) => [model.id, model.blt ?? {}]));
     select.replaceChildren(...list.map((model) => new Option(model.id, model.id)));
     select.disabled = list.length < 2;
+    suggest(list[0]?.blt?.defaults ?? {});
+    lookAtPrompt();
   } catch (error) {
     if (error.status === 401) await askForKey(Boolean(sessionStorage.getItem(KEY)), loadModels);
     else say(error.message, { wrong: true });
+  }
+}
+
+// What the checkpoint's makers chose for it, where they did, in the place of what the page suggests.
+function suggest(defaults) {
+  const fields = { max_tokens: "max-bytes", temperature: "temperature", top_p: "top-p" };
+  for (const [name, id] of Object.entries(fields)) {
+    if (typeof defaults[name] === "number") at(id).value = defaults[name];
+  }
+  if (typeof defaults.temperature === "number") {
+    at("why-temperature").textContent = `Temperature ${defaults.temperature} is the checkpoint\u2019s own.`;
   }
 }
 
@@ -360,7 +426,9 @@ at("samples").addEventListener("click", (event) => {
   if (!sample) return;
   at("prompt").value = sample.textContent;
   at("prompt").focus();
+  lookSoon();
 });
+at("prompt").addEventListener("input", lookSoon);
 at("text").addEventListener("keydown", walk);
 at("unpin").addEventListener("click", () => {
   pin(null);

@@ -34,6 +34,16 @@ export class TextView {
     this._root.setAttribute("aria-busy", String(value));
   }
 
+  /** Say after the last cell why it is the last; "": nothing. */
+  end(why) {
+    if (!why) return;
+    const mark = document.createElement("span");
+    mark.className = "ending";
+    mark.textContent = why;
+    this._root.append(mark);
+    this._root.scrollTop = this._root.scrollHeight;
+  }
+
   /** Draw cells from index `from` on, and stay at the end if that is where the reader is. */
   update(from) {
     const root = this._root;
