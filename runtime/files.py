@@ -33,8 +33,10 @@ except ImportError:  # Windows: what a crash left is for the user to remove
 __all__ = [
     "OutputError",
     "WriteError",
+    "bytes_on_disk",
     "new_directory",
     "open_plain",
+    "remove_directory",
     "scratch",
     "sync",
     "termination_raises",
@@ -170,6 +172,20 @@ def scratch(output: Path, kind: str) -> Iterator[Path]:
         yield directory
     finally:
         _remove(directory, lock)
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove a directory so that nobody sees a part of it under its name. Raises OSError."""
+    hidden = _sibling(directory, "replaced")
+    with uninterrupted():
+        directory.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def bytes_on_disk(directory: Path) -> int:
+    """Size of all files in a directory and below it; links are not followed."""
+    files = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
+    return sum(file.lstat().st_size for file in files)
 
 
 def sync(path: Path) -> None:
