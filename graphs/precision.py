@@ -72,11 +72,13 @@ def parse_precision(text: str, stages: Sequence[str]) -> dict[str, str]:
 
 
 def format_precision(precisions: Mapping[str, str]) -> str:
-    """The shortest spelling that `parse_precision` reads back: a mix's word, or a list of stages."""
+    """The shortest spelling that `parse_precision` reads back: a mix's word, a list of stages, or both."""
+    spellings = []
     for word, mix in MIXES.items():
-        if all(mix.get(stage) == precision for stage, precision in precisions.items()):
-            return word
-    return ",".join(f"{stage}={precision}" for stage, precision in precisions.items())
+        others = [f"{stage}={named}" for stage, named in precisions.items() if mix[stage] != named]
+        # What a list leaves out stays fp32.
+        spellings.append(",".join(others if word == "fp32" and others else (word, *others)))
+    return min(spellings, key=len)
 
 
 def needs_ranges(precisions: Mapping[str, str]) -> bool:

@@ -35,9 +35,11 @@ except ImportError:  # Windows: what a crash left is for the user to remove
 __all__ = [
     "OutputError",
     "WriteError",
+    "bytes_on_disk",
     "check_replaceable",
     "new_directory",
     "open_plain",
+    "remove_directory",
     "scratch",
     "sync",
     "termination_raises",
@@ -209,6 +211,20 @@ def _is_mount(path: Path) -> bool:
     # A directory of the same disk may be mounted, too. Spaces and the like are octal there.
     plain = [re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8)]), mount) for mount in mounts]
     return os.fsencode(path.resolve()) in plain
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove a directory so that nobody sees a part of it under its name. Raises OSError."""
+    hidden = _sibling(directory, "replaced")
+    with uninterrupted():
+        directory.rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def bytes_on_disk(directory: Path) -> int:
+    """Size of all files in a directory and below it; links are not followed."""
+    files = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
+    return sum(file.lstat().st_size for file in files)
 
 
 def sync(path: Path) -> None:

@@ -57,19 +57,19 @@ def test_huge_logits_do_not_overflow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("own", "expected", "precision", "recall"),
+    ("own", "expected", "false", "missed"),
     [
-        ([0, 1, 5, 9], [0, 1, 5, 9], 1, 1),
-        ([0, 1, 5, 8, 9, 12], [0, 1, 5, 9], 0.5, 1),
-        ([0, 1, 5], [0, 1, 5, 9, 11, 20], 1, 0.25),
-        ([0, 1], [0, 1, 2], 1, 0),
-        ([0, 1], [0, 1], 1, 1),
+        ([0, 1, 5, 9], [0, 1, 5, 9], 0, 0),
+        ([0, 1, 5, 8, 9, 12], [0, 1, 5, 9], 0.5, 0),
+        ([0, 1, 5], [0, 1, 5, 9, 11, 20], 0, 0.75),
+        ([0, 1], [0, 1, 2], 0, 1),
+        ([0, 1], [0, 1], 0, 0),
     ],
 )
-def test_boundaries(own: list[int], expected: list[int], precision: float, recall: float) -> None:
+def test_boundaries(own: list[int], expected: list[int], false: float, missed: float) -> None:
     tally = Tally()
     tally.add_boundaries(own, expected)
-    assert (tally.boundary_precision, tally.boundary_recall) == (precision, recall)
+    assert (tally.false_boundaries, tally.missed_boundaries) == (false, missed)
 
 
 def test_sums_add_up() -> None:
@@ -82,7 +82,7 @@ def test_sums_add_up() -> None:
             tally.add_boundaries([0, 1, 5 + seed, 9], [0, 1, 5, 9])
     total = sum(parts, Tally())
     assert total.to_dict() == whole.to_dict()
-    assert total.boundary_recall == 0.75
+    assert total.missed_boundaries == 0.25
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,8 @@ def test_formatting_is_read_back(words: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("word", MIXES)
 def test_mixes_are_formatted_as_words(word: str) -> None:
     assert format_precision(MIXES[word]) == word
+    assert format_precision({**MIXES["int4"], "patcher": "fp16"}) == "int4,patcher=fp16"
+    assert format_precision({**MIXES["fp32"], "decoder": "fp16"}) == "decoder=fp16"
 
 
 @pytest.mark.parametrize("size", [0, 16, 33, -32, True, 256])

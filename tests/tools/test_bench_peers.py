@@ -12,11 +12,11 @@ from blt_edge.runtime import BltModel
 from blt_edge.runtime.vocabulary import encode
 from blt_edge.tools.bench import peers
 from blt_edge.tools.bench.common import BenchError, ModelCard, Speeds, Task, TokenBudget, need
-from blt_edge.tools.bench.llama_cpp import LLAMA_1B, LlamaShape, write_random_llama
+from blt_edge.tools.bench.llama_cpp import LLAMA_1B, LlamaCppSpec, LlamaShape, write_random_llama
 from blt_edge.tools.bench.peers import Measured, Worker, show
 from blt_edge.tools.bench.speculation import Simulated, read_on
 
-SMALL = LlamaShape(layers=2, width=64, heads=4, kv_heads=2, ffn=96, vocabulary=7)
+SMALL = LlamaShape(layers=2, width=64, heads=4, kv_heads=2, ffn=96, vocabulary=300)
 
 
 class FakePeer:
@@ -83,31 +83,41 @@ def test_the_1b_shape_counts_every_tensor() -> None:
     assert LLAMA_1B.parameters == 16 * layer + 49_152 * 2048 + 2048
 
 
-def test_a_written_file_reads_back(tmp_path: Path) -> None:
+def test_a_written_file_needs_no_other_and_reads_back(tmp_path: Path) -> None:
     gguf = pytest.importorskip("gguf", reason="needs gguf: pip install 'blt-edge[bench]'")
-    vocabulary = tmp_path / "vocabulary.gguf"
-    source = gguf.GGUFWriter(vocabulary, "llama")
-    source.add_tokenizer_model("gpt2")
-    source.add_token_list([f"w{number}" for number in range(SMALL.vocabulary)])
-    source.add_chat_template("{{ left out }}")
-    source.write_header_to_file()
-    source.write_kv_data_to_file()
-    source.write_ti_data_to_file()
-    source.close()
-
-    write_random_llama(tmp_path / "random.gguf", SMALL, vocabulary)
+    write_random_llama(tmp_path / "random.gguf", SMALL)
     reader = gguf.GGUFReader(tmp_path / "random.gguf")
     assert reader.fields["llama.block_count"].contents() == SMALL.layers
     assert reader.fields["llama.attention.head_count_kv"].contents() == SMALL.kv_heads
-    assert reader.fields["tokenizer.ggml.tokens"].contents() == [f"w{n}" for n in range(SMALL.vocabulary)]
-    assert "tokenizer.chat_template" not in reader.fields
+    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
+    assert len({*tokens}) == SMALL.vocabulary
+    assert tokens[2:5] == ["</s>", "<0x00>", "<0x01>"]
     assert sum(int(tensor.n_elements) for tensor in reader.tensors) == SMALL.parameters
     embedding = reader.tensors[0]
     assert (embedding.name, embedding.tensor_type.name) == ("token_embd.weight", "Q4_0")
     assert list(embedding.shape) == [SMALL.width, SMALL.vocabulary]
     weights = gguf.dequantize(embedding.data, embedding.tensor_type)
     assert float(weights.std()) == pytest.approx(0.02, rel=0.2)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["random.gguf", "vocabulary.gguf"]
+    assert [file.name for file in tmp_path.iterdir()] == ["random.gguf"]
+
+
+def test_a_random_llama_asks_for_no_other_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "LLAMA_1B", SMALL)
+    monkeypatch.setattr(peers, "smollm2", lambda: pytest.fail("smollm2 was not asked for"))
+    written: list[Path] = []
+    monkeypatch.setattr(peers, "write_random_llama", lambda path, shape: written.append(path))
+    assert peers._gguf("random-1b", tmp_path) == written[0]
+
+
+def test_llama_cpp_runs_a_random_llama(tmp_path: Path) -> None:
+    for package in ("gguf", "xllamacpp"):
+        pytest.importorskip(package, reason=f"needs {package}: pip install 'blt-edge[bench]'")
+    write_random_llama(tmp_path / "random.gguf", SMALL)
+    budget = TokenBudget(threads=1, bytes_per_token=4.0, positions=64)
+    peer = LlamaCppSpec(tmp_path / "random.gguf", budget).open()
+    speeds = peer.run(Task(b"x" * 64, 32))
+    assert peer.card.parameters == SMALL.parameters
+    assert min(speeds.prefill, speeds.decode) > 0
 
 
 def test_a_peer_answers_from_its_own_process() -> None:

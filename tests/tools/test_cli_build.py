@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from unittest.mock import Mock
@@ -21,7 +22,7 @@ def parts(table: str) -> tuple[str, ...]:
 def bundle(cli, tiny_model, tmp_path: Path) -> Path:
     """The tiny bundle with two stages in float16."""
     precision = ("--precision", "latent=fp16,decoder=fp16")
-    cli("quantize", tiny_model.bundle, "-o", tmp_path / "half", *precision, code=0)
+    cli("quantize", tiny_model.bundle, "-o", tmp_path / "half", *precision, "--no-validate", code=0)
     return tmp_path / "half"
 
 
@@ -56,7 +57,7 @@ def test_a_damaged_engine_is_told_of(cli, bundle: Path) -> None:
     assert "portable graphs: latent.onnx was changed" in shown.stdout
     mended = cli("build", bundle)
     assert Path(mended.stdout.strip()) == engine
-    assert "to remove by hand: onnxruntime-0123456789abcdef" in mended.stderr
+    assert "onnxruntime-0123456789abcdef, 0 bytes: unnecessary; --prune removes it: " in mended.stderr
     assert f"engines/{engine.name}" in cli("inspect", bundle, "--verify").stdout
 
 
@@ -65,6 +66,45 @@ def test_a_dry_run_writes_nothing(cli, tiny_model) -> None:
     assert (parts(shown.stdout), shown.stderr) == (STAGES, "")
     assert f"would write {tiny_model.bundle}/engines/onnxruntime-" in shown.stdout
     assert not (tiny_model.bundle / "engines").exists()
+
+
+def test_pruning_removes_what_nothing_needs_and_nothing_else(cli, tiny_model, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(tiny_model.bundle, bundle)
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    used = Path(cli("build", bundle, "-q", code=0).stdout.strip())
+    described = json.loads((used / "engine.json").read_text())
+    graphs = json.loads((used / "engine.json").read_text())["description"]["stages"]
+    graphs["latent"]["data_sha256"] = "0" * 64
+
+    def other(number: int, text: str | None = None, **changes: object) -> Path:
+        path = used.with_name(f"onnxruntime-{number:016x}")
+        shutil.copytree(used, path)
+        description = {**described["description"], **changes}
+        (path / "engine.json").write_text(text or json.dumps({**described, "description": description}))
+        return path
+
+    go = [other(1, "{}"), other(2, stages=graphs), other(3, onnxruntime="1.22.0"), other(4, blt_edge_form=1)]
+    stay = [other(5, processor="Abacus"), other(6, blt_edge_form=99), other(7, onnxruntime="1.22.0")]
+    (stay[2] / "notes").mkdir()
+    tensorrt = used.with_name("tensorrt-0000000000000000")
+    shutil.copytree(used, tensorrt)
+
+    dry = cli("build", bundle, "--dry-run", "--prune", code=0)
+    assert all(path.is_dir() for path in (*go, *stay))
+    pruned = cli("build", bundle, "--prune", code=0)
+    for path in (*go, *stay):
+        assert path.is_dir() == (path in stay)
+        assert f"{path.name}, " in dry.stderr
+        verdict = "kept: " if path in stay else "removed: "
+        assert any(path.name in line and verdict in line for line in pruned.stderr.splitlines())
+    assert {path.name for path in (bundle / "engines").iterdir()} == {
+        path.name for path in (used, tensorrt, *stay)
+    }
+    # Whatever falls back on the portable graphs, or reads them, still can.
+    assert {path.name: path.read_bytes() for path in bundle.iterdir() if path.is_file()} == before
+    assert f" engines/{used.name}\n" in cli("inspect", bundle, "--verify", code=0).stdout
+    assert re.search(r"takes .* on disk: .* portable, .* engines\n", pruned.stderr)
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx"])
@@ -96,9 +136,10 @@ def test_the_demos_engines_are_built_and_told_of(cli, tmp_path: Path) -> None:
     assert json.loads((engine / "engine.json").read_text())["proven"] is False
     again = cli("build", bundle, *target, code=0)
     assert again.stdout == built.stdout
-    assert again.stderr == "they are there already, and sound; --force builds them again\n"
+    assert "they are there already, and sound; --force builds them again\n" in again.stderr
     # Neither target's engines are the other's old ones.
-    assert "to remove by hand" not in cli("build", bundle).stderr
+    assert engine.name not in cli("build", bundle, "--prune").stderr
+    assert engine.is_dir()
 
 
 def test_what_an_old_tensorrt_refuses_is_told_before(
@@ -124,11 +165,11 @@ def test_what_an_old_tensorrt_refuses_is_told_before(
 
     blocks = tmp_path / "blocks"
     mix = ("--precision", "encoder=int8w,latent=fp16,decoder=fp16")
-    cli("quantize", tiny_model.bundle, "-o", blocks, *mix, code=0)
+    cli("quantize", tiny_model.bundle, "-o", blocks, *mix, "--no-validate", code=0)
     for options in ((), ("--dry-run",)):
         (line,) = warnings("10.3.0", blocks, *options)
         assert re.match(
             r"warning: TensorRT 10\.3\.0 will probably refuse encoder: int8 .*only int4 may", line
         )
-        assert line.endswith("--precision patcher=fp32,encoder=fp16,latent=fp16,decoder=fp16")
+        assert line.endswith("--precision fp16,patcher=fp32")
     assert warnings("10.3.0", bundle) == warnings("10.13.0", blocks) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -28,9 +30,9 @@ def test_one_case(cli, tiny_model, tmp_path: Path) -> None:
     outputs = ("--json", files["json"], "--plot", files["svg"], "--trace", files["trace"])
     result = cli("profile", "-m", tiny_model.bundle, *QUICK, *outputs)
     assert result.exit_code == 0, result.stderr
-    *lines, last = result.stdout.splitlines()
-    document = json.loads(last)
-    assert document == json.loads(files["json"].read_text())
+    lines = result.stdout.splitlines()
+    assert "{" not in result.stdout  # people get no JSON that they did not ask for
+    document = json.loads(files["json"].read_text())
     (case,) = document["cases"]
     assert (case["threads"], case["prompt_bytes"], case["draft"]) == (1, 40, "none")
     assert case["cost"]["table_rows"] == 4
@@ -56,8 +58,7 @@ def test_a_sweep_with_json_alone(cli, tiny_model) -> None:
     result = cli("profile", "-m", tiny_model.bundle, *sweep, *flags)
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
-    (line,) = result.stdout.splitlines()
-    cases = json.loads(line)["cases"]
+    cases = json.loads(result.stdout)["cases"]
     assert [(case["threads"], case["prompt_bytes"], case["draft"]) for case in cases] == [
         (threads, size, draft) for threads in (1, 2) for size in (10, 20) for draft in ("none", "lookup")
     ]
@@ -75,6 +76,31 @@ def test_tables_of_a_sweep(cli, tiny_model, tmp_path: Path) -> None:
     assert "warning: the text has 31 bytes and is repeated to make prompts of 50" in result.stdout
 
 
+@pytest.mark.parametrize("flag", ["--markdown", "--csv"])
+def test_a_table_in_llama_benchs_manner(cli, tiny_model, tmp_path: Path, flag: str) -> None:
+    """With its flag alone it is all of stdout; with a file, people's tables stay there."""
+    asked = ("profile", "-m", tiny_model.bundle, *QUICK[2:], "--prompt-bytes", "10,20", "-q")
+    result = cli(*asked, "--json", tmp_path / "out.json", flag, code=0)
+    cases = json.loads((tmp_path / "out.json").read_text())["cases"]
+    tests = [name for size in (10, 20) for name in (f"pp{size}", f"tg12 @ d{size}")]
+    speeds = [case[part]["bytes_per_second"] for case in cases for part in ("prefill", "decode")]
+    if flag == "--csv":
+        rows = list(csv.DictReader(io.StringIO(result.stdout)))
+        assert [row["test"] for row in rows] == tests
+        assert [float(row["deviation"]) for row in rows] == [speed["deviation"] for speed in speeds]
+        assert {row["threads"] for row in rows} == {"1"}
+    else:
+        head, line, *rows = (row for row in result.stdout.splitlines() if row.startswith("|"))
+        assert head == "| model | size | params | engine | threads | draft | test | bytes/s |"
+        assert {*line} == {*"|-: "}
+        cells = [row.split(" | ")[-2:] for row in rows]
+        shown = [f"{speed['mean']:,.1f} ± {speed['deviation']:,.1f} |" for speed in speeds]
+        assert cells == [list(pair) for pair in zip(tests, shown, strict=True)]
+    filed = cli(*asked, flag, tmp_path / "table", code=0)
+    assert filed.stdout.startswith("bundle ")
+    assert (tmp_path / "table").read_text().count("pp20") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
@@ -86,7 +112,8 @@ def test_tables_of_a_sweep(cli, tiny_model, tmp_path: Path) -> None:
         (["--text", "-"], "--text: stdin is empty"),
         (["--plot", "out.jpg"], "--plot: got out.jpg"),
         (["--trace", "-"], "--trace: got -"),
-        (["--trace", "a.json", "--json", "a.json"], "a file is given twice"),
+        (["--trace", "a.json", "--json", "a.json"], "two of them go to one place"),
+        (["--markdown", "--csv"], "two of them go to one place"),
     ],
 )
 def test_refusals(

@@ -89,7 +89,7 @@ REFUSED_BY_BOTH = [
     ("verb", "flags", "line"),
     [
         *((verb, flags, line) for flags, line in REFUSED_BY_BOTH for verb in ("quantize", "export")),
-        ("quantize", "-o out", "nothing to change"),
+        ("quantize", "-o out --precision fp32", "nothing to change"),
         ("export", "--precision int8 --dry-run --calibration empty.txt", "empty.txt is empty"),
     ],
 )
@@ -135,9 +135,23 @@ def test_a_quantized_bundle_and_no_output_are_refused(
     assert "--output is missing" in refused("quantize", even_bundle)
 
 
-def test_a_breach_fails_and_keeps_the_bundle(refused, even_bundle: Path, tmp_path: Path) -> None:
-    flags = ("-o", tmp_path / "out", "--precision", "int8w", "--rtol", "1e-9", "-q")
-    assert "differs from the float32 bundle" in refused("quantize", even_bundle, *flags, code=1)
+def test_without_a_precision_there_is_a_default_and_it_is_told(
+    cli, even_bundle: Path, tmp_path: Path
+) -> None:
+    result = cli("quantize", even_bundle, "-o", tmp_path / "out", "--no-validate", code=0)
+    assert "taking --precision int8w: " in result.stderr
+    manifest = load_manifest(tmp_path / "out")
+    assert {stage.precision for stage in manifest.stages.values()} == {"int8w"}
+    assert manifest.embedding.precision == "int8"
+
+
+def test_a_breach_fails_names_the_next_step_and_keeps_the_bundle(
+    refused, even_bundle: Path, tmp_path: Path
+) -> None:
+    flags = ("-o", tmp_path / "out", "--precision", "decoder=int8w", "--rtol", "1e-9", "-q")
+    line = refused("quantize", even_bundle, *flags, code=1)
+    assert "differs from the float32 bundle" in line
+    assert "try --precision decoder=fp16: the encoder is the first to differ" in line
     assert load_manifest(tmp_path / "out").validation["passed"] is False
 
 

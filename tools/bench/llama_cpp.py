@@ -9,8 +9,8 @@ around `llama_decode` and the choice of a token (llama-cpp-python): tokenizing i
 pip installs it. Which is faster depends on the processor, so measure both before calling llama.cpp slow.
 
 Random weights in Q4_0 give a peer of any size without a download, since the speed of a dense model depends
-on shapes and formats only. llama.cpp loads no model without a vocabulary, so that is copied from a GGUF file
-that has one. Memory stays at one tensor.
+on shapes and formats only. llama.cpp loads no model without a vocabulary, so one is made up: bytes, then
+words that nobody writes. Memory stays at one tensor.
 """
 
 from __future__ import annotations
@@ -83,11 +83,11 @@ LLAMA_1B = LlamaShape(layers=16, width=2048, heads=32, kv_heads=8, ffn=8192, voc
 """Llama-3.2-1B's layers with SmolLM2's vocabulary: 1.07B parameters, 49,152 output rows and not 128,256."""
 
 
-def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: int = 0) -> None:
-    """Write `path` for `shape` with the tokenizer of the GGUF file `vocabulary`.
+def write_random_llama(path: Path, shape: LlamaShape, seed: int = 0) -> None:
+    """Write `path` for `shape`.
 
-    The vocabulary must have `shape.vocabulary` tokens; widths are multiples of 32. A failure leaves no
-    `path`. Raises BenchError without the gguf package.
+    Its vocabulary has at least the 259 tokens that a SentencePiece one begins with; widths are multiples of
+    32. A failure leaves no `path`. Raises BenchError without the gguf package.
     """
     gguf = need("gguf")
 
@@ -106,10 +106,7 @@ def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: in
         writer.add_rope_freq_base(shape.rope_theta)
         writer.add_layer_norm_rms_eps(shape.eps)
         writer.add_vocab_size(shape.vocabulary)
-        for name, field in gguf.GGUFReader(vocabulary).fields.items():
-            if name.startswith("tokenizer.") and "chat_template" not in name:
-                kinds = field.types
-                writer.add_key_value(name, field.contents(), kinds[0], kinds[-1] if len(kinds) > 1 else None)
+        _add_vocabulary(writer, gguf.TokenType, shape.vocabulary)
         q4_0 = gguf.GGMLQuantizationType.Q4_0
         for name, rows, columns in shape.tensors():
             if columns is None:
@@ -130,6 +127,21 @@ def write_random_llama(path: Path, shape: LlamaShape, vocabulary: Path, seed: in
         writer.close()
 
     write_whole(path, write)
+
+
+def _add_vocabulary(writer: Any, kinds: Any, size: int) -> None:
+    """A SentencePiece vocabulary as llama.cpp knows it: three marks, 256 bytes, and words to fill it."""
+    marks = [("<unk>", kinds.UNKNOWN), ("<s>", kinds.CONTROL), ("</s>", kinds.CONTROL)]
+    every_byte = [(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)]
+    words = [(f"\u2581w{number}", kinds.NORMAL) for number in range(size - len(marks) - len(every_byte))]
+    tokens = [*marks, *every_byte, *words]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([text for text, _ in tokens])
+    writer.add_token_scores([-float(number) for number in range(len(tokens))])
+    writer.add_token_types([kind for _, kind in tokens])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
 
 
 # 2. Running a file.

@@ -223,7 +223,7 @@ def _gguf(choice: str, workdir: Path) -> Path:
     path = workdir / "random-llama-1b-q4_0.gguf"
     if not path.is_file():
         _say(f"writing {path}")
-        write_random_llama(path, LLAMA_1B, smollm2())
+        write_random_llama(path, LLAMA_1B)
     return path
 
 

@@ -64,6 +64,11 @@ _tensorrt_options = options(
 @bundle_argument
 @option("--target", type=OneOf(TARGETS), default="onnxruntime", help="Engine to prepare the graphs for.")
 @option("--force", help="Build again what is there already.")
+@option(
+    "--prune",
+    help="Afterwards remove this target's engines that nothing can use, or that this machine had before; "
+    "portable graphs and other machines' engines stay.",
+)
 @option("--dry-run", help="Print what would be written and needed, and write nothing.")
 @_tensorrt_options
 @json_option
@@ -72,6 +77,7 @@ def command(
     bundle: Path,
     target: str,
     force: bool,
+    prune: bool,
     dry_run: bool,
     json_file: Path | None,
     **tensorrt: Any,
@@ -106,20 +112,35 @@ def command(
         there = " again, with --force (it is there already)" if engine.is_dir() else ""
         free = size(shutil.disk_usage(bundle).free)
         click.echo(f"would write {engine}{there}: {needed}; {free} of disk are free")
+        if engine.is_dir():
+            _tidy(messages, bundle, engine, prune=False)
         return
     if options:
         engine = _build_tensorrt(messages, bundle, options, force)
     else:
         engine = _build_onnxruntime(messages, bundle, force)
-    from ...runtime.engines import engines_of
-
-    others = ", ".join(other.name for other in engines_of(bundle, target) if other.name != engine.name)
-    if others:
-        messages.say(f"engines for other machines, versions or limits, to remove by hand: {others}")
+    _tidy(messages, bundle, engine, prune)
     if json_file is not None:
         write_json(json_file, _document(engine, target))
     if json_file != STDIN:
         click.echo(engine)
+
+
+def _tidy(messages: Messages, bundle: Path, engine: Path, prune: bool) -> None:
+    """Say what other engines there are, and what all takes on disk; remove the unnecessary if asked to."""
+    from ...export import prune as pruning
+    from ...runtime.files import bytes_on_disk
+
+    others = pruning.other_engines(bundle, engine)
+    if prune:
+        pruning.prune(others)
+    for other in others:
+        state = "unnecessary; --prune removes it" if other.unnecessary else "kept"
+        state = "removed" if other.unnecessary and prune else state
+        messages.say(printable(f"{other.path.name}, {size(other.bytes)}: {state}: {other.why}"))
+    total, built = bytes_on_disk(bundle), bytes_on_disk(bundle / "engines")
+    portable = size(total - built)
+    messages.say(f"{bundle} takes {size(total)} on disk: {portable} portable, {size(built)} engines")
 
 
 def _document(engine: Path, target: str) -> dict[str, Any]:

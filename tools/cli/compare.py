@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,13 @@ import click
 
 from ...runtime.names import DEVICES
 from ..compare import CompareOptions
-from ..output import Messages, print_table, progress_bar, size
+from ..output import Messages, counted, print_table, progress_bar, size
 from .documents import check_plot, output_option, read_input, shown_name, write_json
 from .options import STDIN, BundleDirectory, InputFile, OneOf, json_option, option, verb
 
 if TYPE_CHECKING:
-    from ..compare.bundles import Comparison
+    from ...export.quality import Tally
+    from ..compare.bundles import BundleReport, Comparison
 
 
 @verb("compare")
@@ -52,10 +54,11 @@ def command(
     """Set bundles side by side: size, quality, speed, memory.
 
     The first BUNDLE is what the others are compared with, best the float32 one. Bits per byte are over all
-    260 classes; KL is the divergence from the first bundle's predictions, argmax the share of bytes it would
-    choose too; boundaries are patch boundaries: those of the bundle that the first has too (precision), and
-    those of the first that the bundle has too (recall). Lead is how long greedy texts stay the same. Each
-    bundle is measured in a process of its own; private memory is the part that belongs to no file.
+    260 classes, and how many more than the first bundle's; KL is the divergence from its predictions, argmax
+    the share of bytes it would choose too. Of patch boundaries, false is the share of the bundle's that the
+    first does not have, missed that of the first's that the bundle does not have. Lead is how long greedy
+    texts stay the same. On disk is all that lies in the directory, what `build` added included. Each bundle
+    is measured in a process of its own; private memory is the part that belongs to no file.
     """
     check_plot(plot)
     if texts.count(STDIN) > 1:
@@ -89,41 +92,63 @@ def _show(comparison: Comparison) -> None:
     ]
     for text, length in comparison.text_bytes.items():
         click.echo(f"{text}, {length:,} bytes")
-        rows = []
-        for name, report in reports:
-            tally = report.texts[text]
-            shares = (tally.argmax_agreement, tally.boundary_precision, tally.boundary_recall)
-            figures = (f"{tally.bits_per_byte:.4f}", f"{tally.mean_divergence:.5f}")
-            rows.append((name, *figures, *(f"{share:.2%}" for share in shares)))
-        print_table(("bundle", ">bits/byte", ">KL bits", ">argmax", ">precision", ">recall"), rows)
-        click.echo()
-    print_table(
-        ("bundle", "tables", ">graphs", ">size", ">lead", ">prefill", ">decode", ">memory", ">private"),
-        [
-            (
-                name,
-                report.tables,
-                size(report.graph_bytes),
-                size(report.table_bytes),
-                f"{report.mean_lead:.1f}" if report.greedy_leads else "",
-                f"{report.prefill_bytes_per_second:,.0f}",
-                f"{report.decode_bytes_per_second:,.0f}",
-                size(report.peak_resident),
-                size(report.peak_private),
-            )
-            for name, report in reports
-        ],
-    )
+        _show_quality([(name, report.texts[text]) for name, report in reports])
+    if len(comparison.text_bytes) > 1:
+        total = sum(comparison.text_bytes.values())
+        click.echo(f"all {len(comparison.text_bytes)} texts, {total:,} bytes")
+        _show_quality([(name, report.total) for name, report in reports])
+    _show_sizes_and_speeds(reports, comparison)
     leads = comparison.bundles[0].greedy_leads
     mean_length = sum(length for _, length in leads) / max(1, len(leads))
     machine = comparison.machine
-    threads = f"{machine['threads']} threads" if machine.get("threads") else "threads not limited"
+    threads = counted(machine["threads"], "thread") if machine.get("threads") else "threads not limited"
     click.echo(
-        f"size: of the tables; lead: mean identical greedy bytes of {mean_length:.0f}, {len(leads)} prompts; "
-        f"prefill and decode: bytes/s; windows of {comparison.context} ids\n"
+        f"on disk: all files; graphs and tables: portable ones; windows of {comparison.context} ids\n"
+        f"lead: mean identical greedy bytes of {mean_length:.0f}, {len(leads)} prompts; prefill and decode: "
+        "bytes/s, and times the first's\n"
         f"measured on {machine.get('processor')}, {machine.get('cpus')} CPUs, {threads}, "
         f"{machine.get('system')}, ONNX Runtime {machine.get('onnxruntime')}"
     )
+    if len({report.built for _, report in reports}) > 1:
+        unbuilt = " ".join(report.path for _, report in reports if not report.built)
+        click.echo(f"not built, so that speeds and memory do not compare: {unbuilt}; see blt-edge build")
     for name, report in reports:
         if report.note:
             click.echo(f"{name}: {report.note}")
+
+
+def _show_sizes_and_speeds(reports: Sequence[tuple[str, BundleReport]], comparison: Comparison) -> None:
+    sizes, speeds = [], []
+    for name, report in reports:
+        tables = f"{size(report.table_bytes)} {report.tables}"
+        engine = "built" if report.built else "portable"
+        sizes.append((name, engine, size(report.disk_bytes), size(report.graph_bytes), tables))
+        times = comparison.against_first(report)["times_decode"]
+        speeds.append(
+            (
+                name,
+                f"{report.mean_lead:.1f}" if report.greedy_leads else "",
+                f"{report.prefill_bytes_per_second:,.0f}",
+                f"{report.decode_bytes_per_second:,.0f}",
+                "" if report is reports[0][1] else f"{times:.2f}",
+                size(report.peak_resident),
+                size(report.peak_private),
+            )
+        )
+    print_table(("bundle", "engine", ">on disk", ">graphs", ">tables"), sizes)
+    click.echo()
+    print_table(("bundle", ">lead", ">prefill", ">decode", ">times", ">memory", ">private"), speeds)
+
+
+def _show_quality(rows: Sequence[tuple[str, Tally]]) -> None:
+    """Quality on a text by bundle, the first one's first."""
+    first = rows[0][1].bits_per_byte
+    columns = ("bundle", ">bits/byte", ">more", ">KL bits", ">argmax", ">false", ">missed")
+    lines = []
+    for index, (name, tally) in enumerate(rows):
+        more = f"{tally.bits_per_byte - first:+.4f}" if index else ""
+        shares = (tally.argmax_agreement, tally.false_boundaries, tally.missed_boundaries)
+        figures = (f"{tally.bits_per_byte:.4f}", more, f"{tally.mean_divergence:.5f}")
+        lines.append((name, *figures, *(f"{share:.2%}" for share in shares)))
+    print_table(columns, lines)
+    click.echo()

@@ -76,9 +76,13 @@ def check_plot(plot: Path | None) -> None:
         )
 
 
-def json_line(document: Mapping[str, Any]) -> str:
-    """The document on one line, without a newline after it."""
-    return json.dumps(_finite(document))
+def write_text(target: Path, text: str) -> None:
+    """Write a text in UTF-8 to a file, whole or not at all, or to stdout for `-`. Raises OSError."""
+    if target != STDIN:
+        write_whole(target, lambda path: path.write_bytes(text.encode()))
+    elif sys.stdout is not None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode())
 
 
 def _finite(value: Any) -> Any:

@@ -17,7 +17,7 @@ from ...runtime.files import write_whole
 from ...runtime.names import PATCHING_MODES
 from ...runtime.paths import folder_name
 from ..output import Messages, is_terminal, printable, status
-from .documents import check_plot, output_option, read_input, write_json
+from .documents import check_plot, output_option, read_input, write_json, write_text
 from .model_options import EngineOptions, engine_options, load_model
 from .options import STDIN, F, InputFile, OneOf, json_option, model_option, option, verb
 
@@ -117,9 +117,9 @@ def command(
     if html is not None:
         from ..patch_view.page import html_page
 
-        _write_text(html, html_page(view, name))
+        write_text(html, html_page(view, name))
     if csv is not None:
-        _write_text(csv, csv_text(view))
+        write_text(csv, csv_text(view))
     if json_file is not None:
         source, own = loaded.manifest.source.name, loaded.manifest.patching
         about = {"model": str(model), "source": source, "bundle_rule": asdict(own)}
@@ -170,14 +170,6 @@ def _rule(own: PatchingRule, changes: dict[str, Any]) -> PatchingRule:
 def _slow(messages: Messages, what: str, data: bytes) -> AbstractContextManager[object]:
     """Says what is being done where somebody may wait for it."""
     return status(messages, what) if len(data) > 1000 and is_terminal(sys.stderr) else nullcontext()
-
-
-def _write_text(target: Path, text: str) -> None:
-    if target != STDIN:
-        write_whole(target, lambda path: path.write_bytes(text.encode()))
-    elif sys.stdout is not None:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(text.encode())
 
 
 def _show(messages: Messages, view: PatchView) -> None:

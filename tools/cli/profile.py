@@ -14,8 +14,19 @@ import click
 from ...runtime.files import write_whole
 from ...runtime.names import DEVICES, DRAFTS
 from ..output import Messages, counted, print_fields, print_table, size, status
-from .documents import check_plot, json_line, output_option, read_input, shown_name, write_json
-from .options import STDIN, AnyType, F, InputFile, OneOf, json_option, model_option, option, verb
+from .documents import check_plot, output_option, read_input, shown_name, write_json, write_text
+from .options import (
+    STDIN,
+    AnyType,
+    F,
+    InputFile,
+    OneOf,
+    OutputFile,
+    json_option,
+    model_option,
+    option,
+    verb,
+)
 
 if TYPE_CHECKING:
     from ..profile.measure import Profile
@@ -43,6 +54,14 @@ def _sweep_option(*flags: str, one: Any, metavar: str, default: str | None, text
     settings: dict[str, Any] = {"default": [default] if default else None, "show_default": shown}
     return click.option(
         *flags, type=CommaSeparated(one), metavar=f"{metavar},...", multiple=True, help=text, **settings
+    )
+
+
+def _table_option(flag: str, text: str) -> Callable[[F], F]:
+    """A table for others' use: into a file, or without one on stdout."""
+    kind = OutputFile()
+    return click.option(
+        flag, type=kind, is_flag=False, flag_value="-", metavar="[FILE]", show_default="no table", help=text
     )
 
 
@@ -76,6 +95,11 @@ def _sweep_option(*flags: str, one: Any, metavar: str, default: str | None, text
     shown="English prose that comes with the package",
     help="Prompts are the beginning of FILE; - is stdin.",
 )
+@_table_option(
+    "--markdown",
+    "Write a table to paste to FILE, or in place of all else to stdout: a row a test, as llama-bench has.",
+)
+@_table_option("--csv", "The same for spreadsheets, every figure in a column of its own.")
 @json_option
 @output_option(
     "--plot", "no picture", "Draw latencies and shares, or speeds of a sweep, into FILE (.png, .svg or .pdf)."
@@ -85,6 +109,8 @@ def command(
     messages: Messages,
     model: Path,
     text: Path | None,
+    markdown: Path | None,
+    csv: Path | None,
     json_file: Path | None,
     plot: Path | None,
     trace: Path | None,
@@ -97,14 +123,15 @@ def command(
 
     First what a byte of text must read from memory, and the bytes/s that this machine's read bandwidth,
     measured here and now, allows at most; then prefill, decoding, latencies and time by stage as they were.
-    The bundle generates as `generate` does, so sampling and everything on the host counts. The last line of
-    stdout is always one JSON document; with --json - it is the only one.
+    The bundle generates as `generate` does, so sampling and everything on the host counts. Speeds are means
+    over the rounds, with their standard deviation.
     """
     if trace == STDIN:
         raise click.UsageError("--trace: got -; give a file, stdout carries the figures")
-    files = [path for path in (json_file, plot, trace) if path not in (None, STDIN)]
-    if len(set(files)) < len(files):
-        raise click.UsageError("--json, --plot and --trace: a file is given twice; give each its own")
+    outputs = {"--markdown": markdown, "--csv": csv, "--json": json_file, "--plot": plot, "--trace": trace}
+    given = [path for path in outputs.values() if path is not None]
+    if len(set(given)) < len(given):
+        raise click.UsageError(f"{', '.join(outputs)}: two of them go to one place; give each its own")
     check_plot(plot)
     from ..profile.measure import ProfileOptions, profile, profile_warnings
 
@@ -116,8 +143,13 @@ def command(
         measured = profile(model, data, options, say)
     warnings = profile_warnings(measured)
     document = {**measured.to_dict(), "warnings": warnings}
-    if json_file != STDIN:
-        write_json(json_file, document)
+    write_json(json_file, document)
+    if markdown is not None or csv is not None:
+        from ..profile.table import csv_text, markdown_text
+
+        for target, render in ((markdown, markdown_text), (csv, csv_text)):
+            if target is not None:
+                write_text(target, render(measured))
     if plot is not None:
         from ..profile import plot as drawing
 
@@ -129,13 +161,11 @@ def command(
         rounds = [(case.name, case.rounds[-1]) for case in measured.cases]
         about = {"model": measured.path, "engine": measured.engine, "machine": measured.machine["processor"]}
         write_json(trace, chrome_trace(rounds, about))
-    if json_file == STDIN:
+    if STDIN in given:
         for warning in warnings:
             messages.say(f"warning: {warning}")
     else:
         show(measured, warnings)
-        click.echo()
-    click.echo(json_line(document))
 
 
 def _flat(values: Iterable[tuple[Any, ...]]) -> tuple[Any, ...]:
@@ -227,20 +257,20 @@ def _show_cost(profile: Profile) -> None:
 
 def _show_case(case: Case) -> None:
     prefill, decode = case.prefill, case.decode
-    read, speed = prefill.bytes_per_second, decode.bytes_per_second
     chunks = counted(prefill.chunks, "chunk")
     patches = f"{case.bytes_per_patch:.2f} bytes each" if case.bytes_per_patch else "none ended"
     fields = [
         ("load", f"{case.load_seconds:.2f} s"),
         (
             "prefill",
-            f"{read.median:,.1f} bytes/s, {case.prompt_bytes:,} bytes in {chunks}, "
-            f"{prefill.milliseconds_per_chunk:.2f} ms for one of {prefill.chunk_ids}",
+            f"{prefill.bytes_per_second.mean_and_deviation} bytes/s, "
+            f"{case.prompt_bytes:,} bytes in {chunks}, {prefill.milliseconds_per_chunk:.2f} ms for one of "
+            f"{prefill.chunk_ids}",
         ),
-        ("first byte", f"after {case.first_byte_milliseconds.median:.2f} ms"),
+        ("first byte", f"after {case.first_byte_milliseconds.mean_and_deviation} ms"),
         (
             "decode",
-            f"{speed.median:,.1f} bytes/s ({speed.low:,.1f} to {speed.high:,.1f}), "
+            f"{decode.bytes_per_second.mean_and_deviation} bytes/s, "
             f"{decode.patches_per_second:,.1f} patches/s",
         ),
         ("patches", patches),
@@ -290,9 +320,9 @@ def _show_latencies(decode: Decode) -> None:
 
 def _show_sweep(cases: Sequence[Case]) -> None:
     speeds: dict[str, Callable[[Case], str]] = {
-        "prefill": lambda case: f"{case.prefill.bytes_per_second.median:,.0f}",
-        "first": lambda case: f"{case.first_byte_milliseconds.median:,.1f}",
-        "decode": lambda case: f"{case.decode.bytes_per_second.median:,.1f}",
+        "prefill": lambda case: case.prefill.bytes_per_second.mean_and_deviation,
+        "first": lambda case: case.first_byte_milliseconds.mean_and_deviation,
+        "decode": lambda case: case.decode.bytes_per_second.mean_and_deviation,
         "p50": lambda case: f"{case.decode.milliseconds_per_byte.p50:.3f}",
         "p99": lambda case: f"{case.decode.milliseconds_per_byte.p99:.3f}",
         "ceiling": lambda case: f"{case.cost.ceiling_bytes_per_second:,.1f}",

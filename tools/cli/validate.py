@@ -224,9 +224,14 @@ def validate_written(
     if not messages.quiet and sys.stderr is not None:
         _show_report(report, sys.stderr)
     if not report.passed:
+        from ...export.remedy import next_step
+        from ...runtime.manifest import load_manifest
+
         failed = ", ".join(row.check for row in report.breaches)
+        step = next_step(load_manifest(path), report)
         raise click.ClickException(
             f"{path} differs from {report.against} ({failed}); it is kept, and its manifest says so"
+            + (f"; try {step}" if step else "")
         )
 
 

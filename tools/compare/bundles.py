@@ -23,6 +23,7 @@ from ...export.quality import Tally, lead_length
 from ...runtime import BltModel, GenerationOptions
 from ...runtime.child import Tell, run_child
 from ...runtime.errors import BltError, OptionError
+from ...runtime.files import bytes_on_disk
 from ...runtime.host import PrivatePeak, describe_machine, mapped_resident, peak_resident
 from ...runtime.manifest import Manifest, load_manifest
 from ...runtime.vocabulary import encode
@@ -78,6 +79,8 @@ def work(request: Mapping[str, Any], tell: Tell) -> dict[str, Any]:
     say("timing", 0, 0)
     timings = [_seconds(model, prompt, rest) for _ in range(options.repeat)]
     figures: dict[str, Any] = {
+        "engine": str(model.engine),
+        "built": model.engine.directory is not None,
         "load_seconds": loaded,
         "prefill_bytes_per_second": len(prompt) / median(prefill for prefill, _ in timings),
         "decode_bytes_per_second": len(rest) / median(decode for _, decode in timings),
@@ -187,6 +190,12 @@ class BundleReport:
     """Size of the graphs and their weights."""
     table_bytes: int
     """Size of the embedding tables."""
+    disk_bytes: int
+    """Size of everything in the directory, engines for this and other machines included."""
+    engine: str
+    """What it ran from and on; where that is not an engine, why."""
+    built: bool
+    """Whether that was an engine of `blt-edge build`."""
     texts: dict[str, Tally]
     """Quality on each text."""
     greedy_leads: list[tuple[int, int]]
@@ -243,7 +252,17 @@ class Comparison:
             "options": asdict(self.options),
             "context": self.context,
             "text_bytes": self.text_bytes,
-            "bundles": [bundle.to_dict() for bundle in self.bundles],
+            "bundles": [{**one.to_dict(), "against_first": self.against_first(one)} for one in self.bundles],
+        }
+
+    def against_first(self, bundle: BundleReport) -> dict[str, float]:
+        """More bits per byte than the first bundle's over all texts; times as fast and as large."""
+        first = self.bundles[0]
+        return {
+            "more_bits_per_byte": bundle.total.bits_per_byte - first.total.bits_per_byte,
+            "times_decode": bundle.decode_bytes_per_second / first.decode_bytes_per_second,
+            "times_prefill": bundle.prefill_bytes_per_second / first.prefill_bytes_per_second,
+            "times_disk": bundle.disk_bytes / first.disk_bytes,
         }
 
 
@@ -360,6 +379,7 @@ def _report(
         tables=manifest.embedding.precision,
         graph_bytes=sum(map(manifest.stage_bytes, manifest.stages)),
         table_bytes=manifest.files[manifest.embedding.file].bytes,
+        disk_bytes=bytes_on_disk(path),
         note="made from another checkpoint than the first bundle" if other else "",
         **measured,
     )

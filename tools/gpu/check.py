@@ -100,15 +100,12 @@ def _starts(model: BltModel, data: bytes) -> list[int]:
 
 def _breaches(figures: dict[str, Any], allowed: Tolerances) -> list[str]:
     most = {"logits_max": allowed.logits, "logits_mean": allowed.logits_mean}
-    least = {
-        "argmax_agreement": allowed.argmax,
-        "boundary_precision": allowed.boundaries,
-        "boundary_recall": allowed.boundaries,
-    }
-    if allowed.boundaries < 1.0:
-        most["mean_kl_bits"] = allowed.divergence
-    else:
+    most |= dict.fromkeys(("false_boundaries", "missed_boundaries"), allowed.boundaries)
+    least: dict[str, float] = {"argmax_agreement": allowed.argmax}
+    if allowed.exact:
         least["greedy_bytes_equal"] = _GREEDY_BYTES
+    else:
+        most["mean_kl_bits"] = allowed.divergence
     # Turned round, so that what is no number is out of bounds.
     high = [name for name, bound in most.items() if not figures[name] <= bound]
     low = [name for name, bound in least.items() if not figures[name] >= bound]

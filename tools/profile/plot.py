@@ -101,11 +101,9 @@ def _draw_speeds(panel: Any, profile: Profile) -> None:
     panel.grid(alpha=0.3, axis="x")
 
 
-def _error_bars(speeds: list[Spread]) -> tuple[list[float], tuple[list[float], list[float]]]:
-    """Medians, and how far they are from the lowest and the highest."""
-    low = [speed.median - speed.low for speed in speeds]
-    high = [speed.high - speed.median for speed in speeds]
-    return [speed.median for speed in speeds], (low, high)
+def _error_bars(speeds: list[Spread]) -> tuple[list[float], list[float]]:
+    """Means and standard deviations."""
+    return [speed.mean for speed in speeds], [speed.deviation for speed in speeds]
 
 
 def _draw_shares(panel: Any, profile: Profile) -> None:

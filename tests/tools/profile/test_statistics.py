@@ -12,7 +12,10 @@ from support.profiles import make_case, make_round
 
 def test_spread() -> None:
     spread = Spread.of([3.0, 1.0, 2.0])
-    assert spread == Spread(2.0, 1.0, 3.0)
+    assert spread == Spread(2.0, 1.0, 3.0, 2.0, 1.0)
+    assert spread.mean_and_deviation == "2.0 ± 1.0"
+    assert Spread.of([1000.0, 2000.0, 6000.0]).mean_and_deviation == "3,000.0 ± 2,645.8"
+    assert Spread.of([5.0]).deviation == 0
     assert spread.relative == 1.0
     assert str(spread) == "2 (1 to 3)"
     assert Spread.of([5.0]).relative == Spread.of([0.0, 0.0]).relative == 0
@@ -28,7 +31,7 @@ def test_percentiles() -> None:
 
 def test_one_round() -> None:
     case = make_case()
-    assert case.prefill.bytes_per_second == Spread(4.0, 4.0, 4.0)
+    assert case.prefill.bytes_per_second == Spread(4.0, 4.0, 4.0, 4.0, 0.0)
     assert (case.prefill.chunks, case.prefill.chunk_ids) == (2, 3)
     assert case.prefill.milliseconds_per_chunk == pytest.approx(700)
     assert case.first_byte_milliseconds.median == 1200
