@@ -1,18 +1,22 @@
 """What people are shown: progress, figures and error lines on stderr, tables and generated text on stdout.
 
 On a terminal progress is a bar that leaves nothing behind; in a pipe it is one plain line per step. A table
-in a pipe is never cut or folded. An error is one line in the user's words, whoever raised it. rich is
-imported when something is shown.
+in a pipe is never cut or folded. An error is one line in the user's words, whoever raised it. Nothing that a
+file, a model or a name says controls a terminal: what one would obey, or not show, is written as an escape.
+rich is imported when something is shown.
 What it does not know: verbs and their options, the server. Nothing below it prints.
 """
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 import signal
 import sys
 import threading
+import traceback
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -38,12 +42,26 @@ _EXTRAS = {
 }
 """Optional packages, by what installs them: pip install 'blt-edge[...]'."""
 
-# What a terminal would obey becomes visible; a pipe gets everything as it is.
-_VISIBLE = {
-    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-}
+
+class _Visible(dict[int, "int | str"]):
+    """A table for `str.translate`: controls, bidirectional and other invisible format characters (categories
+    Cc, Cf), halves of pairs and separators of lines become escapes; `signs` go before that."""
+
+    def __missing__(self, code: int) -> int | str:
+        hidden = unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        return chr(code).encode("unicode_escape").decode("ascii") if hidden else code
+
+
+_TAB, _NEWLINE = {9: 9}, {10: 10}
+_LINE = _Visible(_TAB)
+_LINES = _Visible(_TAB | _NEWLINE)
+# Text keeps its length in columns where there is a sign.
+_TEXT = _Visible(
+    {code: 0x2400 + code for code in range(32)}
+    | {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
+    | _TAB
+    | _NEWLINE
+)
 
 
 # 1. How much to say, and to whom.
@@ -66,7 +84,7 @@ class Messages:
     def note(self, line: str) -> None:
         """Write a line on stderr that is no progress and no figure: even -q does not hide it."""
         if sys.stderr is not None:
-            sys.stderr.write(line + "\n")
+            sys.stderr.write(line.translate(_LINE) + "\n")
             sys.stderr.flush()
 
 
@@ -85,6 +103,19 @@ def printable(text: str) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in line
     )
+
+
+def echo(line: str = "", file: IO[str] | None = None) -> None:
+    """Write lines on stdout, or on `file`: as they are in a pipe, and with escapes on a terminal."""
+    target = sys.stdout if file is None else file
+    if target is not None:
+        target.write((line.translate(_LINES) if is_terminal(target) else line) + "\n")
+
+
+def show_traceback(error: BaseException) -> None:
+    """Write an exception's traceback on stderr."""
+    if sys.stderr is not None:
+        sys.stderr.write("".join(traceback.format_exception(error)).translate(_LINES))
 
 
 def error_line(text: str, prefix: str = "error: ") -> None:
@@ -322,8 +353,36 @@ def count(number: float) -> str:
 # 6. Generated text, and Ctrl-C while it comes.
 
 
+class WholeCharacters:
+    """Cuts UTF-8 that arrives in pieces between characters. The bytes are left as they are."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = b""
+
+    @property
+    def pending(self) -> int:
+        """Bytes held back, 0 to 3: the beginning of a character."""
+        return len(self._held)
+
+    def push(self, data: bytes) -> bytes:
+        """The bytes up to the end of the last whole character; invalid ones are characters, too."""
+        self._decoder.decode(data)
+        data = self._held + data
+        whole = len(data) - len(self._decoder.getstate()[0])
+        self._held = data[whole:]
+        return data[:whole]
+
+    def flush(self) -> bytes:
+        """What was held back. The next push begins a new text."""
+        self._decoder.reset()
+        held, self._held = self._held, b""
+        return held
+
+
 class TextOutput:
-    """stdout, as far as text goes there."""
+    """stdout, as far as text goes there: its bytes as they are, whatever the locale says. A terminal is shown
+    escapes for what it would obey, and U+FFFD for what is no UTF-8."""
 
     unfinished: ClassVar[TextOutput | None] = None
     """The one that has an open line on a terminal."""
@@ -333,19 +392,19 @@ class TextOutput:
         self._visible = is_terminal(self._stream)
         self.open_line = False  # something was written, and no newline after it
 
-    def write(self, text: str) -> None:
-        """Write text at once."""
-        if self._stream is None or not text:
+    def write(self, data: bytes) -> None:
+        """Write text at once: whole characters, on a terminal."""
+        if self._stream is None or not data:
             return
-        self._stream.write(text.translate(_VISIBLE) if self._visible else text)
-        self._stream.flush()
-        self.open_line = not text.endswith("\n")
+        shown = data.decode("utf-8", "replace").translate(_TEXT).encode() if self._visible else data
+        write_bytes(shown, self._stream)
+        self.open_line = not data.endswith(b"\n")
         TextOutput.unfinished = self if self.open_line and self._visible else None
 
     def close_line(self) -> None:
         """Let what follows on stdout begin on a line of its own."""
         if self.open_line:
-            self.write("\n")
+            self.write(b"\n")
 
     def end_line(self) -> None:
         """Let what follows on stderr begin on a line of its own, without adding to stdout."""
@@ -354,6 +413,15 @@ class TextOutput:
             sys.stderr.flush()
         self.open_line = False
         TextOutput.unfinished = None
+
+
+def write_bytes(data: bytes, file: IO[str] | None = None) -> None:
+    """Write bytes on stdout, or on `file`, at once: past the stream's encoding and its ends of lines."""
+    target = sys.stdout if file is None else file
+    if target is not None:
+        target.flush()
+        target.buffer.write(data)
+        target.buffer.flush()
 
 
 @contextmanager

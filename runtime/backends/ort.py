@@ -73,7 +73,8 @@ def session_options(ort: Any, precision: str, threads: int | None) -> Any:
     threads None leaves the choice to ONNX Runtime.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    # Its errors are raised, too; its log would show names inside a graph to the terminal as they are.
+    options.log_severity_level = 4
     options.inter_op_num_threads = 1
     # An arena keeps what the largest chunk of a prompt took, four times over, for steps that need next to
     # nothing; without it a step takes as long.

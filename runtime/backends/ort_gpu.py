@@ -166,7 +166,7 @@ class OrtGpuStage:
 
     def _open(self, ort: Any, path: Path, settings: Mapping[str, str]) -> Any:
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors are raised, too, and names made visible then
         name = self._provider.name
         try:
             # Its own way to fall back prints to stdout and hides the reason.

@@ -64,14 +64,14 @@ def command(
             f"--prompt is {len(state.text)} bytes long; the model has room for {state.positions - 1}"
         )
     if reader.interactive:
-        chat.say(f"{printable(str(model))}, {state.positions_left} positions left")
+        chat.say(f"{model}, {state.positions_left} positions left")
         chat.say("Type a line; the model goes on with the text. /help tells more, Ctrl-D leaves.")
     if state.text:
         with status(messages, f"reading the prompt, {len(state.text)} bytes"):
             state.read()
         if reader.interactive:
             text = state.text.decode("utf-8", "replace")
-            chat.out.write(text if len(text) <= _SHOWN else "... " + text[-_SHOWN:])
+            chat.out.write((text if len(text) <= _SHOWN else "... " + text[-_SHOWN:]).encode())
             chat.out.close_line()
     try:
         done = _converse(chat, reader)

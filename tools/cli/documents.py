@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from ...runtime.files import write_whole
-from ..output import Messages, is_terminal
+from ..output import Messages, echo, is_terminal
 from .options import STDIN, F, OutputFile
 
 
@@ -110,7 +110,7 @@ def finish_written(
         if json_file is not None:
             write_json(json_file, _document(bundle))
         if passed and json_file != STDIN:
-            click.echo(bundle)
+            echo(str(bundle))
 
 
 def _document(bundle: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from ...runtime.names import STAGES
-from ..output import Messages, count, print_table, progress_bar, size, status
+from ..output import Messages, count, echo, print_table, progress_bar, size, status
 from .documents import finish_written, write_json
 from .options import STDIN, CheckpointSource, OneOf, json_option, option, tolerance_options, verb
 from .quantize import precision_option, quantization, quantization_options
@@ -147,13 +147,13 @@ def _show_plan(plan: ExportPlan, output: Path | None, file: IO[str]) -> None:
     ]
     rows.append(("embedding tables", count(plan.parameters["tables"]), plan.tables, size(plan.table_bytes)))
     rows.append(("bundle", count(sum(plan.parameters.values())), "", size(plan.total_bytes)))
-    file.write(f"{plan.name} ({plan.layout} layout)\n")
+    echo(f"{plan.name} ({plan.layout} layout)", file)
     print_table(("part", ">parameters", "precision", ">size"), rows, file, total=True)
     folder = Path.cwd() if output is None else output.absolute().parent
     while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    file.write(f"peak memory about {size(plan.peak_memory)}; {size(free)} of disk are free\n")
+    echo(f"peak memory about {size(plan.peak_memory)}; {size(free)} of disk are free", file)
 
 
 def _reference(plan: ExportPlan) -> ReferenceChoice:
@@ -163,4 +163,4 @@ def _reference(plan: ExportPlan) -> ReferenceChoice:
 def _show_comparison(chosen: ReferenceChoice, file: IO[str]) -> None:
     what = chosen.path.name if chosen.kind == "golden" else chosen.kind
     why = f": {chosen.reasons}" if chosen.why_not else ""
-    file.write(f"would be compared with {what}{why}\n")
+    echo(f"would be compared with {what}{why}", file)

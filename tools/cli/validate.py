@@ -16,7 +16,7 @@ import click
 
 from ...runtime.errors import BltWarning, FailedValidationWarning
 from ...runtime.host import available_memory
-from ..output import Messages, print_table, size, status
+from ..output import Messages, echo, print_table, size, status
 from .documents import write_json
 from .model_options import check_bundle_files
 from .options import (
@@ -97,7 +97,7 @@ def command(
         line = f"{files} files have the right sha256; nothing else was checked: {chosen.reasons}"
         write_json(json_file, {"bundle": str(bundle), "files": files, "validation": None, "note": line})
         if json_file != STDIN:
-            click.echo(line)
+            echo(line)
         return
     report = _compare(bundle, chosen, messages, rtol, atol, threads)
     write_json(json_file, {"bundle": str(bundle), "validation": report.to_dict()})
@@ -295,9 +295,9 @@ def _show_report(report: ValidationReport, file: IO[str] | None) -> None:
         for row in report.rows
     ]
     print_table(("check", ">measured", ">allowed", ""), rows, file)
-    if file is not None:
-        notes = [f"  {row.check}: {row.note}\n" for row in report.rows if row.note]
-        file.writelines([*notes, "\n", _verdict(report) + "\n"])
+    notes = [f"  {row.check}: {row.note}" for row in report.rows if row.note]
+    for line in (*notes, "", _verdict(report)):
+        echo(line, file)
 
 
 def _verdict(report: ValidationReport) -> str:
