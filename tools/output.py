@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with what is being done, how much of it is done, and how much there is (0: nobody knows)."""
 
 _PIPE_WIDTH = 100_000
 _EXTRAS = {
@@ -238,7 +238,7 @@ def progress_bar(messages: Messages) -> Iterator[Progress]:
         task = display.add_task("preparing", total=None)
 
         def show(what: str, done: int, total: int) -> None:
-            display.update(task, description=printable(what), completed=done, total=total)
+            display.update(task, description=printable(what), completed=done, total=total or None)
 
         yield show
 
@@ -325,6 +325,42 @@ def _print(renderable: object, file: IO[str] | None) -> None:
     text = io.StringIO()
     Console(file=text, width=_PIPE_WIDTH, color_system=None).print(renderable)
     target.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+
+
+class GrowingTable:
+    """A table on stdout whose rows come one by one, each shown at once. A column is as wide as its header and
+    its cell of `widest`; the first, of names, gives way where a terminal is narrow.
+    """
+
+    def __init__(self, columns: Sequence[str], widest: Sequence[str]) -> None:
+        from rich.cells import cell_len
+        from rich.console import Console
+
+        self._columns, self._begun = columns, False
+        pairs = zip(columns, map(printable, widest), strict=True)
+        self._widths = [max(cell_len(name.lstrip(">")), cell_len(cell)) for name, cell in pairs]
+        if is_terminal(sys.stdout):
+            rest = sum(self._widths[1:]) + 2 * len(columns) - 2
+            self._widths[0] = max(8, min(self._widths[0], Console(file=sys.stdout).width - rest))
+
+    def row(self, cells: Sequence[str], *, total: bool = False) -> None:
+        """Print a row, before the first the header; a total is set apart. A row may end early."""
+        from rich import box
+        from rich.table import Table
+
+        if total:
+            echo("\u2500" * (sum(self._widths) + 2 * len(self._widths) - 2))
+        style = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False, "show_edge": False}
+        table = Table(show_header=not self._begun, **style)  # type: ignore[arg-type]
+        for name, width in zip(self._columns, self._widths, strict=True):
+            right = name.startswith(">")
+            header, side = _text(name.lstrip(">")), "right" if right else "left"
+            table.add_column(header, width=width, justify=side, overflow="fold", no_wrap=right)  # type: ignore[arg-type]
+        table.add_row(*map(_text, cells))
+        _print(table, None)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        self._begun = True
 
 
 def size(bytes_: float | None) -> str:

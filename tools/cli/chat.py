@@ -54,11 +54,11 @@ def command(
     options = asked_options(model, sampling)
     if prompt == "-" or prompt_file == STDIN:
         raise click.UsageError("stdin is where lines come from; give a text, or --prompt-file FILE")
-    start = read_prompt(prompt, prompt_file, messages) or b""
+    start = read_prompt(prompt, prompt_file, model, messages) or b""
     loaded = load_model(messages, model, engine)
     state = ChatSession(loaded, options, start)
     chat = Chat(messages, state, TextOutput(shown=True))
-    reader = line_reader(complete)
+    reader = line_reader(complete, state.positions - 1)
     if len(state.text) >= state.positions:
         raise click.UsageError(
             f"--prompt is {len(state.text)} bytes long; the model has room for {state.positions - 1}"

@@ -65,7 +65,7 @@ def command(
     generation_config.json, its values are the defaults; `inspect` shows them.
     """
     options = asked_options(model, sampling)
-    data = read_prompt(prompt, prompt_file, messages)
+    data = read_prompt(prompt, prompt_file, model, messages)
     if data is None:
         raise click.UsageError("--prompt is missing; give a text, - for stdin, or --prompt-file FILE")
     positions = 1 + len(data) + options.max_new_bytes

@@ -86,14 +86,14 @@ def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
 def spread(args: Sequence[str], flags: Collection[str]) -> list[str]:
     """`args` with the flag repeated before every file but the first that follows it.
 
-    What follows belongs to the flag up to the next option or directory: bundles are directories.
+    What follows belongs to the flag up to the next option, bundle or checkpoint.
     """
     result: list[str] = []
     flag, taken = "", 0
     for at, arg in enumerate(args):
         if arg == "--":
             return [*result, *args[at:]]
-        if flag and taken and (arg == "-" or not arg.startswith("-")) and not Path(arg).is_dir():
+        if flag and taken and (arg == "-" or not arg.startswith("-")) and not is_model(Path(arg)):
             result.append(flag)
         elif flag and taken:
             flag = ""
@@ -105,6 +105,11 @@ def spread(args: Sequence[str], flags: Collection[str]) -> list[str]:
             flag, taken = arg.partition("=")[0], 1
         result.append(arg)
     return result
+
+
+def is_model(path: Path) -> bool:
+    """Whether a path is the directory of a bundle or of a checkpoint: no folder of texts."""
+    return any(os.path.lexists(path / name) for name in (MANIFEST_NAME, "config.json", "params.json"))
 
 
 class Value(AnyType):
@@ -202,6 +207,20 @@ class InputFile(Value):
         if path.is_dir():
             raise ValueError(f"{text} is a directory; give a file")
         if not os.access(path, os.R_OK):
+            raise ValueError(f"{text} can't be read; check its permissions")
+        return path
+
+
+class TextSource(InputFile):
+    """A text file, a folder of them at any depth, or `STDIN` for `-`."""
+
+    def read(self, text: str) -> Path:
+        path = Path(text)
+        if not path.is_dir():
+            return super().read(text)
+        if is_model(path):
+            raise ValueError(f"{text} is a model's directory; give a text, or a folder of texts")
+        if not os.access(path, os.R_OK | os.X_OK):
             raise ValueError(f"{text} can't be read; check its permissions")
         return path
 
