@@ -6,7 +6,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from ..runtime.errors import first_line
+from ..runtime.errors import first_line, requirement
 from .checkpoint_base import Checkpoint, CheckpointError, read_json
 from .generation_config import read_generation
 from .huggingface import open_huggingface
@@ -79,7 +79,7 @@ def _fetch(hub_id: str) -> Path:
         from huggingface_hub import errors
     except ImportError as error:
         raise CheckpointError(
-            f"{hub_id}: no such folder, and fetching a hub id needs: pip install 'blt-edge[export]'"
+            f"{hub_id}: no such folder, and fetching a hub id needs: pip install {requirement('export')}"
         ) from error
     try:
         return Path(huggingface_hub.snapshot_download(hub_id, allow_patterns=list(_HUB_FILES)))

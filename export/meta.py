@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graphs.fields import ConfigError
-from ..runtime.errors import first_line
+from ..runtime.errors import first_line, requirement
 from ..runtime.fields import shown
 from .checkpoint_base import (
     HASH_EMBEDDING,
@@ -94,7 +94,7 @@ class TorchFile:
             import torch
         except ImportError as error:
             raise CheckpointError(
-                f"{path}: reading a .pth file needs torch: pip install 'blt-edge[validate]'"
+                f"{path}: reading a .pth file needs torch: pip install {requirement('validate')}"
             ) from error
         self._torch = torch
         try:

@@ -21,11 +21,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, TextIO
 
 import click
 
-from ..runtime.errors import BltError, BltWarning
+from ..runtime.errors import BltError, BltWarning, requirement
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -34,13 +34,15 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: nobody knows)."""
 
 _PIPE_WIDTH = 100_000
+PROSE_WIDTH = 100
+"""Columns of what is read rather than cut up by programs, where no terminal says how many there are."""
 _EXTRAS = {
     "cpu": ("onnxruntime",),
     "export": ("onnx", "onnx_ir", "onnxscript", "safetensors", "ml_dtypes", "huggingface_hub"),
     "validate": ("torch", "transformers"),
     "serve": ("starlette", "uvicorn", "prometheus_client"),
 }
-"""Optional packages, by what installs them: pip install 'blt-edge[...]'."""
+"""Optional packages, by the extra that installs them."""
 
 
 class _Visible(dict[int, "int | str"]):
@@ -193,7 +195,7 @@ def foreseen_line(error: Exception) -> str | None:
         name = (error.name or "").partition(".")[0]
         for extra, packages in _EXTRAS.items():
             if name in packages:
-                install = f"pip install 'blt-edge[{extra}]'"
+                install = f"pip install {requirement(extra)}"
                 return f"this needs the package {name}, which is not installed: {install}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
@@ -276,10 +278,15 @@ def status(messages: Messages, first: str = "") -> Iterator[Callable[[str], None
 
 
 def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], file: IO[str] | None = None, *, total: bool = False
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    file: IO[str] | None = None,
+    *,
+    total: bool = False,
+    prose: bool = False,
 ) -> None:
     """Print rows under a header. A column whose name begins with ">" is aligned right; `total` sets the last
-    row apart. A cell "ok" or "FAIL" is coloured where colour can be seen.
+    row apart; `prose` folds cells in a pipe, too. A cell "ok" or "FAIL" is coloured where colour can be seen.
     """
     from rich import box
     from rich.table import Table
@@ -292,11 +299,13 @@ def print_table(
         )
     for index, row in enumerate(rows):
         table.add_row(*map(_text, row), end_section=total and index == len(rows) - 2)
-    _print(table, file)
+    _print(table, file, PROSE_WIDTH if prose else _PIPE_WIDTH)
 
 
-def print_fields(fields: Sequence[tuple[str, str]], file: IO[str] | None = None) -> None:
-    """Print names and values in two columns."""
+def print_fields(
+    fields: Sequence[tuple[str, str]], file: IO[str] | None = None, *, prose: bool = False
+) -> None:
+    """Print names and values in two columns; `prose` folds values in a pipe, too."""
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
@@ -304,7 +313,7 @@ def print_fields(fields: Sequence[tuple[str, str]], file: IO[str] | None = None)
     table.add_column(overflow="fold")
     for name, value in fields:
         table.add_row(_text(name, "bold"), _text(value))
-    _print(table, file)
+    _print(table, file, PROSE_WIDTH if prose else _PIPE_WIDTH)
 
 
 def _text(value: str, style: str = "") -> Text:
@@ -313,7 +322,7 @@ def _text(value: str, style: str = "") -> Text:
     return Text(printable(value), style={"ok": "green", "FAIL": "bold red"}.get(value, style))
 
 
-def _print(renderable: object, file: IO[str] | None) -> None:
+def _print(renderable: object, file: IO[str] | None, pipe_width: int = _PIPE_WIDTH) -> None:
     from rich.console import Console
 
     target = sys.stdout if file is None else file
@@ -323,7 +332,7 @@ def _print(renderable: object, file: IO[str] | None) -> None:
         Console(file=target).print(renderable)
         return
     text = io.StringIO()
-    Console(file=text, width=_PIPE_WIDTH, color_system=None).print(renderable)
+    Console(file=text, width=pipe_width, color_system=None).print(renderable)
     target.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
 
 
@@ -451,7 +460,7 @@ class TextOutput:
         TextOutput.unfinished = None
 
 
-def write_bytes(data: bytes, file: IO[str] | None = None) -> None:
+def write_bytes(data: bytes, file: TextIO | None = None) -> None:
     """Write bytes on stdout, or on `file`, at once: past the stream's encoding and its ends of lines."""
     target = sys.stdout if file is None else file
     if target is not None:

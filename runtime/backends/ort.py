@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cache import StageCache
-from ..errors import BackendError, BundleError, engine_error
+from ..errors import BackendError, BundleError, engine_error, requirement
 from ..host import describe_processor
 from ..manifest import Manifest
 from .base import HOST, CacheLimits, Done, ordered_cache, ring_cache
@@ -45,7 +45,7 @@ def import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise BackendError(
-            "device 'cpu' needs ONNX Runtime, which is not installed; pip install 'blt-edge[cpu]'"
+            f"device 'cpu' needs ONNX Runtime, which is not installed; pip install {requirement('cpu')}"
         ) from error
     return onnxruntime
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..cache import StageCache
-from ..errors import BackendError, engine_error
+from ..errors import BackendError, engine_error, requirement
 from ..manifest import Manifest
 from .base import CacheLimits
 from .gpu import DeviceRingCache, Gpu, GpuCall, drop
@@ -59,10 +59,10 @@ class Provider:
 
 
 PROVIDERS = {
-    "cuda": Provider("CUDAExecutionProvider", "pip install 'blt-edge[gpu]'", exact={"use_tf32": "0"}),
+    "cuda": Provider("CUDAExecutionProvider", f"pip install {requirement('gpu')}", exact={"use_tf32": "0"}),
     "ort-tensorrt": Provider(
         "TensorrtExecutionProvider",
-        "pip install 'blt-edge[gpu]' and TensorRT 10's libraries (libnvinfer.so.10)",
+        f"pip install {requirement('gpu')} and TensorRT 10's libraries (libnvinfer.so.10)",
         graph_option="trt_cuda_graph_enable",
         switch=("False", "True"),
         caches={

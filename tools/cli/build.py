@@ -56,11 +56,12 @@ _tensorrt_options = options(
     option(
         "--optimization-level", type=int, shown="TensorRT's own", help="TensorRT: how hard it tries, 0 to 5."
     ),
+    title="TensorRT",
 )
 """What TensorRT's engines are built for, by the fields of `TensorRtOptions`; None is the default there."""
 
 
-@verb("build")
+@verb("build", "demo-bundle", "demo-bundle --target tensorrt-rtx --compute-capability 8.6")
 @bundle_argument
 @option("--target", type=OneOf(TARGETS), default="onnxruntime", help="Engine to prepare the graphs for.")
 @option("--force", help="Build again what is there already.")

@@ -20,7 +20,11 @@ _SHOWN = 600
 """Characters of the text that a person is shown at the start."""
 
 
-@verb("chat")
+@verb(
+    "chat",
+    "-m demo-bundle --temperature 0.7",
+    '-m demo-bundle -p "Once upon a time" -n 80 --temperature 0.7 --seed 7',
+)
 @model_option
 @click.option("-p", "--prompt", metavar="TEXT", help="Text to start with, before the first line.")
 @click.option(

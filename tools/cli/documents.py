@@ -18,9 +18,10 @@ from typing import Any, BinaryIO
 
 import click
 
+from ...runtime.errors import requirement
 from ...runtime.files import write_whole
 from ..output import Messages, echo, is_terminal
-from .options import STDIN, F, OutputFile
+from .options import STDIN, F, OutputFile, options
 
 MOST_READ = 1_000_000_000
 """Bytes of an input that has to be in memory: a device or a pipe may have no end."""
@@ -94,7 +95,8 @@ def shown_name(path: Path) -> str:
 
 def output_option(flag: str, instead: str, text: str) -> Callable[[F], F]:
     """An option for a file to write; instead: what there is without it, such as "no picture"."""
-    return click.option(flag, type=OutputFile(), metavar="FILE", show_default=instead, help=text)
+    one = click.option(flag, type=OutputFile(), metavar="FILE", show_default=instead, help=text)
+    return options(one, title="Output")
 
 
 def write_json(target: Path | None, document: Mapping[str, Any]) -> None:
@@ -132,7 +134,7 @@ def check_plot(plot: Path | None) -> None:
         raise click.UsageError(f"--plot: got {plot}; give a file that ends with .png, .svg or .pdf")
     if importlib.util.find_spec("matplotlib") is None:
         raise click.ClickException(
-            "--plot needs matplotlib, which is not installed: pip install 'blt-edge[plot]'"
+            f"--plot needs matplotlib, which is not installed: pip install {requirement('plot')}"
         )
 
 

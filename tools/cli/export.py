@@ -14,7 +14,7 @@ import click
 from ...runtime.names import STAGES
 from ..output import Messages, count, echo, print_table, progress_bar, size, status
 from .documents import finish_written, write_json
-from .options import STDIN, CheckpointSource, OneOf, json_option, option, tolerance_options, verb
+from .options import STDIN, CheckpointSource, OneOf, json_option, needed, option, tolerance_options, verb
 from .quantize import precision_option, quantization, quantization_options
 from .validate import ReferenceChoice, check_tolerances, checkpoint_reference, validate_written
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from ...export.quantize import QuantizationOptions
 
 
-@verb("export")
+@verb("export", "demo -o demo-bundle", "path/to/checkpoint -o bundle --precision int4")
 @click.argument("source", type=CheckpointSource(), metavar="MODEL")
-@option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Bundle to write.")
+@needed(option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Bundle to write."))
 @precision_option("fp32, fp16, int8, int8w or int4")
 @option(
     "--tables",

@@ -27,16 +27,20 @@ from ..output import (
 )
 from .documents import read_prompt, write_json
 from .model_options import EngineOptions, asked_options, engine_options, load_model, sampling_options
-from .options import STDIN, InputFile, json_option, model_option, verb
+from .options import STDIN, InputFile, json_option, model_option, needed, verb
 
 if TYPE_CHECKING:
     from ...runtime import GenerationChunk, GenerationStats
     from ...runtime.engines import Engine
 
 
-@verb("generate")
+@verb(
+    "generate",
+    '-m demo-bundle -p "Once upon a time" --temperature 0.7 --seed 7',
+    "-m demo-bundle --prompt-file prompt.txt -n 500 --temperature 0.7 --top-p 0.95",
+)
 @model_option
-@click.option("-p", "--prompt", metavar="TEXT", help="Text to continue; - reads it from stdin.")
+@needed(click.option("-p", "--prompt", metavar="TEXT", help="Text to continue; - reads it from stdin."))
 @click.option(
     "--prompt-file",
     type=InputFile(),

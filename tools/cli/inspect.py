@@ -27,7 +27,7 @@ LINTS = ("tensorrt-10.3", "tensorrt-11", "tensorrt-rtx")
 """The linter's rule sets; repeated here because asking it would import onnx."""
 
 
-@verb("inspect")
+@verb("inspect", "demo-bundle", "demo-bundle --verify --json -")
 @bundle_argument
 @verify_option
 @option(

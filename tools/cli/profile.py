@@ -46,7 +46,7 @@ def _sweep_option(*flags: str, one: Any, metavar: str, default: str | None, text
     )
 
 
-@verb("profile")
+@verb("profile", "-m demo-bundle", "-m demo-bundle --threads 1,2,4 --json profile.json")
 @model_option
 @option("--device", type=OneOf(DEVICES), default="auto", help="Where to run.")
 @_sweep_option(

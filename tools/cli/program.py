@@ -66,6 +66,12 @@ class Program(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`help` and `help VERB` are `--help` and `VERB --help`."""
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        return super().parse_args(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
@@ -174,7 +180,7 @@ def program() -> None:
 
     \b
       blt-edge export demo -o demo-bundle
-      blt-edge generate -m demo-bundle -p "Once upon a time"
+      blt-edge generate -m demo-bundle -p "Once upon a time" --temperature 0.7 --seed 7
 
-    `blt-edge VERB --help` describes a verb and its options.
+    `blt-edge help VERB` describes a verb and its options.
     """

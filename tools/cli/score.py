@@ -23,7 +23,7 @@ _WIDEST = ("100,000,000", "100,000,000", "1,000.00", "unreadable", "100,000")
 """Cells that the columns behind the names have room for."""
 
 
-@verb("score")
+@verb("score", "-m demo-bundle alice.txt", "-m demo-bundle texts/ --json scores.json")
 @model_option
 @click.argument("files", type=TextSource(), nargs=-1, required=True, metavar="FILE...")
 @option(

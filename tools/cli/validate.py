@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Literal
 
 import click
 
-from ...runtime.errors import BltWarning, FailedValidationWarning
+from ...runtime.errors import BltWarning, FailedValidationWarning, requirement
 from ...runtime.host import available_memory
 from ..output import Messages, echo, print_table, size, status
 from .documents import write_json
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 _PARAMETER_BYTES = 4 * 1.3
 # A float32 bundle while it is loaded takes twice its graphs, one made of it at most as much again.
 _BUNDLES_FACTOR = 3
-_NO_ENGINE = "ONNX Runtime, which would run bundles, is not installed (pip install 'blt-edge[cpu]')"
+_NO_ENGINE = f"ONNX Runtime, which would run bundles, is not installed (pip install {requirement('cpu')})"
 
 
-@verb("validate")
+@verb("validate", "demo-bundle", "bundle --reference path/to/checkpoint")
 @bundle_argument
 @option(
     "--reference",
@@ -55,7 +55,7 @@ _NO_ENGINE = "ONNX Runtime, which would run bundles, is not installed (pip insta
     "--golden", type=InputFile(), metavar="FILE", help="Compare with a golden file, without transformers."
 )
 @tolerance_options
-@option("--threads", type=int, shown="as many as the engine likes", help="CPU threads.")
+@option("-t", "--threads", type=int, shown="as many as the engine likes", help="CPU threads.")
 @option("--verify", help="Check the sha256 of whole files first; without a reference, always.")
 @json_option
 def command(
@@ -152,7 +152,9 @@ def _packaged_demo(manifest: Manifest) -> ReferenceChoice:
     try:
         from ...export import CheckpointError, open_checkpoint
     except ModuleNotFoundError as error:
-        missing = f"the package {error.name}, which could, is not installed (pip install 'blt-edge[export]')"
+        missing = (
+            f"the package {error.name}, which could, is not installed (pip install {requirement('export')})"
+        )
         return replace(unknown, why_not=(*unknown.why_not, missing))
     try:
         with open_checkpoint("demo") as checkpoint:
