@@ -5,6 +5,7 @@
 # make mutants  whether the tests notice small wrong changes of runtime and graphs (an hour);
 #               make mutants ONLY=runtime.patching tries one module
 # make bench    measurements behind the README's figures (minutes; best on a quiet machine)
+# make help     this list
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,13 +14,16 @@ DEMO := demo-bundle
 FOLDERS := runtime graphs export calibration tools
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types pytest matrix mutants bench clean
+.PHONY: help demo test lint types pytest matrix mutants bench clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate
 	$(BIN)/blt-edge build $(DEMO)
 	$(BIN)/blt-edge validate $(DEMO) --golden export/demo/golden.safetensors
 	$(BIN)/blt-edge generate -m $(DEMO) -p "Once upon a time" -n 200 --temperature 0.7 --seed 7
+
+help:
+	@sed -n '/^#/!q; s/^# //p' $(firstword $(MAKEFILE_LIST))
 
 test: lint types pytest
 

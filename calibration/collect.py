@@ -80,8 +80,9 @@ def collect_observations(
 ) -> Observations:
     """Read windows of the texts with a float32 bundle and observe what enters its weight products.
 
-    texts: files, None takes the bundled ones. windows: how many at most. window_bytes: bytes of each; None
-    takes 511, or what the model was trained on when that is less. stages: those to observe, None = all.
+    texts: files and folders, None takes the bundled ones. windows: how many at most. window_bytes: bytes of
+    each; None takes 511, or what the model was trained on when that is less. stages: those to observe, None =
+    all.
     divisors: weight name -> float32 [K] that its input is divided by before it is observed
     (`smooth.Smoothing.divisors`). threads: CPU threads, None leaves it to the engine. progress(bytes done,
     all).
@@ -99,7 +100,7 @@ def collect_observations(
             )
     size = min(_WINDOW_IDS, manifest.model.trained_context) - 1 if window_bytes is None else window_bytes
     size = checked_int("window_bytes", size, 1, manifest.model.max_positions - 1)
-    opened = bundled_texts() if texts is None else open_texts(texts)
+    opened = bundled_texts() if texts is None else open_texts(texts, size)
     chosen = choose_windows(opened, windows, size, seed)
     observers: dict[str, ActivationObserver] = {}
 
@@ -126,8 +127,8 @@ def check_texts(
     texts: Sequence[str | Path] | None, windows: int, trained_context: int, seed: int = 0
 ) -> None:
     """Raise OptionError when `collect_observations` would refuse the texts for a model of this context."""
-    opened = bundled_texts() if texts is None else open_texts(texts)
-    choose_windows(opened, windows, min(_WINDOW_IDS, trained_context) - 1, seed)
+    size = min(_WINDOW_IDS, trained_context) - 1
+    choose_windows(bundled_texts() if texts is None else open_texts(texts, size), windows, size, seed)
 
 
 def check_method(method: str) -> None:

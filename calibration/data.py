@@ -1,10 +1,12 @@
 """Texts to calibrate on, and the windows of them that are read: chosen by a seed, spread over every text.
 
-Files are never read whole: a window is read when it is its turn, so a file may be of any size.
+Files are never read whole: a window is read when it is its turn, so a file may be of any size. What of a
+folder is text, is decided here for every verb that takes texts.
 """
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +16,15 @@ import numpy as np
 
 from ..runtime.errors import OptionError
 
-__all__ = ["BUNDLED_TEXTS", "CalibrationText", "Window", "bundled_texts", "choose_windows", "open_texts"]
+__all__ = [
+    "BUNDLED_TEXTS",
+    "CalibrationText",
+    "Window",
+    "bundled_texts",
+    "choose_windows",
+    "open_texts",
+    "texts_in",
+]
 
 BUNDLED_TEXTS = ("english.txt", "multilingual.txt")
 """The texts that come with the package: English prose, and the same declaration in 28 languages."""
@@ -61,11 +71,56 @@ def bundled_texts() -> list[CalibrationText]:
     return [_open(_FOLDER / name, f"bundled:{name}") for name in BUNDLED_TEXTS]
 
 
-def open_texts(paths: Sequence[str | Path]) -> list[CalibrationText]:
-    """The user's texts. Raises OptionError for a file that is missing, no regular file, empty or binary."""
+def texts_in(folder: Path) -> list[Path]:
+    """The text files of a folder at any depth, in the order of their paths, empty ones too.
+
+    What is hidden, a link, no regular file, or binary is left out. Raises OptionError when none is left, or
+    the folder can't be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise OptionError(f"{error.filename} cannot be read ({error.strerror}); check its permissions")
+
+    found: list[Path] = []
+    for where, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(where, name) for name in names if not name.startswith(".")]
+    texts = [path for path in sorted(found) if _is_text(path)]
+    if not texts:
+        raise OptionError(f"{folder} holds no text file ({len(found)} others); give a folder of plain texts")
+    return texts
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
+        _refuse_binary(path, _read(path, 0, _PROBE_BYTES), 0)
+    except OptionError:
+        return False
+    except OSError:  # whoever reads it says why not
+        return True
+    return True
+
+
+def open_texts(paths: Sequence[str | Path], least: int = 1) -> list[CalibrationText]:
+    """The user's texts, of folders what `texts_in` finds there of `least` bytes or more.
+
+    Raises OptionError for a file that is missing, no regular file, empty or binary, and for a folder without
+    such texts.
+    """
     if not paths:
         raise OptionError("there is no calibration text; give one or more text files")
-    return [_open(Path(path), Path(path).name) for path in paths]
+    opened: list[CalibrationText] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            opened.append(_open(path, path.name))
+            continue
+        texts = [text for text in texts_in(path) if text.stat().st_size >= least]
+        if not texts:
+            raise OptionError(f"{path}: none of its texts has {least} bytes; give a folder with longer ones")
+        opened += [_open(text, text.relative_to(path).as_posix()) for text in texts]
+    return opened
 
 
 def choose_windows(texts: Sequence[CalibrationText], count: int, size: int, seed: int = 0) -> list[Window]:

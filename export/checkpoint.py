@@ -6,7 +6,7 @@ import re
 from importlib import resources
 from pathlib import Path
 
-from ..runtime.errors import first_line
+from ..runtime.errors import first_line, requirement
 from ..runtime.paths import folder_name
 from .checkpoint_base import Checkpoint, CheckpointError, one_line, read_json
 from .generation_config import read_generation
@@ -95,7 +95,7 @@ def _fetch(source: str, hub_id: str, revision: str | None) -> Path:
         from huggingface_hub import errors
     except ImportError as error:
         raise CheckpointError(
-            f"{source}: no such folder, and fetching a hub id needs: pip install 'blt-edge[export]'"
+            f"{source}: no such folder, and fetching a hub id needs: pip install {requirement('export')}"
         ) from error
     try:
         return Path(

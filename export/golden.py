@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.errors import BltError, first_line
+from ..runtime.errors import BltError, first_line, requirement
 from ..runtime.files import write_whole
 from ..runtime.paths import native_path
 from .checkpoint import CheckpointError, open_checkpoint
@@ -212,7 +212,7 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
         raise GoldenError(
-            "reading a golden file needs safetensors: pip install 'blt-edge[export]'"
+            f"reading a golden file needs safetensors: pip install {requirement('export')}"
         ) from error
     if not path.is_file():
         raise GoldenError(f"{path}: no such file; write it with python -m blt_edge.tools.models.write_golden")

@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..graphs.fields import ConfigError
-from ..runtime.errors import first_line
+from ..runtime.errors import first_line, requirement
 from ..runtime.fields import shown
 from ..runtime.paths import native_path
 from .checkpoint_base import (
@@ -107,7 +107,7 @@ class TorchFile:
             import torch
         except ImportError as error:
             raise CheckpointError(
-                f"{path}: reading a .pth file needs torch: pip install 'blt-edge[validate]'"
+                f"{path}: reading a .pth file needs torch: pip install {requirement('validate')}"
             ) from error
         self._torch = torch
         try:

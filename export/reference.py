@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.errors import BltError, first_line
+from ..runtime.errors import BltError, first_line, requirement
 from ..runtime.paths import native_path
 from .checkpoint_base import CheckpointError, read_json
 
@@ -364,12 +364,12 @@ def _import_packages() -> tuple[Any, Any]:
         import transformers
     except ImportError as error:
         raise ReferenceModelError(
-            f"the reference needs torch and transformers ({error}): pip install 'blt-edge[validate]'"
+            f"the reference needs torch and transformers ({error}): pip install {requirement('validate')}"
         ) from error
     if _release(transformers.__version__) < _OLDEST:
         raise ReferenceModelError(
             f"transformers {transformers.__version__} is too old to compare with, at least 5.23 is needed: "
-            "pip install -U 'blt-edge[validate]'"
+            f"pip install -U {requirement('validate')}"
         )
     return torch, transformers
 

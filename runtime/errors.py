@@ -7,6 +7,8 @@ Messages say what was got, what is allowed, and what to do.
 from __future__ import annotations
 
 import re
+import shlex
+from pathlib import Path
 
 __all__ = [
     "BackendError",
@@ -20,10 +22,12 @@ __all__ = [
     "engine_error",
     "first_line",
     "ran_out_of_memory",
+    "requirement",
 ]
 
 _LONGEST = 240
 _NO_MEMORY = re.compile(r"bad.?alloc|out ?of ?memory|failed to allocate|unable to allocate", re.IGNORECASE)
+_CLONE = Path(__file__).resolve().parents[1]
 
 
 class BltError(Exception):
@@ -87,3 +91,14 @@ def engine_error(what: str, error: BaseException, advice: str = "") -> BackendEr
             "smaller precision (blt-edge quantize)"
         )
     return kind(f"{what}: {first_line(error)}", advice)
+
+
+def requirement(extra: str) -> str:
+    """What pip is to install for an extra, ready to be pasted after `pip install`.
+
+    The package is on no index: in a clone it is the clone itself, wherever one stands. Where a wheel was
+    installed, pip gets what the extra adds.
+    """
+    if (_CLONE / "pyproject.toml").is_file():
+        return f"-e {shlex.quote(f'{_CLONE}[{extra}]')}"
+    return f"'blt-edge[{extra}]'"

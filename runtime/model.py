@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -241,15 +241,16 @@ class BltModel:
 
     def score(
         self,
-        data: str | bytes,
+        data: str | bytes | BinaryIO,
         *,
         context: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Score:
         """Bits per byte of `data` over all 260 classes, in windows of `context` ids, each from BOS.
 
-        context None takes the trained context that the manifest names. progress(bytes done, bytes in all).
-        Raises OptionError for an empty text, or a context that the model has no positions for.
+        data may be an open file of any size. context None takes the trained context that the manifest names.
+        progress(bytes done, bytes in all, 0 for a file). Raises OptionError for an empty text, or a context
+        that the model has no positions for.
         """
         size = self.manifest.model.trained_context if context is None else context
         size = checked_int("context", size, 2, self.limits.max_positions)

@@ -5,10 +5,12 @@ Both look at sequences only. What they do not know: bundles, sampling, stop stri
 
 from __future__ import annotations
 
+import io
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,7 @@ from .sampling import log_probabilities
 from .sequence import Sequence
 from .vocabulary import BYTE_OFFSET, byte_ids, encode
 
-__all__ = ["ByteDetail", "Score", "byte_details", "likelihood", "score"]
+__all__ = ["ByteDetail", "EmptyTextError", "Score", "byte_details", "likelihood", "score"]
 
 # 1. One byte after the other.
 
@@ -117,31 +119,35 @@ class Score:
         return self.bytes / self.seconds if self.seconds > 0 else 0.0
 
 
+class EmptyTextError(OptionError):
+    """A text has no byte that could be scored."""
+
+
 def score(
     new_sequence: Callable[[], Sequence],
-    data: bytes,
+    data: bytes | BinaryIO,
     context: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Score:
     """Score `data` in windows of `context` (>= 2) ids: BOS and the next context - 1 bytes, without overlap.
 
-    Each window is read by a new sequence. progress(bytes done, bytes in all). Raises OptionError for an empty
-    text, PromptTooLongError when a sequence has no positions for a window.
+    Each window is read by a new sequence; of a stream no more than a window is held. progress(bytes done,
+    bytes in all, 0 for a stream). Raises EmptyTextError, and PromptTooLongError when a sequence has no
+    positions for a window.
     """
-    if not data:
-        raise OptionError("there is nothing to score: the text is empty")
     started = time.perf_counter()
-    bits, patches = 0.0, 0
-    windows = range(0, len(data), context - 1)
-    for start in windows:
-        window = data[start : start + context - 1]
+    bits, done, patches, windows = 0.0, 0, 0, 0
+    stream, total = (io.BytesIO(data), len(data)) if isinstance(data, bytes) else (data, 0)
+    while window := stream.read(context - 1):
         sequence = new_sequence()
         bits += _bits(sequence, window)
         patches += sequence.boundaries.count
+        done, windows = done + len(window), windows + 1
         if progress is not None:
-            progress(start + len(window), len(data))
-    seconds = time.perf_counter() - started
-    return Score(bits / len(data), len(data), patches, len(windows), context, seconds)
+            progress(done, total)
+    if not done:
+        raise EmptyTextError("there is nothing to score: the text is empty")
+    return Score(bits / done, done, patches, windows, context, time.perf_counter() - started)
 
 
 def _bits(sequence: Sequence, window: bytes) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from .cli.program import NAME, VERBS, program
-from .output import option_name
+from .cli.verbs import VerbCommand, usage_pieces
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 
@@ -37,8 +37,8 @@ wrong usage. Every verb also takes:
 _TAIL = """\
 ## With Optimum
 
-Where Hugging Face's Optimum is installed (`pip install 'blt-edge[optimum]'`), its command line exports, too:
-with the same options, checks and exit codes as `blt-edge export`, and the checkpoint as `-m`.
+Where Hugging Face's Optimum is installed (`pip install '.[optimum]'` in the clone), its command line exports,
+too: with the same options, checks and exit codes as `blt-edge export`, and the checkpoint as `-m`.
 
 ```console
 $ optimum-cli export blt -m demo optimum-bundle --precision int4
@@ -60,15 +60,14 @@ def page() -> str:
 
 
 def _section(command: click.Command) -> str:
-    arguments = [one for one in command.params if isinstance(one, click.Argument)]
     options = [one for one in command.params if isinstance(one, click.Option) and one.name not in _COMMON]
-    required = [f"{one.opts[0]} {one.metavar}" for one in options if one.required and one.metavar is not None]
-    words = [NAME, str(command.name), *required, *["[OPTIONS]"] * (len(options) > len(required))]
-    usage = " ".join([*words, *(one.metavar or option_name(one) for one in arguments)])
+    usage = " ".join([NAME, str(command.name), *usage_pieces(command)])
     lines = [f"## {command.name}", "", "```text", usage, "```", "", _prose(command.help or ""), ""]
     if options:
         lines += [*_table(options), ""]
-    return "\n".join(lines)
+    assert isinstance(command, VerbCommand)
+    examples = [f"{NAME} {command.name} {example}".rstrip() for example in command.examples]
+    return "\n".join([*lines, "```text", *examples, "```", ""] if examples else lines)
 
 
 def _table(options: Sequence[click.Parameter]) -> Iterator[str]:

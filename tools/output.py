@@ -1,49 +1,69 @@
 """What people are shown: progress, figures and error lines on stderr, tables and generated text on stdout.
 
 On a terminal progress is a bar that leaves nothing behind; in a pipe it is one plain line per step. A table
-in a pipe is never cut or folded. An error is one line in the user's words, whoever raised it. rich is
-imported when something is shown.
+in a pipe is never cut or folded. An error is one line in the user's words, whoever raised it. Nothing that a
+file, a model or a name says controls a terminal: what one would obey, or not show, is written as an escape.
+rich is imported when something is shown.
 What it does not know: verbs and their options, the server. Nothing below it prints.
 """
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 import signal
 import sys
 import threading
+import traceback
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, ClassVar
+from typing import IO, TYPE_CHECKING, Any, ClassVar, TextIO
 
 import click
 
-from ..runtime.errors import BltError, BltWarning
+from ..runtime.errors import BltError, BltWarning, requirement
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with what is being done, how much of it is done, and how much there is (0: nobody knows)."""
 
 _PIPE_WIDTH = 100_000
+PROSE_WIDTH = 100
+"""Columns of what is read rather than cut up by programs, where no terminal says how many there are."""
 _EXTRAS = {
     "cpu": ("onnxruntime",),
     "export": ("onnx", "onnx_ir", "onnxscript", "safetensors", "ml_dtypes", "huggingface_hub"),
     "validate": ("torch", "transformers"),
     "serve": ("starlette", "uvicorn", "prometheus_client"),
 }
-"""Optional packages, by what installs them: pip install 'blt-edge[...]'."""
+"""Optional packages, by the extra that installs them."""
 
-# What a terminal would obey becomes visible; a pipe gets everything as it is.
-_VISIBLE = {
-    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-}
+
+class _Visible(dict[int, "int | str"]):
+    """A table for `str.translate`: controls, bidirectional and other invisible format characters (categories
+    Cc, Cf), halves of pairs and separators of lines become escapes; `signs` go before that."""
+
+    def __missing__(self, code: int) -> int | str:
+        hidden = unicodedata.category(chr(code)) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        return chr(code).encode("unicode_escape").decode("ascii") if hidden else code
+
+
+_TAB, _NEWLINE = {9: 9}, {10: 10}
+_LINE = _Visible(_TAB)
+_LINES = _Visible(_TAB | _NEWLINE)
+# Text keeps its length in columns where there is a sign.
+_TEXT = _Visible(
+    {code: 0x2400 + code for code in range(32)}
+    | {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
+    | _TAB
+    | _NEWLINE
+)
 
 
 # 1. How much to say, and to whom.
@@ -66,7 +86,7 @@ class Messages:
     def note(self, line: str) -> None:
         """Write a line on stderr that is no progress and no figure: even -q does not hide it."""
         if sys.stderr is not None:
-            sys.stderr.write(line + "\n")
+            sys.stderr.write(line.translate(_LINE) + "\n")
             sys.stderr.flush()
 
 
@@ -85,6 +105,19 @@ def printable(text: str) -> str:
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in line
     )
+
+
+def echo(line: str = "", file: IO[str] | None = None) -> None:
+    """Write lines on stdout, or on `file`: as they are in a pipe, and with escapes on a terminal."""
+    target = sys.stdout if file is None else file
+    if target is not None:
+        target.write((line.translate(_LINES) if is_terminal(target) else line) + "\n")
+
+
+def show_traceback(error: BaseException) -> None:
+    """Write an exception's traceback on stderr."""
+    if sys.stderr is not None:
+        sys.stderr.write("".join(traceback.format_exception(error)).translate(_LINES))
 
 
 def error_line(text: str, prefix: str = "error: ") -> None:
@@ -162,7 +195,7 @@ def foreseen_line(error: Exception) -> str | None:
         name = (error.name or "").partition(".")[0]
         for extra, packages in _EXTRAS.items():
             if name in packages:
-                install = f"pip install 'blt-edge[{extra}]'"
+                install = f"pip install {requirement(extra)}"
                 return f"this needs the package {name}, which is not installed: {install}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
@@ -207,7 +240,7 @@ def progress_bar(messages: Messages) -> Iterator[Progress]:
         task = display.add_task("preparing", total=None)
 
         def show(what: str, done: int, total: int) -> None:
-            display.update(task, description=printable(what), completed=done, total=total)
+            display.update(task, description=printable(what), completed=done, total=total or None)
 
         yield show
 
@@ -245,10 +278,15 @@ def status(messages: Messages, first: str = "") -> Iterator[Callable[[str], None
 
 
 def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], file: IO[str] | None = None, *, total: bool = False
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    file: IO[str] | None = None,
+    *,
+    total: bool = False,
+    prose: bool = False,
 ) -> None:
     """Print rows under a header. A column whose name begins with ">" is aligned right; `total` sets the last
-    row apart. A cell "ok" or "FAIL" is coloured where colour can be seen.
+    row apart; `prose` folds cells in a pipe, too. A cell "ok" or "FAIL" is coloured where colour can be seen.
     """
     from rich import box
     from rich.table import Table
@@ -261,11 +299,13 @@ def print_table(
         )
     for index, row in enumerate(rows):
         table.add_row(*map(_text, row), end_section=total and index == len(rows) - 2)
-    _print(table, file)
+    _print(table, file, PROSE_WIDTH if prose else _PIPE_WIDTH)
 
 
-def print_fields(fields: Sequence[tuple[str, str]], file: IO[str] | None = None) -> None:
-    """Print names and values in two columns."""
+def print_fields(
+    fields: Sequence[tuple[str, str]], file: IO[str] | None = None, *, prose: bool = False
+) -> None:
+    """Print names and values in two columns; `prose` folds values in a pipe, too."""
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
@@ -273,7 +313,7 @@ def print_fields(fields: Sequence[tuple[str, str]], file: IO[str] | None = None)
     table.add_column(overflow="fold")
     for name, value in fields:
         table.add_row(_text(name, "bold"), _text(value))
-    _print(table, file)
+    _print(table, file, PROSE_WIDTH if prose else _PIPE_WIDTH)
 
 
 def _text(value: str, style: str = "") -> Text:
@@ -282,7 +322,7 @@ def _text(value: str, style: str = "") -> Text:
     return Text(printable(value), style={"ok": "green", "FAIL": "bold red"}.get(value, style))
 
 
-def _print(renderable: object, file: IO[str] | None) -> None:
+def _print(renderable: object, file: IO[str] | None, pipe_width: int = _PIPE_WIDTH) -> None:
     from rich.console import Console
 
     target = sys.stdout if file is None else file
@@ -292,8 +332,44 @@ def _print(renderable: object, file: IO[str] | None) -> None:
         Console(file=target).print(renderable)
         return
     text = io.StringIO()
-    Console(file=text, width=_PIPE_WIDTH, color_system=None).print(renderable)
+    Console(file=text, width=pipe_width, color_system=None).print(renderable)
     target.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
+
+
+class GrowingTable:
+    """A table on stdout whose rows come one by one, each shown at once. A column is as wide as its header and
+    its cell of `widest`; the first, of names, gives way where a terminal is narrow.
+    """
+
+    def __init__(self, columns: Sequence[str], widest: Sequence[str]) -> None:
+        from rich.cells import cell_len
+        from rich.console import Console
+
+        self._columns, self._begun = columns, False
+        pairs = zip(columns, map(printable, widest), strict=True)
+        self._widths = [max(cell_len(name.lstrip(">")), cell_len(cell)) for name, cell in pairs]
+        if is_terminal(sys.stdout):
+            rest = sum(self._widths[1:]) + 2 * len(columns) - 2
+            self._widths[0] = max(8, min(self._widths[0], Console(file=sys.stdout).width - rest))
+
+    def row(self, cells: Sequence[str], *, total: bool = False) -> None:
+        """Print a row, before the first the header; a total is set apart. A row may end early."""
+        from rich import box
+        from rich.table import Table
+
+        if total:
+            echo("\u2500" * (sum(self._widths) + 2 * len(self._widths) - 2))
+        style = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False, "show_edge": False}
+        table = Table(show_header=not self._begun, **style)  # type: ignore[arg-type]
+        for name, width in zip(self._columns, self._widths, strict=True):
+            right = name.startswith(">")
+            header, side = _text(name.lstrip(">")), "right" if right else "left"
+            table.add_column(header, width=width, justify=side, overflow="fold", no_wrap=right)  # type: ignore[arg-type]
+        table.add_row(*map(_text, cells))
+        _print(table, None)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        self._begun = True
 
 
 def size(bytes_: float | None) -> str:
@@ -322,8 +398,36 @@ def count(number: float) -> str:
 # 6. Generated text, and Ctrl-C while it comes.
 
 
+class WholeCharacters:
+    """Cuts UTF-8 that arrives in pieces between characters. The bytes are left as they are."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = b""
+
+    @property
+    def pending(self) -> int:
+        """Bytes held back, 0 to 3: the beginning of a character."""
+        return len(self._held)
+
+    def push(self, data: bytes) -> bytes:
+        """The bytes up to the end of the last whole character; invalid ones are characters, too."""
+        self._decoder.decode(data)
+        data = self._held + data
+        whole = len(data) - len(self._decoder.getstate()[0])
+        self._held = data[whole:]
+        return data[:whole]
+
+    def flush(self) -> bytes:
+        """What was held back. The next push begins a new text."""
+        self._decoder.reset()
+        held, self._held = self._held, b""
+        return held
+
+
 class TextOutput:
-    """stdout, as far as text goes there."""
+    """stdout, as far as text goes there: its bytes as they are, whatever the locale says. A terminal is shown
+    escapes for what it would obey, and U+FFFD for what is no UTF-8."""
 
     unfinished: ClassVar[TextOutput | None] = None
     """The one that has an open line on a terminal."""
@@ -333,19 +437,19 @@ class TextOutput:
         self._visible = is_terminal(self._stream)
         self.open_line = False  # something was written, and no newline after it
 
-    def write(self, text: str) -> None:
-        """Write text at once."""
-        if self._stream is None or not text:
+    def write(self, data: bytes) -> None:
+        """Write text at once: whole characters, on a terminal."""
+        if self._stream is None or not data:
             return
-        self._stream.write(text.translate(_VISIBLE) if self._visible else text)
-        self._stream.flush()
-        self.open_line = not text.endswith("\n")
+        shown = data.decode("utf-8", "replace").translate(_TEXT).encode() if self._visible else data
+        write_bytes(shown, self._stream)
+        self.open_line = not data.endswith(b"\n")
         TextOutput.unfinished = self if self.open_line and self._visible else None
 
     def close_line(self) -> None:
         """Let what follows on stdout begin on a line of its own."""
         if self.open_line:
-            self.write("\n")
+            self.write(b"\n")
 
     def end_line(self) -> None:
         """Let what follows on stderr begin on a line of its own, without adding to stdout."""
@@ -354,6 +458,15 @@ class TextOutput:
             sys.stderr.flush()
         self.open_line = False
         TextOutput.unfinished = None
+
+
+def write_bytes(data: bytes, file: TextIO | None = None) -> None:
+    """Write bytes on stdout, or on `file`, at once: past the stream's encoding and its ends of lines."""
+    target = sys.stdout if file is None else file
+    if target is not None:
+        target.flush()
+        target.buffer.write(data)
+        target.buffer.flush()
 
 
 @contextmanager

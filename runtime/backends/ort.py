@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cache import StageCache
-from ..errors import BackendError, BundleError, engine_error
+from ..errors import BackendError, BundleError, engine_error, requirement
 from ..host import describe_processor
 from ..manifest import Manifest
 from ..paths import native_path
@@ -51,7 +51,7 @@ def import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise BackendError(
-            "device 'cpu' needs ONNX Runtime, which is not installed; pip install 'blt-edge[cpu]'"
+            f"device 'cpu' needs ONNX Runtime, which is not installed; pip install {requirement('cpu')}"
         ) from error
     return onnxruntime
 
@@ -79,7 +79,8 @@ def session_options(ort: Any, precision: str, threads: int | None) -> Any:
     threads None leaves the choice to ONNX Runtime.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    # Its errors are raised, too; its log would show names inside a graph to the terminal as they are.
+    options.log_severity_level = 4
     options.inter_op_num_threads = 1
     # An arena keeps what the largest chunk of a prompt took, four times over, for steps that need next to
     # nothing; without it a step takes as long.

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ..cache import StageCache
-from ..errors import BackendError, engine_error
+from ..errors import BackendError, engine_error, requirement
 from ..manifest import Manifest
 from ..paths import native_path
 from .base import CacheLimits
@@ -60,10 +60,10 @@ class Provider:
 
 
 PROVIDERS = {
-    "cuda": Provider("CUDAExecutionProvider", "pip install 'blt-edge[gpu]'", exact={"use_tf32": "0"}),
+    "cuda": Provider("CUDAExecutionProvider", f"pip install {requirement('gpu')}", exact={"use_tf32": "0"}),
     "ort-tensorrt": Provider(
         "TensorrtExecutionProvider",
-        "pip install 'blt-edge[gpu]' and TensorRT 10's libraries (libnvinfer.so.10)",
+        f"pip install {requirement('gpu')} and TensorRT 10's libraries (libnvinfer.so.10)",
         graph_option="trt_cuda_graph_enable",
         switch=("False", "True"),
         caches={
@@ -167,7 +167,7 @@ class OrtGpuStage:
 
     def _open(self, ort: Any, path: Path, settings: Mapping[str, str]) -> Any:
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # its errors are raised, too, and names made visible then
         name = self._provider.name
         try:
             # Its own way to fall back prints to stdout and hides the reason.

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..cache import StageCache
-from ..errors import BackendError, BundleError, first_line
+from ..errors import BackendError, BundleError, first_line, requirement
 from ..files import write_whole
 from ..manifest import Manifest, StageSpec
 from .base import CacheLimits
@@ -52,13 +52,13 @@ _EDITIONS = {
         ("tensorrt",),
         (10, 3),
         "on a Jetson it comes with JetPack (apt install python3-libnvinfer), elsewhere "
-        "pip install 'blt-edge[tensorrt]'",
+        f"pip install {requirement('tensorrt')}",
     ),
     "tensorrt-rtx": _Edition(
         "TensorRT-RTX",
         ("tensorrt_rtx", "tensorrt_rtx_bindings"),
         (1, 1),
-        "pip install 'blt-edge[tensorrt-rtx]'",
+        f"pip install {requirement('tensorrt-rtx')}",
     ),
 }
 

@@ -7,7 +7,14 @@ import os
 from pathlib import Path
 
 import pytest
-from blt_edge.calibration.data import CalibrationText, Window, bundled_texts, choose_windows, open_texts
+from blt_edge.calibration.data import (
+    CalibrationText,
+    Window,
+    bundled_texts,
+    choose_windows,
+    open_texts,
+    texts_in,
+)
 from blt_edge.runtime import OptionError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -55,13 +62,34 @@ def test_no_text_is_refused(tmp_path: Path, content: bytes, reason: str) -> None
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=r"missing\.txt cannot be read \(No such file"):
         open_texts([tmp_path / "missing.txt"])
-    with pytest.raises(OptionError, match="not a regular file"):
-        open_texts([tmp_path])
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OptionError, match="not a regular file"):
         open_texts([tmp_path / "pipe"])
     with pytest.raises(OptionError, match="no calibration text"):
         open_texts([])
+
+
+def test_of_a_folder_its_texts_are_read(tmp_path: Path) -> None:
+    outside, folder = tmp_path / "outside.txt", tmp_path / "texts"
+    (folder / "b" / ".git").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    outside.write_text("a secret")
+    for name in ("c.txt", "b/z.md", "b/a.txt", ".hidden.txt", ".hidden/x.txt", "b/.git/config"):
+        (folder / name).write_text("It is a text.")
+    (folder / "empty.txt").touch()
+    (folder / "picture.png").write_bytes(b"\x89PNG\r\n\x00\x00")
+    (folder / "link.txt").symlink_to(outside)
+    (folder / "away").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe")
+    found = [path.relative_to(folder).as_posix() for path in texts_in(folder)]
+    assert found == ["b/a.txt", "b/z.md", "c.txt", "empty.txt"]
+    opened = open_texts([folder, outside], 8)
+    assert [text.name for text in opened] == ["b/a.txt", "b/z.md", "c.txt", "outside.txt"]
+    with pytest.raises(OptionError, match="none of its texts has 99 bytes"):
+        open_texts([folder], 99)
+    (folder / "b" / ".git" / "config").write_bytes(b"\0")
+    with pytest.raises(OptionError, match=r"\.git holds no text file"):
+        texts_in(folder / "b" / ".git")
 
 
 def test_binary_data_further_in_is_refused_when_it_is_read(tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def state(model: BltModel, start: bytes = b"", **fields: Any) -> ChatSession:
 
 
 def go_on(chat: ChatSession, typed: bytes = b"") -> str:
-    written: list[str] = []
+    written: list[bytes] = []
     chat.turn(typed, written.append, threading.Event())
-    return "".join(written)
+    return b"".join(written).decode("utf-8", "replace")
 
 
 def visible(data: bytes) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from blt_edge.runtime.errors import requirement
 from blt_edge.runtime.names import STAGES
 
 
@@ -111,7 +112,7 @@ def test_pruning_removes_what_nothing_needs_and_nothing_else(cli, tiny_model, tm
 def test_what_to_install_is_told(refused, tiny_model, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for module in ("tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"):
         monkeypatch.setitem(sys.modules, module, None)
-    assert f"pip install 'blt-edge[{name}]'" in refused("build", tiny_model.bundle, "--target", name, code=1)
+    assert f"pip install {requirement(name)}" in refused("build", tiny_model.bundle, "--target", name, code=1)
 
 
 def test_the_demos_engines_are_built_and_told_of(cli, tmp_path: Path) -> None:

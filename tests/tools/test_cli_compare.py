@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from blt_edge.runtime.errors import requirement
 
 QUICK = ("--context", 60, "--prompts", 2, "--lead-bytes", 4, "--prompt-bytes", 20, "--new-bytes", 4)
 QUICK = (*QUICK, "--repeat", 1, "--threads", 1)
@@ -71,4 +72,4 @@ def test_a_picture_needs_matplotlib(cli, tiny_model, tmp_path: Path, monkeypatch
     (tmp_path / "a.txt").write_bytes(b"text")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     files = ("--text", tmp_path / "a.txt", "--plot", tmp_path / "p.png")
-    assert "pip install 'blt-edge[plot]'" in cli("compare", tiny_model.bundle, *files, code=1).stderr
+    assert f"pip install {requirement('plot')}" in cli("compare", tiny_model.bundle, *files, code=1).stderr

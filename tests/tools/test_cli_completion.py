@@ -58,7 +58,7 @@ def test_options_of_a_verb(verb: str) -> None:
         (("--ver",), ["plain,--version"]),
         (("generate", "--draft", "l"), ["plain,lookup"]),
         (("generate", "--draft=l"), ["plain,lookup"]),
-        (("generate", "-m", ""), ["dir,"]),
+        (("generate", "-m", ""), ["plain,demo", "dir,"]),
         (("generate", "-m", "a", "--prompt-file", "x/y"), ["file,x/y"]),
         (("inspect", "x"), ["dir,x"]),
         (("score", "-m", "a", "b"), ["file,b"]),

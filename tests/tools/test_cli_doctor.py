@@ -43,6 +43,9 @@ def test_the_verb_as_one_calls_it(cli, tiny_model) -> None:
     for word in ("versions", "ONNX Runtime, CPU", "computed a product itself", "portable graphs: "):
         assert word in result.stdout
     assert "trying ONNX Runtime's CPUExecutionProvider" in result.stderr
+    # Commands are to be pasted: they stay whole.
+    wide = [line for line in result.stdout.splitlines() if len(line) > 100]
+    assert all(line.startswith("    ") for line in wide)
 
 
 def test_json(told, here: MachineReport) -> None:

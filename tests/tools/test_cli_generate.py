@@ -120,3 +120,18 @@ def test_drafts_change_no_text_and_are_told_of(generate) -> None:
         texts.add(document["data_base64"])
         assert ("guesses right" in result.stderr) == (document["stats"]["rounds"] > 0)
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "stdin"),
+    [
+        ("generate", ("--prompt-file", "/dev/zero"), b""),
+        ("generate", ("-p", "-"), b"x" * 500),
+        ("chat", ("--prompt-file", "/dev/zero"), b""),
+        ("chat", (), b"x" * 500),
+    ],
+)
+def test_no_more_is_read_than_the_model_can_hold(cli, tiny_model, verb: str, flags, stdin: bytes) -> None:
+    """/dev/zero has no end."""
+    told = cli(verb, "-q", "-m", tiny_model.bundle, *flags, stdin=stdin, code=2).stderr
+    assert "has more than 499 bytes, all that this model has positions for; give" in told

@@ -112,6 +112,7 @@ def test_files_and_standard_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("b1 b2 --text x y z", "b1 b2 --text x --text y --text z"),
         ("--text x y b1 b2", "--text x --text y b1 b2"),
         ("--text x b1 y", "--text x b1 y"),
+        ("--text x folder b2", "--text x --text folder b2"),
         ("--text=x y --seed 1 z", "--text=x --text y --seed 1 z"),
         ("--text x - --force", "--text x --text - --force"),
         ("--text x --calibration y z", "--text x --calibration y --calibration z"),
@@ -124,8 +125,9 @@ def test_files_and_standard_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_several_files_after_one_flag(
     typed: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Directories are bundles, which belong to no flag."""
+    """Bundles and checkpoints belong to no flag, folders of texts do."""
     monkeypatch.chdir(tmp_path)
-    for name in ("b1", "b2"):
+    for name, file in (("b1", "manifest.json"), ("b2", "config.json"), ("folder", "text")):
         (tmp_path / name).mkdir()
+        (tmp_path / name / file).touch()
     assert options.spread(typed.split(), options.FLAGS) == expected.split()

@@ -79,6 +79,76 @@ def test_help_and_page_of_a_verb_say_what_the_table_says_and_every_default(cli, 
             assert option.name in ("verbose", "quiet") or f"| `{option.opts[0]}`" in section
 
 
+SINGLE = [
+    (name, option.opts[-1])
+    for name in VERBS
+    for option in program.get_command(click.Context(program), name).params
+    if isinstance(option, click.Option) and not option.multiple and not option.is_flag
+]
+
+
+@pytest.mark.parametrize(("verb", "flag"), [*SINGLE, ("patches", "--monotonic")])
+def test_an_option_given_twice_is_refused(refused, verb: str, flag: str) -> None:
+    words = [flag] if flag == "--monotonic" else [flag, "1"]
+    assert refused(verb, *words, *words).rstrip().endswith("is given twice; give it once")
+    other = "--no-monotonic" if flag == "--monotonic" else f"{flag}=2"
+    assert refused(verb, *words, *([other] if flag.startswith("--") else words)).endswith("give it once\n")
+
+
+def test_flags_and_options_of_several_values_may_be_repeated(refused) -> None:
+    told = refused("generate", "-q", "-q", "--stop", "a", "--stop", "b", "-p", "x")
+    assert told.startswith("--model is missing")
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_help_has_usage_groups_and_two_examples_that_parse(
+    cli, tiny_model, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "path/to").mkdir(parents=True)
+    (tmp_path / "texts").mkdir()
+    for file in ("alice.txt", "text.txt", "prompt.txt"):
+        (tmp_path / file).write_text("text")
+    for bundle in ("demo-bundle", "bundle", "small"):
+        (tmp_path / bundle).symlink_to(tiny_model.bundle)
+    (tmp_path / "path/to/checkpoint").symlink_to(tiny_model.checkpoint)
+    shown = cli(name, "--help").stdout
+    head, _, examples = shown.partition("\nExamples:\n")
+    command = program.get_command(click.Context(program), name)
+    usage = " ".join(head.partition("\n\n")[0].split())
+    arguments = [str(one.metavar) for one in command.params if isinstance(one, click.Argument)]
+    assert usage.endswith(" ".join(["[OPTIONS]", *arguments]))
+    titles = re.findall(r"^([A-Z][\w -]+):$", head, re.M)
+    assert titles[-1] == "Every verb"
+    assert "Sampling" in titles or name not in ("generate", "chat")
+    lines = examples.splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        program_name, verb, *words = shlex.split(line.partition(" > ")[0])
+        assert (program_name, verb) == ("blt-edge", name)
+        command.make_context(name, words)
+
+
+def test_help_of_a_verb_by_its_name(cli) -> None:
+    assert cli("help", code=0).stdout == cli("--help", code=0).stdout
+    assert cli("help", "score", code=0).stdout == cli("score", "--help", code=0).stdout
+
+
+def test_demo_stands_for_its_bundle_which_is_made_once(
+    cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    first, again = (cli("inspect", "demo", "--json", "-", code=0) for _ in range(2))
+    assert first.stderr.startswith(f"making the demo's bundle, once: {tmp_path / 'cache' / 'blt-edge'}")
+    assert (first.stdout, again.stderr) == (again.stdout, "")
+    (bundle,) = (tmp_path / "cache/blt-edge").glob("*/demo")
+    manifest = bundle / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("demo", "dem0"))  # damaged
+    assert cli("inspect", "demo", "-q", code=0).stderr == ""
+    assert cli("score", "-m", "demo", "--json", "-", "-q", "-", stdin=b"text", code=0).stderr == ""
+
+
 def test_version_and_no_verb(cli) -> None:
     assert cli("--version", code=0).stdout == f"blt-edge {importlib.metadata.version('blt-edge')}\n"
     result = cli(code=2)
@@ -99,6 +169,9 @@ def test_the_package_runs_as_the_command_and_knows_its_version() -> None:
     [
         ("exprt", "there is no verb 'exprt'; did you mean export?"),
         ("\x1b[31m", "there is no verb '\\x1b[31m'; the verbs are export, validate,"),
+        ("help nonsense", "there is no verb 'nonsense'"),
+        ("inspect {checkpoint}", "is a checkpoint, not a bundle; make one of it: blt-edge export"),
+        ("generate -m owner/name -p x", "if it is a hub id: blt-edge export owner/name -o name-bundle"),
         ("--hlep", "there is no option --hlep; did you mean --help?"),
         ("build {bundle} --target x", "--target: got 'x'"),
         ("build {bundle} --max-patches 9", "--max-patches is for --target tensorrt"),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 from blt_edge.runtime import BltModel
+from support.chat import posix, start
 
 
 def test_table(cli, tiny_model, tmp_path: Path) -> None:
@@ -19,6 +21,7 @@ def test_table(cli, tiny_model, tmp_path: Path) -> None:
     rows = [line.split()[:2] for line in (*lines, total)]
     assert rows == [[str(one), "15"], [str(other), "256"], ["total", "271"]]
     assert result.stderr == "scoring a.txt\nscoring b.txt\n"
+    assert len({len(line.rstrip()) for line in result.stdout.splitlines() if line[:1] == "\u2500"}) == 1
     alone = cli("score", "-m", tiny_model.bundle, one, "--json", tmp_path / "out.json")
     assert "bits/byte" in alone.stdout
     assert "total" not in alone.stdout
@@ -41,3 +44,60 @@ def test_json_agrees_with_the_runtime(cli, tiny_model, model: BltModel, tmp_path
         assert line["bits_per_byte"] == pytest.approx(score.bits_per_byte)
         assert line["bytes_per_patch"] == pytest.approx(len(text) / line["patches"])
     assert document["total"]["bits_per_byte"] == pytest.approx(bits / sum(map(len, texts.values())))
+
+
+def test_a_folder_is_read_and_an_empty_file_is_a_row(cli, refused, tiny_model, tmp_path: Path) -> None:
+    for name in ("b/z.txt", "b/a.txt", "c.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("It is a text.")
+    (tmp_path / "b/empty.txt").touch()
+    (tmp_path / "b/picture").write_bytes(b"\0")
+    result = cli("score", "-q", "-m", tiny_model.bundle, tmp_path, "--jsonl", tmp_path / "out", code=0)
+    rows = [line.split()[:2] for line in result.stdout.splitlines()[2:]]
+    names = [str(tmp_path / name) for name in ("b/a.txt", "b/empty.txt", "b/z.txt", "c.md")]
+    assert rows[:4] == [[name, "0" if "empty" in name else "13"] for name in names]
+    assert rows[-1] == ["total", "39"]
+    assert "empty" in result.stdout.splitlines()[3].split()
+    lines = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert [line.get("file") for line in lines] == [*names, None]
+    assert (lines[1]["note"], lines[-1]["complete"]) == ("empty", True)
+    told = refused("score", "-q", "-m", tiny_model.bundle, tmp_path / "b/empty.txt")
+    assert told == f"FILE: {tmp_path}/b/empty.txt is empty; there is nothing to score\n"
+    assert "is a model's directory" in refused("score", "-q", "-m", tiny_model.bundle, tiny_model.checkpoint)
+
+
+def test_a_file_that_went_away_leaves_the_others(cli, tiny_model, tmp_path: Path, monkeypatch) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("some text")
+    true = Path.open
+
+    def gone(path: Path, *rest, **more):
+        if path.name == "a":
+            raise OSError(5, "Input/output error", str(path))
+        return true(path, *rest, **more)
+
+    monkeypatch.setattr(Path, "open", gone)
+    result = cli(
+        "score", "-q", "-m", tiny_model.bundle, tmp_path / "a", tmp_path / "b", "--json", "-", code=1
+    )
+    assert result.stderr.splitlines() == [
+        f"{tmp_path}/a: Input/output error",
+        "blt-edge: error: 1 of 2 files could not be read",
+    ]
+    document = json.loads(result.stdout)
+    assert [one["bytes"] for one in document["files"]] == [0, 9]
+
+
+@posix
+def test_ctrl_c_loses_no_row(tiny_model, tmp_path: Path) -> None:
+    """The first row is there before the second text is; what is endless is read in windows."""
+    (tmp_path / "a").write_text("some text")
+    flags = ("--json", tmp_path / "out", "-q")
+    process = start("score", "-m", tiny_model.bundle, tmp_path / "a", "/dev/zero", *flags)
+    lines = [process.stdout.readline() for _ in range(3)]
+    assert lines[-1].split()[:2] == [str(tmp_path / "a").encode(), b"9"]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (1, b"", b"blt-edge: interrupted\n")
+    document = json.loads((tmp_path / "out").read_text())
+    assert (document["complete"], document["total"]["bytes"]) == (False, 9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -9,10 +10,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from blt_edge.runtime.integrity import file_record
+from support.bundles import seal
 from support.chat import MAIN, SLOW, posix, start
 
 pytestmark = posix
@@ -100,6 +104,61 @@ def test_closed_streams_are_no_crash(tiny_model, tmp_path: Path, verb: str, clos
     assert done.returncode == (2 if verb == "nonsense" else 0)
     assert b"Traceback" not in done.stderr
     assert b"Exception" not in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-16"])
+@pytest.mark.parametrize("verb", ["generate", "chat", "patches"])
+def test_text_in_a_pipe_is_its_bytes_whatever_the_locale(tiny_model, verb: str, encoding: str) -> None:
+    text = "早い café \u202e🐇".encode() + b"\xff|\x1b[0m"
+    rest = {
+        "generate": ["-n", 0, "--echo", "-p", text],
+        "chat": ["-n", 0, "-p", text],
+        "patches": [text[:-6]],
+    }
+    environment = {"PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    process = start(verb, "-q", "-m", tiny_model.bundle, *rest, env=environment, stdin=subprocess.PIPE)
+    out, err = process.communicate(b"/text\n", timeout=60)
+    assert (process.returncode, err) == (0, b"")
+    if verb == "patches":
+        assert "早" in out.decode()
+    else:
+        assert out.removesuffix(b"\n") == text
+
+
+EVIL = "x\x1b[2J\x1b[32m\nall checks passed\u202e"
+
+
+def rename_and_break(bundle: Path) -> None:
+    """Give every node of the decoder an evil name, and let one fail when it runs: an index out of range."""
+    onnx = pytest.importorskip("onnx", reason="needs onnx: pip install 'blt-edge[export]'")
+    make = onnx.helper.make_node
+    model = onnx.load(bundle / "decoder.onnx", load_external_data=False)
+    (last,) = (node for node in model.graph.node if "logits" in node.output)
+    last.output[0] = "right"
+    broken = [
+        make("Shape", ["right"], ["shape"]),
+        make("ReduceProd", ["shape"], ["beyond"]),
+        make("Gather", ["right", "beyond"], ["gathered"], axis=2),
+        make("Add", ["right", "gathered"], ["logits"]),
+    ]
+    model.graph.node.extend(broken)
+    for number, node in enumerate(model.graph.node):
+        node.name = f"{EVIL}{number}"
+    onnx.save(model, bundle / "decoder.onnx")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest["files"]["decoder.onnx"] = asdict(file_record(bundle / "decoder.onnx"))
+    seal(bundle, manifest)
+
+
+@pytest.mark.parametrize("verb", ["generate -p x -m", "validate --reference {}", "build"])
+def test_names_inside_a_graph_reach_no_terminal(own_bundle: Path, tiny_model, verb: str) -> None:
+    rename_and_break(own_bundle)
+    process = start(*verb.replace("{}", str(tiny_model.checkpoint)).split(), own_bundle)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (1, b"")
+    assert b"Name:'x\\x1b[2J\\x1b[32m" in err.splitlines()[-1]
+    assert b"\x1b" not in err
+    assert not [line for line in err.splitlines() if line.startswith(b"all checks passed")]
 
 
 @pytest.fixture

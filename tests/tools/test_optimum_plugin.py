@@ -42,6 +42,13 @@ def test_help_has_every_option_of_blt_edge_export(optimum: Optimum, capsys) -> N
     assert all(words in shown for words in (*flags, "[default: fp32]", "--model"))
 
 
+def test_an_option_given_twice_is_refused(optimum: Optimum, capsys, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for flag in ("--precision", "-m"):
+        assert optimum("-m", "demo", "out", "--precision", "int8", flag, "int4") == 2
+        assert f"{flag} is given twice; give it once" in capsys.readouterr().err
+
+
 def test_optimum_cli_starts_without_anything_heavy() -> None:
     code = """
 import atexit, sys

@@ -6,12 +6,16 @@ import io
 import json
 import math
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
 from blt_edge.tools import output
 from blt_edge.tools.cli.documents import read_input, write_json
 from blt_edge.tools.cli.options import STDIN
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def test_sizes_and_counts() -> None:
@@ -58,12 +62,56 @@ def test_closed_streams_are_no_terminals() -> None:
     assert not output.is_terminal(None)
 
 
-def test_a_terminal_is_not_given_what_it_would_obey(monkeypatch) -> None:
-    terminal = io.StringIO()
-    monkeypatch.setattr(terminal, "isatty", lambda: True)
-    monkeypatch.setattr("sys.stdout", terminal)
-    output.TextOutput(shown=True).write("a\x1b[2J\x00\tb\n\x7f\x9bé")
-    assert terminal.getvalue() == "a␛[2J␀\tb\n␡\ufffdé"
+HOSTILE = "a\x1b[2J\x00\tb\n\x7f\x9bé\u202egpj\u200b\u2066\ufeff\u2028\U000e0041"
+
+
+class Terminal(io.TextIOWrapper):
+    def __init__(self, encoding: str) -> None:
+        super().__init__(io.BytesIO(), encoding=encoding, newline="")
+
+    def isatty(self) -> bool:
+        return True
+
+    @property
+    def shown(self) -> str:
+        self.flush()
+        return self.buffer.getvalue().decode()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+def test_a_terminal_is_not_given_what_it_would_obey(monkeypatch, encoding: str) -> None:
+    monkeypatch.setattr("sys.stdout", Terminal(encoding))
+    output.TextOutput(shown=True).write(HOSTILE.encode() + b"\xff")
+    expected = "a␛[2J␀\tb\n␡\ufffdé\\u202egpj\\u200b\\u2066\\ufeff\\u2028\\U000e0041\ufffd"
+    assert sys.stdout.shown == expected
+
+
+def test_lines_and_messages_hold_nothing_that_a_terminal_would_obey(monkeypatch) -> None:
+    monkeypatch.setattr("sys.stdout", Terminal("utf-8"))
+    monkeypatch.setattr("sys.stderr", Terminal("utf-8"))
+    output.echo(HOSTILE)
+    assert sys.stdout.shown.count("\n") == 2
+    output.Messages().say(f"wrote {HOSTILE}")
+    output.error_line(HOSTILE)
+    assert sys.stderr.shown.count("\n") == 2  # no name makes a line of its own
+    output.show_traceback(ValueError(HOSTILE))
+    for shown in (sys.stdout.shown, sys.stderr.shown):
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b\u2028\u202e\u2066\ufeff\U000e0041]", shown)
+    piped = io.StringIO()
+    output.echo(HOSTILE, piped)
+    assert piped.getvalue() == HOSTILE + "\n"
+
+
+@given(st.binary(), st.lists(st.integers(0, 9)))
+def test_whole_characters_are_all_bytes_cut_where_no_character_is(data: bytes, cuts: list[int]) -> None:
+    characters, pieces, start = output.WholeCharacters(), [], 0
+    for size in (*cuts, len(data)):
+        pieces.append(characters.push(data[start : start + size]))
+        start += size
+    assert len(data) - sum(map(len, pieces)) == characters.pending <= 3
+    pieces.append(characters.flush())
+    assert b"".join(pieces) == data
+    assert "".join(piece.decode("utf-8", "replace") for piece in pieces) == data.decode("utf-8", "replace")
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:

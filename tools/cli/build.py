@@ -11,7 +11,17 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from ...runtime.host import available_memory
-from ..output import Messages, counted, is_terminal, print_table, printable, progress_bar, size, status
+from ..output import (
+    Messages,
+    counted,
+    echo,
+    is_terminal,
+    print_table,
+    printable,
+    progress_bar,
+    size,
+    status,
+)
 from .documents import write_json
 from .options import STDIN, MemorySize, OneOf, bundle_argument, json_option, option, options, verb
 
@@ -56,11 +66,12 @@ _tensorrt_options = options(
     option(
         "--optimization-level", type=int, shown="TensorRT's own", help="TensorRT: how hard it tries, 0 to 5."
     ),
+    title="TensorRT",
 )
 """What TensorRT's engines are built for, by the fields of `TensorRtOptions`; None is the default there."""
 
 
-@verb("build")
+@verb("build", "demo-bundle", "demo-bundle --target tensorrt-rtx --compute-capability 8.6")
 @bundle_argument
 @option("--target", type=OneOf(TARGETS), default="onnxruntime", help="Engine to prepare the graphs for.")
 @option("--force", help="Build again what is there already.")
@@ -111,7 +122,7 @@ def command(
         engine, needed = _plan_tensorrt(messages, bundle, options) if options else _plan_onnxruntime(bundle)
         there = " again, with --force (it is there already)" if engine.is_dir() else ""
         free = size(shutil.disk_usage(bundle).free)
-        click.echo(f"would write {engine}{there}: {needed}; {free} of disk are free")
+        echo(f"would write {engine}{there}: {needed}; {free} of disk are free")
         if engine.is_dir():
             _tidy(messages, bundle, engine, prune=False)
         return
@@ -123,7 +134,7 @@ def command(
     if json_file is not None:
         write_json(json_file, _document(engine, target))
     if json_file != STDIN:
-        click.echo(engine)
+        echo(str(engine))
 
 
 def _tidy(messages: Messages, bundle: Path, engine: Path, prune: bool) -> None:
@@ -208,7 +219,7 @@ def _plan_tensorrt(messages: Messages, bundle: Path, options: TensorRtOptions) -
     ]
     print_table(("part", "axis", "prefill", "decode"), rows, sys.stdout)
     if plan.timing_cache is not None:
-        sys.stdout.write(f"what it learns about kernels would be kept in {plan.timing_cache}\n")
+        echo(f"what it learns about kernels would be kept in {plan.timing_cache}")
     return plan.directory, f"about {size(plan.plan_bytes)}"
 
 
@@ -270,11 +281,11 @@ def _warn_of_refusals(messages: Messages, bundle: Path, plan: BuildPlan) -> None
         f"{findings[0].reason} ({findings[0].node}{'' if len(findings) == 1 else ' and others'}); "
         f"export or quantize with --precision {format_precision(mix)}"
     )
-    messages.note(printable(line))
+    messages.note(line)
 
 
 def _show_estimate(plan: BuildPlan, file: IO[str]) -> None:
-    file.write(f"{plan.trt.name} {plan.trt.version}, compute capability {' and '.join(plan.capabilities)}\n")
+    echo(f"{plan.trt.name} {plan.trt.version}, compute capability {' and '.join(plan.capabilities)}", file)
     rows = [
         (f"{stage} graph", part.precision, size(part.weights), size(part.plan), size(part.peak_memory))
         for stage, part in plan.stages.items()
@@ -286,9 +297,10 @@ def _show_estimate(plan: BuildPlan, file: IO[str]) -> None:
     )
     available = available_memory()
     if available is not None and available < plan.peak_memory:
-        file.write(
+        echo(
             f"only {size(available)} of memory are available: building may fail; close other programs, or "
-            "add swap space\n"
+            "add swap space",
+            file,
         )
 
 
@@ -311,9 +323,10 @@ def _show_result(plan: BuildPlan, result: TensorRtBuild, file: IO[str]) -> None:
     columns = ("part", "precision", ">engine", ">time", ">memory to build", ">GPU memory to work in")
     print_table(columns, rows, file, total=True)
     limits = plan.profiles.limits
-    file.write(
+    echo(
         f"for texts of up to {limits.max_bytes} bytes and {limits.max_patches} patches, patches of up to "
-        f"{limits.max_patch_length} bytes, {limits.prefill_chunk} bytes a pass\n"
+        f"{limits.max_patch_length} bytes, {limits.prefill_chunk} bytes a pass",
+        file,
     )
 
 

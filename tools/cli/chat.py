@@ -20,7 +20,11 @@ _SHOWN = 600
 """Characters of the text that a person is shown at the start."""
 
 
-@verb("chat")
+@verb(
+    "chat",
+    "-m demo-bundle --temperature 0.7",
+    '-m demo-bundle -p "Once upon a time" -n 80 --temperature 0.7 --seed 7',
+)
 @model_option
 @click.option("-p", "--prompt", metavar="TEXT", help="Text to start with, before the first line.")
 @click.option(
@@ -54,24 +58,24 @@ def command(
     options = asked_options(model, sampling)
     if prompt == "-" or prompt_file == STDIN:
         raise click.UsageError("stdin is where lines come from; give a text, or --prompt-file FILE")
-    start = read_prompt(prompt, prompt_file, messages) or b""
+    start = read_prompt(prompt, prompt_file, model, messages) or b""
     loaded = load_model(messages, model, engine)
     state = ChatSession(loaded, options, start)
     chat = Chat(messages, state, TextOutput(shown=True))
-    reader = line_reader(complete)
+    reader = line_reader(complete, state.positions - 1)
     if len(state.text) >= state.positions:
         raise click.UsageError(
             f"--prompt is {len(state.text)} bytes long; the model has room for {state.positions - 1}"
         )
     if reader.interactive:
-        chat.say(f"{printable(str(model))}, {state.positions_left} positions left")
+        chat.say(f"{model}, {state.positions_left} positions left")
         chat.say("Type a line; the model goes on with the text. /help tells more, Ctrl-D leaves.")
     if state.text:
         with status(messages, f"reading the prompt, {len(state.text)} bytes"):
             state.read()
         if reader.interactive:
             text = state.text.decode("utf-8", "replace")
-            chat.out.write(text if len(text) <= _SHOWN else "... " + text[-_SHOWN:])
+            chat.out.write((text if len(text) <= _SHOWN else "... " + text[-_SHOWN:]).encode())
             chat.out.close_line()
     try:
         done = _converse(chat, reader)

@@ -51,9 +51,11 @@ class Chat:
 
     def note(self, line: str) -> None:
         """The same, be it quiet or not."""
+        lines = [line]
         if is_terminal(sys.stderr):
-            line = textwrap.fill(line, shutil.get_terminal_size().columns - 1, subsequent_indent="  ")
-        self.messages.note(line)
+            lines = textwrap.wrap(line, shutil.get_terminal_size().columns - 1, subsequent_indent="  ")
+        for one in lines:
+            self.messages.note(one)
 
 
 def take_line(chat: Chat, line: bytes, interactive: bool) -> bool:
@@ -69,9 +71,9 @@ def take_line(chat: Chat, line: bytes, interactive: bool) -> bool:
     reading = len(state.unread) + len(typed)
     with ExitStack() as progress, interrupt_sets(cancel):
 
-        def write(text: str) -> None:
+        def write(data: bytes) -> None:
             progress.close()
-            chat.out.write(text)
+            chat.out.write(data)
 
         if reading > 200 and is_terminal(sys.stderr):
             progress.enter_context(status(chat.messages, f"reading {reading} bytes"))
@@ -178,7 +180,9 @@ def _escaped(data: bytes) -> str:
 
 
 def _help(chat: Chat, argument: str) -> None:
-    chat.messages.note(_LINES)
+    for line in _LINES.splitlines():
+        chat.messages.note(line)
+    chat.messages.note("")
     _print([(f"{name} {command.argument}", command.help) for name, command in COMMANDS.items()])
 
 
@@ -239,7 +243,7 @@ def _undo(chat: Chat, argument: str) -> None:
 
 
 def _text(chat: Chat, argument: str) -> None:
-    chat.out.write(chat.state.text.decode("utf-8", "replace"))
+    chat.out.write(chat.state.text)
     chat.out.close_line()
 
 
@@ -259,7 +263,7 @@ def _save(chat: Chat, argument: str, over: bool = False) -> None:
     if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise ChatError(f"{name} can't be written; check its permissions")
     write_whole(target, lambda path: path.write_bytes(chat.state.text))
-    chat.say(f"{counted(len(chat.state.text), 'byte')} written to {printable(name)}")
+    chat.say(f"{counted(len(chat.state.text), 'byte')} written to {name}")
 
 
 def _print(fields: list[tuple[str, str]]) -> None:

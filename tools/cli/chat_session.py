@@ -16,7 +16,8 @@ from typing import Any
 
 from ...runtime import BltModel, FinishReason, GenerationOptions, GenerationStats
 from ...runtime.speculation import check_draft
-from ...runtime.vocabulary import Utf8Stream, byte_ids, encode
+from ...runtime.vocabulary import byte_ids, encode
+from ..output import WholeCharacters
 
 ADVICE = "/undo takes back the last turn, /reset starts over"
 """What to do when positions run out."""
@@ -83,7 +84,7 @@ class ChatSession:
     def reset(self) -> None:
         self._text = bytearray(self._start)
         self.turns: list[Turn] = []
-        self._utf8 = Utf8Stream()
+        self._utf8 = WholeCharacters()
         self.drop_state()
 
     def drop_state(self) -> None:
@@ -124,8 +125,9 @@ class ChatSession:
             for _ in self.sequence.extend(byte_ids(data) if self.sequence.length else encode(data)):
                 pass
 
-    def turn(self, typed: bytes, write: Callable[[str], None], cancel: threading.Event) -> Reply:
-        """Add `typed`, let the model go on, and `write` its text as it comes until `cancel` is set.
+    def turn(self, typed: bytes, write: Callable[[bytes], None], cancel: threading.Event) -> Reply:
+        """Add `typed`, let the model go on, and `write` its text as it comes, in whole characters, until
+        `cancel` is set.
 
         Raises ChatError, with nothing changed, when no position is left. After any other exception the text
         keeps what was written.
@@ -141,7 +143,7 @@ class ChatSession:
         self.turns.append(Turn(len(self._text), len(typed)))
         self._text += typed
         if typed:
-            self._utf8 = Utf8Stream()  # what was cut stays cut
+            self._utf8.flush()  # what was cut stays cut
         reason, stats = None, None
         with self._state_at_risk():
             for chunk in self.model.stream(prompt, self.options, sequence=self.sequence, cancel=cancel):
@@ -168,7 +170,7 @@ class ChatSession:
         turn = self.turns.pop()
         made = len(self._text) - turn.start - turn.typed
         del self._text[turn.start :]
-        self._utf8 = Utf8Stream()
+        self._utf8.flush()
         with self._state_at_risk():
             self.sequence.roll_back(max(0, self.sequence.length - 1 - turn.start))
         return turn.typed, made

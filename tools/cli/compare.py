@@ -11,24 +11,25 @@ import click
 from ...runtime.names import DEVICES
 from ..compare import CompareOptions
 from ..output import Messages, counted, print_table, progress_bar, size
-from .documents import check_plot, output_option, read_input, shown_name, write_json
-from .options import STDIN, BundleDirectory, InputFile, OneOf, json_option, option, verb
+from .documents import check_plot, output_option, read_input, shown_name, with_folders, write_json
+from .options import STDIN, BundleDirectory, OneOf, TextSource, json_option, option, verb
 
 if TYPE_CHECKING:
     from ...export.quality import Tally
     from ..compare.bundles import BundleReport, Comparison
 
 
-@verb("compare")
+@verb("compare", "bundle small --text alice.txt", "bundle small --text texts/ --plot compare.png")
 @click.argument("bundles", type=BundleDirectory(), nargs=-1, required=True, metavar="BUNDLE...")
 @option(
     "--text",
     "texts",
-    type=InputFile(),
+    type=TextSource(),
     multiple=True,
     required=True,
     metavar="FILE...",
-    help="Texts to compare on; - is stdin. Take others than the bundles were calibrated on.",
+    help="Texts to compare on, and folders of them; - is stdin. Take others than the bundles were calibrated "
+    "on.",
 )
 @output_option("--plot", "no picture", "Draw size, quality and speed into FILE (.png, .svg or .pdf).")
 @json_option
@@ -64,14 +65,18 @@ def command(
     if texts.count(STDIN) > 1:
         raise click.UsageError("--text: - is given twice; stdin can be read only once")
     read: dict[str, bytes] = {}
-    for path in texts:
-        alone = path != STDIN and all(other == path or other.name != path.name for other in texts)
+    found = with_folders(texts)
+    for path in found:
+        alone = path != STDIN and all(other == path or other.name != path.name for other in found)
         name = path.name if alone else shown_name(path)
         if name in read:
             raise click.UsageError(f"--text: {path} is given twice; give each text once")
         read[name] = read_input(path, messages, "the text")
-        if not read[name]:
-            raise click.UsageError(f"--text: {name} is empty; there is nothing to compare on")
+        if not read[name] and len(found) > 1:
+            messages.note(f"{name} is empty; it is left out")
+            del read[name]
+    if not any(read.values()):
+        raise click.UsageError(f"--text: {shown_name(texts[0])} is empty; there is nothing to compare on")
     from ..compare.bundles import compare_bundles, draw_comparison
 
     options = CompareOptions(**settings)  # type: ignore[arg-type]

@@ -13,7 +13,8 @@ import click
 
 from ..output import Messages, is_terminal
 from . import COMPLETION
-from .options import FLAGS, OneOf, spread, verb
+from .options import OneOf, verb
+from .verbs import FLAGS, spread
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem, ShellComplete
@@ -27,7 +28,7 @@ _INSTALL = {
 }
 
 
-@verb("completion")
+@verb("completion", "bash", "fish > ~/.config/fish/completions/blt-edge.fish")
 @click.argument("shell", type=OneOf(SHELLS), metavar="SHELL")
 def command(messages: Messages, shell: str) -> None:
     """Print a script that completes verbs and options in a shell.

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..output import Messages, counted, print_fields, print_table, printable, size, status
+from ..output import (
+    PROSE_WIDTH,
+    Messages,
+    counted,
+    echo,
+    is_terminal,
+    print_fields,
+    print_table,
+    printable,
+    size,
+    status,
+)
 from .documents import write_json
 from .options import STDIN, BundleDirectory, json_option, verb
 
@@ -16,7 +30,7 @@ if TYPE_CHECKING:
     from ..doctor.report import MachineReport
 
 
-@verb("doctor")
+@verb("doctor", "", "-m demo-bundle --json doctor.json")
 @click.option(
     "-m",
     "--model",
@@ -48,7 +62,7 @@ def _show(report: MachineReport) -> None:
     click.secho("versions", bold=True)
     print_fields([(name, version or "not installed") for name, version in report.versions.items()])
     click.secho("\nmachine", bold=True)
-    print_fields(list(_machine(report)))
+    print_fields(list(_machine(report)), prose=True)
     click.secho("\nengines", bold=True)
     rows = []
     for engine in report.software.engines:
@@ -60,16 +74,18 @@ def _show(report: MachineReport) -> None:
             happened += "; there is no GPU to run on"
         works = "ok" if engine.works else "no"
         rows.append((name, engine.version or "", works, happened if engine.works else engine.error or ""))
-    print_table(("engine", "version", "works", "what happened"), rows)
+    print_table(("engine", "version", "works", "what happened"), rows, prose=True)
     if report.bundle is not None:
         click.secho("\nbundle", bold=True)
-        print_fields(list(_bundle(report.bundle)))
+        print_fields(list(_bundle(report.bundle)), prose=True)
     if report.advice:
         click.secho("\nwhat is missing, and what to do", bold=True)
+    width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else PROSE_WIDTH
     for piece in report.advice:
-        click.echo(printable(f"{piece.purpose}: {piece.reason}"))
+        told = printable(f"{piece.purpose}: {piece.reason}")
+        echo(textwrap.fill(told, width, subsequent_indent="  ", break_long_words=False))
         for line in piece.commands:
-            click.echo(f"    {line}")
+            echo(f"    {line}")
 
 
 def _machine(report: MachineReport) -> Iterator[tuple[str, str]]:

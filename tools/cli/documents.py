@@ -1,4 +1,4 @@
-"""Inputs read whole, and documents and pictures written whole: the files that a verb is given by the user.
+"""Inputs that a verb is given, read as far as they are needed; documents and pictures, written whole.
 
 What a verb that writes a bundle says of it at the end: the path, or one document.
 """
@@ -6,41 +6,86 @@ What a verb that writes a bundle says of it at the end: the path, or one documen
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
+from ...runtime.errors import requirement
 from ...runtime.files import write_whole
-from ..output import Messages, is_terminal
-from .options import STDIN, F, OutputFile
+from ..output import Messages, echo, is_terminal
+from .options import STDIN, F, OutputFile, options
+
+MOST_READ = 1_000_000_000
+"""Bytes of an input that has to be in memory: a device or a pipe may have no end."""
 
 
-def read_input(path: Path, messages: Messages, what: str) -> bytes:
-    """Everything in a file, or on stdin for `-`. Raises OSError."""
+@contextmanager
+def open_input(path: Path, messages: Messages, what: str) -> Iterator[BinaryIO]:
+    """A file, or stdin for `-`. Raises OSError."""
     if path != STDIN:
-        return path.read_bytes()
-    if sys.stdin is None:
-        return b""
+        with path.open("rb") as file:
+            yield file
+        return
     if is_terminal(sys.stdin):
         messages.say(f"reading {what} from the terminal; end it with Ctrl-D on a line of its own")
-    return sys.stdin.buffer.read()
+    yield io.BytesIO() if sys.stdin is None else sys.stdin.buffer
 
 
-def read_prompt(prompt: str | None, prompt_file: Path | None, messages: Messages) -> bytes | None:
-    """What --prompt or --prompt-file give, `-` being stdin; None without either. Raises OSError."""
+def read_input(
+    path: Path,
+    messages: Messages,
+    what: str,
+    *,
+    limit: int = MOST_READ,
+    reason: str = "all that is held at once",
+) -> bytes:
+    """Everything in a file, or on stdin for `-`. Raises OSError, and UsageError for more than `limit` bytes,
+    of which no more are read; reason: why that many.
+    """
+    with open_input(path, messages, what) as file:
+        data = bytearray()
+        while len(data) <= limit and (piece := file.read(min(1 << 20, limit + 1 - len(data)))):
+            data += piece
+    if len(data) > limit:
+        raise click.UsageError(
+            f"{shown_name(path)}: {what} has more than {limit:,} bytes, {reason}; give a shorter one"
+        )
+    return bytes(data)
+
+
+def read_prompt(
+    prompt: str | None, prompt_file: Path | None, model: Path, messages: Messages
+) -> bytes | None:
+    """What --prompt or --prompt-file give, `-` being stdin; None without either.
+
+    Raises OSError, BundleError, and UsageError for more than the model in the bundle `model` can hold.
+    """
     if prompt is not None and prompt_file is not None:
         raise click.UsageError("--prompt and --prompt-file are both given; give one of them")
     if prompt is not None and prompt != "-":
         return os.fsencode(prompt)
     if prompt is None and prompt_file is None:
         return None
-    return read_input(prompt_file or STDIN, messages, "the prompt")
+    from ...runtime.manifest import load_manifest
+
+    positions = load_manifest(model).model.max_positions  # one is for BOS
+    reason = "all that this model has positions for"
+    return read_input(prompt_file or STDIN, messages, "the prompt", limit=positions - 1, reason=reason)
+
+
+def with_folders(paths: Iterable[Path]) -> list[Path]:
+    """The paths, in the place of each folder the texts in it. Raises OptionError for a folder of none."""
+    from ...calibration.data import texts_in
+
+    return [text for path in paths for text in (texts_in(path) if path.is_dir() else [path])]
 
 
 def shown_name(path: Path) -> str:
@@ -50,7 +95,8 @@ def shown_name(path: Path) -> str:
 
 def output_option(flag: str, instead: str, text: str) -> Callable[[F], F]:
     """An option for a file to write; instead: what there is without it, such as "no picture"."""
-    return click.option(flag, type=OutputFile(), metavar="FILE", show_default=instead, help=text)
+    one = click.option(flag, type=OutputFile(), metavar="FILE", show_default=instead, help=text)
+    return options(one, title="Output")
 
 
 def write_json(target: Path | None, document: Mapping[str, Any]) -> None:
@@ -64,6 +110,22 @@ def write_json(target: Path | None, document: Mapping[str, Any]) -> None:
         sys.stdout.write(text)
 
 
+@contextmanager
+def jsonl_lines(target: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Writes a document on a line of its own, at once (None: nowhere; `-`: on stdout). Raises OSError."""
+    if target is None:
+        yield lambda document: None
+        return
+    with nullcontext(sys.stdout) if target == STDIN else target.open("w", encoding="ascii") as file:
+
+        def write(document: Mapping[str, Any]) -> None:
+            if file is not None:
+                file.write(json.dumps(_finite(document)) + "\n")
+                file.flush()
+
+        yield write
+
+
 def check_plot(plot: Path | None) -> None:
     """Refuse a picture that can't be drawn, before minutes of measuring. Raises ClickException."""
     if plot is None:
@@ -72,7 +134,7 @@ def check_plot(plot: Path | None) -> None:
         raise click.UsageError(f"--plot: got {plot}; give a file that ends with .png, .svg or .pdf")
     if importlib.util.find_spec("matplotlib") is None:
         raise click.ClickException(
-            "--plot needs matplotlib, which is not installed: pip install 'blt-edge[plot]'"
+            f"--plot needs matplotlib, which is not installed: pip install {requirement('plot')}"
         )
 
 
@@ -114,7 +176,7 @@ def finish_written(
         if json_file is not None:
             write_json(json_file, _document(bundle))
         if passed and json_file != STDIN:
-            click.echo(bundle)
+            echo(str(bundle))
 
 
 def _document(bundle: Path) -> dict[str, Any]:

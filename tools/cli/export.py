@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from ...runtime.names import STAGES
-from ..output import Messages, count, print_table, progress_bar, size, status
+from ..output import Messages, count, echo, print_table, progress_bar, size, status
 from .documents import finish_written, write_json
 from .options import (
     STDIN,
@@ -20,6 +20,7 @@ from .options import (
     OneOf,
     expanded,
     json_option,
+    needed,
     option,
     tolerance_options,
     verb,
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     from ...export.quantize import QuantizationOptions
 
 
-@verb("export")
+@verb("export", "demo -o demo-bundle", "path/to/checkpoint -o bundle --precision int4")
 @click.argument("source", type=CheckpointSource(), metavar="MODEL")
-@option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Bundle to write.")
+@needed(option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Bundle to write."))
 @option(
     "--revision", type=str, metavar="REV", help="Branch, tag or commit of a hub id, as in owner/name@REV."
 )
@@ -170,13 +171,13 @@ def _show_plan(plan: ExportPlan, output: Path | None, file: IO[str]) -> None:
     ]
     rows.append(("embedding tables", count(plan.parameters["tables"]), plan.tables, size(plan.table_bytes)))
     rows.append(("bundle", count(sum(plan.parameters.values())), "", size(plan.total_bytes)))
-    file.write(f"{plan.name} ({plan.layout} layout)\n")
+    echo(f"{plan.name} ({plan.layout} layout)", file)
     print_table(("part", ">parameters", "precision", ">size"), rows, file, total=True)
     folder = Path.cwd() if output is None else output.absolute().parent
     while not folder.is_dir():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    file.write(f"peak memory about {size(plan.peak_memory)}; {size(free)} of disk are free\n")
+    echo(f"peak memory about {size(plan.peak_memory)}; {size(free)} of disk are free", file)
 
 
 def _reference(plan: ExportPlan) -> ReferenceChoice:
@@ -186,4 +187,4 @@ def _reference(plan: ExportPlan) -> ReferenceChoice:
 def _show_comparison(chosen: ReferenceChoice, file: IO[str]) -> None:
     what = chosen.path.name if chosen.kind == "golden" else chosen.kind
     why = f": {chosen.reasons}" if chosen.why_not else ""
-    file.write(f"would be compared with {what}{why}\n")
+    echo(f"would be compared with {what}{why}", file)

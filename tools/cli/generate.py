@@ -16,19 +16,31 @@ import click
 
 from ...runtime.host import peak_resident
 from ...runtime.options import GenerationOptions
-from ..output import Messages, TextOutput, interrupt_sets, is_terminal, printable, size, status
+from ..output import (
+    Messages,
+    TextOutput,
+    WholeCharacters,
+    interrupt_sets,
+    is_terminal,
+    size,
+    status,
+)
 from .documents import read_prompt, write_json
 from .model_options import EngineOptions, asked_options, engine_options, load_model, sampling_options
-from .options import STDIN, InputFile, json_option, model_option, verb
+from .options import STDIN, InputFile, json_option, model_option, needed, verb
 
 if TYPE_CHECKING:
     from ...runtime import GenerationChunk, GenerationStats
     from ...runtime.engines import Engine
 
 
-@verb("generate")
+@verb(
+    "generate",
+    '-m demo-bundle -p "Once upon a time" --temperature 0.7 --seed 7',
+    "-m demo-bundle --prompt-file prompt.txt -n 500 --temperature 0.7 --top-p 0.95",
+)
 @model_option
-@click.option("-p", "--prompt", metavar="TEXT", help="Text to continue; - reads it from stdin.")
+@needed(click.option("-p", "--prompt", metavar="TEXT", help="Text to continue; - reads it from stdin."))
 @click.option(
     "--prompt-file",
     type=InputFile(),
@@ -51,20 +63,20 @@ def command(
 ) -> None:
     """Continue a text, printed as it comes.
 
-    stdout carries the new text in UTF-8, a character as soon as its last byte is known; bytes that are no
-    UTF-8 come out as U+FFFD (--json has them all, in base64). The model may end the text before
-    --max-new-bytes. Figures follow on stderr. Where the checkpoint came with a generation_config.json, its
-    values are the defaults; `inspect` shows them.
+    stdout carries the new text's bytes as they are, a character as soon as its last byte is known. On a
+    terminal, bytes that are no UTF-8 are shown as U+FFFD, and what it would obey as an escape. The model may
+    end the text before --max-new-bytes. Figures follow on stderr. Where the checkpoint came with a
+    generation_config.json, its values are the defaults; `inspect` shows them.
     """
     options = asked_options(model, sampling)
-    data = read_prompt(prompt, prompt_file, messages)
+    data = read_prompt(prompt, prompt_file, model, messages)
     if data is None:
         raise click.UsageError("--prompt is missing; give a text, - for stdin, or --prompt-file FILE")
     positions = 1 + len(data) + options.max_new_bytes
     loaded = load_model(messages, model, engine, positions=positions)
-    out = TextOutput(shown=json_file != STDIN)
+    out, characters = TextOutput(shown=json_file != STDIN), WholeCharacters()
     if echo:
-        out.write(data.decode("utf-8", "replace"))
+        out.write(characters.push(data))
     made, cancel = bytearray(), threading.Event()
     chunks = loaded.stream(data, options, cancel=cancel)
     slow = is_terminal(sys.stderr) and len(data) > 200
@@ -73,8 +85,9 @@ def command(
             first = next(chunks)
         with interrupt_sets(cancel):
             for last in chain([first], chunks):
-                out.write(last.text)
+                out.write(characters.push(last.data))
                 made += last.data
+        out.write(characters.flush())
     except BrokenPipeError:  # nobody reads on: nothing more to say
         raise
     except BaseException:
@@ -119,7 +132,7 @@ def _figures(messages: Messages, stats: GenerationStats, reason: str, engine: En
     shares = stage_shares(stats.stage_seconds, stats.prefill_seconds + stats.decode_seconds)
     messages.say("time: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     messages.say(f"memory: {memory_told(stats.state_bytes)}")
-    messages.say(f"engine: {printable(str(engine))}")
+    messages.say(f"engine: {engine}")
 
 
 def stage_shares(stage_seconds: Mapping[str, float], total: float) -> dict[str, float]:

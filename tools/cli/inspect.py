@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.errors import BundleError
-from ..output import Messages, count, print_fields, print_table, printable, progress_bar, size
+from ..output import Messages, count, echo, print_fields, print_table, printable, progress_bar, size
 from .documents import write_json
 from .model_options import check_bundle_files
 from .options import STDIN, OneOf, bundle_argument, json_option, option, verb, verify_option
@@ -27,7 +27,7 @@ LINTS = ("tensorrt-10.3", "tensorrt-11", "tensorrt-rtx")
 """The linter's rule sets; repeated here because asking it would import onnx."""
 
 
-@verb("inspect")
+@verb("inspect", "demo-bundle", "demo-bundle --verify --json -")
 @bundle_argument
 @verify_option
 @option(
@@ -100,18 +100,18 @@ def _title(lint: str) -> str:
 
 def _show_findings(lint: str, findings: list[Finding]) -> None:
     """Findings that differ in their node only are one."""
-    click.echo()
+    echo()
     if not findings:
-        click.echo(f"{_title(lint)} would refuse nothing that can be seen in the graphs")
+        echo(f"{_title(lint)} would refuse nothing that can be seen in the graphs")
         return
-    click.echo(f"{_title(lint)} would refuse")
+    echo(f"{_title(lint)} would refuse")
     nodes: dict[tuple[str, ...], list[str]] = {}
     for one in findings:
         nodes.setdefault((one.stage, one.operator, one.reason, one.remedy), []).append(one.node)
     for (stage, operator, reason, remedy), names in nodes.items():
         what = f"{len(names)} x {operator}, first {names[0]}" if operator else names[0]
-        click.echo(f"  {printable(stage)}: {printable(what)}")
-        click.echo(f"    {printable(reason)}; {printable(remedy)}")
+        echo(f"  {printable(stage)}: {printable(what)}")
+        echo(f"    {printable(reason)}; {printable(remedy)}")
 
 
 def _show(
@@ -140,14 +140,14 @@ def _show(
             ("engine", "not looked for, the bundle is damaged" if engine is None else str(engine)),
         ]
     )
-    click.echo()
+    echo()
     _show_stages(manifest)
-    click.echo()
+    echo()
     axes = [
         (name, *(f"{value:,}" for value in asdict(axis).values())) for name, axis in manifest.axes.items()
     ]
     print_table(("axis", ">min", ">opt", ">max"), axes)
-    click.echo()
+    echo()
     patch = f"{state.bytes_per_patch:g} byte{'s' * (state.bytes_per_patch != 1)}"
     growth = f"{size(state.per_byte)} a byte within the windows, {size(state.per_patch)} a patch"
     longest = f"up to {size(state.open_patch)} more, if one patch had {state.longest_patch:,} bytes"

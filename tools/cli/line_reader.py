@@ -11,7 +11,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import click
+
 from ..output import is_terminal
+from .documents import MOST_READ
 from .options import expanded
 
 Complete = Callable[[str, str], list[str]]
@@ -27,24 +30,35 @@ class LineReader:
     interactive = False
     """A person types them."""
 
+    def __init__(self, limit: int = MOST_READ) -> None:
+        """limit: bytes that a line can have."""
+        self._limit = limit
+
     def read(self) -> bytes | None:
-        """The next line without its newline; None at the end. Raises KeyboardInterrupt."""
-        line: bytes = sys.stdin.buffer.readline() if sys.stdin is not None else b""
+        """The next line without its newline; None at the end. Raises KeyboardInterrupt, and UsageError for a
+        line that is too long, or has no end."""
+        line: bytes = sys.stdin.buffer.readline(self._limit + 2) if sys.stdin is not None else b""
+        if len(line.removesuffix(b"\n")) > self._limit:
+            raise click.UsageError(
+                f"stdin: a line has more than {self._limit:,} bytes, all that this model has positions for; "
+                "give shorter ones"
+            )
         return line.removesuffix(b"\n") if line else None
 
     def close(self) -> None:
         """No more lines will be read."""
 
 
-def line_reader(complete: Complete) -> LineReader:
-    """The reader that stdin asks for."""
-    return _Typed(complete) if is_terminal(sys.stdin) else LineReader()
+def line_reader(complete: Complete, limit: int) -> LineReader:
+    """The reader that stdin asks for; limit: bytes that a line can have."""
+    return _Typed(complete) if is_terminal(sys.stdin) else LineReader(limit)
 
 
 class _Typed(LineReader):
     interactive = True
 
     def __init__(self, complete: Complete) -> None:
+        super().__init__()
         # What the terminal's encoding lacks comes through as the bytes it is.
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="surrogateescape")

@@ -61,7 +61,7 @@ _engine = options(
         help="Where to run; auto takes engines for this GPU where the bundle has any, else cuda where it "
         "works, else cpu. Any other is used or refused.",
     ),
-    option("--threads", type=int, shown="as many as the engine likes", help="CPU threads."),
+    option("-t", "--threads", type=int, shown="as many as the engine likes", help="CPU threads."),
     option(
         "--prefill-chunk",
         type=int,
@@ -94,6 +94,7 @@ _engine = options(
         help="An option of ONNX Runtime's provider, with device cuda, ort-tensorrt or ort-tensorrt-rtx; "
         "repeatable.",
     ),
+    title="Engine",
 )
 
 
@@ -114,6 +115,7 @@ sampling_options = options(
         "-n",
         "--max-new-bytes",
         "--max-new-tokens",
+        "--max-tokens",
         "max_new_bytes",
         of=GenerationOptions,
         type=int,
@@ -125,7 +127,8 @@ sampling_options = options(
         "temperature",
         of=GenerationOptions,
         type=float,
-        help="Divide logits by it; 0 is greedy: the most likely byte, and the filters below don't matter.",
+        help="Divide logits by it; 0 is greedy: the most likely byte, the filters below don't matter, and "
+        "small models soon repeat themselves; 0.7 is a good start.",
     ),
     option("--top-k", of=GenerationOptions, type=int, help="Keep the N most likely bytes; 0 turns it off."),
     option(
@@ -155,6 +158,7 @@ sampling_options = options(
         help=r"End before this text; may be given several times. Escapes: \n \r \t \0 \\ \xNN \uNNNN.",
     ),
     draft_options,
+    title="Sampling",
 )
 """-n, --temperature and so on, passed by the names of `GenerationOptions`' fields."""
 

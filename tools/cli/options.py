@@ -1,22 +1,22 @@
 """What verbs are made of: the types of their values, and the options that several of them share.
 
-Values are checked as far as that needs no model. An option for several files takes them after one flag:
-`--text a.txt b.txt`, as the shell expands `*.txt`.
+Values are checked as far as that needs no model; how a command line is read is in `verbs.py`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection, Sequence
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ...runtime.errors import OptionError
 from ...runtime.names import DRAFTS, MANIFEST_NAME
-from ..output import Messages, flagged, printable
+from ..output import Messages, printable
+from .verbs import GROUPS, NEEDED, DemoBundle, VerbCommand, is_model
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -28,39 +28,15 @@ else:  # generic from click 8.2 on
     TextChoice = click.Choice
 
 F = TypeVar("F", bound=Callable[..., Any])
-
 STDIN = Path("-")
 """Stands for stdin where a file is read, and for stdout where one is written."""
 
-FLAGS = ("--text", "--calibration")
-"""The options that take several files, in verbs where they do."""
 
+def verb(name: str, *examples: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Make a function a verb with -v and -q: its docstring is the help, its first argument the messages.
 
-class VerbCommand(click.Command):
-    """A verb: an option that the runtime refuses is wrong usage, named as the user typed it."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse `args`, each of several files under a flag of its own; every error knows the verb."""
-        flags = {flag for one in self.params if getattr(one, "multiple", False) for flag in one.opts}
-        try:
-            return super().parse_args(ctx, spread(args, flags.intersection(FLAGS)))
-        except click.UsageError as error:
-            error.ctx = error.ctx or ctx
-            raise
-
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """What a shell may offer where no argument is open: options, also before their first dash."""
-        return super().shell_complete(ctx, incomplete or "-")
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except OptionError as error:
-            raise click.BadParameter(flagged(str(error), self), ctx) from error
-
-
-def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Make a function a verb with -v and -q: its docstring is the help, its first argument the messages."""
+    examples: command lines without the program's name, which end the help.
+    """
 
     def keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         messages = ctx.find_object(Messages)
@@ -74,6 +50,8 @@ def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
 
     def wrap(function: Callable[..., None]) -> click.Command:
         command = click.command(name, cls=VerbCommand)(click.pass_obj(function))
+        assert isinstance(command, VerbCommand)
+        command.examples = examples
         for word, text in helps.items():
             flags = [f"-{word[0]}", f"--{word}"]
             option = click.Option(flags, is_flag=True, expose_value=False, callback=keep, help=text)
@@ -81,30 +59,6 @@ def verb(name: str) -> Callable[[Callable[..., None]], click.Command]:
         return command
 
     return wrap
-
-
-def spread(args: Sequence[str], flags: Collection[str]) -> list[str]:
-    """`args` with the flag repeated before every file but the first that follows it.
-
-    What follows belongs to the flag up to the next option or directory: bundles are directories.
-    """
-    result: list[str] = []
-    flag, taken = "", 0
-    for at, arg in enumerate(args):
-        if arg == "--":
-            return [*result, *args[at:]]
-        if flag and taken and (arg == "-" or not arg.startswith("-")) and not Path(arg).is_dir():
-            result.append(flag)
-        elif flag and taken:
-            flag = ""
-        if flag:
-            taken += 1
-        elif arg in flags:
-            flag, taken = arg, 0
-        elif arg.partition("=")[0] in flags:
-            flag, taken = arg.partition("=")[0], 1
-        result.append(arg)
-    return result
 
 
 class Value(AnyType):
@@ -141,23 +95,36 @@ class Value(AnyType):
 
 
 class BundleDirectory(Value):
-    """A directory that holds a manifest; what is in it, the runtime checks."""
+    """A directory that holds a manifest, which the runtime checks; or `demo`, of which one is made."""
 
     name = "bundle"
     offered = "dir"
+    words = ("demo",)
 
-    def read(self, text: str) -> Path:
+    def read(self, text: str) -> Path | DemoBundle:
         path = Path(text)
         advice = "give the directory of a bundle that `blt-edge export` wrote"
+        if text == "demo" and not is_model(path):
+            return DemoBundle()
         if not os.path.lexists(path):
+            if re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not path.parent.exists():
+                advice += f"; if it is a hub id: {_export(text)}"
             raise ValueError(f"{text} does not exist; {advice}")
         if not path.is_dir():
             raise ValueError(f"{text} is not a directory; {advice}")
         if not os.access(path, os.R_OK | os.X_OK):
             raise ValueError(f"{text} can't be read; check its permissions")
         if not os.path.lexists(path / MANIFEST_NAME):
+            if is_model(path):
+                raise ValueError(f"{text} is a checkpoint, not a bundle; make one of it: {_export(text)}")
             raise ValueError(f"{text} has no {MANIFEST_NAME}, so it is no bundle; {advice}")
         return path
+
+
+def _export(source: str) -> str:
+    """The command that makes a bundle of a checkpoint."""
+    bundle = re.sub(r"[^\w.-]", "", Path(source).resolve().name) or "model"
+    return f"blt-edge export {shlex.quote(source)} -o {bundle}-bundle"
 
 
 def expanded(name: str) -> Path:
@@ -203,6 +170,20 @@ class InputFile(Value):
         if path.is_dir():
             raise ValueError(f"{text} is a directory; give a file")
         if not os.access(path, os.R_OK):
+            raise ValueError(f"{text} can't be read; check its permissions")
+        return path
+
+
+class TextSource(InputFile):
+    """A text file, a folder of them at any depth, or `STDIN` for `-`."""
+
+    def read(self, text: str) -> Path:
+        path = Path(text)
+        if not path.is_dir():
+            return super().read(text)
+        if is_model(path):
+            raise ValueError(f"{text} is a model's directory; give a text, or a folder of texts")
+        if not os.access(path, os.R_OK | os.X_OK):
             raise ValueError(f"{text} can't be read; check its permissions")
         return path
 
@@ -299,30 +280,58 @@ def option(
     return click.option(*flags, type=type, metavar=name, show_default=default, help=help, **more)
 
 
-def options(*each: Callable[[Any], Any]) -> Callable[[F], F]:
-    """Several options as one decorator, in the order in which help shows them."""
+def options(*each: Callable[[Any], Any], title: str = "") -> Callable[[F], F]:
+    """Several options as one decorator, in the order in which help shows them, under a title of their own."""
 
     def wrap(function: F) -> F:
+        before = len(_parameters(function))
         for one in reversed(each):
             function = one(function)
+        if title:  # options among them that have one keep it
+            for added in _parameters(function)[before:]:
+                GROUPS.setdefault(added, title)
         return function
 
     return wrap
 
 
+def needed(one: Callable[[Any], Any]) -> Callable[[F], F]:
+    """An option that the usage line names, though the parser does not ask for it."""
+
+    def wrap(function: F) -> F:
+        function = one(function)
+        NEEDED.add(_parameters(function)[-1])
+        return function
+
+    return wrap
+
+
+def _parameters(function: Callable[..., Any]) -> list[click.Parameter]:
+    found: list[click.Parameter] = getattr(function, "__click_params__", [])
+    return found
+
+
 bundle_argument = click.argument("bundle", type=BundleDirectory(), metavar="BUNDLE")
 model_option = option(
-    "-m", "--model", type=BundleDirectory(), required=True, metavar="BUNDLE", help="Bundle directory."
+    "-m",
+    "--model",
+    type=BundleDirectory(),
+    required=True,
+    metavar="BUNDLE",
+    help="Bundle directory; or demo, whose bundle is made when there is none.",
 )
 verify_option = option(
     "--verify", help="Compare the sha256 of whole files; without it, large files are compared by samples."
 )
-json_option = option(
-    "--json",
-    "json_file",
-    type=OutputFile(),
-    metavar="FILE",
-    help="Write one JSON document to FILE; - is stdout, which then carries nothing else.",
+json_option = options(
+    option(
+        "--json",
+        "json_file",
+        type=OutputFile(),
+        metavar="FILE",
+        help="Write one JSON document to FILE; - is stdout, which then carries nothing else.",
+    ),
+    title="Output",
 )
 """Passed as `json_file`."""
 
@@ -336,6 +345,7 @@ draft_options = options(
         "auto goes by what pays.",
     ),
     option("--draft-length", type=int, shown="as many as pay", help="Guesses at a time, 1 to 32."),
+    title="Guessing ahead",
 )
 """--draft and --draft-length, as `GenerationOptions` takes them."""
 
@@ -353,5 +363,6 @@ tolerance_options = options(
         shown="1e-4 for fp32, more for others",
         help="Largest difference of entropies, in nats.",
     ),
+    title="Comparison",
 )
 """--rtol and --atol; None leaves them to the bundle's precision."""

@@ -30,7 +30,11 @@ def _rule_option(flag: str, kind: Any, text: str) -> Callable[[F], F]:
     return option(flag, type=kind, default=None, shown="the bundle's", help=text)
 
 
-@verb("patches")
+@verb(
+    "patches",
+    '-m demo-bundle "Once upon a time"',
+    "-m demo-bundle --prompt-file text.txt --html patches.html",
+)
 @model_option
 @click.argument("text", required=False, metavar="[TEXT]")
 @click.option(

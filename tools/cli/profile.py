@@ -65,7 +65,7 @@ def _table_option(flag: str, text: str) -> Callable[[F], F]:
     )
 
 
-@verb("profile")
+@verb("profile", "-m demo-bundle", "-m demo-bundle --threads 1,2,4 --json profile.json")
 @model_option
 @option("--device", type=OneOf(DEVICES), default="auto", help="Where to run.")
 @_sweep_option(

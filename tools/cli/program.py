@@ -11,14 +11,21 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from ...runtime.errors import OptionError, PromptTooLongError
-from ..output import Messages, crash_line, error_line, foreseen_line, usage_line, warning_lines
+from ..output import (
+    Messages,
+    crash_line,
+    error_line,
+    foreseen_line,
+    show_traceback,
+    usage_line,
+    warning_lines,
+)
 from . import COMPLETION
 
 if TYPE_CHECKING:
@@ -59,6 +66,12 @@ class Program(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """`help` and `help VERB` are `--help` and `VERB --help`."""
+        if args[:1] == ["help"]:
+            args = [*args[1:], "--help"]
+        return super().parse_args(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
@@ -93,9 +106,9 @@ class Program(click.Group):
 
 
 def _run(group: Program, arguments: list[str], messages: Messages) -> int:
-    # A name or a character that the terminal's encoding lacks is no reason to stop.
+    # What is printed is UTF-8, as documented, whatever the locale says; a name that is not keeps its bytes.
     if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     # So that cleaning up happens: a progress display hides the cursor.
     main_thread = threading.current_thread() is threading.main_thread()
     if main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -129,7 +142,7 @@ def _run(group: Program, arguments: list[str], messages: Messages) -> int:
     except Exception as error:
         line = foreseen_line(error)
         if line is None and messages.verbose:
-            traceback.print_exc()
+            show_traceback(error)
         error_line(line or crash_line(error, messages.verbose))
         return 2 if isinstance(error, (OptionError, PromptTooLongError)) else 1
     return 0
@@ -167,7 +180,7 @@ def program() -> None:
 
     \b
       blt-edge export demo -o demo-bundle
-      blt-edge generate -m demo-bundle -p "Once upon a time"
+      blt-edge generate -m demo-bundle -p "Once upon a time" --temperature 0.7 --seed 7
 
-    `blt-edge VERB --help` describes a verb and its options.
+    `blt-edge help VERB` describes a verb and its options.
     """

@@ -17,10 +17,11 @@ from .documents import finish_written
 from .options import (
     STDIN,
     F,
-    InputFile,
     OneOf,
+    TextSource,
     bundle_argument,
     json_option,
+    needed,
     option,
     options,
     tolerance_options,
@@ -63,11 +64,11 @@ quantization_options = options(
     option(
         "--calibration",
         "texts",
-        type=InputFile(),
+        type=TextSource(),
         multiple=True,
         metavar="FILE...",
         shown="English and multilingual text that comes with the package",
-        help="Texts that ranges of int8 activations are collected on.",
+        help="Texts, and folders of them, that ranges of int8 activations are collected on.",
     ),
     option(
         "--calibration-method",
@@ -89,6 +90,7 @@ quantization_options = options(
         help="Move the ranges of int8 activations into the weights before, 0 to 1 (SmoothQuant's alpha).",
     ),
     option("--seed", type=int, default=0, help="What chooses the windows."),
+    title="Quantization",
 )
 """Passed by the names of `QuantizationOptions`' fields."""
 
@@ -119,9 +121,9 @@ def quantization(
     return found
 
 
-@verb("quantize")
+@verb("quantize", "bundle -o small --precision int4", "bundle -o small --precision int8 --calibration texts/")
 @bundle_argument
-@option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Bundle to write.")
+@needed(option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Bundle to write."))
 @precision_option("fp16, int8, int8w or int4", None, "int8w; with --tables, only these are changed")
 @option(
     "--tables",

@@ -1,26 +1,31 @@
-"""`blt-edge score`: bits per byte of files."""
+"""`blt-edge score`: bits per byte of files, each told as soon as it is known."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..output import Messages, print_table, progress_bar
-from .documents import read_input, shown_name, write_json
+from ..output import GrowingTable, Messages, progress_bar
+from .documents import jsonl_lines, open_input, output_option, shown_name, with_folders, write_json
 from .model_options import EngineOptions, engine_options, load_model
-from .options import STDIN, InputFile, json_option, model_option, option, verb
+from .options import STDIN, TextSource, json_option, model_option, option, verb
 
 if TYPE_CHECKING:
-    from ...runtime import Score
+    from ...runtime import BltModel
+    from ...runtime.scoring import Score
+
+_COLUMNS = ("file", ">bytes", ">patches", ">bytes/patch", ">bits/byte", ">bytes/s")
+_WIDEST = ("100,000,000", "100,000,000", "1,000.00", "unreadable", "100,000")
+"""Cells that the columns behind the names have room for."""
 
 
-@verb("score")
+@verb("score", "-m demo-bundle alice.txt", "-m demo-bundle texts/ --json scores.json")
 @model_option
-@click.argument("files", type=InputFile(), nargs=-1, required=True, metavar="FILE...")
+@click.argument("files", type=TextSource(), nargs=-1, required=True, metavar="FILE...")
 @option(
     "--context",
     type=int,
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
 )
 @engine_options
 @json_option
+@output_option("--jsonl", "no lines", "Write a JSON line to FILE for each file, as it is known; - is stdout.")
 def command(
     messages: Messages,
     model: Path,
@@ -36,50 +42,96 @@ def command(
     context: int | None,
     engine: EngineOptions,
     json_file: Path | None,
+    jsonl: Path | None,
 ) -> None:
     """Measure bits per byte of files.
 
-    FILE may be - for stdin. Bits are over all 260 classes; lower is better. Every byte is scored once, in
-    windows without overlap.
+    FILE may be - for stdin, or a folder: its texts at any depth, without hidden ones and links. Bits are over
+    all 260 classes; lower is better. Every byte is scored once, in windows without overlap. A row comes as
+    soon as its file is read, so Ctrl-C loses no other; --json is written then, too, with "complete" false.
     """
     if files.count(STDIN) > 1:
         raise click.UsageError("FILE: - is given twice; stdin can be read only once")
-    texts = [(shown_name(path), read_input(path, messages, "the text")) for path in files]
-    for name, text in texts:
-        if not text:
-            raise click.UsageError(f"FILE: {name} is empty; there is nothing to score")
+    if json_file is not None and json_file == jsonl:
+        raise click.UsageError(f"--json, --jsonl: {json_file} is given twice; give each its own")
+    paths = with_folders(files)
     loaded = load_model(messages, model, engine, positions=context)
-    with progress_bar(messages) as progress:
-        scores = [
-            loaded.score(text, context=context, progress=partial(progress, f"scoring {Path(name).name}"))
-            for name, text in texts
-        ]
-    figures = [(name, _figures([score])) for (name, _), score in zip(texts, scores, strict=True)]
-    total = _figures(scores)
-    document = {
-        "model": str(model),
-        "source": loaded.manifest.source.name,
-        "context": scores[0].context,
-        "files": [{"file": name, **told} for name, told in figures],
-        "total": total,
-    }
-    write_json(json_file, document)
-    if json_file == STDIN:
-        return
-    several = len(figures) > 1
-    rows = [
-        (
-            name,
-            f"{told['bytes']:,}",
-            f"{told['patches']:,}",
-            f"{told['bytes_per_patch']:.2f}",
-            f"{told['bits_per_byte']:.4f}",
-            f"{told['bytes_per_second']:,.0f}",
-        )
-        for name, told in [*figures, *[("total", total)] * several]
-    ]
-    columns = ("file", ">bytes", ">patches", ">bytes/patch", ">bits/byte", ">bytes/s")
-    print_table(columns, rows, total=several)
+    table = None
+    if STDIN not in (json_file, jsonl):
+        names = ("total", *map(shown_name, paths))
+        table = GrowingTable(_COLUMNS, (max(names, key=len), *_WIDEST))
+    told: list[dict[str, Any]] = []
+    scores: list[Score] = []
+    complete = False
+    with jsonl_lines(jsonl) as write_line:
+        try:
+            for path in paths:
+                found = _score(messages, loaded, path, context, alone=len(paths) == 1)
+                name = shown_name(path)
+                if isinstance(found, str):
+                    told.append({"file": name, "bytes": 0, "note": found})
+                else:
+                    scores.append(found)
+                    told.append({"file": name, **_figures([found])})
+                write_line(told[-1])
+                if table is not None:
+                    table.row(_cells(told[-1]))
+            complete = True
+        finally:
+            total = _figures(scores) if scores else None
+            write_line({"total": total, "complete": complete})
+            document = {
+                "model": str(model),
+                "source": loaded.manifest.source.name,
+                "context": loaded.manifest.model.trained_context if context is None else context,
+                "complete": complete,
+                "files": told,
+                "total": total,
+            }
+            write_json(json_file, document)
+            if table is not None and total is not None and len(told) > 1:
+                table.row(_cells({"file": "total", **total}), total=True)
+    unread = sum(one.get("note", "empty") != "empty" for one in told)
+    if unread:
+        raise click.ClickException(f"{unread} of {len(paths)} files could not be read")
+
+
+def _score(
+    messages: Messages, model: BltModel, path: Path, context: int | None, *, alone: bool
+) -> Score | str:
+    """The score of a file, or why it has none; raised when there is no other (`alone`)."""
+    from ...runtime.scoring import EmptyTextError
+
+    name = shown_name(path)
+    try:
+        size = 0 if path == STDIN else path.stat().st_size
+        with open_input(path, messages, "the text") as file, progress_bar(messages) as progress:
+            told = partial(progress, f"scoring {Path(name).name}")
+            return model.score(
+                file, context=context, progress=lambda done, _: told(done, size and max(size, done))
+            )
+    except EmptyTextError:
+        if alone:
+            raise click.UsageError(f"FILE: {name} is empty; there is nothing to score") from None
+        return "empty"
+    except OSError as error:
+        if alone:
+            raise
+        messages.note(f"{name}: {error.strerror}")
+        return f"unreadable: {error.strerror}"
+
+
+def _cells(told: Mapping[str, Any]) -> Sequence[str]:
+    if "note" in told:
+        return (told["file"], "0", "", "", told["note"].partition(":")[0])
+    return (
+        told["file"],
+        f"{told['bytes']:,}",
+        f"{told['patches']:,}",
+        f"{told['bytes_per_patch']:.2f}",
+        f"{told['bits_per_byte']:.4f}",
+        f"{told['bytes_per_second']:,.0f}",
+    )
 
 
 def _figures(scores: Sequence[Score]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +17,7 @@ import click
 
 from ...runtime.options import GenerationOptions
 from ...runtime.paths import folder_name
-from ..output import Messages, crash_line, error_line, foreseen_line, printable
+from ..output import Messages, crash_line, error_line, foreseen_line, printable, show_traceback
 from ..server.settings import ServerSettings, is_loopback
 from .model_options import EngineOptions, engine_options, load_model
 from .options import F, MemorySize, draft_options, model_option, option, verb
@@ -42,7 +41,7 @@ def _several(flag: str, name: str, metavar: str, text: str) -> Callable[[F], F]:
     return option(flag, name, type=str, multiple=True, metavar=metavar, shown="none", help=text)
 
 
-@verb("serve")
+@verb("serve", "-m demo-bundle", "-m demo-bundle --host 0.0.0.0 --port 8000 --api-key KEY")
 @model_option
 @_setting(
     "--host",
@@ -152,7 +151,7 @@ def _serve(messages: Messages, model: BltModel, settings: ServerSettings, bound:
     def report(error: Exception) -> None:
         with _whoever_reads():
             if messages.verbose:
-                traceback.print_exception(error)
+                show_traceback(error)
         error_line(foreseen_line(error) or crash_line(error, messages.verbose))
 
     def started() -> None:
@@ -180,7 +179,7 @@ def _whoever_reads() -> Iterator[None]:
 
 def _introduce(messages: Messages, model: BltModel, settings: ServerSettings) -> None:
     positions = model.limits.max_positions
-    messages.say(f"{printable(settings.name)}: {positions} positions; engine: {printable(str(model.engine))}")
+    messages.say(f"{settings.name}: {positions} positions; engine: {model.engine}")
     host = settings.host
     if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
         host = "::1" if ":" in host else "127.0.0.1"

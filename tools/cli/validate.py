@@ -14,9 +14,9 @@ from typing import IO, TYPE_CHECKING, Literal
 
 import click
 
-from ...runtime.errors import BltWarning, FailedValidationWarning
+from ...runtime.errors import BltWarning, FailedValidationWarning, requirement
 from ...runtime.host import available_memory
-from ..output import Messages, print_table, size, status
+from ..output import Messages, echo, print_table, size, status
 from .documents import write_json
 from .model_options import check_bundle_files
 from .options import (
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 _PARAMETER_BYTES = 4 * 1.3
 # A float32 bundle while it is loaded takes twice its graphs, one made of it at most as much again.
 _BUNDLES_FACTOR = 3
-_NO_ENGINE = "ONNX Runtime, which would run bundles, is not installed (pip install 'blt-edge[cpu]')"
+_NO_ENGINE = f"ONNX Runtime, which would run bundles, is not installed (pip install {requirement('cpu')})"
 
 
-@verb("validate")
+@verb("validate", "demo-bundle", "bundle --reference path/to/checkpoint")
 @bundle_argument
 @option(
     "--reference",
@@ -55,7 +55,7 @@ _NO_ENGINE = "ONNX Runtime, which would run bundles, is not installed (pip insta
     "--golden", type=InputFile(), metavar="FILE", help="Compare with a golden file, without transformers."
 )
 @tolerance_options
-@option("--threads", type=int, shown="as many as the engine likes", help="CPU threads.")
+@option("-t", "--threads", type=int, shown="as many as the engine likes", help="CPU threads.")
 @option("--verify", help="Check the sha256 of whole files first; without a reference, always.")
 @json_option
 def command(
@@ -97,7 +97,7 @@ def command(
         line = f"{files} files have the right sha256; nothing else was checked: {chosen.reasons}"
         write_json(json_file, {"bundle": str(bundle), "files": files, "validation": None, "note": line})
         if json_file != STDIN:
-            click.echo(line)
+            echo(line)
         return
     report = _compare(bundle, chosen, messages, rtol, atol, threads)
     write_json(json_file, {"bundle": str(bundle), "validation": report.to_dict()})
@@ -152,7 +152,9 @@ def _packaged_demo(manifest: Manifest) -> ReferenceChoice:
     try:
         from ...export import CheckpointError, open_checkpoint
     except ModuleNotFoundError as error:
-        missing = f"the package {error.name}, which could, is not installed (pip install 'blt-edge[export]')"
+        missing = (
+            f"the package {error.name}, which could, is not installed (pip install {requirement('export')})"
+        )
         return replace(unknown, why_not=(*unknown.why_not, missing))
     try:
         with open_checkpoint("demo") as checkpoint:
@@ -300,9 +302,9 @@ def _show_report(report: ValidationReport, file: IO[str] | None) -> None:
         for row in report.rows
     ]
     print_table(("check", ">measured", ">allowed", ""), rows, file)
-    if file is not None:
-        notes = [f"  {row.check}: {row.note}\n" for row in report.rows if row.note]
-        file.writelines([*notes, "\n", _verdict(report) + "\n"])
+    notes = [f"  {row.check}: {row.note}" for row in report.rows if row.note]
+    for line in (*notes, "", _verdict(report)):
+        echo(line, file)
 
 
 def _verdict(report: ValidationReport) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from ...export.quality import Tally, lead_length
 from ...runtime import BltModel, GenerationOptions
 from ...runtime.child import Tell, run_child
-from ...runtime.errors import BltError, OptionError
+from ...runtime.errors import BltError, OptionError, requirement
 from ...runtime.files import bytes_on_disk
 from ...runtime.host import PrivatePeak, describe_machine, mapped_resident, peak_resident
 from ...runtime.manifest import Manifest, load_manifest
@@ -394,7 +394,7 @@ def draw_comparison(comparison: Comparison, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise BltError("a picture needs matplotlib: pip install 'blt-edge[plot]'") from None
+        raise BltError(f"a picture needs matplotlib: pip install {requirement('plot')}") from None
     texts = list(comparison.text_bytes)
     figure = Figure(figsize=(1.2 + 5.2 * len(texts), 4.6), layout="constrained")
     panels = figure.subplots(1, len(texts), squeeze=False)[0]

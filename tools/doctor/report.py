@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...runtime.errors import requirement
 from .machine import (
     Jetson,
     MachineMemory,
@@ -155,7 +156,7 @@ def _advise(
     for extra, purpose in _PURPOSES.items():
         packages = missing.get(extra, ())
         if packages:
-            yield Advice(purpose, f"missing: {', '.join(packages)}", (f"pip install 'blt-edge[{extra}]'",))
+            yield Advice(purpose, f"missing: {', '.join(packages)}", (f"pip install {requirement(extra)}",))
 
 
 def _about_onnxruntime(software: Software) -> Iterator[Advice]:
@@ -169,7 +170,9 @@ def _about_onnxruntime(software: Software) -> Iterator[Advice]:
         commands = (f"pip uninstall -y {' '.join(runtimes)}", f"pip install {keep}")
         yield Advice(purpose, reason, commands, optional=cpu.works)
     elif not cpu.works:
-        command = "pip install --force-reinstall onnxruntime" if runtimes else "pip install 'blt-edge[cpu]'"
+        command = (
+            "pip install --force-reinstall onnxruntime" if runtimes else f"pip install {requirement('cpu')}"
+        )
         yield Advice(purpose, cpu.error or "", (command,), optional=False)
 
 
@@ -199,7 +202,7 @@ def _about_gpus(
     if jetson is None and software.gpus and (cuda is None or not cuda.works):
         reason = "this ONNX Runtime was built without CUDA" if cuda is None else cuda.error or ""
         names = " ".join(software.runtimes) or "onnxruntime"
-        commands = (f"pip uninstall -y {names}", "pip install 'blt-edge[gpu]'")
+        commands = (f"pip uninstall -y {names}", f"pip install {requirement('gpu')}")
         yield Advice("ONNX Runtime on the GPU", reason, commands)
 
 
@@ -208,7 +211,7 @@ def _about_tensorrt(software: Software, jetson: Jetson | None) -> Iterator[Advic
     if tensorrt is None or tensorrt.works or (jetson is None and rtx is not None and rtx.works):
         return
     reason, _, _ = (tensorrt.error or "").partition(": on a Jetson")  # the error brings a remedy along
-    commands: tuple[str, ...] = ("pip install 'blt-edge[tensorrt-rtx]'",)
+    commands: tuple[str, ...] = (f"pip install {requirement('tensorrt-rtx')}",)
     if jetson is not None:
         made = "when it was made with --system-site-packages"
         reason += f"; a virtual environment sees JetPack's TensorRT only {made}"

@@ -31,6 +31,7 @@ from ...export.quality import TOLERANCES, Tally, Tolerances, lead_length, least_
 from ...runtime import BltError, BltModel, GenerationOptions
 from ...runtime.backends.tensorrt import TENSORRT_TARGETS
 from ...runtime.child import Tell, run_child
+from ...runtime.errors import requirement
 from ...runtime.files import write_whole
 from ...runtime.names import DEVICES, PRECISIONS
 from ...runtime.vocabulary import encode
@@ -170,7 +171,7 @@ def transformers(checkpoint: Path, text: bytes) -> dict[str, Any]:
     """
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
-            raise BltError(f"{name} is not installed: pip install 'blt-edge[validate]'")
+            raise BltError(f"{name} is not installed: pip install {requirement('validate')}")
     import torch
 
     if not torch.cuda.is_available():

@@ -64,9 +64,9 @@ done
 
 # 2. What this machine is.
 
-[[ $MACHINE == aarch64 ]] || fail "this is $MACHINE; Jetsons are aarch64. Elsewhere: pip install 'blt-edge[cpu]'"
+[[ $MACHINE == aarch64 ]] || fail "this is $MACHINE; Jetsons are aarch64. Elsewhere: pip install '.[cpu]'"
 release=$ROOT/etc/nv_tegra_release
-[[ -r $release ]] || fail "this is no Jetson: there is no /etc/nv_tegra_release. Elsewhere: pip install 'blt-edge[cpu]'"
+[[ -r $release ]] || fail "this is no Jetson: there is no /etc/nv_tegra_release. Elsewhere: pip install '.[cpu]'"
 text=$(<"$release")
 if [[ $text =~ R([0-9]+)\ \(release\),\ REVISION:\ ([0-9.]+) ]]; then
     major=${BASH_REMATCH[1]}

@@ -7,7 +7,7 @@ back to it as typed, so the two can't drift: values, errors and exit codes are t
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+from argparse import Action, ArgumentParser, Namespace
 from typing import Any, NoReturn
 
 import click
@@ -40,7 +40,7 @@ class BltExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]
             raise SystemExit(2)
 
         setattr(parser, "error", refuse)  # noqa: B010 - a method, to mypy
-        parser.add_argument("-m", "--model", metavar="MODEL", help=_MODEL_HELP)
+        parser.add_argument("-m", "--model", metavar="MODEL", help=_MODEL_HELP, action=_Once)
         parser.add_argument("positional_output", nargs="?", metavar="DIR", help="The same as --output.")
         for option in OPTIONS:
             parser.add_argument(*option.opts, **_parsed_as(option))
@@ -82,7 +82,18 @@ def _parsed_as(option: click.Option) -> dict[str, Any]:
     choices = option.type.choices if isinstance(option.type, click.Choice) else ()
     metavar = (option.metavar or "{" + ",".join(choices) + "}").rstrip(".")
     several = {"action": "extend", "nargs": "+"} if option.multiple else {}
-    return {"dest": option.name, "metavar": metavar, "help": told, **several}
+    return {"dest": option.name, "metavar": metavar, "help": told, **(several or {"action": _Once})}
+
+
+class _Once(Action):
+    """A value that is given once: of two the last would win, and nobody be told."""
+
+    def __call__(
+        self, parser: ArgumentParser, namespace: Namespace, values: Any, flag: str | None = None
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{flag} is given twice; give it once")
+        setattr(namespace, self.dest, values)
 
 
 REGISTER_COMMANDS = [(BltExportCommand, ExportCommand)]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...runtime.errors import BltError
+from ...runtime.errors import BltError, requirement
 from .clusters import Cluster, break_rows, escape
 from .view import Floats, PatchView, rule_words, summarize
 
@@ -86,7 +86,7 @@ def draw_patches(view: PatchView, path: Path, kind: str, name: str) -> None:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
-        raise BltError("a picture needs matplotlib: pip install 'blt-edge[plot]'") from None
+        raise BltError(f"a picture needs matplotlib: pip install {requirement('plot')}") from None
     labels = [_label(cluster) for cluster in view.clusters]
     layout = _layout(view, labels)
     figure = Figure(figsize=(layout.width, layout.height))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...runtime.errors import BltError
+from ...runtime.errors import BltError, requirement
 from .measure import Profile
 from .statistics import OTHER, Case, Spread
 
@@ -28,7 +28,7 @@ def draw_profile(profile: Profile, path: Path, kind: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise BltError("a picture needs matplotlib: pip install 'blt-edge[plot]'") from None
+        raise BltError(f"a picture needs matplotlib: pip install {requirement('plot')}") from None
     single = len(profile.cases) == 1
     height = 4.2 if single else max(4.2, 1.6 + 0.34 * len(profile.cases))
     figure = Figure(figsize=(11.5, height), layout="constrained")

@@ -68,14 +68,14 @@ NO_BINDINGS = {"packages": without("cuda-bindings")}
     ("files", "given", "commands"),
     [
         (PC, {}, []),
-        (PC, {"packages": without("onnx", "torch")}, ["blt-edge[export]", "blt-edge[validate]"]),
-        (PC, {"packages": without("onnxruntime"), "list_": Reply(error="x")}, ["blt-edge[cpu]"]),
+        (PC, {"packages": without("onnx", "torch")}, ["[export]", "[validate]"]),
+        (PC, {"packages": without("onnxruntime"), "list_": Reply(error="x")}, ["[cpu]"]),
         (PC, {"list_": Reply(error="crashed (SIGILL)")}, ["--force-reinstall onnxruntime"]),
         (PC, {"packages": BOTH}, ["uninstall -y onnxruntime onnxruntime-gpu", "install onnxruntime-gpu"]),
         (PC_WITH_CARD, {"providers": {CPU: ran(CPU), CUDA: ran(CUDA)}, **RTX_3060}, []),
-        (PC_WITH_CARD, RTX_3060, ["uninstall -y onnxruntime", "blt-edge[gpu]"]),
+        (PC_WITH_CARD, RTX_3060, ["uninstall -y onnxruntime", "[gpu]"]),
         (PC_WITH_CARD, {"cuda": Reply(error="crashed"), "rtx": RTX}, ["nvidia-smi", "sudo reboot"]),
-        (PC_WITH_CARD, {}, ["nvidia-smi", "sudo reboot", "blt-edge[tensorrt-rtx]"]),
+        (PC_WITH_CARD, {}, ["nvidia-smi", "sudo reboot", "[tensorrt-rtx]"]),
         (NO_DRIVER, {"rtx": RTX}, ["sudo ubuntu-drivers install", "sudo reboot"]),
         (
             ORIN,
