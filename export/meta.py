@@ -100,8 +100,11 @@ class TorchFile:
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # a damaged or hostile pickle can raise nearly anything
-            told = first_line(error)[:200]
-            raise CheckpointError(f"{path}: not a readable file of plain tensors: {told}") from error
+            # torch's own first line advises to run what is in the file.
+            told = str(error).partition("WeightsUnpickler error: ")[2].partition(". ")[0] or first_line(error)
+            raise CheckpointError(
+                f"{path}: not a readable file of plain tensors: {one_line(told)}; fetch it again"
+            ) from error
         for wrapper in ("model", "state_dict"):
             if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
                 loaded = loaded[wrapper]
