@@ -27,7 +27,7 @@ from onnx import helper
     "targets",
     [
         "manifest graphs engines",
-        "config index safetensors golden meta pth",
+        "config generation index safetensors golden meta pth",
         "calibration requests connections",
     ],
 )

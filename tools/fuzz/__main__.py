@@ -12,13 +12,13 @@ from pathlib import Path
 from . import __doc__ as about
 from .bundles import Engines, Graphs, ManifestFile
 from .server import Connections, Requests
-from .targets import Calibration, Config, Files, Golden, Index, Meta, Pickle, Safetensors, Target
+from .targets import Calibration, Config, Files, Generation, Golden, Index, Meta, Pickle, Safetensors, Target
 from .worker import Outcome, make, run
 
 TARGETS: dict[str, type[Target]] = {
     kind.name: kind
     for kind in (
-        *(ManifestFile, Graphs, Engines, Config, Safetensors, Index, Golden, Meta, Pickle),
+        *(ManifestFile, Graphs, Engines, Config, Generation, Safetensors, Index, Golden, Meta, Pickle),
         *(Calibration, Requests, Connections),
     )
 }

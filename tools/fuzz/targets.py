@@ -11,6 +11,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,6 +27,8 @@ from ...export.huggingface import SafetensorsFile
 from ...graphs.config import parse_config
 from ...graphs.stages import axis_ranges
 from ...runtime.errors import BltError
+from ...runtime.fields import read, record
+from ...runtime.generation_spec import GenerationSpec
 from ..models.random_checkpoint import SHAPES, write_checkpoint_weights, write_random_checkpoint
 from .mutate import SECRET, spoil_bytes, spoil_json
 
@@ -114,6 +117,32 @@ class Config(Target):
         parameter_counts(config)
         if zlib.crc32(b"".join(files.values())) % 20 == 0:  # half a second
             plan_export(str(self.folder))
+
+
+class Generation(Config):
+    """`generation_config.json` of a checkpoint; what is taken from it has to pass through a manifest."""
+
+    name = "generation"
+    seconds = 2.0
+    file = "generation_config.json"
+
+    def prepare(self, folder: Path) -> None:
+        Target.prepare(self, folder)
+        write_random_checkpoint(folder, tiny_config(), choose_threshold=False)
+        self.valid = {self.file: json.dumps(VALID["generation"]).encode()}
+
+    def make(self, random: Random) -> Files:
+        return {self.file: spoil_json(random, VALID["generation"], keys=VALID["generation_keys"].split())}
+
+    def attack(self, files: Files) -> None:
+        self.write(files)
+        with open_checkpoint(self.folder) as checkpoint:
+            taken = checkpoint.generation
+        try:
+            told = json.loads(json.dumps(asdict(taken), allow_nan=False))
+            assert read(told, "generation", record(GenerationSpec)) == taken
+        except BltError as error:
+            raise AssertionError(f"accepted, but no manifest takes it: {error}") from error
 
 
 class Index(Config):
