@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Any
@@ -20,61 +19,31 @@ NUMBERS: tuple[Any, ...] = (
     *(2**31 - 1, 2**31, 2**32, 2**53, 2**60, 2**62, 2**63 - 1, 2**63, 2**64, -(2**31), -(2**63), 10**40),
     *(10**400, 0.5, 1.0, 2.0, 260.0, -0.0, 5e-324, 1e-30, 1e30, 1.7e308, math.nan, math.inf, -math.inf),
 )
-TEXTS: tuple[str, ...] = (
-    *(
-        "",
-        " ",
-        ".",
-        "..",
-        "~",
-        "-",
-        "a/b",
-        "a\\b",
-        "C:x",
-        "\0",
-        "x\0.safetensors",
-        "null",
-        "true",
-        "NaN",
-        "1",
-    ),
-    *(f"../{SECRET}", f"./../{SECRET}", f"..\\{SECRET}", f"//../{SECRET}", "/etc/passwd", "/dev/zero"),
-    *("/proc/self/mem", "file:///etc/passwd", "model.safetensors", "manifest.json", "__class__", "%s%n{0}"),
-    *(
-        "\x1b[2J\x1b]0;x\x07",
-        "\r\nall checks passed",
-        "\u202egnp.\u200b",
-        "\ud800",
-        "\udfff\ud800",
-        "\U0010ffff",
-    ),
-    *("[red]x[/red]", "é" * 300, "x" * 5000, "\x00" * 100, "٣", "1_0", "1e3", " 1", "0x10", "-1", "9" * 30),
-)
-RAW: tuple[bytes, ...] = (
-    *(b"NaN", b"-Infinity", b"1e999", b"-1e999", b"1E400", b"-0", b"01", b"0x10", b"1.", b"'x'", b"tru", b""),
-    *(b"9" * 5000, b"-" + b"9" * 4301, b"0." + b"0" * 4000 + b"1", b"[" * 200 + b"]" * 200),
+TEXTS = (
+    "| |.|..|~|-|a/b|a\\b|C:x|\0|x\0.safetensors|null|true|NaN|1"
+    f"|../{SECRET}|./../{SECRET}|..\\{SECRET}|//../{SECRET}|/etc/passwd|/dev/zero"
+    "|/proc/self/mem|file:///etc/passwd|model.safetensors|manifest.json|__class__|%s%n{0}"
+    "|\x1b[2J\x1b]0;x\x07|\r\nall checks passed|\u202egnp.\u200b|\ud800|\udfff\ud800|\U0010ffff|[red]x[/red]"
+    f"|{'é' * 300}|{'x' * 5000}|{chr(0) * 100}|٣|1_0|1e3| 1|0x10|-1|{'9' * 30}"
+).split("|")
+_WORDS = b"NaN|-Infinity|1e999|-1e999|1E400|-0|01|0x10|1.|'x'|tru|".split(b"|")
+RAW = (
+    *(*_WORDS, b"9" * 5000, b"-" + b"9" * 4301, b"0." + b"0" * 4000 + b"1", b"[" * 200 + b"]" * 200),
     *(b"[" * 600 + b"]" * 600, b'{"a":' * 1100 + b"1" + b"}" * 1100, b"[" * 30_000 + b"]" * 30_000),
-    *(
-        b"[" * 30_000,
-        b'"\xff\xfe"',
-        b'"\xed\xa0\x80"',
-        b'"\\ud800"',
-        b'"\\u0000"',
-        b'"\n"',
-        b"/*x*/1",
-        b"\xef\xbb\xbf",
-    ),
+    *(b"[" * 30_000, *b'"\xff\xfe"|"\xed\xa0\x80"|"\\ud800"|"\\u0000"|"\n"|/*x*/1|\xef\xbb\xbf'.split(b"|")),
 )
 """What stands in a JSON text in the place of a value, without being one."""
 _CONTAINERS = (
-    "[]",
-    "{}",
-    "[null]",
-    "[[]]",
-    '{"": null}',
-    '{"\\ud800\\n": {}}',
-    f"[{'0,' * 3000}0]",
-    f"[{'{},' * 50}0]",
+    *(
+        "[]",
+        "{}",
+        "[null]",
+        "[[]]",
+        '{"": null}',
+        r'{"\ud800\n": {}}',
+        f"[{'0,' * 3000}0]",
+        f"[{'{},' * 50}0]",
+    ),
 )
 _MARK = "@raw{}@"
 
@@ -99,7 +68,7 @@ def spoil_json(random: Random, valid: Any, *, keys: Sequence[str] = (), most: in
     if random.random() < 0.1:
         data = _twice(random, data)
     if random.random() < 0.1:
-        data = spoil_bytes(random, data, RAW[:12])
+        data = spoil_bytes(random, data, _WORDS)
     return data
 
 
@@ -154,9 +123,8 @@ def _nudged(random: Random, value: Any) -> Any:
         return random.choice((*steps, whole, str(value), [value], bool(value)))
     if isinstance(value, str):
         at, piece = random.randint(0, len(value)), random.choice(TEXTS)
-        return random.choice(
-            (value[:at] + piece + value[at:], value[:at], value.upper(), value * 50, [value])
-        )
+        changed = (value[:at] + piece + value[at:], value[:at], value.upper(), value * 50)
+        return random.choice((*changed, [value]))
     if isinstance(value, list):
         return random.choice((value[::-1], value * 20, value[:1], dict(enumerate(map(str, value)))))
     return random.choice(([list(pair) for pair in value.items()], list(value), list(value.values())))
@@ -184,12 +152,9 @@ def spoil_bytes(random: Random, data: bytes, words: Sequence[bytes] = (), most: 
             found[at : at + 1] = bytes(byte ^ 1 << random.randrange(8) for byte in found[at : at + 1])
         elif how == 1:
             width = random.choice((1, 2, 4, 8))
-            number = random.choice(
-                (0, 1, 2, 2**7, 2**15, 2**31, 2**63, 2**64, 2 * len(found))
-            ) + random.choice((0, -1))
-            found[at : at + width] = (number % (1 << 8 * width)).to_bytes(
-                width, random.choice(("little", "big"))
-            )
+            number = random.choice((0, 1, 2, 2**7, 2**15, 2**31, 2**63, 2**64, 2 * len(found)))
+            number = (number + random.choice((0, -1))) % (1 << 8 * width)
+            found[at : at + width] = number.to_bytes(width, random.choice(("little", "big")))
         elif how == 2:
             del found[at:]
         elif how == 3:
@@ -287,8 +252,3 @@ def _scalar(random: Random, field: Any, value: Any) -> Any:
     high = low + (1 << bits) - 1
     numbers = (0, 1, 2, 3, 7, 11, 16, 64, 4096, 2**31 - 1, low, high, -1, value + 1, value - 1, value * 2**16)
     return min(max(random.choice(numbers), low), high)
-
-
-def safetensors(header: bytes, data: bytes) -> bytes:
-    """A safetensors file of this header and these tensors' bytes."""
-    return struct.pack("<Q", len(header)) + header + data

@@ -254,20 +254,36 @@ class Meta(Target):
                 where, shapes, "float32", lambda _, shape: [bytes(4 * _size(shape))], 1 << 30
             )
         self._entropy = entropy
-        self.valid = self._files({"args": VALID["meta"]}, VALID["meta_params"])
+        self.valid = self._layouts()[0]
 
-    def _files(self, main: Any, params: Any) -> Files:
-        documents = (json.dumps(document).encode() for document in (main, params))
-        return dict(zip(("config.json", "entropy_model/params.json"), documents, strict=True))
+    def _layouts(self) -> tuple[Files, Files]:
+        """As on the hub, and as its download script writes it."""
+        args, params = VALID["meta"], VALID["meta_params"]
+        of_entropy = {"entropy_model/params.json": json.dumps(params).encode()}
+        return (
+            {"config.json": json.dumps({"args": args}).encode(), **of_entropy},
+            {"params.json": json.dumps({"model": args, "data": params["data"]}).encode(), **of_entropy},
+        )
 
     def make(self, random: Random) -> Files:
-        spoilt = dict(self.valid)
+        keys = (
+            *VALID["meta"],
+            "head_dim",
+            "cross_attn_window_encoder",
+            "model_type",
+            "data",
+            "args",
+            "model",
+        )
+        spoilt = dict(random.choice(self._layouts()))
         for name in random.choice((list(spoilt)[:1], list(spoilt)[1:], list(spoilt))):
-            keys = (*VALID["meta"], "head_dim", "cross_attn_window_encoder", "model_type", "data", "args")
             spoilt[name] = spoil_json(random, json.loads(spoilt[name]), keys=keys)
         return spoilt
 
     def attack(self, files: Files) -> None:
+        if "params.json" in files or "config.json" in files:
+            for name in ("params.json", "config.json"):
+                (self.folder / name).unlink(missing_ok=True)
         self.write(files)
         with open_checkpoint(self.folder) as checkpoint:
             config = parse_config(checkpoint.config)
