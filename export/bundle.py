@@ -21,6 +21,7 @@ from ..graphs.config import ModelConfig
 from ..graphs.layers import Weight
 from ..graphs.quantize import Recipe, rewrite_stage
 from ..graphs.stages import build_stage
+from ..graphs.surgery import foreign_graph
 from ..runtime.errors import BltError, BundleError
 from ..runtime.files import OutputError, new_directory, open_plain
 from ..runtime.integrity import file_record
@@ -226,10 +227,8 @@ def load_stage(bundle: Path, spec: StageSpec) -> ir.Model:
     Raises BundleError for a file that is no graph, or weights that do not lie in the stage's own file.
     """
     path = bundle / spec.file
-    try:
+    with foreign_graph(path):
         model = ir.load(path)
-    except Exception as error:  # a damaged graph can fail in many ways
-        raise BundleError(f"{path} is not a graph that can be read ({type(error).__name__})") from error
     end = (bundle / spec.data).stat().st_size
     for value in model.graph.initializers.values():
         tensor = value.const_value

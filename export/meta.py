@@ -205,8 +205,8 @@ def _check_supported(args: Fields) -> None:
     layers = args.get("n_layers_local_encoder")
     if args.get("cross_attn_all_layers_encoder") and layers != 1:
         raise ConfigError(
-            f"args.cross_attn_all_layers_encoder: got true with {shown(layers)} encoder layers, allowed: one, "
-            "as Meta's code carries patch states from layer to layer"
+            f"args.cross_attn_all_layers_encoder: got true with {shown(layers)} encoder layers, allowed: "
+            "one, as Meta's code carries patch states from layer to layer"
         )
     for name, allowed in _ONLY.items():
         value = args.get(name)
@@ -220,8 +220,8 @@ def _check_supported(args: Fields) -> None:
         for name in ("cross_attn_nheads", "n_kv_heads"):
             if args.get(name) not in (None, heads):
                 raise ConfigError(
-                    f"args.{name}: got {shown(args[name])}, allowed: n_heads_local_{side}, {shown(heads)}, as "
-                    "cross-attention shares its heads with self-attention here"
+                    f"args.{name}: got {shown(args[name])}, allowed: n_heads_local_{side}, {shown(heads)}, "
+                    "as cross-attention shares its heads with self-attention here"
                 )
 
 

@@ -46,6 +46,9 @@ def main() -> int:
             parser.error(f"there is no target {name}; there are {', '.join(TARGETS)}")
     if (arguments.replay or arguments.at is not None) and len(arguments.targets) != 1:
         parser.error("one input is of one target: give its name")
+    given = None if arguments.replay is None else _read(arguments.replay)
+    if given == {}:
+        parser.error(f"{arguments.replay} holds no input; give a directory that --save named")
     chosen = [TARGETS[name]() for name in arguments.targets or TARGETS]
     print(f"seed {arguments.seed}, {os.cpu_count()} cores of {_processor()}", flush=True)
     print(_ROW.format("target", "inputs", "accepted", "refused", "failed", "seconds", "peak MB"), flush=True)
@@ -53,8 +56,12 @@ def main() -> int:
     def attack(target: Target) -> bool:
         count = arguments.count or (target.quick if arguments.quick else target.count)
         numbers = range(count) if arguments.at is None else [arguments.at]
-        given = None if arguments.replay is None else _read(arguments.replay)
-        outcome = run(target, arguments.seed, numbers if given is None else [-1], given)
+
+        def told(done: int) -> None:
+            if sys.stderr.isatty():
+                print(f"\r{target.name}: {done} of {len(numbers)} ", end="\r", file=sys.stderr, flush=True)
+
+        outcome = run(target, arguments.seed, numbers if given is None else [-1], given, told)
         _show(target, outcome)
         _save(target, outcome, arguments.seed, arguments.save, given)
         return not outcome.faults

@@ -101,8 +101,14 @@ class _Job:
     make_only: bool = False
 
 
-def run(target: Target, seed: int, numbers: Sequence[int], given: Files | None = None) -> Outcome:
-    """Attack with the inputs of these numbers; `given`: with this one instead."""
+def run(
+    target: Target,
+    seed: int,
+    numbers: Sequence[int],
+    given: Files | None = None,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Outcome:
+    """Attack with the inputs of these numbers; `given`: with this one instead. progress(inputs begun)."""
     outcome, began, shared, ends = Outcome(), time.monotonic(), _FORK.RawArray("q", 4), 0
     shared[0] = -1
 
@@ -114,7 +120,7 @@ def run(target: Target, seed: int, numbers: Sequence[int], given: Files | None =
 
     while shared[0] + 1 < len(numbers) and ends < _MOST_ENDS and not outcome.skipped:
         before = shared[0]
-        end, log = _follow(_Job(target, seed, numbers, given), shared, told)
+        end, log = _follow(_Job(target, seed, numbers, given), shared, told, progress)
         if end is None:
             break
         if shared[0] == before:  # what is valid does it too, or nothing was begun
@@ -135,7 +141,9 @@ def make(target: Target, seed: int, numbers: Sequence[int]) -> dict[int, Files]:
     return made
 
 
-def _follow(job: _Job, shared: Any, told: Callable[[Any], None]) -> tuple[str | None, str]:
+def _follow(
+    job: _Job, shared: Any, told: Callable[[Any], None], progress: Callable[[int], None] = lambda done: None
+) -> tuple[str | None, str]:
     """A process for the numbers behind `shared[0]`: how it was ended, None where it was not; its log."""
     ours, theirs = _FORK.Pipe(duplex=False)
     with tempfile.TemporaryDirectory(prefix="blt-edge-fuzz-", ignore_cleanup_errors=True) as folder:
@@ -155,6 +163,7 @@ def _follow(job: _Job, shared: Any, told: Callable[[Any], None]) -> tuple[str | 
                         told(message)
                 if shared[0] != at:
                     at, since = shared[0], time.monotonic()
+                    progress(at + 1)
                 elif time.monotonic() - since > job.target.seconds * _PATIENCE + 60 * (at < 0):
                     end = f"takes more than {job.target.seconds * _PATIENCE:g} s"
                     os.kill(process.pid or 0, signal.SIGUSR1)  # its stack goes to the log
