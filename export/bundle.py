@@ -229,19 +229,19 @@ def load_stage(bundle: Path, spec: StageSpec) -> ir.Model:
     path = bundle / spec.file
     with foreign_graph(path):
         model = ir.load(path)
-    end = (bundle / spec.data).stat().st_size
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        # A graph is untrusted: its weights come from the one file that the manifest lists.
-        offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
-        inside = tensor.location == spec.data and 0 <= offset <= offset + length <= end
-        if not inside or length != tensor.nbytes:
-            raise BundleError(
-                f"{path}: weight {str(value.name)[:60]!r} does not lie in {spec.data}; "
-                "copy the bundle again or export the checkpoint again"
-            )
+        end = (bundle / spec.data).stat().st_size
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            # A graph is untrusted: its weights come from the one file that the manifest lists.
+            offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
+            inside = tensor.location == spec.data and 0 <= offset <= offset + length <= end
+            if not inside or length != tensor.nbytes:
+                raise BundleError(
+                    f"{path}: weight {str(value.name)[:60]!r} does not lie in {spec.data}; "
+                    "copy the bundle again or export the checkpoint again"
+                )
     return model
 
 

@@ -75,7 +75,7 @@ def test_messages_are_spoilt_alike_and_stay_sound() -> None:
 class Planted(Target):
     """Does something on its second input of three."""
 
-    name, seconds, memory, valid = "planted", 0.5, 64 << 20, {"x": b""}
+    name, seconds, memory, valid = "planted", 0.2, 64 << 20, {"x": b""}
 
     def __init__(self, what: Callable[[Path], object]) -> None:
         self._what = what
@@ -109,8 +109,8 @@ def _raise(error: BaseException) -> None:
         (lambda folder: os.system("true"), "os.system: "),
         (lambda folder: os.open(os.fsencode(folder / ".." / SECRET), os.O_RDONLY), "open: "),
         (lambda folder: b"x" * (100 << 20), "takes "),
-        (lambda folder: sum(range(60_000_000)), "takes "),
-        (lambda folder: time.sleep(60), "takes more than 5 s"),
+        (lambda folder: sum(range(30_000_000)), "takes "),
+        (lambda folder: time.sleep(60), "takes more than 6 s"),
         (lambda folder: os.kill(os.getpid(), 11), "ends the process with SIGSEGV"),
         (lambda folder: os._exit(3), "ends the process with code 3"),
     ],

@@ -49,7 +49,7 @@ _SOCKETS = ("socket.connect", "socket.bind", "socket.getaddrinfo")
 _IN_OPEN = 0x20
 
 _LONGEST_MESSAGE = 1000
-_PATIENCE = 10
+_PATIENCE = 30
 """So much longer than its processor time an input may take by the clock."""
 _MOST_ENDS = 20
 """A target whose process was ended this often is given up."""
@@ -165,15 +165,21 @@ def _follow(
                     at, since = shared[0], time.monotonic()
                     progress(at + 1)
                 elif time.monotonic() - since > job.target.seconds * _PATIENCE + 60 * (at < 0):
-                    end = f"takes more than {job.target.seconds * _PATIENCE:g} s"
-                    os.kill(process.pid or 0, signal.SIGUSR1)  # its stack goes to the log
-                    time.sleep(0.5)
-                    break
+                    os.kill(process.pid or 0, signal.SIGSTOP)
+                    if shared[0] == at:  # still
+                        end = f"takes more than {job.target.seconds * _PATIENCE:g} s"
+                        os.kill(process.pid or 0, signal.SIGUSR1)  # its stack goes to the log
+                    os.kill(process.pid or 0, signal.SIGCONT)
+                    if end:
+                        time.sleep(0.5)
+                        break
         finally:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid or 0, signal.SIGKILL if end or not finished else signal.SIGTERM)
             process.join()
-        if end is None and not finished:
+        if end is not None:
+            shared[0] = at  # not a later one, should it have gone on for a moment
+        elif not finished:
             code = process.exitcode or 0
             end = f"ends the process with {signal.Signals(-code).name if code < 0 else f'code {code}'}"
         return end, (Path(folder) / "log").read_text("utf-8", "replace")[:8000]
@@ -195,6 +201,7 @@ def _serve(job: _Job, folder: Path, shared: Any, pipe: Connection) -> None:
     for path in (inside, folder / "tmp"):
         path.mkdir()
     tempfile.tempdir = str(folder / "tmp")
+    os.chdir(folder / "tmp")  # what has no directory before its name is inside
     target = job.target
     try:
         target.prepare(inside)
