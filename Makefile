@@ -4,6 +4,8 @@
 #               make matrix ONLY=corners tries three of them
 # make mutants  whether the tests notice small wrong changes of runtime and graphs (an hour);
 #               make mutants ONLY=runtime.patching tries one module
+# make fuzz     hostile files and requests by the hundred thousand against all that reads them (an hour or two);
+#               make fuzz ONLY=manifest COUNT=1000 SEED=7 makes a thousand, others than by default
 # make bench    measurements behind the README's figures (minutes; best on a quiet machine)
 # make help     this list
 
@@ -14,7 +16,7 @@ DEMO := demo-bundle
 FOLDERS := runtime graphs export calibration tools
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint types pytest matrix mutants bench clean
+.PHONY: help demo test lint types pytest matrix mutants fuzz bench clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate
@@ -46,6 +48,10 @@ matrix: $(VENV)/.installed-test
 
 mutants: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m blt_edge.tools.mutation $(ONLY) --jobs 2
+
+fuzz: $(VENV)/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m blt_edge.tools.fuzz $(ONLY) --jobs 2 \
+		$(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
 
 bench: $(VENV)/.installed-test
 	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate -q

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..graphs.quantize import linear_products
-from ..graphs.surgery import input_of, weights_from
+from ..graphs.surgery import foreign_graph, input_of, weights_from
 from ..runtime.backends.base import HOST, CacheLimits, Done, StageBackend, ring_cache
 from ..runtime.backends.ort import (
     OrtStage,
@@ -34,7 +34,7 @@ from ..runtime.backends.ort import (
 from ..runtime.backends.signatures import check_signature, check_weights_file, input_type, stage_signature
 from ..runtime.cache import RingCache, StageCache
 from ..runtime.embedding import EmbeddingTable
-from ..runtime.errors import BackendError, OptionError
+from ..runtime.errors import OptionError
 from ..runtime.fields import checked_int
 from ..runtime.integrity import check_files
 from ..runtime.manifest import Manifest, load_manifest
@@ -201,11 +201,21 @@ class TappedStage:
         self._spec, self.watch = manifest.stages[stage], watch
         path = directory / self._spec.file
         check_weights_file(path, self._spec.data)
-        try:
-            model = ir.load(path)
-        except Exception as error:  # protobuf and onnx_ir raise many kinds
-            raise BackendError(f"{path.name} is no ONNX graph; export the checkpoint again") from error
         self.products: list[WeightProduct] = []
+        with foreign_graph(path.name):
+            model = ir.load(path)
+            weights = weights_from(model, directory / self._spec.data)
+            tapped = self._tap(model)
+        ort = import_onnxruntime()
+        self.session = new_session(ort, path.name, tapped, session_options(ort, "fp32", threads), weights)
+        expected = stage_signature(manifest, stage)
+        self.results = list(expected[1])
+        inputs, outputs = session_signature(self.session)
+        declared = {name: outputs[name] for name in self.results if name in outputs}
+        check_signature(path.name, expected, (inputs, declared))
+
+    def _tap(self, model: ir.Model) -> bytes:
+        """The graph, serialized, with every product's input among its outputs."""
         for node in linear_products(model.graph):
             value, weight = input_of(node, 0), input_of(node, 1)
             assert weight.shape is not None
@@ -216,15 +226,8 @@ class TappedStage:
             if not value.is_graph_input() and not value.is_graph_output():
                 value.type = ir.TensorType(ir.DataType.FLOAT)
                 model.graph.outputs.append(value)
-        ort = import_onnxruntime()
-        options = session_options(ort, "fp32", threads)
-        weights = weights_from(model, directory / self._spec.data)
-        self.session = new_session(ort, path.name, ir.to_proto(model).SerializeToString(), options, weights)
-        expected = stage_signature(manifest, stage)
-        self.results = list(expected[1])
-        inputs, outputs = session_signature(self.session)
-        declared = {name: outputs[name] for name in self.results if name in outputs}
-        check_signature(path.name, expected, (inputs, declared))
+        graph: bytes = ir.to_proto(model).SerializeToString()
+        return graph
 
     def new_cache(self, limits: CacheLimits) -> RingCache:
         return ring_cache(self._spec, limits)

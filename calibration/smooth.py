@@ -23,7 +23,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..graphs.quantize import WeightFactors, linear_products
-from ..graphs.surgery import input_of, made_by
+from ..graphs.surgery import foreign_graph, input_of, made_by
 from ..runtime.errors import OptionError
 from ..runtime.manifest import load_manifest
 from .observers import Ranges
@@ -84,8 +84,10 @@ def find_smoothing(
     for stage, spec in manifest.stages.items():
         if stages is not None and stage not in stages:
             continue
-        graph = ir.load(directory / spec.file).graph
-        for migration in find_migrations(graph):
+        with foreign_graph(directory / spec.file):
+            graph = ir.load(directory / spec.file).graph
+            migrations = find_migrations(graph)
+        for migration in migrations:
             divisor = _divisor(graph, migration, ranges, strength)
             rows.update(dict.fromkeys(migration.weights, divisor))
             shape = graph.initializers[migration.source].shape

@@ -25,7 +25,7 @@ import onnx_ir as ir
 
 from ..graphs.attention import DOMAIN, attention_node, fuse_attention
 from ..graphs.block_products import BLOCK_BITS, block_product, write_block_products
-from ..graphs.surgery import weights_from
+from ..graphs.surgery import foreign_graph, weights_from
 from ..runtime.backends.ort import OrtStage, import_onnxruntime, save_optimized, session_options
 from ..runtime.engines import (
     ENGINE_NAME,
@@ -267,12 +267,16 @@ def _build_stage(directory: Path, manifest: Manifest, stage: str, engine: Path) 
     spec, graph = manifest.stages[stage], engine / graph_file(stage)
     model = load_stage(directory, spec)
     offset = window_offset()
-    # Where the operator is of no use, the portable graph's attention is optimized like the rest.
-    if spec.fusable and offset is not None:
-        fuse_attention(model, spec, offset)
     bits = BLOCK_BITS.get(spec.precision)
-    # Likewise: what is spelled out is right, if slow.
-    if bits is not None and multiplies_blocks(bits) and write_block_products(model, bits):
+    if bits is not None and not multiplies_blocks(bits):
+        bits = None
+    with foreign_graph(directory / spec.file):
+        # Where the operator is of no use, the portable graph's attention is optimized like the rest.
+        if spec.fusable and offset is not None:
+            fuse_attention(model, spec, offset)
+        # Likewise: what is spelled out is right, if slow.
+        blocks = bits is not None and write_block_products(model, bits)
+    if blocks:
         with TemporaryDirectory(dir=engine) as weights:
             save_stage(Path(weights), stage, model, lambda _count: None)
             _save((Path(weights) / graph_name(stage)).read_bytes(), Path(weights), spec.precision, graph)

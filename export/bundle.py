@@ -20,6 +20,7 @@ from ..graphs.config import ModelConfig
 from ..graphs.layers import Weight
 from ..graphs.quantize import Recipe, rewrite_stage
 from ..graphs.stages import build_stage
+from ..graphs.surgery import foreign_graph
 from ..runtime.errors import BltError, BundleError
 from ..runtime.fields import MAX_JSON_BYTES, parse_json
 from ..runtime.files import OutputError, check_replaceable, new_directory, open_plain
@@ -226,23 +227,21 @@ def load_stage(bundle: Path, spec: StageSpec) -> ir.Model:
     Raises BundleError for a file that is no graph, or weights that do not lie in the stage's own file.
     """
     path = bundle / spec.file
-    try:
+    with foreign_graph(path):
         model = ir.load(path)
-    except Exception as error:  # a damaged graph can fail in many ways
-        raise BundleError(f"{path} is not a graph that can be read ({type(error).__name__})") from error
-    end = (bundle / spec.data).stat().st_size
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        # A graph is untrusted: its weights come from the one file that the manifest lists.
-        offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
-        inside = tensor.location == spec.data and 0 <= offset <= offset + length <= end
-        if not inside or length != tensor.nbytes:
-            raise BundleError(
-                f"{path}: weight {str(value.name)[:60]!r} does not lie in {spec.data}; "
-                "copy the bundle again or export the checkpoint again"
-            )
+        end = (bundle / spec.data).stat().st_size
+        for value in model.graph.initializers.values():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            # A graph is untrusted: its weights come from the one file that the manifest lists.
+            offset, length = tensor.offset or 0, tensor.nbytes if tensor.length is None else tensor.length
+            inside = tensor.location == spec.data and 0 <= offset <= offset + length <= end
+            if not inside or length != tensor.nbytes:
+                raise BundleError(
+                    f"{path}: weight {str(value.name)[:60]!r} does not lie in {spec.data}; "
+                    "copy the bundle again or export the checkpoint again"
+                )
     return model
 
 

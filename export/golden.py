@@ -61,7 +61,7 @@ _METADATA = {
     "format": re.compile(r"blt-edge golden \d{1,6}"),
     "checkpoint_sha256": re.compile(r"[0-9a-f]{64}"),
     "reference": re.compile(r"[\w .+-]{1,80}"),
-    "threshold": re.compile(r"|-?[0-9.]{1,30}(e[+-]?\d{1,3})?"),
+    "threshold": re.compile(r"|-?[0-9]{1,20}(\.[0-9]{1,30})?(e[+-]?[0-9]{1,3})?"),
     "greedy_count": re.compile(r"\d{1,6}"),
 }
 

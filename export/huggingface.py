@@ -42,6 +42,7 @@ _ITEM_BYTES = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 8),
 }
 _MAX_AXES = 8
+_LONGEST_NAME = 255
 _CHUNK_BYTES = 16 << 20
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
@@ -257,7 +258,9 @@ def _open_shards(folder: Path, stack: ExitStack) -> dict[str, StoredTensor]:
 
 def _shard_name(value: Any, index: Path) -> str:
     plain = isinstance(value, str) and value.endswith(".safetensors") and not value.startswith(".")
-    if not plain or any(mark in value for mark in ("/", "\\", "\0", ":")):
+    # Names that no file system has, or that a terminal would obey, are no file's.
+    plain = plain and value.isprintable() and len(value.encode()) <= _LONGEST_NAME
+    if not plain or any(mark in value for mark in ("/", "\\", ":")):
         raise CheckpointError(
             f"{index}: shard {one_line(repr(value))} is not the plain name of a .safetensors file"
         )

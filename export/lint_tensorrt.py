@@ -36,7 +36,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..runtime.errors import BundleError, OptionError
+from ..graphs.surgery import foreign_graph
+from ..runtime.errors import OptionError
 from ..runtime.manifest import Manifest
 
 __all__ = ["RULES", "Finding", "Rules", "lint_bundle", "lint_graph", "rules_of_old"]
@@ -199,10 +200,8 @@ def lint_bundle(directory: Path, manifest: Manifest, version: str) -> list[Findi
     found: list[Finding] = []
     for stage, spec in manifest.stages.items():
         path = directory / spec.file
-        try:
+        with foreign_graph(path):
             found += lint_graph(onnx.load(path, load_external_data=False), stage, RULES[version])
-        except Exception as error:  # protobuf and onnx_ir raise several kinds
-            raise BundleError(f"{path} is not a graph that can be read ({type(error).__name__})") from error
     return found
 
 

@@ -114,8 +114,11 @@ class TorchFile:
             with native_path(path) as name:
                 loaded = torch.load(name, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # a damaged or hostile pickle can raise nearly anything
-            told = first_line(error)[:200]
-            raise CheckpointError(f"{path}: not a readable file of plain tensors: {told}") from error
+            # torch's own first line advises to run what is in the file.
+            told = str(error).partition("WeightsUnpickler error: ")[2].partition(". ")[0] or first_line(error)
+            raise CheckpointError(
+                f"{path}: not a readable file of plain tensors: {one_line(told)}; fetch it again"
+            ) from error
         for wrapper in ("model", "state_dict"):
             if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
                 loaded = loaded[wrapper]
@@ -219,8 +222,8 @@ def _check_supported(args: Fields) -> None:
     layers = args.get("n_layers_local_encoder")
     if args.get("cross_attn_all_layers_encoder") and layers != 1:
         raise ConfigError(
-            f"args.cross_attn_all_layers_encoder: got true with {layers} encoder layers, allowed: one, "
-            "as Meta's code carries patch states from layer to layer"
+            f"args.cross_attn_all_layers_encoder: got true with {shown(layers)} encoder layers, allowed: "
+            "one, as Meta's code carries patch states from layer to layer"
         )
     for name, allowed in _ONLY.items():
         value = args.get(name)
@@ -234,8 +237,8 @@ def _check_supported(args: Fields) -> None:
         for name in ("cross_attn_nheads", "n_kv_heads"):
             if args.get(name) not in (None, heads):
                 raise ConfigError(
-                    f"args.{name}: got {shown(args[name])}, allowed: n_heads_local_{side}, {heads}, as "
-                    "cross-attention shares its heads with self-attention here"
+                    f"args.{name}: got {shown(args[name])}, allowed: n_heads_local_{side}, {shown(heads)}, "
+                    "as cross-attention shares its heads with self-attention here"
                 )
 
 

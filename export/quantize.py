@@ -24,6 +24,7 @@ from ..calibration.observers import Ranges
 from ..calibration.smooth import check_strength, find_smoothing
 from ..graphs.precision import check_block_size, format_precision, parse_precision
 from ..graphs.quantize import ActivationRanges, Recipe, WeightFactors, rewrite_stage
+from ..graphs.surgery import foreign_graph
 from ..runtime.errors import OptionError
 from ..runtime.integrity import check_files
 from ..runtime.manifest import CalibrationSpec, Manifest, QuantizationSpec, load_manifest
@@ -196,7 +197,8 @@ def quantize_bundle(
     def open_stage(stage: str) -> ir.Model:
         return bundle_stage(source, manifest.stages[stage])
 
-    planned = plan_stages(precisions, options, open_stage)
+    with foreign_graph(f"{source}: a stage"):
+        planned = plan_stages(precisions, options, open_stage)
     total = sum(size for size, _ in planned.values()) + replace(manifest.embedding, dtype=dtype).bytes
     with new_bundle(output, force=force, needed=total) as directory:
         options = calibrated(source, precisions, options, progress)

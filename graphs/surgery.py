@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
 
-__all__ = ["add_constant", "input_of", "made_by", "weights_from"]
+from ..runtime.errors import BltError, BundleError
+
+__all__ = ["add_constant", "foreign_graph", "input_of", "made_by", "weights_from"]
+
+# What onnx_ir finds odd it says with the graph's own names, which a terminal may obey.
+logging.getLogger("onnx_ir").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def foreign_graph(name: object) -> Iterator[None]:
+    """Around reading and rewriting a graph that nobody vouches for, and no more: whatever fails there raises
+    BundleError, and nothing is printed. name: what the graph is called.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (BltError, MemoryError):
+        raise
+    except Exception as error:  # there is no end of ways to be wrong
+        raise BundleError(
+            f"{name} is not a graph that blt-edge wrote ({type(error).__name__}); copy the bundle again or "
+            "export the checkpoint again"
+        ) from error
 
 
 def input_of(node: ir.Node, place: int) -> ir.Value:

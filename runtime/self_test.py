@@ -341,7 +341,8 @@ def _difference(precision: str, found: Floats, expected: Floats, all_runs: Seque
     else:
         # Of most runs, as a single value may happen to be next to nothing.
         usual = float(np.median([np.sqrt(np.mean(np.square(run, dtype=np.float64))) for run in all_runs]))
-        size = max(float(np.linalg.norm(expected)), usual * np.sqrt(expected.size), 1e-12)
+        # In float64: a norm that is infinite would allow any difference.
+        size = max(float(np.linalg.norm(expected.astype(np.float64))), usual * np.sqrt(expected.size), 1e-12)
         share = float(np.linalg.norm(apart)) / size
     return share if np.isfinite(share) else np.inf
 

@@ -143,4 +143,9 @@ def _axis(stage: str) -> str:
 
 
 def _shown(axes: tuple[int | str, ...] | None) -> str:
-    return "absent" if axes is None else f"[{', '.join(str(axis) for axis in axes)}]"
+    """Axes for a message: names come from a graph that nobody vouches for."""
+    if axes is None:
+        return "absent"
+    text = f"[{', '.join(map(str, axes))}]"
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= 120 else f"{text[:116]}...]"

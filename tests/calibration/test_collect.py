@@ -202,7 +202,7 @@ def test_a_model_that_is_not_finite_is_refused_by_name(copied: Path, texts: list
 @pytest.mark.parametrize(
     ("change", "kind", "reason"),
     [
-        (lambda _graph: b"no graph", BackendError, "encoder.onnx is no ONNX graph"),
+        (lambda _graph: b"no graph", BundleError, "encoder.onnx is not a graph"),
         (lambda graph: graph.replace(b"Sigmoid", b"Sigmund"), BackendError, "encoder.onnx: ONNX Runtime"),
         (
             lambda graph: graph.replace(b"encoder.onnx.data", b"/etc/weights.data"),

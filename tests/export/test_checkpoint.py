@@ -246,6 +246,16 @@ def test_damaged_folders(copied: Path) -> None:
     refused(copied, "config.json")
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "\U0010ffff", "\ud800", "\x1b[2J", "\u202e", "\0"])
+def test_a_shard_whose_name_no_file_has(name: str, sharded: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sharded, tmp_path / "copy"))
+    index = {"weight_map": {EMBEDDING: f"{name}.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="is not the plain name") as caught:
+        open_checkpoint(folder)
+    assert str(caught.value).isprintable()
+
+
 def test_damaged_index(sharded: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(sharded, tmp_path / "copy"))
     path = folder / "model.safetensors.index.json"

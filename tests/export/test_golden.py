@@ -145,6 +145,7 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "bad hash": (say("checkpoint_sha256", "xyz"), "metadata checkpoint_sha256"),
     "escape codes": (say("reference", "transformers \x1b[2J"), "metadata reference"),
     "threshold words": (say("threshold", "nan"), "metadata threshold"),
+    "threshold dots": (say("threshold", ".1.3"), "metadata threshold"),
     "huge count": (say("greedy_count", "9" * 4000), "metadata greedy_count"),
     "no logits": (drop("logits"), "tensor logits is missing"),
     "extra tensor": (lambda tensors, metadata: tensors.update(x=np.zeros(3)), "other tensors"),

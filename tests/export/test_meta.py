@@ -182,6 +182,22 @@ def config_of(args: dict[str, Any], params: dict[str, Any] | None = None) -> dic
     return huggingface_config({**meta_args(model), **args}, params or meta_params(model), {})
 
 
+@pytest.mark.parametrize("text", ["\x1b[2J", "\u202e", "x" * 5000])
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"cross_attn_all_layers_encoder": True, "n_layers_local_encoder": None},
+        {"cross_attn_nheads": 4, "n_heads_local_encoder": None},
+        {"n_kv_heads": 4, "n_heads_local_decoder": None},
+    ],
+)
+def test_what_a_field_says_is_shown_safely(args: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config_of({name: text if value is None else value for name, value in args.items()})
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize(
     "args",
     [
@@ -331,7 +347,12 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(
         torch_or_skip().save({"model": {"output.weight": Hostile()}}, path)
     else:
         path.write_bytes(pickle.dumps(Hostile()))
-    refused(copied, "consolidated.pth")
+    with pytest.raises(CheckpointError, match=r"consolidated\.pth: not a readable file") as caught:
+        open_checkpoint(copied)
+    # torch's own words advise to run what is in the file, in bold.
+    assert str(caught.value).isprintable()
+    assert "options" not in str(caught.value)
+    assert ("Unsupported global: GLOBAL print" in str(caught.value)) == wrapped
     assert "this pickle ran" not in capsys.readouterr().out
 
 

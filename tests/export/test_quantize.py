@@ -268,6 +268,26 @@ def test_weights_outside_the_listed_file_are_refused(bundle: Path, tmp_path: Pat
     manifest = load_manifest(folder)
     files = {**manifest.files, "encoder.onnx": file_record(folder / "encoder.onnx")}
     write_manifest(folder, replace(manifest, files=files))
-    with pytest.raises(BundleError, match=r"encoder\.onnx.*(does not lie in|can be read)"):
+    with pytest.raises(BundleError, match=r"encoder\.onnx.*(does not lie in|blt-edge wrote)"):
         quantize_bundle(folder, tmp_path / "out", precision="int4")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_graph_of_another_making_is_refused_without_a_word_of_its_own(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "bad"))
+    graph = onnx.load(folder / "encoder.onnx", load_external_data=False)
+    graph.graph.node[-1].input[0] = "\x1b[2J is found in no scope"
+    graph.graph.initializer[0].external_data.add(key="\x1b[2J is no key", value="1")
+    del graph.opset_import[:]
+    (folder / "encoder.onnx").write_bytes(graph.SerializeToString())
+    manifest = load_manifest(folder)
+    files = {**manifest.files, "encoder.onnx": file_record(folder / "encoder.onnx")}
+    write_manifest(folder, replace(manifest, files=files))
+    with pytest.raises(BundleError, match=r"is not a graph that blt-edge wrote \(\w+\); copy") as caught:
+        quantize_bundle(folder, tmp_path / "out", precision="int8w")
+    assert str(caught.value).isprintable()
+    assert not caplog.records
+    assert not recwarn.list
     assert not (tmp_path / "out").exists()

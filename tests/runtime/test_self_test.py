@@ -115,6 +115,13 @@ def test_what_is_no_number_is_always_different(precision: str, bad: float) -> No
     assert breach(precision, [1.0, 1.0], [bad, 1.0]) == np.inf
 
 
+@pytest.mark.parametrize("precision", STAGE_TOLERANCES)
+def test_what_was_expected_may_be_of_any_size(precision: str) -> None:
+    # Its squares are beyond float32: a norm taken there would allow everything.
+    assert breach(precision, [1.0, 1.0], [1e30, 1e30]) == pytest.approx(1.0)
+    assert breach(precision, [1e30, 1e30], [1e30, 1e30]) is None
+
+
 def test_figures_for_people() -> None:
     assert [_percent(share) for share in (0.0712, 1e-4, 22.0, np.inf)] == [
         "7.1 %",

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 from blt_edge.runtime import BltError, BltModel, BundleError
-from blt_edge.runtime.backends.signatures import check_weights_file
+from blt_edge.runtime.backends.signatures import check_signature, check_weights_file
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest
 
@@ -96,3 +96,11 @@ def test_weights_elsewhere_are_refused_however_they_are_spelled(tmp_path: Path, 
     graph.write_bytes(b"..." + right + b"..." + spelling)
     with pytest.raises(BundleError, match="do not all lie in encoder"):
         check_weights_file(graph, "encoder.onnx.data")
+
+
+@pytest.mark.parametrize("axis", ["\x1b[2J", "\u202e", "\U0010ffff", "x" * 5000])
+def test_an_axis_named_by_a_graph_is_shown_safely(axis: str) -> None:
+    with pytest.raises(BundleError, match=r"input 'x' is \[") as caught:
+        check_signature("encoder.onnx", ({"x": (1,)}, {}), ({"x": (axis, 1)}, {}))
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
