@@ -12,10 +12,11 @@ from ..calibration.collect import check_texts
 from ..graphs.config import ModelConfig, parse_config
 from ..graphs.precision import needs_ranges, parse_precision
 from ..graphs.stages import axis_ranges, patch_value_width, stage_names, stage_stack
+from ..runtime.embedding_spec import EmbeddingSpec
 from ..runtime.errors import OptionError
 from ..runtime.files import scratch
 from ..runtime.generation_spec import GenerationSpec
-from ..runtime.manifest import EmbeddingSpec, Manifest, ModelSpec, Source, StageSpec
+from ..runtime.manifest import Manifest, ModelSpec, Source, StageSpec
 from .bundle import Meter, Progress, checkpoint_stage, data_name, finish, graph_name, new_bundle
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint_base import EMBEDDING, HASH_EMBEDDING, check_tensors, parameter_counts

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from ..graphs.config import ModelConfig
 from ..runtime.embedding import as_rows, row_decoder
+from ..runtime.embedding_spec import TABLE_BLOCK, EmbeddingSpec
 from ..runtime.errors import BltError, BundleError, OptionError
 from ..runtime.files import open_plain
-from ..runtime.manifest import TABLE_BLOCK, EmbeddingSpec
 from ..runtime.names import TABLE_PRECISIONS
 from .checkpoint_base import EMBEDDING, HASH_EMBEDDING, Checkpoint, CheckpointError
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .embedding_spec import TABLE_BLOCK, EmbeddingSpec
 from .errors import BundleError
 from .files import open_plain
 from .hashing import hash_rows
-from .manifest import TABLE_BLOCK, EmbeddingSpec
 
 __all__ = ["EmbeddingTable", "as_rows", "row_decoder"]
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from .embedding_spec import EmbeddingSpec
 from .errors import BundleError, OptionError
 from .fields import (
     AGAIN,
@@ -35,17 +36,14 @@ from .fields import (
 )
 from .files import open_plain, write_whole
 from .generation_spec import GenerationSpec
-from .hashing import HashSpec
-from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, SEARCHES, STAGES, TABLE_PRECISIONS
+from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, SEARCHES, STAGES
 from .patching import PatchingRule
 from .vocabulary import VOCAB_SIZE
 
 __all__ = [
     "SCHEMA",
-    "TABLE_BLOCK",
     "Axis",
     "CalibrationSpec",
-    "EmbeddingSpec",
     "FileRecord",
     "Manifest",
     "ModelSpec",
@@ -57,9 +55,6 @@ __all__ = [
 ]
 
 SCHEMA = 1
-
-TABLE_BLOCK = 32
-"""Neighbouring values of a row that share a scale in int4 tables."""
 
 _POSITIONS = 2**31 - 1
 _COUNT = 2**63 - 1
@@ -152,55 +147,6 @@ class ModelSpec:
     """Ids the model was trained on at once; scoring windows have this length."""
     parameters: Annotated[dict[str, int], by(Fields.part, _parameters)]
     """Parameters by stage, and of the embedding as "tables"."""
-
-
-@dataclass(frozen=True)
-class EmbeddingSpec:
-    """The file of byte rows and hash rows, in this order, C order, little endian."""
-
-    file: _FileName
-    dtype: Annotated[str, by(Fields.choice, tuple(TABLE_PRECISIONS))]
-    """One of `TABLE_PRECISIONS`; `embedding` has the layout of a row in each."""
-    width: _Width
-    byte_rows: _VocabSize
-    """Rows of the byte embedding, 260."""
-    group_sizes: Annotated[tuple[int, ...], by(Fields.wholes, 1, 1000, 100)]
-    """Bytes per hash, one table each and per function."""
-    functions: Annotated[int, by(Fields.whole, 0, 1000)]
-    hash_vocab: _Positions
-    """Rows of each hash table."""
-
-    @property
-    def hash(self) -> HashSpec:
-        return HashSpec(group_sizes=self.group_sizes, functions=self.functions, vocab=self.hash_vocab)
-
-    @property
-    def rows(self) -> int:
-        return self.byte_rows + len(self.group_sizes) * self.functions * self.hash_vocab
-
-    @property
-    def precision(self) -> str:
-        """The dtype as a user calls it: "fp16", "fp32", "int8" or "int4"."""
-        return TABLE_PRECISIONS[self.dtype]
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of `TABLE_BLOCK` values in a row, the last one maybe not full."""
-        return -(-self.width // TABLE_BLOCK)
-
-    @property
-    def row_bytes(self) -> int:
-        sizes = {
-            "float32": 4 * self.width,
-            "float16": 2 * self.width,
-            "int8": 4 + self.width,
-            "int4": self.blocks * (2 + TABLE_BLOCK // 2),
-        }
-        return sizes[self.dtype]
-
-    @property
-    def bytes(self) -> int:
-        return self.rows * self.row_bytes
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ from blt_edge.export.tables import (
 )
 from blt_edge.graphs.config import ModelConfig
 from blt_edge.runtime.embedding import EmbeddingTable, as_rows, row_decoder
+from blt_edge.runtime.embedding_spec import EmbeddingSpec
 from blt_edge.runtime.errors import BundleError, OptionError
 from blt_edge.runtime.hashing import HashSpec
-from blt_edge.runtime.manifest import EmbeddingSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blt_edge.runtime.embedding import EmbeddingTable, as_rows, row_decoder
+from blt_edge.runtime.embedding_spec import EmbeddingSpec
 from blt_edge.runtime.errors import BundleError
-from blt_edge.runtime.manifest import EmbeddingSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray

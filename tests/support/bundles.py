@@ -8,16 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blt_edge.runtime.embedding_spec import EmbeddingSpec
 from blt_edge.runtime.integrity import file_record
-from blt_edge.runtime.manifest import (
-    Axis,
-    EmbeddingSpec,
-    Manifest,
-    ModelSpec,
-    Source,
-    StageSpec,
-    write_manifest,
-)
+from blt_edge.runtime.manifest import Axis, Manifest, ModelSpec, Source, StageSpec, write_manifest
 from blt_edge.runtime.patching import PatchingRule
 
 __all__ = ["SPEC", "describe", "fill", "seal", "write_bundle"]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from blt_edge.runtime import GenerationStats
-from blt_edge.runtime.manifest import EmbeddingSpec, FileRecord, Manifest, ModelSpec, StageSpec
+from blt_edge.runtime.embedding_spec import EmbeddingSpec
+from blt_edge.runtime.manifest import FileRecord, Manifest, ModelSpec, StageSpec
 from blt_edge.tools.profile.ceiling import Bandwidth
 from blt_edge.tools.profile.measure import Profile, ProfileOptions
 from blt_edge.tools.profile.recorder import Arrival, Recording, StageEvent

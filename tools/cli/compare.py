@@ -12,7 +12,7 @@ from ...runtime.names import DEVICES
 from ..compare import CompareOptions
 from ..output import Messages, counted, print_table, progress_bar, size
 from .documents import check_plot, output_option, read_input, shown_name, with_folders, write_json
-from .options import STDIN, BundleDirectory, OneOf, TextSource, json_option, option, verb
+from .options import DEFAULT_THREADS, STDIN, BundleDirectory, OneOf, TextSource, json_option, option, verb
 
 if TYPE_CHECKING:
     from ...export.quality import Tally
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @option("--prompt-bytes", of=CompareOptions, type=int, help="Bytes read at once to time prefill.")
 @option("--new-bytes", of=CompareOptions, type=int, help="Bytes read one by one to time decoding.")
 @option("--repeat", of=CompareOptions, type=int, help="Timings; the median counts.")
-@option("--threads", type=int, shown="as many as the engine likes", help="CPU threads.")
+@option("--threads", type=int, shown=DEFAULT_THREADS, help="CPU threads.")
 @option("--device", of=CompareOptions, type=OneOf(DEVICES), help="Where to run.")
 def command(
     messages: Messages,

@@ -20,6 +20,7 @@ from ..output import (
     Messages,
     TextOutput,
     WholeCharacters,
+    counted,
     interrupt_sets,
     is_terminal,
     size,
@@ -132,7 +133,8 @@ def _figures(messages: Messages, stats: GenerationStats, reason: str, engine: En
     shares = stage_shares(stats.stage_seconds, stats.prefill_seconds + stats.decode_seconds)
     messages.say("time: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
     messages.say(f"memory: {memory_told(stats.state_bytes)}")
-    messages.say(f"engine: {engine}")
+    threads = "" if engine.threads is None else f"; {counted(engine.threads, 'thread')}"
+    messages.say(f"engine: {engine}{threads}")
 
 
 def stage_shares(stage_seconds: Mapping[str, float], total: float) -> dict[str, float]:

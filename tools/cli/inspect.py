@@ -17,9 +17,10 @@ from .options import STDIN, OneOf, bundle_argument, json_option, option, verb, v
 
 if TYPE_CHECKING:
     from ...export.lint_tensorrt import Finding
+    from ...runtime.embedding_spec import EmbeddingSpec
     from ...runtime.engines import Engine
     from ...runtime.generation_spec import GenerationSpec
-    from ...runtime.manifest import EmbeddingSpec, Manifest
+    from ...runtime.manifest import Manifest
     from ...runtime.patching import PatchingRule
     from ..memory import StateMemory
 

@@ -15,7 +15,17 @@ from ...runtime.names import DEVICES
 from ...runtime.options import GenerationOptions
 from ..memory import running_memory
 from ..output import Messages, printable, progress_bar, size
-from .options import MemorySize, OneOf, StopString, Value, draft_options, option, options, verify_option
+from .options import (
+    DEFAULT_THREADS,
+    MemorySize,
+    OneOf,
+    StopString,
+    Value,
+    draft_options,
+    option,
+    options,
+    verify_option,
+)
 
 if TYPE_CHECKING:
     from ...runtime import BltModel
@@ -28,7 +38,7 @@ class EngineOptions:
 
     device: str
     threads: int | None
-    """CPU threads; None leaves it to the engine."""
+    """CPU threads; None as `BltModel.load` takes it."""
     prefill_chunk: int
     """Bytes that one pass takes at most."""
     max_memory: int | None
@@ -61,7 +71,7 @@ _engine = options(
         help="Where to run; auto takes engines for this GPU where the bundle has any, else cuda where it "
         "works, else cpu. Any other is used or refused.",
     ),
-    option("-t", "--threads", type=int, shown="as many as the engine likes", help="CPU threads."),
+    option("-t", "--threads", type=int, shown=DEFAULT_THREADS, help="CPU threads."),
     option(
         "--prefill-chunk",
         type=int,

@@ -28,6 +28,9 @@ else:  # generic from click 8.2 on
     TextChoice = click.Choice
 
 F = TypeVar("F", bound=Callable[..., Any])
+DEFAULT_THREADS = "what others leave free, at most what build found best"
+"""Of --threads."""
+
 STDIN = Path("-")
 """Stands for stdin where a file is read, and for stdout where one is written."""
 

@@ -16,6 +16,7 @@ from ...runtime.names import DEVICES, DRAFTS
 from ..output import Messages, counted, print_fields, print_table, size, status
 from .documents import check_plot, output_option, read_input, shown_name, write_json, write_text
 from .options import (
+    DEFAULT_THREADS,
     STDIN,
     AnyType,
     F,
@@ -50,7 +51,7 @@ class CommaSeparated(AnyType):
 
 
 def _sweep_option(*flags: str, one: Any, metavar: str, default: str | None, text: str) -> Callable[[F], F]:
-    shown = True if default else "as many as the engine likes"
+    shown = True if default else DEFAULT_THREADS
     settings: dict[str, Any] = {"default": [default] if default else None, "show_default": shown}
     return click.option(
         *flags, type=CommaSeparated(one), metavar=f"{metavar},...", multiple=True, help=text, **settings

@@ -20,6 +20,7 @@ from ..output import Messages, echo, print_table, size, status
 from .documents import write_json
 from .model_options import check_bundle_files
 from .options import (
+    DEFAULT_THREADS,
     STDIN,
     CheckpointSource,
     InputFile,
@@ -55,7 +56,7 @@ _NO_ENGINE = f"ONNX Runtime, which would run bundles, is not installed (pip inst
     "--golden", type=InputFile(), metavar="FILE", help="Compare with a golden file, without transformers."
 )
 @tolerance_options
-@option("-t", "--threads", type=int, shown="as many as the engine likes", help="CPU threads.")
+@option("-t", "--threads", type=int, shown=DEFAULT_THREADS, help="CPU threads.")
 @option("--verify", help="Check the sha256 of whole files first; without a reference, always.")
 @json_option
 def command(

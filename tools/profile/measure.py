@@ -42,7 +42,7 @@ class ProfileOptions:
     device: str = "auto"
     """Where to run, as in `BltModel.load`."""
     threads: tuple[int | None, ...] = (None,)
-    """CPU threads; None leaves it to the engine."""
+    """CPU threads; None as `BltModel.load` takes it."""
     prompt_bytes: tuple[int, ...] = (512,)
     new_bytes: int = 128
     """Bytes to generate, greedily."""
