@@ -19,7 +19,7 @@ from blt_edge.runtime import (
     Sequence,
 )
 from blt_edge.runtime.cache import OrderedCache, RingCache
-from blt_edge.runtime.engines import Engine
+from blt_edge.runtime.engines import PORTABLE, Engine
 from blt_edge.runtime.errors import first_line
 from blt_edge.runtime.names import STAGES
 from blt_edge.runtime.vocabulary import encode
@@ -40,7 +40,11 @@ def failing(tight: BltModel) -> Failing:
     def made(stage: str, run: int = 0, error: BaseException = BROKEN, portable: bool = True) -> BltModel:
         backends = dict(tight._backends)
         backends[stage] = Unreliable(backends[stage], run, error)
-        others = {"portable": lambda: dict(tight._backends)} if portable else {}
+        others = (
+            {"portable": lambda: (dict(tight._backends), Engine("portable graphs", threads=1))}
+            if portable
+            else {}
+        )
         return BltModel(
             tight.manifest, backends, tight._table, tight.limits, Path("bundle"), ENGINE, **others
         )
@@ -123,7 +127,7 @@ def test_the_portable_graphs_go_on_with_the_same_text(
     assert [detail.starts_patch for detail in found.details] == [
         detail.starts_patch for detail in wanted.details
     ]
-    assert (model.engine.directory, model.engine.name) == (None, "portable graphs")
+    assert (model.engine.directory, model.engine.name, model.engine.threads) == (None, "portable graphs", 1)
     # The state is that of a text which only the portable graphs have read.
     assert sequence.ids.tolist() == encode(TEXT + wanted.data).tolist()
     assert np.allclose(sequence.logits, tight.logits(TEXT + wanted.data)[-1], atol=1e-4)
@@ -167,10 +171,8 @@ def test_without_memory_nothing_larger_is_loaded(failing: Failing) -> None:
 
 def test_portable_graphs_that_fail_too_end_it(failing: Failing, tight: BltModel) -> None:
     model = failing("encoder", 1)
-    model._portable = lambda: {
-        **tight._backends,
-        "decoder": Unreliable(tight._backends["decoder"], 0, BROKEN),
-    }
+    broken = {**tight._backends, "decoder": Unreliable(tight._backends["decoder"], 0, BROKEN)}
+    model._portable = lambda: (broken, PORTABLE)
     with pytest.warns(BltWarning), pytest.raises(BackendError, match=r"^decoder: its graph failed"):
         model.generate(TEXT)
 
