@@ -15,6 +15,7 @@ from blt_edge.runtime import (
     BltModel,
     BltWarning,
     GenerationOptions,
+    OptionError,
     OutOfMemoryError,
     Sequence,
 )
@@ -81,6 +82,12 @@ def test_a_failed_run_says_where_what_and_what_to_do(
     assert type(caught.value) is kind
     with pytest.raises(BackendError, match="begin a new sequence"):
         sequence.append(encode(TEXT))
+
+
+def test_errors_that_are_no_engines_pass_as_they_are(failing: Failing) -> None:
+    for error in (OptionError("of what listens"), AssertionError("of ours")):
+        with pytest.raises(type(error), match=r"^of "):
+            failing("latent", 0, error).logits(TEXT)
 
 
 def bytewise(sequence: Sequence, text: bytes) -> None:
