@@ -113,7 +113,7 @@ def open_device(request: LoadRequest, probe: Probe) -> tuple[Stages, Engine]:
     return _open_on_gpu(request, device, probe)
 
 
-def portable_stages(request: LoadRequest, engine: Engine) -> Callable[[], Stages] | None:
+def portable_stages(request: LoadRequest, engine: Engine) -> Callable[[], tuple[Stages, Engine]] | None:
     """What opens the portable graphs on the CPU in place of an engine that fails while it runs.
 
     None where nothing else may run: those graphs run already, or the device was asked for by name. The call
@@ -124,9 +124,10 @@ def portable_stages(request: LoadRequest, engine: Engine) -> Callable[[], Stages
     if request.device not in ("auto", "cpu"):
         return None
 
-    def opened() -> Stages:
+    def opened() -> tuple[Stages, Engine]:
         check_files(request.directory, request.manifest)
-        return _open_portable(request, _threads(request, None))
+        threads = _threads(request, None)
+        return _open_portable(request, threads), replace(PORTABLE, threads=threads)
 
     return opened
 

@@ -55,7 +55,7 @@ class BltModel:
         limits: SequenceLimits,
         path: Path,
         engine: Engine = PORTABLE,
-        portable: Callable[[], dict[str, StageBackend]] | None = None,
+        portable: Callable[[], tuple[dict[str, StageBackend], Engine]] | None = None,
     ) -> None:
         """portable: opens what goes on when the engine fails while it runs; None = nothing does."""
         self.manifest = manifest
@@ -112,10 +112,10 @@ class BltModel:
         manifest = load_manifest(directory)
         check_files(directory, manifest, full=verify, progress=progress)
         longest = manifest.axes["bytes"].max
-        if threads is not None and threads > usable_cores():
-            _warn_of_threads(threads)
         prefill_chunk = checked_int("prefill_chunk", prefill_chunk, 1, longest)
         rollback = checked_int("rollback", rollback, 0, longest)
+        if threads is not None and threads > usable_cores():
+            _warn_of_threads(threads)
         _warn_of_validation(directory, manifest)
         table = EmbeddingTable.open(directory, manifest.embedding)
         request = LoadRequest(
@@ -179,12 +179,12 @@ class BltModel:
             if self._portable is None or ran_out_of_memory(error):
                 raise error
             try:
-                backends = self._portable()
+                backends, engine = self._portable()
             except (BltError, OSError, MemoryError) as too:
                 raise BackendError(f"{error}; the portable graphs can't be loaded instead: {too}") from error
             failed_one = replace(self.engine, reason=None)
             self._backends, self._portable = backends, None
-            self.engine = Engine(PORTABLE.name, f"{failed_one} failed: {error.told}")
+            self.engine = replace(engine, reason=f"{failed_one} failed: {error.told}")
         on_cpu = failed_one.device == PORTABLE.device
         remedy = f"blt-edge build --force {self.path} makes it again" if on_cpu else "see blt-edge doctor"
         told = f"{failed_one} failed, the portable graphs go on in its place; {remedy} ({error.told})"

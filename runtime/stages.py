@@ -123,10 +123,13 @@ class CachedStage:
         return call.outputs
 
     def _explain(self, error: Exception, count: int) -> None:
-        """Raise an error of an engine, or of memory, as ours; asserts are about our own mistakes."""
+        """Raise an error of an engine, or of memory, as ours; asserts are about our own mistakes, and other
+        errors of ours about what a run was asked for."""
         if isinstance(error, AssertionError):
             return
-        if isinstance(error, BltError):
+        if isinstance(error, BltError) and not isinstance(error, BackendError):
+            return
+        if isinstance(error, BackendError):
             # A backend's own words say what to do; those about the device alone don't say where.
             kind = OutOfMemoryError if ran_out_of_memory(error) else BackendError
             if isinstance(error, kind) and self._name in str(error):

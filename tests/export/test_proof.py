@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,9 @@ from blt_edge.export.build_tensorrt import TensorRtOptions, build_engines
 from blt_edge.export.proof import WrongEngineError, build_steps
 from blt_edge.export.quantize import QuantizationOptions, quantize_bundle
 from blt_edge.export.tensorrt_worker import PlanFacts
-from blt_edge.runtime import BackendError, BltModel
+from blt_edge.runtime import BackendError, BltModel, GenerationOptions
 from blt_edge.runtime.backends.base import EngineLimits
-from blt_edge.runtime.backends.ort import OrtStage
+from blt_edge.runtime.backends.ort import OrtCall, OrtStage
 from blt_edge.runtime.backends.signatures import stage_inputs
 from blt_edge.runtime.engines import was_proven
 from blt_edge.runtime.manifest import load_manifest
@@ -117,6 +118,31 @@ def test_a_right_engine_passes_and_keeps_its_self_test(bundle: Path) -> None:
     assert (engine.directory / "self_test.bin").stat().st_size > 0
     model = BltModel.load(bundle, "cpu")
     assert (model.engine.directory, model.engine.reason) == (engine.directory, None)
+
+
+@pytest.mark.parametrize("run", [0, 14, 45])
+def test_an_engine_that_fails_while_it_runs_gives_way(
+    own_float: Path, monkeypatch: pytest.MonkeyPatch, run: int
+) -> None:
+    """At load it is passed over, later replaced in the middle of a text; the text is theirs."""
+    build_engine(own_float)
+    options = GenerationOptions(max_new_bytes=30, draft="none")
+    wanted = BltModel.load(own_float, "cpu", portable=True).generate("Once upon a time", options)
+    left, whole = [run], OrtCall.run
+
+    def failing(self: Any, done: Any) -> None:
+        left[0] -= "past_length" in self.inputs
+        if left[0] < 0 and "past_length" in self.inputs:
+            raise RuntimeError("Non-zero status code returned while running GroupQueryAttention node")
+        whole(self, done)
+
+    monkeypatch.setattr(OrtCall, "run", failing)
+    with warnings.catch_warnings(record=True) as caught:
+        model = BltModel.load(own_float, "cpu")
+        assert model.generate("Once upon a time", options).data == wanted.data
+    assert len(caught) == (run > 8)  # the self-test's runs are those of the load
+    assert (model.engine.directory, model.engine.name) == (None, "portable graphs")
+    assert "its graph failed at position" in str(model.engine.reason)
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 450])

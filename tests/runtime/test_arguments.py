@@ -89,7 +89,7 @@ def begun(model: BltModel) -> Any:
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error", "ignore::blt_edge.runtime.errors.BltWarning")
 def test_what_is_wrong_is_refused_by_us(model: BltModel, name: str) -> None:
     refusals = []
     for value in POOL:

@@ -15,11 +15,12 @@ from blt_edge.runtime import (
     BltModel,
     BltWarning,
     GenerationOptions,
+    OptionError,
     OutOfMemoryError,
     Sequence,
 )
 from blt_edge.runtime.cache import OrderedCache, RingCache
-from blt_edge.runtime.engines import Engine
+from blt_edge.runtime.engines import PORTABLE, Engine
 from blt_edge.runtime.errors import first_line
 from blt_edge.runtime.names import STAGES
 from blt_edge.runtime.vocabulary import encode
@@ -40,7 +41,11 @@ def failing(tight: BltModel) -> Failing:
     def made(stage: str, run: int = 0, error: BaseException = BROKEN, portable: bool = True) -> BltModel:
         backends = dict(tight._backends)
         backends[stage] = Unreliable(backends[stage], run, error)
-        others = {"portable": lambda: dict(tight._backends)} if portable else {}
+        others = (
+            {"portable": lambda: (dict(tight._backends), Engine("portable graphs", threads=1))}
+            if portable
+            else {}
+        )
         return BltModel(
             tight.manifest, backends, tight._table, tight.limits, Path("bundle"), ENGINE, **others
         )
@@ -77,6 +82,12 @@ def test_a_failed_run_says_where_what_and_what_to_do(
     assert type(caught.value) is kind
     with pytest.raises(BackendError, match="begin a new sequence"):
         sequence.append(encode(TEXT))
+
+
+def test_errors_that_are_no_engines_pass_as_they_are(failing: Failing) -> None:
+    for error in (OptionError("of what listens"), AssertionError("of ours")):
+        with pytest.raises(type(error), match=r"^of "):
+            failing("latent", 0, error).logits(TEXT)
 
 
 def bytewise(sequence: Sequence, text: bytes) -> None:
@@ -123,7 +134,7 @@ def test_the_portable_graphs_go_on_with_the_same_text(
     assert [detail.starts_patch for detail in found.details] == [
         detail.starts_patch for detail in wanted.details
     ]
-    assert (model.engine.directory, model.engine.name) == (None, "portable graphs")
+    assert (model.engine.directory, model.engine.name, model.engine.threads) == (None, "portable graphs", 1)
     # The state is that of a text which only the portable graphs have read.
     assert sequence.ids.tolist() == encode(TEXT + wanted.data).tolist()
     assert np.allclose(sequence.logits, tight.logits(TEXT + wanted.data)[-1], atol=1e-4)
@@ -167,10 +178,8 @@ def test_without_memory_nothing_larger_is_loaded(failing: Failing) -> None:
 
 def test_portable_graphs_that_fail_too_end_it(failing: Failing, tight: BltModel) -> None:
     model = failing("encoder", 1)
-    model._portable = lambda: {
-        **tight._backends,
-        "decoder": Unreliable(tight._backends["decoder"], 0, BROKEN),
-    }
+    broken = {**tight._backends, "decoder": Unreliable(tight._backends["decoder"], 0, BROKEN)}
+    model._portable = lambda: (broken, PORTABLE)
     with pytest.warns(BltWarning), pytest.raises(BackendError, match=r"^decoder: its graph failed"):
         model.generate(TEXT)
 
