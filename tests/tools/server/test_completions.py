@@ -119,6 +119,18 @@ def test_logprobs_with_the_prompt_in_front(complete, model: BltModel, stream: bo
         assert tokens[place] in top
 
 
+def test_what_clients_send_beside_the_text(complete, model: BltModel) -> None:
+    told = {"include_usage": True, "include_obfuscation": False}
+    others = {"service_tier": None, "logprobs": False, "stop": [f"stop {number}" for number in range(8)]}
+    asked = {"prompt": PROMPT, "max_tokens": 20, "top_p": 0, "seed": -1, "extra_body": others}
+    chunks = list(complete(**asked, stream=True, stream_options=told))
+    assert (
+        "".join(chunk.choices[0].text for chunk in chunks[:-1])
+        == model.generate(PROMPT, GenerationOptions(20)).text
+    )
+    assert complete(prompt="a", max_tokens=5, stop="", logit_bias=None).usage.completion_tokens == 5
+
+
 def test_scoring_alone(complete, model: BltModel) -> None:
     text = b"It was the best of times"
     asked = {"max_tokens": 0, "echo": True, "logprobs": 0, "extra_body": {"blt_details": True}}
