@@ -322,6 +322,7 @@ class Breach:
         return f"{self.output} at {self.run} differs by {share} from {reference}, {most} is allowed"
 
 
+@np.errstate(all="ignore")  # what is no number is a breach, not a warning
 def first_breach(
     precision: str, found: Sequence[Traced], expected: Sequence[Mapping[str, Floats]], most: float
 ) -> Breach | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,9 @@ def test_what_counts_as_different() -> None:
 def test_what_is_no_number_is_always_different(precision: str, bad: float) -> None:
     assert breach(precision, [bad, 1.0], [1.0, 1.0]) == np.inf
     assert breach(precision, [1.0, 1.0], [bad, 1.0]) == np.inf
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert breach(precision, [bad, 1.0], [bad, 1.0]) == np.inf
 
 
 @pytest.mark.parametrize("precision", STAGE_TOLERANCES)
