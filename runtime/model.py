@@ -255,7 +255,8 @@ class BltModel:
         size = self.manifest.model.trained_context if context is None else context
         size = checked_int("context", size, 2, self.limits.max_positions)
         checked_call("progress", progress)
-        return score(self.sequence, checked_bytes("data", data), size, progress)
+        text: Any = data if hasattr(data, "read") else checked_bytes("data", data)
+        return score(self.sequence, text, size, progress)
 
     def stream(
         self,

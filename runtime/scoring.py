@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import OptionError
+from .fields import shown
 from .sampling import log_probabilities
 from .sequence import Sequence
 from .vocabulary import BYTE_OFFSET, byte_ids, encode
@@ -139,6 +140,10 @@ def score(
     bits, done, patches, windows = 0.0, 0, 0, 0
     stream, total = (io.BytesIO(data), len(data)) if isinstance(data, bytes) else (data, 0)
     while window := stream.read(context - 1):
+        if not isinstance(window, bytes):
+            raise OptionError(
+                f"data gives {shown(window)}; allowed is a file that was opened to read bytes ('rb')"
+            )
         sequence = new_sequence()
         bits += _bits(sequence, window)
         patches += sequence.boundaries.count

@@ -115,6 +115,14 @@ def test_text_is_its_bytes_wherever_bytes_are_taken(model: BltModel, text: str) 
     assert model.generate(text, max_new_bytes=5).data == model.generate(data, max_new_bytes=5).data
 
 
+def test_files_are_scored_as_bytes(model: BltModel, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("Grüße aus Straßburg", "utf-8")
+    with (tmp_path / "text").open("rb") as data:
+        assert model.score(data).bits_per_byte == model.score("Grüße aus Straßburg").bits_per_byte
+    with (tmp_path / "text").open(encoding="utf-8") as text, pytest.raises(OptionError, match=r"\('rb'\)$"):
+        model.score(text)  # type: ignore[arg-type]
+
+
 def test_options_by_name_are_the_same_as_in_an_object(model: BltModel) -> None:
     named = {"max_new_bytes": 12, "temperature": 0.9, "seed": 5, "stop": ["zz"]}
     wanted = model.generate("a", GenerationOptions(**named))
