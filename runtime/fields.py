@@ -117,7 +117,7 @@ def checked_bytes(name: str, value: object) -> bytes:
         except UnicodeEncodeError:
             raise OptionError(f"{name} {shown(value)} is not valid text; give it as bytes") from None
     if not isinstance(value, (bytes, bytearray, memoryview)):
-        raise OptionError(f"{name} is {shown(value)}; allowed are text (str, taken as UTF-8) and bytes")
+        raise OptionError(f"{name} is {shown(value)}; allowed are strings and bytes")
     return bytes(value)
 
 
