@@ -53,6 +53,8 @@ def import_onnxruntime() -> Any:
         raise BackendError(
             f"device 'cpu' needs ONNX Runtime, which is not installed; pip install {requirement('cpu')}"
         ) from error
+    # As for a session's: what no session logs, such as a size beyond all memory, is raised, too.
+    onnxruntime.set_default_logger_severity(4)
     return onnxruntime
 
 

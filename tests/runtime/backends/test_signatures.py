@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 from blt_edge.runtime import BltError, BltModel, BundleError
+from blt_edge.runtime.backends.ort import import_onnxruntime, new_session, session_options
 from blt_edge.runtime.backends.signatures import check_signature, check_weights_file
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest
+from onnx import helper
 
 
 @pytest.fixture
@@ -104,3 +107,15 @@ def test_an_axis_named_by_a_graph_is_shown_safely(axis: str) -> None:
         check_signature("encoder.onnx", ({"x": (1,)}, {}), ({"x": (axis, 1)}, {}))
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300
+
+
+def test_a_size_beyond_all_memory_is_no_line_on_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    size = helper.make_tensor("size", onnx.TensorProto.INT64, [1], [2**63 - 1])
+    node = helper.make_node("ConstantOfShape", ["size"], ["y"])
+    y = helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "g", [], [y], [size])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    ort = import_onnxruntime()
+    with suppress(BltError):
+        new_session(ort, "x.onnx", model.SerializeToString(), session_options(ort, "fp32", 1))
+    assert capfd.readouterr().err == ""
