@@ -130,13 +130,16 @@ def error_line(text: str, prefix: str = "error: ") -> None:
 
 @contextmanager
 def warning_lines() -> Iterator[None]:
-    """Inside, a warning of ours is a line on stderr, on a line of its own; other libraries' are Python's."""
+    """Inside, a warning of ours is a line on stderr, on a line of its own; others read as Python's."""
     with warnings.catch_warnings():
-        usual = warnings.showwarning
 
-        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        def show(
+            message: Warning | str, category: type[Warning], file: str, number: int, *more: Any, **named: Any
+        ) -> None:
             if not issubclass(category, BltWarning):
-                usual(message, category, *where, **more)
+                if sys.stderr is not None:
+                    told = warnings.formatwarning(message, category, file, number)
+                    sys.stderr.write(told.translate(_LINES))
                 return
             if TextOutput.unfinished is not None:
                 TextOutput.unfinished.end_line()

@@ -27,7 +27,7 @@ def chat(cli, tiny_model) -> Any:
 
 
 def test_answers_on_stdout_figures_on_stderr(chat, model: BltModel) -> None:
-    result = chat("Once", "", flags=("--threads", 1))
+    result = chat("Once", "")
     first = model.generate("Once\n", GenerationOptions(max_new_bytes=10))
     second = model.generate(b"Once\n" + first.data, GenerationOptions(max_new_bytes=10))
     assert result.exit_code == 0

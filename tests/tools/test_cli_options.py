@@ -9,6 +9,7 @@ import click
 import pytest
 from blt_edge.tools.cli import options
 from blt_edge.tools.cli.generate import command as generate
+from blt_edge.tools.cli.verbs import FLAGS, spread
 from blt_edge.tools.output import flagged, printable
 from hypothesis import given
 from hypothesis import strategies as st
@@ -130,4 +131,4 @@ def test_several_files_after_one_flag(
     for name, file in (("b1", "manifest.json"), ("b2", "config.json"), ("folder", "text")):
         (tmp_path / name).mkdir()
         (tmp_path / name / file).touch()
-    assert options.spread(typed.split(), options.FLAGS) == expected.split()
+    assert spread(typed.split(), FLAGS) == expected.split()

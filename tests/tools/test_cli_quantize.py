@@ -100,7 +100,8 @@ def test_refusals(
     for name, data in (("empty.txt", b""), ("short.txt", b"short"), ("binary.txt", bytes(5000))):
         (tmp_path / name).write_bytes(data)
     (tmp_path / "here").mkdir()
-    result = cli(verb, source(verb, even_bundle), "-o", "out", "-q", *flags.split(), code=2)
+    output = [] if "-o" in flags.split() else ["-o", "out"]
+    result = cli(verb, source(verb, even_bundle), *output, "-q", *flags.split(), code=2)
     assert result.stdout == ""
     assert line in result.stderr.splitlines()[-1]
     assert not (tmp_path / "out").exists()

@@ -116,7 +116,7 @@ def test_text_in_a_pipe_is_its_bytes_whatever_the_locale(tiny_model, verb: str, 
         "patches": [text[:-6]],
     }
     environment = {"PYTHONIOENCODING": encoding, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
-    process = start(verb, "-q", "-m", tiny_model.bundle, *rest, env=environment, stdin=subprocess.PIPE)
+    process = start(verb, "-q", "-m", tiny_model.bundle, *rest[verb], env=environment, stdin=subprocess.PIPE)
     out, err = process.communicate(b"/text\n", timeout=60)
     assert (process.returncode, err) == (0, b"")
     if verb == "patches":

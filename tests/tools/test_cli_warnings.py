@@ -91,9 +91,9 @@ def test_a_warning_in_the_middle_of_a_text_has_a_line_of_its_own(
     with warning_lines():
         out = TextOutput(shown=True)
         for text in ("Once upon\n", "a time"):
-            out.write(text)
+            out.write(text.encode())
             warnings.warn(f"after {text!r}\x1b", BltWarning, stacklevel=1)
-        out.write(" there")
+        out.write(b" there")
     assert warnings.showwarning is before
     told = [rf"blt-edge: warning: after {text!r}\x1b" for text in ("Once upon\n", "a time")]
     assert capsys.readouterr().err == f"{told[0]}\n\n{told[1]}\n"
