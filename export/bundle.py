@@ -22,8 +22,8 @@ from ..graphs.quantize import Recipe, rewrite_stage
 from ..graphs.stages import build_stage
 from ..graphs.surgery import foreign_graph
 from ..runtime.errors import BltError, BundleError
-from ..runtime.fields import MAX_JSON_BYTES, parse_json
-from ..runtime.files import OutputError, check_replaceable, new_directory, open_plain
+from ..runtime.fields import parse_json
+from ..runtime.files import OutputError, check_replaceable, new_directory, read_plain
 from ..runtime.integrity import file_record
 from ..runtime.manifest import Manifest, StageSpec, write_manifest
 from ..runtime.names import MANIFEST_NAME
@@ -140,8 +140,7 @@ def _absolute(output: str | os.PathLike[str]) -> Path:
 def _is_bundle(directory: Path) -> bool:
     """Whether its manifest is one of ours, of any version: other programs have a `manifest.json`, too."""
     try:
-        with open_plain(directory / MANIFEST_NAME) as file:
-            manifest = parse_json(file.read(MAX_JSON_BYTES))
+        manifest = parse_json(read_plain(directory / MANIFEST_NAME))
     except (BltError, OSError, ValueError):
         return False
     return isinstance(manifest, dict) and {"schema", "blt_edge", "files"} <= manifest.keys()

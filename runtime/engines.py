@@ -22,8 +22,8 @@ from .backends.ort import import_onnxruntime, session_entries
 from .backends.tensorrt import TensorRtModule
 from .backends.tensorrt_profiles import Profiles, build_command, plan_file, read_limits
 from .errors import BltError, BundleError
-from .fields import MAX_JSON_BYTES, Fields, parse_json, record
-from .files import open_plain
+from .fields import Fields, parse_json, record
+from .files import read_plain
 from .host import describe_processor
 from .integrity import Progress, check_records
 from .manifest import FileRecord, Manifest
@@ -215,8 +215,7 @@ def best_threads(path: Path) -> int | None:
 def _read(path: Path) -> dict[str, Any]:
     """An engine's `engine.json`; empty when it is damaged."""
     try:
-        with open_plain(path / ENGINE_NAME) as file:
-            payload = parse_json(file.read(MAX_JSON_BYTES))
+        payload = parse_json(read_plain(path / ENGINE_NAME))
     except (BltError, OSError, ValueError):
         return {}
     return payload if isinstance(payload, dict) else {}

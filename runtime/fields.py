@@ -35,7 +35,6 @@ __all__ = [
     "if_there",
     "is_whole",
     "parse_json",
-    "part",
     "read",
     "record",
     "shown",
@@ -152,9 +151,11 @@ def shown(value: object, longest: int = 60) -> str:
 def parse_json(text: str | bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """What JSON says. `pairs` makes an object of its fields, where that is to be another than a dict.
 
-    Raises ValueError with a reason of one line, also for what is nested deeper than any writer nests, so
-    that whatever walks over the value afterwards, one call a level, comes to its end.
+    Raises ValueError with a reason of one line, also for what is longer than `MAX_JSON_BYTES`, or nested
+    deeper than any writer nests: whatever walks over the value, one call a level, comes to its end.
     """
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
     try:
         value = json.loads(text, object_pairs_hook=pairs)
     except RecursionError:

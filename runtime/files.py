@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any, BinaryIO
 
 from .errors import BltError, BundleError, OptionError
+from .fields import AGAIN, MAX_JSON_BYTES
 from .paths import linked_blob
 
 try:
@@ -39,6 +40,7 @@ __all__ = [
     "check_replaceable",
     "new_directory",
     "open_plain",
+    "read_plain",
     "remove_directory",
     "scratch",
     "sync",
@@ -101,6 +103,15 @@ def open_plain(path: Path) -> BinaryIO:
     except OSError as error:
         raise BundleError(f"{shown} cannot be opened ({error.strerror}); check its permissions") from None
     return os.fdopen(descriptor, "rb", buffering=0)
+
+
+def read_plain(path: Path) -> bytes:
+    """Everything in a regular file of at most `MAX_JSON_BYTES`. Raises BundleError."""
+    with open_plain(path) as file:
+        data = file.read(MAX_JSON_BYTES + 1)
+    if len(data) > MAX_JSON_BYTES:
+        raise BundleError(f"{path} has more than {MAX_JSON_BYTES} bytes, the most allowed; {AGAIN}")
+    return data
 
 
 # 2. One file, or one directory, whole or not at all.

@@ -19,22 +19,8 @@ from typing import Annotated, Any
 
 from .embedding_spec import EmbeddingSpec
 from .errors import BundleError, OptionError
-from .fields import (
-    AGAIN,
-    MAX_JSON_BYTES,
-    Fields,
-    by,
-    fault,
-    file_name,
-    if_there,
-    is_whole,
-    parse_json,
-    part,
-    read,
-    record,
-    shown,
-)
-from .files import open_plain, write_whole
+from .fields import AGAIN, Fields, by, fault, file_name, if_there, is_whole, parse_json, read, record, shown
+from .files import read_plain, write_whole
 from .generation_spec import GenerationSpec
 from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, SEARCHES, STAGES
 from .patching import PatchingRule
@@ -246,7 +232,9 @@ class Manifest:
     """The graphs, in the order of `STAGES`; no "patcher" where the model has none."""
     axes: Annotated[dict[str, Axis], by(Fields.parts, _axis_name, record(Axis))]
     """Dynamic axes: at least batch, bytes and patches."""
-    quantization: Annotated[QuantizationSpec | None, if_there(part(QuantizationSpec))] = None
+    quantization: Annotated[QuantizationSpec | None, if_there(by(Fields.part, record(QuantizationSpec)))] = (
+        None
+    )
     """How integers were found; None when no stage has any."""
     generation: Annotated[GenerationSpec, _generation] = _NO_WISHES
     """Which ids end a text, and defaults of sampling; left out where the model names none."""
@@ -417,12 +405,8 @@ def _read_text(directory: Path) -> str:
         raise BundleError(f"{directory} {reason}; {_NO_BUNDLE}")
     if not os.path.lexists(path):
         raise BundleError(f"{directory} has no {MANIFEST_NAME}; {_NO_BUNDLE}")
-    with open_plain(path) as file:
-        data = file.read(MAX_JSON_BYTES + 1)
-    if len(data) > MAX_JSON_BYTES:
-        raise BundleError(f"{path} has more than {MAX_JSON_BYTES} bytes, the most allowed; {AGAIN}")
     try:
-        return data.decode("ascii")
+        return read_plain(path).decode("ascii")
     except UnicodeDecodeError:
         raise BundleError(f"{MANIFEST_NAME} is damaged (bytes that are not ASCII); {AGAIN}") from None
 
@@ -438,8 +422,6 @@ def write_manifest(directory: str | os.PathLike[str], manifest: Manifest) -> Non
     text = _render({**payload, "checksum": _checksum(payload)})
     try:
         parse_json(text)
-        if len(text) > MAX_JSON_BYTES:
-            raise ValueError(f"{len(text)} bytes, at most {MAX_JSON_BYTES} are read")
     except ValueError as error:
         raise BundleError(
             f"{MANIFEST_NAME} would not be readable ({error}); simplify the checkpoint's config"
