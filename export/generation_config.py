@@ -82,7 +82,7 @@ def read_generation(folder: Path, config: Mapping[str, Any]) -> GenerationSpec:
     ends = _ids("eos_token_id", config.get("eos_token_id") if named is None else named, where)
     try:
         options, unused = _options(fields)
-        GenerationOptions(**options)
+        checked = GenerationOptions(**options)
     except OptionError as error:
         raise CheckpointError(f"{where}: {error}") from None
     left_out = [f"{name}={shown(fields[name])} (without do_sample)" for name in unused]
@@ -92,6 +92,8 @@ def read_generation(folder: Path, config: Mapping[str, Any]) -> GenerationSpec:
         off = value is None or value is False or value == [] or value == _NEUTRAL.get(name)
         if not off and name not in _SILENT:
             left_out.append(f"{one_line(name)[:60]}={shown(value)}")
+    # As a manifest gives them back: a temperature of 1 is 1.0.
+    options = {name: one if name == "stop" else getattr(checked, name) for name, one in options.items()}
     return GenerationSpec(tuple(sorted({EOS, *ends})), options, tuple(map(one_line, left_out)))
 
 

@@ -161,3 +161,10 @@ def test_defaults_come_with_the_bundle(source: Path, tmp_path: Path) -> None:
     assert model.defaults == GenerationOptions(max_new_bytes=12, temperature=0.7, stop=("~",))
     assert len(model.generate(PROMPT).data) <= 12
     assert len(model.generate(PROMPT, GenerationOptions(max_new_bytes=20)).data) == 20
+
+
+def test_a_whole_number_is_what_a_manifest_gives_back(tmp_path: Path) -> None:
+    text = json.dumps({"do_sample": True, "temperature": 2**63 - 1})
+    (tmp_path / "generation_config.json").write_text(text)
+    temperature = read_generation(tmp_path, {}).options["temperature"]
+    assert (type(temperature), temperature) == (float, 2.0**63)
