@@ -134,11 +134,16 @@ def warning_lines() -> Iterator[None]:
     with warnings.catch_warnings():
 
         def show(
-            message: Warning | str, category: type[Warning], file: str, number: int, *more: Any, **named: Any
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            *_more: Any,
+            **_named: Any,
         ) -> None:
             if not issubclass(category, BltWarning):
                 if sys.stderr is not None:
-                    told = warnings.formatwarning(message, category, file, number)
+                    told = warnings.formatwarning(message, category, filename, lineno)
                     sys.stderr.write(told.translate(_LINES))
                 return
             if TextOutput.unfinished is not None:
