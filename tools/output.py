@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, ClassVar, TextIO
+from typing import IO, TYPE_CHECKING, ClassVar, TextIO
 
 import click
 
@@ -134,11 +134,16 @@ def warning_lines() -> Iterator[None]:
     with warnings.catch_warnings():
 
         def show(
-            message: Warning | str, category: type[Warning], file: str, number: int, *more: Any, **named: Any
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
         ) -> None:
             if not issubclass(category, BltWarning):
                 if sys.stderr is not None:
-                    told = warnings.formatwarning(message, category, file, number)
+                    told = warnings.formatwarning(message, category, filename, lineno, line)
                     sys.stderr.write(told.translate(_LINES))
                 return
             if TextOutput.unfinished is not None:
