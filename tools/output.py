@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, ClassVar, TextIO
+from typing import IO, TYPE_CHECKING, ClassVar, TextIO
 
 import click
 
@@ -138,12 +138,12 @@ def warning_lines() -> Iterator[None]:
             category: type[Warning],
             filename: str,
             lineno: int,
-            *_more: Any,
-            **_named: Any,
+            file: TextIO | None = None,
+            line: str | None = None,
         ) -> None:
             if not issubclass(category, BltWarning):
                 if sys.stderr is not None:
-                    told = warnings.formatwarning(message, category, filename, lineno)
+                    told = warnings.formatwarning(message, category, filename, lineno, line)
                     sys.stderr.write(told.translate(_LINES))
                 return
             if TextOutput.unfinished is not None:

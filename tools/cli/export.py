@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 @click.argument("source", type=CheckpointSource(), metavar="MODEL")
 @needed(option("-o", "--output", type=click.Path(path_type=Path), metavar="DIR", help="Bundle to write."))
 @option(
-    "--revision", type=str, metavar="REV", help="Branch, tag or commit of a hub id, as in owner/name@REV."
+    "--revision",
+    type=str,
+    metavar="REV",
+    shown="the hub's main branch",
+    help="Branch, tag or commit of a hub id, as in owner/name@REV.",
 )
 @precision_option("fp32, fp16, int8, int8w or int4")
 @option(
