@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,10 +57,7 @@ def sweep(
     for changed in rules:
         threshold, other = changed.threshold or 0.0, model.with_patching(changed)
         name = f"threshold {threshold:.4g}"
-        scores = [
-            other.score(text, context=context, progress=lambda done, of, name=name: progress(name, done, of))
-            for text in texts
-        ]
+        scores = [other.score(text, context=context, progress=partial(progress, name)) for text in texts]
         size = sum(score.bytes for score in scores)
         # BOS is alone in one patch of each window.
         patches = sum(score.patches - score.windows for score in scores)
@@ -101,8 +99,9 @@ def draw_sweep(points: Sequence[SweepPoint], path: Path, kind: str, title: str) 
         )
         if point.bundles:
             label = f"the bundle's threshold, {point.threshold:.4g} nats"
-            star = {"s": 160, "color": "#e45756", "marker": "*", "zorder": 3, "label": label}
-            panel.scatter([point.bytes_per_patch], [point.bits_per_byte], **star)
+            panel.plot(
+                point.bytes_per_patch, point.bits_per_byte, "*", ms=14, color="#e45756", zorder=3, label=label
+            )
     panel.set_xscale("log")  # one threshold more may make patches ten times as long
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     panel.xaxis.set_minor_formatter(lambda value, _: f"{value:,g}" if max(across) < 10 * min(across) else "")

@@ -150,7 +150,7 @@ def look(model: BltModel, data: bytes, rule: PatchingRule) -> PatchView:
     entropies and the model has no patcher.
     """
     needed = "patcher" in model.manifest.stages or rule.needs_entropy
-    starts, views = [0], []
+    starts, views = [0], list[PatchView]()
     while not views or starts[-1] < len(data):
         end = _window_end(data, starts[-1], model.limits.max_positions - 1)
         window = data[starts[-1] : end]
