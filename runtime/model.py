@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,7 +32,7 @@ from .generation import GenerationChunk, GenerationResult, joined, stream
 from .integrity import check_files
 from .manifest import Manifest, load_manifest
 from .options import GenerationOptions, asked_options
-from .patching import PatchBoundaries
+from .patching import PatchBoundaries, PatchingRule
 from .planning import CostTable
 from .processors import usable_cores
 from .scoring import Score, score
@@ -162,6 +163,15 @@ class BltModel:
     def defaults(self) -> GenerationOptions:
         """Options of who asks for none: those of the checkpoint's `generation_config.json`, else greedy."""
         return self.manifest.generation.defaults
+
+    def with_patching(self, rule: PatchingRule) -> BltModel:
+        """The same model, its stages shared, cut by another rule. Raises BundleError without the patcher."""
+        if rule.needs_entropy and "patcher" not in self._backends:
+            raise BundleError(f"mode {rule.mode} needs an entropy patcher, and this model has none")
+        other = copy(self)
+        other.manifest = replace(self.manifest, patching=rule)
+        other.costs, other._switching = CostTable(), threading.Lock()
+        return other
 
     def sequence(self) -> Sequence:
         """A new, empty sequence; the first id it reads must be BOS (`vocabulary.encode` puts it there)."""

@@ -118,7 +118,6 @@ def test_other_rules(cli, tiny_model, flags: list[str], changes: dict[str, objec
         (["x", "--plot", "picture.gif"], "--plot: got picture.gif"),
         (["x", "--csv", "-", "--json", "-"], "a file is given twice"),
         (["x", "--html", "/nowhere/x.html"], "--html: the directory /nowhere does not exist"),
-        (["x" * 500, *OUTPUTS], "the text needs 501 positions"),
         (["x", "--max-memory", "1KB"], "would need about"),
     ],
 )
@@ -179,3 +178,9 @@ def test_terminal(
     assert "\x1b[31m" not in out
     assert "␛" in out
     assert ("a patch starts where the colour changes" in out) == colours
+
+
+def test_a_text_beyond_the_positions_is_shown_whole_in_windows(cli, tiny_model) -> None:
+    result = cli("patches", "-m", tiny_model.bundle, "x" * 1200, code=0)
+    assert result.stdout.replace("|", "").replace("\n", "") == "x" * 1200
+    assert "read in 3 windows of up to 499 bytes, each from BOS" in result.stderr

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from blt_edge.runtime.manifest import load_manifest
 from blt_edge.runtime.names import STAGES
+from blt_edge.tools.cli.quantize import planned_memory
+from blt_edge.tools.memory import running_memory
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +146,26 @@ def test_without_a_precision_there_is_a_default_and_it_is_told(
     manifest = load_manifest(tmp_path / "out")
     assert {stage.precision for stage in manifest.stages.values()} == {"int8w"}
     assert manifest.embedding.precision == "int8"
+
+
+def test_a_precision_that_fits_a_size_of_memory(cli, refused, even_bundle: Path, tmp_path: Path) -> None:
+    """What is foretold is what inspecting the real bundle foretells, but for the graph, which counts."""
+    before, needed = load_manifest(even_bundle), {}
+    for word in ("int8w", "int4"):
+        cli("quantize", even_bundle, "-o", tmp_path / word, "--precision", word, "--no-validate", code=0)
+        needed[word] = planned_memory(even_bundle, before, word)
+        real = running_memory(load_manifest(tmp_path / word), prepared=False, positions=500)
+        assert needed[word] == pytest.approx(sum(real.values()), rel=0.02)
+    assert needed["int4"] < needed["int8w"]
+    for limit, word in ((needed["int8w"], "int8w"), (needed["int8w"] - 1, "int4")):
+        flags = ("--max-memory", limit, "--no-validate", "--force")
+        result = cli("quantize", even_bundle, "-o", tmp_path / "out", *flags, code=0)
+        assert f"taking --precision {word}: about " in result.stderr
+        assert load_manifest(tmp_path / "out").stages["latent"].precision == word
+    line = refused("quantize", even_bundle, "-o", tmp_path / "none", "--max-memory", "1MB")
+    assert "--max-memory: even int4 takes about " in line
+    both = ("--max-memory", "1GB", "--precision", "int4")
+    assert "both given" in refused("quantize", even_bundle, "-o", tmp_path / "none", *both)
 
 
 def test_a_breach_fails_names_the_next_step_and_keeps_the_bundle(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from blt_edge.runtime import BltModel
+from blt_edge.runtime.patching import PatchingRule
 from support.chat import posix, start
 
 
@@ -101,3 +103,52 @@ def test_ctrl_c_loses_no_row(tiny_model, tmp_path: Path) -> None:
     assert (process.returncode, out, err) == (1, b"", b"blt-edge: interrupted\n")
     document = json.loads((tmp_path / "out").read_text())
     assert (document["complete"], document["total"]["bytes"]) == (False, 9)
+
+
+def test_another_rule_shows_what_it_costs(cli, tiny_model, model: BltModel, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(bytes(range(256)))
+    asked = ("score", "-m", tiny_model.bundle, tmp_path / "a.txt", "--json", "-", "-q")
+    for flags, rule in (
+        (("--threshold", 2.5), replace(model.manifest.patching, threshold=2.5)),
+        (("--mode", "static", "--patch-size", 4), PatchingRule("static", patch_size=4)),
+    ):
+        score = model.with_patching(rule).score(bytes(range(256)))
+        (told,) = json.loads(cli(*asked, *flags, code=0).stdout)["files"]
+        assert told["bits_per_byte"] == pytest.approx(score.bits_per_byte)
+        assert told["patches"] == score.patches - score.windows
+
+
+def test_a_sweep_is_a_table_a_document_and_a_picture(
+    cli, tiny_model, model: BltModel, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'blt-edge[plot]'")
+    (tmp_path / "a.txt").write_bytes(b"The first text, and more of it.")
+    files = ("--json", tmp_path / "out.json", "--plot", tmp_path / "out.png", "-q")
+    shown = cli("score", "-m", tiny_model.bundle, tmp_path / "a.txt", "--sweep", "0,9", *files, code=0).stdout
+    head, _, *rows, _ = (line.split() for line in shown.splitlines())
+    assert head == ["threshold", "bytes/patch", "bits/byte", "more", "bytes/s"]
+    points = json.loads((tmp_path / "out.json").read_text())["points"]
+    assert [row[0] for row in rows] == ["0", f"{model.manifest.patching.threshold:.4g}", "9"]
+    assert rows[1][1] == "(bundle)"
+    assert points[1]["bits_per_byte"] == pytest.approx(
+        model.score(b"The first text, and more of it.").bits_per_byte
+    )
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--plot", "a.png"), "--plot draws a sweep; add --sweep"),
+        (("--sweep", "1", "--threshold", "2"), "--threshold and --sweep are both given"),
+        (("--sweep", "1,x"), "--sweep: 'x' is not"),
+        (("--sweep", "nan"), "--sweep"),
+        (("--sweep", "1", "--mode", "space"), "--sweep: mode space has no threshold"),
+        (("--patch-size", "4"), "--patch-size has no effect in mode entropy"),
+    ],
+)
+def test_refused_rules_and_sweeps(
+    refused, tiny_model, tmp_path: Path, flags: tuple[str, ...], line: str
+) -> None:
+    (tmp_path / "a.txt").write_bytes(b"text")
+    assert line in refused("score", "-m", tiny_model.bundle, tmp_path / "a.txt", "-q", *flags)

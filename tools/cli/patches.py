@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ...runtime.errors import OptionError
 from ...runtime.files import write_whole
-from ...runtime.names import PATCHING_MODES
 from ...runtime.paths import folder_name
 from ..output import Messages, is_terminal, printable, status
 from .documents import check_plot, output_option, read_input, write_json, write_text
 from .model_options import EngineOptions, engine_options, load_model
-from .options import STDIN, F, InputFile, OneOf, json_option, model_option, option, verb
+from .options import STDIN, InputFile, json_option, model_option, verb
+from .rule_options import changed_rule, rule_options
 
 if TYPE_CHECKING:
-    from ...runtime.patching import PatchingRule
     from ..patch_view.view import PatchView
-
-
-def _rule_option(flag: str, kind: Any, text: str) -> Callable[[F], F]:
-    return option(flag, type=kind, default=None, shown="the bundle's", help=text)
 
 
 @verb(
@@ -43,24 +36,7 @@ def _rule_option(flag: str, kind: Any, text: str) -> Callable[[F], F]:
     metavar="FILE",
     help="Show this file's bytes, exactly as they are (a last newline included).",
 )
-@_rule_option(
-    "--mode",
-    OneOf(PATCHING_MODES),
-    "What patches go by: the patcher's entropy, spaces, a fixed size, or none (each byte is one).",
-)
-@_rule_option("--threshold", float, "Mode entropy: start a patch where entropy is over X nats.")
-@_rule_option(
-    "--threshold-add", float, "Mode entropy: only where it also rises by more than X nats; 0 turns it off."
-)
-@_rule_option(
-    "--monotonic/--no-monotonic",
-    None,
-    "Mode entropy: start a patch where entropy rises by more than --threshold, however high it is.",
-)
-@_rule_option("--patch-size", int, "Mode static: bytes of a patch.")
-@_rule_option(
-    "--max-patch-length", int, "Any mode: start a patch after N bytes at the latest; 0 turns it off."
-)
+@rule_options
 @output_option(
     "--plot",
     "no picture",
@@ -92,10 +68,10 @@ def command(
     higher the entropy; in a pipe | stands before each patch. What can't be seen is shown as a sign or an
     escape, and characters are whole, even if a patch starts inside one. Figures follow on stderr.
 
-    Only the patcher reads the text, once, from BOS; a text that needs more positions than the model has is
-    refused, as windows of it would have other patches. BOS is a patch of its own and shown nowhere: positions
-    count the text's bytes from 0, patches from 1. --mode and what follows it try another rule than the
-    bundle's, which stays as it is.
+    Only the patcher reads the text, once, from BOS; one that needs more positions than the model has in
+    windows, each from BOS, at whose beginnings a patch begins. BOS is a patch of its own and shown nowhere:
+    positions count the text's bytes from 0, patches from 1. --mode and what follows it try another rule than
+    the bundle's, which stays as it is; what one costs in bits per byte, `score` says.
     """
     outputs = {"--plot": plot, "--html": html, "--json": json_file, "--csv": csv}
     given = [path for path in outputs.values() if path is not None]
@@ -104,9 +80,10 @@ def command(
     check_plot(plot)
     from ...runtime.manifest import load_manifest
 
-    rule = _rule(load_manifest(model).patching, changes)
+    manifest = load_manifest(model)
+    rule = changed_rule(manifest.patching, changes)
     data = _text(messages, text, prompt_file)
-    loaded = load_model(messages, model, engine, positions=1 + len(data))
+    loaded = load_model(messages, model, engine, positions=min(1 + len(data), manifest.model.max_positions))
     from ..patch_view.view import csv_text, look, patch_document
 
     name = folder_name(model)
@@ -151,26 +128,6 @@ def _text(messages: Messages, text: str | None, prompt_file: Path | None) -> byt
     return data
 
 
-def _rule(own: PatchingRule, changes: dict[str, Any]) -> PatchingRule:
-    """The bundle's rule with what is given in its place; what would have no effect is refused."""
-    given = {name: value for name, value in changes.items() if value is not None}
-    used = given.get("mode", own.mode)
-    belongs = dict.fromkeys(("threshold", "threshold_add", "monotonic"), "entropy")
-    for name, needed in {**belongs, "patch_size": "static"}.items():
-        if name in given and used != needed:
-            flag = "--" + name.replace("_", "-")
-            raise click.UsageError(f"{flag} has no effect in mode {used}; add --mode {needed}, or omit it")
-    if given.get("threshold_add") and given.get("monotonic", own.monotonic):
-        raise click.UsageError("--threshold-add has no effect in a monotonic rule; add --no-monotonic")
-    if given.get("max_patch_length") == 0:
-        given["max_patch_length"] = None
-    try:
-        return replace(own, **given)
-    except OptionError as error:
-        # The option's name in front, as `VerbCommand` looks for it.
-        raise OptionError(str(error).removeprefix("patching ")) from error
-
-
 def _slow(messages: Messages, what: str, data: bytes) -> AbstractContextManager[object]:
     """Says what is being done where somebody may wait for it."""
     return status(messages, what) if len(data) > 1000 and is_terminal(sys.stderr) else nullcontext()
@@ -208,5 +165,8 @@ def _say_figures(messages: Messages, view: PatchView) -> None:
 
     summary = summarize(view)
     encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    if len(view.windows) > 1:
+        longest = view.windows[1]
+        messages.say(f"read in {len(view.windows)} windows of up to {longest:,} bytes, each from BOS")
     for line in [*terminal.figures(view, summary), *terminal.histogram(summary, encoding=encoding)]:
         messages.say(line)

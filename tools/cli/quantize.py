@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,13 @@ import click
 from click.core import ParameterSource
 
 from ...runtime.names import BLOCK_PRECISIONS, CALIBRATION_METHODS, SEARCHES
+from ..memory import running_memory
 from ..output import Messages, print_table, progress_bar, size
 from .documents import finish_written
 from .options import (
     STDIN,
     F,
+    MemorySize,
     OneOf,
     TextSource,
     bundle_argument,
@@ -38,8 +41,9 @@ _MIX_HELP = (
     "decoder=int8; or both: int4,decoder=int8w."
 )
 
-_DEFAULT = "int8w"
-"""On the demo it costs 0.0001 bits per byte, is as fast as int4, and needs no calibration."""
+_SHRINKING = ("int8w", "int4")
+"""What is taken where no precision is given, best first: on the demo int8w costs 0.0001 bits per byte, is as
+fast as int4, and needs no calibration."""
 
 _FOR = {
     "block_size": BLOCK_PRECISIONS,
@@ -131,6 +135,14 @@ def quantization(
     default="auto",
     help="Precision of the embedding tables; auto is int8 where a stage becomes integers, else keep.",
 )
+@option(
+    "--max-memory",
+    type=MemorySize(),
+    metavar="SIZE",
+    shown="no limit",
+    help=f"In place of --precision: the first of {' and '.join(_SHRINKING)} that runs within SIZE by the "
+    "estimate, such as 800MB; the memory-mapped tables are not counted.",
+)
 @quantization_options
 @option("--force", help="Replace a bundle that is there already.")
 @option("--no-validate", help="Don't compare the new bundle with BUNDLE.")
@@ -142,6 +154,7 @@ def command(
     output: Path | None,
     precision: str | None,
     tables: str,
+    max_memory: int | None,
     force: bool,
     no_validate: bool,
     rtol: float | None,
@@ -166,11 +179,15 @@ def command(
     from ...runtime.manifest import load_manifest
 
     before = load_manifest(bundle)
-    if precision is None:
-        precision = _DEFAULT if tables in ("auto", "keep") else "fp32"
-        if precision == _DEFAULT:
+    if precision is not None and max_memory is not None:
+        raise click.UsageError("--precision and --max-memory are both given; give one of them")
+    if max_memory is not None:
+        precision = _fitting(bundle, before, max_memory, messages)
+    elif precision is None:
+        precision = _SHRINKING[0] if tables in ("auto", "keep") else "fp32"
+        if precision != "fp32":
             messages.say(
-                f"taking --precision {_DEFAULT}: it loses least of those that shrink; int4 is smaller"
+                f"taking --precision {precision}: it loses least of those that shrink; int4 is smaller"
             )
     how = quantization(quantizing, precision, tuple(before.stages), messages)
     with progress_bar(messages) as progress:
@@ -188,6 +205,38 @@ def command(
     messages.say(f"wrote {path}; blt-edge compare {bundle} {path} --text FILE measures the loss")
     check = partial(validate_written, path, bundle_reference(bundle, before), messages, rtol, atol)
     finish_written(messages, path, json_file, None if no_validate else check)
+
+
+def _fitting(bundle: Path, manifest: Manifest, limit: int, messages: Messages) -> str:
+    """The first precision of `_SHRINKING` that runs within so many bytes; says what it takes."""
+    for precision in _SHRINKING:
+        needed = planned_memory(bundle, manifest, precision)
+        if needed <= limit:
+            messages.say(f"taking --precision {precision}: about {size(needed)} while it runs")
+            return precision
+    raise click.UsageError(
+        f"--max-memory: even {precision} takes about {size(needed)}, {size(limit)} are allowed; take a "
+        "smaller model"
+    )
+
+
+def planned_memory(bundle: Path, manifest: Manifest, precision: str) -> int:
+    """Bytes that a float32 bundle at this precision will take while it runs a text of the trained length."""
+    from ...export.bundle import bundle_stage
+    from ...export.quantize import QuantizationOptions, plan_stages
+    from ...graphs.precision import parse_precision
+
+    words = parse_precision(precision, list(manifest.stages))
+    planned = plan_stages(
+        words, QuantizationOptions(), lambda stage: bundle_stage(bundle, manifest.stages[stage])
+    )
+    files = dict(manifest.files)
+    for stage, (planned_bytes, _) in planned.items():
+        data = manifest.stages[stage].data
+        files[data] = replace(files[data], bytes=planned_bytes)
+    stages = {name: replace(spec, precision=words[name]) for name, spec in manifest.stages.items()}
+    changed = replace(manifest, stages=stages, files=files)
+    return sum(running_memory(changed, prepared=False, positions=manifest.model.trained_context).values())
 
 
 def _tables(word: str, precision: str, manifest: Manifest) -> str | None:

@@ -10,9 +10,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..output import GrowingTable, Messages, progress_bar
-from .documents import jsonl_lines, open_input, output_option, shown_name, with_folders, write_json
+from .documents import (
+    check_plot,
+    jsonl_lines,
+    open_input,
+    output_option,
+    read_input,
+    shown_name,
+    with_folders,
+    write_json,
+)
 from .model_options import EngineOptions, engine_options, load_model
 from .options import STDIN, TextSource, json_option, model_option, option, verb
+from .profile import CommaSeparated
+from .rule_options import changed_rule, rule_options
+from .score_sweep import show_sweep
 
 if TYPE_CHECKING:
     from ...runtime import BltModel
@@ -32,6 +44,15 @@ _WIDEST = ("100,000,000", "100,000,000", "1,000.00", "unreadable", "100,000")
     shown="the trained context, from the bundle",
     help="Ids in a window, BOS included; each window is read from BOS.",
 )
+@rule_options
+@option(
+    "--sweep",
+    type=CommaSeparated(click.FLOAT),
+    metavar="X,...",
+    shown="one threshold",
+    help="Score all files once with each threshold, in nats, and with the bundle's: what each costs.",
+)
+@output_option("--plot", "no picture", "With --sweep: draw bits per byte over bytes per patch into FILE.")
 @engine_options
 @json_option
 @output_option("--jsonl", "no lines", "Write a JSON line to FILE for each file, as it is known; - is stdout.")
@@ -40,22 +61,41 @@ def command(
     model: Path,
     files: tuple[Path, ...],
     context: int | None,
+    sweep: tuple[float, ...] | None,
+    plot: Path | None,
     engine: EngineOptions,
     json_file: Path | None,
     jsonl: Path | None,
+    **changes: Any,
 ) -> None:
     """Measure bits per byte of files.
 
     FILE may be - for stdin, or a folder: its texts at any depth, without hidden ones and links. Bits are over
     all 260 classes; lower is better. Every byte is scored once, in windows without overlap. A row comes as
     soon as its file is read, so Ctrl-C loses no other; --json is written then, too, with "complete" false.
+
+    --mode, --threshold and what follows them cut patches by another rule than the bundle's: the difference is
+    what that costs.
     """
+    check_plot(plot)
+    if plot is not None and sweep is None:
+        raise click.UsageError("--plot draws a sweep; add --sweep X,...")
+    for flag, value in {"--threshold": changes["threshold"], "--jsonl": jsonl}.items():
+        if sweep is not None and value is not None:
+            raise click.UsageError(f"{flag} and --sweep are both given; give one of them")
     if files.count(STDIN) > 1:
         raise click.UsageError("FILE: - is given twice; stdin can be read only once")
     if json_file is not None and json_file == jsonl:
         raise click.UsageError(f"--json, --jsonl: {json_file} is given twice; give each its own")
     paths = with_folders(files)
-    loaded = load_model(messages, model, engine, positions=context)
+    from ...runtime.manifest import load_manifest
+
+    rule = changed_rule(load_manifest(model).patching, changes)
+    loaded = load_model(messages, model, engine, positions=context).with_patching(rule)
+    if sweep is not None:
+        texts = {shown_name(path): read_input(path, messages, "the text") for path in paths}
+        show_sweep(messages, loaded, texts, sweep, context, json_file, plot)
+        return
     table = None
     if STDIN not in (json_file, jsonl):
         names = ("total", *map(shown_name, paths))

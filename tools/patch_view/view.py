@@ -11,7 +11,7 @@ import csv
 import io
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from statistics import mean, median
@@ -46,6 +46,8 @@ class PatchView:
     "max_patch_length"."""
     next_starts: bool
     """Whether a byte behind the text would start a patch; if not, the last patch is still open."""
+    windows: tuple[int, ...] = (0,)
+    """Positions where reading began anew, from BOS; a patch starts at each."""
 
     @cached_property
     def clusters(self) -> list[Cluster]:
@@ -117,13 +119,15 @@ class PatchView:
 
     @cached_property
     def rises(self) -> Floats | None:
-        """float32 [n]: how much higher each byte's entropy is than the one before; NaN at 0.
+        """float32 [n]: how much higher each byte's entropy is than the one before; NaN where windows begin.
 
         None when the rule does not look at it.
         """
         if self.entropies is None or fixed_starts(self.rule) == 1:
             return None
-        return np.diff(self.entropies[:-1], prepend=np.float32(np.nan))
+        rises = np.diff(self.entropies[:-1], prepend=np.float32(np.nan))
+        rises[list(self.windows)] = np.nan
+        return rises
 
     @cached_property
     def over_threshold(self) -> NDArray[np.bool_] | None:
@@ -132,20 +136,54 @@ class PatchView:
         if self.entropies is None or not self.rule.needs_entropy or self.rule.threshold is None:
             return None
         seen = self.rises if self.rule.monotonic and self.rises is not None else self.entropies[:-1]
-        over: NDArray[np.bool_] = seen[fixed_starts(self.rule) :] > np.float32(self.rule.threshold)
+        decided = np.ones(len(self.data), np.bool_)
+        for start in self.windows:
+            decided[start : start + fixed_starts(self.rule)] = False
+        over: NDArray[np.bool_] = seen[decided] > np.float32(self.rule.threshold)
         return over
 
 
 def look(model: BltModel, data: bytes, rule: PatchingRule) -> PatchView:
     """Read `data` with the model's patcher, and with no other stage, and cut it by `rule`.
 
-    Raises PromptTooLongError when the model has no position for it, BundleError when the rule needs entropies
-    and the model has no patcher.
+    A text that the model has no positions for is read in windows. Raises BundleError when the rule needs
+    entropies and the model has no patcher.
     """
-    model.limits.check_positions(1 + len(data))
-    has_patcher = "patcher" in model.manifest.stages
-    entropies = model.entropies(data) if has_patcher or rule.needs_entropy else None
-    return cut(data, rule, entropies)
+    needed = "patcher" in model.manifest.stages or rule.needs_entropy
+    starts, views = [0], list[PatchView]()
+    while not views or starts[-1] < len(data):
+        end = _window_end(data, starts[-1], model.limits.max_positions - 1)
+        window = data[starts[-1] : end]
+        views.append(cut(window, rule, model.entropies(window) if needed else None))
+        starts.append(end)
+    return _joined(views, starts[:-1])
+
+
+def _window_end(data: bytes, start: int, size: int) -> int:
+    """Where a window of at most `size` bytes ends; inside a UTF-8 character only where that is longer."""
+    end = start + size
+    if end >= len(data):
+        return len(data)
+    character = next((end - back for back in range(4) if data[end - back] & 0xC0 != 0x80), end)
+    return character if character > start else end
+
+
+def _joined(views: Sequence[PatchView], starts: Sequence[int]) -> PatchView:
+    """One view of windows that begin at `starts`."""
+    last = views[-1]
+    entropies = None
+    if last.entropies is not None:
+        parts = [view.entropies[:-1] for view in views if view.entropies is not None]
+        entropies = np.concatenate([*parts, last.entropies[-1:]])
+    return PatchView(
+        b"".join(view.data for view in views),
+        last.rule,
+        entropies,
+        tuple(start + own for start, view in zip(starts, views, strict=True) for own in view.starts),
+        tuple(reason for view in views for reason in view.reasons),
+        last.next_starts,
+        tuple(starts),
+    )
 
 
 def cut(data: bytes, rule: PatchingRule, entropies: Floats | None) -> PatchView:
@@ -315,6 +353,7 @@ def patch_document(view: PatchView) -> dict[str, Any]:
         "conventions": "positions count the text's bytes from 0; BOS, a patch of its own, is left out, and "
         "patches count from 1; entropy is in nats, before the byte is known",
         "rule": asdict(view.rule),
+        "windows": list(view.windows),
         "summary": asdict(summarize(view)),
         "next": {"entropy": _entropy(view, len(view.data)), "starts_patch": view.next_starts},
         "bytes": list(byte_rows(view)),

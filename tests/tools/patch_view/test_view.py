@@ -5,15 +5,15 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from blt_edge.runtime import BltModel
-from blt_edge.runtime.errors import PromptTooLongError
 from blt_edge.runtime.patching import PatchingRule
 from blt_edge.tools.patch_view.view import (
     COLUMNS,
-    PatchView,
     byte_rows,
     csv_text,
     cut,
@@ -132,10 +132,33 @@ def test_look_runs_the_patcher_only(tiny_model, odd_text: bytes, monkeypatch: py
     np.testing.assert_array_equal(view.entropies, entropies)
 
 
-def test_look_refuses_a_text_that_is_too_long(model: BltModel) -> None:
-    assert isinstance(look(model, b"x" * 499, model.manifest.patching), PatchView)
-    with pytest.raises(PromptTooLongError, match=r"needs 501 positions .* the model has 500"):
-        look(model, b"x" * 500, model.manifest.patching)
+@pytest.mark.parametrize("size", [499, 500, 998, 1300])
+def test_a_text_beyond_the_models_positions_is_read_in_windows(model: BltModel, size: int) -> None:
+    """Each as a text of its own: entropies, starts and reasons; characters of UTF-8 are not cut."""
+    data = (b"ab \xe2\x82\xac cd" * 200)[:size]
+    view = look(model, data, model.manifest.patching)
+    assert view.data == data
+    assert view.windows[0] == 0
+    edges = [*view.windows, size]
+    assert all(end - start >= 496 for start, end in pairwise(edges[:-1]))
+    starts, entropies = [], []
+    for start, end in pairwise(edges):
+        window = data[start:end]
+        assert window[0] & 0xC0 != 0x80
+        assert len(window) <= 499
+        lengths = model.patch_lengths(window)[1:]
+        starts += [start + int(at) for at in np.cumsum([0, *lengths[:-1]])]
+        entropies += model.entropies(window)[:-1].tolist()
+    assert view.starts == tuple(starts)
+    assert view.entropies is not None
+    assert view.entropies[:-1].tolist() == entropies
+    assert [view.reasons[view.starts.index(start)] for start in view.windows] == ["first"] * len(view.windows)
+    assert view.over_threshold is not None
+    assert len(view.over_threshold) == size - len(view.windows)
+    rises = replace(view, rule=replace(view.rule, monotonic=True)).rises
+    assert rises is not None
+    assert np.flatnonzero(np.isnan(rises)).tolist() == list(view.windows)
+    assert patch_document(view)["windows"] == list(view.windows)
 
 
 # Figures.
