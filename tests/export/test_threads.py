@@ -125,7 +125,7 @@ def test_what_is_tried() -> None:
 @pytest.mark.parametrize(
     ("seconds", "best"),
     [
-        ({1: 1.0, 2: 0.97}, 1),
+        ({1: 1.0, 2: 0.93}, 1),
         ({1: 1.0, 2: 0.5, 4: 0.49}, 2),
         ({1: 1.0, 2: 0.5, 4: 0.2, 6: 0.3}, 4),
         ({1: 1.0, 2: 0.5, 4: 0.25}, 4),
@@ -137,8 +137,8 @@ def test_the_fewest_of_the_fastest(measured, seconds: dict[int, float], best: in
 
 
 def test_quick_models_take_longer_turns(measured) -> None:
-    assert measured({1: 0.001, 2: 0.002})[1].asked[-1] == (256, 64)
-    assert measured({1: 1.0, 2: 2.0})[1].asked[-1] == (64, 16)
+    assert measured({1: 0.001, 2: 0.002})[1].asked[-1] == (128, 128)
+    assert measured({1: 1.0, 2: 2.0})[1].asked[-1] == (16, 16)
 
 
 @pytest.mark.parametrize("others", [None, 0.5, 3.0])

@@ -187,14 +187,24 @@ def asked_options(bundle: Path, sampling: dict[str, Any]) -> GenerationOptions:
 
 
 def load_model(
-    messages: Messages, bundle: Path, engine: EngineOptions, *, positions: int | None = None
+    messages: Messages,
+    bundle: Path,
+    engine: EngineOptions,
+    *,
+    positions: int | None = None,
+    reads_only: bool = False,
 ) -> BltModel:
     """Load a bundle; with `verify`, which may take minutes, show how far it is. Raises BltError.
 
     When the estimate for a text of `positions` ids (None: the trained context) is over `engine.max_memory`,
-    nothing is loaded and ClickException raised.
+    nothing is loaded and ClickException raised. reads_only: no byte will be added, so that every free core
+    helps, also where one thread is best for that.
     """
     from ...runtime import BltModel
+    from ...runtime.processors import free_cores
+
+    if reads_only and engine.threads is None and engine.device in ("auto", "cpu"):
+        engine = replace(engine, threads=free_cores())
 
     if engine.max_memory is not None:
         _check_memory(bundle, engine.max_memory, positions, engine.prefill_chunk)

@@ -91,7 +91,7 @@ def command(
     from ...runtime.manifest import load_manifest
 
     rule = changed_rule(load_manifest(model).patching, changes)
-    loaded = load_model(messages, model, engine, positions=context).with_patching(rule)
+    loaded = load_model(messages, model, engine, positions=context, reads_only=True).with_patching(rule)
     if sweep is not None:
         texts = {shown_name(path): read_input(path, messages, "the text") for path in paths}
         show_sweep(messages, loaded, texts, sweep, context, json_file, plot)
