@@ -23,7 +23,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from ..graphs.quantize import WeightFactors, linear_products
-from ..graphs.surgery import foreign_graph, input_of, made_by
+from ..graphs.surgery import foreign_graph, input_of, made_by, weights_from
 from ..runtime.errors import OptionError
 from ..runtime.manifest import load_manifest
 from .observers import Ranges
@@ -85,7 +85,9 @@ def find_smoothing(
         if stages is not None and stage not in stages:
             continue
         with foreign_graph(directory / spec.file):
-            graph = ir.load(directory / spec.file).graph
+            model = ir.load(directory / spec.file)
+            weights_from(model, directory / spec.data)
+            graph = model.graph
             migrations = find_migrations(graph)
         for migration in migrations:
             divisor = _divisor(graph, migration, ranges, strength)

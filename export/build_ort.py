@@ -25,7 +25,7 @@ import onnx_ir as ir
 
 from ..graphs.attention import DOMAIN, attention_node, fuse_attention
 from ..graphs.block_products import BLOCK_BITS, block_product, write_block_products
-from ..graphs.surgery import foreign_graph, weights_from
+from ..graphs.surgery import foreign_graph
 from ..runtime.backends.ort import OrtStage, import_onnxruntime, save_optimized, session_options
 from ..runtime.engines import (
     ENGINE_NAME,
@@ -281,8 +281,8 @@ def _build_stage(directory: Path, manifest: Manifest, stage: str, engine: Path) 
             save_stage(Path(weights), stage, model, lambda _count: None)
             _save((Path(weights) / graph_name(stage)).read_bytes(), Path(weights), spec.precision, graph)
     else:
-        weights_folder = weights_from(model, directory / spec.data)
-        _save(ir.to_proto(model).SerializeToString(), weights_folder, spec.precision, graph)
+        folder = (directory / spec.data).resolve().parent
+        _save(ir.to_proto(model).SerializeToString(), folder, spec.precision, graph)
     assert (engine / data_file(stage)).is_file()
 
 

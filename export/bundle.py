@@ -20,7 +20,7 @@ from ..graphs.config import ModelConfig
 from ..graphs.layers import Weight
 from ..graphs.quantize import Recipe, rewrite_stage
 from ..graphs.stages import build_stage
-from ..graphs.surgery import foreign_graph
+from ..graphs.surgery import foreign_graph, weights_from
 from ..runtime.errors import BltError, BundleError
 from ..runtime.fields import parse_json
 from ..runtime.files import OutputError, check_replaceable, new_directory, read_plain
@@ -241,6 +241,8 @@ def load_stage(bundle: Path, spec: StageSpec) -> ir.Model:
                     f"{path}: weight {str(value.name)[:60]!r} does not lie in {spec.data}; "
                     "copy the bundle again or export the checkpoint again"
                 )
+        # onnx_ir reads no weights through a link.
+        weights_from(model, bundle / spec.data)
     return model
 
 

@@ -62,6 +62,7 @@ _NO_EFFECT = """
     assistant_ensemble_weight prompt_lookup_num_tokens max_matching_ngram_size speculation_type use_mtp
 """
 _TAKEN = "eos_token_id do_sample max_new_tokens repetition_penalty stop_strings suppress_tokens"
+_MOST_LEFT_OUT = 200
 _SILENT = frozenset((*_NO_EFFECT.split(), *_TAKEN.split(), *_FILTERS))
 _OF_CONFIG = frozenset((*_TAKEN.split(), *_SELDOM.split(), *_NEUTRAL))
 
@@ -77,14 +78,16 @@ def read_generation(folder: Path, config: Mapping[str, Any]) -> GenerationSpec:
     else:
         fields = {key: config[key] for key in config if key in _OF_CONFIG}
         where = str(folder / "config.json")
+    fields = {name: _as_whole(value) for name, value in fields.items()}
     # A list there may stand in either file; the one that generation reads wins.
     named = fields.get("eos_token_id")
-    ends = _ids("eos_token_id", config.get("eos_token_id") if named is None else named, where)
+    ends = _ids("eos_token_id", _as_whole(config.get("eos_token_id")) if named is None else named, where)
     try:
         options, unused = _options(fields)
         checked = GenerationOptions(**options)
     except OptionError as error:
-        raise CheckpointError(f"{where}: {error}") from None
+        told = str(error).replace("max_new_bytes", "max_new_tokens")
+        raise CheckpointError(f"{where}: {told}") from None
     left_out = [f"{name}={shown(fields[name])} (without do_sample)" for name in unused]
     if not set(_ids("suppress_tokens", fields.get("suppress_tokens"), where)) <= set(SUPPRESSED) - set(ends):
         left_out.append(f"suppress_tokens={shown(fields['suppress_tokens'])}")
@@ -92,9 +95,18 @@ def read_generation(folder: Path, config: Mapping[str, Any]) -> GenerationSpec:
         off = value is None or value is False or value == [] or value == _NEUTRAL.get(name)
         if not off and name not in _SILENT:
             left_out.append(f"{one_line(name)[:60]}={shown(value)}")
+    if len(left_out) > _MOST_LEFT_OUT:
+        raise CheckpointError(f"{where}: {len(left_out)} fields of it are unknown; is it of another kind?")
     # As a manifest gives them back: a temperature of 1 is 1.0.
     options = {name: one if name == "stop" else getattr(checked, name) for name, one in options.items()}
     return GenerationSpec(tuple(sorted({EOS, *ends})), options, tuple(map(one_line, left_out)))
+
+
+def _as_whole(value: Any) -> Any:
+    """Whole numbers that were written as 2.0, as 2, in lists too."""
+    if isinstance(value, list):
+        return list(map(_as_whole, value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _ids(name: str, value: object, where: str) -> list[int]:

@@ -226,8 +226,9 @@ def _load(path: Path) -> tuple[dict[str, npt.NDArray[Any]], dict[str, str]]:
             if not set(file.keys()) <= _DTYPES.keys():
                 raise GoldenError(f"{path}: holds other tensors than a golden file; is it a model?")
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except CheckpointError as error:  # which names the file
+        raise GoldenError(f"{error}; or {_WRITE_AGAIN}") from error
     except (
-        CheckpointError,
         SafetensorError,
         OSError,
         ValueError,

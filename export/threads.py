@@ -7,12 +7,16 @@ the processor. What is measured is a turn of a text: a prompt is read, and bytes
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from ..calibration.data import Window, bundled_texts
+from ..runtime.errors import BltError, BltWarning
 from ..runtime.host import OtherLoad
+from ..runtime.manifest import load_manifest
 from ..runtime.model import BltModel
 from ..runtime.options import GenerationOptions
 from ..runtime.processors import usable_cores
@@ -37,17 +41,32 @@ def candidates(cores: int) -> list[int]:
 def measure_threads(bundle: Path, watch: Callable[[str], None] = lambda what: None) -> int | None:
     """How many threads run the bundle's engine for this machine fastest; of about equal ones, the fewest.
 
-    None where there is one core, or others used the processor meanwhile. watch(what is done).
+    None where there is one core, others used the processor meanwhile, or that many models do not fit into
+    memory: each is loaded, and their weights are mapped from the same files. watch(what is done).
     """
     tried = candidates(usable_cores())
     if len(tried) == 1:
         return None
-    models = {count: BltModel.load(bundle, "cpu", count, probe=False) for count in tried}
+    try:
+        with warnings.catch_warnings():
+            # Whether the bundle is right is not what is asked.
+            warnings.simplefilter("ignore", BltWarning)
+            return _fastest(bundle, tried, watch)
+    except (BltError, MemoryError):
+        return None
+
+
+def _fastest(bundle: Path, tried: list[int], watch: Callable[[str], None]) -> int | None:
+    longest = load_manifest(bundle).axes["bytes"].max
+    chunk, rollback = min(_TURNS[-1][0], longest), min(64, longest)
+    load = partial(BltModel.load, bundle, "cpu", probe=False, prefill_chunk=chunk, rollback=rollback)
+    models = {count: load(threads=count) for count in tried}
+    room = models[tried[0]].limits.max_positions - 1
     text = Window(bundled_texts()[0], 0, _TURNS[-1][0]).read()
 
     def turn(model: BltModel, size: tuple[int, int]) -> float:
         started = time.perf_counter()
-        model.generate(text[: size[0]], GenerationOptions(max_new_bytes=size[1]))
+        model.generate(text[: min(size[0], room // 2)], GenerationOptions(max_new_bytes=size[1]))
         return time.perf_counter() - started
 
     watch(f"trying {', '.join(map(str, tried[:-1]))} and {tried[-1]} threads")

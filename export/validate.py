@@ -26,7 +26,7 @@ from ..runtime.integrity import check_files
 from ..runtime.manifest import load_manifest
 from ..runtime.model import BltModel
 from ..runtime.options import GenerationOptions
-from ..runtime.vocabulary import SUPPRESSED, byte_ids
+from ..runtime.vocabulary import byte_ids
 from .golden import GOLDEN_TEXT, Golden
 from .quality import Tally, Tolerances, lead_length, least_precise, prose, tolerances_of
 from .reference import Reference, pick_margins
@@ -394,8 +394,9 @@ def _chosen_row(model: BltModel, prompt: bytes, wanted: bytes, limits: Tolerance
 
     Texts that it writes by itself would say little: after one near-tie they are others.
     """
-    rows = np.delete(model.logits(prompt + wanted)[len(prompt) : -1], SUPPRESSED, axis=-1)
-    ids = np.delete(np.arange(model.manifest.model.vocab_size), SUPPRESSED)[rows.argmax(-1)]
+    never = model.manifest.generation.suppressed
+    rows = np.delete(model.logits(prompt + wanted)[len(prompt) : -1], never, axis=-1)
+    ids = np.delete(np.arange(model.manifest.model.vocab_size), never)[rows.argmax(-1)]
     same = ids == byte_ids(wanted)
     title = f"greedy: of {len(wanted)} bytes, chosen too"
     note = "" if same.all() else f"the first that is not is byte {int(np.argmin(same))}"

@@ -226,16 +226,23 @@ def _is_mount(path: Path) -> bool:
 
 def remove_directory(directory: Path) -> None:
     """Remove a directory so that nobody sees a part of it under its name. Raises OSError."""
-    hidden = _sibling(directory, "replaced")
+    hidden = _sibling(directory, "partial")
     with uninterrupted():
-        directory.rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        # Locked under its own name: nobody takes it for abandoned, and after a kill it is just that.
+        lock = _claim(directory)
+        try:
+            directory.rename(hidden)
+        except OSError:
+            if lock is not None:
+                os.close(lock)
+            raise
+        _remove(hidden, lock)
 
 
 def bytes_on_disk(directory: Path) -> int:
-    """Size of all files in a directory and below it; links are not followed."""
+    """Size of all files in a directory and below it; of links only the hub's cache's are followed."""
     files = (Path(folder, name) for folder, _, names in os.walk(directory) for name in names)
-    return sum(file.lstat().st_size for file in files)
+    return sum((linked_blob(file) or file).lstat().st_size for file in files)
 
 
 def sync(path: Path) -> None:
@@ -367,8 +374,13 @@ def _new_sibling(output: Path, kind: str) -> tuple[Path, int | None]:
         directory.mkdir()
         with suppress(BlockingIOError, FileNotFoundError):
             lock = _claim(directory)
-            if lock is None or os.path.samestat(os.fstat(lock), directory.stat()):
-                return directory, lock
+            try:
+                if lock is None or os.path.samestat(os.fstat(lock), directory.stat()):
+                    mine, lock = lock, None
+                    return directory, mine
+            finally:
+                if lock is not None:
+                    os.close(lock)
 
 
 def _claim(directory: Path) -> int | None:

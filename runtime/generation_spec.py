@@ -40,6 +40,11 @@ class GenerationSpec:
     left_out: Annotated[tuple[str, ...], by(Fields.texts, 1000)] = ()
     """What would change a text in transformers and is not done here, as "name=value"."""
 
+    def __post_init__(self) -> None:
+        if EOS not in self.end_ids:
+            told = f"generation.end_ids: id {EOS} is missing, which ends every text"
+            raise BundleError(f"{MANIFEST_NAME}: {told}; {AGAIN}")
+
     @property
     def defaults(self) -> GenerationOptions:
         """Options of a caller who asks for nothing."""

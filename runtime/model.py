@@ -286,7 +286,8 @@ class BltModel:
         asked, data = asked_options(options, named, self.defaults), checked_bytes("prompt", prompt)
         if sequence is not None and getattr(sequence, "manifest", None) is not self.manifest:
             raise OptionError(f"sequence is {shown(sequence)}; allowed is what sequence() of this model gave")
-        checked_call("cancel.is_set", getattr(cancel, "is_set", cancel))
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise OptionError(f"cancel is {shown(cancel)}; allowed is a threading.Event, or None")
         return stream(
             self.sequence() if sequence is None else sequence,
             self.costs,

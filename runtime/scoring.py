@@ -139,7 +139,7 @@ def score(
     started = time.perf_counter()
     bits, done, patches, windows = 0.0, 0, 0, 0
     stream, total = (io.BytesIO(data), len(data)) if isinstance(data, bytes) else (data, 0)
-    while window := stream.read(context - 1):
+    while window := _filled(stream, context - 1):
         if not isinstance(window, bytes):
             raise OptionError(
                 f"data gives {shown(window)}; allowed is a file that was opened to read bytes ('rb')"
@@ -153,6 +153,15 @@ def score(
     if not done:
         raise EmptyTextError("there is nothing to score: the text is empty")
     return Score(bits / done, done, patches, windows, context, time.perf_counter() - started)
+
+
+def _filled(stream: BinaryIO, size: int) -> bytes:
+    """The next `size` bytes, fewer only at the end: a pipe may give fewer at a time."""
+    parts = []
+    while size and (part := stream.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
 
 
 def _bits(sequence: Sequence, window: bytes) -> float:

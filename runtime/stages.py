@@ -60,6 +60,7 @@ class CachedStage:
         self._generation = -1
         self.cache = backend.new_cache(limits)
         self.time = StageTime()
+        self._observers_error: Exception | None = None  # which is no engine's
         self.intact = True
         """Whether the cache is what `run` made it: not once one failed, or was interrupted, half-way."""
 
@@ -117,6 +118,8 @@ class CachedStage:
             call.run(partial(self._ran, time.perf_counter(), count))
             self.cache.advance(call.outputs, count)
         except Exception as error:
+            if error is self._observers_error:
+                raise
             self._explain(error, count)
             raise
         self.intact = True
@@ -143,8 +146,12 @@ class CachedStage:
     def _ran(self, started: float, count: int, seconds: float) -> None:
         self.time.seconds += seconds
         self.time.calls += 1
-        for observe in self._observers:
-            observe(self._name, started, seconds, count)
+        try:
+            for observe in self._observers:
+                observe(self._name, started, seconds, count)
+        except Exception as error:
+            self._observers_error = error
+            raise
 
 
 def next_power_of_two(number: int) -> int:

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -95,12 +96,14 @@ class Clock:
         self.now, self.seconds = 0.0, seconds
         self.asked: list[tuple[int, int]] = []
 
-    def load(self, path: Path, device: str, count: int, **_: Any) -> Any:
+    def load(self, path: Path, device: str, *, threads: int, **_: Any) -> Any:
+        count = threads
+
         def generate(prompt: bytes, options: Any) -> None:
             self.asked.append((len(prompt), options.max_new_bytes))
             self.now += self.seconds[count] * options.max_new_bytes
 
-        return SimpleNamespace(generate=generate)
+        return SimpleNamespace(generate=generate, limits=SimpleNamespace(max_positions=500))
 
 
 @pytest.fixture
@@ -109,6 +112,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int | None,
         clock = Clock(seconds)
         monkeypatch.setattr(threads, "BltModel", clock)
         monkeypatch.setattr(threads, "OtherLoad", other_load(others))
+        axes = {"bytes": SimpleNamespace(max=500)}
+        monkeypatch.setattr(threads, "load_manifest", lambda _: SimpleNamespace(axes=axes))
         monkeypatch.setattr(threads, "usable_cores", lambda: max(seconds))
         monkeypatch.setattr(time, "perf_counter", lambda: clock.now)
         return measure_threads(Path("bundle")), clock
@@ -144,6 +149,16 @@ def test_quick_models_take_longer_turns(measured) -> None:
 @pytest.mark.parametrize("others", [None, 0.5, 3.0])
 def test_a_busy_machine_tells_nothing(measured, others: float | None) -> None:
     assert measured({1: 1.0, 2: 0.5}, others)[0] is None
+
+
+def test_a_model_of_few_positions_is_measured_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = replace(BLOCKY, config={**BLOCKY.config, **{
+        part: {**BLOCKY.config[part], "max_position_embeddings": 24}
+        for part in ("patcher_config", "encoder_config", "decoder_config")}})  # fmt: skip
+    bundle = export_random_model(few, tmp_path)
+    monkeypatch.setattr(threads, "OtherLoad", other_load(0.0))
+    monkeypatch.setattr(threads, "usable_cores", lambda: 2)
+    assert build_engine(bundle).threads in (1, 2)
 
 
 def test_building_keeps_what_it_measured(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,8 +104,10 @@ def draw_sweep(points: Sequence[SweepPoint], path: Path, kind: str, title: str) 
             )
     panel.set_xscale("log")  # one threshold more may make patches ten times as long
     panel.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-    panel.xaxis.set_minor_formatter(lambda value, _: f"{value:,g}" if max(across) < 10 * min(across) else "")
-    panel.margins(y=0.12)
+    # Between powers of ten every number has room on a short axis only.
+    near = max(across) < 10 * min(across)
+    panel.xaxis.set_minor_formatter(lambda value, _: f"{value:,g}" if near or f"{value:e}"[0] in "25" else "")
+    panel.margins(x=0.08, y=0.12)
     panel.ticklabel_format(axis="y", useOffset=False)
     panel.set_title(title, fontsize=10, parse_math=False)
     panel.set_xlabel("bytes per patch (over the points: threshold in nats)")
