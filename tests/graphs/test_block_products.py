@@ -57,7 +57,9 @@ def test_inputs_are_rounded_by_block_and_row(bits: int) -> None:
     write_block_products(model, bits)
     found = run(model, x)
     assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
-    np.testing.assert_array_equal(run(model, x[2:3]), found[2:3])
+    # One row may be summed in another order than six (without AVX-512 it is); a scale of another row's would
+    # be a thousand times as much.
+    assert np.abs(run(model, x[2:3]) - found[2:3]).max() < 1e-6 * np.abs(wanted).max()
 
 
 def test_other_bits_are_left_alone() -> None:

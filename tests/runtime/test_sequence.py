@@ -292,7 +292,7 @@ def test_limits_say_what_to_do() -> None:
 
 def test_figures_are_of_the_sequence_s_own_memory_and_time(tight: BltModel) -> None:
     sequence = tight.sequence()
-    with pytest.raises(AssertionError, match="nothing was read"):
+    with pytest.raises(OptionError, match="nothing was read"):
         _ = sequence.logits
     sequence.append(WALKED[:100])
     own = [sequence._patch_values, sequence._states.buffer, sequence._recent_logits]

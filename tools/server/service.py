@@ -19,9 +19,12 @@ from typing import Any
 from starlette.types import Receive
 
 from ...runtime import BltError, BltModel, GenerationChunk, OptionError, PromptTooLongError
+from ...runtime.host import release_memory
 from .metrics import Metrics
 from .requests import ApiError, ClientGoneError, CompletionRequest, ModelFacts, invalid, retry_after
 from .settings import ServerSettings, request_defaults
+
+_RELEASE_SECONDS = 2.0
 
 MOST_UNSENT = 4096
 """Bytes of a request's text that are made before the client has taken those before them: each may take some
@@ -162,6 +165,7 @@ class Service:
         self.exchanges: set[Exchange] = set()
         """Requests that are being answered."""
         self._stops_at: float | None = None
+        self._released = time.monotonic()
 
     @property
     def stopping(self) -> bool:
@@ -197,7 +201,11 @@ class Service:
                     self.metrics.new_bytes.inc(chunk.stats.new_bytes)
                 yield ChoiceChunk(index, chunk)
             if cancel.is_set():
-                return
+                break
+        # Seldom: it takes milliseconds.
+        if time.monotonic() - self._released > _RELEASE_SECONDS:
+            release_memory()
+            self._released = time.monotonic()
 
 
 class Exchange:
