@@ -99,7 +99,7 @@ def describe_processor() -> dict[str, str]:
 
 
 def describe_machine(threads: int | None = None) -> dict[str, Any]:
-    """processor, system, cpus, threads as they were asked for (None = not limited), onnxruntime's version."""
+    """processor, system, cpus, threads (None = not told), onnxruntime's version."""
     from importlib.metadata import PackageNotFoundError, version  # slow to import, seldom asked
 
     try:

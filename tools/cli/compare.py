@@ -106,12 +106,12 @@ def _show(comparison: Comparison) -> None:
     leads = comparison.bundles[0].greedy_leads
     mean_length = sum(length for _, length in leads) / max(1, len(leads))
     machine = comparison.machine
-    threads = counted(machine["threads"], "thread") if machine.get("threads") else "threads not limited"
+    threads = f"{counted(machine['threads'], 'thread')}, " if machine.get("threads") else ""
     click.echo(
         f"on disk: all files; graphs and tables: portable ones; windows of {comparison.context} ids\n"
         f"lead: mean identical greedy bytes of {mean_length:.0f}, {len(leads)} prompts; prefill and decode: "
         "bytes/s, and times the first's\n"
-        f"measured on {machine.get('processor')}, {machine.get('cpus')} CPUs, {threads}, "
+        f"measured on {machine.get('processor')}, {machine.get('cpus')} CPUs, {threads}"
         f"{machine.get('system')}, ONNX Runtime {machine.get('onnxruntime')}"
     )
     if len({report.built for _, report in reports}) > 1:

@@ -357,7 +357,7 @@ def _share_of(stage: str) -> Callable[[Case], str]:
 def _print_cases(cases: Sequence[Case], columns: Mapping[str, Callable[[Case], str]]) -> None:
     rows = []
     for case in cases:
-        threads = "default" if case.threads is None else str(case.threads)
+        threads = "" if case.threads is None else str(case.threads)
         cells = (cell(case) for cell in columns.values())
         rows.append((threads, case.draft, f"{case.prompt_bytes:,}", *cells))
     print_table(("threads", "draft", ">prompt", *(f">{name}" for name in columns)), rows)

@@ -30,7 +30,7 @@ class CompareOptions:
     device: str = "auto"
     """Where to run, as in `BltModel.load`."""
     threads: int | None = None
-    """CPU threads; None as `BltModel.load` takes it."""
+    """CPU threads; None: as many as are free, the same for all bundles."""
 
     def __post_init__(self) -> None:
         for name in ("lead_bytes", "prompt_bytes", "new_bytes", "repeat"):

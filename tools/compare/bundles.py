@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +26,7 @@ from ...runtime.errors import BltError, OptionError, requirement
 from ...runtime.files import bytes_on_disk
 from ...runtime.host import PrivatePeak, describe_machine, mapped_resident, peak_resident
 from ...runtime.manifest import Manifest, load_manifest
+from ...runtime.processors import free_cores
 from ...runtime.vocabulary import encode
 from . import CompareOptions
 
@@ -279,6 +280,9 @@ def compare_bundles(
     temporary folder has no room. progress(what, done, all).
     """
     options = options or CompareOptions()
+    if options.threads is None and options.device in ("auto", "cpu"):
+        # One number for all: what is best or free may differ from one load to the next.
+        options = replace(options, threads=free_cores())
     paths = [Path(bundle) for bundle in bundles]
     if not paths:
         raise OptionError("there is no bundle to compare; give at least one")

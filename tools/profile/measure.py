@@ -142,8 +142,10 @@ def profile(
         settings.append(_measure(Path(bundle), threads, options, text, say))
     say("measuring memory bandwidth")
     cases: list[Case] = []
-    for threads, setting in zip(options.threads, settings, strict=True):
-        bandwidth = measure_bandwidth(threads) if setting.on_cpu else measure_device_bandwidth()
+    for setting in settings:
+        bandwidth = (
+            measure_bandwidth(setting.runs[0].threads) if setting.on_cpu else measure_device_bandwidth()
+        )
         cases += [summarize(run, manifest, bandwidth) for run in setting.runs]
     return Profile(
         path=str(bundle),
@@ -197,7 +199,8 @@ def _measure(
             most_private = max(filter(None, (most_private, private.bytes, afterwards.bytes)), default=None)
             seconds = [one.end - one.start for one in (*warmed, *rounds)]
             first_run = None if runs or len(seconds) < 2 else seconds[0] / median(seconds[1:])
-            runs.append(Run(threads, draft, loaded, first_run, other.cores, peak, most_private, rounds))
+            used = model.engine.threads
+            runs.append(Run(used, draft, loaded, first_run, other.cores, peak, most_private, rounds))
     return _Setting(runs, str(model.engine), model.limits.prefill_chunk, model.engine.device == "CPU")
 
 

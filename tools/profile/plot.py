@@ -144,6 +144,6 @@ def _legend_below(panel: Any, where: str, **more: Any) -> None:
 
 
 def _short(case: Case) -> str:
-    threads = case.threads
-    count = "default threads" if threads is None else f"{threads} thread{'s' * (threads != 1)}"
-    return count if case.draft == "none" else f"{count}, {case.draft}"
+    count = "" if case.threads is None else f"{case.threads} thread{'s' * (case.threads != 1)}"
+    drafts = "" if case.draft == "none" and count else case.draft
+    return ", ".join(filter(None, (count, drafts)))

@@ -94,7 +94,7 @@ class Run:
     """One combination of what was asked for, and the rounds that it was run for."""
 
     threads: int | None
-    """Threads as asked for; None leaves them to the engine."""
+    """CPU threads that it ran with; None on a GPU."""
     draft: str
     """Where guesses came from."""
     load_seconds: float
@@ -200,10 +200,8 @@ class Case(Run):
 
     @property
     def name(self) -> str:
-        threads = f"{self.threads} thread{'s' * (self.threads != 1)}"
-        if self.threads is None:
-            threads = "threads not limited"
-        return f"{threads}, {self.prompt_bytes} prompt bytes, draft {self.draft}"
+        threads = "" if self.threads is None else f"{self.threads} thread{'s' * (self.threads != 1)}, "
+        return f"{threads}{self.prompt_bytes} prompt bytes, draft {self.draft}"
 
     def to_dict(self) -> dict[str, Any]:
         document = asdict(replace(self, rounds=()))

@@ -19,7 +19,7 @@ COLUMNS = (
     *("model", "source", "bytes", "parameters", "engine", "processor", "cpus", "onnxruntime", "threads"),
     *("draft", "test", "prompt_bytes", "new_bytes", "rounds", "mean", "deviation", "median", "low", "high"),
 )
-"""Of a row of CSV: sizes in bytes; threads empty = the default; the last five in bytes of text a second."""
+"""Of a row of CSV: sizes in bytes; threads empty on a GPU; the last five in bytes of text a second."""
 
 
 def table_rows(profile: Profile) -> Iterator[tuple[dict[str, Any], Spread]]:
@@ -50,7 +50,7 @@ def markdown_text(profile: Profile) -> str:
         tuple("---:" if name in ("size", "params", "threads", "bytes/s") else "---" for name in head),
     ]
     for row, speed in table_rows(profile):
-        threads = "default" if row["threads"] is None else str(row["threads"])
+        threads = "" if row["threads"] is None else str(row["threads"])
         cells = (row["model"], size(row["bytes"]), count(row["parameters"]), row["engine"].partition(":")[0])
         lines.append((*cells, threads, row["draft"], row["test"], speed.mean_and_deviation))
     text = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)

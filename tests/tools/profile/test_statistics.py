@@ -93,6 +93,6 @@ def test_the_record_is_its_json() -> None:
 
 
 def test_names_of_cases() -> None:
-    assert make_case(threads=None, draft="auto").name == "threads not limited, 4 prompt bytes, draft auto"
+    assert make_case(threads=None, draft="auto").name == "4 prompt bytes, draft auto"
     assert make_case(threads=1).name == "1 thread, 4 prompt bytes, draft none"
     assert machine().endswith(" cores")
