@@ -140,10 +140,6 @@ def score(
     bits, done, patches, windows = 0.0, 0, 0, 0
     stream, total = (io.BytesIO(data), len(data)) if isinstance(data, bytes) else (data, 0)
     while window := _filled(stream, context - 1):
-        if not isinstance(window, bytes):
-            raise OptionError(
-                f"data gives {shown(window)}; allowed is a file that was opened to read bytes ('rb')"
-            )
         sequence = new_sequence()
         bits += _bits(sequence, window)
         patches += sequence.boundaries.count
@@ -156,9 +152,13 @@ def score(
 
 
 def _filled(stream: BinaryIO, size: int) -> bytes:
-    """The next `size` bytes, fewer only at the end: a pipe may give fewer at a time."""
+    """The next `size` bytes, fewer only at the end: a pipe may give fewer at a time. Raises OptionError."""
     parts = []
     while size and (part := stream.read(size)):
+        if not isinstance(part, bytes):
+            raise OptionError(
+                f"data gives {shown(part)}; allowed is a file that was opened to read bytes ('rb')"
+            )
         parts.append(part)
         size -= len(part)
     return b"".join(parts)

@@ -12,7 +12,7 @@ import pytest
 from blt_edge.export import export_checkpoint
 from blt_edge.export.checkpoint import CheckpointError
 from blt_edge.export.generation_config import read_generation
-from blt_edge.runtime import BltModel, GenerationOptions
+from blt_edge.runtime import BltModel, BundleError, GenerationOptions
 from blt_edge.runtime.generation_spec import GenerationSpec
 from support.model_store import RandomModels
 from support.parity_cases import CASES
@@ -77,6 +77,11 @@ def test_a_text_goes_on_behind_its_end(source: Path, tmp_path: Path) -> None:
 def test_a_special_id_that_ends_texts_may_be_chosen() -> None:
     assert GenerationSpec((0, 2)).suppressed == (1, 3)
     assert GenerationSpec().suppressed == (0, 1, 3)
+
+
+def test_a_manifest_without_the_end_of_all_texts_is_refused() -> None:
+    with pytest.raises(BundleError, match="end_ids: id 2 is missing"):
+        GenerationSpec((5,))
 
 
 SAMPLED = {"temperature": 1.0, "top_k": 50}

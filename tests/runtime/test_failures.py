@@ -110,6 +110,18 @@ def test_an_observer_is_told_of_the_runs_that_were(failing: Failing) -> None:
     assert seen.count("decoder") >= 3
 
 
+def test_an_error_of_an_observer_is_no_engines(failing: Failing) -> None:
+    model = failing("decoder", 1000)
+
+    def broken(*_: object) -> None:
+        raise ValueError("of the observer")
+
+    model.observer = broken
+    with pytest.raises(ValueError, match="of the observer"):
+        model.logits(TEXT)
+    assert model.engine == ENGINE
+
+
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("run", [1, 8])
 @pytest.mark.parametrize("draft", ["none", "patcher", "decoder", "lookup"])

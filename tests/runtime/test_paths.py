@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from blt_edge.export.build_ort import build_engine
+from blt_edge.export.quantize import QuantizationOptions, quantize_bundle
 from blt_edge.runtime import BltModel
 from blt_edge.runtime import paths as module
 from blt_edge.runtime.embedding import EmbeddingTable
 from blt_edge.runtime.errors import BundleError
+from blt_edge.runtime.files import bytes_on_disk
 from blt_edge.runtime.integrity import check_files
 from blt_edge.runtime.manifest import load_manifest
 from blt_edge.runtime.paths import linked_blob, native_path
+from support.quantized import BLOCKY
+from support.random_models import export_random_model
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names, or no /proc")
 
@@ -44,6 +48,19 @@ def test_a_bundle_in_the_cache_is_one(bundle: Path, tmp_path: Path) -> None:
     open_bundle(snapshot)
     (tmp_path / "short").symlink_to(snapshot)
     open_bundle(tmp_path / "short")
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_bundle_in_the_cache_is_quantized_and_built(tmp_path: Path, precision: str) -> None:
+    """Weights are read for both, and neither onnx_ir nor ONNX Runtime reads any through a link."""
+    snapshot = cached(export_random_model(BLOCKY, tmp_path / "float"), tmp_path / "hub")
+    how = QuantizationOptions(windows=2, smooth=0.5 if precision == "int8" else None)
+    small = quantize_bundle(snapshot, tmp_path / "small", precision=precision, quantization=how)
+    linked = cached(small, tmp_path / "other")
+    assert build_engine(linked).directory is not None
+    model = BltModel.load(linked)
+    assert model.engine.reason is None
+    assert bytes_on_disk(linked) > load_manifest(linked).total_bytes
 
 
 @pytest.mark.parametrize(

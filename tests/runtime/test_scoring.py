@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from collections.abc import Iterator
@@ -224,3 +225,23 @@ def test_an_empty_text_is_refused(model: BltModel) -> None:
 @pytest.mark.parametrize(("seconds", "speed"), [(1.5, 20.0), (0.5, 60.0), (0.0, 0.0)])
 def test_bytes_per_second(seconds: float, speed: float) -> None:
     assert Score(1.0, 30, 1, 1, 9, seconds).bytes_per_second == speed
+
+
+def test_a_pipe_gives_the_score_of_its_text(model: BltModel) -> None:
+    class Dribble(io.RawIOBase):
+        """Seven bytes at a time, whatever is asked for."""
+
+        def __init__(self, data: bytes) -> None:
+            self._data = io.BytesIO(data)
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            part = self._data.read(min(7, len(buffer)))
+            buffer[: len(part)] = part
+            return len(part)
+
+    data = PROMPT * 5
+    whole, piped = model.score(data, context=32), model.score(Dribble(data), context=32)  # type: ignore[arg-type]
+    assert (piped.bits_per_byte, piped.windows) == (whole.bits_per_byte, whole.windows)
