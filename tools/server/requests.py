@@ -400,6 +400,8 @@ def _translated(given: Mapping[str, Any]) -> dict[str, Any]:
         others["seed"] = None if seed == -1 else seed % 2**64
     top_p = given.get("top_p")
     if top_p == 0 and not isinstance(top_p, bool):  # the fewest ids that make up nothing: the likeliest alone
+        if given.get("temperature") is not None:  # has no effect, but is no less wrong
+            _option("temperature", given["temperature"], (int, float))
         others |= {"top_p": None, "temperature": 0}
     return others
 

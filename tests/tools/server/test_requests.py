@@ -151,6 +151,8 @@ def test_what_clients_send_to_say_nothing() -> None:
 def test_openais_values_that_have_another_word_here() -> None:
     assert parse(top_p=0).options == parse(temperature=0).options
     assert parse(top_p=0.0, temperature=0.7, seed=5).options == parse(temperature=0, seed=5).options
+    for wrong in (-5, "hot"):
+        assert refusal(top_p=0, temperature=wrong) == refusal(temperature=wrong)
     stops = [f"stop {number}" for number in range(8)]
     assert parse(stop=stops).options.stop == tuple(stop.encode() for stop in stops)
     seeds = [parse(seed=seed, n=3) for seed in (-(2**63), -2, 0, 2**63 - 129)]
