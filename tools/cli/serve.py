@@ -41,7 +41,7 @@ def _several(flag: str, name: str, metavar: str, text: str) -> Callable[[F], F]:
     return option(flag, name, type=str, multiple=True, metavar=metavar, shown="none", help=text)
 
 
-@verb("serve", "-m demo-bundle", "-m demo-bundle --host 0.0.0.0 --port 8000 --api-key KEY")
+@verb("serve", "-m demo-bundle", "-m demo-bundle --host 0.0.0.0 --port 8000")
 @model_option
 @_setting(
     "--host",
