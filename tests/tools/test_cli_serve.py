@@ -29,7 +29,8 @@ def start(tiny_model, monkeypatch) -> Iterator[Start]:
     monkeypatch.delenv("BLT_EDGE_API_KEY", raising=False)
 
     def run(*arguments: object, code: str = MAIN, **env: str) -> Popen[str]:
-        asked = ["serve", "-m", tiny_model.bundle, "--port", 0, "--threads", 1, *arguments]
+        port = () if "--port" in arguments else ("--port", 0)
+        asked = ["serve", "-m", tiny_model.bundle, "--threads", 1, *port, *arguments]
         processes.append(start_program(*asked, code=code, env=env, text=True))
         return processes[-1]
 
@@ -163,7 +164,8 @@ def test_a_port_that_is_taken(start: Start) -> None:
 def test_wrong_values(refused, tiny_model, flag: str, values: list[str], words: str) -> None:
     for value in values:
         code = 1 if flag == "--host" else 2
-        told = refused("serve", "-m", tiny_model.bundle, "--port", 0, flag, value, code=code)
+        port = () if flag == "--port" else ("--port", 0)
+        told = refused("serve", "-m", tiny_model.bundle, *port, flag, value, code=code)
         assert words in told
         assert flag in told or value[:9] in told
 
