@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
-pytest.importorskip("httpx", reason="needs httpx: pip install 'blt-edge[dev]'")
+httpx = pytest.importorskip("httpx", reason="needs httpx: pip install 'blt-edge[dev]'")
 pytest.importorskip("starlette", reason="needs starlette: pip install 'blt-edge[serve]'")
 
+from blt_edge.tools.bench import soak
 from blt_edge.tools.bench.soak import judged
 
 
@@ -55,6 +58,25 @@ def test_a_soak_of_some_seconds(tiny_model) -> None:
     assert [line.split()[0] for line in lines[1:-1]] == [
         str(20 * (number + 1)) for number in range(document["requests"] // 20)
     ]
+
+
+def test_a_line_for_each_so_many_whatever_else_is_counted_meanwhile(monkeypatch, capsys) -> None:
+    async def look(client: object) -> dict[str, float]:
+        await asyncio.sleep(0.01)  # in which the other clients' requests end
+        return {"process_resident_memory_bytes": 1e6}
+
+    async def ask(client: object) -> bool:
+        return True
+
+    facts = httpx.Response(200, json={"data": [{"blt": {"max_positions": 9}}]})
+    transport = httpx.MockTransport(lambda request: facts)
+    monkeypatch.setattr(httpx, "AsyncClient", partial(httpx.AsyncClient, transport=transport))
+    monkeypatch.setattr(soak, "_KINDS", (("any", ask),))
+    monkeypatch.setattr(soak, "figures", look)
+    done = asyncio.run(soak._soak("http://server", 0.3 / 60, 5, 8, 0))
+    told = [int(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
+    assert told == [*range(5, done.requests + 1, 5)]
+    assert len(told) > 2
 
 
 def test_what_counts_as_levelled_off() -> None:

@@ -107,14 +107,15 @@ async def _soak(url: str, minutes: float, every: int, clients: int, seed: int) -
                 except (httpx.HTTPError, OSError, TimeoutError) as error:
                     right, said = False, f": {type(error).__name__} {error}"
                 soak.requests += 1
+                number = soak.requests  # others are counted while this one looks at the memory
                 soak.kinds[kind] += 1
                 soak.wrong += not right
                 if not right:
-                    print(f"wrong: {kind}, request {soak.requests}{said}", flush=True)
-                if soak.requests % look == 0:
+                    print(f"wrong: {kind}, request {number}{said}", flush=True)
+                if number % look == 0:
                     soak.memory.append((await figures(client))["process_resident_memory_bytes"] / 1e6)
-                if soak.requests % every == 0:
-                    said = f"{soak.requests:>7} requests, {(time.monotonic() - started) / 60:5.1f} minutes"
+                if number % every == 0:
+                    said = f"{number:>7} requests, {(time.monotonic() - started) / 60:5.1f} minutes"
                     print(f"{said}: {soak.memory[-1]:.1f} MB resident", flush=True)
 
         await asyncio.gather(*(work() for _ in range(clients)))
