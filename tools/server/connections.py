@@ -14,6 +14,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from enum import IntEnum
 from itertools import chain
 from typing import Any
@@ -194,7 +195,7 @@ class Listener(socket.socket):
             raise BlockingIOError from None
         if self.connections.admit(accepted, address):
             return accepted, address
-        with accepted:
+        with accepted, suppress(OSError):  # it may be gone already
             accepted.setblocking(False)
             accepted.send(_REFUSAL)
         raise ConnectionAbortedError

@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import socket
+import struct
 import time
 from contextlib import suppress
 
 import pytest
 from blt_edge.tools.server import connections, run
-from blt_edge.tools.server.connections import MOST, client_of, most_connections
+from blt_edge.tools.server.connections import MOST, Connections, client_of, most_connections
 from blt_edge.tools.server.run import bind, run_server
 from blt_edge.tools.server.service import Service
 from blt_edge.tools.server.settings import ServerSettings
@@ -126,6 +127,16 @@ def test_when_all_are_being_answered_a_new_one_is_told_to_come_again(start, slow
     assert "closed so far: 0, refused: 1" in server.lines[-1]
     for one in busy:
         one.close()
+
+
+def test_who_is_refused_may_be_gone_already() -> None:
+    with bind("127.0.0.1", 0) as bound:
+        bound.listen()
+        bound.connections = Connections(0, [].append)
+        with socket.create_connection(bound.getsockname()) as gone:
+            gone.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+        with pytest.raises(ConnectionAbortedError):
+            bound.accept()
 
 
 @pytest.mark.usefixtures("few")
