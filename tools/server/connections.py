@@ -11,6 +11,7 @@ import asyncio
 import errno
 import ipaddress
 import socket
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +24,9 @@ from weakref import WeakValueDictionary
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+if sys.platform == "linux":
+    import fcntl
+    import termios
 try:
     import resource
 except ImportError:  # not on Windows, where a process may open enough
@@ -33,6 +37,10 @@ CLIENT_SECONDS = 20.0
 `LEAST_TAKEN` bytes of those that wait for it."""
 
 LEAST_TAKEN = 20_000
+SEND_BUFFER = 65_536
+"""Bytes the system is to hold for a client that does not take them. By itself it would take up to 4 MB, and
+more only after a third of that has gone: for minutes, a slow client looks like one that takes nothing."""
+
 MOST = 4096
 """Connections, where the system would allow more: each takes some memory, too."""
 
@@ -267,14 +275,22 @@ class Connection(H11Protocol):
         return Waits.BODY if self.cycle.more_body else None
 
     def _watch_reader(self) -> None:
-        self._untaken = self.transport.get_write_buffer_size()
+        self._untaken = self._not_taken()
         self._deadline = self.loop.call_later(CLIENT_SECONDS, self._judge_reader)
 
     def _judge_reader(self) -> None:
-        if self._untaken - self.transport.get_write_buffer_size() < LEAST_TAKEN:
+        if self._untaken - self._not_taken() < LEAST_TAKEN:
             self.transport.abort()
         else:
             self._watch_reader()
+
+    def _not_taken(self) -> int:
+        """Bytes that wait for the client: here, and on Linux, which tells, in the system."""
+        here: int = self.transport.get_write_buffer_size()
+        if sys.platform != "linux":
+            return here
+        told = fcntl.ioctl(self._number, termios.TIOCOUTQ, bytes(4))  # not acknowledged
+        return here + int.from_bytes(told, sys.byteorder)
 
     def _wait_no_longer(self) -> None:
         if self._deadline is not None:

@@ -16,7 +16,7 @@ from typing import Any
 import uvicorn
 
 from .app import create_app
-from .connections import Connection, Connections, Listener, most_connections
+from .connections import SEND_BUFFER, Connection, Connections, Listener, most_connections
 from .service import Service
 
 _LAST_SECONDS = 3
@@ -46,7 +46,9 @@ def run_server(
     """Serve until SIGTERM, SIGINT or `service.stop`, then close the service. say: gets the access lines and
     uvicorn's warnings. started: called once it listens.
     """
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it: one that takes no more bytes ends
+    # Connections inherit these.
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # one that takes no more bytes ends
         patience = round(1000 * service.settings.timeout)
         bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, patience))
     bound.connections = Connections(most_connections(), say)
