@@ -12,9 +12,10 @@ from functools import partial
 
 import pytest
 
-httpx = pytest.importorskip("httpx", reason="needs httpx: pip install 'blt-edge[dev]'")
+pytest.importorskip("httpx", reason="needs httpx: pip install 'blt-edge[dev]'")
 pytest.importorskip("starlette", reason="needs starlette: pip install 'blt-edge[serve]'")
 
+import httpx
 from blt_edge.tools.bench import soak
 from blt_edge.tools.bench.soak import judged
 
