@@ -70,6 +70,7 @@ def _table_option(flag: str, text: str) -> Callable[[F], F]:
 @model_option
 @option("--device", type=OneOf(DEVICES), default="auto", help="Where to run.")
 @_sweep_option(
+    "-t",
     "--threads",
     one=click.INT,
     metavar="N",
