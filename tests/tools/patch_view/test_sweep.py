@@ -16,9 +16,9 @@ TEXTS = [PARITY_TEXT[:120], PARITY_TEXT[120:180]]
 
 def test_a_point_is_what_that_threshold_scores(model: BltModel) -> None:
     rule = model.manifest.patching
-    points = sweep(model, TEXTS, [0.0, 99.0, rule.threshold], context=100)
-    assert [point.threshold for point in points] == [0.0, rule.threshold, 99.0]
-    assert [point.bundles for point in points] == [False, True, False]
+    points = list(sweep(model, TEXTS, [99.0, 0.0, rule.threshold], context=100))
+    assert [point.threshold for point in points] == [rule.threshold, 0.0, 99.0]
+    assert [point.bundles for point in points] == [True, False, False]
     for point in points:
         scores = [
             model.with_patching(replace(rule, threshold=point.threshold)).score(text, context=100)
@@ -27,7 +27,7 @@ def test_a_point_is_what_that_threshold_scores(model: BltModel) -> None:
         bits = sum(score.bits_per_byte * score.bytes for score in scores)
         assert point.bits_per_byte == pytest.approx(bits / 180)
     # Over nothing every byte is a patch; over everything a window is one.
-    assert points[0].bytes_per_patch == 1
+    assert points[1].bytes_per_patch == 1
     assert points[2].bytes_per_patch == 60
     assert model.manifest.patching == rule
 
@@ -46,5 +46,5 @@ def test_another_rule_shares_the_model_and_leaves_it(model: BltModel) -> None:
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_the_picture(model: BltModel, tmp_path: Path, kind: str) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'blt-edge[plot]'")
-    draw_sweep(sweep(model, TEXTS, [1.0, 5.0]), tmp_path / "out", kind, "tiny $ on a_text")
+    draw_sweep(list(sweep(model, TEXTS, [1.0, 5.0])), tmp_path / "out", kind, "tiny $ on a_text")
     assert (tmp_path / "out").read_bytes().startswith(b"\x89PNG" if kind == "png" else b"<?xml")
