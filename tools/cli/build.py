@@ -11,17 +11,8 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from ...runtime.host import available_memory
-from ..output import (
-    Messages,
-    counted,
-    echo,
-    is_terminal,
-    print_table,
-    printable,
-    progress_bar,
-    size,
-    status,
-)
+from ..output import Messages, counted, echo, is_terminal, printable, progress_bar, size, status
+from ..tables import print_table
 from .documents import write_json
 from .options import STDIN, MemorySize, OneOf, bundle_argument, json_option, option, options, verb
 

@@ -10,7 +10,8 @@ import click
 
 from ...runtime.names import DEVICES
 from ..compare import CompareOptions
-from ..output import Messages, counted, print_table, progress_bar, size
+from ..output import Messages, counted, progress_bar, size
+from ..tables import print_table
 from .documents import check_plot, nothing_in, output_option, read_input, shown_name, with_folders, write_json
 from .options import DEFAULT_THREADS, STDIN, BundleDirectory, OneOf, TextSource, json_option, option, verb
 

@@ -14,7 +14,8 @@ from click.core import ParameterSource
 
 from ...runtime.names import BLOCK_PRECISIONS, CALIBRATION_METHODS, SEARCHES
 from ..memory import running_memory
-from ..output import Messages, print_table, progress_bar, size
+from ..output import Messages, progress_bar, size
+from ..tables import print_table
 from .documents import finish_written
 from .options import (
     STDIN,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..output import GrowingTable, Messages, progress_bar
+from ..output import Messages, progress_bar
+from ..tables import GrowingTable
 from .documents import (
     check_plot,
     jsonl_lines,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.files import write_whole
-from ..output import GrowingTable, Messages, progress_bar
+from ..output import Messages, progress_bar
+from ..tables import GrowingTable
 from .documents import nothing_in, read_input, shown_name, write_json
 from .options import STDIN
 
