@@ -168,10 +168,13 @@ def usage_line(error: click.UsageError) -> str:
         near = " or ".join(error.possibilities or ())
         return f"there is no option {error.option_name}" + (f"; did you mean {near}?" if near else more)
     message = error.message.rstrip(".")
-    if isinstance(error, click.BadParameter):
-        return f"{option_name(error.param)}: {message}" if error.param is not None else message
     # Our own say what to do; click's don't.
-    return message if ";" in message else f"{message[:1].lower()}{message[1:]}{more}"
+    more = "" if ";" in message else more
+    if isinstance(error, click.BadParameter):
+        return (
+            f"{option_name(error.param)}: {message}{more}" if error.param is not None else f"{message}{more}"
+        )
+    return f"{message[:1].lower()}{message[1:]}{more}" if more else message
 
 
 def flagged(message: str, command: click.Command) -> str:
