@@ -59,6 +59,12 @@ def test_the_example_of_a_mix_is_on_one_line(verb: str) -> None:
     assert any("latent=int4,decoder=int8;" in line for line in help_lines(verb))
 
 
+def test_threads_are_t_everywhere() -> None:
+    for verb in VERBS:
+        for one in program.get_command(click.Context(program), verb).params:
+            assert ("-t" in one.opts) == ("--threads" in one.opts)
+
+
 def test_help_is_fast() -> None:
     """Well under 0.3 s on a quiet machine; the best of five, as this one may be busy."""
     command = [Path(sys.executable).with_name("blt-edge"), "--help"]

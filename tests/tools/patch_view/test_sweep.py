@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from blt_edge.runtime import BltModel, OptionError
+from blt_edge.runtime.errors import BltError, requirement
 from blt_edge.runtime.patching import PatchingRule
 from blt_edge.tools.patch_view.sweep import draw_sweep, sweep
 from support.random_models import PARITY_TEXT
@@ -48,3 +51,9 @@ def test_the_picture(model: BltModel, tmp_path: Path, kind: str) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib: pip install 'blt-edge[plot]'")
     draw_sweep(list(sweep(model, TEXTS, [1.0, 5.0])), tmp_path / "out", kind, "tiny $ on a_text")
     assert (tmp_path / "out").read_bytes().startswith(b"\x89PNG" if kind == "png" else b"<?xml")
+
+
+def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(BltError, match=re.escape(f"pip install {requirement('plot')}")):
+        draw_sweep([], tmp_path / "out", "png", "")
