@@ -1,16 +1,14 @@
-"""What people are shown: progress, figures and error lines on stderr, tables and generated text on stdout.
+"""What people are shown: progress, figures and error lines on stderr, generated text on stdout.
 
-On a terminal progress is a bar that leaves nothing behind; in a pipe it is one plain line per step. A table
-in a pipe is never cut or folded. An error is one line in the user's words, whoever raised it. Nothing that a
-file, a model or a name says controls a terminal: what one would obey, or not show, is written as an escape.
-rich is imported when something is shown.
+On a terminal progress is a bar that leaves nothing behind; in a pipe it is one plain line per step. An error
+is one line in the user's words, whoever raised it. Nothing that a file, a model or a name says controls a
+terminal: what one would obey, or not show, is written as an escape. rich is imported when something is shown.
 What it does not know: verbs and their options, the server. Nothing below it prints.
 """
 
 from __future__ import annotations
 
 import codecs
-import io
 import re
 import signal
 import sys
@@ -18,22 +16,18 @@ import threading
 import traceback
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, ClassVar, TextIO
+from typing import IO, ClassVar, TextIO
 
 import click
 
 from ..runtime.errors import BltError, BltWarning, requirement
 
-if TYPE_CHECKING:
-    from rich.text import Text
-
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: nobody knows)."""
 
-_PIPE_WIDTH = 100_000
 PROSE_WIDTH = 100
 """Columns of what is read rather than cut up by programs, where no terminal says how many there are."""
 _EXTRAS = {
@@ -174,10 +168,13 @@ def usage_line(error: click.UsageError) -> str:
         near = " or ".join(error.possibilities or ())
         return f"there is no option {error.option_name}" + (f"; did you mean {near}?" if near else more)
     message = error.message.rstrip(".")
-    if isinstance(error, click.BadParameter):
-        return f"{option_name(error.param)}: {message}" if error.param is not None else message
     # Our own say what to do; click's don't.
-    return message if ";" in message else f"{message[:1].lower()}{message[1:]}{more}"
+    more = "" if ";" in message else more
+    if isinstance(error, click.BadParameter):
+        return (
+            f"{option_name(error.param)}: {message}{more}" if error.param is not None else f"{message}{more}"
+        )
+    return f"{message[:1].lower()}{message[1:]}{more}" if more else message
 
 
 def flagged(message: str, command: click.Command) -> str:
@@ -282,102 +279,7 @@ def status(messages: Messages, first: str = "") -> Iterator[Callable[[str], None
         yield lambda what: shown.update(Text(printable(what)))
 
 
-# 5. Tables and numbers.
-
-
-def print_table(
-    columns: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    file: IO[str] | None = None,
-    *,
-    total: bool = False,
-    prose: bool = False,
-) -> None:
-    """Print rows under a header. A column whose name begins with ">" is aligned right; `total` sets the last
-    row apart; `prose` folds cells in a pipe, too. A cell "ok" or "FAIL" is coloured where colour can be seen.
-    """
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for name in columns:
-        right = name.startswith(">")
-        table.add_column(
-            _text(name.lstrip(">")), justify="right" if right else "left", overflow="fold", no_wrap=right
-        )
-    for index, row in enumerate(rows):
-        table.add_row(*map(_text, row), end_section=total and index == len(rows) - 2)
-    _print(table, file, PROSE_WIDTH if prose else _PIPE_WIDTH)
-
-
-def print_fields(
-    fields: Sequence[tuple[str, str]], file: IO[str] | None = None, *, prose: bool = False
-) -> None:
-    """Print names and values in two columns; `prose` folds values in a pipe, too."""
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in fields:
-        table.add_row(_text(name, "bold"), _text(value))
-    _print(table, file, PROSE_WIDTH if prose else _PIPE_WIDTH)
-
-
-def _text(value: str, style: str = "") -> Text:
-    from rich.text import Text
-
-    return Text(printable(value), style={"ok": "green", "FAIL": "bold red"}.get(value, style))
-
-
-def _print(renderable: object, file: IO[str] | None, pipe_width: int = _PIPE_WIDTH) -> None:
-    from rich.console import Console
-
-    target = sys.stdout if file is None else file
-    if target is None:
-        return
-    if is_terminal(target):
-        Console(file=target).print(renderable)
-        return
-    text = io.StringIO()
-    Console(file=text, width=pipe_width, color_system=None).print(renderable)
-    target.writelines(line.rstrip() + "\n" for line in text.getvalue().splitlines())
-
-
-class GrowingTable:
-    """A table on stdout whose rows come one by one, each shown at once. A column is as wide as its header and
-    its cell of `widest`; the first, of names, gives way where a terminal is narrow.
-    """
-
-    def __init__(self, columns: Sequence[str], widest: Sequence[str]) -> None:
-        from rich.cells import cell_len
-        from rich.console import Console
-
-        self._columns, self._begun = columns, False
-        pairs = zip(columns, map(printable, widest), strict=True)
-        self._widths = [max(cell_len(name.lstrip(">")), cell_len(cell)) for name, cell in pairs]
-        if is_terminal(sys.stdout):
-            rest = sum(self._widths[1:]) + 2 * len(columns) - 2
-            self._widths[0] = max(8, min(self._widths[0], Console(file=sys.stdout).width - rest))
-
-    def row(self, cells: Sequence[str], *, total: bool = False) -> None:
-        """Print a row, before the first the header; a total is set apart. A row may end early."""
-        from rich import box
-        from rich.table import Table
-
-        if total:
-            echo("\u2500" * (sum(self._widths) + 2 * len(self._widths) - 2))
-        style = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "pad_edge": False, "show_edge": False}
-        table = Table(show_header=not self._begun, **style)  # type: ignore[arg-type]
-        for name, width in zip(self._columns, self._widths, strict=True):
-            right = name.startswith(">")
-            header, side = _text(name.lstrip(">")), "right" if right else "left"
-            table.add_column(header, width=width, justify=side, overflow="fold", no_wrap=right)  # type: ignore[arg-type]
-        table.add_row(*map(_text, cells))
-        _print(table, None)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-        self._begun = True
+# 5. Numbers.
 
 
 def size(bytes_: float | None) -> str:

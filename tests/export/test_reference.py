@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from blt_edge.export import reference as module
 from blt_edge.export.reference import Reference, ReferenceModelError, byte_ids, pick_margins
+from blt_edge.runtime.errors import requirement
 from support.model_store import RandomModels
 from support.random_models import PARITY_TEXT, RandomModel, base_config
 from support.torch_only import torch_or_skip, transformers_or_skip
@@ -221,7 +223,7 @@ def test_missing_or_old_packages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert module.reference_available()
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "torch", None)
-        with pytest.raises(ReferenceModelError, match=r"pip install 'blt-edge\[validate\]'"):
+        with pytest.raises(ReferenceModelError, match=re.escape(f"pip install {requirement('validate')}")):
             Reference.load(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(sys.modules["transformers"], "__version__", "5.9.1")

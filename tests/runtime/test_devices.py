@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from blt_edge.runtime import BackendError, BltModel, BundleError, OptionError
 from blt_edge.runtime.backends import ort_gpu
 from blt_edge.runtime.backends.ort_gpu import PROVIDERS
+from blt_edge.runtime.errors import requirement
 from support.simulated_gpu import SimulatedOrt, simulate, write_engines
 
 
@@ -82,7 +84,8 @@ def test_a_provider_that_falls_back_is_refused(bundle: Path, monkeypatch: pytest
 
 
 def test_a_provider_that_is_not_there_is_refused(bundle: Path) -> None:
-    with pytest.raises(BackendError, match=r"needs ONNX Runtime's CUDAExecutionProvider.*blt-edge\[gpu\]"):
+    needed = f"needs ONNX Runtime's CUDAExecutionProvider.*{re.escape(requirement('gpu'))}"
+    with pytest.raises(BackendError, match=needed):
         BltModel.load(bundle, "cuda")
 
 

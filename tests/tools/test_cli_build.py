@@ -44,6 +44,10 @@ def test_an_engine_is_built_used_and_shown(cli, bundle: Path) -> None:
     assert name in cli("inspect", bundle).stdout
     again = cli("build", bundle, "-q", code=0)
     assert (again.stdout, again.stderr) == (built.stdout, "")
+    told = cli("build", bundle, "--prune", code=0).stderr.splitlines()
+    assert told[0] == "it is there already, and sound; --force builds it again"
+    assert told[1] == "--prune: there is nothing to remove"
+    assert parts("\n".join(told)) == ()
     document = json.loads(cli("build", bundle, "-q", "--json", "-").stdout)
     assert (document["form"], document["built_for"]["target"]) == (str(engine), "onnxruntime")
     assert document["files"]["latent.onnx"] == (engine / "latent.onnx").stat().st_size

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from blt_edge.runtime.errors import requirement
 
-QUICK = ("--context", 60, "--prompts", 2, "--lead-bytes", 4, "--prompt-bytes", 20, "--new-bytes", 4)
+QUICK = ("--context", 60, "--prompts", 1, "--lead-bytes", 4, "--prompt-bytes", 20, "--new-bytes", 4)
 QUICK = (*QUICK, "--repeat", 1, "--threads", 1)
 
 
@@ -59,6 +59,7 @@ def test_what_ran_and_all_that_lies_on_disk_are_told(cli, tiny_model, tmp_path: 
     assert rows[:2] == [["bundle", "portable"], ["built", "built"]]
     assert f"do not compare: {tiny_model.bundle}; " in shown
     assert "all 1 texts" not in shown
+    assert " bytes of 4, 1 prompt; " in shown
 
 
 def test_json_alone_on_stdout(cli, tiny_model) -> None:

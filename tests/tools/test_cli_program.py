@@ -40,6 +40,31 @@ main({arguments!r})
     assert (done.returncode, loaded) == (0 if arguments else 2, "loaded: []")
 
 
+def help_lines(verb: str) -> list[str]:
+    """Where a terminal has 80 columns."""
+    with program.make_context("blt-edge", ["--help"], resilient_parsing=True, terminal_width=80) as root:
+        command = program.get_command(root, verb)
+        with click.Context(command, info_name=verb, parent=root) as ctx:
+            return command.get_help(ctx).splitlines()
+
+
+def test_help_has_no_row_for_an_argument() -> None:
+    lines = help_lines("score")
+    rows = [line for line in lines[lines.index("Options:") :] if re.match(r"  \S", line)]
+    assert all(line.startswith(("  -", "  blt-edge ")) for line in rows)
+
+
+@pytest.mark.parametrize("verb", ["export", "quantize"])
+def test_the_example_of_a_mix_is_on_one_line(verb: str) -> None:
+    assert any("latent=int4,decoder=int8;" in line for line in help_lines(verb))
+
+
+def test_threads_are_t_everywhere() -> None:
+    for verb in VERBS:
+        for one in program.get_command(click.Context(program), verb).params:
+            assert ("-t" in one.opts) == ("--threads" in one.opts)
+
+
 def test_help_is_fast() -> None:
     """Well under 0.3 s on a quiet machine; the best of five, as this one may be busy."""
     command = [Path(sys.executable).with_name("blt-edge"), "--help"]
@@ -198,7 +223,7 @@ def test_the_package_runs_as_the_command_and_knows_its_version() -> None:
         ("export -q {checkpoint} -o . --force", "is not a bundle and not empty"),
         ("generate", "--model is missing; see blt-edge generate --help"),
         ("generate --temprature 1", "did you mean --temperature or --temp?"),
-        ("generate --top-k many", "--top-k: 'many' is not a valid integer"),
+        ("generate --top-k many", "--top-k: 'many' is not a valid integer; see blt-edge generate --help"),
         ("generate --top-k", "option '--top-k' requires an argument; see blt-edge generate --help"),
         ("generate --device gpu", "--device: got 'gpu', this version has auto or cpu or tensorrt"),
         ("generate --prompt-file gone", "--prompt-file: gone does not exist"),
@@ -206,6 +231,7 @@ def test_the_package_runs_as_the_command_and_knows_its_version() -> None:
         ("generate --json /", "--json: / is a directory; give a file, or - for stdout"),
         ("generate --json /gone/x", "--json: the directory /gone does not exist; create it first"),
         ("inspect", "BUNDLE is missing; see blt-edge inspect --help"),
+        ("score --sweep 1,x {bundle}", "--sweep: 'x' is not a valid float; see blt-edge score --help"),
         ("inspect a b", "BUNDLE: a does not exist"),
         ("score -q -m {bundle} -", "FILE: stdin is empty; there is nothing to score"),
         ("score -q -m {bundle} - -", "FILE: - is given twice"),

@@ -135,6 +135,8 @@ def test_a_quantized_bundle_and_no_output_are_refused(
     cli("quantize", even_bundle, "-o", tmp_path / "once", "--precision", "int8w", "--no-validate")
     told = refused("quantize", tmp_path / "once", "-o", tmp_path / "twice", "--precision", "int4")
     assert "is quantized already (int8w)" in told
+    # Nor is the precision told that would be taken.
+    assert "is quantized already" in refused("quantize", tmp_path / "once", "-o", tmp_path / "twice")
     assert "--output is missing" in refused("quantize", even_bundle)
 
 
@@ -142,7 +144,7 @@ def test_without_a_precision_there_is_a_default_and_it_is_told(
     cli, even_bundle: Path, tmp_path: Path
 ) -> None:
     result = cli("quantize", even_bundle, "-o", tmp_path / "out", "--no-validate", code=0)
-    assert "taking --precision int8w: " in result.stderr
+    assert "took --precision int8w: " in result.stderr
     manifest = load_manifest(tmp_path / "out")
     assert {stage.precision for stage in manifest.stages.values()} == {"int8w"}
     assert manifest.embedding.precision == "int8"
@@ -160,7 +162,7 @@ def test_a_precision_that_fits_a_size_of_memory(cli, refused, even_bundle: Path,
     for limit, word in ((needed["int8w"], "int8w"), (needed["int8w"] - 1, "int4")):
         flags = ("--max-memory", limit, "--no-validate", "--force")
         result = cli("quantize", even_bundle, "-o", tmp_path / "out", *flags, code=0)
-        assert f"taking --precision {word}: about " in result.stderr
+        assert f"took --precision {word}: about " in result.stderr
         assert load_manifest(tmp_path / "out").stages["latent"].precision == word
     line = refused("quantize", even_bundle, "-o", tmp_path / "none", "--max-memory", "1MB")
     assert "--max-memory: even int4 takes about " in line

@@ -68,22 +68,28 @@ def test_a_folder_is_read_and_an_empty_file_is_a_row(cli, refused, tiny_model, t
     assert "is a model's directory" in refused("score", "-q", "-m", tiny_model.bundle, tiny_model.checkpoint)
 
 
-def test_a_file_that_went_away_leaves_the_others(cli, tiny_model, tmp_path: Path, monkeypatch) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).write_text("some text")
+@pytest.fixture
+def gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of this name can't be read."""
     true = Path.open
 
-    def gone(path: Path, *rest, **more):
-        if path.name == "a":
+    def opened(path: Path, *rest, **more):
+        if path.name == "gone":
             raise OSError(5, "Input/output error", str(path))
         return true(path, *rest, **more)
 
-    monkeypatch.setattr(Path, "open", gone)
+    monkeypatch.setattr(Path, "open", opened)
+
+
+@pytest.mark.usefixtures("gone")
+def test_a_file_that_went_away_leaves_the_others(cli, tiny_model, tmp_path: Path) -> None:
+    (tmp_path / "gone").touch()
+    (tmp_path / "b").write_text("some text")
     result = cli(
-        "score", "-q", "-m", tiny_model.bundle, tmp_path / "a", tmp_path / "b", "--json", "-", code=1
+        "score", "-q", "-m", tiny_model.bundle, tmp_path / "gone", tmp_path / "b", "--json", "-", code=1
     )
     assert result.stderr.splitlines() == [
-        f"{tmp_path}/a: Input/output error",
+        f"{tmp_path}/gone: Input/output error",
         "blt-edge: error: 1 of 2 files could not be read",
     ]
     document = json.loads(result.stdout)
@@ -128,12 +134,53 @@ def test_a_sweep_is_a_table_a_document_and_a_picture(
     head, _, *rows, _ = (line.split() for line in shown.splitlines())
     assert head == ["threshold", "bytes/patch", "bits/byte", "more", "bytes/s"]
     points = json.loads((tmp_path / "out.json").read_text())["points"]
-    assert [row[0] for row in rows] == ["0", f"{model.manifest.patching.threshold:.4g}", "9"]
-    assert rows[1][1] == "(bundle)"
+    # The bundle's own comes first: the others are compared with it.
+    assert [row[0] for row in rows] == [f"{model.manifest.patching.threshold:.4g}", "0", "9"]
+    assert rows[0][1] == "(bundle)"
     assert points[1]["bits_per_byte"] == pytest.approx(
         model.score(b"The first text, and more of it.").bits_per_byte
     )
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("gone")
+def test_a_sweep_loses_no_row(cli, tiny_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither to Ctrl-C nor to a file that is empty or unreadable."""
+    (tmp_path / "a.txt").write_bytes(b"The first text.")
+    (tmp_path / "empty").touch()
+    (tmp_path / "gone").touch()
+    real, calls = BltModel.score, []
+
+    def score(*given, **options):
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*given, **options)
+
+    texts = [tmp_path / name for name in ("empty", "a.txt", "gone")]
+    flags = ("--sweep", "0,9", "--json", tmp_path / "out.json", "-q")
+    for interrupted in (True, False):
+        with monkeypatch.context() as patch:
+            if interrupted:
+                patch.setattr(BltModel, "score", score)
+            result = cli("score", "-m", tiny_model.bundle, *texts, *flags, code=1)
+        *notes, why = result.stderr.splitlines()
+        assert [note.partition(": ")[0] for note in notes] == [str(texts[0]), str(texts[2])]
+        wanted = "interrupted" if interrupted else "error: 1 of 3 files could not be read"
+        assert why == f"blt-edge: {wanted}"
+        document = json.loads((tmp_path / "out.json").read_text())
+        assert document["complete"] != interrupted
+        assert len(document["points"]) == 3 - interrupted
+        assert len(result.stdout.splitlines()) == 6 - interrupted
+        assert [one["bytes"] for one in document["files"]] == [0, 15, 0]
+
+
+def test_only_empty_files_are_nothing_to_score(cli, tiny_model, tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    (tmp_path / "b").touch()
+    for flags in ((), ("--sweep", "1")):
+        told = cli("score", "-q", "-m", tiny_model.bundle, tmp_path / "a", tmp_path / "b", *flags, code=2)
+        assert told.stderr.endswith("FILE: all 2 files are empty; there is nothing to score\n")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +190,9 @@ def test_a_sweep_is_a_table_a_document_and_a_picture(
         (("--sweep", "1", "--threshold", "2"), "--threshold and --sweep are both given"),
         (("--sweep", "1,x"), "--sweep: 'x' is not"),
         (("--sweep", "nan"), "--sweep"),
-        (("--sweep", "1", "--mode", "space"), "--sweep: mode space has no threshold"),
+        (("--sweep", "1", "--mode", "space"), "--mode and --sweep are both given"),
+        (("--sweep", "1", "--max-patch-length", "0"), "--max-patch-length and --sweep are both given"),
+        (("--sweep", "1", "--no-monotonic"), "--monotonic and --sweep are both given"),
         (("--patch-size", "4"), "--patch-size has no effect in mode entropy"),
     ],
 )

@@ -125,6 +125,15 @@ def test_text_in_a_pipe_is_its_bytes_whatever_the_locale(tiny_model, verb: str, 
         assert out.removesuffix(b"\n") == text
 
 
+def test_a_table_on_stderr_is_utf8_whatever_the_locale(tiny_model, tmp_path: Path) -> None:
+    flags = ("-o", tmp_path / "早い\u202e", "--precision", "fp16", "--no-validate")
+    process = start("quantize", tiny_model.bundle, *flags, env={"PYTHONIOENCODING": "cp1252"})
+    err = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 0
+    assert "\u2500" * 20 in err
+    assert "早い\\u202e" in err
+
+
 EVIL = "x\x1b[2J\x1b[32m\nall checks passed\u202e"
 
 

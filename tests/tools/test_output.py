@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from blt_edge.tools import output
+from blt_edge.tools import output, tables
 from blt_edge.tools.cli.documents import read_input, write_json
 from blt_edge.tools.cli.options import STDIN
 from hypothesis import given
@@ -28,17 +28,57 @@ def test_sizes_and_counts() -> None:
 def test_a_table_in_a_pipe_is_never_cut(monkeypatch) -> None:
     out = io.StringIO()
     name = "a/very/long/path/" * 20
-    output.print_table(("file", ">bytes"), [(name, "1"), ("[bold]x[/bold]\x1b[0m", "234")], out)
+    tables.print_table(("file", ">bytes"), [(name, "1"), ("[bold]x[/bold]\x1b[0m", "234")], out)
     header, _, first, second = out.getvalue().splitlines()
     words = [line.split() for line in (header, first, second)]
     assert words == [["file", "bytes"], [name, "1"], ["[bold]x[/bold]\\x1b[0m", "234"]]
     assert len(first) == len(second)
     assert not any(line.endswith(" ") for line in out.getvalue().splitlines())
     fields = io.StringIO()
-    output.print_fields([("a", "1"), ("long name", "2")], fields)
+    tables.print_fields([("a", "1"), ("long name", "2")], fields)
     assert fields.getvalue() == "a          1\nlong name  2\n"
     monkeypatch.setattr("sys.stdout", None)
-    output.print_table(("a",), [("1",)])
+    tables.print_table(("a",), [("1",)])
+
+
+@pytest.mark.parametrize("width", range(20, 90))
+def test_no_figure_is_cut_where_a_terminal_is_narrow(monkeypatch, width: int) -> None:
+    """Names fold; where that is not enough, lines are whole, and longer than the terminal."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    columns = ("file", "kind", ">bytes", ">memory to build")
+    figures = [("fp32", "100,000,000", "3.66x"), ("int8w", "1", "1,234.5 MB")]
+    rows = [(name, *row) for name, row in zip(("a/long/name " * 4, "b"), figures, strict=True)]
+    whole = io.StringIO()
+    tables.print_table(columns, rows, whole)
+    for grows in (False, True):
+        shown = Terminal("utf-8")
+        monkeypatch.setattr("sys.stdout", shown)
+        if grows:
+            table = tables.GrowingTable(columns, (rows[0][0], "int8w", "1,000", "10 MB"))
+            for row in rows:
+                table.row(row)
+        else:
+            tables.print_table(columns, rows)
+        text = re.sub(r"\x1b\[[0-9;]*m", "", shown.shown)
+        lines = text.splitlines()
+        for row in figures:
+            assert any(all(cell in line for cell in row) for line in lines)
+        # A growing table does not fold headers.
+        fits = max(map(len, lines)) <= width
+        assert fits == (width >= (8 + 5 + 11 + 15 + 6 if grows else 8 + 5 + 11 + 10 + 6))
+        if not fits and not grows:
+            assert text == whole.getvalue()
+
+
+@pytest.mark.parametrize("width", [20, 30, 60])
+def test_names_of_fields_are_whole_where_a_terminal_is_narrow(monkeypatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout", Terminal("utf-8"))
+    tables.print_fields([("memory while it runs", "1,234.5 MB of 16.0 GB"), ("b", "x")])
+    assert "memory while it runs" in sys.stdout.shown
+    assert "1,234.5" in sys.stdout.shown
 
 
 def test_progress_in_a_pipe_is_a_line_per_step_and_quiet_says_nothing(capsys) -> None:

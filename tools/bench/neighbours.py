@@ -19,8 +19,8 @@ from pathlib import Path
 from ...runtime import BltModel, GenerationOptions
 from ...runtime.backends import ort
 from ...runtime.processors import usable_cores
-from ..output import print_table
 from ..profile.statistics import Spread, machine
+from ..tables import print_table
 from .common import options, print_json
 
 # What ONNX Runtime does when nothing is said: it waits by computing for as long as it takes.

@@ -40,8 +40,9 @@ from ...runtime.errors import BltError
 from ...runtime.host import available_memory
 from ...runtime.manifest import load_manifest
 from ...runtime.vocabulary import encode
-from ..output import count, print_table, size
+from ..output import count, size
 from ..profile.statistics import Spread, machine
+from ..tables import print_table
 from .common import BenchError, ModelCard, Peer, PeerSpec, Speeds, Task, TokenBudget, options, print_json
 from .genai import GenaiSpec, build_random
 from .llama_cpp import LLAMA_1B, PACKAGES, LlamaCppSpec, smollm2, write_random_llama

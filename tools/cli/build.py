@@ -11,17 +11,8 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from ...runtime.host import available_memory
-from ..output import (
-    Messages,
-    counted,
-    echo,
-    is_terminal,
-    print_table,
-    printable,
-    progress_bar,
-    size,
-    status,
-)
+from ..output import Messages, counted, echo, is_terminal, printable, progress_bar, size, status
+from ..tables import print_table
 from .documents import write_json
 from .options import STDIN, MemorySize, OneOf, bundle_argument, json_option, option, options, verb
 
@@ -145,6 +136,8 @@ def _tidy(messages: Messages, bundle: Path, engine: Path, prune: bool) -> None:
     others = pruning.other_engines(bundle, engine)
     if prune:
         pruning.prune(others)
+        if not any(other.unnecessary for other in others):
+            messages.say("--prune: there is nothing to remove")
     for other in others:
         state = "unnecessary; --prune removes it" if other.unnecessary else "kept"
         state = "removed" if other.unnecessary and prune else state
@@ -186,17 +179,21 @@ def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
 
 def _build_onnxruntime(messages: Messages, bundle: Path, force: bool) -> Path:
     from ...export.build_ort import build_engine
-    from ...runtime.engines import data_file, graph_file
+    from ...runtime.engines import data_file, find_engine, graph_file
     from ...runtime.manifest import load_manifest
 
+    manifest = load_manifest(bundle)
+    there = not force and find_engine(bundle, manifest).directory is not None
     with progress_bar(messages) as progress:
         engine = build_engine(bundle, force=force, progress=progress)
     directory = engine.directory
     assert directory is not None
+    if there:
+        messages.say("it is there already, and sound; --force builds it again")
+        return directory
     if engine.threads is not None:
         messages.say(f"fastest here with {counted(engine.threads, 'thread')}, which is now the default")
     if not messages.quiet and sys.stderr is not None:
-        manifest = load_manifest(bundle)
         rows = []
         for stage, spec in manifest.stages.items():
             own = sum((directory / file(stage)).stat().st_size for file in (graph_file, data_file))

@@ -20,16 +20,8 @@ from functools import partial
 from typing import Any
 
 from ...runtime.files import write_whole
-from ..output import (
-    Messages,
-    TextOutput,
-    counted,
-    interrupt_sets,
-    is_terminal,
-    print_fields,
-    printable,
-    status,
-)
+from ..output import Messages, TextOutput, counted, interrupt_sets, is_terminal, printable, status
+from ..tables import print_fields
 from .chat_session import ADVICE, ChatError, ChatSession, Reply, typed_text
 from .generate import memory_told, stage_shares
 from .line_reader import paths_that_begin

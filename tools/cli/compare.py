@@ -10,8 +10,9 @@ import click
 
 from ...runtime.names import DEVICES
 from ..compare import CompareOptions
-from ..output import Messages, counted, print_table, progress_bar, size
-from .documents import check_plot, output_option, read_input, shown_name, with_folders, write_json
+from ..output import Messages, counted, progress_bar, size
+from ..tables import print_table
+from .documents import check_plot, nothing_in, output_option, read_input, shown_name, with_folders, write_json
 from .options import DEFAULT_THREADS, STDIN, BundleDirectory, OneOf, TextSource, json_option, option, verb
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 @option("--prompt-bytes", of=CompareOptions, type=int, help="Bytes read at once to time prefill.")
 @option("--new-bytes", of=CompareOptions, type=int, help="Bytes read one by one to time decoding.")
 @option("--repeat", of=CompareOptions, type=int, help="Timings; the median counts.")
-@option("--threads", type=int, shown=DEFAULT_THREADS, help="CPU threads.")
+@option("-t", "--threads", type=int, shown=DEFAULT_THREADS, help="CPU threads.")
 @option("--device", of=CompareOptions, type=OneOf(DEVICES), help="Where to run.")
 def command(
     messages: Messages,
@@ -76,7 +77,7 @@ def command(
             messages.note(f"{name} is empty; it is left out")
             del read[name]
     if not any(read.values()):
-        raise click.UsageError(f"--text: {shown_name(texts[0])} is empty; there is nothing to compare on")
+        raise nothing_in("--text", found, "compare on")
     from ..compare.bundles import compare_bundles, draw_comparison
 
     options = CompareOptions(**settings)  # type: ignore[arg-type]
@@ -106,10 +107,11 @@ def _show(comparison: Comparison) -> None:
     leads = comparison.bundles[0].greedy_leads
     mean_length = sum(length for _, length in leads) / max(1, len(leads))
     machine = comparison.machine
+    prompts = counted(len(leads), "prompt")
     threads = f"{counted(machine['threads'], 'thread')}, " if machine.get("threads") else ""
     click.echo(
         f"on disk: all files; graphs and tables: portable ones; windows of {comparison.context} ids\n"
-        f"lead: mean identical greedy bytes of {mean_length:.0f}, {len(leads)} prompts; prefill and decode: "
+        f"lead: mean identical greedy bytes of {mean_length:.0f}, {prompts}; prefill and decode: "
         "bytes/s, and times the first's\n"
         f"measured on {machine.get('processor')}, {machine.get('cpus')} CPUs, {threads}"
         f"{machine.get('system')}, ONNX Runtime {machine.get('onnxruntime')}"

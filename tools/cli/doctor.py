@@ -11,18 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..output import (
-    PROSE_WIDTH,
-    Messages,
-    counted,
-    echo,
-    is_terminal,
-    print_fields,
-    print_table,
-    printable,
-    size,
-    status,
-)
+from ..output import PROSE_WIDTH, Messages, counted, echo, is_terminal, printable, size, status
+from ..tables import print_fields, print_table
 from .documents import write_json
 from .options import STDIN, BundleDirectory, json_option, verb
 

@@ -93,6 +93,12 @@ def shown_name(path: Path) -> str:
     return "stdin" if path == STDIN else str(path)
 
 
+def nothing_in(parameter: str, paths: Sequence[Path], to_do: str) -> click.UsageError:
+    """The error of inputs that are all empty; to_do: what they were for."""
+    what = f"{shown_name(paths[0])} is" if len(paths) == 1 else f"all {len(paths)} files are"
+    return click.UsageError(f"{parameter}: {what} empty; there is nothing to {to_do}")
+
+
 def output_option(flag: str, instead: str, text: str) -> Callable[[F], F]:
     """An option for a file to write; instead: what there is without it, such as "no picture"."""
     one = click.option(flag, type=OutputFile(), metavar="FILE", show_default=instead, help=text)

@@ -12,7 +12,8 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from ...runtime.names import STAGES
-from ..output import Messages, count, echo, print_table, progress_bar, size, status
+from ..output import Messages, count, echo, progress_bar, size, status
+from ..tables import print_table
 from .documents import finish_written, write_json
 from .options import (
     STDIN,

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.errors import BundleError
-from ..output import Messages, count, echo, print_fields, print_table, printable, progress_bar, size
+from ..output import Messages, count, echo, printable, progress_bar, size
+from ..tables import print_fields, print_table
 from .documents import write_json
 from .model_options import check_bundle_files
 from .options import STDIN, OneOf, bundle_argument, json_option, option, verb, verify_option

@@ -13,7 +13,8 @@ import click
 
 from ...runtime.files import write_whole
 from ...runtime.names import DEVICES, DRAFTS
-from ..output import Messages, counted, print_fields, print_table, size, status
+from ..output import Messages, counted, size, status
+from ..tables import print_fields, print_table
 from .documents import check_plot, output_option, read_input, shown_name, write_json, write_text
 from .options import (
     DEFAULT_THREADS,
@@ -70,6 +71,7 @@ def _table_option(flag: str, text: str) -> Callable[[F], F]:
 @model_option
 @option("--device", type=OneOf(DEVICES), default="auto", help="Where to run.")
 @_sweep_option(
+    "-t",
     "--threads",
     one=click.INT,
     metavar="N",

@@ -109,6 +109,8 @@ def _run(group: Program, arguments: list[str], messages: Messages) -> int:
     # What is printed is UTF-8, as documented, whatever the locale says; a name that is not keeps its bytes.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if hasattr(sys.stderr, "reconfigure"):
+        sys.stderr.reconfigure(encoding="utf-8", errors="backslashreplace")
     # So that cleaning up happens: a progress display hides the cursor.
     main_thread = threading.current_thread() is threading.main_thread()
     if main_thread and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:

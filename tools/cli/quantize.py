@@ -14,7 +14,8 @@ from click.core import ParameterSource
 
 from ...runtime.names import BLOCK_PRECISIONS, CALIBRATION_METHODS, SEARCHES
 from ..memory import running_memory
-from ..output import Messages, print_table, progress_bar, size
+from ..output import Messages, progress_bar, size
+from ..tables import print_table
 from .documents import finish_written
 from .options import (
     STDIN,
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from ...runtime.manifest import Manifest
 
 _MIX_HELP = (
-    "a mix over the stages each; or stages by name, such as patcher=fp32,encoder=int8,latent=int4,"
-    "decoder=int8; or both: int4,decoder=int8w."
+    "a mix over the stages each; or stages by name, such as latent=int4,decoder=int8; or both: "
+    "int4,decoder=int8w."
 )
 
 _SHRINKING = ("int8w", "int4")
@@ -181,14 +182,13 @@ def command(
     before = load_manifest(bundle)
     if precision is not None and max_memory is not None:
         raise click.UsageError("--precision and --max-memory are both given; give one of them")
+    why = None
     if max_memory is not None:
-        precision = _fitting(bundle, before, max_memory, messages)
+        precision, why = _fitting(bundle, before, max_memory)
     elif precision is None:
         precision = _SHRINKING[0] if tables in ("auto", "keep") else "fp32"
         if precision != "fp32":
-            messages.say(
-                f"taking --precision {precision}: it loses least of those that shrink; int4 is smaller"
-            )
+            why = "it loses least of those that shrink; int4 is smaller"
     how = quantization(quantizing, precision, tuple(before.stages), messages)
     with progress_bar(messages) as progress:
         path = quantize_bundle(
@@ -200,6 +200,8 @@ def command(
             force=force,
             progress=progress,
         )
+    if why is not None:  # said when it is true: the bundle or the output might have been refused
+        messages.say(f"took --precision {precision}: {why}")
     if not messages.quiet and sys.stderr is not None:
         _show(before, load_manifest(path))
     messages.say(f"wrote {path}; blt-edge compare {bundle} {path} --text FILE measures the loss")
@@ -207,13 +209,12 @@ def command(
     finish_written(messages, path, json_file, None if no_validate else check)
 
 
-def _fitting(bundle: Path, manifest: Manifest, limit: int, messages: Messages) -> str:
-    """The first precision of `_SHRINKING` that runs within so many bytes; says what it takes."""
+def _fitting(bundle: Path, manifest: Manifest, limit: int) -> tuple[str, str]:
+    """The first precision of `_SHRINKING` that runs within so many bytes, and what it takes."""
     for precision in _SHRINKING:
         needed = planned_memory(bundle, manifest, precision)
         if needed <= limit:
-            messages.say(f"taking --precision {precision}: about {size(needed)} while it runs")
-            return precision
+            return precision, f"about {size(needed)} while it runs"
     raise click.UsageError(
         f"--max-memory: even {precision} takes about {size(needed)}, {size(limit)} are allowed; take a "
         "smaller model"

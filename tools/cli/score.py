@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..output import GrowingTable, Messages, progress_bar
+from ..output import Messages, progress_bar
+from ..tables import GrowingTable
 from .documents import (
     check_plot,
     jsonl_lines,
+    nothing_in,
     open_input,
     output_option,
-    read_input,
     shown_name,
     with_folders,
     write_json,
@@ -24,7 +25,7 @@ from .model_options import EngineOptions, engine_options, load_model
 from .options import STDIN, TextSource, json_option, model_option, option, verb
 from .profile import CommaSeparated
 from .rule_options import changed_rule, rule_options
-from .score_sweep import show_sweep
+from .score_sweep import check_all_read, show_sweep
 
 if TYPE_CHECKING:
     from ...runtime import BltModel
@@ -50,7 +51,7 @@ _WIDEST = ("100,000,000", "100,000,000", "1,000.00", "unreadable", "100,000")
     type=CommaSeparated(click.FLOAT),
     metavar="X,...",
     shown="one threshold",
-    help="Score all files once with each threshold, in nats, and with the bundle's: what each costs.",
+    help="Score all files once with the bundle's threshold and with each of these, in nats: what each costs.",
 )
 @output_option("--plot", "no picture", "With --sweep: draw bits per byte over bytes per patch into FILE.")
 @engine_options
@@ -80,8 +81,9 @@ def command(
     check_plot(plot)
     if plot is not None and sweep is None:
         raise click.UsageError("--plot draws a sweep; add --sweep X,...")
-    for flag, value in {"--threshold": changes["threshold"], "--jsonl": jsonl}.items():
+    for name, value in {**changes, "jsonl": jsonl}.items():
         if sweep is not None and value is not None:
+            flag = "--" + name.replace("_", "-")
             raise click.UsageError(f"{flag} and --sweep are both given; give one of them")
     if files.count(STDIN) > 1:
         raise click.UsageError("FILE: - is given twice; stdin can be read only once")
@@ -93,8 +95,7 @@ def command(
     rule = changed_rule(load_manifest(model).patching, changes)
     loaded = load_model(messages, model, engine, positions=context, reads_only=True).with_patching(rule)
     if sweep is not None:
-        texts = {shown_name(path): read_input(path, messages, "the text") for path in paths}
-        show_sweep(messages, loaded, texts, sweep, context, json_file, plot)
+        show_sweep(messages, loaded, paths, sweep, context, json_file, plot)
         return
     table = None
     if STDIN not in (json_file, jsonl):
@@ -131,9 +132,9 @@ def command(
             write_json(json_file, document)
             if table is not None and total is not None and len(told) > 1:
                 table.row(_cells({"file": "total", **total}), total=True)
-    unread = sum(one.get("note", "empty") != "empty" for one in told)
-    if unread:
-        raise click.ClickException(f"{unread} of {len(paths)} files could not be read")
+    check_all_read(told)
+    if not scores:
+        raise nothing_in("FILE", paths, "score")
 
 
 def _score(
@@ -152,7 +153,7 @@ def _score(
             )
     except EmptyTextError:
         if alone:
-            raise click.UsageError(f"FILE: {name} is empty; there is nothing to score") from None
+            raise nothing_in("FILE", [path], "score") from None
         return "empty"
     except OSError as error:
         if alone:

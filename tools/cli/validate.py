@@ -16,7 +16,8 @@ import click
 
 from ...runtime.errors import BltWarning, FailedValidationWarning, requirement
 from ...runtime.host import available_memory
-from ..output import Messages, echo, print_table, size, status
+from ..output import Messages, echo, size, status
+from ..tables import print_table
 from .documents import write_json
 from .model_options import check_bundle_files
 from .options import (

@@ -83,7 +83,8 @@ class VerbCommand(click.Command):
         groups: dict[str, list[tuple[str, str]]] = {"Options": []}
         for one in self.get_params(ctx):
             record = one.get_help_record(ctx)
-            if record is not None:
+            # click 8.5 has empty rows for arguments.
+            if record is not None and isinstance(one, click.Option):
                 common = one.name in ("verbose", "quiet") or "--help" in one.opts
                 groups.setdefault(GROUPS.get(one, "Every verb" if common else "Options"), []).append(record)
         groups["Every verb"] = groups.pop("Every verb")

@@ -36,8 +36,8 @@ from ...runtime.files import write_whole
 from ...runtime.names import DEVICES, PRECISIONS
 from ...runtime.vocabulary import encode
 from ..doctor.software import versions
-from ..output import print_table
 from ..profile.statistics import machine
+from ..tables import print_table
 
 _PARITY_BYTES = 1500
 _GREEDY_BYTES = 200

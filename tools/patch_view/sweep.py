@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...runtime.errors import BltError, OptionError
+from ...runtime.errors import BltError, OptionError, requirement
 
 if TYPE_CHECKING:
     from ...runtime import BltModel
+    from ...runtime.patching import PatchingRule
 
 Progress = Callable[[str, int, int], None]
 """progress(what is being done, bytes done, bytes in all)."""
+Display = Callable[[], AbstractContextManager[Progress]]
+"""Shows progress while one point is scored."""
 
 
 @dataclass(frozen=True)
@@ -39,38 +43,47 @@ def sweep(
     thresholds: Sequence[float],
     *,
     context: int | None = None,
-    progress: Progress = lambda *_: None,
-) -> list[SweepPoint]:
-    """Score the texts (none empty) at each threshold and at the model's own, rising.
+    display: Display = lambda: nullcontext(lambda *_: None),
+) -> Iterator[SweepPoint]:
+    """Score the texts (none empty) at the model's own threshold, then at each other, rising; points come as
+    they are known.
 
     Raises OptionError for a rule without a threshold or a threshold that no rule takes, and what
     `BltModel.score` raises.
     """
     rule = model.manifest.patching
     if rule.mode != "entropy" or rule.threshold is None:
-        raise OptionError(f"sweep: mode {rule.mode} has no threshold; use it with mode entropy")
+        raise OptionError(f"sweep: mode {rule.mode} has no threshold; take a bundle of mode entropy")
     try:
-        rules = [replace(rule, threshold=one) for one in sorted({*thresholds, rule.threshold})]
+        others = [replace(rule, threshold=one) for one in sorted({*thresholds} - {rule.threshold})]
     except OptionError as error:
         raise OptionError(f"sweep: {error}") from None
-    points = []
+    return _points(model, texts, [rule, *others], context, display)
+
+
+def _points(
+    model: BltModel,
+    texts: Sequence[bytes],
+    rules: Sequence[PatchingRule],
+    context: int | None,
+    display: Display,
+) -> Iterator[SweepPoint]:
     for changed in rules:
         threshold, other = changed.threshold or 0.0, model.with_patching(changed)
         name = f"threshold {threshold:.4g}"
-        scores = [other.score(text, context=context, progress=partial(progress, name)) for text in texts]
+        with display() as progress:
+            told = partial(progress, name)
+            scores = [other.score(text, context=context, progress=told) for text in texts]
         size = sum(score.bytes for score in scores)
         # BOS is alone in one patch of each window.
         patches = sum(score.patches - score.windows for score in scores)
-        points.append(
-            SweepPoint(
-                threshold=threshold,
-                bits_per_byte=sum(score.bits_per_byte * score.bytes for score in scores) / size,
-                bytes_per_patch=size / max(1, patches),
-                bytes_per_second=size / max(1e-9, sum(score.seconds for score in scores)),
-                bundles=threshold == rule.threshold,
-            )
+        yield SweepPoint(
+            threshold=threshold,
+            bits_per_byte=sum(score.bits_per_byte * score.bytes for score in scores) / size,
+            bytes_per_patch=size / max(1, patches),
+            bytes_per_second=size / max(1e-9, sum(score.seconds for score in scores)),
+            bundles=changed == model.manifest.patching,
         )
-    return points
 
 
 def draw_sweep(points: Sequence[SweepPoint], path: Path, kind: str, title: str) -> None:
@@ -81,7 +94,7 @@ def draw_sweep(points: Sequence[SweepPoint], path: Path, kind: str, title: str) 
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise BltError("a picture needs matplotlib: pip install 'blt-edge[plot]'") from None
+        raise BltError(f"a picture needs matplotlib: pip install {requirement('plot')}") from None
     figure = Figure(figsize=(7.5, 4.8), layout="constrained")
     panel = figure.subplots()
     ordered = sorted(points, key=lambda point: point.bytes_per_patch)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from blt_edge.runtime.errors import BltError
+from blt_edge.runtime.errors import BltError, requirement
 from blt_edge.tools.patch_view import plot
 from blt_edge.tools.patch_view.plot import draw_patches
 
@@ -102,6 +102,6 @@ def test_other_rules(make_view, odd_text: bytes, tmp_path: Path, rule: dict, len
 
 def test_without_matplotlib(make_view, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(BltError, match="pip install 'blt-edge"):
+    with pytest.raises(BltError, match=re.escape(f"pip install {requirement('plot')}")):
         draw_patches(make_view(b"x"), tmp_path / "picture.png", "png", "model")
     assert list(tmp_path.iterdir()) == []
