@@ -183,7 +183,7 @@ def test_damaged_files(folder: Path, tmp_path: Path) -> None:
     whole, path = (folder / GOLDEN_NAME).read_bytes(), tmp_path / "golden.safetensors"
     for damaged in (b"", b"\0" * 7, whole[:100], whole[:-1], whole + b"x", b"\xff" * 16 + whole[16:]):
         path.write_bytes(damaged)
-        with pytest.raises(GoldenError, match="can't be read"):
+        with pytest.raises(GoldenError, match=r"can't be read|; is it cut short\?|not safetensors"):
             read_golden(path)
     path.unlink()
     with pytest.raises(GoldenError, match="no such file"):
