@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..graphs.fields import as_whole
 from ..runtime.errors import OptionError
 from ..runtime.fields import is_whole, shown
 from ..runtime.generation_spec import GenerationSpec
@@ -103,10 +104,8 @@ def read_generation(folder: Path, config: Mapping[str, Any]) -> GenerationSpec:
 
 
 def _as_whole(value: Any) -> Any:
-    """Whole numbers that were written as 2.0, as 2, in lists too."""
-    if isinstance(value, list):
-        return list(map(_as_whole, value))
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    """`as_whole`, in lists too."""
+    return list(map(_as_whole, value)) if isinstance(value, list) else as_whole(value)
 
 
 def _ids(name: str, value: object, where: str) -> list[int]:

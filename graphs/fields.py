@@ -9,11 +9,16 @@ from typing import Any
 from ..runtime.errors import BltError
 from ..runtime.fields import REQUIRED, Fields, shown
 
-__all__ = ["ConfigError", "ConfigFields"]
+__all__ = ["ConfigError", "ConfigFields", "as_whole"]
 
 
 class ConfigError(BltError, ValueError):
     """A model's config has a value that is malformed or unsupported; the message starts with its path."""
+
+
+def as_whole(value: Any) -> Any:
+    """A whole number as an int, anything else as it is: JSON has one kind, and tools write 260 or 260.0."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 class ConfigFields(Fields):
@@ -40,8 +45,7 @@ class ConfigFields(Fields):
         return self.take(name, default)[0]
 
     def as_whole(self, value: Any) -> Any:
-        """JSON has one kind of number, and tools write 260 or 260.0."""
-        return int(value) if isinstance(value, float) and value.is_integer() else value
+        return as_whole(value)
 
     def section(self, name: str) -> ConfigFields:
         """A nested object; missing and null are an empty one."""

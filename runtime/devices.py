@@ -199,7 +199,8 @@ def _threads(request: LoadRequest, engine: Path | None) -> int:
     best = None if engine is None else best_threads(engine)
     if best is None and _bytes_read(request.manifest) < _ONE_THREAD:
         best = 1
-    return min(free_cores(), best or MOST_THREADS)
+    # Whether one core is free need not be looked at.
+    return 1 if best == 1 else min(free_cores(), best or MOST_THREADS)
 
 
 def _bytes_read(manifest: Manifest) -> float:

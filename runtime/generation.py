@@ -302,7 +302,7 @@ class _Generation:
         self._times_before = {name: replace(spent) for name, spent in sequence.times.items()}
         self._prompt, self._options, self._cancel = prompt, options, cancel
         self._speculator = Speculator(
-            sequence, Sampler(options, sequence.generation.suppressed), options, costs
+            sequence, Sampler(options, sequence.manifest.generation.suppressed), options, costs
         )
         self._details: deque[ByteDetail] = deque()  # of bytes that are not certain text yet
         self._prompt_details: list[ByteDetail] = []  # until the first chunk
@@ -328,7 +328,7 @@ class _Generation:
             while reason is None:
                 reason = _reason_to_end(sequence, self._options, self._new_bytes, cancel)
                 for number in self._choose() if reason is None else ():
-                    if number in self._sequence.end_ids:
+                    if number in sequence.end_ids:
                         reason = "eos"
                         break
                     self._new_bytes += 1

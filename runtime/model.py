@@ -17,7 +17,7 @@ import numpy.typing as npt
 from .backends.base import StageBackend
 from .devices import LoadRequest, open_device, portable_stages
 from .embedding import EmbeddingTable
-from .engines import PORTABLE, Engine
+from .engines import MOST_THREADS, PORTABLE, Engine
 from .errors import (
     BackendError,
     BltError,
@@ -105,7 +105,7 @@ class BltModel:
         if not isinstance(path, (str, os.PathLike)):
             raise OptionError(f"path is {shown(path)}; allowed is the directory of a bundle")
         directory = Path(path)
-        threads = None if threads is None else checked_int("threads", threads, 1, 1024)
+        threads = None if threads is None else checked_int("threads", threads, 1, MOST_THREADS)
         for name, flag in (("verify", verify), ("portable", portable), ("probe", probe)):
             checked_flag(name, flag)
         checked_call("progress", progress)

@@ -12,8 +12,6 @@ from .errors import BundleError
 __all__ = ["folder_name", "linked_blob", "native_path"]
 
 _DESCRIPTORS = Path("/proc/self/fd")
-
-
 _REPOSITORY = "models--"
 
 

@@ -130,8 +130,6 @@ class Sequence:
         """observers: told of every run of a stage. fall_back: what `recover` asks; None = there is none."""
         self.manifest, self._backends, self._table = manifest, backends, table
         self.limits = limits
-        self.generation = manifest.generation
-        """How the model is meant to generate."""
         self.end_ids = frozenset(manifest.generation.end_ids)
         self._observers, self._fall_back = observers, fall_back
         # A chunk's bytes may read one patch each and the last `rollback` bytes too, plus the patch before.

@@ -118,9 +118,8 @@ class CachedStage:
             call.run(partial(self._ran, time.perf_counter(), count))
             self.cache.advance(call.outputs, count)
         except Exception as error:
-            if error is self._observers_error:
-                raise
-            self._explain(error, count)
+            if error is not self._observers_error:
+                self._explain(error, count)
             raise
         self.intact = True
         return call.outputs

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ...runtime.engines import MOST_THREADS
 from ...runtime.errors import BltError, OptionError
 from ...runtime.fields import checked_int
 from ...runtime.host import OtherLoad, PrivatePeak, describe_machine, peak_resident, reset_peak_resident
@@ -65,7 +66,7 @@ class ProfileOptions:
             checked_int("prompt_bytes", size, 1, _MOST)
         for threads in self.threads:
             if threads is not None:
-                checked_int("threads", threads, 1, 1024)
+                checked_int("threads", threads, 1, MOST_THREADS)
 
     def generation(self, draft: str) -> GenerationOptions:
         """The generation of a case. Raises OptionError for a draft or a draft length that there is not."""
