@@ -352,7 +352,10 @@ def _to_int8(product: _Product, recipe: Recipe) -> None:
     x = product.before("QuantizeLinear", [product.input, step, zero], "input_int8")
     x = product.before("DequantizeLinear", [x, step, zero], "input_rounded")
     pair = product.integers("int8", 8, rows, recipe.search, (columns,))
-    product.use(x, product.before("DequantizeLinear", pair, "outputs", axis=1))
+    # Zeros are the default, but ONNX Runtime before 1.30 ends the process without them: where it turns int8
+    # weights into uint8 ones, on x86 without VNNI, it writes to this input whether or not it is there.
+    zeros = product.constant("zeros", ir.tensor(np.zeros(columns, np.int8)))
+    product.use(x, product.before("DequantizeLinear", [*pair, zeros], "outputs", axis=1))
 
 
 _REWRITES: dict[str, Callable[[_Product, Recipe], None]] = {
