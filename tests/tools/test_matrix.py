@@ -18,9 +18,7 @@ from blt_edge.tools.matrix.environments import Interpreter, Prepared, clean_vari
 from blt_edge.tools.matrix.plan import Cell, Claims, Kind, MatrixError, Plan, make_plan, select
 from blt_edge.tools.matrix.run import (
     CellResult,
-    Done,
     Report,
-    Step,
     Verdict,
     judge,
     read_outcomes,
@@ -29,6 +27,7 @@ from blt_edge.tools.matrix.run import (
     steps_for,
     write_report,
 )
+from blt_edge.tools.steps import Done, Step
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]

@@ -5,12 +5,9 @@ The report is a JSON file, and is up to date after every cell.
 
 from __future__ import annotations
 
-import base64
 import hashlib
+import inspect
 import json
-import os
-import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,49 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from ...export.golden import Golden, read_golden
-from ...export.quality import lead_length
 from ...runtime.files import write_whole
+from ..steps import Check, Done, Step, greedy_check, run_step
 from .environments import InstallError, Interpreter, Prepared, Wheel, prepare
 from .plan import Cell, Kind, MatrixError, Plan
 
 _FORMAT = "blt-edge matrix 1"
-_STEP_SECONDS = 900
-"""A step that takes longer has failed; on one core the slowest takes 15."""
-
 _GREEDY_BYTES = 96
 _LARGEST_LOSS = 0.05
 """Bits per byte that int4 and int8 may cost the demo; they cost it less than 0.01."""
 _HUB_ID = "blt-edge/demo"
 """The demo checkpoint, as if it had been fetched from the hub."""
-
-Check = Callable[[str], "str | None"]
-"""stdout of a step that exited with 0 -> what is wrong all the same, or None."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One command."""
-
-    name: str
-    arguments: tuple[str, ...]
-    """After `blt-edge`."""
-    check: Check | None = None
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a step did."""
-
-    name: str
-    exit_code: int | None
-    """None when it was ended because it took too long."""
-    seconds: float
-    line: str
-    """What is wrong in one line; else the last line of stderr."""
-    lines: int
-    """Lines on stdout and stderr together."""
-    traceback: bool
-    ok: bool
 
 
 class Verdict(str, Enum):
@@ -89,7 +54,9 @@ def steps_for(cell: Cell, prepared: Prepared, golden: Golden) -> list[Step]:
     portable = [
         Step("export", ("export", "demo", "-o", "b", "--no-validate")),
         Step("validate the portable graphs", ("validate", "b", "--golden", file)),
-        Step("generate with the portable graphs", _generate(), _greedy(golden, built=False)),
+        Step(
+            "generate with the portable graphs", _generate(), greedy_check(golden, _GREEDY_BYTES, built=False)
+        ),
         Step("build", ("build", "b")),
     ]
     if cell.kind is Kind.BELOW:
@@ -99,7 +66,7 @@ def steps_for(cell: Cell, prepared: Prepared, golden: Golden) -> list[Step]:
     return [
         *portable,
         Step("validate", ("validate", "b", "--golden", file)),
-        Step("generate", _generate(), _greedy(golden, built=True)),
+        Step("generate", _generate(), greedy_check(golden, _GREEDY_BYTES, built=True)),
         Step("quantize to int4", ("quantize", "b", "-o", "b4", "--precision", "int4")),
         Step("build int4", ("build", "b4")),
         Step("quantize to int8", ("quantize", "b", "-o", "b8", "--precision", "int8", "--windows", "4")),
@@ -110,8 +77,9 @@ def steps_for(cell: Cell, prepared: Prepared, golden: Golden) -> list[Step]:
 
 
 def steps_digest() -> str:
-    """Of this module, 6 hexadecimal digits: a cell that passed fewer or other steps has not passed these."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:6]
+    """Of their modules, 6 hexadecimal digits: a cell that passed fewer or other steps has not passed these."""
+    modules = (Path(__file__), Path(inspect.getfile(Step)))
+    return hashlib.sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()[:6]
 
 
 def run_steps(steps: Sequence[Step], prepared: Prepared, golden: Golden, folder: Path) -> list[Done]:
@@ -128,7 +96,7 @@ def run_steps(steps: Sequence[Step], prepared: Prepared, golden: Golden, folder:
     }
     done: list[Done] = []
     for step in steps:
-        done.append(_run(step, prepared.programs / "blt-edge", variables, folder))
+        done.append(run_step(step, (prepared.programs / "blt-edge",), variables, folder))
         if not done[-1].ok:
             break
     return done
@@ -156,65 +124,11 @@ def _fill_hub_cache(home: Path, checkpoint: Path) -> None:
         repository.joinpath("snapshots", commit, name).symlink_to(checkpoint / name)
 
 
-def _run(step: Step, program: Path, variables: Mapping[str, str], folder: Path) -> Done:
-    started = time.monotonic()
-    # A session of its own, so that what `compare` started ends with it.
-    with subprocess.Popen(
-        [program, *step.arguments],
-        cwd=folder,
-        env=dict(variables),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        try:
-            output, messages = process.communicate(timeout=_STEP_SECONDS)
-            exit_code: int | None = process.returncode
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, messages = process.communicate()
-            messages += f"\nended after {_STEP_SECONDS} s"
-            exit_code = None
-    seconds = round(time.monotonic() - started, 1)
-    lines = [line.strip() for line in f"{output}\n{messages}".splitlines() if line.strip()]
-    last = next((line.strip() for line in reversed(messages.splitlines()) if line.strip()), "")
-    traceback = any("Traceback (most recent call last)" in line for line in lines)
-    fault = None
-    if exit_code == 0 and step.check is not None:
-        try:
-            fault = step.check(output)
-        except (LookupError, TypeError, ValueError) as error:
-            fault = f"unexpected output: {error!r}"
-    elif exit_code is not None and exit_code < 0:
-        fault = f"ended by signal {-exit_code}: {last}"
-    ok = exit_code == 0 and fault is None and not traceback
-    return Done(step.name, exit_code, seconds, fault or last, len(lines), traceback, ok)
-
-
 # What a step's JSON must say.
 
 
 def _generate() -> tuple[str, ...]:
     return ("generate", "-m", "b", "--prompt-file", "prompt.bin", "-n", str(_GREEDY_BYTES), "--json", "-")
-
-
-def _greedy(golden: Golden, built: bool) -> Check:
-    expected = golden.greedy[:_GREEDY_BYTES]
-
-    def check(output: str) -> str | None:
-        document: dict[str, Any] = json.loads(output)
-        text, engine = base64.b64decode(document["data_base64"]), document["engine"]
-        if text != expected:
-            same = lead_length(text, expected)
-            return f"the greedy text differs from {golden.name} at byte {same} of {len(expected)}"
-        if engine["name"].startswith("engines/") != built:
-            return f"ran on {engine['name']}" + (f": {engine['reason']}" if engine["reason"] else "")
-        return None
-
-    return check
 
 
 def _against(name: str) -> Check:
