@@ -217,7 +217,7 @@ def test_int8_weights_and_scales_are_per_output_and_int4_per_block() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_int8_weights_have_written_zero_points(stage: str) -> None:
-    # ONNX Runtime 1.22 to 1.29 ends the process without them, on x86 without VNNI (tools/processors tries it).
+    # ONNX Runtime 1.22 to 1.29 ends the process without them, on x86 without VNNI.
     model = build(CONFIG, stage, recipe("int8"))
     weights = [
         node for node in model.graph if node.op_type == "DequantizeLinear" and node.inputs[0].const_value
@@ -225,7 +225,8 @@ def test_int8_weights_have_written_zero_points(stage: str) -> None:
     assert weights
     for node in weights:
         zeros = node.inputs[2].const_value
-        assert zeros is not None and zeros.dtype == ir.DataType.INT8 and not zeros.numpy().any()
+        assert zeros.dtype == ir.DataType.INT8
+        assert not zeros.numpy().any()
 
 
 def test_each_weight_is_read_once_when_written_in_order() -> None:

@@ -77,7 +77,7 @@ def steps_for(cell: Cell, prepared: Prepared, golden: Golden) -> list[Step]:
 
 
 def steps_digest() -> str:
-    """Of their modules, 6 hexadecimal digits: a cell that passed fewer or other steps has not passed these."""
+    """Of their modules, 6 hexadecimal digits: who passed fewer or other steps has not passed these."""
     modules = (Path(__file__), Path(inspect.getfile(Step)))
     return hashlib.sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()[:6]
 
