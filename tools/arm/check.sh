@@ -1,0 +1,132 @@
+#!/usr/bin/env bash
+# Proves blt-edge on an Arm or an old x86-64 processor that need not be here, and leaves one JSON:
+#
+#   tools/arm/check.sh [--processor NAME] [--cache FOLDER] [options of python -m blt_edge.tools.arm.check]
+#
+# --processor: cortex-a76 (Raspberry Pi 5, Jetson Orin), cortex-a72 (Raspberry Pi 4), armv9 (SVE2 and i8mm), haswell
+# (AVX2, no AVX-512), nehalem (no AVX): emulated on x86-64 Debian, from its packages and wheels alone; or native:
+# this machine, the default on aarch64. Elsewhere the default is cortex-a76.
+# What was fetched is kept in the cache folder (.arm-cache) and used again. Exit code 77: can't be emulated here.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+processor=cortex-a76 cache=.arm-cache rest=()
+[ "$(uname -m)" != aarch64 ] || processor=native
+while [ $# -gt 0 ]; do
+    case $1 in
+        --processor | --cache)
+            [ $# -ge 2 ] || { echo "check.sh: $1 needs a value" >&2; exit 2; }
+            if [ "$1" = --processor ]; then processor=$2; else cache=$2; fi
+            shift 2 ;;
+        *) rest+=("$1"); shift ;;
+    esac
+done
+mkdir -p "$cache"
+cache=$(realpath "$cache")
+# The release whose Python runs under emulation; the host's may be another.
+suite=bookworm python=3.11
+
+cant() { echo "check.sh: $processor can't be emulated here: $1" >&2; exit 77; }
+
+# qemu's model, without what its translator lacks and would warn of; and the architecture.
+case $processor in
+    cortex-a72 | cortex-a76) machine=aarch64 model=$processor ;;
+    armv9) machine=aarch64 model=max,sme=off ;;
+    haswell) machine=x86_64 model=Haswell-v4,-pcid,-x2apic,-tsc-deadline,-invpcid,-spec-ctrl ;;
+    nehalem) machine=x86_64 model=Nehalem-v1 ;;
+    native) machine=$(uname -m) model= ;;
+    *) echo "check.sh: --processor is '$processor'; allowed are cortex-a76, cortex-a72, armv9, haswell, nehalem, native" >&2
+       exit 2 ;;
+esac
+if [ -n "$model" ]; then
+    [ "$(uname -s) $(uname -m)" = "Linux x86_64" ] || cant "that takes an x86-64 Linux; --processor native tries this machine"
+    if ! command -v "qemu-$machine-static" >/dev/null; then
+        command -v apt-get >/dev/null || cant "install Debian's qemu-user-static"
+        { apt-get update -q && apt-get install -qy qemu-user-static; } >"$cache/apt.log" 2>&1 ||
+            cant "apt-get install qemu-user-static failed, see $cache/apt.log"
+    fi
+fi
+
+# 1. The host's own: makes the bundles, and compares.
+if [ ! -x .venv/bin/python ] || ! .venv/bin/python -c 'import blt_edge.export, onnxruntime' 2>/dev/null; then
+    python3 -m venv "$cache/host"
+    "$cache/host/bin/pip" install -q --disable-pip-version-check -c constraints.txt -e '.[cpu,export,serve]'
+    host=$cache/host/bin/python
+else
+    host=$PWD/.venv/bin/python
+fi
+pip=("$host" -m pip -qq --disable-pip-version-check)
+
+# 2. A Python of that architecture: its packages are unpacked, and nothing of them is run but Python.
+root=
+if [ "$machine" = aarch64 ] && [ -n "$model" ]; then
+    root=$cache/$suite-arm64
+    if [ ! -e "$root/complete" ]; then
+        command -v dpkg-deb >/dev/null || cant "dpkg-deb is missing; that takes a Debian"
+        rm -rf "$root" "$cache/apt"
+        mkdir -p "$root" "$cache/apt/lists/partial" "$cache/apt/archives/partial"
+        mirror=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
+        echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$cache/apt/sources.list"
+        options=(-q -oAPT::Architecture=arm64 -oAPT::Architectures=arm64 -oDir::State::status=/dev/null
+            -oDir::State::Lists="$cache/apt/lists" -oDir::Etc::SourceList="$cache/apt/sources.list"
+            -oDir::Etc::SourceParts=/dev/null -oAPT::Sandbox::User=root -oAcquire::Retries=3)
+        apt-get "${options[@]}" update >"$cache/apt.log" 2>&1 || cant "apt-get update of $suite arm64 failed, see $cache/apt.log"
+        packages=$(apt-get "${options[@]}" -s install --no-install-recommends "python$python" libstdc++6 libgomp1 ca-certificates |
+            awk '/^Inst/{print $2}')
+        # shellcheck disable=SC2086  # names, one word each
+        (cd "$cache/apt/archives" && apt-get "${options[@]}" download $packages) >>"$cache/apt.log" 2>&1 ||
+            cant "apt-get download failed, see $cache/apt.log"
+        for package in "$cache"/apt/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
+        (cd "$cache/apt/archives" && sha256sum -- *.deb) >"$root/complete"
+    fi
+    executable=$root/usr/bin/python$python home=$root/usr
+else
+    executable=$("$host" -c 'import sys; print(sys._base_executable)')
+    home=$("$host" -c 'import sys; print(sys.base_prefix)')
+    python=$("$host" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    [ "$processor" = native ] || root=$cache/$processor-files
+fi
+if [ -n "$model" ]; then
+    # ONNX Runtime and blt-edge read what the processor can do from here; the host's own would be a lie.
+    mkdir -p "$root/proc" "$root/sys/devices/system/cpu"
+    cores=$(nproc)
+    for ((core = 0; core < cores; core++)); do
+        printf 'processor\t: %s\n' "$core"
+        cat "tools/arm/processors/$processor"
+        echo
+    done >"$root/proc/cpuinfo"
+    for file in possible present online; do echo "0-$((cores - 1))" >"$root/sys/devices/system/cpu/$file"; done
+fi
+
+# 3. The project's wheel and what it needs, for that architecture, as pinned.
+site=$cache/site-$machine-$python-$(cat tools/arm/requirements.txt pyproject.toml | sha256sum | cut -c1-12)
+if [ ! -e "$site/complete" ]; then
+    rm -rf "$cache/site-$machine-$python-"* "$site"
+    platforms=(--platform "manylinux_2_28_$machine" --platform "manylinux_2_27_$machine"
+        --platform "manylinux_2_17_$machine" --platform "manylinux2014_$machine")
+    "${pip[@]}" install --target "$site" --only-binary=:all: --no-deps --python-version "$python" --implementation cp \
+        "${platforms[@]}" -r tools/arm/requirements.txt
+    touch "$site/complete"
+fi
+rm -rf "$cache/wheel" "$cache/package-$processor"
+"${pip[@]}" wheel --no-deps -w "$cache/wheel" .
+"${pip[@]}" install --target "$cache/package-$processor" --no-deps "$cache"/wheel/blt_edge-*.whl
+rm -rf build
+
+# 4. One program that is that Python: what starts it again, as blt-edge does, finds the same.
+program=$cache/python-$processor
+{
+    echo '#!/bin/sh'
+    echo "export PYTHONHOME='$home' PYTHONPATH='$cache/package-$processor:$site'"
+    echo "export PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1"
+    if [ -n "$model" ]; then
+        echo "export QEMU_LD_PREFIX='$root'"
+        echo "exec qemu-$machine-static -cpu '$model' -0 \"\$0\" '$executable' \"\$@\""
+    else
+        echo "exec '$executable' \"\$@\""
+    fi
+} >"$program"
+chmod +x "$program"
+emulator=
+[ -z "$model" ] || emulator="$("qemu-$machine-static" --version | head -1), -cpu $model"
+exec "$host" -m blt_edge.tools.arm.check --program "$program" --package "$cache/package-$processor" \
+    --processor "$processor" --emulator "$emulator" "${rest[@]}"
