@@ -29,9 +29,11 @@ from ..matrix.environments import clean_variables
 from ..steps import Done, Step, run_step
 from .plants import PLANTS, plant
 from .steps import PRECISIONS, serve_one, steps_for
+from .suite import run_suite
 
 _FORMAT = "blt-edge processors 1"
 _TEXTS = Path("tests", "data")
+X86 = ("haswell", "nehalem")
 _STEP_SECONDS = 3600
 """An emulated step may take fifty times as long; one that takes longer hangs."""
 _FACTS = "import json; from blt_edge.runtime.host import {0}; print(json.dumps({0}()))"
@@ -55,6 +57,9 @@ class Report:
     steps: list[Done] = field(default_factory=list)
     quality: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     """here, there -> bundle -> figure; of built engines beside float32 of the same machine."""
+    failed_tests: Sequence[str] = ()
+    skipped_tests: Mapping[str, int] = field(default_factory=dict)
+    """Of the runtime's tests: how many were not run there, by reason."""
     equal_files: dict[str, bool] = field(default_factory=dict)
     """Whether what was quantized there has the same weights, to the bit, as what was quantized here."""
 
@@ -67,20 +72,26 @@ class Report:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     report = Report(options.processor, options.emulator, options.plant, time.strftime("%Y-%m-%d"))
+    # x86 without VNNI has int8 products of its own, Arm has 4-bit ones.
+    quick = ("int8" if options.processor in X86 else "int4") if options.quick else None
     with tempfile.TemporaryDirectory(prefix="blt-edge-arm-") as name:
         here, there = Path(name, "here"), Path(name, "there")
-        golden = _prepare(here, there, quick=options.quick)
+        golden = _prepare(here, there, (quick,) if quick else PRECISIONS)
         target = Target(options.program, there, report, options.json)
         report.machine, report.host = target.facts(), _own_facts()
         undo = plant(options.plant, options.package) if options.plant else None
         try:
-            for step in steps_for(golden, here, quick=options.quick):
+            for step in steps_for(golden, here, quick):
                 target.run(step)
             target.keep(serve_one((target.program, "-m", "blt_edge"), clean_variables(), there))
+            if options.tests:
+                suite = run_suite(target.program, clean_variables(), Path("tests", "runtime"))
+                report.failed_tests, report.skipped_tests = suite.failed, suite.skipped
+                target.keep(suite.done)
         finally:
             if undo is not None:
                 undo()
-        if not options.quick:
+        if quick is None:
             report.quality["here"] = _quality(_compare_here(here))
             report.equal_files = _equal_files(here, there)
     report.passed = all(done.ok for done in report.steps)
@@ -96,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--processor", required=True, help="its name in the report")
     parser.add_argument("--emulator", default="", help="what it runs on; none on its own machine")
     parser.add_argument("--quick", action="store_true", help="a slice of some minutes")
+    parser.add_argument("--tests", action="store_true", help="also the runtime's tests that need no torch")
     parser.add_argument("--json", type=Path, help="write the report here, after each step")
     parser.add_argument("--plant", choices=PLANTS, help="put in a defect first, which a step must find")
     return parser
@@ -105,7 +117,7 @@ class Target:
     """The processor that is tried: a program, and the folder in which commands are typed."""
 
     def __init__(self, program: Path, folder: Path, report: Report, path: Path | None) -> None:
-        self.program, self._folder, self._report, self._path = program.resolve(), folder, report, path
+        self.program, self._folder, self._report, self._path = program.absolute(), folder, report, path
 
     def facts(self) -> dict[str, Any]:
         """How it describes itself. Raises SystemExit when it does not even start."""
@@ -147,7 +159,7 @@ class Target:
 # What is made here.
 
 
-def _prepare(here: Path, there: Path, *, quick: bool) -> Golden:
+def _prepare(here: Path, there: Path, precisions: Sequence[str]) -> Golden:
     """Bundles and texts, in both folders alike; the golden file."""
     here.mkdir()
     checkpoint = Path(demo.__path__[0])
@@ -163,7 +175,7 @@ def _prepare(here: Path, there: Path, *, quick: bool) -> Golden:
     for name, data in texts.items():
         here.joinpath(name).write_bytes(data)
     _type_here(here, "export", "demo", "-o", "b", "--no-validate")
-    for precision in PRECISIONS[:1] if quick else PRECISIONS:
+    for precision in precisions:
         _type_here(here, "quantize", "b", "-o", f"b-{precision}", "--precision", precision, "--no-validate")
     subprocess.run(["cp", "-r", here, there], check=True)
     return golden
@@ -200,7 +212,10 @@ def _quality(document: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """Of `compare`'s JSON: for each bundle, bits per byte of each text, and what else counts."""
     return {
         bundle["path"]: {
-            **{f"bits per byte, {Path(name).stem}": one["bits_per_byte"] for name, one in bundle["texts"].items()},
+            **{
+                f"bits per byte, {Path(name).stem}": one["bits_per_byte"]
+                for name, one in bundle["texts"].items()
+            },
             "mean KL, bits per byte": bundle["total"]["mean_kl_bits"],
             "false boundaries": bundle["total"]["false_boundaries"],
             "missed boundaries": bundle["total"]["missed_boundaries"],
@@ -219,13 +234,19 @@ def _equal_files(here: Path, there: Path) -> dict[str, bool]:
 
 
 def _tell(report: Report) -> None:
+    for name in report.failed_tests:
+        print(f"failed: {name}")
+    for reason, count in report.skipped_tests.items():
+        print(f"{count} tests or modules of tests were not run: {reason}")
     for bundle, figures in report.quality.get("there", {}).items():
         own = report.quality.get("here", {}).get(bundle, {})
         for name, value in figures.items():
             beside = f"   here {own[name]:.4f}" if name in own else ""
             print(f"{bundle:8}  {name:32} {value:.4f}{beside}")
     failed = [done.name for done in report.steps if not done.ok]
-    verdict = f"{len(failed)} of {len(report.steps)} steps FAILED: {', '.join(failed)}" if failed else "passed"
+    verdict = (
+        f"{len(failed)} of {len(report.steps)} steps FAILED: {', '.join(failed)}" if failed else "passed"
+    )
     print(f"{report.processor} ({report.emulator or 'this machine'}): {verdict}")
 
 

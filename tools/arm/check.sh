@@ -116,7 +116,8 @@ rm -rf build
 program=$cache/python-$processor
 {
     echo '#!/bin/sh'
-    echo "export PYTHONHOME='$home' PYTHONPATH='$cache/package-$processor:$site'"
+    echo "export PYTHONHOME='$home'"
+    echo "export PYTHONPATH='$cache/package-$processor:$site'\"\${PYTHONPATH:+:\$PYTHONPATH}\""
     echo "export PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1"
     if [ -n "$model" ]; then
         echo "export QEMU_LD_PREFIX='$root'"

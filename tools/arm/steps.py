@@ -25,21 +25,23 @@ _SAME_BITS = 1e-5
 _SERVER_SECONDS = 300
 
 
-def steps_for(golden: Golden, bundles: Path, *, quick: bool) -> list[Step]:
+def steps_for(golden: Golden, bundles: Path, quick: str | None = None) -> list[Step]:
     """Commands in a folder with the float32 bundle b, its quantized forms, texts and the golden file.
 
-    bundles: where the same bundles are, from which the bars go. quick: what a few minutes allow.
+    bundles: where the same bundles are, from which the bars go. quick: the one precision that a few minutes allow; None = all, and every step.
     """
     first = [
         Step("load, portable graphs, greedy text", _generate(), _greedy(golden, built=False)),
         Step("build fp32", ("build", "b")),
         Step("fp32 engine, greedy text", _generate(), _greedy(golden, built=True)),
-        Step("build int4", ("build", "b-int4")),
     ]
     if quick:
         text = ("--text", "alice.bin", "--max-bytes", "600")
-        figures = Step("int4 beside fp32", _compare("b", "b-int4", *text), _bars(bundles))
-        return [*first, figures]
+        return [
+            *first,
+            Step(f"build {quick}", ("build", f"b-{quick}")),
+            Step(f"{quick} beside fp32", _compare("b", f"b-{quick}", *text), _bars(bundles)),
+        ]
     chunks: list[float] = []
     quantized = [f"b-{precision}" for precision in PRECISIONS]
     return [
@@ -54,7 +56,7 @@ def steps_for(golden: Golden, bundles: Path, *, quick: bool) -> list[Step]:
             Step(f"score in chunks of {size}", _score("--prefill-chunk", size), _same_bits(chunks))
             for size in _CHUNKS
         ),
-        *(Step(f"build {precision}", ("build", f"b-{precision}")) for precision in PRECISIONS[1:]),
+        *(Step(f"build {precision}", ("build", f"b-{precision}")) for precision in PRECISIONS),
         *(
             Step(f"{precision} engine against transformers' values", _validate(f"b-{precision}"), _passed)
             for precision in PRECISIONS
@@ -65,7 +67,9 @@ def steps_for(golden: Golden, bundles: Path, *, quick: bool) -> list[Step]:
             _bars(bundles),
         ),
         Step("quantize to int4", ("quantize", "b", "-o", "own-int4", "--precision", "int4")),
-        Step("quantize to int8", ("quantize", "b", "-o", "own-int8", "--precision", "int8", "--windows", "4")),
+        Step(
+            "quantize to int8", ("quantize", "b", "-o", "own-int8", "--precision", "int8", "--windows", "4")
+        ),
     ]
 
 
