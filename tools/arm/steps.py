@@ -28,7 +28,8 @@ _SERVER_SECONDS = 300
 def steps_for(golden: Golden, bundles: Path, quick: str | None = None) -> list[Step]:
     """Commands in a folder with the float32 bundle b, its quantized forms, texts and the golden file.
 
-    bundles: where the same bundles are, from which the bars go. quick: the one precision that a few minutes allow; None = all, and every step.
+    bundles: where the same bundles are, from which the bars go. quick: the one precision that a few minutes
+    allow; None = all, and every step.
     """
     first = [
         Step("load, portable graphs, greedy text", _generate(), _greedy(golden, built=False)),
