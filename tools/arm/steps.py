@@ -83,6 +83,11 @@ def _score(*more: str) -> tuple[str, ...]:
     return ("score", "-m", "b", "scripts.bin", *more, "--json", "-")
 
 
+def _quantize(precision: str, *more: str) -> tuple[str, ...]:
+    # What was quantized elsewhere has been held to its bars by now.
+    return ("quantize", "b", "-o", f"own-{precision}", "--precision", precision, *more, "--no-validate")
+
+
 def _validate(bundle: str) -> tuple[str, ...]:
     return ("validate", bundle, "--golden", GOLDEN_NAME, "--json", "-")
 
