@@ -10,6 +10,7 @@ from blt_edge.tools.doctor.machine import System
 __all__ = [
     "GRAVITON",
     "ORIN",
+    "ORIN_7",
     "PC",
     "PC_WITH_CARD",
     "PHONE",
@@ -94,6 +95,14 @@ ORIN: dict[str, str] = {
     "sys/devices/system/cpu/cpufreq/policy0/scaling_max_freq": "1344000\n",
 }
 """An Orin Nano with JetPack 6.2, in its mode of 25 W, clocks left to move."""
+
+ORIN_7: dict[str, str] = {
+    **{name: text for name, text in ORIN.items() if name != "var/lib/dpkg/status"},
+    "proc/device-tree/compatible": "nvidia,p3701-0000\0nvidia,tegra234\0",
+    "proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0",
+    "etc/nv_tegra_release": "# R39 (release), REVISION: 2.0, GCID: 1, BOARD: generic, EABI: aarch64\n",
+}
+"""An AGX Orin with JetPack 7.2."""
 
 THOR: dict[str, str] = {
     "proc/cpuinfo": "processor\t: 0\nFeatures\t: fp asimd sve sve2 i8mm bf16\nCPU part\t: 0xd83\n\n",

@@ -166,18 +166,21 @@ def read_driver(system: System) -> NvidiaDriver:
 _RELEASE = re.compile(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)")
 _POWER_MODEL = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>")
 _GPU = re.compile(r"gpu|ga10b|gv11b|gp10b|gb10b")
-# The releases of Jetson Linux (L4T) and the JetPack that each belongs to, the longest fitting one counts:
-# https://developer.nvidia.com/embedded/jetpack/downloads and its archive.
+# The releases of Jetson Linux (L4T) and the JetPack that each belongs to; between two of one branch, the older:
+# https://developer.nvidia.com/embedded/jetpack/downloads and its archive. Two are known from others only:
+# 36.4.7 (https://github.com/rbonghi/jetson_stats/issues/791), 39.2.1 (OE4T/meta-tegra, pull request 2339).
 _JETPACKS = {
     "35": "5",
     "36.3": "6.0",
     "36.4": "6.1",
     "36.4.3": "6.2",
     "36.4.4": "6.2.1",
+    "36.4.7": "6.2.1",
     "36.5": "6.2.2",
     "38.2": "7.0",
     "38.4": "7.1",
     "39.2": "7.2",
+    "39.2.1": "7.2.1",
 }
 
 
@@ -244,8 +247,6 @@ def read_jetson(system: System) -> Jetson | None:
     if release is None and not tegra and "jetson" not in board.lower():
         return None
     l4t = f"{release[1]}.{release[2]}" if release else None
-    parts = (l4t or "").removesuffix(".0").split(".")
-    fitting = (_JETPACKS.get(".".join(parts[:length])) for length in range(len(parts), 0, -1))
     found = _POWER_MODEL.findall(system.text("/etc/nvpmodel.conf"))
     modes = {int(number): name.removeprefix("MODE_") for number, name in found}
     mode = _power_mode(system, modes)
@@ -258,7 +259,7 @@ def read_jetson(system: System) -> Jetson | None:
     return Jetson(
         board=board or "a Jetson without a name",
         l4t=l4t,
-        jetpack=_package_version(system, "nvidia-jetpack") or next(filter(None, fitting), None),
+        jetpack=_package_version(system, "nvidia-jetpack") or _jetpack(l4t),
         power_mode=mode,
         full_power=full,
         full_power_mode=full_mode,
@@ -266,6 +267,17 @@ def read_jetson(system: System) -> Jetson | None:
         clocks_fixed=all(clock.fixed for clock in clocks.values()) if clocks else None,
         unified_memory_bytes=system.size("MemTotal"),
     )
+
+
+def _jetpack(l4t: str | None) -> str | None:
+    """The JetPack of a release, by the newest known one of its branch that is not newer than it."""
+    if l4t is None:
+        return None
+    parts = [int(part) for part in l4t.split(".")]
+    known = {tuple(map(int, release.split("."))): jetpack for release, jetpack in _JETPACKS.items()}
+    fitting = [release for release in known if [*release[:2]] == parts[: len(release[:2])]]
+    older = [release for release in fitting if [*release] <= parts]
+    return known[max(older)] if older else None
 
 
 def _package_version(system: System, package: str) -> str | None:

@@ -180,9 +180,9 @@ def _about_storage(storage: Storage | None, bundle: Path | None) -> Iterator[Adv
     if storage is not None and bundle is not None and storage.kind == "SD card":
         reason = (
             f"the bundle is on an SD card ({storage.device}); a byte reads a few rows of it at random, for "
-            "which an SSD is better (mounted as /mnt/ssd in this command)"
+            "which an SSD is better (mounted as /srv/blt-edge in this command)"
         )
-        copying = f"rsync -a --exclude engines {shlex.quote(str(bundle))} /mnt/ssd/"
+        copying = f"rsync -a --exclude engines {shlex.quote(str(bundle))} /srv/blt-edge/"
         yield Advice("reading tables", reason, (copying,))
 
 
@@ -239,7 +239,10 @@ def _about_tensorrt(software: Software, jetson: Jetson | None) -> Iterator[Advic
         return
     reason, _, _ = (tensorrt.error or "").partition(": on a Jetson")  # the error brings a remedy along
     commands: tuple[str, ...] = (f"pip install {requirement('tensorrt-rtx')}",)
-    if jetson is not None:
+    if jetson is not None and "libnvdla_compiler" in reason:
+        # TensorRT 10.3 needs it even where no DLA is used, and some makers' systems leave it out.
+        commands = ("sudo apt-get install nvidia-l4t-dla-compiler",)
+    elif jetson is not None:
         made = "when it was made with --system-site-packages"
         reason += f"; a virtual environment sees JetPack's TensorRT only {made}"
         commands = ("sudo apt-get install python3-libnvinfer", "bash tools/jetson/install.sh")

@@ -130,7 +130,18 @@ def test_the_mode_without_limits(tmp_path: Path, modes: str, mode: str, full: bo
 
 @pytest.mark.parametrize(
     ("release", "revision", "jetpack"),
-    [(36, "4.4", "6.2.1"), (36, "4.0", "6.1"), (39, "2.0", "7.2"), (35, "4.1", "5"), (99, "1.0", None)],
+    [
+        *((35, "4.1", "5"), (36, "2.0", None), (36, "4.0", "6.1"), (36, "4.3", "6.2"), (36, "4.4", "6.2.1")),
+        *((36, "4.6", "6.2.1"), (36, "4.7", "6.2.1"), (36, "4.12", "6.2.1"), (36, "5.0", "6.2.2")),
+        *(
+            (38, "2.1", "7.0"),
+            (38, "4.0", "7.1"),
+            (39, "2.0", "7.2"),
+            (39, "2.1", "7.2.1"),
+            (99, "1.0", None),
+        ),
+        *((39, "3.0", None), (38, "4", "7.1")),
+    ],
 )
 def test_jetpack_by_the_release(tmp_path: Path, release: int, revision: str, jetpack: str | None) -> None:
     files = {"etc/nv_tegra_release": f"# R{release} (release), REVISION: {revision}, GCID: 1\n"}

@@ -11,6 +11,7 @@ from support.machines import ORIN, PC, PC_WITH_CARD, PI_4, PI_5, PI_5_ANSWERS, T
 
 CPU, CUDA, TRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 NO_TENSORRT = Reply(error="TensorRT is not installed: on a Jetson it comes with JetPack (apt install x)")
+NO_DLA = Reply(error="TensorRT is installed, but can't be loaded: libnvdla_compiler.so: cannot open")
 RTX = Reply({"version": "1.7", "builds_for": ["8.6"]})
 REQUIREMENTS = ['onnx>=1.18; extra == "export"', 'torch>=2.6; extra == "validate"', 'ruff; extra == "dev"']
 ALL = dict.fromkeys(("blt-edge", "numpy", "onnxruntime", "cuda-bindings"), "1.23.2")
@@ -85,6 +86,7 @@ NO_BINDINGS = {"packages": without("cuda-bindings")}
         ),
         (FULL_ORIN, {**ORIN_GPU, "commands": SUPER}, []),
         (FULL_ORIN, {"tensorrt": RTX, "commands": SUPER}, ["--reinstall nvidia-l4t-cuda nvidia-l4t-core"]),
+        (FULL_ORIN, {**ORIN_GPU, "tensorrt": NO_DLA, "commands": SUPER}, ["nvidia-l4t-dla-compiler"]),
         (THOR, {**NO_BINDINGS, "tensorrt": RTX, "commands": MAXN}, ["cuda-bindings>=13.0,<14"]),
         (NO_DRIVER, {**NO_BINDINGS, "rtx": RTX}, ["'cuda-bindings>=12.6'"]),
         (PI_5, {"commands": PI_5_ANSWERS}, []),
@@ -158,7 +160,7 @@ def test_a_bundle_on_an_sd_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
     (advice,) = report.advice
     assert "on an SD card (mmcblk0)" in advice.reason
-    assert advice.commands == ("rsync -a --exclude engines 'my bundle' /mnt/ssd/",)
+    assert advice.commands == ("rsync -a --exclude engines 'my bundle' /srv/blt-edge/",)
     there = look(tmp_path, PI_5, commands=PI_5_ANSWERS, bundle=Path("/mnt/fast ssd/x"))
     assert there.storage is not None
     assert (there.storage.kind, there.advice) == ("NVMe", ())
