@@ -166,7 +166,7 @@ def read_driver(system: System) -> NvidiaDriver:
 _RELEASE = re.compile(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)")
 _POWER_MODEL = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>")
 _GPU = re.compile(r"gpu|ga10b|gv11b|gp10b|gb10b")
-# The releases of Jetson Linux (L4T) and the JetPack that each belongs to; one between two counts as the older:
+# Releases of Jetson Linux (L4T) and the JetPack that each belongs to; one between two counts as the older:
 # https://developer.nvidia.com/embedded/jetpack/downloads and its archive. Two are known from others only:
 # 36.4.7 (https://github.com/rbonghi/jetson_stats/issues/791), 39.2.1 (OE4T/meta-tegra, pull request 2339).
 _JETPACKS = {
