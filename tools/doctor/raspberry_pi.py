@@ -18,7 +18,7 @@ _TEMPERATURE = re.compile(r"temp=(-?\d{1,3}(?:\.\d+)?)'C")
 # Bits of `vcgencmd get_throttled`; sixteen further on each says that it has been so since the start.
 _REASONS = {0: "under-voltage", 1: "clock capped", 2: "throttled", 3: "soft temperature limit"}
 _SINCE = 16
-_FANS = ("pwm-fan", "pwmfan", "gpio-fan", "rpi-poe-fan")
+_FANS = ("pwm-fan", "gpio-fan", "rpi-poe-fan")
 _CPUFREQ = "/sys/devices/system/cpu/cpufreq"
 
 
@@ -53,13 +53,7 @@ class RaspberryPi:
     """Of the memory's pages."""
 
     def warnings(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Why it does not run as it could, each with commands that mend or show it."""
-        if self.kernel == "aarch64" and self.userland_bits == 32:
-            yield (
-                "the kernel has 64 bits and the programs have 32, for which ONNX Runtime has no wheels: "
-                "write Raspberry Pi OS (64-bit) onto another card",
-                ("rpi-imager",),
-            )
+        """Why it does not run as fast as it could, each with commands that mend or show it."""
         held = self.throttling or Throttling((), ())
         if "under-voltage" in (*held.now, *held.since_start):
             when = "now" if "under-voltage" in held.now else "since the start"
@@ -68,11 +62,14 @@ class RaspberryPi:
                 "use the board's own power supply and cable, and power USB disks by themselves",
                 ("vcgencmd get_throttled",),
             )
-        slowed = [reason for reason in held.now or held.since_start if reason != "under-voltage"]
-        if slowed:
-            when = "is slowed down now" if held.now else "has been slowed down since the start"
+        now, since = (
+            ", ".join(reason for reason in reasons if reason != "under-voltage")
+            for reasons in (held.now, held.since_start)
+        )
+        if now or since:
+            when = "is slowed down now" if now else "has been slowed down since the start"
             yield (
-                f"the processor {when} ({', '.join(slowed)}): give it a heat sink and a fan",
+                f"the processor {when} ({now or since}): give it a heat sink and a fan",
                 ("vcgencmd measure_temp",),
             )
         if self.governor == "powersave":

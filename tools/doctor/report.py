@@ -172,6 +172,12 @@ def _advise(
 
 
 def _about_raspberry_pi(board: RaspberryPi | None) -> Iterator[Advice]:
+    if board is not None and board.userland_bits == 32:
+        reason = (
+            f"programs have 32 bits here (the kernel is {board.kernel or 'unknown'}), for which ONNX Runtime "
+            "has no wheels: write Raspberry Pi OS (64-bit) onto a card"
+        )
+        yield Advice("running bundles", reason, ("rpi-imager",), optional=False)
     for reason, commands in board.warnings() if board is not None else ():
         yield Advice("full speed", reason, commands)
 

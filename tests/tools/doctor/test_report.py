@@ -62,7 +62,7 @@ MAXN = {"nvpmodel": "NV Power Mode: MAXN\n0\n"}
 SUPER = {"nvpmodel": "NV Power Mode: MAXN_SUPER\n2\n"}
 FULL_ORIN = {**ORIN, **FIXED}
 ORIN_GPU = {"cuda": gpu("Orin", "8.7", unified=True), "tensorrt": Reply({"version": "10", "builds_for": []})}
-LOW_VOLTAGE = "throttled=0x50001\n"
+LOW_VOLTAGE = "throttled=0x10001\n"
 NO_BINDINGS = {"packages": without("cuda-bindings")}
 
 
@@ -92,6 +92,7 @@ NO_BINDINGS = {"packages": without("cuda-bindings")}
         (PI_5, {"commands": PI_5_ANSWERS}, []),
         (PI_5, {"commands": {**PI_5_ANSWERS, "vcgencmd get_throttled": LOW_VOLTAGE}}, ["get_throttled"]),
         (PI_4, {}, ["echo ondemand | sudo tee"]),
+        (PI_5, {"commands": {**PI_5_ANSWERS, "getconf LONG_BIT": "32"}}, ["rpi-imager"]),
     ],
 )
 def test_advice(tmp_path: Path, files: dict[str, str], given: dict, commands: list[str]) -> None:
@@ -175,3 +176,9 @@ def test_boards_in_json(tmp_path: Path) -> None:
     ]["features"]
     assert (document["jetson"], document["storage"]) == (None, None)
     assert look(tmp_path / "pc", PC).to_dict()["raspberry_pi"] is None
+
+
+def test_programs_of_32_bits_on_a_kernel_of_64(tmp_path: Path) -> None:
+    (advice,) = look(tmp_path, PI_5, commands={**PI_5_ANSWERS, "getconf LONG_BIT": "32\n"}).advice
+    assert (advice.purpose, advice.optional) == ("running bundles", False)
+    assert "programs have 32 bits here (the kernel is aarch64)" in advice.reason
