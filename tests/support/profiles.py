@@ -97,6 +97,7 @@ def make_profile(*cases: Case, **options: Any) -> Profile:
         text_bytes=1000,
         machine={"processor": "Abacus", "system": "Linux x86_64", "cpus": 2, "onnxruntime": "1.0"},
         jetson=None,
+        raspberry_pi=None,
         peaks_reset=True,
         cases=cases,
     )

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 from blt_edge.tools.doctor import report as module
-from blt_edge.tools.doctor.machine import read_driver, read_jetson, read_memory, read_processor
+from blt_edge.tools.doctor.machine import read_driver, read_jetson, read_memory
+from blt_edge.tools.doctor.processor import read_processor
+from blt_edge.tools.doctor.raspberry_pi import Throttling, read_raspberry_pi
 from blt_edge.tools.doctor.report import Advice, MachineReport, examine
 from blt_edge.tools.doctor.software import CudaDevice, Software, TriedEngine
-from support.machines import ORIN, PC_WITH_CARD, system
+from blt_edge.tools.doctor.storage import Storage
+from support.machines import ORIN, PC_WITH_CARD, PI_4, PI_5, PI_5_ANSWERS, system
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,10 @@ def test_a_jetson_in_words(told, here: MachineReport, tmp_path: Path) -> None:
     software = Software(gpus, None, "12.6", here.software.engines, ())
     words = told(replace(here, **board, driver=read_driver(orin), software=software)).stdout
     for line in (
-        "processor   Cortex-A78AE, 6 cores: NEON, NEON FP16, NEON dot product",
+        "processor   Cortex-A78AE, 6 cores\n",
+        "dot product (asimddp)       yes   int8, int4\n",
+        "INT8 matrix product (i8mm)  no    prompts\n",
+        "FP16 (asimdhp)              yes   float16\n",
         "memory      8.0 GB, of it 5.1 GB available, 4.0 GB of swap, shared with the GPU",
         "JetPack     6.2 (Jetson Linux 36.4.3)",
         "power mode  25W (limited)",
@@ -79,6 +85,41 @@ def test_a_jetson_in_words(told, here: MachineReport, tmp_path: Path) -> None:
         "GPU         Orin, compute capability 8.7, 8.6 GB (driver 540.4.0, CUDA 12.6)",
     ):
         assert line in words
+
+
+def test_a_raspberry_pi_in_words(told, here: MachineReport, tmp_path: Path) -> None:
+    pi = system(tmp_path, PI_5, **PI_5_ANSWERS)
+    board = read_raspberry_pi(pi)
+    assert board is not None
+    report = replace(
+        here,
+        processor=read_processor(pi),
+        memory=read_memory(pi),
+        raspberry_pi=board,
+        bundle={"path": "b", "stages": {"latent": "int4"}, "forms": [], "error": None},
+        storage=Storage("SD card", "mmcblk0", "/", "ext4"),
+    )
+    words = told(report).stdout
+    for line in (
+        "processor  Cortex-A76, 4 cores\n",
+        "memory     8.4 GB, of it 7.5 GB available, 2.1 GB of swap (2.1 GB of it in compressed memory)\n",
+        "board      Raspberry Pi 5 Model B Rev 1.0\n",
+        "state      51.0 °C; not held back\n",
+        "fan        level 1 of 4\n",
+        "system     governor ondemand, 64-bit programs, pages of 16 KB\n",
+        "storage    SD card (mmcblk0), ext4 at /\n",
+    ):
+        assert line in words
+    held = replace(board, throttling=Throttling(("under-voltage",), ("under-voltage", "throttled")))
+    words = told(replace(report, raspberry_pi=held)).stdout
+    assert "51.0 °C; now: under-voltage; since the start: under-voltage, throttled\n" in words
+
+
+def test_a_pi_that_tells_little(told, here: MachineReport, tmp_path: Path) -> None:
+    words = told(replace(here, raspberry_pi=read_raspberry_pi(system(tmp_path, PI_4)))).stdout
+    assert "state      48.2 °C; vcgencmd does not say whether it is held back\n" in words
+    assert "fan        none that the system drives\n" in words
+    assert "system     governor powersave, programs of unknown width, pages of unknown size\n" in words
 
 
 def test_what_is_wrong_in_words(told, here: MachineReport, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support.machines import ORIN, PC, THOR, build
+from support.machines import ORIN, ORIN_7, PC, THOR, build
 
 SOURCE = Path(__file__).parents[2]
 SCRIPTS = SOURCE / "tools" / "jetson"
@@ -26,7 +26,7 @@ case "$*" in
         echo "include-system-site-packages = true" > "$4/pyvenv.cfg"
         cp "$0" "$4/bin/python"
         cp "$0" "$4/bin/blt-edge" ;;
-    "-c import tensorrt") exit {tensorrt} ;;
+    "-c import tensorrt") echo "ImportError: {said}" >&2; exit {tensorrt} ;;
 esac
 """
 
@@ -54,9 +54,10 @@ def script(tmp_path: Path):
 def stubs(tmp_path: Path):
     """A folder with a python3.10 that writes down what it is asked; and the file it writes to."""
 
-    def make(tensorrt: int = 0) -> tuple[Path, Path]:
+    def make(tensorrt: int = 0, said: str = "no module") -> tuple[Path, Path]:
         log = tmp_path / "log"
-        folder = build(tmp_path / "bin", {"python3.10": _STUB.format(log=log, tensorrt=tensorrt)})
+        stub = _STUB.format(log=log, tensorrt=tensorrt, said=said)
+        folder = build(tmp_path / "bin", {"python3.10": stub})
         (folder / "python3.10").chmod(0o755)
         return folder, log
 
@@ -74,8 +75,12 @@ def test_syntax_and_help(script, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("files", "python", "cuda", "system"),
-    [(ORIN, "python3.10", ">=12.6,<13", "R36.4.3"), (THOR, "python3.12", ">=13.0,<14", "R38.4.0")],
-    ids=["Orin", "Thor"],
+    [
+        (ORIN, "python3.10", ">=12.6,<13", "R36.4.3"),
+        (ORIN_7, "python3.12", ">=13.0,<14", "R39.2.0"),
+        (THOR, "python3.12", ">=13.0,<14", "R38.4.0"),
+    ],
+    ids=["Orin, JetPack 6", "Orin, JetPack 7", "Thor"],
 )
 def test_a_dry_run_does_nothing(script, tmp_path: Path, files, python: str, cuda: str, system: str) -> None:
     done = script("install.sh", files, "--dry-run")
@@ -85,7 +90,7 @@ def test_a_dry_run_does_nothing(script, tmp_path: Path, files, python: str, cuda
     assert done.stdout.splitlines()[1:] == [
         f"system    Jetson Linux {system}, {python}",
         f"+ {python} -m venv --system-site-packages {venv}",
-        f"+ {venv}/bin/python -m pip install --upgrade {SOURCE}[cpu] cuda-bindings{cuda}",
+        f"+ {venv}/bin/python -m pip install --upgrade {SOURCE}[cpu,export] cuda-bindings{cuda}",
         f"+ {venv}/bin/blt-edge doctor",
         f"next: source {venv}/bin/activate",
     ]
@@ -111,14 +116,21 @@ def test_without_tensorrt_it_says_what_to_install(script, stubs) -> None:
     assert "sudo apt-get install python3-libnvinfer" in done.stdout
 
 
+def test_without_the_compiler_for_dlas_it_says_what_to_install(script, stubs) -> None:
+    folder, _ = stubs(1, "libnvdla_compiler.so: cannot open shared object file")
+    done = script("install.sh", ORIN, path=folder)
+    assert "sudo apt-get install nvidia-l4t-dla-compiler" in done.stdout
+    assert "python3-libnvinfer" not in done.stdout
+
+
 def test_wheels(script, tmp_path: Path) -> None:
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     done = script("install.sh", ORIN, "--dry-run", "--wheels", wheels, "--offline")
-    assert f"--find-links {wheels} --no-index {SOURCE}[cpu]" in done.stdout
+    assert f"--find-links {wheels} --no-index {SOURCE}[cpu,export]" in done.stdout
     (wheels / "blt_edge-0.1.0-py3-none-any.whl").touch()
     done = script("install.sh", ORIN, "--dry-run", "--wheels", wheels)
-    assert f"--find-links {wheels} blt-edge[cpu]" in done.stdout
+    assert f"--find-links {wheels} blt-edge[cpu,export]" in done.stdout
 
 
 def test_a_venv_that_does_not_see_tensorrt(script, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ from .documents import write_json
 from .options import STDIN, BundleDirectory, json_option, verb
 
 if TYPE_CHECKING:
+    from ..doctor.raspberry_pi import RaspberryPi
     from ..doctor.report import MachineReport
+    from ..doctor.storage import Storage
 
 
 @verb("doctor", "", "-m demo-bundle --json doctor.json")
@@ -53,6 +55,13 @@ def _show(report: MachineReport) -> None:
     print_fields([(name, version or "not installed") for name, version in report.versions.items()])
     click.secho("\nmachine", bold=True)
     print_fields(list(_machine(report)), prose=True)
+    if report.processor.features:
+        click.secho("\nprocessor features", bold=True)
+        features = [
+            (f"{one.name} ({one.flag})", "yes" if one.present else "no", one.purpose)
+            for one in report.processor.features
+        ]
+        print_table(("feature", "here", "for"), features)
     click.secho("\nengines", bold=True)
     rows = []
     for engine in report.software.engines:
@@ -67,7 +76,7 @@ def _show(report: MachineReport) -> None:
     print_table(("engine", "version", "works", "what happened"), rows, prose=True)
     if report.bundle is not None:
         click.secho("\nbundle", bold=True)
-        print_fields(list(_bundle(report.bundle)), prose=True)
+        print_fields(list(_bundle(report.bundle, report.storage)), prose=True)
     if report.advice:
         click.secho("\nwhat is missing, and what to do", bold=True)
     width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else PROSE_WIDTH
@@ -80,8 +89,7 @@ def _show(report: MachineReport) -> None:
 
 def _machine(report: MachineReport) -> Iterator[tuple[str, str]]:
     processor, jetson = report.processor, report.jetson
-    features = ", ".join(processor.features) or "no vector instructions that matter here"
-    yield "processor", f"{processor.name}, {counted(processor.cores, 'core')}: {features}"
+    yield "processor", f"{processor.name}, {counted(processor.cores, 'core')}"
     yield "memory", _memory(report)
     if jetson is not None:
         yield "board", jetson.board
@@ -89,8 +97,28 @@ def _machine(report: MachineReport) -> Iterator[tuple[str, str]]:
         full = {True: " (without limits)", False: " (limited)", None: ""}[jetson.full_power]
         yield "power mode", f"{jetson.power_mode}{full}" if jetson.power_mode else "unknown"
         yield "clocks", "; ".join(f"{name} {clock}" for name, clock in jetson.clocks.items()) or "unknown"
+    if report.raspberry_pi is not None:
+        yield from _raspberry_pi(report.raspberry_pi)
     yield "GPU", _gpus(report)
     yield "telemetry", f"of ONNX Runtime: {report.telemetry}"
+
+
+def _raspberry_pi(board: RaspberryPi) -> Iterator[tuple[str, str]]:
+    yield "board", board.board
+    held, heat = board.throttling, board.temperature_celsius
+    state = [] if heat is None else [f"{heat:.1f} °C"]
+    if held is None:
+        state.append("vcgencmd does not say whether it is held back")
+    else:
+        state.append(f"now: {', '.join(held.now)}" if held.now else "not held back")
+        if held.since_start:
+            state.append(f"since the start: {', '.join(held.since_start)}")
+    yield "state", "; ".join(state)
+    fan = board.fan_levels
+    yield "fan", "none that the system drives" if fan is None else f"level {fan[0]} of {fan[1]}"
+    bits = f"{board.userland_bits}-bit programs" if board.userland_bits else "programs of unknown width"
+    pages = f"pages of {board.page_bytes // 1024} KB" if board.page_bytes else "pages of unknown size"
+    yield "system", f"governor {board.governor or 'unknown'}, {bits}, {pages}"
 
 
 def _memory(report: MachineReport) -> str:
@@ -100,7 +128,9 @@ def _memory(report: MachineReport) -> str:
     parts = [f"{size(memory.total)}, of it {size(memory.available or 0)} available"]
     if memory.container_limit is not None and memory.container_limit < memory.total:
         parts.append(f"{size(memory.container_limit)} for this container")
-    parts.append(f"{size(memory.swap)} of swap" if memory.swap else "no swap")
+    compressed = sum(space.bytes for space in memory.swap_spaces if space.compressed)
+    inside = f" ({size(compressed)} of it in compressed memory)" if compressed else ""
+    parts.append(f"{size(memory.swap)} of swap{inside}" if memory.swap else "no swap")
     if report.jetson is not None or any(gpu.unified_memory for gpu in report.software.gpus):
         parts.append("shared with the GPU")
     return ", ".join(parts)
@@ -121,8 +151,11 @@ def _gpus(report: MachineReport) -> str:
     return "none of NVIDIA's"
 
 
-def _bundle(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _bundle(facts: dict[str, Any], storage: Storage | None) -> Iterator[tuple[str, str]]:
     yield "bundle", str(facts["path"])
+    if storage is not None:
+        device = f" ({storage.device})" if storage.device else ""
+        yield "storage", f"{storage.kind}{device}, {storage.filesystem} at {storage.mount}"
     if facts.get("error"):
         yield "problem", str(facts["error"])
         return

@@ -1,4 +1,4 @@
-"""What a machine is: processor, memory, NVIDIA's driver, and how a Jetson is set, as the kernel's files tell.
+"""What a machine is: memory, NVIDIA's driver, and how a Jetson is set, as the kernel's files tell.
 
 Nothing is set here. All is read through `System`, so that tests present other machines. A Jetson's power mode
 is what `nvpmodel -q` says, or its own files where it is not there; clocks are the limits of the kernel's
@@ -64,6 +64,13 @@ class System:
         text = self.text(path)
         return int(text) if text.isdecimal() else None
 
+    def link(self, path: str) -> str:
+        """Where a symbolic link points, as it is written there; empty where there is none."""
+        try:
+            return str(self._path(path).readlink())
+        except OSError:
+            return ""
+
     def size(self, name: str) -> int | None:
         """An entry of /proc/meminfo, in bytes."""
         return size_in(self._path("/proc/meminfo"), f"{name}:")
@@ -72,48 +79,18 @@ class System:
         return self.root / path.lstrip("/")
 
 
-# The kernel's name of each feature that makes products fast, and ours.
-_FEATURES = {
-    "avx2": "AVX2",
-    "fma": "FMA",
-    "f16c": "F16C",
-    "avx512f": "AVX-512",
-    "avx512_vnni": "AVX-512 VNNI",
-    "avx_vnni": "AVX-VNNI",
-    "avx512_bf16": "AVX-512 BF16",
-    "amx_int8": "AMX INT8",
-    "asimd": "NEON",
-    "neon": "NEON",
-    "asimdhp": "NEON FP16",
-    "asimddp": "NEON dot product",
-    "i8mm": "NEON INT8 matrix",
-    "bf16": "NEON BF16",
-    "sve": "SVE",
-    "sve2": "SVE2",
-}
-# Arm's processors have a number where others have a name: of those on boards that this is for.
-_PARTS = {
-    "0xd03": "Cortex-A53",
-    "0xd07": "Cortex-A57",
-    "0xd08": "Cortex-A72",
-    "0xd0b": "Cortex-A76",
-    "0xd40": "Neoverse-V1",
-    "0xd42": "Cortex-A78AE",
-    "0xd4f": "Neoverse-V2",
-    "0xd83": "Neoverse-V3AE",
-}
 _NVIDIA = "0x10de"
 _MOST = 1 << 60  # a container without a limit has a number near the largest one
 
 
 @dataclass(frozen=True)
-class Processor:
+class SwapSpace:
     name: str
-    """As the system has it, or the board's name."""
-    cores: int
-    """Logical ones, as the system counts them."""
-    features: tuple[str, ...]
-    """Those that make products fast."""
+    """Its file or device."""
+    bytes: int
+    used_bytes: int
+    compressed: bool
+    """Whether it is memory itself, compressed (zram)."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +105,8 @@ class MachineMemory:
     """Swap space, compressed memory included."""
     container_limit: int | None
     """What a container may take; None = no limit."""
+    swap_spaces: tuple[SwapSpace, ...] = ()
+    """What swap space consists of."""
 
 
 @dataclass(frozen=True)
@@ -142,25 +121,25 @@ class NvidiaDriver:
     """What the driver calls them."""
 
 
-def read_processor(system: System) -> Processor:
-    fields: dict[str, list[str]] = {}
-    for line in system.text("/proc/cpuinfo").splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), []).append(value.strip())
-    names = fields.get("model name", []) or [_PARTS.get(part, "") for part in fields.get("CPU part", [])]
-    name = next(filter(None, names), "") or system.text("/proc/device-tree/model") or "unknown"
-    flags = {flag for key in ("flags", "Features") for flag in " ".join(fields.get(key, [])[:1]).split()}
-    features = dict.fromkeys(word for flag, word in _FEATURES.items() if flag in flags)
-    return Processor(name, max(1, len(fields.get("processor", []))), tuple(features))
-
-
 def read_memory(system: System) -> MachineMemory:
     files = ("memory.max", "memory/memory.limit_in_bytes")
     limits = (system.number(f"/sys/fs/cgroup/{file}") for file in files)
     limit = next((value for value in limits if value is not None and value < _MOST), None)
     return MachineMemory(
-        system.size("MemTotal"), system.size("MemAvailable"), system.size("SwapTotal"), limit
+        system.size("MemTotal"),
+        system.size("MemAvailable"),
+        system.size("SwapTotal"),
+        limit,
+        tuple(_swap_spaces(system)),
     )
+
+
+def _swap_spaces(system: System) -> Iterator[SwapSpace]:
+    for line in system.text("/proc/swaps").splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 3 and fields[2].isdecimal() and fields[3].isdecimal():
+            size, used = int(fields[2]) * 1024, int(fields[3]) * 1024
+            yield SwapSpace(fields[0], size, used, "/zram" in fields[0])
 
 
 def read_driver(system: System) -> NvidiaDriver:
@@ -187,18 +166,21 @@ def read_driver(system: System) -> NvidiaDriver:
 _RELEASE = re.compile(r"R(\d+) \(release\), REVISION: (\d+(?:\.\d+)*)")
 _POWER_MODEL = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>")
 _GPU = re.compile(r"gpu|ga10b|gv11b|gp10b|gb10b")
-# The releases of Jetson Linux (L4T) and the JetPack that each belongs to, the longest fitting one counts:
-# https://developer.nvidia.com/embedded/jetpack/downloads and its archive.
+# Releases of Jetson Linux (L4T) and the JetPack that each belongs to; one between two counts as the older:
+# https://developer.nvidia.com/embedded/jetpack/downloads and its archive. Two are known from others only:
+# 36.4.7 (https://github.com/rbonghi/jetson_stats/issues/791), 39.2.1 (OE4T/meta-tegra, pull request 2339).
 _JETPACKS = {
     "35": "5",
     "36.3": "6.0",
     "36.4": "6.1",
     "36.4.3": "6.2",
     "36.4.4": "6.2.1",
+    "36.4.7": "6.2.1",
     "36.5": "6.2.2",
     "38.2": "7.0",
     "38.4": "7.1",
     "39.2": "7.2",
+    "39.2.1": "7.2.1",
 }
 
 
@@ -265,8 +247,6 @@ def read_jetson(system: System) -> Jetson | None:
     if release is None and not tegra and "jetson" not in board.lower():
         return None
     l4t = f"{release[1]}.{release[2]}" if release else None
-    parts = (l4t or "").removesuffix(".0").split(".")
-    fitting = (_JETPACKS.get(".".join(parts[:length])) for length in range(len(parts), 0, -1))
     found = _POWER_MODEL.findall(system.text("/etc/nvpmodel.conf"))
     modes = {int(number): name.removeprefix("MODE_") for number, name in found}
     mode = _power_mode(system, modes)
@@ -279,7 +259,7 @@ def read_jetson(system: System) -> Jetson | None:
     return Jetson(
         board=board or "a Jetson without a name",
         l4t=l4t,
-        jetpack=_package_version(system, "nvidia-jetpack") or next(filter(None, fitting), None),
+        jetpack=_package_version(system, "nvidia-jetpack") or _jetpack(l4t),
         power_mode=mode,
         full_power=full,
         full_power_mode=full_mode,
@@ -287,6 +267,17 @@ def read_jetson(system: System) -> Jetson | None:
         clocks_fixed=all(clock.fixed for clock in clocks.values()) if clocks else None,
         unified_memory_bytes=system.size("MemTotal"),
     )
+
+
+def _jetpack(l4t: str | None) -> str | None:
+    """The JetPack of a release, by the newest known one of its branch that is not newer than it."""
+    if l4t is None:
+        return None
+    parts = [int(part) for part in l4t.split(".")]
+    known = {tuple(map(int, release.split("."))): jetpack for release, jetpack in _JETPACKS.items()}
+    fitting = [release for release in known if [*release[:2]] == parts[: len(release[:2])]]
+    older = [release for release in fitting if [*release] <= parts]
+    return known[max(older)] if older else None
 
 
 def _package_version(system: System, package: str) -> str | None:

@@ -5,6 +5,7 @@ What to do about that comes as commands to copy.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +16,13 @@ from .machine import (
     Jetson,
     MachineMemory,
     NvidiaDriver,
-    Processor,
     System,
     read_driver,
     read_jetson,
     read_memory,
-    read_processor,
 )
+from .processor import Processor, read_processor
+from .raspberry_pi import RaspberryPi, read_raspberry_pi
 from .software import (
     Ask,
     Lookup,
@@ -33,6 +34,7 @@ from .software import (
     try_software,
     versions,
 )
+from .storage import Storage, find_storage
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class MachineReport:
     memory: MachineMemory
     jetson: Jetson | None
     """None where it is none."""
+    raspberry_pi: RaspberryPi | None
+    """None where it is none."""
     driver: NvidiaDriver
     """NVIDIA's, as the kernel has it."""
     telemetry: str
@@ -64,6 +68,8 @@ class MachineReport:
     software: Software
     bundle: dict[str, Any] | None
     """What a bundle would run from; None when none was given."""
+    storage: Storage | None
+    """What the bundle lies on; None when none was given, or it is not known."""
     advice: tuple[Advice, ...]
     """What to install or set, and what for."""
 
@@ -79,6 +85,7 @@ class MachineReport:
             "processor": asdict(self.processor),
             "memory": asdict(self.memory),
             "jetson": self.jetson and self.jetson.to_dict(),
+            "raspberry_pi": self.raspberry_pi and self.raspberry_pi.to_dict(),
             "nvidia_driver": asdict(self.driver),
             "gpus": [asdict(gpu) for gpu in self.software.gpus],
             "gpu_error": self.software.gpu_error,
@@ -86,6 +93,7 @@ class MachineReport:
             "telemetry": self.telemetry,
             "engines": [{**asdict(engine), "works": engine.works} for engine in self.software.engines],
             "bundle": self.bundle,
+            "storage": self.storage and asdict(self.storage),
             "advice": [asdict(piece) for piece in self.advice],
         }
 
@@ -104,24 +112,28 @@ def examine(
     system, lookup, requirements, ask: where facts come from, this machine by default. progress(what is done).
     """
     system, say = system or System(), progress or (lambda what: None)
-    jetson, driver = read_jetson(system), read_driver(system)
+    jetson, board, driver = read_jetson(system), read_raspberry_pi(system), read_driver(system)
     software = try_software(lookup, ask, say)
-    facts = None
+    facts = storage = None
     if bundle is not None:
         say("looking at the bundle")
+        storage = find_storage(system, str(bundle.resolve()))
         capability = software.gpus[0].compute_capability if software.gpus else ""
         reply = ask("bundle", str(bundle.resolve()), capability)
         facts = {"path": str(bundle), **reply.facts, "error": reply.error}
+    advice = _advise(software, jetson, driver, lookup, missing_by_extra(lookup, requirements))
     return MachineReport(
         versions=versions(lookup),
         processor=read_processor(system),
         memory=read_memory(system),
         jetson=jetson,
+        raspberry_pi=board,
         driver=driver,
         telemetry=telemetry(),
         software=software,
         bundle=facts,
-        advice=tuple(_advise(software, jetson, driver, lookup, missing_by_extra(lookup, requirements))),
+        storage=storage,
+        advice=(*_about_raspberry_pi(board), *_about_storage(storage, bundle), *advice),
     )
 
 
@@ -157,6 +169,27 @@ def _advise(
         packages = missing.get(extra, ())
         if packages:
             yield Advice(purpose, f"missing: {', '.join(packages)}", (f"pip install {requirement(extra)}",))
+
+
+def _about_raspberry_pi(board: RaspberryPi | None) -> Iterator[Advice]:
+    if board is not None and board.userland_bits == 32:
+        reason = (
+            f"programs have 32 bits here (the kernel is {board.kernel or 'unknown'}), for which ONNX Runtime "
+            "has no wheels: write Raspberry Pi OS (64-bit) onto a card"
+        )
+        yield Advice("running bundles", reason, ("rpi-imager",), optional=False)
+    for reason, commands in board.warnings() if board is not None else ():
+        yield Advice("full speed", reason, commands)
+
+
+def _about_storage(storage: Storage | None, bundle: Path | None) -> Iterator[Advice]:
+    if storage is not None and bundle is not None and storage.kind == "SD card":
+        reason = (
+            f"the bundle is on an SD card ({storage.device}); a byte reads a few rows of it at random, for "
+            "which an SSD is better (mounted as /srv/blt-edge in this command)"
+        )
+        copying = f"rsync -a --exclude engines {shlex.quote(str(bundle))} /srv/blt-edge/"
+        yield Advice("reading tables", reason, (copying,))
 
 
 def _about_onnxruntime(software: Software) -> Iterator[Advice]:
@@ -212,7 +245,10 @@ def _about_tensorrt(software: Software, jetson: Jetson | None) -> Iterator[Advic
         return
     reason, _, _ = (tensorrt.error or "").partition(": on a Jetson")  # the error brings a remedy along
     commands: tuple[str, ...] = (f"pip install {requirement('tensorrt-rtx')}",)
-    if jetson is not None:
+    if jetson is not None and "libnvdla_compiler" in reason:
+        # TensorRT 10.3 needs it even where no DLA is used, and some makers' systems leave it out.
+        commands = ("sudo apt-get install nvidia-l4t-dla-compiler",)
+    elif jetson is not None:
         made = "when it was made with --system-site-packages"
         reason += f"; a virtual environment sees JetPack's TensorRT only {made}"
         commands = ("sudo apt-get install python3-libnvinfer", "bash tools/jetson/install.sh")

@@ -110,6 +110,9 @@ if [[ -n $wheels ]] && compgen -G "$wheels/blt_edge-*.whl" >/dev/null; then
 fi
 
 found_python || fail "there is no $python, for which JetPack's TensorRT is: sudo apt-get install $python $python-venv"
+if [[ -z $ROOT ]] && ! "$python" -c 'import ensurepip' 2>/dev/null; then
+    fail "$python makes no virtual environments: sudo apt-get install $python-venv"
+fi
 
 if [[ -x $venv/bin/python ]]; then
     if ! grep -qi '^include-system-site-packages *= *true' "$venv/pyvenv.cfg"; then
@@ -121,12 +124,16 @@ else
     run "$python" -m venv --system-site-packages "$venv"
 fi
 
-run "$venv/bin/python" -m pip install --upgrade "${pip_options[@]}" "${package}[cpu]" "$bindings"
+run "$venv/bin/python" -m pip install --upgrade "${pip_options[@]}" "${package}[cpu,export]" "$bindings"
 
 # 4. What it can do now.
 
-if [[ $dry == no ]] && ! "$venv/bin/python" -c 'import tensorrt' 2>/dev/null; then
-    say "TensorRT is not there for $python. It is JetPack's: sudo apt-get install python3-libnvinfer"
+if [[ $dry == no ]] && ! said=$("$venv/bin/python" -c 'import tensorrt' 2>&1); then
+    if [[ $said == *libnvdla_compiler* ]]; then
+        say "TensorRT lacks the compiler for DLAs, which some systems leave out: sudo apt-get install nvidia-l4t-dla-compiler"
+    else
+        say "TensorRT is not there for $python. It is JetPack's: sudo apt-get install python3-libnvinfer"
+    fi
     say "Without it, bundles run on the processor."
 fi
 run "$venv/bin/blt-edge" doctor

@@ -20,6 +20,7 @@ from ...runtime.host import OtherLoad, PrivatePeak, describe_machine, peak_resid
 from ...runtime.manifest import Manifest, load_manifest
 from ...runtime.processors import usable_cores
 from ..doctor.machine import Jetson, System, read_jetson
+from ..doctor.raspberry_pi import RaspberryPi, read_raspberry_pi
 from .ceiling import measure_bandwidth, measure_device_bandwidth
 from .recorder import Recording, record
 from .statistics import Case, Run, Spread, summarize
@@ -93,6 +94,8 @@ class Profile:
     machine: dict[str, Any]
     jetson: Jetson | None
     """The Jetson that it was measured on, as it was set; None where it was none."""
+    raspberry_pi: RaspberryPi | None
+    """The Raspberry Pi that it was measured on, as it was afterwards; None where it was none."""
     peaks_reset: bool
     """Whether peak memory was that of each load alone."""
     cases: tuple[Case, ...]
@@ -106,6 +109,7 @@ class Profile:
             "machine": {
                 **{name: value for name, value in self.machine.items() if name != "threads"},
                 "jetson": self.jetson and self.jetson.to_dict(),
+                "raspberry_pi": self.raspberry_pi and self.raspberry_pi.to_dict(),
             },
             "options": {**asdict(self.options), "temperature": 0.0},
             "prefill_chunk": self.prefill_chunk,
@@ -157,6 +161,7 @@ def profile(
         text_bytes=len(text),
         machine=describe_machine(),
         jetson=read_jetson(System()),
+        raspberry_pi=read_raspberry_pi(System()),
         peaks_reset=reset,
         cases=tuple(cases),
     )
@@ -247,6 +252,8 @@ def profile_warnings(profile: Profile) -> list[str]:
 def _about_all(profile: Profile) -> Iterator[str]:
     if profile.jetson is not None:
         yield from profile.jetson.warnings()
+    if profile.raspberry_pi is not None:
+        yield from (reason for reason, _ in profile.raspberry_pi.warnings())
     cores = usable_cores()
     most = max((threads for threads in profile.options.threads if threads), default=0)
     if most > cores:

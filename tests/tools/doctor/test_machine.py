@@ -1,4 +1,4 @@
-"""Processor, memory, driver and Jetsons that are not here, by the kernel's files."""
+"""Memory, driver and Jetsons that are not here, by the kernel's files."""
 
 from __future__ import annotations
 
@@ -10,34 +10,18 @@ from blt_edge.tools.doctor.machine import (
     Jetson,
     MachineMemory,
     NvidiaDriver,
+    SwapSpace,
     System,
     read_driver,
     read_jetson,
     read_memory,
-    read_processor,
 )
-from support.machines import ORIN, PC, PC_WITH_CARD, THOR, system
+from support.machines import ORIN, PC, PC_WITH_CARD, PI_4, PI_5, THOR, system
 
-BOARD = {"proc/device-tree/model": "Board\0", "proc/cpuinfo": "processor: 0\nCPU part: 0x1\n"}
 MEMORY = MachineMemory(16_384_000_000, 8_192_000_000, 2_048_000_000, None)
 CGROUP = "sys/fs/cgroup/memory.max"
 OLD_CGROUP = "sys/fs/cgroup/memory/memory.limit_in_bytes"
 POLICY = "sys/devices/system/cpu/cpufreq/policy4/scaling"
-
-
-@pytest.mark.parametrize(
-    ("files", "name", "cores", "features"),
-    [
-        (PC, "Intel(R) Core(TM) i5", 4, ("AVX2", "FMA", "F16C")),
-        (ORIN, "Cortex-A78AE", 6, ("NEON", "NEON FP16", "NEON dot product")),
-        (THOR, "Neoverse-V3AE", 1, ("NEON", "NEON INT8 matrix", "NEON BF16", "SVE", "SVE2")),
-        (BOARD, "Board", 1, ()),
-        ({}, "unknown", 1, ()),
-    ],
-)
-def test_processor(tmp_path: Path, files, name: str, cores: int, features: tuple[str, ...]) -> None:
-    processor = read_processor(system(tmp_path, files))
-    assert (processor.name, processor.cores, processor.features) == (name, cores, features)
 
 
 @pytest.mark.parametrize(
@@ -67,13 +51,20 @@ def test_driver(tmp_path: Path, files, driver: NvidiaDriver) -> None:
     assert read_driver(system(tmp_path, files)) == driver
 
 
-def test_files_that_are_no_text(tmp_path: Path) -> None:
+def test_swap_spaces(tmp_path: Path) -> None:
+    zram = SwapSpace("/dev/zram0", 2_097_136 * 1024, 1024 * 1024, compressed=True)
+    file = SwapSpace("/var/swap", 524_284 * 1024, 0, compressed=False)
+    assert read_memory(system(tmp_path / "5", PI_5)).swap_spaces == (zram,)
+    assert read_memory(system(tmp_path / "4", PI_4)).swap_spaces == (file,)
+    odd = {"proc/swaps": "Filename Type\n/dev/sda2\n\nx y z w\n"}
+    assert read_memory(system(tmp_path / "odd", odd)).swap_spaces == ()
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     fake = system(tmp_path, {})
-    (tmp_path / "proc").mkdir()
-    (tmp_path / "proc" / "cpuinfo").write_bytes(b"processor: 0\nmodel name: \xff\xfe\n")
-    (tmp_path / "proc" / "meminfo").mkdir()
-    assert read_processor(fake).name == "\ufffd\ufffd"
+    (tmp_path / "proc" / "meminfo").mkdir(parents=True)
     assert read_memory(fake).total is None
+    assert fake.link("/proc/self/exe") == fake.link("/proc/meminfo") == ""
 
 
 # Jetsons.
@@ -139,7 +130,18 @@ def test_the_mode_without_limits(tmp_path: Path, modes: str, mode: str, full: bo
 
 @pytest.mark.parametrize(
     ("release", "revision", "jetpack"),
-    [(36, "4.4", "6.2.1"), (36, "4.0", "6.1"), (39, "2.0", "7.2"), (35, "4.1", "5"), (99, "1.0", None)],
+    [
+        *((35, "4.1", "5"), (36, "2.0", None), (36, "4.0", "6.1"), (36, "4.3", "6.2"), (36, "4.4", "6.2.1")),
+        *((36, "4.6", "6.2.1"), (36, "4.7", "6.2.1"), (36, "4.12", "6.2.1"), (36, "5.0", "6.2.2")),
+        *(
+            (38, "2.1", "7.0"),
+            (38, "4.0", "7.1"),
+            (39, "2.0", "7.2"),
+            (39, "2.1", "7.2.1"),
+            (99, "1.0", None),
+        ),
+        *((39, "3.0", None), (38, "4", "7.1")),
+    ],
 )
 def test_jetpack_by_the_release(tmp_path: Path, release: int, revision: str, jetpack: str | None) -> None:
     files = {"etc/nv_tegra_release": f"# R{release} (release), REVISION: {revision}, GCID: 1\n"}

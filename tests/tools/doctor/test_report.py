@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from blt_edge.tools.doctor.report import MachineReport, examine
 from blt_edge.tools.doctor.software import Reply
-from support.machines import ORIN, PC, PC_WITH_CARD, THOR, system
+from support.machines import ORIN, PC, PC_WITH_CARD, PI_4, PI_5, PI_5_ANSWERS, THOR, system
 
 CPU, CUDA, TRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 NO_TENSORRT = Reply(error="TensorRT is not installed: on a Jetson it comes with JetPack (apt install x)")
+NO_DLA = Reply(error="TensorRT is installed, but can't be loaded: libnvdla_compiler.so: cannot open")
 RTX = Reply({"version": "1.7", "builds_for": ["8.6"]})
 REQUIREMENTS = ['onnx>=1.18; extra == "export"', 'torch>=2.6; extra == "validate"', 'ruff; extra == "dev"']
 ALL = dict.fromkeys(("blt-edge", "numpy", "onnxruntime", "cuda-bindings"), "1.23.2")
@@ -61,6 +62,7 @@ MAXN = {"nvpmodel": "NV Power Mode: MAXN\n0\n"}
 SUPER = {"nvpmodel": "NV Power Mode: MAXN_SUPER\n2\n"}
 FULL_ORIN = {**ORIN, **FIXED}
 ORIN_GPU = {"cuda": gpu("Orin", "8.7", unified=True), "tensorrt": Reply({"version": "10", "builds_for": []})}
+LOW_VOLTAGE = "throttled=0x10001\n"
 NO_BINDINGS = {"packages": without("cuda-bindings")}
 
 
@@ -84,8 +86,13 @@ NO_BINDINGS = {"packages": without("cuda-bindings")}
         ),
         (FULL_ORIN, {**ORIN_GPU, "commands": SUPER}, []),
         (FULL_ORIN, {"tensorrt": RTX, "commands": SUPER}, ["--reinstall nvidia-l4t-cuda nvidia-l4t-core"]),
+        (FULL_ORIN, {**ORIN_GPU, "tensorrt": NO_DLA, "commands": SUPER}, ["nvidia-l4t-dla-compiler"]),
         (THOR, {**NO_BINDINGS, "tensorrt": RTX, "commands": MAXN}, ["cuda-bindings>=13.0,<14"]),
         (NO_DRIVER, {**NO_BINDINGS, "rtx": RTX}, ["'cuda-bindings>=12.6'"]),
+        (PI_5, {"commands": PI_5_ANSWERS}, []),
+        (PI_5, {"commands": {**PI_5_ANSWERS, "vcgencmd get_throttled": LOW_VOLTAGE}}, ["get_throttled"]),
+        (PI_4, {}, ["echo ondemand | sudo tee"]),
+        (PI_5, {"commands": {**PI_5_ANSWERS, "getconf LONG_BIT": "32"}}, ["rpi-imager"]),
     ],
 )
 def test_advice(tmp_path: Path, files: dict[str, str], given: dict, commands: list[str]) -> None:
@@ -137,3 +144,41 @@ def test_a_bundle_is_asked_with_the_gpus_capability(tmp_path: Path, monkeypatch:
     assert report.bundle is not None
     assert report.bundle["asked"] == [str(tmp_path / "bundle"), "8.6"]
     assert (report.bundle["path"], report.bundle["error"]) == ("bundle", None)
+
+
+def test_a_bundle_on_an_sd_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it could lie better, the command that copies it there is one that a shell takes as it is."""
+    (card := tmp_path / "sys/dev/block/179:2").parent.mkdir(parents=True)
+    card.symlink_to("../../devices/platform/mmc0/mmc0:aaaa/block/mmcblk0/mmcblk0p2")
+    (tmp_path / "sys/dev/block/259:1").symlink_to("../../devices/nvme/nvme0/nvme0n1/nvme0n1p1")
+    monkeypatch.chdir(tmp_path)
+    report = look(tmp_path, PI_5, commands=PI_5_ANSWERS, bundle=Path("my bundle"))
+    assert report.to_dict()["storage"] == {
+        "kind": "SD card",
+        "device": "mmcblk0",
+        "mount": "/",
+        "filesystem": "ext4",
+    }
+    (advice,) = report.advice
+    assert "on an SD card (mmcblk0)" in advice.reason
+    assert advice.commands == ("rsync -a --exclude engines 'my bundle' /srv/blt-edge/",)
+    there = look(tmp_path, PI_5, commands=PI_5_ANSWERS, bundle=Path("/mnt/fast ssd/x"))
+    assert there.storage is not None
+    assert (there.storage.kind, there.advice) == ("NVMe", ())
+
+
+def test_boards_in_json(tmp_path: Path) -> None:
+    document = look(tmp_path, PI_5, commands=PI_5_ANSWERS).to_dict()
+    assert document["raspberry_pi"]["board"] == "Raspberry Pi 5 Model B Rev 1.0"
+    assert document["memory"]["swap_spaces"][0]["compressed"] is True
+    assert {"flag": "asimddp", "name": "dot product", "purpose": "int8, int4", "present": True} in document[
+        "processor"
+    ]["features"]
+    assert (document["jetson"], document["storage"]) == (None, None)
+    assert look(tmp_path / "pc", PC).to_dict()["raspberry_pi"] is None
+
+
+def test_programs_of_32_bits_on_a_kernel_of_64(tmp_path: Path) -> None:
+    (advice,) = look(tmp_path, PI_5, commands={**PI_5_ANSWERS, "getconf LONG_BIT": "32\n"}).advice
+    assert (advice.purpose, advice.optional) == ("running bundles", False)
+    assert "programs have 32 bits here (the kernel is aarch64)" in advice.reason

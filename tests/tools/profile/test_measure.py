@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from blt_edge.runtime.errors import OptionError
 from blt_edge.tools.doctor.machine import read_jetson
+from blt_edge.tools.doctor.raspberry_pi import read_raspberry_pi
 from blt_edge.tools.profile import ceiling, measure
 from blt_edge.tools.profile.ceiling import measure_bandwidth
 from blt_edge.tools.profile.measure import (
@@ -19,7 +20,7 @@ from blt_edge.tools.profile.measure import (
     profile,
     profile_warnings,
 )
-from support.machines import ORIN, system
+from support.machines import ORIN, PI_5, PI_5_ANSWERS, system
 from support.profiles import make_bandwidth, make_case, make_profile, make_round
 
 TEXT = b"It was the best of times, it was the worst of times, it was the age of wisdom"
@@ -116,6 +117,17 @@ def test_a_jetson_that_is_held_back(tmp_path: Path) -> None:
     mode, clocks = profile_warnings(held_back)
     assert "mode is 25W" in mode
     assert "clocks move" in clocks
+
+
+def test_a_raspberry_pi_that_is_held_back(tmp_path: Path) -> None:
+    """Also when it is over: the figures were measured meanwhile."""
+    answers = {**PI_5_ANSWERS, "vcgencmd get_throttled": "throttled=0x40000"}
+    board = read_raspberry_pi(system(tmp_path, PI_5, **answers))
+    hot = replace(make_profile(), raspberry_pi=board)
+    (warning,) = profile_warnings(hot)
+    assert "has been slowed down since the start (throttled)" in warning
+    assert hot.to_dict()["machine"]["raspberry_pi"]["throttling"]["since_start"] == ("throttled",)
+    assert make_profile().to_dict()["machine"]["raspberry_pi"] is None
 
 
 def test_float16_weights_may_be_widened() -> None:
