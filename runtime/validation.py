@@ -76,8 +76,8 @@ def read_records(fields: Fields, key: str) -> tuple[ValidationRecord, ...]:
         return (ValidationRecord(kernels=None, processor=None, onnxruntime=None, report=value),)
     if value is None:
         return ()
-    if not isinstance(value, list) or len(value) > MOST_RECORDS:
-        raise fault(where, value, f"null, or a list of at most {MOST_RECORDS} records")
+    if not isinstance(value, list) or not 0 < len(value) <= MOST_RECORDS:
+        raise fault(where, value, f"null, or a list of 1 to {MOST_RECORDS} records")
     records: dict[str | None, ValidationRecord] = {}
     for number, item in enumerate(value):
         one = read(item, f"{where}[{number}]", record(ValidationRecord))
