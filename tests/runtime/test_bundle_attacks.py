@@ -326,7 +326,9 @@ NULLABLE = {
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in places(VALID) if not {"config", "report"} & set(p)], ids=lambda path: "/".join(map(str, path))
+    "path",
+    [p for p in places(VALID) if not {"config", "report"} & set(p)],
+    ids=lambda path: "/".join(map(str, path)),
 )
 def test_each_field_with_each_wrong_type(path: tuple[Any, ...]) -> None:
     payload = copy.deepcopy(VALID)

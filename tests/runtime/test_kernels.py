@@ -28,7 +28,11 @@ AVX512 = f"{X86} avx512f avx512dq avx512cd avx512bw avx512vl"
         ("x86_64", AVX512, "x86-64 with AVX-512"),
         ("x86_64", f"{AVX512} avx_vnni", "x86-64 with AVX-512"),
         ("x86_64", f"{AVX512} avx512_vnni", "x86-64 with AVX-512 VNNI"),
-        ("x86_64", f"{AVX512} avx512_vnni avx_vnni amx_tile amx_int8 avx512_bf16", "x86-64 with AVX-512 VNNI"),
+        (
+            "x86_64",
+            f"{AVX512} avx512_vnni avx_vnni amx_tile amx_int8 avx512_bf16",
+            "x86-64 with AVX-512 VNNI",
+        ),
         ("aarch64", "fp asimd evtstrm crc32 cpuid", "aarch64 without dot product"),  # Raspberry Pi 4
         ("aarch64", ARM, "aarch64 with dot product"),
         ("aarch64", f"{ARM} sve i8mm svei8mm bf16", "aarch64 with i8mm"),
@@ -52,7 +56,9 @@ def test_families(
     st.lists(st.sampled_from(f"{AVX512} avx512_vnni avx_vnni {ARM} i8mm sve rvv xyz".split())),
 )
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_name_can_be_kept_and_does_not_depend_on_order(tmp_path: Path, machine: str, flags: list[str]) -> None:
+def test_a_name_can_be_kept_and_does_not_depend_on_order(
+    tmp_path: Path, machine: str, flags: list[str]
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         become(patch, tmp_path, "one", " ".join(flags))
         patch.setattr("platform.machine", lambda: machine)

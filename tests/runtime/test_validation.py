@@ -59,10 +59,16 @@ def test_records_are_read_in_their_order_and_written_as_they_were(payload: dict[
     ("report", "failed"),
     [
         ({"passed": True, "rows": [{"check": "logits", "ok": False}]}, ()),
-        ({"passed": False, "rows": [{"check": "logits", "ok": False}, {"check": "x", "ok": True}]}, ("logits",)),
+        (
+            {"passed": False, "rows": [{"check": "logits", "ok": False}, {"check": "x", "ok": True}]},
+            ("logits",),
+        ),
         ({"passed": "yes"}, ("it has no rows",)),
         ({"passed": False, "rows": [1]}, ("it has no rows",)),
-        ({"rows": [{"check": "\x1b[2J"}, {"check": "x" * 81}, {}]}, ("'\\x1b[2J'", f"'{'x' * 56}...", "None")),
+        (
+            {"rows": [{"check": "\x1b[2J"}, {"check": "x" * 81}, {}]},
+            ("'\\x1b[2J'", f"'{'x' * 56}...", "None"),
+        ),
     ],
 )
 def test_a_manifest_of_before_there_were_families(
@@ -84,12 +90,21 @@ def test_a_manifest_of_before_there_were_families(
     [
         ([], r"validation: got \[\], null, or a list of 1 to 32 records is needed"),
         ("passed", r"validation: got 'passed', null, or a list"),
-        ([RECORD] * 2, r"validation\[1\]\.kernels: got 'x86-64 with AVX2', a family that no other record has"),
+        (
+            [RECORD] * 2,
+            r"validation\[1\]\.kernels: got 'x86-64 with AVX2', a family that no other record has",
+        ),
         ([{**RECORD, "kernels": None}] * 2, r"validation\[1\]\.kernels: got None, a family that no other"),
-        ([{**RECORD, "kernels": str(n)} for n in range(33)], r"validation: got \[.*\.\.\., null, or a list of 1"),
+        (
+            [{**RECORD, "kernels": str(n)} for n in range(33)],
+            r"validation: got \[.*\.\.\., null, or a list of 1",
+        ),
         ([None], r"validation\[0\]: got None, an object is needed"),
         ([REPORT], r"validation\[0\]\.kernels is missing"),
-        ([RECORD, {**RECORD, "kernels": "x" * 201}], r"\[1\]\.kernels: got 'x+\.\.\., printable text of 1 to 200"),
+        (
+            [RECORD, {**RECORD, "kernels": "x" * 201}],
+            r"\[1\]\.kernels: got 'x+\.\.\., printable text of 1 to 200",
+        ),
         ([{**RECORD, "kernels": ""}], r"\[0\]\.kernels: got '', printable text"),
         ([{**RECORD, "kernels": "x\x1b[2J"}], r"\[0\]\.kernels: got 'x\\x1b\[2J', printable text"),
         ([{**RECORD, "kernels": "\u202ex"}], r"\[0\]\.kernels: got .*, printable text"),

@@ -31,7 +31,7 @@ def become(patch: pytest.MonkeyPatch, folder: Path, machine: str, flags: str | N
 
 
 def elsewhere(kernels: str | None = "z80 with rounding", *failed: str) -> ValidationRecord:
-    """A record made on other kernels than any machine's that runs tests: passed, or with these checks failed."""
+    """A record, by default of kernels that no machine has which runs tests: passed, or with checks failed."""
     rows = [{"check": name, "ok": False} for name in failed] or [{"check": "logits", "ok": True}]
     report = {"passed": not failed, "against": "a golden file", "data_bytes": 20, "rows": rows}
     machine = (None, None) if kernels is None else ("A Z80", "1.0")
