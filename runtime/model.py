@@ -342,13 +342,16 @@ def _warn_of_threads(threads: int) -> None:
 def _warn_of_validation(model: BltModel) -> None:
     """What the manifest's records say of the bundle on these kernels, if it is nothing good.
 
-    A record without a family may be of this one: when it failed, that counts as if it were; when it passed,
-    it is no reason to warn. What failed on other kernels is told of every bundle, what passed there only
-    where results depend on kernels.
+    A record without a family may be of this one: when it failed, that counts as if it were; when it passed
+    and is alone, it is no reason to warn. What failed on other kernels is told of every bundle, what passed
+    there only where results depend on kernels.
     """
-    path, records, here = model.path, model.manifest.validation, model.kernels
-    own, unnamed = model.manifest.validated_on(here), model.manifest.validated_on(None)
-    last = own or unnamed
+    path, records = model.path, model.manifest.validation
+    if not records:
+        return
+    here = model.kernels
+    own = model.manifest.validated_on(here)
+    last = own or model.manifest.validated_on(None)
     if last is not None and last.failed_checks:
         told = (
             f"{path} failed its last validation ({last.failures}), it may not compute "
@@ -356,14 +359,14 @@ def _warn_of_validation(model: BltModel) -> None:
         )
         warnings.warn(told, FailedValidationWarning, stacklevel=3)
         return
-    if own is not None or not records:
+    if own is not None:
         return
-    names = tuple(one.name for one in records)
+    names = tuple(one.kernels for one in records if one.kernels is not None)
     failed = [one for one in records if one.failed_checks]
     precisions = {stage.precision for stage in model.manifest.stages.values()}
     if failed:
         told = f"{path} failed its validation on {failed[-1].name} ({failed[-1].failures}), and had none on"
-    elif unnamed is None and kernels_matter(precisions, (here, *names)):
+    elif names and kernels_matter(precisions, (here, *names)):
         told = f"{path} was validated on {first_of(names)}, not on"
     else:
         return

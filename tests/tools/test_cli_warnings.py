@@ -173,7 +173,7 @@ _FAILED_THERE = (
         ([UNNAMED], None, None),
         ([UNNAMED_BAD], _FAILED, _FAILED),
         ([UNNAMED_BAD, FINE], None, None),
-        ([UNNAMED, OTHER], None, None),
+        ([UNNAMED, OTHER], None, _NOT_HERE.format("z80 with rounding")),
         ([UNNAMED, OTHER_BAD], _FAILED_THERE, _FAILED_THERE),
         ([UNNAMED_BAD, OTHER], _FAILED, _FAILED),
     ],
