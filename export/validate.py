@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..runtime.backends.ort import import_onnxruntime
-from ..runtime.errors import BackendError, BundleError, OptionError
-from ..runtime.fields import printable
+from ..runtime.errors import BundleError, OptionError
+from ..runtime.fields import plain_text
 from ..runtime.host import MOST_NAME, processor_name
 from ..runtime.integrity import check_files
 from ..runtime.manifest import load_manifest
@@ -140,13 +139,10 @@ class ValidationReport:
     def record(self, model: BltModel) -> ValidationRecord:
         """The report of `model` with what that runs on, for the manifest."""
         on_cpu = model.engine.kernels is None
-        version = None
-        with suppress(BackendError):  # TensorRT needs none
-            version = import_onnxruntime().__version__
         return ValidationRecord(
             kernels=model.kernels,
-            processor=processor_name() if on_cpu else printable(model.engine.device, MOST_NAME),
-            onnxruntime=version,
+            processor=processor_name() if on_cpu else plain_text(model.engine.device, MOST_NAME),
+            onnxruntime=import_onnxruntime().__version__ if on_cpu else None,
             report=self.to_dict(),
         )
 

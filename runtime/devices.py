@@ -44,7 +44,7 @@ from .engines import (
     was_proven,
 )
 from .errors import BackendError, BltError, OptionError
-from .fields import printable, shown
+from .fields import plain_text, shown
 from .host import MOST_NAME
 from .integrity import Progress, check_files
 from .manifest import Manifest
@@ -243,7 +243,7 @@ def _open_tensorrt(request: LoadRequest, target: str) -> tuple[Stages, Engine]:
     }
     _check(request, stages, path, ranges.limits)
     told = f"{gpu.driver.name}, {trt.name} {trt.version}"
-    kernels = printable(f"{trt.name} on {gpu.driver.name}", MOST_NAME)
+    kernels = plain_text(f"{trt.name} on {gpu.driver.name}", MOST_NAME)
     return stages, replace(found, device=told, kernels=kernels, max_bytes=ranges.limits.max_bytes)
 
 
@@ -272,5 +272,5 @@ def _open_provider(request: LoadRequest, device: str) -> tuple[Stages, Engine]:
     plain = [name for name, stage in stages.items() if stage.graphs_refused]
     if plain:
         told += f", without CUDA graphs for {', '.join(plain)}"
-    kernels = printable(f"{PROVIDERS[device].name} on {gpu.driver.name}", MOST_NAME)
+    kernels = plain_text(f"{PROVIDERS[device].name} on {gpu.driver.name}", MOST_NAME)
     return dict(stages), replace(PORTABLE, device=told, kernels=kernels)

@@ -35,7 +35,7 @@ __all__ = [
     "if_there",
     "is_whole",
     "parse_json",
-    "printable",
+    "plain_text",
     "read",
     "record",
     "shown",
@@ -146,7 +146,7 @@ def shown(value: object, longest: int = 60) -> str:
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
-def printable(text: str, most: int = _MAX_TEXT) -> str:
+def plain_text(text: str, most: int = _MAX_TEXT) -> str:
     """Text as `Fields.text` takes it back: "?" for what a terminal would obey, and for nothing."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:most]) or "?"
 

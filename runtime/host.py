@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .fields import printable
+from .fields import plain_text
 
 __all__ = [
     "MOST_NAME",
@@ -131,7 +131,7 @@ def processor_name() -> str:
     ]
     board = read_text(_BOARD).strip("\0 \n")
     name = next(filter(None, names), "") or board or platform.processor() or platform.machine()
-    return printable(name, MOST_NAME)
+    return plain_text(name, MOST_NAME)
 
 
 # 2. Memory, in bytes.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from .fields import printable
+from .fields import plain_text
 from .host import MOST_NAME, describe_processor
 
 __all__ = ["kernel_family", "kernels_matter"]
@@ -43,7 +43,7 @@ def kernel_family() -> str:
     processor = describe_processor()
     machine, features = processor["machine"].lower(), set(processor["features"].split())
     if machine not in (*_X86, *_ARM):  # there MLAS has one choice, or none that rounds
-        return printable(machine or "unknown processor", MOST_NAME)
+        return plain_text(machine or "unknown processor", MOST_NAME)
     name = _X86_NAME if machine in _X86 else "aarch64"
     if not features:
         return f"{name}, instructions unknown"

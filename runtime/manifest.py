@@ -28,7 +28,7 @@ from .fields import (
     if_there,
     is_whole,
     parse_json,
-    printable,
+    plain_text,
     read,
     record,
 )
@@ -267,7 +267,7 @@ class Manifest:
         """The JSON form, ready for `json.dumps`; `from_dict` gives an equal manifest back."""
         data: dict[str, Any] = _plain(asdict(self))
         # A folder's name may hold what a terminal would obey; the name is for people only.
-        data["source"]["name"] = printable(self.source.name)
+        data["source"]["name"] = plain_text(self.source.name)
         data["stages"] = {stage: data["stages"][stage] for stage in STAGES if stage in self.stages}
         data["files"] = dict(sorted(data["files"].items()))
         data["validation"] = data["validation"] or None

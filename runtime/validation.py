@@ -31,7 +31,7 @@ class ValidationRecord:
     processor: _NameOrNone
     """Name of the processor, or of the GPU and the library on it; None = not recorded."""
     onnxruntime: _NameOrNone
-    """Its version; None where it is not installed, or was not recorded."""
+    """Its version; None on a GPU, where `processor` has the library's, or not recorded."""
     report: Annotated[dict[str, Any], Fields.tree]
     """What was compared, and what came out (`export.validate`); of somebody else's manifest, anything."""
 
