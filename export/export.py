@@ -208,7 +208,6 @@ def _manifest(
         stages=stages,
         generation=plan.generation,
         axes=axis_ranges(config),
-        validation=None,
         files={},
         quantization=options.spec(plan.precisions),
     )

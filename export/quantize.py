@@ -214,7 +214,7 @@ def quantize_bundle(
             manifest,
             stages=stages,
             embedding=embedding,
-            validation=None,
+            validation=(),
             files={},
             quantization=options.spec(precisions),
         )

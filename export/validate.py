@@ -2,7 +2,8 @@
 
 Compares a loaded bundle with transformers (`Reference`), with what transformers once computed (`Golden`), or
 with the float32 bundle it was made from (`BundleReference`). Prints nothing; the report goes into the
-manifest, and its rows make a table. Limits are set per precision, in `quality`.
+manifest, as the record of the kernels that it was made on, and its rows make a table. Limits are set per
+precision, in `quality`.
 
 A quantized bundle can't have every boundary and greedy byte of its reference. Of it are demanded nearly all
 boundaries, close distributions, and nearly the same choices, over some thousands of bytes of prose; after a
@@ -21,11 +22,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from ..runtime.backends.ort import import_onnxruntime
 from ..runtime.errors import BundleError, OptionError
+from ..runtime.fields import plain_text
+from ..runtime.host import MOST_NAME, processor_name
 from ..runtime.integrity import check_files
 from ..runtime.manifest import load_manifest
 from ..runtime.model import BltModel
 from ..runtime.options import GenerationOptions
+from ..runtime.validation import ValidationRecord
 from ..runtime.vocabulary import byte_ids
 from .golden import GOLDEN_TEXT, Golden
 from .quality import Tally, Tolerances, lead_length, least_precise, prose, tolerances_of
@@ -130,6 +135,16 @@ class ValidationReport:
     @property
     def breaches(self) -> tuple[ValidationRow, ...]:
         return tuple(row for row in self.rows if not row.ok)
+
+    def record(self, model: BltModel) -> ValidationRecord:
+        """The report of `model` with what that runs on, for the manifest."""
+        on_cpu = model.engine.kernels is None
+        return ValidationRecord(
+            kernels=model.kernels,
+            processor=processor_name() if on_cpu else plain_text(model.engine.device, MOST_NAME),
+            onnxruntime=import_onnxruntime().__version__ if on_cpu else None,
+            report=self.to_dict(),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold (nan and inf become strings), for the manifest and `--json`."""

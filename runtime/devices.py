@@ -44,7 +44,8 @@ from .engines import (
     was_proven,
 )
 from .errors import BackendError, BltError, OptionError
-from .fields import shown
+from .fields import plain_text, shown
+from .host import MOST_NAME
 from .integrity import Progress, check_files
 from .manifest import Manifest
 from .names import DEVICES
@@ -242,7 +243,8 @@ def _open_tensorrt(request: LoadRequest, target: str) -> tuple[Stages, Engine]:
     }
     _check(request, stages, path, ranges.limits)
     told = f"{gpu.driver.name}, {trt.name} {trt.version}"
-    return stages, replace(found, device=told, max_bytes=ranges.limits.max_bytes)
+    kernels = plain_text(f"{trt.name} on {gpu.driver.name}", MOST_NAME)
+    return stages, replace(found, device=told, kernels=kernels, max_bytes=ranges.limits.max_bytes)
 
 
 def _open_provider(request: LoadRequest, device: str) -> tuple[Stages, Engine]:
@@ -270,4 +272,5 @@ def _open_provider(request: LoadRequest, device: str) -> tuple[Stages, Engine]:
     plain = [name for name, stage in stages.items() if stage.graphs_refused]
     if plain:
         told += f", without CUDA graphs for {', '.join(plain)}"
-    return dict(stages), replace(PORTABLE, device=told)
+    kernels = plain_text(f"{PROVIDERS[device].name} on {gpu.driver.name}", MOST_NAME)
+    return dict(stages), replace(PORTABLE, device=told, kernels=kernels)

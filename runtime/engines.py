@@ -87,6 +87,8 @@ class Engine:
     """What computes: "CPU", or a GPU's name and the library on it."""
     threads: int | None = None
     """CPU threads that it runs with; None on a GPU."""
+    kernels: str | None = None
+    """A GPU and what computes on it, printable; None on the CPU, whose kernels `kernel_family` names."""
     max_bytes: int | None = None
     """Longest text in ids, BOS included, that it was built for; None = as long as the model takes."""
 

@@ -16,6 +16,7 @@ __all__ = [
     "BltWarning",
     "BundleError",
     "FailedValidationWarning",
+    "NotValidatedHereWarning",
     "OptionError",
     "OutOfMemoryError",
     "PromptTooLongError",
@@ -65,6 +66,10 @@ class BltWarning(UserWarning):
 
 class FailedValidationWarning(BltWarning):
     """The bundle did not agree with its reference when it was last compared."""
+
+
+class NotValidatedHereWarning(BltWarning):
+    """The bundle was compared with its reference, but only on processors that may compute otherwise."""
 
 
 def first_line(error: BaseException) -> str:

@@ -35,6 +35,7 @@ __all__ = [
     "if_there",
     "is_whole",
     "parse_json",
+    "plain_text",
     "read",
     "record",
     "shown",
@@ -143,6 +144,11 @@ def shown(value: object, longest: int = 60) -> str:
         text = f"a {type(value).__name__}"
     text = " ".join(text.split())
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def plain_text(text: str, most: int = _MAX_TEXT) -> str:
+    """Text as `Fields.text` takes it back: "?" for what a terminal would obey, and for nothing."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:most]) or "?"
 
 
 # 2. JSON objects.
@@ -267,12 +273,15 @@ class Fields:
             raise self.refusal(where, value, "true or false")
         return value
 
-    def text(self, key: str) -> str:
-        """Text that is safe to print."""
+    def text(self, key: str, most: int = _MAX_TEXT) -> str:
+        """Text of at most so many characters that is safe to print."""
         value, where = self.take(key)
-        if not isinstance(value, str) or not 1 <= len(value) <= _MAX_TEXT or not value.isprintable():
-            raise self.refusal(where, value, f"printable text of 1 to {_MAX_TEXT} characters")
+        if not isinstance(value, str) or not 1 <= len(value) <= most or not value.isprintable():
+            raise self.refusal(where, value, f"printable text of 1 to {most} characters")
         return value
+
+    def text_or_none(self, key: str, most: int = _MAX_TEXT) -> str | None:
+        return None if self._took_null(key) else self.text(key, most)
 
     def texts(self, key: str, most: int) -> tuple[str, ...]:
         """A list of up to `most` texts that are safe to print."""

@@ -17,7 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from .fields import plain_text
+
 __all__ = [
+    "MOST_NAME",
     "OtherLoad",
     "PrivatePeak",
     "available_memory",
@@ -32,6 +35,9 @@ __all__ = [
     "reset_peak_resident",
     "size_in",
 ]
+
+MOST_NAME = 200
+"""Characters of a processor's name."""
 
 _CPUINFO = Path("/proc/cpuinfo")
 # Boards such as Jetsons and Raspberry Pis name themselves here; their processors have no model name.
@@ -116,14 +122,16 @@ def describe_machine(threads: int | None = None) -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The processor's name, or the board's, as the operating system has it."""
+    """The processor's name, or the board's, as the operating system has it; printable, of `MOST_NAME`
+    characters at most."""
     names = [
         line.partition(":")[2].strip()
         for line in read_text(_CPUINFO).splitlines()
         if line.lower().startswith("model name")
     ]
     board = read_text(_BOARD).strip("\0 \n")
-    return next(filter(None, names), "") or board or platform.processor() or platform.machine()
+    name = next(filter(None, names), "") or board or platform.processor() or platform.machine()
+    return plain_text(name, MOST_NAME)
 
 
 # 2. Memory, in bytes.

@@ -19,11 +19,24 @@ from typing import Annotated, Any
 
 from .embedding_spec import EmbeddingSpec
 from .errors import BundleError, OptionError
-from .fields import AGAIN, Fields, by, fault, file_name, if_there, is_whole, parse_json, read, record, shown
+from .fields import (
+    AGAIN,
+    Fields,
+    by,
+    fault,
+    file_name,
+    if_there,
+    is_whole,
+    parse_json,
+    plain_text,
+    read,
+    record,
+)
 from .files import read_plain, write_whole
 from .generation_spec import GenerationSpec
 from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, SEARCHES, STAGES
 from .patching import PatchingRule
+from .validation import ValidationRecord, read_records, with_record
 from .vocabulary import VOCAB_SIZE
 
 __all__ = [
@@ -44,7 +57,6 @@ SCHEMA = 1
 
 _POSITIONS = 2**31 - 1
 _COUNT = 2**63 - 1
-_MAX_CHECK = 80  # characters of a check's name
 _NO_BUNDLE = "give the directory of a bundle that `blt-edge export` wrote"
 _NO_WISHES = GenerationSpec()
 _AXIS_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -238,8 +250,8 @@ class Manifest:
     """How integers were found; None when no stage has any."""
     generation: Annotated[GenerationSpec, _generation] = _NO_WISHES
     """Which ids end a text, and defaults of sampling; left out where the model names none."""
-    validation: Annotated[dict[str, Any] | None, Fields.tree_or_none]
-    """The last validation's report; None = never validated."""
+    validation: Annotated[tuple[ValidationRecord, ...], read_records] = ()
+    """The last validation on each family of kernels, the newest last; null in the JSON = never validated."""
     files: Annotated[dict[str, FileRecord], by(Fields.parts, file_name, record(FileRecord))]
     """Every file of the bundle but the manifest."""
 
@@ -255,10 +267,10 @@ class Manifest:
         """The JSON form, ready for `json.dumps`; `from_dict` gives an equal manifest back."""
         data: dict[str, Any] = _plain(asdict(self))
         # A folder's name may hold what a terminal would obey; the name is for people only.
-        name = "".join(letter if letter.isprintable() else "?" for letter in self.source.name)
-        data["source"]["name"] = name or "?"
+        data["source"]["name"] = plain_text(self.source.name)
         data["stages"] = {stage: data["stages"][stage] for stage in STAGES if stage in self.stages}
         data["files"] = dict(sorted(data["files"].items()))
+        data["validation"] = data["validation"] or None
         optional = [(data, "quantization"), *((stage, "patch_values") for stage in data["stages"].values())]
         for fields, key in optional:
             if fields[key] is None:
@@ -267,20 +279,15 @@ class Manifest:
             del data["generation"]
         return {"blt_edge" if key == "generator" else key: value for key, value in data.items()}
 
-    def with_validation(self, report: Mapping[str, Any] | None) -> Manifest:
-        """The same bundle with another validation report (plain values; nan and inf become strings)."""
-        return replace(self, validation=_plain(report))
+    def with_validation(self, new: ValidationRecord) -> Manifest:
+        """The same bundle with a record in the place of its family's (plain values; nan and inf become
+        strings)."""
+        plain = replace(new, report=_plain(new.report))
+        return replace(self, validation=with_record(self.validation, plain))
 
-    @property
-    def failed_checks(self) -> tuple[str, ...]:
-        """What the last validation found wrong, safe to print; empty when it passed, or there was none."""
-        report = self.validation
-        if report is None or report.get("passed") is True:
-            return ()
-        rows: Any = report.get("rows")
-        readable = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-        names = [row.get("check") for row in rows if not row.get("ok")] if readable else []
-        return tuple(name if _is_name(name) else shown(name) for name in names) or ("it has no rows",)
+    def validated_on(self, kernels: str | None) -> ValidationRecord | None:
+        """The record of a family of kernels, None being the one without a name; None = there is none."""
+        return next((one for one in self.validation if one.kernels == kernels), None)
 
     @property
     def total_bytes(self) -> int:
@@ -295,10 +302,6 @@ class Manifest:
     def with_files(self, files: Mapping[str, FileRecord]) -> Manifest:
         """The same description with the files' final sizes and hashes."""
         return replace(self, files=dict(files))
-
-
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and value.isprintable() and 0 < len(value) <= _MAX_CHECK
 
 
 def _plain(value: Any) -> Any:

@@ -24,12 +24,14 @@ from .errors import (
     BltWarning,
     BundleError,
     FailedValidationWarning,
+    NotValidatedHereWarning,
     OptionError,
     ran_out_of_memory,
 )
 from .fields import checked_bytes, checked_call, checked_flag, checked_int, shown
 from .generation import GenerationChunk, GenerationResult, joined, stream
 from .integrity import check_files
+from .kernels import kernel_family, kernels_matter
 from .manifest import Manifest, load_manifest
 from .options import GenerationOptions, asked_options
 from .patching import PatchBoundaries, PatchingRule
@@ -38,6 +40,7 @@ from .processors import usable_cores
 from .scoring import Score, score
 from .sequence import PatcherState, Sequence, SequenceLimits
 from .stages import Observer
+from .validation import first_of
 from .vocabulary import encode
 
 __all__ = ["BltModel"]
@@ -99,8 +102,9 @@ class BltModel:
         provider, for the devices that are one. `engine` of the model tells what it runs from and on, and why.
 
         Raises BundleError (missing, damaged or unsafe bundle), BackendError (no engine), OptionError. Warns
-        (FailedValidationWarning) of a bundle that failed its last validation, and later (BltWarning) when an
-        engine fails while it runs and the portable graphs go on in its place; so of more threads than cores.
+        of a bundle that failed its last validation (FailedValidationWarning) or had none on kernels like
+        these (NotValidatedHereWarning), of more threads than cores (BltWarning), and later when an engine
+        fails while it runs and the portable graphs go on in its place.
         """
         if not isinstance(path, (str, os.PathLike)):
             raise OptionError(f"path is {shown(path)}; allowed is the directory of a bundle")
@@ -117,7 +121,6 @@ class BltModel:
         rollback = checked_int("rollback", rollback, 0, longest)
         if threads is not None and threads > usable_cores():
             _warn_of_threads(threads)
-        _warn_of_validation(directory, manifest)
         table = EmbeddingTable.open(directory, manifest.embedding)
         request = LoadRequest(
             directory,
@@ -140,7 +143,9 @@ class BltModel:
             return cls(manifest, backends, table, limits, directory, engine, **others)
 
         backends, engine = open_device(request, lambda *opened: made(*opened).probe())
-        return made(backends, engine, portable=portable_stages(request, engine))
+        model = made(backends, engine, portable=portable_stages(request, engine))
+        _warn_of_validation(model)
+        return model
 
     def __repr__(self) -> str:
         manifest = self.manifest
@@ -151,6 +156,11 @@ class BltModel:
             f"<BltModel {str(self.path)!r}: {precision}, tables {manifest.embedding.precision}; {sizes}; "
             f"{self.limits.max_positions} positions; {replace(self.engine, reason=None)}>"
         )
+
+    @property
+    def kernels(self) -> str:
+        """Family of the kernels that compute: a validation tells of these alone."""
+        return self.engine.kernels or kernel_family()
 
     def probe(self) -> None:
         """Run every stage once, whatever the device says of itself. Raises BackendError when that fails."""
@@ -329,12 +339,36 @@ def _warn_of_threads(threads: int) -> None:
     )
 
 
-def _warn_of_validation(directory: Path, manifest: Manifest) -> None:
-    failed = manifest.failed_checks
-    if failed:
-        more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+def _warn_of_validation(model: BltModel) -> None:
+    """What the manifest's records say of the bundle on these kernels, if it is nothing good.
+
+    A record without a family may be of this one: when it failed, that counts as if it were; when it passed
+    and is alone, it is no reason to warn. What failed on other kernels is told of every bundle, what passed
+    there only where results depend on kernels.
+    """
+    path, records = model.path, model.manifest.validation
+    if not records:
+        return
+    here = model.kernels
+    own = model.manifest.validated_on(here)
+    last = own or model.manifest.validated_on(None)
+    if last is not None and last.failed_checks:
         told = (
-            f"{directory} failed its last validation ({'; '.join(failed[:3])}{more}), it may not compute "
-            f"what the model does; blt-edge validate {directory} shows by how much"
+            f"{path} failed its last validation ({last.failures}), it may not compute "
+            f"what the model does; blt-edge validate {path} shows by how much"
         )
         warnings.warn(told, FailedValidationWarning, stacklevel=3)
+        return
+    if own is not None:
+        return
+    names = tuple(one.kernels for one in records if one.kernels is not None)
+    failed = [one for one in records if one.failed_checks]
+    precisions = {stage.precision for stage in model.manifest.stages.values()}
+    if failed:
+        told = f"{path} failed its validation on {failed[-1].name} ({failed[-1].failures}), and had none on"
+    elif names and kernels_matter(precisions, (here, *names)):
+        told = f"{path} was validated on {first_of(names)}, not on"
+    else:
+        return
+    told += f" {here}, whose kernels may round otherwise; blt-edge validate {path} measures it here"
+    warnings.warn(told, NotValidatedHereWarning, stacklevel=3)

@@ -66,7 +66,7 @@ def test_mix_runs_and_says_what_it_is(bundle: Path, quantized: dict[str, Path], 
     manifest = load_manifest(quantized[mix])
     check_files(quantized[mix], manifest, full=True)
     assert {name: spec.precision for name, spec in manifest.stages.items()} == dict(MIXES[mix])
-    assert manifest.validation is None
+    assert manifest.validation == ()
     before = load_manifest(bundle)
     assert manifest.source == before.source
     assert manifest.embedding == before.embedding

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from blt_edge.export import export_checkpoint
 from blt_edge.export.golden import GOLDEN_TEXT, Golden, GoldenError, read_golden, write_golden
@@ -21,6 +23,7 @@ from blt_edge.runtime import BltModel, GenerationOptions
 from blt_edge.runtime.errors import OptionError, PromptTooLongError
 from blt_edge.runtime.manifest import load_manifest, write_manifest
 from support.model_store import RandomModels
+from support.processors import ARM, become
 from support.random_models import PARITY_TEXT, RandomModel, base_config
 
 CASE = RandomModel("validated", base_config(local_attention_window_len=32), share=0.4, seed=70)
@@ -288,12 +291,31 @@ def test_the_report_fits_the_manifest(model: Altered, reference: Reference, tmp_
     model.change = nudge("byte_states", np.nan)
     report = validate(model, reference)
     shutil.copytree(model.path, tmp_path / "copy")
-    manifest = load_manifest(tmp_path / "copy").with_validation(report.to_dict())
+    manifest = load_manifest(tmp_path / "copy").with_validation(report.record(model.model))
     write_manifest(tmp_path / "copy", manifest)
-    stored = load_manifest(tmp_path / "copy").validation
-    assert stored == report.to_dict()
-    assert stored["passed"] is False
-    assert [row["check"] for row in stored["rows"] if not row["ok"]] == breaches(report)
+    (stored,) = load_manifest(tmp_path / "copy").validation
+    assert stored == report.record(model.model)
+    assert stored.report == report.to_dict()
+    assert stored.report["passed"] is False
+    assert list(stored.failed_checks) == breaches(report)
+
+
+def test_the_record_names_what_computed(
+    model: Altered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, own = ValidationReport("a golden file", "fp32", 20), copy(model.model)
+    become(monkeypatch, tmp_path, "aarch64", ARM)
+    machine = {
+        "kernels": "aarch64 with dot product",
+        "processor": "A aarch64",
+        "onnxruntime": onnxruntime.__version__,
+    }
+    assert report.record(own).machine == machine
+    assert own.kernels == machine["kernels"]
+    own.engine = replace(own.engine, device="Orin\n, TensorRT 10.3", kernels="TensorRT on Orin")
+    record = report.record(own)
+    assert (record.kernels, record.processor) == ("TensorRT on Orin", "Orin?, TensorRT 10.3")
+    assert record.onnxruntime is None
 
 
 def test_rows() -> None:

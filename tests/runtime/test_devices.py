@@ -42,6 +42,7 @@ def test_auto_takes_engines_first(bundle: Path, monkeypatch: pytest.MonkeyPatch)
     write_engines(bundle, "tensorrt")
     model = BltModel.load(bundle)
     assert model.engine.device == "Simulated, TensorRT 10.3.0"
+    assert model.kernels == "TensorRT on Simulated"
     assert str(model.engine).startswith("engines/tensorrt-")
 
 
@@ -49,6 +50,7 @@ def test_auto_takes_cuda_where_there_are_no_engines(bundle: Path, monkeypatch: p
     simulate(monkeypatch, "tensorrt", "cuda")
     model = BltModel.load(bundle)
     assert model.engine.device == "Simulated, CUDAExecutionProvider of ONNX Runtime 1.99"
+    assert model.kernels == "CUDAExecutionProvider on Simulated"
 
 
 def test_auto_says_why_the_gpu_is_not_used(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

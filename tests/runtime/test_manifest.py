@@ -22,6 +22,7 @@ from blt_edge.runtime.manifest import (
 )
 from blt_edge.runtime.patching import PatchingRule
 from support.bundles import SPEC, describe, seal, write_bundle
+from support.processors import elsewhere
 
 
 @pytest.fixture
@@ -223,10 +224,12 @@ def test_validation_is_recorded_and_nothing_else_changes(bundle: Path) -> None:
         "logits": {"max": np.float32(0.5), "cosine": math.nan},
         "rows": (1, np.int64(2)),
     }
-    write_manifest(bundle, before.with_validation(report))
+    write_manifest(bundle, before.with_validation(dataclasses.replace(elsewhere("a family"), report=report)))
     after = load_manifest(bundle)
-    assert after.validation == {"passed": False, "logits": {"max": 0.5, "cosine": "nan"}, "rows": [1, 2]}
-    assert after.with_validation(None) == before
+    (record,) = after.validation
+    assert record.report == {"passed": False, "logits": {"max": 0.5, "cosine": "nan"}, "rows": [1, 2]}
+    assert record.kernels == "a family"
+    assert dataclasses.replace(after, validation=()) == before
     assert sorted(path.name for path in bundle.iterdir()) == sorted([*before.files, "manifest.json"])
 
 
@@ -238,7 +241,7 @@ def test_failed_write_leaves_the_old_manifest(bundle: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        write_manifest(bundle, before.with_validation({"passed": True}))
+        write_manifest(bundle, before.with_validation(elsewhere()))
     assert load_manifest(bundle) == before
     assert len(list(bundle.iterdir())) == len(before.files) + 1
 

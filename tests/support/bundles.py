@@ -34,7 +34,6 @@ def describe() -> Manifest:
         embedding=SPEC,
         stages=stages,
         axes={"batch": Axis(1, 1, 8), "bytes": Axis(1, 1, 256), "patches": Axis(0, 1, 256)},
-        validation=None,
         files={},
     )
 

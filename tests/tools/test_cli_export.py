@@ -21,16 +21,16 @@ def test_it_is_validated_against_transformers(cli, tiny_model, tmp_path: Path) -
     order = ("peak memory about", "patcher graph", "embedding tables", "wrote", "greedy bytes", "passed: 11")
     places = [result.stderr.rindex(words) for words in order]
     assert places == sorted(places)
-    validation = load_manifest(bundle).validation
-    assert validation["passed"] is True
-    assert validation["against"].startswith("transformers 5")
+    (record,) = load_manifest(bundle).validation
+    assert record.report["passed"] is True
+    assert record.report["against"].startswith("transformers 5")
 
 
 def test_it_falls_back_to_the_golden_file(cli, tiny_model, tmp_path: Path, without_transformers) -> None:
     result = cli("export", tiny_model.checkpoint, "-o", tmp_path / "bundle", code=0)
     assert re.search(r"comparing with golden\.safetensors: torch and transformers .* not inst", result.stderr)
     assert "greedy: equal bytes of 12" in result.stderr
-    assert load_manifest(tmp_path / "bundle").validation["passed"] is True
+    assert load_manifest(tmp_path / "bundle").validation[0].report["passed"] is True
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_nothing_to_compare_with_or_no_room_for_it_is_told(
     monkeypatch.setattr(validate, "available_memory", lambda: 1000)
     result = cli("export", bare_checkpoint, "-o", tmp_path / "bundle", code=0)
     assert re.search(words, result.stderr, re.S)
-    assert load_manifest(tmp_path / "bundle").validation is None
+    assert load_manifest(tmp_path / "bundle").validation == ()
 
 
 def test_a_breach_fails_keeps_the_bundle_and_is_recorded(
@@ -58,7 +58,7 @@ def test_a_breach_fails_keeps_the_bundle_and_is_recorded(
     golden = read_golden(tiny_model.checkpoint / "golden.safetensors")
     assert told.startswith(f"{bundle} differs from {golden.name}")
     assert "it is kept, and its manifest says so" in told
-    assert load_manifest(bundle).validation["passed"] is False
+    assert load_manifest(bundle).validation[0].report["passed"] is False
     cli("generate", "-m", bundle, "-p", "x", "-n", 1, code=0)
 
 
@@ -83,7 +83,8 @@ def test_what_is_planned_and_what_was_written(cli, tiny_model, tmp_path: Path, m
     assert list(tmp_path.iterdir()) == []
     flags = ("-o", tmp_path / "bundle", "--no-validate", "--json", "-", "-q")
     written = json.loads(cli("export", tiny_model.checkpoint, *flags).stdout)
-    assert (written["bundle"], written["validation"]) == (str(tmp_path / "bundle"), None)
+    assert written["bundle"] == str(tmp_path / "bundle")
+    assert (written["validation"], written["validated_on"]) == (None, None)
     assert written["parts"].keys() == planned.keys()
     assert written["parts"]["tables"] == planned["tables"]
     assert planned["tables"]["precision"] == "fp32"

@@ -14,19 +14,40 @@ from blt_edge.runtime.manifest import load_manifest, write_manifest
 from blt_edge.runtime.vocabulary import encode
 from blt_edge.tools.cli.inspect import LINTS
 from blt_edge.tools.memory import state_memory
+from support.processors import ARM, become, elsewhere
 
 
 def test_shows_what_is_there(cli, own_bundle: Path) -> None:
-    write_manifest(own_bundle, load_manifest(own_bundle).with_validation(None))
     result = cli("inspect", own_bundle, code=0)
     assert result.stderr == ""
     for words in ("huggingface layout", "ok (fast check", "patcher.onnx", "tables.bin", "at full length"):
         assert words in result.stdout
     assert "validation  none" in result.stdout
-    rows = [{"check": "logits", "ok": False}, {"check": "greedy", "ok": True}]
-    report = {"passed": False, "against": "golden", "data_bytes": 9, "rows": rows}
-    write_manifest(own_bundle, load_manifest(own_bundle).with_validation(report))
-    assert "FAILED (logits), 2 checks against golden" in cli("inspect", own_bundle).stdout
+
+
+def test_shows_every_record_this_processors_first(
+    cli, own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    become(monkeypatch, tmp_path, "aarch64", ARM)
+    manifest = load_manifest(own_bundle).with_validation(elsewhere(None, "logits", "greedy"))
+    for record in (elsewhere("aarch64 with dot product"), elsewhere("aarch64 with i8mm", "patcher")):
+        manifest = manifest.with_validation(record)
+    write_manifest(own_bundle, manifest)
+    what = "checks against a golden file, 20 bytes of text, on"
+    shown = cli("inspect", own_bundle, code=0).stdout.splitlines()
+    first = next(number for number, line in enumerate(shown) if line.startswith("validation"))
+    assert [" ".join(line.split()) for line in shown[first : first + 3]] == [
+        f"validation passed, 1 {what} aarch64 with dot product (A Z80, ONNX Runtime 1.0)",
+        f"FAILED (patcher), 1 {what} aarch64 with i8mm (A Z80, ONNX Runtime 1.0)",
+        f"FAILED (logits, greedy), 2 {what} an unnamed processor",
+    ]
+    document = json.loads(cli("inspect", own_bundle, "--json", "-").stdout)
+    records = document["manifest"]["validation"]
+    assert [(one["kernels"], one["onnxruntime"], one["report"]["passed"]) for one in records] == [
+        (None, None, False),
+        ("aarch64 with dot product", "1.0", True),
+        ("aarch64 with i8mm", "1.0", False),
+    ]
 
 
 def test_json_is_one_document_with_the_whole_manifest(cli, tiny_model) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from blt_edge.runtime.kernels import kernel_family
 from blt_edge.runtime.manifest import load_manifest
 from blt_edge.runtime.names import STAGES
 from blt_edge.tools.cli.quantize import planned_memory
@@ -177,7 +178,7 @@ def test_a_breach_fails_names_the_next_step_and_keeps_the_bundle(
     line = refused("quantize", even_bundle, *flags, code=1)
     assert "differs from the float32 bundle" in line
     assert "try --precision decoder=fp16: the encoder is the first to differ" in line
-    assert load_manifest(tmp_path / "out").validation["passed"] is False
+    assert load_manifest(tmp_path / "out").validation[0].report["passed"] is False
 
 
 def test_the_result_is_validated_and_told(cli, even_bundle: Path, tmp_path: Path) -> None:
@@ -186,7 +187,9 @@ def test_the_result_is_validated_and_told(cli, even_bundle: Path, tmp_path: Path
     assert result.stdout == f"{output}\n"
     assert "against the float32 bundle" in result.stderr
     document = json.loads(target.read_text())
-    assert document["validation"] == load_manifest(output).validation
+    (record,) = load_manifest(output).validation
+    assert (document["validation"], document["validated_on"]) == (record.report, record.machine)
+    assert record.kernels == kernel_family()
     assert (document["validation"]["passed"], document["validation"]["precision"]) == (True, "fp16")
     precisions = {name: part["precision"] for name, part in document["parts"].items()}
     assert precisions == {**dict.fromkeys(STAGES, "fp16"), "tables": "fp32"}

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -22,6 +22,9 @@ from ...runtime.errors import requirement
 from ...runtime.files import write_whole
 from ..output import Messages, echo, is_terminal
 from .options import STDIN, F, OutputFile, options
+
+if TYPE_CHECKING:
+    from ...runtime.validation import ValidationRecord
 
 MOST_READ = 1_000_000_000
 """Bytes of an input that has to be in memory: a device or a pipe may have no end."""
@@ -207,5 +210,10 @@ def _document(bundle: Path) -> dict[str, Any]:
         "source": manifest.source.name,
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "parts": parts,
-        "validation": manifest.validation,
+        **validation_document(manifest.validation[-1] if manifest.validation else None),
     }
+
+
+def validation_document(record: ValidationRecord | None) -> dict[str, Any]:
+    """A validation's report, and what it was made on; both null without one."""
+    return {"validation": record and record.report, "validated_on": record and record.machine}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ...runtime.generation_spec import GenerationSpec
     from ...runtime.manifest import Manifest
     from ...runtime.patching import PatchingRule
+    from ...runtime.validation import ValidationRecord
     from ..memory import StateMemory
 
 LINTS = ("tensorrt-10.3", "tensorrt-11", "tensorrt-rtx")
@@ -43,8 +44,8 @@ LINTS = ("tensorrt-10.3", "tensorrt-11", "tensorrt-rtx")
 def command(messages: Messages, bundle: Path, verify: bool, lint: str | None, json_file: Path | None) -> None:
     """Show what is in a bundle and how much memory it takes.
 
-    Source, stages, tables, axes, memory of a text's state, and the last validation. The files are checked
-    against the manifest; if they differ, or --lint finds something, the exit code is 1.
+    Source, stages, tables, axes, memory of a text's state, and the last validation on each kind of processor.
+    The files are checked against the manifest; if they differ, or --lint finds something, the exit code is 1.
     """
     from ...runtime.manifest import load_manifest
     from ..memory import state_memory
@@ -138,7 +139,7 @@ def _show(
             ("patches", _rule(manifest.patching)),
             ("positions", f"{model.max_positions:,}, trained on {model.trained_context:,}"),
             ("generation", _generation(manifest.generation)),
-            ("validation", _validation(manifest)),
+            *_validations(manifest),
             ("engine", "not looked for, the bundle is damaged" if engine is None else str(engine)),
         ]
     )
@@ -198,14 +199,27 @@ def _generation(spec: GenerationSpec) -> str:
     return f"{ends}; defaults: {own or 'greedy'}{left_out}"
 
 
-def _validation(manifest: Manifest) -> str:
-    report, failed = manifest.validation, manifest.failed_checks
-    if report is None:
-        return "none; blt-edge validate compares the bundle with its reference"
+def _validations(manifest: Manifest) -> list[tuple[str, str]]:
+    """A line for each record, this processor's first, the others from the newest on."""
+    if not manifest.validation:
+        return [("validation", "none; blt-edge validate compares the bundle with its reference")]
+    from ...runtime.kernels import kernel_family
+
+    here = kernel_family()
+    records = list(reversed(manifest.validation))
+    records.sort(key=lambda one: one.kernels != here)
+    return [("" if number else "validation", _validation(one)) for number, one in enumerate(records)]
+
+
+def _validation(record: ValidationRecord) -> str:
+    report, failed = record.report, record.failed_checks
     rows = report.get("rows")
     count = len(rows) if isinstance(rows, list) else 0
+    verdict = f"FAILED ({', '.join(failed)})" if failed else "passed"
     what = f"{count} checks against {report.get('against')}, {report.get('data_bytes')} bytes of text"
-    return f"FAILED ({', '.join(failed)}), {what}" if failed else f"passed, {what}"
+    version = record.onnxruntime and f"ONNX Runtime {record.onnxruntime}"
+    machine = ", ".join(filter(None, (record.processor, version)))
+    return f"{verdict}, {what}, on {record.name}" + (f" ({machine})" if machine else "")
 
 
 def _tables(table: EmbeddingSpec) -> str:

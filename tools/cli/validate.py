@@ -14,11 +14,17 @@ from typing import IO, TYPE_CHECKING, Literal
 
 import click
 
-from ...runtime.errors import BltWarning, FailedValidationWarning, requirement
+from ...runtime.errors import (
+    BltWarning,
+    BundleError,
+    FailedValidationWarning,
+    NotValidatedHereWarning,
+    requirement,
+)
 from ...runtime.host import available_memory
 from ..output import Messages, echo, size, status
 from ..tables import print_table
-from .documents import write_json
+from .documents import validation_document, write_json
 from .model_options import check_bundle_files
 from .options import (
     DEFAULT_THREADS,
@@ -37,6 +43,8 @@ if TYPE_CHECKING:
     from ...export.reference import Reference
     from ...export.validate import BundleReference, ValidationReport
     from ...runtime.manifest import Manifest
+    from ...runtime.model import BltModel
+    from ...runtime.validation import ValidationRecord
 
 # A parameter in transformers: float32, and what loading adds.
 _PARAMETER_BYTES = 4 * 1.3
@@ -74,9 +82,9 @@ def command(
     """Compare a bundle with its reference; the exit code is the verdict.
 
     Every stage's output, the patch boundaries, the logits and 200 greedy bytes are compared with transformers
-    (--reference) or with a golden file. The result goes into the bundle's manifest. A bundle of the packaged
-    demo knows its reference; for any other one without --reference or --golden only the files' sha256 are
-    checked.
+    (--reference) or with a golden file. The result goes into the bundle's manifest, beside those of other
+    kinds of processor. A bundle of the packaged demo knows its reference; for any other one without
+    --reference or --golden only the files' sha256 are checked.
     """
     check_tolerances(rtol, atol)
     if reference is not None and golden is not None:
@@ -97,14 +105,15 @@ def command(
     if chosen.kind == "nothing":
         files = len(manifest.files)
         line = f"{files} files have the right sha256; nothing else was checked: {chosen.reasons}"
-        write_json(json_file, {"bundle": str(bundle), "files": files, "validation": None, "note": line})
+        nothing = {"validation": None, "validated_on": None}
+        write_json(json_file, {"bundle": str(bundle), "files": files, **nothing, "note": line})
         if json_file != STDIN:
             echo(line)
         return
-    report = _compare(bundle, chosen, messages, rtol, atol, threads)
-    write_json(json_file, {"bundle": str(bundle), "validation": report.to_dict()})
+    report, record = _compare(bundle, chosen, messages, rtol, atol, threads)
+    write_json(json_file, {"bundle": str(bundle), **validation_document(record)})
     if json_file != STDIN:
-        _show_report(report, sys.stdout)
+        _show_report(report, record, sys.stdout)
     if not report.passed:
         raise click.ClickException(f"{bundle}: {_verdict(report)}")
 
@@ -221,12 +230,12 @@ def validate_written(
         messages.note(f"not validated, nothing was compared: {chosen.reasons}")
         return
     try:
-        report = _compare(path, chosen, messages, rtol, atol)
+        report, record = _compare(path, chosen, messages, rtol, atol)
     except BaseException:
         messages.note(f"{path} was written, but its validation did not end; blt-edge validate does it again")
         raise
     if not messages.quiet and sys.stderr is not None:
-        _show_report(report, sys.stderr)
+        _show_report(report, record, sys.stderr)
     if not report.passed:
         from ...export.remedy import next_step
         from ...runtime.manifest import load_manifest
@@ -246,19 +255,19 @@ def _compare(
     rtol: float | None,
     atol: float | None,
     threads: int | None = None,
-) -> ValidationReport:
+) -> tuple[ValidationReport, ValidationRecord]:
     """Load both sides, compare them, and write the result into the bundle's manifest. Raises BltError."""
     from ...export.quality import tolerances_of
     from ...export.validate import validate_bundle
     from ...runtime import BltModel
-    from ...runtime.manifest import write_manifest
 
     if chosen.why_not:
         messages.say(f"comparing with {chosen.path.name}: {chosen.reasons}")
     if not messages.verbose and not sys.warnoptions:
         warnings.simplefilter("ignore")
         warnings.simplefilter("default", BltWarning)
-    warnings.simplefilter("ignore", FailedValidationWarning)  # this is what finds out
+    for category in (FailedValidationWarning, NotValidatedHereWarning):  # this is what finds out
+        warnings.simplefilter("ignore", category)
     with status(messages, "loading the bundle") as say:
         model = BltModel.load(bundle, threads=threads)
         limits = tolerances_of(model.manifest)
@@ -270,11 +279,24 @@ def _compare(
         report = validate_bundle(
             model, _load(chosen), tolerances=limits, progress=lambda what: say(f"comparing: {what}")
         )
+        record = report.record(model)
         try:
-            write_manifest(bundle, model.manifest.with_validation(report.to_dict()))
-        except OSError as error:
-            messages.note(f"the result could not be written into the manifest: {error.strerror}")
-    return report
+            _write_record(bundle, model, record)
+        except (OSError, BundleError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            messages.note(f"the result could not be written into the manifest: {reason}")
+    return report, record
+
+
+def _write_record(bundle: Path, model: BltModel, record: ValidationRecord) -> None:
+    """Add the record to those that are in the manifest now: a comparison takes minutes, in which others may
+    have added theirs. Raises OSError, and BundleError where it is another bundle by now."""
+    from ...runtime.manifest import load_manifest, write_manifest
+
+    manifest = load_manifest(bundle)
+    if manifest.files != model.manifest.files:
+        raise BundleError("the bundle was written anew meanwhile; blt-edge validate compares it again")
+    write_manifest(bundle, manifest.with_validation(record))
 
 
 def _load(chosen: ReferenceChoice) -> Reference | Golden | BundleReference:
@@ -292,7 +314,7 @@ def _load(chosen: ReferenceChoice) -> Reference | Golden | BundleReference:
     return Reference.load(chosen.path)
 
 
-def _show_report(report: ValidationReport, file: IO[str] | None) -> None:
+def _show_report(report: ValidationReport, record: ValidationRecord, file: IO[str] | None) -> None:
     rows = [
         (
             # The table fits 80 columns.
@@ -305,7 +327,7 @@ def _show_report(report: ValidationReport, file: IO[str] | None) -> None:
     ]
     print_table(("check", ">measured", ">allowed", ""), rows, file)
     notes = [f"  {row.check}: {row.note}" for row in report.rows if row.note]
-    for line in (*notes, "", _verdict(report)):
+    for line in (*notes, "", f"{_verdict(report)}, on {record.name}"):
         echo(line, file)
 
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import shutil
+import warnings
 import zlib
 from pathlib import Path
 from random import Random
@@ -32,7 +33,7 @@ from ...runtime.engines import (
     find_tensorrt_engine,
     was_proven,
 )
-from ...runtime.errors import BltError
+from ...runtime.errors import BltError, BltWarning
 from ...runtime.integrity import check_files, file_record
 from ...runtime.manifest import load_manifest, write_manifest
 from ...runtime.model import BltModel
@@ -85,7 +86,11 @@ class ManifestFile(_Bundle):
         if zlib.crc32(files[MANIFEST_NAME]) % 8:  # what follows takes a tenth of a second
             return
         _shown_by_cli("inspect", str(self.folder))
-        BltModel.load(self.folder, "cpu", 1, portable=True).probe()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", BltWarning)  # of what the manifest says of its validations
+            BltModel.load(self.folder, "cpu", 1, portable=True).probe()
+        for each in told:
+            assert str(each.message).isprintable(), str(each.message)
 
 
 def _sealed(text: bytes) -> bytes:
