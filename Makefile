@@ -6,6 +6,7 @@
 #               make mutants ONLY=runtime.patching tries one module
 # make fuzz     hostile files and requests by the hundred thousand against all that reads them (an hour or two);
 #               make fuzz ONLY=manifest COUNT=1000 SEED=7 makes a thousand, others than by default
+# make image    build the container image and run it with Podman: read-only, without privileges (as root, on Debian)
 # make bench    measurements behind the README's figures (minutes; best on a quiet machine)
 # make help     this list
 
@@ -16,7 +17,7 @@ DEMO := demo-bundle
 FOLDERS := runtime graphs export calibration tools
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint types pytest matrix mutants fuzz bench clean
+.PHONY: help demo test lint types pytest matrix mutants fuzz image bench clean
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate
@@ -52,6 +53,10 @@ mutants: $(VENV)/.installed-test
 fuzz: $(VENV)/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m blt_edge.tools.fuzz $(ONLY) --jobs 2 \
 		$(if $(SEED),--seed $(SEED)) $(if $(COUNT),--count $(COUNT))
+
+image:
+	test -f $(DEMO)/manifest.json || $(MAKE) demo
+	tools/image/check.sh $(DEMO)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/blt-edge export demo -o $(DEMO) --force --no-validate -q
