@@ -37,10 +37,11 @@ class Lease:
         self._holders.leases.append(weakref.ref(self))
 
     def fork(self, end: int) -> Lease:
-        """Another holder's, with a part in slots 0 .. end - 1."""
+        """Another holder's; both have a part in slots 0 .. end - 1."""
         other = Lease.__new__(Lease)
         other._end, other._holders = end, self._holders
         with self._holders.lock:
+            self._end = max(self._end, end)
             self._holders.leases.append(weakref.ref(other))
         return other
 
