@@ -62,6 +62,8 @@ class StageCache(ABC):
         """Slots now."""
         self.lease = Lease()
         """This cache's part in `buffer`."""
+        self.expected = 0
+        """Positions that the text is known to come to: when a buffer grows, it grows to them at once."""
 
     @property
     def bytes(self) -> int:
@@ -195,7 +197,8 @@ class RingCache(StageCache):
             capacity = self.capacity
         else:
             # Growing happens only while no slot was reused: position p is in slot p of both rings.
-            capacity = min(self._largest, max(needed, int(self._growth * self.capacity)))
+            grown = max(needed, int(self._growth * self.capacity), self.expected)
+            capacity = min(self._largest, grown)
         old, old_positions = self.buffer, self.positions
         filled = self._filled()
         self._allocate(old.shape[0], old.shape[2], old.shape[4], capacity)
@@ -291,7 +294,8 @@ class OrderedCache(StageCache):
         needed, capacity = kept + count, self.capacity
         assert needed <= self._largest, "a call takes more positions than the cache was made for"
         if needed > capacity:
-            capacity = min(self._largest, max(needed, capacity + capacity // 2))
+            grown = max(needed, capacity + capacity // 2, self.expected - self._oldest - shift)
+            capacity = min(self._largest, grown)
         old = self.buffer
         if capacity > self.capacity or not self.lease.claim(0 if shift else held, needed):
             # A capacity without its buffer would let the graph write past the end of the old one.

@@ -36,9 +36,9 @@ from .patching import PatchBoundaries, PatchingRule
 from .planning import CostTable
 from .processors import usable_cores
 from .scoring import Score, score
-from .sequence import PatcherState, Sequence, SequenceLimits, new_state
+from .sequence import PatcherState, Sequence, SequenceLimits
 from .stages import Observer
-from .state import TextState
+from .state import TextState, new_state
 from .state_file import read_state
 from .vocabulary import encode
 
@@ -187,7 +187,7 @@ class BltModel:
         of another bundle or patching rule, or whose text is too long here, BackendError.
         """
         backends = self._backends
-        state = new_state(self.manifest, backends, self.limits)
+        state = new_state(self.manifest, backends, self.limits.cache)
         read_state(path, self.manifest, self.limits.max_positions, state)
         return self._sequence(state, backends)
 

@@ -27,14 +27,13 @@ from .embedding import EmbeddingTable
 from .errors import BackendError, OptionError, PromptTooLongError
 from .fields import shown
 from .manifest import Manifest
-from .names import STAGES
 from .patching import PatchBoundaries
 from .stages import CachedStage, Observer, StageTime, next_power_of_two
-from .state import ByteStates, PatchValues, RecentLogits, TextState
+from .state import TextState, new_state
 from .state_file import write_state
 from .vocabulary import checked_ids
 
-__all__ = ["ChunkResult", "Draft", "FallBack", "PatcherState", "Sequence", "SequenceLimits", "new_state"]
+__all__ = ["ChunkResult", "Draft", "FallBack", "PatcherState", "Sequence", "SequenceLimits"]
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -151,7 +150,7 @@ class Sequence:
         self.end_ids = frozenset(manifest.generation.end_ids)
         self._observers, self._fall_back, self._engine = observers, fall_back, engine
         self._history = manifest.embedding.hash.history
-        self._go_on_with(new_state(manifest, backends, limits) if state is None else state)
+        self._go_on_with(new_state(manifest, backends, limits.cache) if state is None else state)
 
     def _go_on_with(self, state: TextState) -> None:
         """Bind the stages to a state's caches."""
@@ -276,6 +275,14 @@ class Sequence:
             raise OptionError(f"patches is {shown(patches)}; allowed is a range within {oldest} to {closed}")
         return self._state.patch_values.get(patches)
 
+    def reserve(self, count: int) -> None:
+        """Let the caches grow to what `count` more ids need when they grow next, at once: growing means
+        copying. `append` and `extend` do so for the ids that they are given.
+
+        Patches are foretold by the text so far. Never more is taken than the model has positions for.
+        """
+        self._state.expect(min(self.length + count, self.limits.max_positions))
+
     def append(self, ids: ArrayLike) -> list[ChunkResult]:
         """Read ids [n], in chunks; one result for each, its arrays copied when there are several.
 
@@ -292,6 +299,8 @@ class Sequence:
         self.limits.check_positions(self.length + len(ids))
         step = self.limits.prefill_chunk
         for start in range(0, len(ids), step):
+            if len(ids) > step:
+                self.reserve(len(ids) - start)  # again, as the text so far tells more about the rest
             yield self.read(Draft(ids[start : start + step]))
 
     def read(self, draft: Draft) -> ChunkResult:
@@ -310,6 +319,8 @@ class Sequence:
     def _read(self, draft: Draft) -> ChunkResult:
         state, ids, first, count = self._state, draft.ids, self.length, len(draft.ids)
         state.store_ids(first, ids)
+        if draft.states is None:  # while the patcher runs
+            self._table.read_ahead(self._ids_for(first, count), count)
         # 1. How uncertain is the next byte after each of these?
         entropies = draft.entropies
         if entropies is None and self.patcher:
@@ -348,7 +359,7 @@ class Sequence:
 
     def _read_again(self, ids: Ids) -> None:
         times = self.times
-        self._go_on_with(new_state(self.manifest, self._backends, self.limits))
+        self._go_on_with(new_state(self.manifest, self._backends, self.limits.cache))
         for name, stage in self._stages.items():
             stage.time = times[name]
         try:
@@ -381,10 +392,13 @@ class Sequence:
     def encode(self, first: int, count: int) -> Tensor:
         """States [S, D] of the `count` stored ids at positions first..; the next call overwrites them."""
         call = self._encoder.prepare(count, {"byte_embeds": (1, count, self.manifest.model.width)})
-        past = max(0, first - self._history)
-        call.inputs["byte_embeds"][0] = self._table.embed(self._state.ids[past : first + count], count)
+        call.inputs["byte_embeds"][0] = self._table.embed(self._ids_for(first, count), count)
         states: Tensor = self._encoder.run(call)["byte_states"][0]
         return states
+
+    def _ids_for(self, first: int, count: int) -> Ids:
+        """The ids that embeddings of positions first.. depend on."""
+        return self._state.ids[max(0, first - self._history) : first + count]
 
     def draft_states(self, count: int) -> Tensor:
         """Room for the states [count, D] of a draft, the same each time."""
@@ -440,22 +454,6 @@ class Sequence:
             self._state.roll_back(length)
         else:
             self._read_again(self.ids[:length].copy())
-
-
-def new_state(manifest: Manifest, backends: dict[str, StageBackend], limits: SequenceLimits) -> TextState:
-    """The state of a text of which nothing was read, in the backends' memory."""
-    memory, decoder = backends["encoder"].memory, manifest.stages["decoder"]
-    assert decoder.patch_values is not None
-    # A chunk's bytes may read one patch each and the last `rollback` bytes too, plus the patch before.
-    slots = limits.prefill_chunk + limits.rollback + 2
-    idle = None if manifest.patching.needs_entropy else "patcher"
-    return TextState(
-        PatchBoundaries(manifest.patching),
-        {stage: backends[stage].new_cache(limits.cache) for stage in STAGES if stage != idle},
-        PatchValues(memory, slots, decoder.patch_values),
-        ByteStates(memory, manifest.model.width),
-        RecentLogits(limits.rollback + 1, manifest.model.vocab_size),
-    )
 
 
 def _patch_group(starts: list[int], first: int, closed: int, budget: int) -> int:

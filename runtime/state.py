@@ -11,24 +11,29 @@ What this does not know: how a byte is read, files.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 
 import numpy as np
 import numpy.typing as npt
 
-from .backends.base import Memory, Tensor, ring_runs
+from .backends.base import CacheLimits, Memory, StageBackend, Tensor, ring_runs
 from .cache import StageCache
+from .manifest import Manifest
+from .names import STAGES
 from .patching import PatchBoundaries
 from .sharing import Lease
 from .stages import next_power_of_two
 
-__all__ = ["ByteStates", "PatchValues", "RecentLogits", "TextState", "memory_of"]
+__all__ = ["ByteStates", "PatchValues", "RecentLogits", "TextState", "memory_of", "new_state"]
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 _FIRST_IDS = 256
+# Patches of a byte: of most texts, and from how many ids on a text's own are known.
+_FIRST_RATE = 0.25
+_RATE_KNOWN = 128
 
 
 class ByteStates:
@@ -186,6 +191,18 @@ class TextState:
             self.entropies = np.resize(self.entropies, len(self.ids))
         self.ids[first:needed] = ids
 
+    def expect(self, length: int) -> None:
+        """Let the caches grow to what so many ids need at once, when they grow next.
+
+        How many patches those will be is foretold by the patches so far.
+        """
+        closed = self.caches["latent"].length
+        rate = closed / self.length if self.length >= _RATE_KNOWN else _FIRST_RATE
+        # A text is not the same all over: with an eighth more, growing once more is seldom needed.
+        patches = min(length, closed + int(max(0, length - self.length) * rate * 9 / 8) + 1)
+        for stage, cache in self.caches.items():
+            cache.expected = patches if stage == "latent" else length
+
     def can_roll_back(self, length: int) -> bool:
         """Whether everything that a text of so many ids needs is still here."""
         starts = self.boundaries.starts
@@ -243,6 +260,22 @@ class TextState:
         for cache in self.caches.values():
             yield cache.buffer, cache.buffer.nbytes, cache.lease.alone
             yield cache, cache.bytes - cache.buffer.nbytes, True
+
+
+def new_state(manifest: Manifest, backends: Mapping[str, StageBackend], limits: CacheLimits) -> TextState:
+    """The state of a text of which nothing was read, in the backends' memory."""
+    memory, decoder = backends["encoder"].memory, manifest.stages["decoder"]
+    assert decoder.patch_values is not None
+    # A chunk's bytes may read one patch each and the last `rollback` bytes too, plus the patch before.
+    slots = limits.chunk + limits.rollback + 2
+    idle = None if manifest.patching.needs_entropy else "patcher"
+    return TextState(
+        PatchBoundaries(manifest.patching),
+        {stage: backends[stage].new_cache(limits) for stage in STAGES if stage != idle},
+        PatchValues(memory, slots, decoder.patch_values),
+        ByteStates(memory, manifest.model.width),
+        RecentLogits(limits.rollback + 1, manifest.model.vocab_size),
+    )
 
 
 def memory_of(states: Iterable[TextState]) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,29 +16,10 @@ from blt_edge.runtime.sequence import Draft
 from blt_edge.runtime.state import memory_of
 from blt_edge.runtime.vocabulary import byte_ids, encode
 from support.model_store import altered
-from support.state_walks import LAYOUTS, Walk, agree, assert_like_fresh, export_wide, loaded, walk
+from support.state_walks import Walk, agree, assert_like_fresh, walk
 from support.unreliable import Unreliable
 
 TEXT = b"When the lamp was lit, the boats came in: " * 7  # 294 bytes
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_wide(tmp_path_factory.mktemp("wide"))
-
-
-@pytest.fixture(scope="module")
-def reference(wide: Path) -> BltModel:
-    """What fresh runs are made with: portable graphs, and no limit that a text here gets to."""
-    return BltModel.load(wide, "cpu", 1, portable=True)
-
-
-@pytest.fixture(scope="module", params=LAYOUTS)
-def any_layout(
-    request: pytest.FixtureRequest, wide: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[BltModel]:
-    with loaded(wide, request.param, tmp_path_factory.mktemp("layout")) as model:
-        yield model
 
 
 def read(model: BltModel, data: bytes) -> Sequence:
@@ -51,7 +31,7 @@ def read(model: BltModel, data: bytes) -> Sequence:
 def test_any_walk_with_forks_ends_where_fresh_runs_do(
     any_layout: BltModel, reference: BltModel, tmp_path: Path
 ) -> None:
-    walk(Walk, any_layout, reference, tmp_path, 6)
+    walk(Walk, any_layout, reference, tmp_path, 4)
 
 
 # BOS alone, first patch, before and behind windows of 8 and 12 with 12 to take back, where an ordered window
@@ -155,6 +135,19 @@ def test_what_grows_is_never_copied_for_who_comes_first(tight: BltModel) -> None
     later.append(byte_ids(TEXT[:60]))
     assert later.state.caches["latent"].buffer is not buffer
     assert parent.state.caches["latent"].buffer is buffer
+
+
+def test_caches_of_a_prompt_grow_once_and_to_about_what_it_needs(any_layout: BltModel) -> None:
+    model = altered(any_layout, PatchingRule("static", patch_size=2), prefill_chunk=16)
+    sequence, seen = model.sequence(), set()
+    for _ in sequence.extend(encode(TEXT)):
+        cache = sequence.state.caches["latent"]
+        seen.add((cache.generation, cache.capacity))
+    patches = sequence.patches_closed
+    assert patches == 148
+    first = min(seen)[1]
+    assert len(seen) <= 2  # the capacity that everyone begins with, and one more
+    assert patches <= max(seen)[1] <= max(first, 2 + patches * 9 / 8)
 
 
 def test_forks_go_on_in_threads_of_their_own(any_layout: BltModel, reference: BltModel) -> None:
