@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         OptionError,
         OutOfMemoryError,
         PromptTooLongError,
+        StateError,
     )
     from .generation import FinishReason, GenerationChunk, GenerationResult, GenerationStats
     from .model import BltModel
@@ -43,6 +44,7 @@ _MODULES = {
         "OptionError",
         "OutOfMemoryError",
         "PromptTooLongError",
+        "StateError",
     ),
     "generation": ("FinishReason", "GenerationChunk", "GenerationResult", "GenerationStats"),
     "model": ("BltModel",),
@@ -73,6 +75,7 @@ __all__ = [
     "PromptTooLongError",
     "Score",
     "Sequence",
+    "StateError",
 ]
 
 

@@ -7,22 +7,32 @@
   values behind them itself. A window slides through a buffer somewhat larger than it, and is moved to the
   buffer's start when it gets to the end. Rolling back moves a counter.
 
+A cache that is forked shares its buffers until one of the two writes where the other's slots are
+(`sharing`): positions that are added behind what both have in common go in place for whoever comes first,
+and a window that is full is copied by whoever goes on first.
+
 What they do not know: layers' meaning, windows' masks (the graph has them), other stages.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from copy import copy
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+from .sharing import Lease
 
 __all__ = ["OrderedCache", "RingCache", "StageCache"]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
+
+_Cache = TypeVar("_Cache", bound="StageCache")
+_Ring = TypeVar("_Ring", bound="RingCache")
 
 _FIRST_CAPACITY = 64
 # Positions that an ordered window slides before it is moved: moving them costs as much as reading them past.
@@ -38,7 +48,8 @@ class StageCache(ABC):
     """
 
     def __init__(self, window: int | None) -> None:
-        self._window = window
+        self.window = window
+        """Positions that a position sees, itself included; None = all."""
         self._oldest = 0  # every position from here to length is held
         self.length = 0
         """Positions read so far."""
@@ -49,11 +60,26 @@ class StageCache(ABC):
         self.buffer: Any
         self.capacity: int
         """Slots now."""
+        self.lease = Lease()
+        """This cache's part in `buffer`."""
+        self.expected = 0
+        """Positions that the text is known to come to: when a buffer grows, it grows to them at once."""
 
     @property
     def bytes(self) -> int:
-        """Memory of the buffers, in bytes."""
+        """Memory of the buffers, in bytes, those of forks included that are shared."""
         return int(self.buffer.nbytes)
+
+    def fork(self: _Cache) -> _Cache:
+        """A cache of the same positions, which shares this one's buffers until one of them may not."""
+        other = copy(self)
+        other.binding = None
+        other.lease = self.lease.fork(self._filled())
+        return other
+
+    @abstractmethod
+    def _filled(self) -> int:
+        """Slots from 0 on that hold positions, or held some."""
 
     def inputs(self) -> dict[str, Array]:
         """The graph inputs that are this cache's buffers: keys and values of each layer."""
@@ -66,7 +92,7 @@ class StageCache(ABC):
 
     @abstractmethod
     def reserve(self, count: int) -> None:
-        """Make room for `count` more positions before a call binds the buffers."""
+        """Make room for `count` more positions, this cache's own, before a call binds the buffers."""
 
     def prepare(self, inputs: Mapping[str, Array], count: int) -> None:  # noqa: B027 (a ring tells nothing)
         """Fill in what the graph is told of the cache before a run over `count` new positions."""
@@ -77,12 +103,21 @@ class StageCache(ABC):
 
     def can_roll_back(self, length: int) -> bool:
         """Whether everything that position `length` may see is still here."""
-        first_visible = 0 if self._window is None else max(0, length - self._window + 1)
+        first_visible = 0 if self.window is None else max(0, length - self.window + 1)
         return first_visible >= self._oldest
 
     @abstractmethod
     def roll_back(self, length: int) -> None:
         """Forget positions from `length` on; the caller has asked `can_roll_back`."""
+
+    @property
+    @abstractmethod
+    def first(self) -> int:
+        """The oldest position that rolling back as far as was asked for needs; `planes` begins with it."""
+
+    @abstractmethod
+    def planes(self) -> Iterator[Floats]:
+        """Keys, then values, of each layer in turn: [Hkv, S, head_dim] of positions `first` .. length - 1."""
 
     @abstractmethod
     def place(self, first: int, keys_values: Floats) -> None:
@@ -92,9 +127,10 @@ class StageCache(ABC):
         """
 
     def _renewed(self) -> None:
-        # The buffers are others now.
+        # The buffers are others now, and nobody else's.
         self.generation += 1
         self.binding = None
+        self.lease = Lease()
 
 
 class RingCache(StageCache):
@@ -143,17 +179,34 @@ class RingCache(StageCache):
     def bytes(self) -> int:
         return int(self.buffer.nbytes + self.positions.nbytes)
 
+    def fork(self: _Ring) -> _Ring:
+        other = super().fork()
+        other.positions = self.positions.copy()
+        return other
+
+    def _filled(self) -> int:
+        return self.length if self._oldest == 0 else self.capacity
+
     def reserve(self, count: int) -> None:
-        needed = min(self.length + count, self._largest)
+        end = self.length + count
+        needed = min(end, self._largest)
         if needed <= self.capacity:
-            return
+            # Behind what is there already, or over the oldest slots.
+            if self.lease.claim(*((self.length, end) if end <= self.capacity else (0, self.capacity))):
+                return
+            capacity = self.capacity
+        else:
+            # Growing happens only while no slot was reused: position p is in slot p of both rings.
+            grown = max(needed, int(self._growth * self.capacity), self.expected)
+            capacity = min(self._largest, grown)
         old, old_positions = self.buffer, self.positions
-        grown = min(self._largest, max(needed, int(self._growth * self.capacity)))
-        # Growing happens only while no slot was reused: position p is in slot p of both rings.
-        self._allocate(old.shape[0], old.shape[2], old.shape[4], grown)
-        self._copy_slots(self.buffer, old, 0, 0, old.shape[3])
+        filled = self._filled()
+        self._allocate(old.shape[0], old.shape[2], old.shape[4], capacity)
+        if filled:
+            self._copy_slots(self.buffer, old, 0, 0, filled)
         self.positions[:, : old_positions.shape[1]] = old_positions
         self._renewed()
+        self.lease.claim(0, min(end, capacity))
 
     def inputs(self) -> dict[str, Array]:
         """Keys and values of each layer, and the slots' positions, by which the graph masks."""
@@ -186,10 +239,19 @@ class RingCache(StageCache):
         self.positions[self.positions >= length] = -1
         self.length = length
 
+    @property
+    def first(self) -> int:
+        return self._oldest
+
+    def planes(self) -> Iterator[Floats]:
+        slots = np.arange(self._oldest, self.length) % self.capacity
+        for plane in self.buffer:
+            yield np.asarray(plane)[0][:, slots]
+
     def place(self, first: int, keys_values: Floats) -> None:
         # A ring grows only while every position is in the slot of its number, so it must be large enough now.
-        capacity = min(first + keys_values.shape[3], self._largest)
-        if capacity > self.capacity:
+        capacity = max(self.capacity, min(first + keys_values.shape[3], self._largest))
+        if capacity > self.capacity or not self.lease.claim(0, capacity):
             planes, _, kv_heads, _, head_dim = self.buffer.shape
             self._allocate(planes, kv_heads, head_dim, capacity)
             self._renewed()
@@ -226,22 +288,29 @@ class OrderedCache(StageCache):
     def reserve(self, count: int) -> None:
         held = self.length - self._oldest
         shift = held - self._kept
-        if shift > 0 and (shift >= _SLIDE or held + count > self._largest):
-            for plane in self.buffer:  # one by one: where source and target overlap numpy takes a copy
-                plane[:, :, : self._kept] = plane[:, :, shift:held]
-            self._oldest += shift
-            held = self._kept
-        needed = held + count
+        if shift <= 0 or (shift < _SLIDE and held + count <= self._largest):
+            shift = 0
+        kept = held - shift
+        needed, capacity = kept + count, self.capacity
         assert needed <= self._largest, "a call takes more positions than the cache was made for"
-        if needed <= self.capacity:
-            return
+        if needed > capacity:
+            grown = max(needed, capacity + capacity // 2, self.expected - self._oldest - shift)
+            capacity = min(self._largest, grown)
         old = self.buffer
-        capacity = min(self._largest, max(needed, self.capacity + self.capacity // 2))
-        # A capacity without its buffer would let the graph write past the end of the old one.
-        self.buffer = np.zeros((*old.shape[:3], capacity, old.shape[4]), np.float32)
-        self.capacity = capacity
-        self.buffer[:, :, :, :held] = old[:, :, :, :held]
-        self._renewed()
+        if capacity > self.capacity or not self.lease.claim(0 if shift else held, needed):
+            # A capacity without its buffer would let the graph write past the end of the old one.
+            self.buffer = np.zeros((*old.shape[:3], capacity, old.shape[4]), np.float32)
+            self.capacity = capacity
+            self.buffer[:, :, :, :kept] = old[:, :, :, shift:held]
+            self._renewed()
+            self.lease.claim(0, needed)
+        elif shift:
+            for plane in old:  # one by one: where source and target overlap numpy takes a copy
+                plane[:, :, :kept] = plane[:, :, shift:held]
+        self._oldest += shift
+
+    def _filled(self) -> int:
+        return self.length - self._oldest
 
     def outputs(self) -> dict[str, Array]:
         """The same buffers: the graph writes new keys and values into them."""
@@ -261,9 +330,18 @@ class OrderedCache(StageCache):
         assert length >= self._oldest
         self.length = length
 
+    @property
+    def first(self) -> int:
+        return max(self._oldest, self.length - self._kept)
+
+    def planes(self) -> Iterator[Floats]:
+        kept = slice(self.first - self._oldest, self.length - self._oldest)
+        for plane in self.buffer:
+            yield plane[0][:, kept]
+
     def place(self, first: int, keys_values: Floats) -> None:
         end = first + keys_values.shape[3]
         self.length = self._oldest = max(first, end - self._kept)
-        self.reserve(end - self._oldest)
+        self.reserve(end - self._oldest)  # nothing is held: slots from 0 on become this cache's own
         self.buffer[:, :, :, : end - self._oldest] = keys_values[:, :, :, self._oldest - first :]
         self.length = end

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_right
+from copy import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
@@ -112,6 +113,12 @@ class PatchBoundaries:
 
         Patch p is complete when `starts[p + 1]` exists. This is the live list, as copying it for every byte
         would cost more than the decision: do not change it, and copy it to keep it."""
+
+    def copy(self) -> PatchBoundaries:
+        """Those of another text that begins with the same ids."""
+        other = copy(self)
+        other._past, other.starts = self._past[:], self.starts.copy()
+        return other
 
     @property
     def count(self) -> int:

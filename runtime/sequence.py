@@ -4,13 +4,15 @@ A chunk of bytes goes through five phases (numbered in `Sequence.read`): the pat
 patch boundaries they decide, the encoder, the latent stage over the patches that closed, the
 decoder. Patch boundaries depend on earlier bytes only, so nothing is ever computed twice, whatever the
 chunks. `Draft` brings in phases that guessing has run before (`drafting`).
-What it does not know: text, sampling, where guesses come from, stop strings, bundles.
+What is kept of the text is a `TextState`, which can be forked.
+What this does not know: text, sampling, where guesses come from, stop strings, bundles.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import os
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from numbers import Integral
@@ -19,13 +21,16 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import ArrayLike
 
-from .backends.base import CacheLimits, Memory, StageBackend, Tensor, ring_runs
+from .backends.base import CacheLimits, StageBackend, Tensor
+from .cache import StageCache
 from .embedding import EmbeddingTable
 from .errors import BackendError, OptionError, PromptTooLongError
 from .fields import shown
 from .manifest import Manifest
 from .patching import PatchBoundaries
 from .stages import CachedStage, Observer, StageTime, next_power_of_two
+from .state import TextState, new_state
+from .state_file import write_state
 from .vocabulary import checked_ids
 
 __all__ = ["ChunkResult", "Draft", "FallBack", "PatcherState", "Sequence", "SequenceLimits"]
@@ -99,9 +104,16 @@ class PatcherState:
     """The entropy model's own state: entropies of a text without the main model."""
 
     def __init__(
-        self, backend: StageBackend, limits: SequenceLimits, observers: tuple[Observer, ...] = ()
+        self,
+        backend: StageBackend,
+        limits: SequenceLimits,
+        observers: tuple[Observer, ...] = (),
+        cache: StageCache | None = None,
     ) -> None:
-        self.stage = CachedStage(backend, limits=limits.cache, name="patcher", observers=observers)
+        """cache: of a text to go on with; None begins one."""
+        self.stage = CachedStage(
+            backend, limits=limits.cache, name="patcher", observers=observers, cache=cache
+        )
         self.last_logits: Floats | None = None
 
     def extend(self, ids: Ids) -> Floats:
@@ -126,59 +138,92 @@ class Sequence:
         limits: SequenceLimits,
         observers: tuple[Observer, ...] = (),
         fall_back: FallBack | None = None,
+        *,
+        state: TextState | None = None,
+        engine: Callable[[], str] = lambda: "not named",
     ) -> None:
-        """observers: told of every run of a stage. fall_back: what `recover` asks; None = there is none."""
+        """observers: told of every run of a stage. fall_back: what `recover` asks; None = there is none.
+        state: one of these backends', to go on with; None begins a text. engine: tells what the backends are.
+        """
         self.manifest, self._backends, self._table = manifest, backends, table
         self.limits = limits
         self.end_ids = frozenset(manifest.generation.end_ids)
-        self._observers, self._fall_back = observers, fall_back
-        # A chunk's bytes may read one patch each and the last `rollback` bytes too, plus the patch before.
-        decoder = manifest.stages["decoder"]
-        assert decoder.patch_values is not None
-        self._slots = limits.prefill_chunk + limits.rollback + 2
-        self._value_width = decoder.patch_values
-        self._ids: Ids = np.zeros(256, np.int64)
-        self._entropies: Floats = np.zeros(256, np.float32)
+        self._observers, self._fall_back, self._engine = observers, fall_back, engine
         self._history = manifest.embedding.hash.history
-        self._reset()
+        self._go_on_with(new_state(manifest, backends, limits.cache) if state is None else state)
 
-    def _reset(self) -> None:
-        manifest, limits, observers = self.manifest, self.limits, self._observers
+    def _go_on_with(self, state: TextState) -> None:
+        """Bind the stages to a state's caches."""
+        self._state = state
+        self._draft_states: Tensor | None = None
+        self._memory = self._backends["encoder"].memory
+        self.patcher: PatcherState | None = None
 
         def stage(name: str, **shared: Tensor) -> CachedStage:
-            backend = self._backends[name]
-            return CachedStage(backend, limits=limits.cache, name=name, shared=shared, observers=observers)
+            return CachedStage(
+                self._backends[name],
+                limits=self.limits.cache,
+                name=name,
+                shared=shared,
+                observers=self._observers,
+                cache=state.caches[name],
+            )
 
-        self.length = 0
-        self._memory: Memory = self._backends["encoder"].memory
-        self._patch_values = self._memory.zeros((self._slots, self._value_width))
-        self._draft_states: Tensor | None = None
-        self.boundaries = PatchBoundaries(manifest.patching)
-        self.patcher: PatcherState | None = None
         self._encoder = stage("encoder")
         self._latent = stage("latent")
-        self._decoder = stage("decoder", patch_values=self._patch_values)
+        self._decoder = stage("decoder", patch_values=state.patch_values.tensor)
         self._stages = {"encoder": self._encoder, "latent": self._latent, "decoder": self._decoder}
-        if manifest.patching.needs_entropy:
-            self.patcher = PatcherState(self._backends["patcher"], limits, observers)
+        if "patcher" in state.caches:
+            self.patcher = PatcherState(
+                self._backends["patcher"], self.limits, self._observers, state.caches["patcher"]
+            )
             self._stages = {"patcher": self.patcher.stage, **self._stages}
-        self._states = _ByteStates(self._memory, manifest.model.width)
-        self._oldest_patch = 0
-        self._recent_logits = np.zeros((limits.rollback + 1, manifest.model.vocab_size), np.float32)
-        self._oldest_logits = 0
+
+    def fork(self) -> Sequence:
+        """Another sequence that has read the same, from which another text goes on.
+
+        Neither ever sees what the other reads; each counts its own `times`, the fork from zero. What both
+        have in common is in memory once until one of them goes on, and what that adds behind a common
+        beginning is never copied: see `sharing`. Call it where this sequence is used; the fork may then be
+        used in another thread. Raises BackendError for a sequence whose engine has failed half-way.
+        """
+        self._check_in_step(Draft(self.ids[:0]))
+        other = copy(self)
+        other._go_on_with(self._state.fork())
+        return other
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what was read and all that was computed of it to a file, whole or not at all.
+
+        `BltModel.restore` makes a sequence of it, in any process, where nothing is computed again; see
+        `state_file`. Raises OptionError when nothing was read, WriteError where the file can't be written,
+        StateError for a state that holds what is no number, BackendError as `fork`.
+        """
+        self._check_in_step(Draft(self.ids[:0]))
+        write_state(path, self._state, self.manifest, self._engine())
 
     def __repr__(self) -> str:
         return f"<Sequence of {self.length} ids, BOS included, in {self.boundaries.count} patches>"
 
     @property
+    def length(self) -> int:
+        """Ids read, BOS included."""
+        return self._state.length
+
+    @property
+    def boundaries(self) -> PatchBoundaries:
+        """Where patches begin."""
+        return self._state.boundaries
+
+    @property
     def ids(self) -> Ids:
         """int64 [length]: every id read, BOS included. A view."""
-        return self._ids[: self.length]
+        return self._state.ids[: self.length]
 
     @property
     def entropies(self) -> Floats | None:
         """float32 [length], nats: the patcher's uncertainty after each id; None without one. A view."""
-        return self._entropies[: self.length] if self.patcher else None
+        return self._state.entropies[: self.length] if self.patcher else None
 
     @property
     def logits(self) -> Floats:
@@ -188,8 +233,7 @@ class Sequence:
         """
         if not self.length:
             raise OptionError("nothing was read yet; append the ids of a text (vocabulary.encode)")
-        row: Floats = self._recent_logits[(self.length - 1) % len(self._recent_logits)]
-        return row
+        return self._state.logits.after(self.length - 1)
 
     @property
     def patches_closed(self) -> int:
@@ -207,23 +251,37 @@ class Sequence:
 
     @property
     def state_bytes(self) -> int:
-        """Memory of caches and recent states, in bytes."""
-        own = self._patch_values.nbytes + self._states.buffer.nbytes + self._recent_logits.nbytes
-        return own + sum(stage.cache.bytes for stage in self._stages.values())
+        """Memory of caches and recent states, in bytes, what forks share included."""
+        return self._state.bytes
+
+    @property
+    def own_bytes(self) -> int:
+        """What of `state_bytes` no other sequence shares: what dropping this one would free."""
+        return self._state.own_bytes
+
+    @property
+    def state(self) -> TextState:
+        """What is kept of the text; to be looked at only."""
+        return self._state
 
     def patch_values(self, patches: range) -> Floats:
         """The decoder's keys and values [n, V] of closed patches, at least of the last chunk; a copy.
 
         Raises OptionError for patches that have not closed, or are not kept any longer.
         """
-        oldest, closed = self._oldest_patch, self.patches_closed
+        oldest, closed = self._state.patch_values.oldest, self.patches_closed
         known = isinstance(patches, range) and (not patches or oldest <= patches[0] <= patches[-1] < closed)
         if not known or patches.step != 1:
             raise OptionError(f"patches is {shown(patches)}; allowed is a range within {oldest} to {closed}")
-        values = np.empty((len(patches), self._patch_values.shape[1]), np.float32)
-        for slots, which in ring_runs(patches.start, len(patches), self._slots):
-            values[which] = self._patch_values[slots]
-        return values
+        return self._state.patch_values.get(patches)
+
+    def reserve(self, count: int) -> None:
+        """Let the caches grow to what `count` more ids need when they grow next, at once: growing means
+        copying. `append` and `extend` do so for the ids that they are given.
+
+        Patches are foretold by the text so far. Never more is taken than the model has positions for.
+        """
+        self._state.expect(min(self.length + count, self.limits.max_positions))
 
     def append(self, ids: ArrayLike) -> list[ChunkResult]:
         """Read ids [n], in chunks; one result for each, its arrays copied when there are several.
@@ -241,6 +299,8 @@ class Sequence:
         self.limits.check_positions(self.length + len(ids))
         step = self.limits.prefill_chunk
         for start in range(0, len(ids), step):
+            if len(ids) > step:
+                self.reserve(len(ids) - start)  # again, as the text so far tells more about the rest
             yield self.read(Draft(ids[start : start + step]))
 
     def read(self, draft: Draft) -> ChunkResult:
@@ -257,19 +317,21 @@ class Sequence:
             return self._read(Draft(draft.ids))
 
     def _read(self, draft: Draft) -> ChunkResult:
-        ids, first, count = draft.ids, self.length, len(draft.ids)
-        self.store_ids(first, ids)
+        state, ids, first, count = self._state, draft.ids, self.length, len(draft.ids)
+        state.store_ids(first, ids)
+        if draft.states is None:  # while the patcher runs
+            self._table.read_ahead(self._ids_for(first, count), count)
         # 1. How uncertain is the next byte after each of these?
         entropies = draft.entropies
         if entropies is None and self.patcher:
             entropies = self.patcher.extend(ids)
         if entropies is not None:
-            self._entropies[first : first + count] = entropies
+            state.entropies[first : first + count] = entropies
         # 2. Which patches end here: decided now, since a boundary after byte i depends on bytes up to i.
         self.boundaries.extend(ids, entropies)
         # 3. One state per byte.
         states = self.encode(first, count) if draft.states is None else draft.states
-        self._states.append(first, states)
+        state.byte_states.append(first, states)
         # 4. The patches that closed go through the global transformer.
         starts = self.boundaries.starts
         closed = range(self._latent.cache.length, len(starts) - 1)
@@ -280,11 +342,9 @@ class Sequence:
             done += group
         # 5. Each byte reads the last patch that is complete before the next byte.
         logits = self.decode(states, self.boundaries.latent_index(first, count))
-        self.length += count
-        self._keep_logits(first, logits)
-        # A roll-back may open again the patch that holds the byte `rollback` positions ago.
-        reopened = bisect_right(starts, max(0, self.length - self.limits.rollback)) - 1
-        self._states.drop_before(starts[reopened])
+        state.length += count
+        state.logits.put(first, logits)
+        state.drop_before(state.length - self.limits.rollback)
         return ChunkResult(logits, states, closed, entropies)
 
     def recover(self, error: BackendError) -> None:
@@ -299,7 +359,7 @@ class Sequence:
 
     def _read_again(self, ids: Ids) -> None:
         times = self.times
-        self._reset()
+        self._go_on_with(new_state(self.manifest, self._backends, self.limits.cache))
         for name, stage in self._stages.items():
             stage.time = times[name]
         try:
@@ -327,19 +387,18 @@ class Sequence:
 
     def store_ids(self, first: int, ids: Ids) -> None:
         """Keep int64 ids [S] at positions first.. for the hashes of the bytes after them."""
-        needed = first + len(ids)
-        if needed > len(self._ids):
-            self._ids = np.resize(self._ids, max(needed, 2 * len(self._ids)))
-            self._entropies = np.resize(self._entropies, len(self._ids))
-        self._ids[first:needed] = ids
+        self._state.store_ids(first, ids)
 
     def encode(self, first: int, count: int) -> Tensor:
         """States [S, D] of the `count` stored ids at positions first..; the next call overwrites them."""
         call = self._encoder.prepare(count, {"byte_embeds": (1, count, self.manifest.model.width)})
-        past = max(0, first - self._history)
-        call.inputs["byte_embeds"][0] = self._table.embed(self._ids[past : first + count], count)
+        call.inputs["byte_embeds"][0] = self._table.embed(self._ids_for(first, count), count)
         states: Tensor = self._encoder.run(call)["byte_states"][0]
         return states
+
+    def _ids_for(self, first: int, count: int) -> Ids:
+        """The ids that embeddings of positions first.. depend on."""
+        return self._state.ids[max(0, first - self._history) : first + count]
 
     def draft_states(self, count: int) -> Tensor:
         """Room for the states [count, D] of a draft, the same each time."""
@@ -353,19 +412,13 @@ class Sequence:
         count = len(states)
         call = self._decoder.prepare(count, {"byte_states": (1, *states.shape), "patch_index": (1, count)})
         call.inputs["byte_states"][0] = states
-        call.inputs["patch_index"][0] = patches % self._slots
+        call.inputs["patch_index"][0] = patches % self._state.patch_values.slots
         logits: Floats = self._decoder.run(call)["logits"][0]
         return logits
 
     def forget_decoded(self) -> None:
         """Take back what `decode` did since the last `read`."""
         self._decoder.cache.roll_back(self.length)
-
-    def _keep_logits(self, first: int, logits: Floats) -> None:
-        kept = min(len(logits), len(self._recent_logits))
-        rows = np.arange(first + len(logits) - kept, first + len(logits)) % len(self._recent_logits)
-        self._recent_logits[rows] = logits[len(logits) - kept :]
-        self._oldest_logits = max(self._oldest_logits, first + len(logits) - len(self._recent_logits))
 
     def _run_patches(self, edges: list[int]) -> None:
         # edges: starts of consecutive closed patches and the end of the last one.
@@ -377,13 +430,13 @@ class Sequence:
         call = self._latent.prepare(patches, {"patch_bytes": shape, "patch_lengths": (1, patches)})
         target = call.inputs["patch_bytes"][0]
         for index, (start, end) in enumerate(pairwise(edges)):
-            target[index, : end - start] = self._states.get(start, end)
+            target[index, : end - start] = self._state.byte_states.get(start, end)
         call.inputs["patch_lengths"][0] = lengths
         first = self._latent.cache.length
         values: Tensor = self._latent.run(call)["patch_values"][0]
-        for slots, which in ring_runs(first, patches, self._slots):
-            self._patch_values[slots] = values[which]
-        self._oldest_patch = max(self._oldest_patch, first + patches - self._slots)
+        kept = self._state.patch_values
+        if kept.put(first, values):
+            self._decoder.share(patch_values=kept.tensor)
 
     def roll_back(self, count: int) -> None:
         """Take back the last `count` ids (0 <= count < length), as if they had never been read.
@@ -397,27 +450,10 @@ class Sequence:
         if count == 0:
             return
         length = self.length - int(count)
-        if not self._can_roll_back(length):
-            self._read_again(self._ids[:length].copy())
-            return
-        self.boundaries.rollback(length)
-        closed = len(self.boundaries.starts) - 1
-        for name, stage in self._stages.items():
-            stage.cache.roll_back(closed if name == "latent" else length)
-        self.length = length
-
-    def _can_roll_back(self, length: int) -> bool:
-        starts = self.boundaries.starts
-        opened = bisect_right(starts, length) - 1  # the patch that position `length` would be in
-        return (
-            all(
-                stage.cache.can_roll_back(opened if name == "latent" else length)
-                for name, stage in self._stages.items()
-            )
-            and opened - 1 >= self._oldest_patch
-            and starts[opened] >= self._states.base
-            and length - 1 >= self._oldest_logits
-        )
+        if self._state.can_roll_back(length):
+            self._state.roll_back(length)
+        else:
+            self._read_again(self.ids[:length].copy())
 
 
 def _patch_group(starts: list[int], first: int, closed: int, budget: int) -> int:
@@ -435,38 +471,3 @@ def _copied(result: ChunkResult) -> ChunkResult:
     return replace(
         result, logits=result.logits.copy(), byte_states=result.byte_states.copy(), entropies=entropies
     )
-
-
-class _ByteStates:
-    """Encoder states of recent positions, from `base` on, contiguous, so that a patch is a slice."""
-
-    def __init__(self, memory: Memory, width: int) -> None:
-        self._memory = memory
-        self.buffer = memory.zeros((64, width))
-        self.base = 0  # position of the first state that is kept
-        self._offset = 0  # its row
-
-    def append(self, first: int, states: Tensor) -> None:
-        live = first - self.base  # whatever was kept behind `first` is rolled back
-        needed = live + len(states)
-        if self._offset + needed > len(self.buffer):
-            kept = self.buffer[self._offset : self._offset + live]
-            if 2 * needed > len(self.buffer):
-                self.buffer = self._memory.zeros((2 * next_power_of_two(needed), self.buffer.shape[1]))
-                self.buffer[:live] = kept
-            else:
-                self.buffer[:live] = kept.copy()
-            self._offset = 0
-        row = self._offset + live
-        self.buffer[row : row + len(states)] = states
-
-    def get(self, start: int, stop: int) -> Tensor:
-        assert self.base <= start <= stop
-        row = self._offset + start - self.base
-        view: Tensor = self.buffer[row : row + stop - start]
-        return view
-
-    def drop_before(self, position: int) -> None:
-        if position > self.base:
-            self._offset += position - self.base
-            self.base = position

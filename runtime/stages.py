@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .backends.base import CacheLimits, StageBackend, StageCall
+from .cache import StageCache
 from .errors import BackendError, BltError, OutOfMemoryError, engine_error, ran_out_of_memory
 
 __all__ = ["CachedStage", "Observer", "StageTime", "next_power_of_two"]
@@ -50,7 +51,9 @@ class CachedStage:
         name: str = "",
         shared: Mapping[str, Any] | None = None,
         observers: tuple[Observer, ...] = (),
+        cache: StageCache | None = None,
     ) -> None:
+        """cache: one of this backend's, to go on with; None begins with an empty one."""
         self._backend = backend
         self._name = name
         self._shared = dict(shared or {})
@@ -58,11 +61,16 @@ class CachedStage:
         self._calls: OrderedDict[_Shapes, StageCall] = OrderedDict()  # of few positions, the last used last
         self._bulk: tuple[_Shapes, StageCall] | None = None  # the last call of many
         self._generation = -1
-        self.cache = backend.new_cache(limits)
+        self.cache = backend.new_cache(limits) if cache is None else cache
         self.time = StageTime()
         self._observers_error: Exception | None = None  # which is no engine's
         self.intact = True
         """Whether the cache is what `run` made it: not once one failed, or was interrupted, half-way."""
+
+    def share(self, **shared: Any) -> None:
+        """Read these inputs from other tensors from now on."""
+        self._shared.update(shared)
+        self._generation, self.cache.binding = -1, None
 
     def prepare(self, count: int, shapes: Mapping[str, tuple[int, ...]]) -> StageCall:
         """A call for `count` new positions with inputs of these shapes, positions filled in; `run` is next.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,26 @@ def model(tiny_bundle: Path) -> BltModel:
 def tight(tiny_bundle: Path) -> BltModel:
     """The same with small limits: prompts of several chunks, and roll-backs that read again."""
     return BltModel.load(tiny_bundle, threads=1, prefill_chunk=16, rollback=12)
+
+
+@pytest.fixture(scope="session")
+def layouts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, BltModel]]:
+    """One bundle loaded in every way in which caches lie; see `support.state_walks`."""
+    from support.state_walks import LAYOUTS, export_wide, loaded
+
+    bundle = export_wide(tmp_path_factory.mktemp("wide"))
+    scratch = tmp_path_factory.mktemp("layouts")
+    with ExitStack() as stack:
+        yield {layout: stack.enter_context(loaded(bundle, layout, scratch)) for layout in LAYOUTS}
+
+
+@pytest.fixture(params=["ring", "ordered", "tensorrt", "cuda"])
+def any_layout(request: pytest.FixtureRequest, layouts: dict[str, BltModel]) -> BltModel:
+    """That bundle in each of them."""
+    return layouts[request.param]
+
+
+@pytest.fixture(scope="session")
+def reference(layouts: dict[str, BltModel]) -> BltModel:
+    """What fresh runs are made with: portable graphs, and no limits that a text here gets to."""
+    return BltModel.load(layouts["ring"].path, "cpu", 1, portable=True)

@@ -35,10 +35,13 @@ def told(cache: OrderedCache, count: int) -> int:
     return total
 
 
-def read(cache: Cache, count: int) -> None:
-    """One call over `count` new positions, as a stage makes it."""
+SALT = np.float32(0.125)
+
+
+def read(cache: Cache, count: int, salt: int = 0) -> None:
+    """One call over `count` new positions, as a stage makes it; salt: of whose text they are."""
     cache.reserve(count)
-    found = entries(cache.length, count)
+    found = entries(cache.length, count) + salt * SALT
     if isinstance(cache, OrderedCache):
         # A graph with fused attention writes new entries behind the old ones itself.
         total, outputs = told(cache, count), cache.outputs()
@@ -240,3 +243,86 @@ def test_a_cache_goes_on_from_where_it_is_placed(
     if window is not None and held >= window - 1 + rollback:
         cache.place(first, entries(first, held))
         assert cache.can_roll_back(first + held - rollback)
+
+
+@settings(max_examples=80)
+@given(
+    layout=st.sampled_from(LAYOUTS),
+    window=st.one_of(st.integers(1, 12), st.integers(60, 120), st.none()),
+    rollback=st.integers(0, 20),
+    placed=st.sampled_from([0, 0, 1, 65, 100, 150]),
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["read", "read", "fork", "back", "drop"]), st.integers(0, 5), st.integers(1, 40)
+        ),
+        min_size=4,
+        max_size=30,
+    ),
+)
+def test_forks_hold_their_own_positions_whatever_the_others_do(
+    layout: type[Cache], window: int | None, rollback: int, placed: int, steps: list[tuple[str, int, int]]
+) -> None:
+    cache = new(layout, window, rollback, 900, 40)
+    if placed:
+        cache.place(0, entries(0, placed))
+    held: list[tuple[Cache, list[int]]] = [(cache, [0] * placed)]
+    del cache
+    for number, (step, which, count) in enumerate(steps):
+        cache, texts = held[which % len(held)]
+        if step == "read":
+            read(cache, count, salt=number)
+            texts += [number] * count
+        elif step == "fork":
+            held.append((cache.fork(), list(texts)))
+        elif step == "back":
+            length = max(0, cache.length - count)
+            if cache.can_roll_back(length):
+                cache.roll_back(length)
+                del texts[length:]
+        elif len(held) > 1:
+            del held[which % len(held)]
+        del cache, texts
+        check_forks(held, window)
+
+
+def check_forks(held: list[tuple[Cache, list[int]]], window: int | None) -> None:
+    for cache, texts in held:
+        assert cache.length == len(texts)
+        slots, first = slots_of(cache), 0 if window is None else max(0, len(texts) - window + 1)
+        assert (slots[first:] >= 0).all()
+        found = np.stack([cache.inputs()[name] for name in NAMES])[:, :, :, slots[first:]]
+        salts = np.array(texts[first:], np.float32).reshape(1, 1, 1, -1, 1) * SALT
+        assert (found == entries(first, len(texts) - first) + salts).all()
+        assert cache.lease.alone == (sum(other.buffer is cache.buffer for other, _ in held) == 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("window", [None, 300])
+def test_a_text_whose_length_is_known_grows_once(layout: type[Cache], window: int | None) -> None:
+    cache = new(layout, window, 10, 2000, 100)
+    cache.expected = 700
+    capacities = []
+    for _ in range(7):
+        read(cache, 100)
+        capacities.append(cache.capacity)
+    most = 700 if window is None else 309 + (100 if layout is OrderedCache else 0)
+    assert capacities == [most] * 7
+    assert cache.generation == 1
+    cache.expected = 10**9  # never more than there are positions
+    read(cache, 1)
+    assert cache.capacity <= 2000
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("window", [None, 4, 100])
+@pytest.mark.parametrize("first", [0, 1])
+def test_who_forks_a_placed_cache_keeps_what_it_had(
+    layout: type[Cache], window: int | None, first: int
+) -> None:
+    cache = new(layout, window, 10, 900, 40)
+    cache.place(0, entries(0, 150))
+    held = [(cache, [0] * 150), (cache.fork(), [0] * 150)]
+    for index in (first, 1 - first):
+        read(held[index][0], 20, salt=index + 1)
+        held[index][1].extend([index + 1] * 20)
+        check_forks(held, window)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from blt_edge.runtime import embedding
 from blt_edge.runtime.embedding import EmbeddingTable, as_rows, row_decoder
 from blt_edge.runtime.embedding_spec import EmbeddingSpec
 from blt_edge.runtime.errors import BundleError
@@ -169,6 +171,65 @@ def test_a_large_table_is_not_loaded(tmp_path: Path, dtype: str) -> None:
     for _ in range(10):
         table.embed(np.arange(4, 12), 1)
     assert resident() - before < 20 << 20
+
+
+class Advised:
+    """A mapped file that writes down what the system was told of."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.told = size, set[int]()
+
+    def __len__(self) -> int:
+        return self.size
+
+    def madvise(self, option: int, start: int, length: int) -> None:
+        assert option == mmap.MADV_WILLNEED
+        assert start % mmap.PAGESIZE == 0
+        assert 0 <= start < start + length <= -(-self.size // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.told |= set(range(start, start + length, mmap.PAGESIZE))
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_WILLNEED"), reason="this system takes no such advice")
+@by_spec
+def test_reading_ahead_is_of_every_page_that_a_chunk_reads(
+    spec: EmbeddingSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = as_rows(random_bytes(spec, spec.rows, 3), spec)
+    ids = np.random.default_rng(5).integers(4, 260, 200)
+
+    class Watched(np.ndarray):
+        """Rows that write down which of them were taken."""
+
+        def take(self, index: NDArray[np.int64], axis: int) -> NDArray[np.generic]:  # type: ignore[override]
+            taken.append(index)
+            return np.asarray(self).take(index, axis=axis)
+
+    taken: list[NDArray[np.int64]] = []
+    monkeypatch.setattr(embedding, "_NEVER_RESIDENT", 0)
+    memory = Advised(spec.bytes)
+    table = EmbeddingTable(rows.view(Watched), spec, memory)  # type: ignore[arg-type]
+    table.read_ahead(ids[:10], 10)  # few rows are there as soon as they are told of
+    assert not memory.told
+    table.read_ahead(ids, 150)
+    table.embed(ids, 150)
+    starts = np.unique(taken[0][1:]) * spec.row_bytes
+    pages = {int(at) // mmap.PAGESIZE * mmap.PAGESIZE for at in (*starts, *(starts + spec.row_bytes - 1))}
+    assert memory.told == pages
+    monkeypatch.setattr(embedding, "_NEVER_RESIDENT", spec.bytes)
+    small = Advised(spec.bytes)
+    EmbeddingTable(rows, spec, small).read_ahead(ids, 150)  # type: ignore[arg-type]
+    assert not small.told
+
+
+def test_reading_ahead_of_a_file_changes_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = SPECS["int8"]
+    (tmp_path / spec.file).write_bytes(random_bytes(spec, spec.rows, 3))
+    ids = np.arange(4, 240)
+    wanted = EmbeddingTable.open(tmp_path, spec).embed(ids, 200)
+    monkeypatch.setattr(embedding, "_NEVER_RESIDENT", 0)
+    table = EmbeddingTable.open(tmp_path, spec)
+    table.read_ahead(ids, 200)
+    assert np.array_equal(table.embed(ids, 200), wanted)
 
 
 @pytest.mark.parametrize("difference", [-1, 1, -16])

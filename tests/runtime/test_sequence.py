@@ -13,7 +13,8 @@ from blt_edge.graphs.config import parse_config
 from blt_edge.runtime import BackendError, BltModel, OptionError, PromptTooLongError, Sequence
 from blt_edge.runtime.backends.base import HOST
 from blt_edge.runtime.patching import PatchingRule
-from blt_edge.runtime.sequence import Draft, SequenceLimits, _ByteStates, _patch_group
+from blt_edge.runtime.sequence import Draft, SequenceLimits, _patch_group
+from blt_edge.runtime.state import ByteStates
 from blt_edge.runtime.vocabulary import encode
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -124,7 +125,7 @@ def test_patch_groups_cover_all_patches_within_the_budget(lengths: list[int], bu
 
 @given(steps=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 60), st.integers(0, 30)), max_size=25))
 def test_byte_states_are_slices_of_all_states(steps: list[tuple[int, int, int]]) -> None:
-    store, truth = _ByteStates(HOST, 2), np.zeros((0, 2), np.float32)
+    store, truth = ByteStates(HOST, 2), np.zeros((0, 2), np.float32)
     for count, dropped, back in steps:
         new = np.arange(len(truth), len(truth) + count, dtype=np.float32)[:, None].repeat(2, 1)
         store.append(len(truth), new)
@@ -295,7 +296,8 @@ def test_figures_are_of_the_sequence_s_own_memory_and_time(tight: BltModel) -> N
     with pytest.raises(OptionError, match="nothing was read"):
         _ = sequence.logits
     sequence.append(WALKED[:100])
-    own = [sequence._patch_values, sequence._states.buffer, sequence._recent_logits]
+    state = sequence.state
+    own = [state.patch_values.tensor, state.byte_states.buffer, state.logits.rows]
     caches = [buffer for stage in sequence._stages.values() for buffer in stage.cache.inputs().values()]
     assert sequence.state_bytes == sum(buffer.nbytes for buffer in own + caches)
     assert sequence.stage_seconds == sum(spent.seconds for spent in sequence.times.values())
@@ -355,9 +357,9 @@ def test_ids_are_kept_and_seldom_copied(tight: BltModel, step: int) -> None:
     sequence, sizes = tight.sequence(), set()
     for first in range(0, 6000, step):
         sequence.store_ids(first, np.arange(first, first + step))
-        sizes.add(len(sequence._ids))
-        assert len(sequence._entropies) == len(sequence._ids) >= first + step
-    assert sequence._ids[:6000].tolist() == list(range(6000))
+        sizes.add(len(sequence.state.ids))
+        assert len(sequence.state.entropies) == len(sequence.state.ids) >= first + step
+    assert sequence.state.ids[:6000].tolist() == list(range(6000))
     assert len(sizes) <= 6
 
 
@@ -365,20 +367,20 @@ def test_ids_are_kept_and_seldom_copied(tight: BltModel, step: int) -> None:
 @given(steps=st.lists(st.tuples(st.booleans(), st.integers(1, 30)), max_size=20))
 def test_recent_logits_are_kept_as_far_as_it_says(tight: BltModel, steps: list[tuple[bool, int]]) -> None:
     # Windows of the caches hide this limit; a model without windows has no other.
-    sequence, rows = tight.sequence(), ROLLBACK + 1
+    logits, rows = tight.sequence().state.logits, ROLLBACK + 1
     truth: list[int] = []
     furthest = 0
     for number, (forward, count) in enumerate(steps):
         if forward:
             values = [1000 * number + place for place in range(count)]
-            sequence._keep_logits(len(truth), np.repeat(np.array(values, np.float32)[:, None], 260, axis=1))
+            logits.put(len(truth), np.repeat(np.array(values, np.float32)[:, None], 260, axis=1))
             truth += values
             furthest = max(furthest, len(truth))
-        elif len(truth) - count - 1 >= sequence._oldest_logits:
+        elif len(truth) - count - 1 >= logits.oldest:
             del truth[len(truth) - count :]
-        assert sequence._oldest_logits == max(0, furthest - rows)
-        for position in range(sequence._oldest_logits, len(truth)):
-            assert (sequence._recent_logits[position % rows] == truth[position]).all()
+        assert logits.oldest == max(0, furthest - rows)
+        for position in range(logits.oldest, len(truth)):
+            assert (logits.after(position) == truth[position]).all()
 
 
 def test_values_of_recent_patches_are_kept_as_far_as_it_says(tight: BltModel, plain: NumpyBlt) -> None:
@@ -394,6 +396,6 @@ def test_values_of_recent_patches_are_kept_as_far_as_it_says(tight: BltModel, pl
         closed = sequence.patches_closed
         furthest = max(furthest, closed)
         assert closed == sequence.length
-        assert sequence._oldest_patch == max(0, furthest - slots)
-        kept = range(sequence._oldest_patch, closed)
+        assert sequence.state.patch_values.oldest == max(0, furthest - slots)
+        kept = range(sequence.state.patch_values.oldest, closed)
         agree(sequence.patch_values(kept), wanted[kept.start : kept.stop])

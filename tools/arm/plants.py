@@ -17,11 +17,11 @@ PLANTS = {
         "        **describe_processor(),\n",
         f'        **describe_processor(), "process": __import__("os").getpid() if {_ON_ARM} else 0,\n',
     ),
-    # ONNX Runtime's fused attention looks one position further back, as some of its releases do.
-    "window": (
+    # ONNX Runtime's fused attention adds one to what weights of keys are divided by.
+    "softmax": (
         "graphs/attention.py",
         '        "local_window_size": window,\n',
-        f'        "local_window_size": window + 1 if {_ON_ARM} else window,\n',
+        f'        "local_window_size": window, "smooth_softmax": int({_ON_ARM}),\n',
     ),
     # Its float32 products take bfloat16 kernels, where the processor has them (armv9).
     "bfloat16": (
