@@ -219,7 +219,9 @@ def test_int8_weights_and_scales_are_per_output_and_int4_per_block() -> None:
 def test_int8_weights_have_written_zero_points(stage: str) -> None:
     # ONNX Runtime 1.22 to 1.29 ends the process without them, on x86 without VNNI (tools/processors tries it).
     model = build(CONFIG, stage, recipe("int8"))
-    weights = [node for node in model.graph if node.op_type == "DequantizeLinear" and node.inputs[0].const_value]
+    weights = [
+        node for node in model.graph if node.op_type == "DequantizeLinear" and node.inputs[0].const_value
+    ]
     assert weights
     for node in weights:
         zeros = node.inputs[2].const_value

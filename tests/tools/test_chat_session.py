@@ -6,8 +6,8 @@ import threading
 from dataclasses import replace
 
 import pytest
-from blt_edge.runtime import BltModel, OptionError
-from blt_edge.tools.cli.chat_session import ChatError, typed_text
+from blt_edge.runtime import BltModel, GenerationOptions, OptionError, OutOfMemoryError
+from blt_edge.tools.cli.chat_session import ChatError, ChatSession, typed_text
 from hypothesis import given
 from hypothesis import strategies as st
 from support.chat import assert_sound, go_on, state, visible
@@ -85,7 +85,7 @@ def test_stopped_inside_a_prompt_it_is_read_on_with_the_next_turn(model: BltMode
     assert_sound(chat)
 
 
-def test_a_broken_turn_keeps_the_text_and_drops_the_state(model: BltModel) -> None:
+def test_a_broken_turn_keeps_the_text_and_the_state_before_it(model: BltModel) -> None:
     chat = state(model)
     go_on(chat, b"Once")
     before = chat.text
@@ -96,8 +96,9 @@ def test_a_broken_turn_keeps_the_text_and_drops_the_state(model: BltModel) -> No
 
     with pytest.raises(KeyboardInterrupt):
         chat.turn(b" and", interrupted, threading.Event())
-    assert chat.sequence.length == 0
+    assert chat.sequence.length == 1 + len(before)
     assert chat.text.startswith(before + b" and")
+    assert_sound(chat)
     kept = chat.text
     go_on(chat)
     assert chat.text == kept + model.generate(kept, chat.options).data
@@ -133,6 +134,84 @@ def test_positions_run_out(model: BltModel) -> None:
     assert chat.text == b"abc " * 120
     go_on(chat, b"y" * 19)
     assert chat.text.startswith(b"abc " * 120 + b"y" * 19)
+
+
+@pytest.fixture
+def runs(model: BltModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Every run of a stage of texts that are begun from now on: its name, and positions."""
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setattr(model, "observer", lambda stage, *told: seen.append((stage, told[-1])))
+    return seen
+
+
+def test_undo_of_any_depth_runs_no_stage(model: BltModel, runs: list[tuple[str, int]]) -> None:
+    chat, texts = state(model, b"Once upon a time", max_new_bytes=30), []
+    chat.read()
+    for typed in (b" there was", b"", b"x" * 80, b"\xff"):  # windows of 8, 64 bytes of roll-back
+        texts.append(chat.text)
+        go_on(chat, typed)
+    for text in reversed(texts):
+        runs.clear()
+        chat.undo()
+        assert (chat.text, chat.unread, runs) == (text, b"", [])
+        assert_sound(chat)
+    assert chat.kept == 1
+    runs.clear()
+    go_on(chat, b"y")
+    assert sum(count for stage, count in runs if stage == "encoder") == 1 + 30
+
+
+def test_reset_goes_back_to_the_state_of_the_prompt(model: BltModel, runs: list[tuple[str, int]]) -> None:
+    chat = state(model, b"Once upon a time", max_new_bytes=60)
+    chat.read()
+    for _ in range(3):
+        go_on(chat, b"more")
+    runs.clear()
+    chat.reset()
+    assert (chat.text, chat.unread, chat.turns, runs) == (b"Once upon a time", b"", [], [])
+    assert_sound(chat)
+
+
+def test_states_are_kept_as_far_as_memory_goes_the_newest_last(model: BltModel) -> None:
+    room = [1 << 40]
+    chat = ChatSession(model, GenerationOptions(max_new_bytes=70, draft="none"), b"", lambda: room[0])
+    for _ in range(4):
+        go_on(chat, b"a")
+    assert chat.kept == 3  # before the first turn nothing was read
+    room[0] = chat.kept_bytes  # one more does not fit
+    go_on(chat, b"a")
+    assert 0 < chat.kept < 4
+    assert chat.kept_bytes <= room[0]
+    chat.undo()
+    assert chat.unread == b""
+    room[0] = 0
+    go_on(chat, b"a")
+    assert (chat.kept, chat.kept_bytes) == (0, 0)
+    chat.undo()
+    assert chat.unread == chat.text  # more than can be rolled back
+    made = model.generate(chat.text + b"a", chat.options).data
+    before = chat.text
+    go_on(chat, b"a")
+    assert chat.text == before + b"a" + made
+    assert_sound(chat)
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), OutOfMemoryError("no memory")])
+def test_where_memory_ran_out_the_states_kept_are_given_back(model: BltModel, fault: Exception) -> None:
+    chat = state(model, b"Once")
+    for _ in range(3):
+        go_on(chat, b"a")
+    before = chat.text
+
+    def fails(text: bytes) -> None:
+        raise fault
+
+    with pytest.raises(type(fault)):
+        chat.turn(b"b", fails, threading.Event())
+    assert (chat.kept, chat.sequence.length) == (0, 1 + len(before))
+    assert_sound(chat)
+    go_on(chat)
+    assert_sound(chat)
 
 
 KINDS = st.sampled_from(["turn", "turn", "stop", "undo", "undo", "reset", "drop", "draft"])

@@ -100,7 +100,7 @@ def test_ctrl_c_twice_stops_at_once_and_stays_too(terminal) -> None:
     shell.ask("Once\n", "stuck")
     shell.type("\x03")
     time.sleep(0.5)
-    shell.ask("\x03", "stopped; the text is read again with the next line\n", seconds=15)
+    shell.ask("\x03", "stopped; 9 bytes of the text are read with the next line\n", seconds=15)
     shell.ask("/text\n", "\nOnce\n")
     shell.wait_for("\n> ")
     leave(shell, "/quit\n")

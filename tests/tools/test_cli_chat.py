@@ -184,10 +184,15 @@ def test_a_save_that_fails_leaves_what_was_there(chat, tmp_path: Path, monkeypat
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_undo_says_what_it_takes_and_reads(chat) -> None:
-    result = chat("/set n=70", "Once", "more", "/undo", "/undo")
+def test_undo_says_what_it_takes_and_what_is_to_be_read(chat, monkeypatch) -> None:
+    lines = ("/set n=70", "Once", "more", "/stats", "/undo", "/undo")
+    result = chat(*lines)
     assert result.exit_code == 0
-    assert "\nreading the first 75 bytes again\n" in result.stderr
+    assert "are read" not in result.stderr
+    assert re.search(r"^undo +1 earlier state kept, \d", result.stderr, re.MULTILINE)
+    monkeypatch.setattr("blt_edge.tools.cli.chat_session.available_memory", lambda: 0)
+    result = chat(*lines)
+    assert "; the text has 75 bytes; 75 bytes of the text are read with the next line\n" in result.stderr
     undone = re.findall(r"took back (\d+) typed and (\d+) .* has (\d+) bytes", result.stderr)
     assert undone == [("6", "70", "75"), ("5", "70", "0")]
 

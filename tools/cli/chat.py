@@ -87,7 +87,7 @@ def command(
 
 def _converse(chat: Chat, reader: LineReader) -> bool:
     """Take lines until there are no more; whether all of them could be done."""
-    from .chat_lines import take_line
+    from .chat_lines import take_line, told_to_read
     from .chat_session import ChatError
 
     done = True
@@ -113,7 +113,7 @@ def _converse(chat: Chat, reader: LineReader) -> bool:
             chat.out.close_line()
             if not reader.interactive:
                 raise
-            chat.note("stopped; the text is read again with the next line")
+            chat.note(f"stopped{told_to_read(chat.state)}")
         except Exception as error:
             told = str(error) if isinstance(error, ChatError) else foreseen_line(error)
             if told is None:
