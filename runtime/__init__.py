@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         OptionError,
         OutOfMemoryError,
         PromptTooLongError,
+        StateError,
     )
     from .generation import FinishReason, GenerationChunk, GenerationResult, GenerationStats
     from .model import BltModel
@@ -41,6 +42,7 @@ _MODULES = {
         "OptionError",
         "OutOfMemoryError",
         "PromptTooLongError",
+        "StateError",
     ),
     "generation": ("FinishReason", "GenerationChunk", "GenerationResult", "GenerationStats"),
     "model": ("BltModel",),
@@ -70,6 +72,7 @@ __all__ = [
     "PromptTooLongError",
     "Score",
     "Sequence",
+    "StateError",
 ]
 
 

@@ -17,7 +17,7 @@ What they do not know: layers' meaning, windows' masks (the graph has them), oth
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from typing import Any, TypeVar
 
@@ -48,7 +48,8 @@ class StageCache(ABC):
     """
 
     def __init__(self, window: int | None) -> None:
-        self._window = window
+        self.window = window
+        """Positions that a position sees, itself included; None = all."""
         self._oldest = 0  # every position from here to length is held
         self.length = 0
         """Positions read so far."""
@@ -100,12 +101,21 @@ class StageCache(ABC):
 
     def can_roll_back(self, length: int) -> bool:
         """Whether everything that position `length` may see is still here."""
-        first_visible = 0 if self._window is None else max(0, length - self._window + 1)
+        first_visible = 0 if self.window is None else max(0, length - self.window + 1)
         return first_visible >= self._oldest
 
     @abstractmethod
     def roll_back(self, length: int) -> None:
         """Forget positions from `length` on; the caller has asked `can_roll_back`."""
+
+    @property
+    @abstractmethod
+    def first(self) -> int:
+        """The oldest position that rolling back as far as was asked for needs; `planes` begins with it."""
+
+    @abstractmethod
+    def planes(self) -> Iterator[Floats]:
+        """Keys, then values, of each layer in turn: [Hkv, S, head_dim] of positions `first` .. length - 1."""
 
     @abstractmethod
     def place(self, first: int, keys_values: Floats) -> None:
@@ -226,6 +236,15 @@ class RingCache(StageCache):
         self.positions[self.positions >= length] = -1
         self.length = length
 
+    @property
+    def first(self) -> int:
+        return self._oldest
+
+    def planes(self) -> Iterator[Floats]:
+        slots = np.arange(self._oldest, self.length) % self.capacity
+        for plane in self.buffer:
+            yield np.asarray(plane)[0][:, slots]
+
     def place(self, first: int, keys_values: Floats) -> None:
         # A ring grows only while every position is in the slot of its number, so it must be large enough now.
         capacity = max(self.capacity, min(first + keys_values.shape[3], self._largest))
@@ -306,6 +325,15 @@ class OrderedCache(StageCache):
     def roll_back(self, length: int) -> None:
         assert length >= self._oldest
         self.length = length
+
+    @property
+    def first(self) -> int:
+        return max(self._oldest, self.length - self._kept)
+
+    def planes(self) -> Iterator[Floats]:
+        kept = slice(self.first - self._oldest, self.length - self._oldest)
+        for plane in self.buffer:
+            yield plane[0][:, kept]
 
     def place(self, first: int, keys_values: Floats) -> None:
         end = first + keys_values.shape[3]

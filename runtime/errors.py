@@ -19,6 +19,7 @@ __all__ = [
     "OptionError",
     "OutOfMemoryError",
     "PromptTooLongError",
+    "StateError",
     "engine_error",
     "first_line",
     "ran_out_of_memory",
@@ -40,6 +41,10 @@ class BundleError(BltError):
 
 class OptionError(BltError, ValueError):
     """An option has a value outside its range."""
+
+
+class StateError(BltError):
+    """A saved state is missing, damaged, unsafe, or of another model."""
 
 
 class PromptTooLongError(BltError, ValueError):

@@ -78,8 +78,14 @@ class WriteError(BltError):
 # 1. Reading.
 
 
-def open_plain(path: Path) -> BinaryIO:
-    """Open a regular file for unbuffered reading.
+def open_plain(
+    path: Path,
+    *,
+    rule: str = "a bundle holds regular files only",
+    remedy: str = "copy the bundle again or export the checkpoint again",
+    kind: type[BltError] = BundleError,
+) -> BinaryIO:
+    """Open a regular file for unbuffered reading. rule, remedy: for errors, of this kind.
 
     Raises BundleError when it is missing, a link (also one put there while we look; but for those to files of
     huggingface_hub's cache inside it), a directory, a pipe or device (which would block), or unreadable.
@@ -89,19 +95,15 @@ def open_plain(path: Path) -> BinaryIO:
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode):
             if (blob := linked_blob(path)) is None:
-                raise BundleError(
-                    f"{path} is a link, a bundle holds regular files only; replace it by the file itself"
-                )
+                raise kind(f"{path} is a link, {rule}; replace it by the file itself")
             path, status = blob, blob.lstat()
         if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{shown} is not a regular file; export the checkpoint again")
+            raise kind(f"{shown} is not a regular file; {remedy}")
         descriptor = os.open(path, _FLAGS)
     except FileNotFoundError:
-        raise BundleError(
-            f"{shown} is missing; copy the bundle again or export the checkpoint again"
-        ) from None
+        raise kind(f"{shown} is missing; {remedy}") from None
     except OSError as error:
-        raise BundleError(f"{shown} cannot be opened ({error.strerror}); check its permissions") from None
+        raise kind(f"{shown} cannot be opened ({error.strerror}); check its permissions") from None
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
@@ -127,7 +129,11 @@ def write_whole(target: Path, write: Callable[[Path], object], *, lasting: bool 
         return
     short = os.fsencode(target.name)[:100].decode("utf-8", "ignore")  # names are limited in bytes
     temporary = target.with_name(f".{short}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+    lock = None
     try:
+        temporary.touch(exist_ok=False)
+        with suppress(BlockingIOError):  # whoever clears up what was abandoned may hold it for a moment
+            lock = _claim(temporary)
         write(temporary)
         if lasting:
             sync(temporary)
@@ -138,6 +144,8 @@ def write_whole(target: Path, write: Callable[[Path], object], *, lasting: bool 
         raise
     finally:
         temporary.unlink(missing_ok=True)
+        if lock is not None:
+            os.close(lock)
 
 
 @contextmanager
@@ -403,7 +411,7 @@ def _claim(directory: Path) -> int | None:
 
 
 def clear_abandoned(output: Path) -> None:
-    """Remove what exports to `output` left that died on the way; nothing that may still be in use.
+    """Remove what writers of `output` left that died on the way; nothing that may still be in use.
 
     An old bundle that died between the two renames of its replacement gets its name back.
     """
@@ -415,7 +423,7 @@ def clear_abandoned(output: Path) -> None:
     except OSError:
         return
     for path, match in entries:
-        if match is None or path.is_symlink() or not path.is_dir():
+        if match is None or path.is_symlink() or not (path.is_dir() or path.is_file()):
             continue
         lock = None
         with suppress(OSError):
@@ -425,8 +433,10 @@ def clear_abandoned(output: Path) -> None:
         if match[1] == "replaced" and not os.path.lexists(output):
             with suppress(OSError):
                 path.rename(output)
-        else:
+        elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
         os.close(lock)
 
 

@@ -283,6 +283,17 @@ class Manifest:
         return tuple(name if _is_name(name) else shown(name) for name in names) or ("it has no rows",)
 
     @property
+    def fingerprint(self) -> str:
+        """sha256 of what decides the numbers that this bundle computes: shapes, and every file's contents.
+
+        Where patches begin, how the model is sampled and how it was validated are no part of it.
+        """
+        data = self.to_dict()
+        parts = {name: data[name] for name in ("model", "embedding", "stages")}
+        parts["files"] = {name: file.sha256 for name, file in self.files.items()}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
     def total_bytes(self) -> int:
         """Size of all files but the manifest."""
         return sum(record.bytes for record in self.files.values())

@@ -36,8 +36,10 @@ from .patching import PatchBoundaries, PatchingRule
 from .planning import CostTable
 from .processors import usable_cores
 from .scoring import Score, score
-from .sequence import PatcherState, Sequence, SequenceLimits
+from .sequence import PatcherState, Sequence, SequenceLimits, new_state
 from .stages import Observer
+from .state import TextState
+from .state_file import read_state
 from .vocabulary import encode
 
 __all__ = ["BltModel"]
@@ -175,8 +177,32 @@ class BltModel:
 
     def sequence(self) -> Sequence:
         """A new, empty sequence; the first id it reads must be BOS (`vocabulary.encode` puts it there)."""
+        return self._sequence(None)
+
+    def restore(self, path: str | os.PathLike[str]) -> Sequence:
+        """The sequence that `Sequence.save` wrote to the file at `path`, of this bundle on any engine.
+
+        It goes on where the saved one stood, with the same numbers on the same engine; on another one with
+        what that one rounds otherwise from there on. Raises StateError for a file that is missing, damaged or
+        of another bundle or patching rule, or whose text is too long here, BackendError.
+        """
+        backends = self._backends
+        state = new_state(self.manifest, backends, self.limits)
+        read_state(path, self.manifest, self.limits.max_positions, state)
+        return self._sequence(state, backends)
+
+    def _sequence(self, state: TextState | None, backends: dict[str, StageBackend] | None = None) -> Sequence:
         observers = (self.costs.observe,) if self.observer is None else (self.costs.observe, self.observer)
-        return Sequence(self.manifest, self._backends, self._table, self.limits, observers, self._fall_back)
+        return Sequence(
+            self.manifest,
+            backends or self._backends,
+            self._table,
+            self.limits,
+            observers,
+            self._fall_back,
+            state=state,
+            engine=lambda: str(replace(self.engine, reason=None)),
+        )
 
     def _fall_back(self, error: BackendError, failed: dict[str, StageBackend]) -> dict[str, StageBackend]:
         """What goes on where `failed` did: the portable graphs, of which a warning tells once.

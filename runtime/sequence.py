@@ -10,6 +10,7 @@ What this does not know: text, sampling, where guesses come from, stop strings, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass, replace
@@ -30,9 +31,10 @@ from .names import STAGES
 from .patching import PatchBoundaries
 from .stages import CachedStage, Observer, StageTime, next_power_of_two
 from .state import ByteStates, PatchValues, RecentLogits, TextState
+from .state_file import write_state
 from .vocabulary import checked_ids
 
-__all__ = ["ChunkResult", "Draft", "FallBack", "PatcherState", "Sequence", "SequenceLimits"]
+__all__ = ["ChunkResult", "Draft", "FallBack", "PatcherState", "Sequence", "SequenceLimits", "new_state"]
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -137,14 +139,19 @@ class Sequence:
         limits: SequenceLimits,
         observers: tuple[Observer, ...] = (),
         fall_back: FallBack | None = None,
+        *,
+        state: TextState | None = None,
+        engine: Callable[[], str] = lambda: "not named",
     ) -> None:
-        """observers: told of every run of a stage. fall_back: what `recover` asks; None = there is none."""
+        """observers: told of every run of a stage. fall_back: what `recover` asks; None = there is none.
+        state: one of these backends', to go on with; None begins a text. engine: tells what the backends are.
+        """
         self.manifest, self._backends, self._table = manifest, backends, table
         self.limits = limits
         self.end_ids = frozenset(manifest.generation.end_ids)
-        self._observers, self._fall_back = observers, fall_back
+        self._observers, self._fall_back, self._engine = observers, fall_back, engine
         self._history = manifest.embedding.hash.history
-        self._go_on_with(new_state(manifest, backends, limits))
+        self._go_on_with(new_state(manifest, backends, limits) if state is None else state)
 
     def _go_on_with(self, state: TextState) -> None:
         """Bind the stages to a state's caches."""
@@ -185,6 +192,16 @@ class Sequence:
         other = copy(self)
         other._go_on_with(self._state.fork())
         return other
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write what was read and all that was computed of it to a file, whole or not at all.
+
+        `BltModel.restore` makes a sequence of it, in any process, where nothing is computed again; see
+        `state_file`. Raises OptionError when nothing was read, WriteError where the file can't be written,
+        StateError for a state that holds what is no number, BackendError as `fork`.
+        """
+        self._check_in_step(Draft(self.ids[:0]))
+        write_state(path, self._state, self.manifest, self._engine())
 
     def __repr__(self) -> str:
         return f"<Sequence of {self.length} ids, BOS included, in {self.boundaries.count} patches>"

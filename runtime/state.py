@@ -63,6 +63,11 @@ class ByteStates:
         view: Tensor = self.buffer[row : row + stop - start]
         return view
 
+    def place(self, first: int, states: Tensor) -> None:
+        """Keep states [S, D] of positions first.. and nothing else."""
+        self.base, self._offset = first, 0
+        self.append(first, states)
+
     def drop_before(self, position: int) -> None:
         if position > self.base:
             self._offset += position - self.base
@@ -105,6 +110,12 @@ class PatchValues:
             self.tensor[there] = values[which]
         self.oldest = max(self.oldest, end - slots)
         return not mine
+
+    def place(self, first: int, values: Tensor) -> None:
+        """Keep the last of values [n, V] of patches first.., and nothing else."""
+        surplus = max(0, len(values) - self.slots)
+        self.oldest = first + surplus
+        self.put(first + surplus, values[surplus:])
 
     def get(self, patches: range) -> Floats:
         """Values [n, V] of patches that are kept; a copy."""

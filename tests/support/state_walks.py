@@ -26,7 +26,17 @@ from hypothesis.stateful import (
 from .random_models import RandomModel, base_config, export_random_model
 from .simulated_gpu import simulate, write_engines
 
-__all__ = ["LAYOUTS", "WIDE", "Walk", "agree", "assert_like_fresh", "export_wide", "loaded", "walk"]
+__all__ = [
+    "LAYOUTS",
+    "WIDE",
+    "SavingWalk",
+    "Walk",
+    "agree",
+    "assert_like_fresh",
+    "export_wide",
+    "loaded",
+    "walk",
+]
 
 # Heads that fused attention takes; windows that the texts cross many times.
 WIDE = RandomModel(
@@ -175,6 +185,24 @@ class Walk(RuleBasedStateMachine):
             assert sequence.length == 1 + len(text)
             agree(sequence.logits, self.wanted[text])
             assert 0 <= sequence.own_bytes <= sequence.state_bytes
+
+
+class SavingWalk(Walk):
+    """The same, with states that go to files and come back."""
+
+    @rule(number=st.integers(0, 4))
+    def save(self, number: int) -> None:
+        _, sequence, text = self.take(number)
+        path = self.folder / f"{len(self.saved) % 3}.state"
+        sequence.save(path)
+        self.saved = [one for one in self.saved if one[0] != path] + [(path, text)]
+
+    @precondition(lambda self: self.saved)
+    @rule(number=st.integers(0, 4), which=st.integers(0, 2))
+    def restore(self, number: int, which: int) -> None:
+        path, text = self.saved[which % len(self.saved)]
+        index = number % len(self.texts)
+        self.texts[index] = self.model.restore(path), text
 
 
 def walk(kind: type[Walk], model: BltModel, reference: BltModel, folder: Path, examples: int) -> None:

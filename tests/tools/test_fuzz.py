@@ -18,6 +18,7 @@ if not sys.platform.startswith("linux"):
 
 from blt_edge.runtime.errors import BltError
 from blt_edge.tools.fuzz.mutate import RAW, SECRET, spoil_bytes, spoil_json, spoil_message
+from blt_edge.tools.fuzz.states import kill_saves
 from blt_edge.tools.fuzz.targets import Config, Files, Safetensors, Target
 from blt_edge.tools.fuzz.worker import make, run
 from onnx import helper
@@ -28,7 +29,7 @@ from onnx import helper
     [
         "manifest graphs engines",
         "config generation index safetensors golden meta pth",
-        "calibration requests connections",
+        "calibration requests connections states",
     ],
 )
 def test_a_minute_of_hostile_inputs(targets: str, tmp_path: Path) -> None:
@@ -41,6 +42,10 @@ def test_a_minute_of_hostile_inputs(targets: str, tmp_path: Path) -> None:
         if row[0] != "skipped,":
             inputs, accepted, refused, failed = map(int, row)
             assert inputs == accepted + refused > 0 == failed
+
+
+def test_a_save_that_is_killed_leaves_the_old_state_or_the_new() -> None:
+    assert kill_saves(5, seed=2026) == []
 
 
 @pytest.mark.parametrize("kind", [Config, Safetensors])

@@ -12,6 +12,7 @@ from pathlib import Path
 from . import __doc__ as about
 from .bundles import Engines, Graphs, ManifestFile
 from .server import Connections, Requests
+from .states import States
 from .targets import Calibration, Config, Files, Generation, Golden, Index, Meta, Pickle, Safetensors, Target
 from .worker import Outcome, make, run
 
@@ -19,7 +20,7 @@ TARGETS: dict[str, type[Target]] = {
     kind.name: kind
     for kind in (
         *(ManifestFile, Graphs, Engines, Config, Generation, Safetensors, Index, Golden, Meta, Pickle),
-        *(Calibration, Requests, Connections),
+        *(Calibration, Requests, Connections, States),
     )
 }
 _ROW = "{:12} {:>8} {:>9} {:>8} {:>7} {:>8} {:>8}"
