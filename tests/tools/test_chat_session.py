@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from blt_edge.runtime import BltModel, GenerationOptions, OptionError, OutOfMemoryError
+from blt_edge.runtime.vocabulary import EOS, encode
 from blt_edge.tools.cli.chat_session import ChatError, ChatSession, typed_text
 from hypothesis import given
 from hypothesis import strategies as st
@@ -196,6 +198,43 @@ def test_states_are_kept_as_far_as_memory_goes_the_newest_last(model: BltModel) 
     assert_sound(chat)
 
 
+def test_a_session_saves_all_of_its_text(
+    model: BltModel, tmp_path: Path, runs: list[tuple[str, int]]
+) -> None:
+    chat, cancel, path = state(model), threading.Event(), tmp_path / "a.state"
+    with pytest.raises(ChatError, match="no text yet"):
+        chat.save(path)
+    cancel.set()
+    chat.turn(b"x" * 400, lambda text: None, cancel)
+    assert chat.unread
+    chat.save(path)
+    runs.clear()
+    resumed = ChatSession(model, chat.options, model.restore(path))
+    assert (resumed.text, resumed.unread, runs) == (b"x" * 400, b"", [])
+    assert_sound(resumed)
+    assert go_on(resumed, b"y") == go_on(chat, b"y")
+    resumed.reset()
+    assert resumed.text == b"x" * 400
+
+
+def test_a_last_byte_without_a_position_is_in_no_state(model: BltModel, tmp_path: Path) -> None:
+    chat = state(model, b"x" * 499)
+    go_on(chat)
+    assert len(chat.text) == 500
+    with pytest.raises(ChatError, match="the last byte has no position"):
+        chat.save(tmp_path / "a.state")
+    chat.undo()
+    chat.save(tmp_path / "a.state")
+    assert ChatSession(model, chat.options, model.restore(tmp_path / "a.state")).positions_left == 0
+
+
+def test_a_state_with_ids_that_are_no_bytes_is_no_chat(model: BltModel) -> None:
+    sequence = model.sequence()
+    sequence.append([*encode(b"a"), EOS])
+    with pytest.raises(OptionError, match="ids that are no bytes"):
+        ChatSession(model, GenerationOptions(), sequence)
+
+
 @pytest.mark.parametrize("fault", [MemoryError(), OutOfMemoryError("no memory")])
 def test_where_memory_ran_out_the_states_kept_are_given_back(model: BltModel, fault: Exception) -> None:
     chat = state(model, b"Once")
@@ -214,12 +253,13 @@ def test_where_memory_ran_out_the_states_kept_are_given_back(model: BltModel, fa
     assert_sound(chat)
 
 
-KINDS = st.sampled_from(["turn", "turn", "stop", "undo", "undo", "reset", "drop", "draft"])
+KINDS = st.sampled_from(["turn", "turn", "stop", "undo", "undo", "reset", "drop", "draft", "short"])
 
 
 @given(steps=st.lists(st.tuples(KINDS, st.binary(max_size=12), st.integers(1, 30)), max_size=8))
 def test_any_walk_holds_its_text(model: BltModel, steps: list[tuple[str, bytes, int]]) -> None:
-    chat, past = state(model, b"so"), []
+    options, room, past = GenerationOptions(max_new_bytes=20, draft="none"), [1 << 40], []
+    chat = ChatSession(model, options, b"so", lambda: room[0])
     for kind, typed, number in steps:
         if kind == "turn":
             past.append(chat.text)
@@ -237,6 +277,8 @@ def test_any_walk_holds_its_text(model: BltModel, steps: list[tuple[str, bytes, 
             past = []
         elif kind == "drop":
             chat.drop_state()
+        elif kind == "short":
+            room[0] = number * 30_000
         elif kind == "draft":
             drafts = ("none", "auto", "decoder", "patcher", "lookup")
             chat.change(draft=drafts[number % 5], max_new_bytes=15)

@@ -13,19 +13,31 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ...runtime.files import write_whole
-from ..output import Messages, TextOutput, counted, interrupt_sets, is_terminal, printable, size, status
+from ..output import (
+    Messages,
+    TextOutput,
+    counted,
+    escaped,
+    interrupt_sets,
+    is_terminal,
+    printable,
+    size,
+    status,
+)
 from ..tables import print_fields
 from .chat_session import ADVICE, ChatError, ChatSession, Reply, typed_text
 from .generate import memory_told, stage_shares
 from .line_reader import paths_that_begin
 from .options import StopString, expanded
+from .prompt_cache import is_state
 
 
 @dataclass
@@ -159,16 +171,10 @@ def _value(name: str, text: str) -> Any:
 
 def _shown(name: str, value: Any) -> str:
     if name == "stop":
-        return " ".join(map(_escaped, value)) or "none"
+        return " ".join(map(escaped, value)) or "none"
     if value is None:
         return f"none ({_NONE[name]})"
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _escaped(data: bytes) -> str:
-    """As it is typed: what can't be seen is escaped."""
-    text = data.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _help(chat: Chat, argument: str) -> None:
@@ -244,28 +250,48 @@ def told_to_read(state: ChatSession) -> str:
     return f"; {counted(unread, 'byte')} of the text {'is' if unread == 1 else 'are'} read with the next line"
 
 
-def _text(chat: Chat, argument: str) -> None:
-    chat.out.write(chat.state.text)
-    chat.out.close_line()
+def _text(chat: Chat, argument: str, over: bool = False) -> None:
+    if not argument.strip() and not over:
+        chat.out.write(chat.state.text)
+        chat.out.close_line()
+        return
+    target = _target("/text!" if over else "/text", argument)
+    if not over and os.path.lexists(target):
+        raise ChatError(f"{target} is there already; /text! {target} writes over it")
+    write_whole(target, lambda path: path.write_bytes(chat.state.text))
+    chat.say(f"{counted(len(chat.state.text), 'byte')} written to {target}")
 
 
 def _save(chat: Chat, argument: str, over: bool = False) -> None:
+    target = _target("/save!" if over else "/save", argument)
+    if os.path.lexists(target):
+        if not over and not is_state(target):
+            raise ChatError(
+                f"{target} is there already and is no saved state; /save! {target} writes over it"
+            )
+        if target.exists() and not target.is_file():
+            raise ChatError(f"{target} is not a regular file; give another name")
+    with status(chat.messages, f"saving to {target}") if is_terminal(sys.stderr) else nullcontext():
+        chat.state.save(target)
+    text = counted(len(chat.state.text), "byte")
+    chat.say(f"{text} of text and their state written to {target}, {size(target.stat().st_size)}")
+
+
+def _target(command: str, argument: str) -> Path:
+    """The file that a command is to write. Raises ChatError where that can't be."""
     name = argument.strip()
     if not name:
-        raise ChatError(f"/save{'!' * over} needs a file's name")
+        raise ChatError(f"{command} needs a file's name")
     if "\0" in name:
         raise ChatError(f"{name} has a byte that no file's name can have; give another name")
     target = expanded(name)
     if target.is_dir():
         raise ChatError(f"{name} is a directory; give a file")
-    if not over and os.path.lexists(target):
-        raise ChatError(f"{name} is there already; /save! {name} writes over it")
     if not target.parent.is_dir():
         raise ChatError(f"the directory {target.parent} does not exist; create it first")
     if not os.access(target if target.exists() else target.parent, os.W_OK):
         raise ChatError(f"{name} can't be written; check its permissions")
-    write_whole(target, lambda path: path.write_bytes(chat.state.text))
-    chat.say(f"{counted(len(chat.state.text), 'byte')} written to {name}")
+    return target
 
 
 def _print(fields: list[tuple[str, str]]) -> None:
@@ -282,7 +308,8 @@ class _Command:
 
 COMMANDS = {
     "/help": _Command(_help, "show this"),
-    "/text": _Command(_text, "show the text so far"),
+    "/text": _Command(_text, "show the text so far, or write it to a new file", "[FILE]"),
+    "/text!": _Command(partial(_text, over=True), "write it over a file that is there", "FILE"),
     "/undo": _Command(_undo, "take back the last turn: what you typed and what the model wrote"),
     "/reset": _Command(_reset, "start over, with the text of --prompt or with none"),
     "/set": _Command(
@@ -292,8 +319,13 @@ COMMANDS = {
         "NAME=VALUE",
     ),
     "/stats": _Command(_stats, "figures of the text and of all turns"),
-    "/save": _Command(_save, "write the text to a new file", "FILE"),
-    "/save!": _Command(partial(_save, over=True), "write it over a file that is there", "FILE"),
+    "/save": _Command(
+        _save,
+        "write the text and its state to a new file, or over an earlier state; "
+        "chat --resume FILE goes on from it, in the same words and without reading them again",
+        "FILE",
+    ),
+    "/save!": _Command(partial(_save, over=True), "write them over whatever file is there", "FILE"),
     "/quit": _Command(lambda chat, argument: None, "leave, as Ctrl-D does"),
 }
 
@@ -326,4 +358,4 @@ def complete(line: str, word: str) -> list[str]:
     command = line.split(" ", 1)[0]
     if command == "/set":
         return [f"{name}=" for name in SETTINGS if name.startswith(word)]
-    return paths_that_begin(word) if command in ("/save", "/save!") else []
+    return paths_that_begin(word) if command.rstrip("!") in ("/save", "/text") else []

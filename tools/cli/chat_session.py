@@ -14,14 +14,23 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from ...runtime import BackendError, BltModel, FinishReason, GenerationOptions, GenerationStats, Sequence
+from ...runtime import (
+    BackendError,
+    BltModel,
+    FinishReason,
+    GenerationOptions,
+    GenerationStats,
+    OptionError,
+    Sequence,
+)
 from ...runtime.errors import ran_out_of_memory
 from ...runtime.host import available_memory
 from ...runtime.speculation import check_draft
 from ...runtime.state import memory_of
-from ...runtime.vocabulary import byte_ids, encode
+from ...runtime.vocabulary import byte_ids, decode, encode
 from ..output import WholeCharacters
 
 ADVICE = "/undo takes back the last turn, /reset starts over"
@@ -92,19 +101,23 @@ class ChatSession:
         self,
         model: BltModel,
         options: GenerationOptions,
-        start: bytes = b"",
+        start: bytes | Sequence = b"",
         memory: Callable[[], int] = _memory_to_keep,
     ) -> None:
-        """start: the text before the first turn. memory: bytes that states before turns may take, asked at
-        each turn. Raises OptionError when the model can't do what is asked.
+        """start: the text before the first turn, or a sequence that has read it. memory: bytes that states
+        before turns may take, asked at each turn. Raises OptionError when the model can't do what is asked,
+        or the sequence's text has ids that are no bytes.
         """
-        self.model, self._start, self._memory = model, start, memory
+        self.model, self._memory = model, memory
+        self.sequence = model.sequence() if isinstance(start, bytes) else start
+        self._start = start if isinstance(start, bytes) else decode(start.ids)
+        if 1 + len(self._start) < self.sequence.length:
+            raise OptionError("the text of the state has ids that are no bytes; chat goes on with bytes only")
         self.past: list[GenerationStats] = []
         """Figures of all turns, those taken back included."""
         self.turns: list[Turn] = []
-        self._text, self._utf8 = bytearray(start), WholeCharacters()
+        self._text, self._utf8 = bytearray(self._start), WholeCharacters()
         self._kept: deque[Sequence] = deque()  # of beginnings of the text, the shortest first
-        self.sequence = model.sequence()
         self.set_options(options)
 
     def reset(self) -> None:
@@ -160,6 +173,19 @@ class ChatSession:
         with self._state_at_risk():
             for _ in self.sequence.extend(byte_ids(data) if self.sequence.length else encode(data)):
                 pass
+
+    def save(self, path: Path) -> None:
+        """Write the text's state to a file, whole or not at all; what is unread is read first.
+
+        Raises ChatError where there is no state of the whole text, WriteError.
+        """
+        if not self._text:
+            raise ChatError("there is no text yet")
+        if 1 + len(self._text) > self.positions:
+            raise ChatError(f"the last byte has no position, so there is no state of it; {ADVICE}")
+        if self.unread:
+            self.read()
+        self.sequence.save(path)
 
     def turn(self, typed: bytes, write: Callable[[bytes], None], cancel: threading.Event) -> Reply:
         """Add `typed`, let the model go on, and `write` its text as it comes, in whole characters, until
