@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from blt_edge.runtime import BltModel, GenerationOptions, OptionError, OutOfMemoryError
+from blt_edge.runtime import BltModel, BltWarning, GenerationOptions, OptionError, OutOfMemoryError
+from blt_edge.runtime.engines import Engine
 from blt_edge.runtime.vocabulary import EOS, encode
 from blt_edge.tools.cli.chat_session import ChatError, ChatSession, typed_text
 from hypothesis import given
 from hypothesis import strategies as st
 from support.chat import assert_sound, go_on, state, visible
+from support.unreliable import Unreliable
 
 
 def test_what_a_line_adds() -> None:
@@ -233,6 +235,34 @@ def test_a_state_with_ids_that_are_no_bytes_is_no_chat(model: BltModel) -> None:
     sequence.append([*encode(b"a"), EOS])
     with pytest.raises(OptionError, match="ids that are no bytes"):
         ChatSession(model, GenerationOptions(), sequence)
+
+
+def test_states_of_an_engine_that_failed_are_dropped(model: BltModel) -> None:
+    failing = Unreliable(model._backends["decoder"], 60, RuntimeError("broken"))
+    other = BltModel(
+        model.manifest,
+        {**model._backends, "decoder": failing},
+        model._table,
+        model.limits,
+        model.path,
+        Engine("engines/onnxruntime-0123"),
+        lambda: (dict(model._backends), Engine("portable graphs")),
+    )
+    chat = state(other, b"Once")
+    go_on(chat, b"one")
+    go_on(chat, b"two")
+    assert chat.kept == 1
+    before = chat.text
+    with pytest.warns(BltWarning, match="the portable graphs go on"):
+        go_on(chat, b"three")
+    assert chat.kept == 0
+    made = chat.text[len(before) :]
+    assert made[5:] == model.generate(before + b"three", chat.options).data
+    chat.undo()
+    assert chat.text == before
+    assert_sound(chat)
+    go_on(chat, b"three")
+    assert chat.text == before + made
 
 
 @pytest.mark.parametrize("fault", [MemoryError(), OutOfMemoryError("no memory")])

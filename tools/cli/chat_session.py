@@ -108,7 +108,7 @@ class ChatSession:
         before turns may take, asked at each turn. Raises OptionError when the model can't do what is asked,
         or the sequence's text has ids that are no bytes.
         """
-        self.model, self._memory = model, memory
+        self.model, self._memory, self._engine = model, memory, model.engine
         self.sequence = model.sequence() if isinstance(start, bytes) else start
         self._start = start if isinstance(start, bytes) else decode(start.ids)
         if 1 + len(self._start) < self.sequence.length:
@@ -127,6 +127,7 @@ class ChatSession:
 
     def drop_state(self) -> None:
         """Forget what was computed since the last state that was kept; it is read with the next turn."""
+        self._drop_useless()
         self.sequence = self._kept[-1].fork() if self._kept else self.model.sequence()
 
     def set_options(self, options: GenerationOptions) -> None:
@@ -216,7 +217,7 @@ class ChatSession:
         assert reason is not None
         assert stats is not None
         self.past.append(stats)
-        self._drop_oldest()  # what they share with the state of now became less
+        self._drop_useless()  # what they share with the state of now became less
         return Reply(reason, stats, stats.patches - new, self._utf8.pending > 0)
 
     def undo(self) -> tuple[int, int]:
@@ -253,9 +254,13 @@ class ChatSession:
             return
         with suppress(BackendError, MemoryError):  # a state that can't be kept is one that was dropped
             kept.append(self.sequence.fork())
-        self._drop_oldest()
+        self._drop_useless()
 
-    def _drop_oldest(self) -> None:
+    def _drop_useless(self) -> None:
+        # States of an engine that has failed since, and the oldest beyond what there is memory for.
+        if self.model.engine is not self._engine:
+            self._kept.clear()
+            self._engine = self.model.engine
         most = self._memory()
         while self._kept and self.kept_bytes > most:
             self._kept.popleft()
