@@ -283,11 +283,18 @@ def test_where_memory_ran_out_the_states_kept_are_given_back(model: BltModel, fa
     assert_sound(chat)
 
 
-KINDS = st.sampled_from(["turn", "turn", "stop", "undo", "undo", "reset", "drop", "draft", "short"])
+@pytest.fixture(scope="module")
+def state_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("states") / "a.state"
+
+
+KINDS = st.sampled_from(["turn", "turn", "stop", "undo", "undo", "reset", "drop", "draft", "short", "save"])
 
 
 @given(steps=st.lists(st.tuples(KINDS, st.binary(max_size=12), st.integers(1, 30)), max_size=8))
-def test_any_walk_holds_its_text(model: BltModel, steps: list[tuple[str, bytes, int]]) -> None:
+def test_any_walk_holds_its_text(
+    model: BltModel, state_file: Path, steps: list[tuple[str, bytes, int]]
+) -> None:
     options, room, past = GenerationOptions(max_new_bytes=20, draft="none"), [1 << 40], []
     chat = ChatSession(model, options, b"so", lambda: room[0])
     for kind, typed, number in steps:
@@ -307,6 +314,10 @@ def test_any_walk_holds_its_text(model: BltModel, steps: list[tuple[str, bytes, 
             past = []
         elif kind == "drop":
             chat.drop_state()
+        elif kind == "save":
+            chat.save(state_file)
+            chat = ChatSession(model, chat.options, model.restore(state_file), lambda: room[0])
+            past = []
         elif kind == "short":
             room[0] = number * 30_000
         elif kind == "draft":
