@@ -56,7 +56,7 @@ ARRAYS = ("ids", "entropies", "starts", *STAGES, "patch_values", "byte_states", 
 _MAGIC = b"blt-edge state\r\n"
 _MOST_HEADER = 1 << 16
 _MOST = 2**31 - 1
-_BEGINNING = 64  # ids of the text that a description has
+_SHOWN = 64  # ids of either end of the text that a description has
 _DTYPES: dict[str, np.dtype[Any]] = {"ids": np.dtype("<u2"), "starts": np.dtype("<u4")}
 _FLOAT = np.dtype("<f4")
 _CHUNK = 1 << 20
@@ -97,6 +97,8 @@ class StateDescription:
     """sha256 of the ids, 16 bits each."""
     beginning: bytes
     """The text's first bytes, up to 64 ids; special ids are left out."""
+    end: bytes
+    """Its last bytes, likewise."""
     bytes: int
     """Size of the file."""
 
@@ -106,7 +108,7 @@ class _Header:
     """The file's header, and what follows from it."""
 
     described: dict[str, Any]
-    """Fields of `StateDescription` but the last two and patches."""
+    """Fields of `StateDescription` but patches, the ends of the text and the size."""
     parts: dict[str, _Part]
 
     def to_json(self) -> bytes:
@@ -263,7 +265,7 @@ def _check_finite(name: str, values: Array) -> None:
 
 
 def describe(path: str | os.PathLike[str], *, verify: bool = False) -> StateDescription:
-    """What the state file at `path` is: of its arrays only the first ids are read.
+    """What the state file at `path` is: of its arrays only the ends of the text are read.
 
     verify: read all of it, and compare its sha256. Raises StateError for what is no state file, or damaged.
     """
@@ -271,16 +273,24 @@ def describe(path: str | os.PathLike[str], *, verify: bool = False) -> StateDesc
         header, _ = _begin(file, size)
         length, starts = header.described["length"], header.parts["starts"].shape[0]
         place = file.tell()
-        ids = np.frombuffer(_read(file, 2 * min(length, _BEGINNING)), _dtype("ids"))
+        shown_ids = min(length, _SHOWN)
+        beginning = np.frombuffer(_read(file, 2 * shown_ids), _dtype("ids"))
+        file.seek(place + 2 * (length - shown_ids))
+        end = np.frombuffer(_read(file, 2 * shown_ids), _dtype("ids"))
         # The last start may be the one after the last id.
         file.seek(place + sum(_bytes(header, name) for name in ("ids", "entropies", "starts")) - 4)
         last = int.from_bytes(_read(file, 4), "little") if starts else 0
-        _check_ids(ids)
+        _check_ids(beginning)
+        _check_ids(end)
         if verify:
             file.seek(0)
             _check_digest(file, size)
         return StateDescription(
-            **header.described, patches=starts - (last == length), beginning=decode(ids), bytes=size
+            **header.described,
+            patches=starts - (last == length),
+            beginning=decode(beginning),
+            end=decode(end),
+            bytes=size,
         )
 
 
@@ -339,7 +349,9 @@ def _begin(file: BinaryIO, size: int) -> tuple[_Header, Any]:
     lead = len(_MAGIC) + 8
     start = bytes(_read(file, min(size, lead)))
     if not start or start[: len(_MAGIC)] != _MAGIC[: len(start)]:
-        raise StateError("it is no saved state; give a file that `Sequence.save` wrote")
+        raise StateError(
+            "it is no saved state; give a file that /save, --prompt-cache or Sequence.save wrote"
+        )
     if len(start) < lead:
         raise StateError(f"it is truncated; {_AGAIN}")
     version = int.from_bytes(start[-8:-4], "little")

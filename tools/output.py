@@ -101,6 +101,12 @@ def printable(text: str) -> str:
     )
 
 
+def escaped(data: bytes) -> str:
+    """`data` as a stop string is typed, on one line: with escapes for what can't be seen, or is no UTF-8."""
+    text = data.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
 def echo(line: str = "", file: IO[str] | None = None) -> None:
     """Write lines on stdout, or on `file`: as they are in a pipe, and with escapes on a terminal."""
     target = sys.stdout if file is None else file

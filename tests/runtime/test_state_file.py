@@ -171,7 +171,7 @@ def test_a_description_reads_no_arrays(tight: BltModel, tmp_path: Path, saved: b
     sequence = read(tight, TEXT[:100])
     assert told == describe(path, verify=True) == describe(str(path))
     assert (told.length, told.patches, told.bytes) == (101, sequence.boundaries.count, len(saved))
-    assert told.beginning == TEXT[:63]
+    assert (told.beginning, told.end) == (TEXT[:63], TEXT[36:100])
     assert told.bundle == tight.manifest.fingerprint
     assert (told.model, told.engine) == ("checkpoint", "portable graphs")
     assert abs(datetime.now(timezone.utc) - told.made) < timedelta(minutes=10)
@@ -198,7 +198,8 @@ def test_special_ids_are_part_of_a_text_and_not_of_its_bytes(tight: BltModel, tm
     sequence = read(tight, b"ab")
     sequence.append([EOS, *byte_ids(b"cd")])
     sequence.save(tmp_path / "a.state")
-    assert describe(tmp_path / "a.state").beginning == b"abcd"
+    told = describe(tmp_path / "a.state")
+    assert (told.beginning, told.end) == (b"abcd", b"abcd")
     assert tight.restore(tmp_path / "a.state").ids.tolist() == sequence.ids.tolist()
 
 

@@ -61,6 +61,19 @@ def own_bundle(tiny_model: TinyModel, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def other_bundle(own_bundle: Path) -> Path:
+    """A bundle of the same shapes, whose tables are others."""
+    from blt_edge.runtime.integrity import file_record
+    from blt_edge.runtime.manifest import load_manifest, write_manifest
+
+    manifest = load_manifest(own_bundle)
+    tables = own_bundle / manifest.embedding.file
+    tables.write_bytes(tables.read_bytes()[:-8] + bytes(8))
+    write_manifest(own_bundle, manifest.with_files({**manifest.files, tables.name: file_record(tables)}))
+    return own_bundle
+
+
+@pytest.fixture
 def cli() -> Cli:
     """`cli("score", ..., stdin=b"...", code=0)` -> click's Result (stdout, stderr); code is asserted."""
     from blt_edge.tools.cli.program import program

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from blt_edge.runtime import BltModel, OptionError
-from blt_edge.tools.cli.chat_session import ChatError, typed_text
+from blt_edge.runtime import BltModel, BltWarning, GenerationOptions, OptionError, OutOfMemoryError
+from blt_edge.runtime.engines import Engine
+from blt_edge.runtime.vocabulary import EOS, encode
+from blt_edge.tools.cli.chat_session import ChatError, ChatSession, typed_text
 from hypothesis import given
 from hypothesis import strategies as st
 from support.chat import assert_sound, go_on, state, visible
+from support.unreliable import Unreliable
 
 
 def test_what_a_line_adds() -> None:
@@ -85,7 +89,7 @@ def test_stopped_inside_a_prompt_it_is_read_on_with_the_next_turn(model: BltMode
     assert_sound(chat)
 
 
-def test_a_broken_turn_keeps_the_text_and_drops_the_state(model: BltModel) -> None:
+def test_a_broken_turn_keeps_the_text_and_the_state_before_it(model: BltModel) -> None:
     chat = state(model)
     go_on(chat, b"Once")
     before = chat.text
@@ -96,8 +100,9 @@ def test_a_broken_turn_keeps_the_text_and_drops_the_state(model: BltModel) -> No
 
     with pytest.raises(KeyboardInterrupt):
         chat.turn(b" and", interrupted, threading.Event())
-    assert chat.sequence.length == 0
+    assert chat.sequence.length == 1 + len(before)
     assert chat.text.startswith(before + b" and")
+    assert_sound(chat)
     kept = chat.text
     go_on(chat)
     assert chat.text == kept + model.generate(kept, chat.options).data
@@ -135,12 +140,163 @@ def test_positions_run_out(model: BltModel) -> None:
     assert chat.text.startswith(b"abc " * 120 + b"y" * 19)
 
 
-KINDS = st.sampled_from(["turn", "turn", "stop", "undo", "undo", "reset", "drop", "draft"])
+@pytest.fixture
+def runs(model: BltModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Every run of a stage of texts that are begun from now on: its name, and positions."""
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setattr(model, "observer", lambda stage, *told: seen.append((stage, told[-1])))
+    return seen
+
+
+def test_undo_of_any_depth_runs_no_stage(model: BltModel, runs: list[tuple[str, int]]) -> None:
+    chat, texts = state(model, b"Once upon a time", max_new_bytes=30), []
+    chat.read()
+    for typed in (b" there was", b"", b"x" * 80, b"\xff"):  # windows of 8, 64 bytes of roll-back
+        texts.append(chat.text)
+        go_on(chat, typed)
+    for text in reversed(texts):
+        runs.clear()
+        chat.undo()
+        assert (chat.text, chat.unread, runs) == (text, b"", [])
+        assert_sound(chat)
+    assert chat.kept == 1
+    runs.clear()
+    go_on(chat, b"y")
+    assert sum(count for stage, count in runs if stage == "encoder") == 1 + 30
+
+
+def test_reset_goes_back_to_the_state_of_the_prompt(model: BltModel, runs: list[tuple[str, int]]) -> None:
+    chat = state(model, b"Once upon a time", max_new_bytes=60)
+    chat.read()
+    for _ in range(3):
+        go_on(chat, b"more")
+    runs.clear()
+    chat.reset()
+    assert (chat.text, chat.unread, chat.turns, runs) == (b"Once upon a time", b"", [], [])
+    assert_sound(chat)
+
+
+def test_states_are_kept_as_far_as_memory_goes_the_newest_last(model: BltModel) -> None:
+    room = [1 << 40]
+    chat = ChatSession(model, GenerationOptions(max_new_bytes=70, draft="none"), b"", lambda: room[0])
+    for _ in range(4):
+        go_on(chat, b"a")
+    assert chat.kept == 3  # before the first turn nothing was read
+    room[0] = chat.kept_bytes  # one more does not fit
+    go_on(chat, b"a")
+    assert 0 < chat.kept < 4
+    assert chat.kept_bytes <= room[0]
+    chat.undo()
+    assert chat.unread == b""
+    room[0] = 0
+    go_on(chat, b"a")
+    assert (chat.kept, chat.kept_bytes) == (0, 0)
+    chat.undo()
+    assert chat.unread == chat.text  # more than can be rolled back
+    made = model.generate(chat.text + b"a", chat.options).data
+    before = chat.text
+    go_on(chat, b"a")
+    assert chat.text == before + b"a" + made
+    assert_sound(chat)
+
+
+def test_a_session_saves_all_of_its_text(
+    model: BltModel, tmp_path: Path, runs: list[tuple[str, int]]
+) -> None:
+    chat, cancel, path = state(model), threading.Event(), tmp_path / "a.state"
+    with pytest.raises(ChatError, match="no text yet"):
+        chat.save(path)
+    cancel.set()
+    chat.turn(b"x" * 400, lambda text: None, cancel)
+    assert chat.unread
+    chat.save(path)
+    runs.clear()
+    resumed = ChatSession(model, chat.options, model.restore(path))
+    assert (resumed.text, resumed.unread, runs) == (b"x" * 400, b"", [])
+    assert_sound(resumed)
+    assert go_on(resumed, b"y") == go_on(chat, b"y")
+    resumed.reset()
+    assert resumed.text == b"x" * 400
+
+
+def test_a_last_byte_without_a_position_is_in_no_state(model: BltModel, tmp_path: Path) -> None:
+    chat = state(model, b"x" * 499)
+    go_on(chat)
+    assert len(chat.text) == 500
+    with pytest.raises(ChatError, match="the last byte has no position"):
+        chat.save(tmp_path / "a.state")
+    chat.undo()
+    chat.save(tmp_path / "a.state")
+    assert ChatSession(model, chat.options, model.restore(tmp_path / "a.state")).positions_left == 0
+
+
+def test_a_state_with_ids_that_are_no_bytes_is_no_chat(model: BltModel) -> None:
+    sequence = model.sequence()
+    sequence.append([*encode(b"a"), EOS])
+    with pytest.raises(OptionError, match="ids that are no bytes"):
+        ChatSession(model, GenerationOptions(), sequence)
+
+
+def test_states_of_an_engine_that_failed_are_dropped(model: BltModel) -> None:
+    failing = Unreliable(model._backends["decoder"], 60, RuntimeError("broken"))
+    other = BltModel(
+        model.manifest,
+        {**model._backends, "decoder": failing},
+        model._table,
+        model.limits,
+        model.path,
+        Engine("engines/onnxruntime-0123"),
+        lambda: (dict(model._backends), Engine("portable graphs")),
+    )
+    chat = state(other, b"Once")
+    go_on(chat, b"one")
+    go_on(chat, b"two")
+    assert chat.kept == 1
+    before = chat.text
+    with pytest.warns(BltWarning, match="the portable graphs go on"):
+        go_on(chat, b"three")
+    assert chat.kept == 0
+    made = chat.text[len(before) :]
+    assert made[5:] == model.generate(before + b"three", chat.options).data
+    chat.undo()
+    assert chat.text == before
+    assert_sound(chat)
+    go_on(chat, b"three")
+    assert chat.text == before + made
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), OutOfMemoryError("no memory")])
+def test_where_memory_ran_out_the_states_kept_are_given_back(model: BltModel, fault: Exception) -> None:
+    chat = state(model, b"Once")
+    for _ in range(3):
+        go_on(chat, b"a")
+    before = chat.text
+
+    def fails(text: bytes) -> None:
+        raise fault
+
+    with pytest.raises(type(fault)):
+        chat.turn(b"b", fails, threading.Event())
+    assert (chat.kept, chat.sequence.length) == (0, 1 + len(before))
+    assert_sound(chat)
+    go_on(chat)
+    assert_sound(chat)
+
+
+@pytest.fixture(scope="module")
+def state_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("states") / "a.state"
+
+
+KINDS = st.sampled_from(["turn", "turn", "stop", "undo", "undo", "reset", "drop", "draft", "short", "save"])
 
 
 @given(steps=st.lists(st.tuples(KINDS, st.binary(max_size=12), st.integers(1, 30)), max_size=8))
-def test_any_walk_holds_its_text(model: BltModel, steps: list[tuple[str, bytes, int]]) -> None:
-    chat, past = state(model, b"so"), []
+def test_any_walk_holds_its_text(
+    model: BltModel, state_file: Path, steps: list[tuple[str, bytes, int]]
+) -> None:
+    options, room, past = GenerationOptions(max_new_bytes=20, draft="none"), [1 << 40], []
+    chat = ChatSession(model, options, b"so", lambda: room[0])
     for kind, typed, number in steps:
         if kind == "turn":
             past.append(chat.text)
@@ -158,6 +314,12 @@ def test_any_walk_holds_its_text(model: BltModel, steps: list[tuple[str, bytes, 
             past = []
         elif kind == "drop":
             chat.drop_state()
+        elif kind == "save":
+            chat.save(state_file)
+            chat = ChatSession(model, chat.options, model.restore(state_file), lambda: room[0])
+            past = []
+        elif kind == "short":
+            room[0] = number * 30_000
         elif kind == "draft":
             drafts = ("none", "auto", "decoder", "patcher", "lookup")
             chat.change(draft=drafts[number % 5], max_new_bytes=15)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from blt_edge.runtime import BltModel, GenerationOptions
+from blt_edge.runtime.vocabulary import encode
 from support.chat import MAIN, SLOW, posix, start, visible
 
 pytestmark = posix
@@ -55,12 +56,26 @@ def test_on_a_terminal(terminal, tmp_path: Path) -> None:
     assert "first in" in shell.ask("Once\n", "]\n> ")
     shell.ask("some words", "some words")
     shell.type_until("\x03", "/quit or Ctrl-D leaves\n> ")
-    assert "/text\nOnce\n" in shell.ask("/tex\t\n", "\n> ")  # completed
+    assert "\nOnce\n" in shell.ask("/text\n", "\n> ")
+    assert "/stats\ntext " in shell.ask("/stat\t\n", "\n> ")  # completed
     leave(shell)
     assert shell.shown.endswith("\n")
     kept = tmp_path / "state" / "blt-edge" / "chat_history"
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
-    assert kept.read_text().splitlines() == ["Once", "/text"]
+    assert kept.read_text().splitlines() == ["Once", "/text", "/stats"]
+
+
+def test_a_resumed_text_is_shown(terminal, model: BltModel, tmp_path: Path) -> None:
+    sequence = model.sequence()
+    sequence.append(encode(b"Once upon\xff"))
+    sequence.save(tmp_path / "a.state")
+    shell = terminal(MAIN, "-n", 3, "--resume", tmp_path / "a.state")
+    assert "489 positions left\n" in shell.shown
+    assert shell.shown.endswith("\nOnce upon\ufffd\n> ")
+    assert "reading" not in shell.shown
+    shell.ask("more\\\n", "]\n> ")
+    assert "read       5 bytes" in shell.ask("/stats\n", "\n> ")  # and the newline before them
+    leave(shell)
 
 
 def test_typed_lines_come_back_in_the_next_run(terminal, tmp_path: Path) -> None:
@@ -100,7 +115,7 @@ def test_ctrl_c_twice_stops_at_once_and_stays_too(terminal) -> None:
     shell.ask("Once\n", "stuck")
     shell.type("\x03")
     time.sleep(0.5)
-    shell.ask("\x03", "stopped; the text is read again with the next line\n", seconds=15)
+    shell.ask("\x03", "stopped; 9 bytes of the text are read with the next line\n", seconds=15)
     shell.ask("/text\n", "\nOnce\n")
     shell.wait_for("\n> ")
     leave(shell, "/quit\n")

@@ -56,7 +56,7 @@ def test_drafts_are_told_of(cli, tiny_model) -> None:
 
 @pytest.mark.parametrize("line", [b"\xff\x00\xfe", "早い".encode(), bytes(set(range(1, 256)) - {10, 47})])
 def test_lines_are_taken_byte_by_byte(chat, tmp_path: Path, line: bytes) -> None:
-    assert chat(line, "//etc//x", "///", f"/save {tmp_path / 'text'}").exit_code == 0
+    assert chat(line, "//etc//x", "///", f"/text {tmp_path / 'text'}").exit_code == 0
     text = (tmp_path / "text").read_bytes()
     assert text.startswith(line + b"\n")
     assert b"\n/etc//x\n" in text  # a slash of the text
@@ -104,6 +104,10 @@ def test_help_names_every_command_and_fits_a_terminal(chat) -> None:
         ("/undo", "no turn to take back"),
         ("/save", "/save needs a file's name"),
         ("/save! ", "/save! needs a file's name"),
+        ("/text! ", "/text! needs a file's name"),
+        ("/text /nowhere/text", "/nowhere does not exist"),
+        ("/text /", "/ is a directory"),
+        ("/save a", "there is no text yet"),
         ("/save /nowhere/text", "/nowhere does not exist"),
         ("/save /", "/ is a directory"),
         ("/save a\0b", r"a\x00b has a byte"),
@@ -159,17 +163,17 @@ def test_text_shows_everything_on_stdout(chat, model: BltModel) -> None:
     assert chat("Once", "/text", flags=("-q",)).stdout == closed(made.data) + "Once\n" + whole
 
 
-def test_save_is_whole_and_overwrites_only_when_told(chat, tmp_path: Path) -> None:
+def test_text_is_written_whole_and_over_a_file_only_when_told(chat, tmp_path: Path) -> None:
     target = tmp_path / "the text.txt"
-    result = chat("Once", f"/save {target}", f"/save {target}", "More", f"/save! {target}")
+    result = chat("Once", f"/text {target}", f"/text {target}", "More", f"/text! {target}")
     assert result.exit_code == 1
-    assert f"is there already; /save! {target} writes over it" in result.stderr
+    assert f"is there already; /text! {target} writes over it" in result.stderr
     assert result.stderr.count("bytes written to") == 2
     assert re.match(rb"(?s)Once\n.*More\n", target.read_bytes())
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
 
 
-def test_a_save_that_fails_leaves_what_was_there(chat, tmp_path: Path, monkeypatch) -> None:
+def test_a_text_that_cannot_be_written_leaves_what_was_there(chat, tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "text").write_bytes(b"before")
 
     def fails(path: Path, data: bytes) -> None:
@@ -178,16 +182,75 @@ def test_a_save_that_fails_leaves_what_was_there(chat, tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", fails)
-    result = chat("Once", f"/save! {tmp_path / 'text'}", "/text")
+    result = chat("Once", f"/text! {tmp_path / 'text'}", "/text")
     assert f"error: {tmp_path / 'text'}: No space left on device" in result.stderr
     assert (tmp_path / "text").read_bytes() == b"before"
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_undo_says_what_it_takes_and_reads(chat) -> None:
-    result = chat("/set n=70", "Once", "more", "/undo", "/undo")
+def test_what_was_saved_goes_on_in_another_run(chat, tmp_path: Path) -> None:
+    whole = chat("Once", "more", "", "/text", flags=("-q",)).stdout
+    state, expected = tmp_path / "a.state", whole[whole.index("Once\n") :]
+    result = chat("Once", f"/save {state}", "more", f"/save {state}", flags=("-q",))
+    assert (result.exit_code, result.stderr) == (0, "")
+    result = chat("", "/text", "/stats", flags=("--resume", state))
     assert result.exit_code == 0
-    assert "\nreading the first 75 bytes again\n" in result.stderr
+    assert result.stdout.endswith(expected)
+    assert "\nread       0 bytes\n" in result.stderr
+    assert "started over with 31 bytes of text" in chat("x", "/reset", flags=("--resume", state)).stderr
+    assert [path.name for path in tmp_path.iterdir()] == [state.name]
+
+
+def test_save_says_what_it_wrote_and_writes_over_states_only(chat, tmp_path: Path) -> None:
+    state, notes = tmp_path / "a.state", tmp_path / "notes"
+    notes.write_bytes(b"mine")
+    result = chat("Once", f"/save {state}", f"/save {notes}", f"/save! {notes}")
+    size = state.stat().st_size
+    told = f"15 bytes of text and their state written to {state}, {size / 1000:.1f} KB\n"
+    assert told in result.stderr
+    assert (
+        f"error: {notes} is there already and is no saved state; /save! {notes} writes over it\n"
+        in result.stderr
+    )
+    assert notes.stat().st_size == size
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "fifo")
+        result = chat("Once", f"/save! {tmp_path / 'fifo'}")
+        assert "fifo is not a regular file; give another name" in result.stderr
+
+
+def test_a_save_that_fails_leaves_what_was_there(chat, tmp_path: Path, monkeypatch) -> None:
+    state = tmp_path / "a.state"
+    chat("Once", f"/save {state}")
+    before = state.read_bytes()
+
+    def full(*told: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("blt_edge.runtime.state_file.write_whole", full)
+    result = chat("More", f"/save {state}", "", "/text")
+    assert f"error: {state} cannot be written (No space left on device)" in result.stderr
+    assert state.read_bytes() == before
+    assert "More\n" in result.stdout
+
+
+def test_resume_has_a_text_already(chat, refused, tiny_model, tmp_path: Path) -> None:
+    chat("Once", f"/save {tmp_path / 'a'}")
+    flags = ("chat", "-m", tiny_model.bundle, "--resume")
+    assert "--resume has a text already" in refused(*flags, tmp_path / "a", "-p", "x")
+    assert "stdin is where lines come from" in refused(*flags, "-")
+    assert "gone does not exist" in refused(*flags, tmp_path / "gone")
+
+
+def test_undo_says_what_it_takes_and_what_is_to_be_read(chat, monkeypatch) -> None:
+    lines = ("/set n=70", "Once", "more", "/stats", "/undo", "/undo")
+    result = chat(*lines)
+    assert result.exit_code == 0
+    assert "are read" not in result.stderr
+    assert re.search(r"^undo +1 earlier state kept, \d", result.stderr, re.MULTILINE)
+    monkeypatch.setattr("blt_edge.tools.cli.chat_session.available_memory", lambda: 0)
+    result = chat(*lines)
+    assert "; the text has 75 bytes; 75 bytes of the text are read with the next line\n" in result.stderr
     undone = re.findall(r"took back (\d+) typed and (\d+) .* has (\d+) bytes", result.stderr)
     assert undone == [("6", "70", "75"), ("5", "70", "0")]
 
@@ -210,7 +273,8 @@ def test_completion(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     monkeypatch.chdir(tmp_path)
-    assert complete("/save f", "f") == ["file", f"folder{os.sep}"]
+    for command in ("/save", "/save!", "/text", "/text!"):
+        assert complete(f"{command} f", "f") == ["file", f"folder{os.sep}"]
     assert paths_that_begin(f"{tmp_path}/fi") == [f"{tmp_path}/file"]
     assert paths_that_begin("nowhere/x") == []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 from functools import partial
@@ -118,3 +119,33 @@ def test_state_memory_is_what_the_runtime_takes(model: BltModel) -> None:
     assert taken <= 1.5 * (foretold.fixed + foretold.windowed + foretold.positions * foretold.per_patch)
     assert state_memory(model.manifest, prefill_chunk=512).fixed > foretold.fixed
     assert state_memory(model.manifest, rollback=0).windowed < foretold.windowed
+
+
+def test_a_saved_state_is_described(cli, refused, tiny_model, model: BltModel, tmp_path: Path) -> None:
+    sequence = model.sequence()
+    sequence.append(encode(b"\xff first\n" + "ü".encode() * 100 + b"\x1b last\\"))
+    path = tmp_path / "a.state"
+    sequence.save(path)
+    result = cli("inspect", path, code=0)
+    assert result.stderr == ""
+    shown = dict(line.split("  ", 1) for line in result.stdout.splitlines())
+    shown = {name: told.strip() for name, told in shown.items()}
+    patches = sequence.boundaries.count - 1
+    assert shown["bundle"] == f"checkpoint, fingerprint {model.manifest.fingerprint[:16]}"
+    assert shown["text"] == f"215 bytes in {patches} patches"
+    assert shown["engine"] == "portable graphs"
+    assert shown["begins with"].startswith("\\xff first\\nü")
+    assert shown["ends with"].endswith("\\x1b last\\\\")
+    document = json.loads(cli("inspect", path, "--verify", "--json", "-", "-q", code=0).stdout)
+    assert document["bundle"] == model.manifest.fingerprint
+    assert (document["text_bytes"], document["patches"]) == (215, patches)
+    assert (document["bytes"], document["check"]) == (path.stat().st_size, {"whole_file": True})
+    assert base64.b64decode(document["end_base64"]).endswith(b"\x1b last\\")
+    assert document["beginning"].startswith("\ufffd first")
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    assert "(fast check" in cli("inspect", path, code=0).stdout
+    assert "was changed after it was written" in refused("inspect", path, "--verify", code=1)
+    assert "--lint is of a bundle's graphs" in refused("inspect", path, "--lint", "tensorrt-11")
+    path.write_bytes(b"some notes")
+    assert f"{path}: it is no saved state" in refused("inspect", path, code=1)
+    assert "BUNDLE|STATE" in refused("inspect", tmp_path / "gone")

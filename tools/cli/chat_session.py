@@ -1,26 +1,45 @@
-"""A text that a person and the model continue in turns, and the one sequence that has read it.
+"""A text that a person and the model continue in turns, and the sequence that has read it.
 
 The sequence holds the text, or a beginning of it: then `unread` comes with the next turn. So a stopped
-answer, a prompt that was interrupted and a state that had to be dropped are all the same case, and but for
-the last nothing is ever read twice.
+answer, a prompt that was interrupted and a state that had to be dropped are all the same case. Of each turn
+the state before it is kept, a fork, as long as memory allows: taking turns back, however many, reads nothing
+again, and of a turn that broke nothing but the turn is.
 What it does not know: terminals, commands, lines (but for `typed_text`).
 """
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from ...runtime import BltModel, FinishReason, GenerationOptions, GenerationStats
+from ...runtime import (
+    BackendError,
+    BltModel,
+    FinishReason,
+    GenerationOptions,
+    GenerationStats,
+    OptionError,
+    Sequence,
+)
+from ...runtime.errors import ran_out_of_memory
+from ...runtime.host import available_memory
 from ...runtime.speculation import check_draft
-from ...runtime.vocabulary import byte_ids, encode
+from ...runtime.state import memory_of
+from ...runtime.vocabulary import byte_ids, decode, encode
 from ..output import WholeCharacters
 
 ADVICE = "/undo takes back the last turn, /reset starts over"
 """What to do when positions run out."""
+
+_KEPT_SHARE = 4
+"""The part of the memory that is available, one in so many, that states before turns may take."""
+_KEPT_UNKNOWN = 256_000_000
+"""What they may take, in bytes, where the system does not say how much is available."""
 
 
 class ChatError(Exception):
@@ -70,26 +89,46 @@ class Reply:
     """The last character lacks bytes, which the next turn may bring."""
 
 
+def _memory_to_keep() -> int:
+    available = available_memory()
+    return _KEPT_UNKNOWN if available is None else available // _KEPT_SHARE
+
+
 class ChatSession:
     """The text, its turns and its state."""
 
-    def __init__(self, model: BltModel, options: GenerationOptions, start: bytes = b"") -> None:
-        """start: the text before the first turn. Raises OptionError when the model can't do what is asked."""
-        self.model, self._start = model, start
+    def __init__(
+        self,
+        model: BltModel,
+        options: GenerationOptions,
+        start: bytes | Sequence = b"",
+        memory: Callable[[], int] = _memory_to_keep,
+    ) -> None:
+        """start: the text before the first turn, or a sequence that has read it. memory: bytes that states
+        before turns may take, asked at each turn. Raises OptionError when the model can't do what is asked,
+        or the sequence's text has ids that are no bytes.
+        """
+        self.model, self._memory, self._engine = model, memory, model.engine
+        self.sequence = model.sequence() if isinstance(start, bytes) else start
+        self._start = start if isinstance(start, bytes) else decode(start.ids)
+        if 1 + len(self._start) < self.sequence.length:
+            raise OptionError("the text of the state has ids that are no bytes; chat goes on with bytes only")
         self.past: list[GenerationStats] = []
         """Figures of all turns, those taken back included."""
-        self.reset()
+        self.turns: list[Turn] = []
+        self._text, self._utf8 = bytearray(self._start), WholeCharacters()
+        self._kept: deque[Sequence] = deque()  # of beginnings of the text, the shortest first
         self.set_options(options)
 
     def reset(self) -> None:
-        self._text = bytearray(self._start)
-        self.turns: list[Turn] = []
-        self._utf8 = WholeCharacters()
-        self.drop_state()
+        """Go back to the text before the first turn."""
+        self.turns.clear()
+        self._go_back(len(self._start))
 
     def drop_state(self) -> None:
-        """Forget what was computed; the text is read again with the next turn."""
-        self.sequence = self.model.sequence()
+        """Forget what was computed since the last state that was kept; it is read with the next turn."""
+        self._drop_useless()
+        self.sequence = self._kept[-1].fork() if self._kept else self.model.sequence()
 
     def set_options(self, options: GenerationOptions) -> None:
         check_draft(options, self.sequence)
@@ -109,6 +148,17 @@ class ChatSession:
         return bytes(self._text[max(0, self.sequence.length - 1) :])
 
     @property
+    def kept(self) -> int:
+        """States of earlier turns that can be gone back to."""
+        return len(self._kept)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Memory that they take beside the state of now, in bytes."""
+        now = self.sequence.state
+        return memory_of([*(kept.state for kept in self._kept), now]) - now.bytes
+
+    @property
     def positions(self) -> int:
         """Positions the model has, that of BOS included."""
         return self.sequence.limits.max_positions
@@ -125,6 +175,19 @@ class ChatSession:
             for _ in self.sequence.extend(byte_ids(data) if self.sequence.length else encode(data)):
                 pass
 
+    def save(self, path: Path) -> None:
+        """Write the text's state to a file, whole or not at all; what is unread is read first.
+
+        Raises ChatError where there is no state of the whole text, WriteError.
+        """
+        if not self._text:
+            raise ChatError("there is no text yet")
+        if 1 + len(self._text) > self.positions:
+            raise ChatError(f"the last byte has no position, so there is no state of it; {ADVICE}")
+        if self.unread:
+            self.read()
+        self.sequence.save(path)
+
     def turn(self, typed: bytes, write: Callable[[bytes], None], cancel: threading.Event) -> Reply:
         """Add `typed`, let the model go on, and `write` its text as it comes, in whole characters, until
         `cancel` is set.
@@ -139,6 +202,7 @@ class ChatSession:
                 f"this needs {len(typed)} positions, {self.positions_left} of {self.positions} are left; "
                 f"add less, or {ADVICE}"
             )
+        self._keep_state()
         prompt, new = self.unread + typed, self.sequence.length == 0
         self.turns.append(Turn(len(self._text), len(typed)))
         self._text += typed
@@ -153,33 +217,63 @@ class ChatSession:
         assert reason is not None
         assert stats is not None
         self.past.append(stats)
+        self._drop_useless()  # what they share with the state of now became less
         return Reply(reason, stats, stats.patches - new, self._utf8.pending > 0)
-
-    def undo_reads(self) -> int:
-        """Bytes that `undo` may have to read again."""
-        start = self.turns[-1].start if self.turns else len(self._text)
-        return start if self.sequence.length - 1 - start > self.sequence.limits.rollback else 0
 
     def undo(self) -> tuple[int, int]:
         """Take back the last turn: how many bytes were the person's and how many the model's.
 
-        Raises ChatError when there is none.
+        Runs no stage: where the state before the turn was dropped, the text is `unread`. Raises ChatError
+        when there is no turn.
         """
         if not self.turns:
             raise ChatError("there is no turn to take back")
         turn = self.turns.pop()
         made = len(self._text) - turn.start - turn.typed
-        del self._text[turn.start :]
-        self._utf8.flush()
-        with self._state_at_risk():
-            self.sequence.roll_back(max(0, self.sequence.length - 1 - turn.start))
+        self._go_back(turn.start)
         return turn.typed, made
+
+    def _go_back(self, length: int) -> None:
+        """Let the text end after so many bytes."""
+        del self._text[length:]
+        self._utf8.flush()
+        while self._kept and self._kept[-1].length > 1 + length:
+            self._kept.pop()
+        if self.sequence.length <= 1 + length:
+            return
+        if not self.sequence.state.can_roll_back(1 + length):
+            self.drop_state()
+            return
+        with self._state_at_risk():
+            self.sequence.roll_back(self.sequence.length - 1 - length)
+
+    def _keep_state(self) -> None:
+        """Keep the state of now, before a turn, and as many earlier ones as there is memory for."""
+        kept = self._kept
+        if not self.sequence.length or (kept and kept[-1].length == self.sequence.length):
+            return
+        with suppress(BackendError, MemoryError):  # a state that can't be kept is one that was dropped
+            kept.append(self.sequence.fork())
+        self._drop_useless()
+
+    def _drop_useless(self) -> None:
+        # States of an engine that has failed since, and the oldest beyond what there is memory for.
+        if self.model.engine is not self._engine:
+            self._kept.clear()
+            self._engine = self.model.engine
+        most = self._memory()
+        while self._kept and self.kept_bytes > most:
+            self._kept.popleft()
 
     @contextmanager
     def _state_at_risk(self) -> Iterator[None]:
         # What a broken pass leaves is of no use.
         try:
             yield
-        except BaseException:
-            self.drop_state()
+        except BaseException as error:
+            if self._kept and ran_out_of_memory(error):
+                self.sequence = self._kept.pop()  # no fork of it: the others' memory is needed
+                self._kept.clear()
+            else:
+                self.drop_state()
             raise

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,11 +29,12 @@ from ..output import (
 )
 from .documents import read_prompt, write_json
 from .model_options import EngineOptions, asked_options, engine_options, load_model, sampling_options
-from .options import STDIN, InputFile, json_option, model_option, needed, verb
+from .options import STDIN, InputFile, json_option, model_option, needed, option, verb
 
 if TYPE_CHECKING:
     from ...runtime import GenerationChunk, GenerationStats
     from ...runtime.engines import Engine
+    from .prompt_cache import PromptCache
 
 
 @verb(
@@ -49,6 +51,15 @@ if TYPE_CHECKING:
     help="Continue this file's bytes, exactly as they are (a last newline included).",
 )
 @click.option("--echo", is_flag=True, help="Print the prompt, too, before what continues it.")
+@option(
+    "--prompt-cache",
+    type=click.Path(path_type=Path, readable=False),
+    metavar="FILE",
+    shown="none",
+    help="Keep the state after the prompt in FILE; the next prompt that begins with FILE's text is read from "
+    "there on. What is generated is the same.",
+)
+@option("--prompt-cache-ro", help="Use --prompt-cache FILE, and leave it as it is.")
 @sampling_options
 @engine_options
 @json_option
@@ -58,6 +69,8 @@ def command(
     prompt: str | None,
     prompt_file: Path | None,
     echo: bool,
+    prompt_cache: Path | None,
+    prompt_cache_ro: bool,
     engine: EngineOptions,
     json_file: Path | None,
     **sampling: Any,
@@ -73,13 +86,15 @@ def command(
     data = read_prompt(prompt, prompt_file, model, messages)
     if data is None:
         raise click.UsageError("--prompt is missing; give a text, - for stdin, or --prompt-file FILE")
+    cache = _prompt_cache(prompt_cache, prompt_cache_ro, model)
     positions = 1 + len(data) + options.max_new_bytes
     loaded = load_model(messages, model, engine, positions=positions)
     out, characters = TextOutput(shown=json_file != STDIN), WholeCharacters()
     if echo:
         out.write(characters.push(data))
     made, cancel = bytearray(), threading.Event()
-    chunks = loaded.stream(data, options, cancel=cancel)
+    stream = loaded.stream if cache is None else partial(cache.stream, loaded)
+    chunks = stream(data, options, cancel=cancel)
     slow = is_terminal(sys.stderr) and len(data) > 200
     try:
         with status(messages, f"reading the prompt, {len(data)} bytes") if slow else nullcontext():
@@ -97,11 +112,25 @@ def command(
     if not messages.quiet or last.finish_reason == "cancelled" or is_terminal(sys.stdout):
         out.end_line()
     assert last.stats is not None
-    write_json(json_file, _document(model, data, bytes(made), last, options, loaded.engine))
+    cached = cache.cached_bytes if cache else None
+    write_json(json_file, _document(model, data, bytes(made), last, options, loaded.engine, cached or 0))
     if not messages.quiet:
-        _figures(messages, last.stats, str(last.finish_reason), loaded.engine)
+        _figures(messages, last.stats, str(last.finish_reason), loaded.engine, cached)
     if last.finish_reason == "cancelled":
         raise KeyboardInterrupt
+    if cache is not None and cache.failed:  # of which a warning has told
+        raise click.exceptions.Exit(1)
+
+
+def _prompt_cache(path: Path | None, read_only: bool, bundle: Path) -> PromptCache | None:
+    """Raises UsageError, StateError, before anything is loaded."""
+    if path is None:
+        if read_only:
+            raise click.UsageError("--prompt-cache-ro has nothing to read; give --prompt-cache FILE, too")
+        return None
+    from .prompt_cache import PromptCache  # imports numpy
+
+    return PromptCache(path, bundle, read_only)
 
 
 _ENDINGS = {
@@ -113,10 +142,14 @@ _ENDINGS = {
 }
 
 
-def _figures(messages: Messages, stats: GenerationStats, reason: str, engine: Engine) -> None:
+def _figures(
+    messages: Messages, stats: GenerationStats, reason: str, engine: Engine, cached: int | None
+) -> None:
+    """cached: bytes of the prompt that were not read again; None without a prompt cache."""
     patches = f"{stats.text_patches} {'patch' if stats.text_patches == 1 else 'patches'}"
+    again = "" if cached is None else f" ({cached} not read again)"
     messages.say(
-        f"{stats.prompt_bytes} prompt bytes, {stats.new_bytes} new bytes, {patches} "
+        f"{stats.prompt_bytes} prompt bytes{again}, {stats.new_bytes} new bytes, {patches} "
         f"({stats.bytes_per_patch:.2f} bytes each); {_ENDINGS.get(reason, reason)}"
     )
     begun = "first byte" if stats.new_bytes else "prompt read"
@@ -150,7 +183,13 @@ def memory_told(state_bytes: int) -> str:
 
 
 def _document(
-    model: Path, prompt: bytes, made: bytes, last: GenerationChunk, options: GenerationOptions, engine: Engine
+    model: Path,
+    prompt: bytes,
+    made: bytes,
+    last: GenerationChunk,
+    options: GenerationOptions,
+    engine: Engine,
+    cached: int,
 ) -> dict[str, Any]:
     stats = last.stats
     assert stats is not None
@@ -165,6 +204,7 @@ def _document(
         "options": asked,
         "stats": {
             **asdict(stats),
+            "cached_bytes": cached,
             "patches": stats.text_patches,
             "bytes_per_patch": stats.bytes_per_patch,
             "bytes_per_second": stats.bytes_per_second,

@@ -1,7 +1,9 @@
-"""`blt-edge inspect`: what is in a bundle, from its manifest; no graph is loaded."""
+"""`blt-edge inspect`: what is in a bundle, from its manifest, or in a saved state; no graph is loaded."""
 
 from __future__ import annotations
 
+import base64
+import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.errors import BundleError
-from ..output import Messages, count, echo, printable, progress_bar, size
+from ..output import Messages, count, counted, echo, escaped, printable, progress_bar, size
 from ..tables import print_fields, print_table
 from .documents import write_json
 from .model_options import check_bundle_files
-from .options import STDIN, OneOf, bundle_argument, json_option, option, verb, verify_option
+from .options import STDIN, BundleDirectory, OneOf, json_option, option, verb, verify_option
+from .verbs import DemoBundle
 
 if TYPE_CHECKING:
     from ...export.lint_tensorrt import Finding
@@ -30,8 +33,18 @@ LINTS = ("tensorrt-10.3", "tensorrt-11", "tensorrt-rtx")
 """The linter's rule sets; repeated here because asking it would import onnx."""
 
 
+class BundleOrState(BundleDirectory):
+    """A bundle's directory, or whatever else is there: then what reads states says what is wrong with it."""
+
+    offered = "file"
+
+    def read(self, text: str) -> Path | DemoBundle:
+        path = Path(text)
+        return path if os.path.lexists(path) and not path.is_dir() else super().read(text)
+
+
 @verb("inspect", "demo-bundle", "demo-bundle --verify --json -")
-@bundle_argument
+@click.argument("bundle", type=BundleOrState(), metavar="BUNDLE|STATE")
 @verify_option
 @option(
     "--lint",
@@ -42,11 +55,18 @@ LINTS = ("tensorrt-10.3", "tensorrt-11", "tensorrt-rtx")
 )
 @json_option
 def command(messages: Messages, bundle: Path, verify: bool, lint: str | None, json_file: Path | None) -> None:
-    """Show what is in a bundle and how much memory it takes.
+    """Show what is in a bundle and how much memory it takes, or what a saved state is.
 
-    Source, stages, tables, axes, memory of a text's state, and the last validation on each kind of processor.
-    The files are checked against the manifest; if they differ, or --lint finds something, the exit code is 1.
+    Of a bundle: source, stages, tables, axes, memory of a text's state, and the last validation on each kind
+    of processor. The files are checked against the manifest; if they differ, or --lint finds something, the
+    exit code is 1. Of a state, a file that chat's /save or generate --prompt-cache wrote: which bundle it
+    fits, its text, and the engine that it is from.
     """
+    if not bundle.is_dir():
+        if lint is not None:
+            raise click.UsageError("--lint is of a bundle's graphs; a state has none")
+        _inspect_state(bundle, verify, json_file)
+        return
     from ...runtime.manifest import load_manifest
     from ..memory import state_memory
 
@@ -84,6 +104,34 @@ def command(messages: Messages, bundle: Path, verify: bool, lint: str | None, js
     if findings:
         stages = ", ".join(dict.fromkeys(finding.stage for finding in findings))
         raise click.ClickException(f"{_title(str(lint))} would refuse {bundle}: {stages}")
+
+
+def _inspect_state(path: Path, verify: bool, json_file: Path | None) -> None:
+    from ...runtime.state_file import describe
+
+    state = describe(path, verify=verify)
+    patches = max(0, state.patches - 1)  # without the one that BOS is
+    document = asdict(state) | {"made": state.made.isoformat(), "patches": patches}
+    document["text_bytes"] = document.pop("length") - 1
+    for name, data in (("beginning", state.beginning), ("end", state.end)):
+        document[name] = data.decode("utf-8", "replace")
+        document[f"{name}_base64"] = base64.b64encode(data).decode("ascii")
+    write_json(json_file, {"state": str(path), "check": {"whole_file": verify}, **document})
+    if json_file == STDIN:
+        return
+    text = f"{counted(state.length - 1, 'byte')} in {patches} {'patch' if patches == 1 else 'patches'}"
+    print_fields(
+        [
+            ("state", f"{path}, written {state.made:%Y-%m-%d %H:%M} UTC"),
+            ("bundle", f"{state.model}, fingerprint {state.bundle[:16]}"),
+            ("engine", state.engine),
+            ("patching", state.patching),
+            ("file", f"{size(state.bytes)}: ok ({_checked(verify)})"),
+            ("text", text),
+            ("begins with", escaped(state.beginning)),
+            ("ends with", escaped(state.end)),
+        ]
+    )
 
 
 def _engine(messages: Messages, bundle: Path, manifest: Manifest, verify: bool) -> Engine:
@@ -125,7 +173,6 @@ def _show(
     verify: bool,
     fault: str | None,
 ) -> None:
-    checked = "whole files" if verify else "fast check; --verify reads whole files"
     source, model = manifest.source, manifest.model
     files = f"{len(manifest.files)}, {size(manifest.total_bytes)}"
     widths = f"width {model.width}, {model.cross_attn_k} vectors a patch"
@@ -133,7 +180,7 @@ def _show(
         [
             ("bundle", f"{bundle}, written by blt-edge {manifest.generator}"),
             ("source", f"{source.name} ({source.layout} layout), sha256 {source.sha256[:16]}"),
-            ("files", f"{files}: {'DAMAGED' if fault else f'ok ({checked})'}"),
+            ("files", f"{files}: {'DAMAGED' if fault else f'ok ({_checked(verify)})'}"),
             ("model", f"{widths}, vocabulary {model.vocab_size}"),
             ("tables", _tables(manifest.embedding)),
             ("patches", _rule(manifest.patching)),
@@ -156,6 +203,10 @@ def _show(
     longest = f"up to {size(state.open_patch)} more, if one patch had {state.longest_patch:,} bytes"
     full = f"about {size(state.at_full_length)} for {state.positions:,} positions, at {patch} a patch"
     print_fields([("state memory", growth), ("at full length", full), ("open patch", longest)])
+
+
+def _checked(verify: bool) -> str:
+    return "whole files" if verify else "fast check; --verify reads whole files"
 
 
 def _show_stages(manifest: Manifest) -> None:

@@ -45,7 +45,7 @@ VERBS = {
     "patches": "Show how a text is cut into patches, and why.",
     "profile": "Measure where time goes, and how near it is to what memory allows.",
     "compare": "Set bundles side by side: size, quality, speed, memory.",
-    "inspect": "Show what is in a bundle and how much memory it takes.",
+    "inspect": "Show what is in a bundle and how much memory it takes, or what a saved state is.",
     "completion": "Print a script that completes verbs and options in a shell.",
     "doctor": "Show versions, devices, and which engines really run here.",
 }
