@@ -49,7 +49,7 @@ from .bundle import Meter, Progress, graph_name, load_stage, save_stage
 from .proof import prove_engine
 from .threads import measure_threads
 
-__all__ = ["build_engine", "check_version", "engine_bytes", "new_engine"]
+__all__ = ["build_engine", "check_version", "engine_bytes", "new_engine", "spelled_out"]
 
 OLDEST = (1, 22)
 """ONNX Runtime's first version whose fused attention takes positions."""
@@ -106,6 +106,23 @@ def multiplies_blocks(bits: int) -> bool:
             return False
     # Inputs are rounded to int8.
     return bool(np.abs(found - wanted).max() <= 0.05 * np.abs(wanted).max())
+
+
+def spelled_out(manifest: Manifest) -> tuple[str, ...]:
+    """What a bundle's engine can't leave to one operator here, such as "attention"; each with the reason.
+
+    Its results are right all the same, and its steps slower.
+    """
+    here = f"ONNX Runtime {import_onnxruntime().__version__} on this processor"
+    found = []
+    if any(spec.fusable for spec in manifest.stages.values()) and window_offset() is None:
+        found.append(f"attention: the fused operator of {here} computes something else")
+    for bits in sorted({BLOCK_BITS.get(spec.precision, 0) for spec in manifest.stages.values()} - {0}):
+        if not multiplies_blocks(bits):
+            found.append(
+                f"products over {bits}-bit blocks: the operator of {here} can't be saved or is wrong"
+            )
+    return tuple(found)
 
 
 def _saved_and_run(model: ir.Model, folder: Path, precision: str, x: Floats) -> Floats:

@@ -17,7 +17,13 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from blt_edge.export import build_ort as building
-from blt_edge.export.build_ort import build_engine, check_version, multiplies_blocks, window_offset
+from blt_edge.export.build_ort import (
+    build_engine,
+    check_version,
+    multiplies_blocks,
+    spelled_out,
+    window_offset,
+)
 from blt_edge.export.bundle import load_stage
 from blt_edge.export.quantize import QuantizationOptions, quantize_bundle
 from blt_edge.graphs.attention import fuse_attention
@@ -431,6 +437,20 @@ def test_attention_that_is_wrong_or_refused_is_not_used(
 
     monkeypatch.setattr(building, "attention_node", changed)
     assert window_offset() is None
+
+
+def test_what_is_not_fused_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = load_manifest(bundle)
+    assert spelled_out(manifest) == ()
+    monkeypatch.setattr(building, "window_offset", lambda: None)
+    (line,) = spelled_out(manifest)
+    assert line.startswith("attention: the fused operator of ONNX Runtime ")
+    stages = {name: replace(spec, precision="int4") for name, spec in manifest.stages.items()}
+    monkeypatch.setattr(building, "multiplies_blocks", lambda bits: bits != 4)
+    assert [line.partition(":")[0] for line in spelled_out(replace(manifest, stages=stages))] == [
+        "attention",
+        "products over 4-bit blocks",
+    ]
 
 
 @pytest.mark.usefixtures("forgetful")

@@ -50,6 +50,7 @@ def test_an_engine_is_built_used_and_shown(cli, bundle: Path) -> None:
     assert parts("\n".join(told)) == ()
     document = json.loads(cli("build", bundle, "-q", "--json", "-").stdout)
     assert (document["form"], document["built_for"]["target"]) == (str(engine), "onnxruntime")
+    assert document["not_fused"] == []
     assert document["files"]["latent.onnx"] == (engine / "latent.onnx").stat().st_size
 
 

@@ -36,7 +36,12 @@ _TEXTS = Path("tests", "data")
 X86 = ("haswell", "nehalem")
 _STEP_SECONDS = 3600
 """An emulated step may take fifty times as long; one that takes longer hangs."""
-_FACTS = "import json; from blt_edge.runtime.host import {0}; print(json.dumps({0}()))"
+_FACTS = """
+import json
+from blt_edge.runtime.host import describe_machine, describe_processor
+from blt_edge.runtime.kernels import kernel_family
+print(json.dumps({**describe_machine(), **describe_processor(), "kernels": kernel_family()}))
+"""
 
 
 @dataclass
@@ -76,9 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quick = ("int8" if options.processor in X86 else "int4") if options.quick else None
     with tempfile.TemporaryDirectory(prefix="blt-edge-arm-") as name:
         here, there = Path(name, "here"), Path(name, "there")
-        golden = _prepare(here, there, (quick,) if quick else PRECISIONS)
+        golden = _prepare(here, there, (quick,) if quick else tuple(PRECISIONS))
         target = Target(options.program, there, report, options.json)
-        report.machine, report.host = target.facts(), _own_facts()
+        report.machine, report.host = target.facts(), _facts(Path(sys.executable), here)
         undo = plant(options.plant, options.package) if options.plant else None
         try:
             for step in steps_for(golden, here, quick):
@@ -121,17 +126,7 @@ class Target:
 
     def facts(self) -> dict[str, Any]:
         """How it describes itself. Raises SystemExit when it does not even start."""
-        facts: dict[str, Any] = {}
-        for name in ("describe_machine", "describe_processor"):
-            command = [self.program, "-c", _FACTS.format(name)]
-            done = subprocess.run(
-                command, env=clean_variables(), capture_output=True, text=True, check=False, cwd=self._folder
-            )
-            if done.returncode:
-                last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-                raise SystemExit(f"{self.program}: exit code {done.returncode}: {last}")
-            facts |= json.loads(done.stdout)
-        return facts
+        return _facts(self.program, self._folder)
 
     def run(self, step: Step) -> None:
         """Type the step's command there, and keep what came of it."""
@@ -176,7 +171,8 @@ def _prepare(here: Path, there: Path, precisions: Sequence[str]) -> Golden:
         here.joinpath(name).write_bytes(data)
     _type_here(here, "export", "demo", "-o", "b", "--no-validate")
     for precision in precisions:
-        _type_here(here, "quantize", "b", "-o", f"b-{precision}", "--precision", precision, "--no-validate")
+        mix = PRECISIONS[precision]
+        _type_here(here, "quantize", "b", "-o", f"b-{precision}", "--precision", mix, "--no-validate")
     subprocess.run(["cp", "-r", here, there], check=True)
     return golden
 
@@ -199,10 +195,16 @@ def _type_here(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def _own_facts() -> dict[str, Any]:
-    from ...runtime.host import describe_machine, describe_processor
-
-    return {**describe_machine(), **describe_processor()}
+def _facts(program: Path, folder: Path) -> dict[str, Any]:
+    command = (program, "-c", _FACTS)
+    done = subprocess.run(
+        command, env=clean_variables(), cwd=folder, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise SystemExit(f"{program}: exit code {done.returncode}: {last}")
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
 
 
 # Figures.

@@ -122,8 +122,11 @@ def command(
     else:
         engine = _build_onnxruntime(messages, bundle, force)
     _tidy(messages, bundle, engine, prune)
+    slower = _spelled_out(bundle) if target == "onnxruntime" else ()
+    for what in slower:
+        messages.note(f"warning: not fused: {what}; results are right, steps slower")
     if json_file is not None:
-        write_json(json_file, _document(engine, target))
+        write_json(json_file, {**_document(engine, target), "not_fused": list(slower)})
     if json_file != STDIN:
         echo(str(engine))
 
@@ -145,6 +148,13 @@ def _tidy(messages: Messages, bundle: Path, engine: Path, prune: bool) -> None:
     total, built = bytes_on_disk(bundle), bytes_on_disk(bundle / "engines")
     portable = size(total - built)
     messages.say(f"{bundle} takes {size(total)} on disk: {portable} portable, {size(built)} engines")
+
+
+def _spelled_out(bundle: Path) -> tuple[str, ...]:
+    from ...export.build_ort import spelled_out
+    from ...runtime.manifest import load_manifest
+
+    return spelled_out(load_manifest(bundle))
 
 
 def _document(engine: Path, target: str) -> dict[str, Any]:
