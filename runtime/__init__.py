@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .model import BltModel
     from .names import DEVICES
     from .options import GenerationOptions
+    from .prefix_store import PrefixStore
     from .scoring import ByteDetail, Score
     from .sequence import Sequence
 
@@ -50,6 +51,7 @@ _MODULES = {
     "model": ("BltModel",),
     "names": ("DEVICES",),
     "options": ("GenerationOptions",),
+    "prefix_store": ("PrefixStore",),
     "scoring": ("ByteDetail", "Score"),
     "sequence": ("Sequence",),
 }
@@ -72,6 +74,7 @@ __all__ = [
     "NotValidatedHereWarning",
     "OptionError",
     "OutOfMemoryError",
+    "PrefixStore",
     "PromptTooLongError",
     "Score",
     "Sequence",

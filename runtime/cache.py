@@ -119,6 +119,9 @@ class StageCache(ABC):
     def planes(self) -> Iterator[Floats]:
         """Keys, then values, of each layer in turn: [Hkv, S, head_dim] of positions `first` .. length - 1."""
 
+    def pack(self) -> None:  # noqa: B027 (most layouts have little to give up)
+        """Give up memory that neither the window nor a roll-back needs, where that is much."""
+
     @abstractmethod
     def place(self, first: int, keys_values: Floats) -> None:
         """Hold keys_values [2 * layers, 1, Hkv, S, head_dim] as those of positions first.. and nothing else.
@@ -338,6 +341,16 @@ class OrderedCache(StageCache):
         kept = slice(self.first - self._oldest, self.length - self._oldest)
         for plane in self.buffer:
             yield plane[0][:, kept]
+
+    def pack(self) -> None:
+        first, kept = self.first, max(1, self.length - self.first)
+        if self.window is None or 4 * kept > 3 * self.capacity:
+            return
+        shift = first - self._oldest
+        self.buffer = self.buffer[:, :, :, shift : shift + kept].copy()
+        self._oldest, self.capacity = first, kept
+        self._renewed()
+        self.lease.claim(0, kept)
 
     def place(self, first: int, keys_values: Floats) -> None:
         end = first + keys_values.shape[3]

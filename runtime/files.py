@@ -38,6 +38,8 @@ __all__ = [
     "WriteError",
     "bytes_on_disk",
     "check_replaceable",
+    "claim",
+    "clear_abandoned",
     "new_directory",
     "open_plain",
     "read_plain",
@@ -133,7 +135,7 @@ def write_whole(target: Path, write: Callable[[Path], object], *, lasting: bool 
     try:
         temporary.touch(exist_ok=False)
         with suppress(BlockingIOError):  # whoever clears up what was abandoned may hold it for a moment
-            lock = _claim(temporary)
+            lock = claim(temporary)
         write(temporary)
         if lasting:
             sync(temporary)
@@ -237,7 +239,7 @@ def remove_directory(directory: Path) -> None:
     hidden = _sibling(directory, "partial")
     with uninterrupted():
         # Locked under its own name: nobody takes it for abandoned, and after a kill it is just that.
-        lock = _claim(directory)
+        lock = claim(directory)
         try:
             directory.rename(hidden)
         except OSError:
@@ -293,7 +295,7 @@ def _publish(temporary: Path, final: Path, name: str, check: Callable[[], None])
         try:
             if os.path.lexists(final):
                 # Else another process would take it for abandoned, and give it its name back.
-                if (lock := _claim(final)) is not None:
+                if (lock := claim(final)) is not None:
                     stack.callback(os.close, lock)
                 final.rename(replaced)
             temporary.rename(final)
@@ -381,7 +383,7 @@ def _new_sibling(output: Path, kind: str) -> tuple[Path, int | None]:
         directory = _sibling(output, kind)
         directory.mkdir()
         with suppress(BlockingIOError, FileNotFoundError):
-            lock = _claim(directory)
+            lock = claim(directory)
             try:
                 if lock is None or os.path.samestat(os.fstat(lock), directory.stat()):
                     mine, lock = lock, None
@@ -391,7 +393,7 @@ def _new_sibling(output: Path, kind: str) -> tuple[Path, int | None]:
                     os.close(lock)
 
 
-def _claim(directory: Path) -> int | None:
+def claim(directory: Path) -> int | None:
     """Lock a directory while this process lives and the returned descriptor is open; None = no locks here.
 
     Raises BlockingIOError when another has it. A process number would not do: in a container it is the same
@@ -427,7 +429,7 @@ def clear_abandoned(output: Path) -> None:
             continue
         lock = None
         with suppress(OSError):
-            lock = _claim(path)
+            lock = claim(path)
         if lock is None:
             continue
         if match[1] == "replaced" and not os.path.lexists(output):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -23,7 +23,7 @@ from .options import GenerationOptions
 from .planning import CostTable
 from .sampling import Sampler
 from .scoring import ByteDetail, byte_details
-from .sequence import Sequence
+from .sequence import ChunkResult, Sequence
 from .speculation import Speculator
 from .vocabulary import BYTE_OFFSET, EOS, Utf8Stream, byte_ids, encode
 
@@ -32,10 +32,14 @@ __all__ = [
     "GenerationChunk",
     "GenerationResult",
     "GenerationStats",
+    "PromptReader",
     "StopMatcher",
     "joined",
     "stream",
 ]
+
+PromptReader = Callable[[Sequence, npt.NDArray[np.int64]], Iterator[ChunkResult]]
+"""reads ids into a sequence and yields what `Sequence.extend` does."""
 
 
 # 1. What is told.
@@ -76,6 +80,8 @@ class GenerationStats:
     """Guesses that were right."""
     missed: int = 0
     """Rounds that a wrong guess ended; guesses behind it were not looked at."""
+    reused_bytes: int = 0
+    """Bytes of the prompt that were not read, because the state of a text that begins with them was there."""
 
     @property
     def bytes_per_second(self) -> float:
@@ -249,7 +255,9 @@ def stream(
     *,
     keep: bool = True,
     cancel: threading.Event | None = None,
-) -> Iterator[GenerationChunk]:
+    known: int | None = None,
+    read: PromptReader = Sequence.extend,
+) -> Generator[GenerationChunk, None, None]:
     """Continue `prompt` (a str is taken as UTF-8), yielding text as soon as it is certain.
 
     `sequence` holds the text before the prompt, which may be empty; BOS is put in where it has read nothing.
@@ -258,13 +266,17 @@ def stream(
     figures. `cancel` is looked at before every round of bytes and every chunk of the prompt. Raises
     PromptTooLongError before anything is computed.
 
+    known: where the sequence has read BOS and so many bytes of the prompt already and nothing else; those get
+    no `prompt_details`. read: reads the prompt, or its rest, as `Sequence.extend` does.
+
     With `keep` the sequence has read, when the last chunk comes or the iterator is closed before that, all of
     earlier text + prompt + the `data` that was yielded, and nothing else: no stop string, no guess, no byte
     that was held back. In two cases it lacks `text[sequence.length - 1:]`, which the next call's prompt has
     to begin with: the prompt's rest when `cancel` was set inside the prompt; the last byte at reason
     "context", where no position is left for it. After an exception it is of no more use.
     """
-    yield from _Generation(sequence, costs, checked_bytes("prompt", prompt), options, keep, cancel).run()
+    data = checked_bytes("prompt", prompt)
+    yield from _Generation(sequence, costs, data, options, keep, cancel, known, read).run()
 
 
 def joined(chunks: Iterable[GenerationChunk]) -> GenerationResult:
@@ -294,11 +306,14 @@ class _Generation:
         options: GenerationOptions,
         keep: bool,
         cancel: threading.Event | None,
+        known: int | None,
+        read: PromptReader,
     ) -> None:
         self._started = self._prefilled = self._first_byte = time.perf_counter()
         self._sequence, self._keep = sequence, keep
         # What the sequence has behind it, which figures leave out.
-        self._patches_before = sequence.boundaries.count
+        self._patches_before = sequence.boundaries.count if known is None else 0
+        self._known, self._read = known or 0, read
         self._times_before = {name: replace(spent) for name, spent in sequence.times.items()}
         self._prompt, self._options, self._cancel = prompt, options, cancel
         self._speculator = Speculator(
@@ -349,7 +364,7 @@ class _Generation:
     def _read_prompt(self) -> Iterator[None]:
         # In chunks, with what was known of each byte before it, where that is asked for.
         sequence, options, before = self._sequence, self._options, self._sequence.length
-        ids = byte_ids(self._prompt) if before else encode(self._prompt)
+        ids = byte_ids(self._prompt[self._known :]) if before else encode(self._prompt)
 
         def look(first: int, rows: npt.NDArray[np.float32]) -> None:
             if options.prompt_details:  # rows: before the ids at first..; the last may be of a new byte
@@ -358,7 +373,7 @@ class _Generation:
 
         if before:
             look(before, sequence.logits[None])
-        for result in sequence.extend(ids):
+        for result in self._read(sequence, ids):
             look(sequence.length - len(result.logits) + 1, result.logits)
             yield
 
@@ -410,6 +425,7 @@ class _Generation:
             stage_seconds={name: spent.seconds - before[name].seconds for name, spent in times.items()},
             stage_calls={name: spent.calls - before[name].calls for name, spent in times.items()},
             state_bytes=sequence.state_bytes,
+            reused_bytes=self._known,
             **asdict(self._speculator.figures),
         )
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends.base import StageBackend
+from .choices import joined_choices, stream_choices
 from .devices import LoadRequest, open_device, portable_stages
 from .embedding import EmbeddingTable
 from .engines import MOST_THREADS, PORTABLE, Engine
@@ -214,6 +215,10 @@ class BltModel:
             engine=lambda: str(replace(self.engine, reason=None)),
         )
 
+    def available_memory(self) -> int | None:
+        """Bytes to be had now where texts' states are, the device's or the host's; None where unknown."""
+        return self._backends["encoder"].memory.available()
+
     def _fall_back(self, error: BackendError, failed: dict[str, StageBackend]) -> dict[str, StageBackend]:
         """What goes on where `failed` did: the portable graphs, of which a warning tells once.
 
@@ -319,11 +324,9 @@ class BltModel:
         max_new_bytes=64. sequence: one of this model's, to go on in; None begins a new text.
         Raises OptionError, for arguments before anything is read.
         """
-        asked, data = asked_options(options, named, self.defaults), checked_bytes("prompt", prompt)
+        asked, data = self.checked_request(prompt, options, named, cancel)
         if sequence is not None and getattr(sequence, "manifest", None) is not self.manifest:
             raise OptionError(f"sequence is {shown(sequence)}; allowed is what sequence() of this model gave")
-        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
-            raise OptionError(f"cancel is {shown(cancel)}; allowed is a threading.Event, or None")
         return stream(
             self.sequence() if sequence is None else sequence,
             self.costs,
@@ -332,6 +335,49 @@ class BltModel:
             keep=sequence is not None,
             cancel=cancel,
         )
+
+    def stream_choices(
+        self,
+        prompt: str | bytes,
+        options: GenerationOptions | None = None,
+        *,
+        n: int,
+        cancel: threading.Event | None = None,
+        **named: Any,
+    ) -> Iterator[tuple[int, GenerationChunk]]:
+        """Continue `prompt` n >= 1 times and read it once: (which of them, its next piece).
+
+        Their first pieces come together, as many as little memory allows, then one text after the other.
+        Choice j is what `stream` makes with the same options, and seed + j where they have a seed. Once
+        `cancel` is set, no other one begins. Raises OptionError as `stream`.
+        """
+        asked, data = self.checked_request(prompt, options, named, cancel)
+        count = checked_int("n", n, 1)
+        return stream_choices(self.sequence(), self.costs, data, asked, count, cancel=cancel)
+
+    def choices(
+        self,
+        prompt: str | bytes,
+        options: GenerationOptions | None = None,
+        *,
+        n: int,
+        cancel: threading.Event | None = None,
+        **named: Any,
+    ) -> list[GenerationResult]:
+        """What `stream_choices` yields, one result for each choice that began."""
+        return joined_choices(self.stream_choices(prompt, options, n=n, cancel=cancel, **named))
+
+    def checked_request(
+        self,
+        prompt: str | bytes,
+        options: GenerationOptions | None,
+        named: Mapping[str, Any],
+        cancel: threading.Event | None,
+    ) -> tuple[GenerationOptions, bytes]:
+        """Options and prompt of a call that takes what `stream` takes. Raises OptionError."""
+        if cancel is not None and not callable(getattr(cancel, "is_set", None)):
+            raise OptionError(f"cancel is {shown(cancel)}; allowed is a threading.Event, or None")
+        return asked_options(options, named, self.defaults), checked_bytes("prompt", prompt)
 
     def generate(
         self,

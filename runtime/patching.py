@@ -121,6 +121,11 @@ class PatchBoundaries:
         return other
 
     @property
+    def bytes(self) -> int:
+        """Memory, in bytes; a start is a number of its own."""
+        return len(self._past) * self._past.itemsize + 40 * len(self.starts)
+
+    @property
     def count(self) -> int:
         """Number of patches of the ids seen, the open one included."""
         return len(self.starts) - (self.starts[-1] == self.length)

@@ -98,6 +98,7 @@ class PatchValues:
         self.oldest = 0
         """The first patch that is kept."""
         self.lease = Lease()
+        self._packed = False  # patch p is in row p - oldest
 
     def put(self, first: int, values: Tensor) -> bool:
         """Keep values [n, V] of patches first..; whether `tensor` is another now."""
@@ -125,6 +126,9 @@ class PatchValues:
     def get(self, patches: range) -> Floats:
         """Values [n, V] of patches that are kept; a copy."""
         values = np.empty((len(patches), self.tensor.shape[1]), np.float32)
+        if self._packed:
+            values[:] = self.tensor[patches.start - self.oldest : patches.stop - self.oldest]
+            return values
         for slots, which in ring_runs(patches.start, len(patches), self.slots):
             values[which] = self.tensor[slots]
         return values
@@ -132,8 +136,26 @@ class PatchValues:
     def fork(self, closed: int) -> PatchValues:
         """Those of patches 0 .. closed - 1, in the same memory until one of the two may not."""
         other = copy(self)
+        if self._packed:
+            other.tensor = self._memory.zeros((self.slots, self.tensor.shape[1]))
+            for there, which in ring_runs(self.oldest, closed - self.oldest, self.slots):
+                other.tensor[there] = self.tensor[which]
+            other.lease, other._packed = Lease(), False
+            other.lease.claim(0, min(closed, self.slots))
+            return other
         other.lease = self.lease.fork(closed if self.oldest == 0 else self.slots)
         return other
+
+    def pack(self, first: int, closed: int) -> None:
+        """Keep those of patches first .. closed - 1 alone, in no more memory than they take."""
+        first = max(first, self.oldest)
+        count, whole = closed - first, self.tensor
+        if self._packed or 2 * count > self.slots:
+            return
+        self.tensor = self._memory.zeros((max(1, count), whole.shape[1]))
+        for there, which in ring_runs(first, count, self.slots):
+            self.tensor[which] = whole[there]
+        self.oldest, self.lease, self._packed = first, Lease(), True
 
 
 class RecentLogits:
@@ -242,18 +264,32 @@ class TextState:
         other.logits = self.logits.fork()
         return other
 
+    def pack(self, rollback: int) -> None:
+        """Give up memory that going on, after taking back up to `rollback` ids, has no need of.
+
+        A state that is packed is there to be forked, and saved; its forks are like any others.
+        """
+        starts = self.boundaries.starts
+        opened = bisect_right(starts, max(0, self.length - rollback)) - 1
+        self.patch_values.pack(max(0, opened - 1), self.caches["latent"].length)
+        for cache in self.caches.values():
+            cache.pack()
+
     @property
     def bytes(self) -> int:
         """Memory of caches and recent states, in bytes, what others share with it included."""
-        return sum(size for _, size, _ in self._buffers())
+        return sum(size for _, size, _ in self.parts())
 
     @property
     def own_bytes(self) -> int:
         """What of it nobody shares: bytes that are free again when this state is dropped."""
-        return sum(size for _, size, alone in self._buffers() if alone)
+        return sum(size for _, size, alone in self.parts() if alone)
 
-    def _buffers(self) -> Iterator[tuple[object, int, bool]]:
-        """(identity, bytes, whether nobody else holds it) of each part."""
+    def parts(self) -> Iterator[tuple[object, int, bool]]:
+        """(what it is, bytes, whether nobody else holds it) of each part; forks share objects."""
+        yield self.ids, self.ids.nbytes, True
+        yield self.entropies, self.entropies.nbytes, True
+        yield self.boundaries, self.boundaries.bytes, True
         yield self.logits.rows, self.logits.rows.nbytes, True
         yield self.byte_states.buffer, self.byte_states.buffer.nbytes, True
         yield self.patch_values.tensor, self.patch_values.tensor.nbytes, self.patch_values.lease.alone
@@ -280,5 +316,5 @@ def new_state(manifest: Manifest, backends: Mapping[str, StageBackend], limits: 
 
 def memory_of(states: Iterable[TextState]) -> int:
     """Bytes that states hold together: what some of them share counts once."""
-    sizes = {id(part): size for state in states for part, size, _ in state._buffers()}
+    sizes = {id(part): size for state in states for part, size, _ in state.parts()}
     return sum(sizes.values())

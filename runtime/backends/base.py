@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..cache import OrderedCache, RingCache, StageCache
+from ..host import available_memory
 from ..manifest import StageSpec
 
 __all__ = [
@@ -71,10 +72,16 @@ class Memory(Protocol):
     def zeros(self, shape: tuple[int, ...]) -> Tensor:
         """New float32 values, all 0."""
 
+    def available(self) -> int | None:
+        """Bytes to be had there now; None where unknown."""
+
 
 class _HostMemory:
     def zeros(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
         return np.zeros(shape, np.float32)
+
+    def available(self) -> int | None:
+        return available_memory()
 
 
 HOST = _HostMemory()

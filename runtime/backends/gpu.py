@@ -71,6 +71,10 @@ class Gpu:
             self.driver.clear(array.address, array.nbytes)
         return array
 
+    def available(self) -> int | None:
+        free, _ = self.driver.memory()
+        return int(free)
+
     def timed(self, work: Callable[[], None], done: Done) -> None:
         """Queue `work`; `done` is told how long the device took, when the host next waits."""
         start, end = self._event(), self._event()

@@ -124,7 +124,7 @@ def test_what_is_in_use_or_unreadable_stays(tmp_path: Path, monkeypatch: pytest.
     left = tmp_path / ".out.partial-1-00000000"
     left.mkdir()
     for refuse in (lambda _: (_ for _ in ()).throw(OSError), lambda _: None):
-        monkeypatch.setattr(files, "_claim", refuse)
+        monkeypatch.setattr(files, "claim", refuse)
         files.clear_abandoned(output)
         assert left.exists()
 
@@ -133,7 +133,7 @@ def test_a_directory_cleared_before_it_was_locked_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between being made and being locked it looks abandoned."""
-    claim, cleared = files._claim, []
+    claim, cleared = files.claim, []
 
     def clear_first(directory: Path) -> int | None:
         if len(cleared) < 2:
@@ -146,7 +146,7 @@ def test_a_directory_cleared_before_it_was_locked_is_made_again(
             os.close(lock)
         return claim(directory)
 
-    monkeypatch.setattr(files, "_claim", clear_first)
+    monkeypatch.setattr(files, "claim", clear_first)
     with files.scratch(tmp_path / "out", "partial") as made:
         assert made.is_dir()
         assert made not in cleared

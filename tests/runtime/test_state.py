@@ -211,3 +211,30 @@ def test_a_fork_whose_engine_fails_reads_its_text_again(tight: BltModel, referen
     for sequence, data in ((fork, TEXT[:40] + b"fork"), (parent, TEXT[:40] + b"parent")):
         agree(sequence.logits, tight.logits(data)[-1])
         agree(sequence.read(Draft(byte_ids(b"!"))).logits[0], tight.logits(data + b"!")[-1])
+
+
+def test_a_packed_state_takes_less_and_its_forks_are_like_any(
+    any_layout: BltModel, reference: BltModel
+) -> None:
+    rollback = any_layout.limits.rollback
+    for length in (0, 1, 25, 84, 120, 290):
+        whole = read(any_layout, TEXT[:length])
+        packed, before = whole.fork(packed=True), whole.state_bytes
+        assert packed.state_bytes <= before
+        first = packed.fork()
+        assert_like_fresh(reference, first, TEXT[:length])
+        for back in (1, rollback):
+            if back <= length:
+                other = packed.fork()
+                assert other.state.can_roll_back(1 + length - back)
+                other.roll_back(back)
+                assert_like_fresh(reference, other, TEXT[: length - back])
+        assert_like_fresh(reference, packed.fork().fork(), TEXT[:length])
+    assert packed.state_bytes < before
+
+
+def test_a_packed_state_is_saved_as_it_is(any_layout: BltModel, reference: BltModel, tmp_path: Path) -> None:
+    whole = read(any_layout, TEXT[:200])
+    packed = whole.fork(packed=True)
+    packed.save(tmp_path / "state")
+    assert_like_fresh(reference, any_layout.restore(tmp_path / "state"), TEXT[:200])

@@ -55,8 +55,10 @@ def test_a_soak_of_some_seconds(tiny_model) -> None:
     document = json.loads(last)
     assert (document["wrong"], done.stderr) == (0, ""), done.stdout
     assert done.returncode == (not document["levelled_off"])
+    assert 0 < document["most_kept_bytes"] <= 50_000_000
+    assert lines[-2].startswith("kept of texts: at most ")
     assert len(document["resident_mb"]) == document["requests"]
-    assert [line.split()[0] for line in lines[1:-1]] == [
+    assert [line.split()[0] for line in lines[1:-2]] == [
         str(20 * (number + 1)) for number in range(document["requests"] // 20)
     ]
 
@@ -64,7 +66,8 @@ def test_a_soak_of_some_seconds(tiny_model) -> None:
 def test_a_line_for_each_so_many_whatever_else_is_counted_meanwhile(monkeypatch, capsys) -> None:
     async def look(client: object) -> dict[str, float]:
         await asyncio.sleep(0.01)  # in which the other clients' requests end
-        return {"process_resident_memory_bytes": 1e6}
+        kept = ("memory_bytes", "memory_limit_bytes", "reused_bytes_total")
+        return {"process_resident_memory_bytes": 1e6, **{f"blt_edge_prefix_{name}": 1.0 for name in kept}}
 
     async def ask(client: object) -> bool:
         return True

@@ -64,12 +64,13 @@ def test_the_address_is_all_of_stdout_and_the_example_works(start: Start, tiny_m
     process = start()
     url = address(process)
     assert url.startswith("http://127.0.0.1:")
-    first = [process.stderr.readline() for _ in range(4)]
+    first = [process.stderr.readline() for _ in range(5)]
     assert first[0].startswith(f"{tiny_model.bundle.name}: 500 positions; engine: portable graphs")
-    example = "".join(first[1:3]).removeprefix("try: ").strip()
+    assert re.fullmatch(r"texts that were read are kept in up to .* [MG]B \(--cache-memory\)\n", first[1])
+    example = "".join(first[2:4]).removeprefix("try: ").strip()
     done = subprocess.run(["sh", "-c", f"{example} -s"], capture_output=True, text=True, check=True)
     assert '"completion_tokens":' in done.stdout
-    assert "a page is at the same address" in first[3]
+    assert "a page is at the same address" in first[4]
     assert "<!doctype html>" in httpx.get(url).text.lower() or "not installed" in httpx.get(url).text
     code, out, err = ended(process)
     assert (code, out) == (0, "")
@@ -113,10 +114,63 @@ def test_the_key_from_the_environment(start: Start) -> None:
     _, _, err = ended(process)
     assert "s3cret" not in err
     assert '-H "Authorization: Bearer $BLT_EDGE_API_KEY"' in err
-    empty = start(BLT_EDGE_API_KEY="")
-    out, err = empty.communicate(timeout=60)
-    assert (empty.returncode, out) == (2, "")
-    assert err.startswith("blt-edge: error: BLT_EDGE_API_KEY is empty")
+    for nothing in ("", " "):
+        empty = start(BLT_EDGE_API_KEY=nothing)
+        out, err = empty.communicate(timeout=60)
+        assert (empty.returncode, out) == (2, "")
+        assert err.startswith("blt-edge: error: BLT_EDGE_API_KEY is empty")
+
+
+def test_several_keys_and_the_memory_of_texts(start: Start) -> None:
+    process = start("--cache-memory", "3MB", BLT_EDGE_API_KEY=" one two one ")
+    url = address(process)
+    for key, status in (("one", 200), ("two", 200), ("one two", 401), ("three", 401)):
+        headers = {"Authorization": f"Bearer {key}"}
+        assert httpx.get(f"{url}/v1/models", headers=headers).status_code == status
+    _, _, err = ended(process)
+    assert "kept in up to 3.0 MB, an equal part for each of 2 keys (--cache-memory)\n" in err
+    process = start("--cache-memory", "0", "--api-key", "one", "--api-key", "two")
+    assert httpx.get(f"{address(process)}/v1/models").status_code == 401
+    assert "\nno text is kept (--cache-memory)\n" in ended(process)[2]
+    process = start("--cache-memory", "some")
+    assert process.wait(60) == 2
+    assert process.stderr.read().endswith("give an amount such as 800MB or 1.5GB; 0 keeps none\n")
+
+
+def test_what_was_read_is_there_after_a_restart_and_still_each_key_s_own(
+    start: Start, tmp_path: Path
+) -> None:
+    place, text = tmp_path / "cache", "When the lamp was lit, the boats came in. " * 3
+
+    def cached(url: str, key: str) -> int:
+        body = {"prompt": text, "max_tokens": 2, "temperature": 0}
+        headers = {"Authorization": f"Bearer {key}"}
+        answer = httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60)
+        return answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    arguments = ("--cache-dir", place, "--api-key", "one", "--api-key", "two")
+    first = start(*arguments)
+    assert cached(address(first), "one") == 0
+    second = start(*arguments)
+    out, err = second.communicate(timeout=60)
+    assert (second.returncode, out, err.count("\n")) == (2, "", 1)
+    assert "is in use by another process" in err
+    assert "\n0 states restored from" in "\n" + ended(first)[2]
+    assert place.stat().st_mode & 0o777 == 0o700
+    files = sorted(place.rglob("*.state"))
+    assert len(files) == 2
+    assert not [path for path in place.rglob("*") if "one" in path.name]
+    files[0].write_bytes(b"spoilt")
+    again = start(*arguments)
+    url = address(again)
+    assert (cached(url, "two"), cached(url, "one") > 0) == (0, True)
+    err = ended(again)[2]
+    assert "1 state restored from" in err
+    assert "1 file there could not be used, such as " in err
+    for wrong in (("--cache-dir", place, "--cache-memory", "0"), ("--cache-dir", files[1])):
+        process = start(*wrong)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err.count("\n")) == (2, "", 1)
 
 
 @pytest.mark.parametrize("key", [{}, {"BLT_EDGE_API_KEY": "k"}])

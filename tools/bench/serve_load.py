@@ -101,10 +101,13 @@ def main() -> None:
 
 
 @contextmanager
-def serving(bundle: Path, threads: int) -> Iterator[str]:
-    """A server in a process of its own on a free port; its address. What it has to say shows on stderr."""
+def serving(bundle: Path, threads: int, *others: str) -> Iterator[str]:
+    """A server in a process of its own on a free port; its address. What it has to say shows on stderr.
+
+    others: more arguments of `serve`.
+    """
     program = "from blt_edge.tools.cli import main; main()"
-    command = ["serve", "-m", str(bundle), "--port", "0", "-q", "--threads", str(threads)]
+    command = ["serve", "-m", str(bundle), "--port", "0", "-q", "--threads", str(threads), *others]
     with subprocess.Popen(
         [sys.executable, "-c", program, *command], stdout=subprocess.PIPE, text=True
     ) as server:

@@ -3,12 +3,14 @@
 Theory: a request may leave something behind for good (a leak), or only until its kind has been seen at its
 largest (caches, the allocator's free lists). The second ends, the first does not: so the resident memory of
 the last third of the run is held against that of the third before it, medians of both. What grows by more
-than 1 % (1 MB at least) from one to the other has not levelled off.
+than 1 % (1 MB at least) from one to the other has not levelled off. What the server keeps of texts fills its
+budget first (`--cache-memory`, a small one by default), and must never be more.
 
 Requests are of random kinds and lengths: whole and streamed texts, long prompts, stop strings, logprobs,
-several choices; clients that leave midway, never read, send half a body, end their half, or connect and say
-nothing; bodies that are no requests, paths that are none, and the page. `--clients` of them at a time, over
-loopback, the same ones for the same `--seed`. Statuses are checked, texts are not: `serve_load` does that.
+several choices, conversations that send everything again; clients that leave midway, never read, send half a
+body, end their half, or connect and say nothing; bodies that are no requests, paths that are none, and the
+page. `--clients` of them at a time, over loopback, the same ones for the same `--seed`. Statuses are checked,
+texts are not: `serve_load` does that.
 Prints the server's resident memory after each `--every` requests, then a verdict, and exits 1 when memory has
 not levelled off or a status was wrong.
 
@@ -50,21 +52,27 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1000, help="requests between two lines")
     parser.add_argument("--clients", type=int, default=8, help="at a time")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--requests", type=int, help="end after so many, if that is sooner")
+    parser.add_argument("--cache-memory", default="50MB", help="of the server")
     args = parser.parse_args()
     print(f"{machine()}; {args.bundle}; {args.minutes:g} minutes, {args.clients} clients, seed {args.seed}")
-    with serving(args.bundle, args.threads) as url:
-        soak = asyncio.run(_soak(url, args.minutes, args.every, args.clients, args.seed))
+    with serving(args.bundle, args.threads, "--cache-memory", args.cache_memory) as url:
+        soak = asyncio.run(_soak(url, args.minutes, args.every, args.clients, args.seed, args.requests))
     verdict, level = judged(soak.memory)
     wrong = f"{soak.wrong} answered wrongly"
+    print(
+        f"kept of texts: at most {max(soak.kept) / 1e6:.1f} MB of {soak.budget / 1e6:.1f} MB, "
+        f"{soak.reused / 1e6:.2f} MB of prompts not read again"
+    )
     print(f"{soak.requests} requests in {soak.seconds / 60:.1f} minutes: {wrong}; {verdict}")
     print_json(
         {
             **{"benchmark": "soak", "bundle": str(args.bundle), "seed": args.seed, "requests": soak.requests},
             **{"seconds": soak.seconds, "kinds": dict(soak.kinds), "wrong": soak.wrong},
-            **{"resident_mb": soak.memory, "levelled_off": level},
+            **{"resident_mb": soak.memory, "levelled_off": level, "most_kept_bytes": max(soak.kept)},
         }
     )
-    sys.exit(0 if level and not soak.wrong else 1)
+    sys.exit(0 if level and not soak.wrong and max(soak.kept) <= soak.budget else 1)
 
 
 def judged(memory: list[float]) -> tuple[str, bool]:
@@ -88,9 +96,24 @@ class Soak:
     kinds: Counter[str] = field(default_factory=Counter)
     memory: list[float] = field(default_factory=list)
     """Resident, in MB, at equal distances in requests."""
+    kept: list[float] = field(default_factory=lambda: [0.0])
+    """Bytes that the server says its states take, at the same moments."""
+    budget: float = 0.0
+    """Bytes that they may take."""
+    reused: float = 0.0
+    """Bytes of prompts that were not read again, in the end."""
+
+    def look(self, now: dict[str, float]) -> None:
+        """Take in what /metrics says."""
+        self.memory.append(now["process_resident_memory_bytes"] / 1e6)
+        self.kept.append(now["blt_edge_prefix_memory_bytes"])
+        self.budget = now["blt_edge_prefix_memory_limit_bytes"]
+        self.reused = now["blt_edge_prefix_reused_bytes_total"]
 
 
-async def _soak(url: str, minutes: float, every: int, clients: int, seed: int) -> Soak:
+async def _soak(
+    url: str, minutes: float, every: int, clients: int, seed: int, most: int | None = None
+) -> Soak:
     soak, source, started = Soak(), random.Random(seed), time.monotonic()
     look = max(1, every // _LOOKS)
     # The server closes what says nothing for five seconds, which should not meet a request on its way.
@@ -99,7 +122,7 @@ async def _soak(url: str, minutes: float, every: int, clients: int, seed: int) -
         positions = (await client.get("/v1/models")).json()["data"][0]["blt"]["max_positions"]
 
         async def work() -> None:
-            while time.monotonic() < started + 60 * minutes:
+            while time.monotonic() < started + 60 * minutes and (most is None or soak.requests < most):
                 kind, ask = source.choice(_KINDS)
                 asking = Client(client, url, positions, random.Random(source.random()))
                 try:
@@ -113,7 +136,7 @@ async def _soak(url: str, minutes: float, every: int, clients: int, seed: int) -
                 if not right:
                     print(f"wrong: {kind}, request {number}{said}", flush=True)
                 if number % look == 0:
-                    soak.memory.append((await figures(client))["process_resident_memory_bytes"] / 1e6)
+                    soak.look(await figures(client))
                 if number % every == 0:
                     said = f"{number:>7} requests, {(time.monotonic() - started) / 60:5.1f} minutes"
                     print(f"{said}: {soak.memory[-1]:.1f} MB resident", flush=True)
@@ -178,8 +201,23 @@ class Client:
 
 
 async def _long(client: Client) -> bool:
-    most = client.positions * 3 // 4 if client.dice.random() < 0.1 else 1000
+    most = client.positions * 3 // 4
+    if client.dice.random() >= 0.1:
+        most = min(most, 1000)
     return await client.post(prompt=client.text(most), max_tokens=4)
+
+
+async def _conversation(client: Client) -> bool:
+    right, text = True, client.text(min(400, client.positions // 4))
+    for _ in range(client.dice.randint(2, 5)):
+        if len(text.encode()) + 20 >= client.positions:
+            break
+        asked = client.document(prompt=text, max_tokens=20)
+        answer = await client.http.post(COMPLETIONS, json=asked)
+        right = right and answer.status_code in (200, 429)
+        if answer.status_code == 200:
+            text += answer.json()["choices"][0]["text"] + client.text(40)
+    return right
 
 
 async def _leaves(client: Client) -> bool:
@@ -233,6 +271,7 @@ _KINDS: tuple[tuple[str, Callable[[Client], Awaitable[bool]]], ...] = (
     *[("whole", lambda client: client.post())] * 4,
     *[("stream", lambda client: client.post(stream=True))] * 4,
     ("long prompt", _long),
+    *[("conversation", _conversation)] * 2,
     ("stops", lambda client: client.post(stop=["e", " the", "\n", "zz", "1", "人", "?", "!"])),
     ("logprobs", lambda client: client.post(logprobs=20, echo=True, blt_details=True)),
     ("choices", lambda client: client.post(n=3, stream=True)),

@@ -214,12 +214,17 @@ class MemorySize(Value):
 
     name = "size"
 
+    def __init__(self, nothing: str = "") -> None:
+        """nothing: what 0 does where it is allowed, as a clause."""
+        self._nothing = nothing
+
     def read(self, text: str) -> int:
         found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip().lower())
         step = 1024 if found and found[3] else 1000
         amount = float(found[1]) * step ** " kmgt".index(found[2] or " ") if found else 0.0
-        if not 1 <= amount < 1e18:
-            raise ValueError(f"got {printable(text)!r}; give an amount such as 800MB or 1.5GB")
+        if not (1 <= amount < 1e18 or (found and amount == 0 and self._nothing)):
+            also = f"; {self._nothing}" if self._nothing else ""
+            raise ValueError(f"got {printable(text)!r}; give an amount such as 800MB or 1.5GB{also}")
         return int(amount)
 
 

@@ -17,7 +17,7 @@ import click
 
 from ...runtime.options import GenerationOptions
 from ...runtime.paths import folder_name
-from ..output import Messages, crash_line, error_line, foreseen_line, printable, show_traceback
+from ..output import Messages, counted, crash_line, error_line, foreseen_line, printable, show_traceback, size
 from ..server.settings import ServerSettings, is_loopback
 from .model_options import EngineOptions, engine_options, load_model
 from .options import F, MemorySize, draft_options, model_option, option, verb
@@ -25,6 +25,7 @@ from .options import F, MemorySize, draft_options, model_option, option, verb
 if TYPE_CHECKING:
     from ...runtime import BltModel
     from ..server.connections import Listener
+    from ..server.service import Service
 
 _SECONDS = click.FloatRange(min=0, min_open=True, max=86_400)
 
@@ -55,12 +56,15 @@ def _several(flag: str, name: str, metavar: str, text: str) -> Callable[[F], F]:
 )
 @option(
     "--api-key",
+    "api_keys",
     type=str,
+    multiple=True,
     metavar="KEY",
     envvar="BLT_EDGE_API_KEY",
     show_envvar=True,
     shown="no key",
-    help="Ask for this key on /v1 and /metrics. Give it in the environment: others see a command line.",
+    help="Ask for this key on /v1 and /metrics. Can be given often: each key has a memory of its own. Give "
+    "it in the environment, several with spaces between: others see a command line.",
 )
 @_several(
     "--cors-origin",
@@ -95,6 +99,22 @@ def _several(flag: str, name: str, metavar: str, text: str) -> Callable[[F], F]:
     metavar="SIZE",
     help="Of a request; longer ones are answered 413.",
 )
+@option(
+    "--cache-memory",
+    type=MemorySize("0 keeps none"),
+    metavar="SIZE",
+    shown="a quarter of what is free, at most 2GB",
+    help="Keep the states of texts in so much memory, of all keys together, so that what comes again is not "
+    "read again; 0 keeps none.",
+)
+@option(
+    "--cache-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    shown="memory only",
+    help="Have the same states in DIR, too, for the next start; a folder that others can't read, made where "
+    "there is none. They are written at the end and, on a CPU, every ten minutes.",
+)
 @draft_options
 @engine_options
 def command(messages: Messages, model: Path, engine: EngineOptions, **asked: Any) -> None:
@@ -105,13 +125,15 @@ def command(messages: Messages, model: Path, engine: EngineOptions, **asked: Any
     stderr a line for each request. --draft and --draft-length are for requests that name none.
     """
     GenerationOptions(draft=asked["draft"], draft_length=asked["draft_length"])  # raises OptionError
-    key = asked["api_key"]
-    if key is None and os.environ.get("BLT_EDGE_API_KEY") == "":
+    keys = asked["api_keys"] = tuple(dict.fromkeys(asked["api_keys"]))
+    if not keys and not os.environ.get("BLT_EDGE_API_KEY", "-").strip():
         raise click.UsageError("BLT_EDGE_API_KEY is empty; give it a key, or unset it to serve without one")
-    if key is not None and not re.fullmatch(r"[!-~]+", key):
+    if not all(re.fullmatch(r"[!-~]+", key) for key in keys):
         raise click.UsageError(
             "--api-key is empty or has characters that headers don't carry; give letters and digits"
         )
+    if asked["cache_dir"] is not None and asked["cache_memory"] == 0:
+        raise click.UsageError("--cache-dir and --cache-memory 0 are both given; leave one of them out")
     for origin in asked["cors_origins"]:
         if origin != "*" and not re.fullmatch(r"https?://[^/\s?#@]+", origin):
             got = printable(origin)
@@ -159,9 +181,16 @@ def _serve(messages: Messages, model: BltModel, settings: ServerSettings, bound:
             sys.stdout.write(settings.url + "\n")
             sys.stdout.flush()
         with _whoever_reads():
-            _introduce(messages, model, settings)
+            _introduce(messages, model, service)
 
-    run_server(Service(model, settings, report), bound, say=say, started=started)
+    service = Service(model, settings, report)
+    if settings.cache_dir is not None:
+        loaded = service.stores.open(settings.cache_dir, report)
+        messages.say(f"{counted(loaded.states, 'state')} restored from {settings.cache_dir}")
+        if loaded.dropped:
+            files = counted(len(loaded.dropped), "file")
+            messages.note(f"blt-edge: {files} there could not be used, such as {loaded.dropped[0]}")
+    run_server(service, bound, say=say, started=started)
     say("stopped")
 
 
@@ -177,18 +206,22 @@ def _whoever_reads() -> Iterator[None]:
         pass
 
 
-def _introduce(messages: Messages, model: BltModel, settings: ServerSettings) -> None:
-    positions = model.limits.max_positions
+def _introduce(messages: Messages, model: BltModel, service: Service) -> None:
+    positions, settings = model.limits.max_positions, service.settings
     messages.say(f"{settings.name}: {positions} positions; engine: {model.engine}")
+    memory, keys = service.stores.memory, len(settings.api_keys)
+    shared = f", an equal part for each of {keys} keys" if keys > 1 else ""
+    kept = f"texts that were read are kept in up to {size(memory)}{shared}" if memory else "no text is kept"
+    messages.say(f"{kept} (--cache-memory)")
     host = settings.host
     if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
         host = "::1" if ":" in host else "127.0.0.1"
-    key = ' -H "Authorization: Bearer $BLT_EDGE_API_KEY"' if settings.api_key is not None else ""
+    key = ' -H "Authorization: Bearer $BLT_EDGE_API_KEY"' if settings.api_keys else ""
     body = json.dumps({"prompt": "Once upon a time", "max_tokens": 64, "temperature": 0.7})
     messages.say(f"try: curl {replace(settings, host=host).url}/v1/completions{key} \\")
     messages.say(f"       -H 'Content-Type: application/json' -d '{body}'")
     messages.say("a page is at the same address; Ctrl-C ends it")
-    if not is_loopback(settings.host) and settings.api_key is None:
+    if not is_loopback(settings.host) and not settings.api_keys:
         messages.note(
             f"blt-edge: warning: anybody who reaches {settings.host} may use this server; "
             "set BLT_EDGE_API_KEY, or leave --host at 127.0.0.1"

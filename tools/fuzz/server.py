@@ -48,7 +48,7 @@ class Requests(Target):
         try:
             document = self._server.parse_json(files["body"])
             if isinstance(document, dict):  # as `read_json` asks
-                list(self._server.parse_completion(document, self._facts).choices)
+                self._server.parse_completion(document, self._facts)
         except self._server.ApiError as error:
             json.loads(bytes(error.response.body))
             raise

@@ -17,7 +17,7 @@ _REASONS = {"eos": "stop", "stop": "stop", "length": "length", "context": "lengt
 _SPECIAL = {0: "<0>", 1: "<bos>", EOS: "<eos>", 3: "<3>"}
 _FIGURES = (
     *("prompt_bytes", "new_bytes", "patches", "prefill_seconds", "first_byte_seconds", "decode_seconds"),
-    *("bytes_per_second", "stage_seconds", "drafted", "accepted", "rounds"),
+    *("bytes_per_second", "stage_seconds", "drafted", "accepted", "rounds", "reused_bytes"),
 )
 DONE = b"data: [DONE]\n\n"
 """The last event of a stream that came to its end."""
@@ -48,14 +48,17 @@ class Completion:
             "created": int(time.time()),
             "model": model,
         }
-        self._choices = [_Choice(request, prompt) for prompt, _ in request.choices]
-        self._new_bytes = 0
+        self._choices = [_Choice(request, prompt) for prompt in request.prompts for _ in range(request.n)]
+        self._new_bytes = self._reused_bytes = 0
 
     def add(self, piece: ChoiceChunk) -> dict[str, Any]:
         """Take the next piece in; returns its chunk of a stream."""
         said = self._choices[piece.choice].add(piece)
         stats = piece.chunk.stats
-        self._new_bytes += stats.new_bytes if stats is not None else 0
+        if stats is not None:
+            self._new_bytes += stats.new_bytes
+            if piece.choice % self._request.n == 0:  # the others go on from it
+                self._reused_bytes += stats.reused_bytes
         told = said.pop("blt", None)
         document = {**self._head, "choices": [{"index": piece.choice, **said}]}
         if self._request.include_usage:
@@ -65,10 +68,17 @@ class Completion:
         return document
 
     @property
-    def usage(self) -> dict[str, int]:
-        """Bytes: each prompt once, and all that was generated, that of stop strings included."""
+    def usage(self) -> dict[str, Any]:
+        """Bytes: each prompt once, what of them had been read before, and all that was generated, that of
+        stop strings included.
+        """
         read, made = sum(map(len, self._request.prompts)), self._new_bytes
-        return {"prompt_tokens": read, "completion_tokens": made, "total_tokens": read + made}
+        return {
+            "prompt_tokens": read,
+            "completion_tokens": made,
+            "total_tokens": read + made,
+            "prompt_tokens_details": {"cached_tokens": self._reused_bytes},
+        }
 
     @property
     def usage_chunk(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from .completions import CompletionsEndpoint
 from .metrics import CONTENT_TYPE, accounted
 from .requests import ApiError, unknown_model
 from .service import Service, server_failed
-from .settings import ServerSettings, is_loopback
+from .settings import KEY_NUMBER, ServerSettings, is_loopback
 
 _MODEL = "/v1/models/"
 _HEALTH = ("/healthz", "/health")
@@ -93,8 +93,8 @@ def create_app(service: Service, say: Callable[[str], None]) -> ASGIApp:
             expose_headers=["x-request-id"],
         )
         around.append(cors)
-    if settings.api_key is not None:
-        around.append(Middleware(_key_guard, key=settings.api_key, open_paths={*page, *_HEALTH}))
+    if settings.api_keys:
+        around.append(Middleware(_key_guard, keys=settings.api_keys, open_paths={*page, *_HEALTH}))
     app = Starlette(
         routes=[*_routes(service), *page_routes(page)],
         middleware=around,
@@ -231,20 +231,25 @@ def host_name(header: str) -> str:
     return name.rpartition(":")[0] if ":" in name else name
 
 
-def _key_guard(app: ASGIApp, key: str, open_paths: set[str]) -> ASGIApp:
-    """Asks for `Authorization: Bearer KEY` everywhere but on the open paths."""
-    expected = key.encode("utf-8")
+def _key_guard(app: ASGIApp, keys: tuple[str, ...], open_paths: set[str]) -> ASGIApp:
+    """Asks for `Authorization: Bearer` and one of the keys but on the open paths, and notes which."""
+    expected = [key.encode("utf-8") for key in keys]
     refusal = ApiError(
         401,
-        "the key is missing or wrong; send Authorization: Bearer and the server's --api-key",
+        "the key is missing or wrong; send Authorization: Bearer and a key that the server has by --api-key",
         "invalid_api_key",
         headers={"WWW-Authenticate": "Bearer"},
     )
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode("latin-1"), expected)
-        known = scope["path"] in open_paths or (scheme.lower() == "bearer" and right)
+        sent = given.strip().encode("latin-1")
+        right = [
+            hmac.compare_digest(sent, key) for key in expected
+        ]  # all of them, so that time tells nothing
+        if any(right):
+            scope[KEY_NUMBER] = right.index(True)
+        known = scope["path"] in open_paths or (scheme.lower() == "bearer" and any(right))
         await (app if known else refusal.response)(scope, receive, send)
 
     return answer

@@ -18,6 +18,7 @@ from .answers import DONE, Completion, event
 from .metrics import request_record
 from .requests import ApiError, ClientGoneError, late_body, parse_completion, read_json
 from .service import ChoiceChunk, Exchange, Service
+from .settings import key_number
 
 _STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -69,7 +70,7 @@ class _Answer:
         document = await read_json(Request(self._scope, self._receive), service.settings.max_body)
         request = parse_completion(document, service.facts)
         self.parsed = True
-        exchange = Exchange(service, request, self._receive)
+        exchange = Exchange(service, request, key_number(self._scope), self._receive)
         completion = Completion(request, service.facts.name)
         try:
             if request.stream:

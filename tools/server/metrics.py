@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.registry import Collector
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -26,8 +27,8 @@ _KEY = "blt_edge.request_record"
 class Metrics:
     """Counts since the server began, in a registry of their own. Safe from any thread."""
 
-    def __init__(self, waiting: Callable[[], int]) -> None:
-        """waiting: the length of the queue now."""
+    def __init__(self, waiting: Callable[[], int], stores: Collector) -> None:
+        """waiting: the length of the queue now. stores: tells of what is remembered."""
         registry = self._registry = CollectorRegistry()
         self.requests = Counter(
             "blt_edge_http_requests",
@@ -38,7 +39,11 @@ class Metrics:
         self.in_flight = Gauge(
             "blt_edge_http_requests_in_flight", "Requests not answered yet.", registry=registry
         )
-        self.prompt_bytes = Counter("blt_edge_prompt_bytes", "Bytes of prompts read.", registry=registry)
+        self.prompt_bytes = Counter(
+            "blt_edge_prompt_bytes",
+            "Bytes of prompts read, those left out that had been read before.",
+            registry=registry,
+        )
         self.new_bytes = Counter(
             "blt_edge_generated_bytes",
             "Bytes that were generated, for clients that left, too.",
@@ -58,6 +63,7 @@ class Metrics:
         )
         queue = Gauge("blt_edge_queue_length", "Requests whose turn has not come.", registry=registry)
         queue.set_function(waiting)
+        registry.register(stores)
         ProcessCollector(registry=registry)  # resident memory among it, on Linux
 
     def text(self) -> bytes:

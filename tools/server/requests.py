@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar
 
@@ -221,9 +221,9 @@ class CompletionRequest:
     prompts: tuple[bytes, ...]
     """At least one."""
     options: GenerationOptions
-    """Of the first choice of each prompt; see `choices`."""
+    """Of the first choice of each prompt; with a seed, choice j of it has seed + j."""
     n: int = 1
-    """Choices of each prompt."""
+    """Choices of each prompt, those of the first prompt come first."""
     echo: bool = False
     """The prompt is part of the text."""
     stream: bool = False
@@ -232,16 +232,6 @@ class CompletionRequest:
     """One more event with the counts."""
     blt_details: bool = False
     """Tell of patches, entropies and times."""
-
-    @property
-    def choices(self) -> Iterator[tuple[bytes, GenerationOptions]]:
-        """Prompt and options of every choice, by its index: the n of the first prompt come first. With a
-        seed, choice j of a prompt has seed + j.
-        """
-        for prompt in self.prompts:
-            for number in range(self.n):
-                seed = self.options.seed
-                yield prompt, self.options if seed is None else replace(self.options, seed=seed + number)
 
 
 def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> CompletionRequest:

@@ -55,7 +55,7 @@ def run_server(
     try:
         asyncio.run(_Server(service, bound.connections, say, started).serve([bound]))
     finally:
-        service.queue.close()
+        service.close()
 
 
 class _Server(uvicorn.Server):

@@ -20,9 +20,11 @@ from starlette.types import Receive
 
 from ...runtime import BltError, BltModel, GenerationChunk, OptionError, PromptTooLongError
 from ...runtime.host import release_memory
+from ...runtime.prefix_tree import common_prefix
 from .metrics import Metrics
 from .requests import ApiError, ClientGoneError, CompletionRequest, ModelFacts, invalid, retry_after
 from .settings import ServerSettings, request_defaults
+from .stores import StoreMetrics, Stores
 
 _RELEASE_SECONDS = 2.0
 
@@ -159,7 +161,8 @@ class Service:
         """report: told of errors that nobody foresaw."""
         self.model, self.settings, self.report = model, settings, report
         self.queue = JobQueue(settings.queue, "generating")
-        self.metrics = Metrics(lambda: self.queue.waiting)
+        self.stores = Stores(model, settings.cache_memory, settings.api_keys)
+        self.metrics = Metrics(lambda: self.queue.waiting, StoreMetrics(lambda: self.stores.figures))
         self.facts = ModelFacts(settings.name, model.limits.max_positions, request_defaults(model, settings))
         self.created = int(time.time())
         self.exchanges: set[Exchange] = set()
@@ -184,22 +187,35 @@ class Service:
         grace = self.settings.grace if self._stops_at is None else 0.0
         self._stops_at = time.monotonic() + grace
 
+    def close(self) -> None:
+        """Stop the queue, and keep what was read for the next time, where there is a place for it."""
+        self.queue.close()
+        self.stores.close()
+
     def cut(self) -> None:
         """End whatever still goes on."""
         for exchange in self.exchanges:
             exchange.fail(_stopped())
 
-    def work(self, request: CompletionRequest, cancel: threading.Event) -> Generator[ChoiceChunk, None, None]:
+    def work(
+        self, request: CompletionRequest, key: int, cancel: threading.Event
+    ) -> Generator[ChoiceChunk, None, None]:
         """The text of all choices in order, each as `blt-edge generate` prints it, and counted.
 
-        Runs in the queue's thread; when `cancel` is set, the last piece says "cancelled". Raises BltError.
+        key: the number of the one that was sent. Runs in the queue's thread; when `cancel` is set, the last
+        piece says "cancelled". Raises BltError.
         """
-        for index, (prompt, options) in enumerate(request.choices):
-            for chunk in self.model.stream(prompt, options, cancel=cancel):
-                if chunk.stats is not None:
-                    self.metrics.prompt_bytes.inc(chunk.stats.prompt_bytes)
-                    self.metrics.new_bytes.inc(chunk.stats.new_bytes)
-                yield ChoiceChunk(index, chunk)
+        store, n = self.stores[key], request.n
+        for place, prompt in enumerate(request.prompts):
+            following = b"".join(request.prompts[place + 1 : place + 2])
+            parting = common_prefix(prompt, following)
+            pieces = store.stream_choices(prompt, request.options, n=n, cancel=cancel, marks=[parting])
+            with contextlib.closing(pieces):
+                for number, chunk in pieces:
+                    if chunk.stats is not None:
+                        self.metrics.prompt_bytes.inc(chunk.stats.prompt_bytes - chunk.stats.reused_bytes)
+                        self.metrics.new_bytes.inc(chunk.stats.new_bytes)
+                    yield ChoiceChunk(place * n + number, chunk)
             if cancel.is_set():
                 break
         # Seldom: it takes milliseconds.
@@ -211,14 +227,17 @@ class Service:
 class Exchange:
     """One request between its client and the queue. All that happens to it arrives in one place, in order."""
 
-    def __init__(self, service: Service, request: CompletionRequest, receive: Receive) -> None:
-        """Puts the request into the queue; `close` it at the end. Raises ApiError when it can't be taken."""
+    def __init__(self, service: Service, request: CompletionRequest, key: int, receive: Receive) -> None:
+        """Puts the request into the queue; `close` it at the end. Raises ApiError when it can't be taken.
+
+        key: the number of the one that was sent.
+        """
         if service.stopping:
             raise _stopped()
         self._service, self._loop = service, asyncio.get_running_loop()
         self._arrivals: asyncio.Queue[ChoiceChunk | Exception | None] = asyncio.Queue()
         self._unsent, self._sent = 0, threading.Condition()
-        self._job = Job(lambda cancel: service.work(request, cancel), self._step)
+        self._job = Job(lambda cancel: service.work(request, key, cancel), self._step)
         try:
             service.queue.submit(self._job)
         except QueueFullError:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ...runtime.options import GenerationOptions
 
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 TEMPERATURE = 1.0
 """Of requests that name none: OpenAI's, which clients count on that leave it out. `generate` is greedy, so
 that a command gives the same text each time."""
+
+KEY_NUMBER = "blt_edge.key_number"
+"""Where `key_number` is in an ASGI scope."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,8 @@ class ServerSettings:
     """Address to listen on."""
     port: int = 8080
     """0: the system chooses one."""
-    api_key: str | None = None
-    """What /v1 and /metrics ask for; None asks for nothing."""
+    api_keys: tuple[str, ...] = ()
+    """What /v1 and /metrics ask for, one of them; without any they ask for nothing."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose web pages may use the API; "*" is every one."""
     allowed_hosts: tuple[str, ...] = ()
@@ -42,6 +47,10 @@ class ServerSettings:
     """For what was accepted, once the server is told to stop."""
     max_body: int = 1_000_000
     """Of a request."""
+    cache_memory: int | None = None
+    """For states of texts that were read, of all keys; 0 keeps none, None is the runtime's default."""
+    cache_dir: Path | None = None
+    """Where those states are kept from one run of the server to the next; None keeps them in memory only."""
     draft: str = "auto"
     """`GenerationOptions.draft` of requests that name none."""
     draft_length: int | None = None
@@ -58,6 +67,12 @@ def request_defaults(model: BltModel, settings: ServerSettings) -> GenerationOpt
     """
     guesses = {"draft": settings.draft, "draft_length": settings.draft_length}
     return GenerationOptions(**{"temperature": TEMPERATURE, **model.manifest.generation.options, **guesses})
+
+
+def key_number(scope: MutableMapping[str, Any]) -> int:
+    """Which of the `api_keys` an ASGI scope's request has sent; 0 where it need not send any."""
+    number: int = scope.get(KEY_NUMBER, 0)
+    return number
 
 
 def is_loopback(address: str) -> bool:

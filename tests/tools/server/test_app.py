@@ -44,7 +44,7 @@ def test_another_hosts_name_is_refused_on_loopback_alone(start) -> None:
 
 
 def test_the_key_guards_all_but_health_and_page(start) -> None:
-    server = start(api_key="s3cret")
+    server = start(api_keys=("s3cret",))
     for path in ("/v1/models", "/v1/models/tiny", "/metrics", "/v1/nothing"):
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic s3cret"}):
             refused = server.get(path, headers=headers)
@@ -67,7 +67,7 @@ def test_no_cors_unless_asked(start) -> None:
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization,content-type",
     }
-    closed, opened = start(), start(cors_origins=("https://app.example.org",), api_key="k")
+    closed, opened = start(), start(cors_origins=("https://app.example.org",), api_keys=("k",))
     allow = "access-control-allow-origin"
     assert allow not in closed.get("/v1/models", headers=origin).headers
     assert httpx.options(f"{closed.url}/v1/completions", headers=preflight | origin).status_code == 405

@@ -223,7 +223,7 @@ def test_a_model_that_fails(start, monkeypatch, error: Exception, code: str) -> 
         raise error
         yield
 
-    monkeypatch.setattr(type(server.service.model), "stream", fail)
+    monkeypatch.setattr(type(server.service.stores[0]), "stream_choices", fail)
     for stream in (False, True):
         answer = server.post({"stream": stream})
         assert codes(answer) == (500, code)
@@ -235,7 +235,7 @@ def test_a_model_that_fails(start, monkeypatch, error: Exception, code: str) -> 
 
 def test_an_error_in_the_middle_of_a_stream(start, monkeypatch) -> None:
     server = start()
-    before = type(server.service.model).stream
+    before = type(server.service.stores[0]).stream_choices
 
     def fail(self, *given: object, **named: object) -> Iterator[object]:
         for count, chunk in enumerate(before(self, *given, **named)):
@@ -244,7 +244,7 @@ def test_an_error_in_the_middle_of_a_stream(start, monkeypatch) -> None:
                 raise BltError("the logits are broken")
             yield chunk
 
-    monkeypatch.setattr(type(server.service.model), "stream", fail)
+    monkeypatch.setattr(type(server.service.stores[0]), "stream_choices", fail)
     answer = server.post({**LONG, "stream": True})
     assert len(events(answer)) >= 2
     assert last_code(answer) == "model_error"
