@@ -99,10 +99,16 @@ def test_a_text_that_does_not_fit_changes_nothing(tight: BltModel) -> None:
 def test_memory_does_not_grow_with_the_text_but_for_the_global_cache(tight: BltModel) -> None:
     sequence = altered(tight, rollback=4).sequence()
     data = bytes(np.random.default_rng(0).integers(32, 127, 380, dtype=np.uint8))
+
+    def but_for_the_text() -> int:
+        state = sequence.state
+        text = state.ids.nbytes + state.entropies.nbytes + state.boundaries.bytes
+        return sequence.state_bytes - text - sequence._latent.cache.bytes
+
     sequence.append(encode(data[:200]))
-    before = sequence.state_bytes - sequence._latent.cache.bytes
+    before = but_for_the_text()
     sequence.append(encode(data[200:])[1:])
-    assert sequence.state_bytes - sequence._latent.cache.bytes == before
+    assert but_for_the_text() == before
 
 
 @example(lengths=[1] * 10, budget=4)
@@ -299,7 +305,8 @@ def test_figures_are_of_the_sequence_s_own_memory_and_time(tight: BltModel) -> N
     state = sequence.state
     own = [state.patch_values.tensor, state.byte_states.buffer, state.logits.rows]
     caches = [buffer for stage in sequence._stages.values() for buffer in stage.cache.inputs().values()]
-    assert sequence.state_bytes == sum(buffer.nbytes for buffer in own + caches)
+    text = state.ids.nbytes + state.entropies.nbytes + state.boundaries.bytes
+    assert sequence.state_bytes == text + sum(buffer.nbytes for buffer in own + caches)
     assert sequence.stage_seconds == sum(spent.seconds for spent in sequence.times.values())
     assert list(sequence.times) == ["patcher", "encoder", "latent", "decoder"]
     # One pass more than chunks where more patches closed than fit one block.
