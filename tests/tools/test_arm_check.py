@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import blt_edge
 import pytest
 from blt_edge.export import demo
 from blt_edge.export.golden import GOLDEN_NAME, read_golden
@@ -22,6 +24,8 @@ from blt_edge.tools.arm.steps import serve_one, steps_for
 from blt_edge.tools.arm.suite import read_report, run_suite
 from blt_edge.tools.matrix.environments import clean_variables
 from blt_edge.tools.steps import Check, Step
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from support.chat import posix
 from support.processors import become
 
@@ -75,6 +79,32 @@ def test_every_processor_has_a_file_and_a_model() -> None:
     assert {*check.X86} == {
         name for name in files if "flags" in SCRIPT.with_name("processors").joinpath(name).read_text()
     }
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="wheels are pinned for Python 3.11 and newer")
+def test_wheels_of_all_that_is_needed_are_pinned() -> None:
+    """They are unpacked without asking what they need: as their metadata have it here."""
+    lines = SCRIPT.with_name("requirements.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line[0] != "#")
+    waiting = [
+        Requirement("blt-edge[cpu,export,serve]"),
+        *map(Requirement, ("pytest", "pytest-xdist", "hypothesis")),
+    ]
+    seen: set[str] = set()
+    while waiting:
+        one = waiting.pop()
+        name = canonicalize_name(one.name)
+        if name != "blt-edge":
+            assert one.specifier.contains(pins.get(name, "")), f"{one}, pinned is {pins.get(name)}"
+        # What another version needs says nothing.
+        if str(one) in seen or importlib.metadata.version(name) != pins.get(name, blt_edge.__version__):
+            continue
+        seen.add(str(one))
+        for text in importlib.metadata.requires(name) or ():
+            needed = Requirement(text)
+            asked = ({"extra": extra} for extra in one.extras or {""})
+            if needed.marker is None or any(map(needed.marker.evaluate, asked)):
+                waiting.append(needed)
 
 
 @pytest.fixture
