@@ -181,6 +181,15 @@ def test_options_are_refused(arguments: list[str], says: str, capsys: pytest.Cap
     assert check.main(["--processor", "haswell", "--json", "report.json", "--quick"]) == 0
 
 
+def test_a_plant_is_for_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert check.main(["--processor", "native", "--plant", "softmax"]) == 0
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert check.main(["--processor", "cortex-a76", "--plant", "softmax"]) == 0
+    with pytest.raises(SystemExit):
+        check.main(["--processor", "native", "--plant", "softmax"])
+
+
 @linux
 def test_one_run_at_a_time_for_each_processor(checkout: Path) -> None:
     import fcntl  # not on Windows

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import subprocess
 import sys
 import tempfile
@@ -127,7 +128,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--plant", choices=PLANTS, help="put in a defect of Arm first, which a step must find: exit code 1"
     )
     options = parser.parse_args(arguments)
-    if options.plant and options.processor in X86:
+    on_arm = (
+        platform.machine() == "aarch64" if options.processor == "native" else options.processor not in X86
+    )
+    if options.plant and not on_arm:
         parser.error(f"--plant {options.plant}: a defect of Arm; {options.processor} has none of it")
     if options.json is not None and not options.json.absolute().parent.is_dir():
         parser.error(f"--json: there is no folder {options.json.absolute().parent}; make it, or give another")

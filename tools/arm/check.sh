@@ -54,7 +54,7 @@ case $cache in *:*) fail "--cache: $cache has a colon, which no folder of Python
 # One run for each processor, whose package and program are made anew; and one that fetches.
 exec 8>"$cache/fetching.lock" 9>"$cache/$processor.lock"
 flock -n 9 || fail "$processor is being tried with $cache by another run: wait for it, or give another --cache"
-flock 8
+flock -n 8 || { echo "check.sh: another run is fetching, which this one waits for" >&2; flock 8; }
 
 # 1. The host's own: makes the bundles, and compares.
 if [ ! -x .venv/bin/python ] || ! .venv/bin/python -c 'import blt_edge.export, onnxruntime' 2>/dev/null; then
