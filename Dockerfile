@@ -8,7 +8,8 @@
 ARG BASE=docker.io/library/python:3.12-slim-bookworm
 
 FROM ${BASE} AS build
-ARG PIP_INDEX_URL=https://pypi.org/simple
+# Where it is not given, pip's own settings count, which a build may mount as /etc/pip.conf.
+ARG PIP_INDEX_URL
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /source
 COPY . .

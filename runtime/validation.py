@@ -48,7 +48,7 @@ class ValidationRecord:
         rows: Any = self.report.get("rows")
         readable = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
         names = [row.get("check") for row in rows if not row.get("ok")] if readable else []
-        return tuple(name if _is_name(name) else shown(name) for name in names) or ("it has no rows",)
+        return tuple(name if _is_name(name) else shown(name) for name in names) or ("it names no check",)
 
     @property
     def failures(self) -> str:

@@ -82,6 +82,11 @@ def run_step(
             output, messages = process.communicate()
             messages += f"\nended after {seconds:g} s"
             exit_code = None
+        except BaseException:
+            # Whoever ends us ends it: in a session of its own it is sent no signal of the terminal's.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            raise
     took = round(time.monotonic() - started, 1)
     lines = [line.strip() for line in f"{output}\n{messages}".splitlines() if line.strip()]
     last = next((line.strip() for line in reversed(messages.splitlines()) if line.strip()), "")

@@ -63,8 +63,9 @@ def test_records_are_read_in_their_order_and_written_as_they_were(payload: dict[
             {"passed": False, "rows": [{"check": "logits", "ok": False}, {"check": "x", "ok": True}]},
             ("logits",),
         ),
-        ({"passed": "yes"}, ("it has no rows",)),
-        ({"passed": False, "rows": [1]}, ("it has no rows",)),
+        ({"passed": "yes"}, ("it names no check",)),
+        ({"passed": False, "rows": [1]}, ("it names no check",)),
+        ({"passed": False, "rows": [{"check": "logits", "ok": True}]}, ("it names no check",)),
         (
             {"rows": [{"check": "\x1b[2J"}, {"check": "x" * 81}, {}]},
             ("'\\x1b[2J'", f"'{'x' * 56}...", "None"),

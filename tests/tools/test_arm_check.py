@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +16,21 @@ import pytest
 from blt_edge.export import demo
 from blt_edge.export.golden import GOLDEN_NAME, read_golden
 from blt_edge.runtime.host import describe_processor
+from blt_edge.runtime.kernels import kernel_family
 from blt_edge.tools.arm import check
+from blt_edge.tools.arm import steps as arm_steps
 from blt_edge.tools.arm.plants import PLANTS, plant
 from blt_edge.tools.arm.steps import serve_one, steps_for
-from blt_edge.tools.arm.suite import read_report
+from blt_edge.tools.arm.suite import read_report, run_suite
 from blt_edge.tools.matrix.environments import clean_variables
-from blt_edge.tools.steps import Step
+from blt_edge.tools.steps import Check, Step
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from support.chat import posix
+from support.processors import become
 
 SCRIPT = Path(check.__file__).with_name("check.sh")
-PACKAGE = Path(blt_edge.__file__).parent
+linux = pytest.mark.skipif(sys.platform != "linux", reason="check.sh is for Linux")
 
 
 @pytest.mark.parametrize("name", PLANTS)
@@ -44,60 +53,171 @@ def test_a_plant_changes_arm_alone_and_is_taken_out(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("file", "machine", "features", "missing"),
+    ("file", "machine", "family"),
     [
-        ("cortex-a72", "aarch64", "asimd", "asimddp"),
-        ("cortex-a76", "aarch64", "asimddp", "i8mm"),
-        ("armv9", "aarch64", "i8mm", "avx2"),
-        ("haswell", "x86_64", "avx2", "avx512f"),
-        ("nehalem", "x86_64", "sse4_2", "avx"),
+        ("cortex-a72", "aarch64", "aarch64 without dot product"),
+        ("cortex-a76", "aarch64", "aarch64 with dot product"),
+        ("armv9", "aarch64", "aarch64 with i8mm"),
+        ("haswell", "x86_64", "x86-64 with AVX2"),
+        ("nehalem", "x86_64", "x86-64 without AVX2"),
     ],
 )
 def test_processors_say_what_they_can_do(
-    file: str, machine: str, features: str, missing: str, monkeypatch: pytest.MonkeyPatch
+    file: str, machine: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    become(monkeypatch, tmp_path, machine, None)
     monkeypatch.setattr("blt_edge.runtime.host._CPUINFO", SCRIPT.with_name("processors") / file)
-    found = describe_processor()["features"].split()
-    assert features in found
-    assert missing not in found
-    # Such a line is left out of a real one only where the architecture has none.
-    assert bool(describe_processor()["processor"]), machine
+    assert kernel_family() == family
+    # Engines are found again by it.
+    assert re.match(r"0x41 0x\w+ 0xd\w+$|GenuineIntel 6 \d+$", describe_processor()["processor"])
+
+
+def test_every_processor_has_a_file_and_a_model() -> None:
+    files = {path.name for path in SCRIPT.with_name("processors").iterdir()}
+    (listed,) = re.findall(r"allowed are ([\w, -]+)\"", SCRIPT.read_text())
+    assert {*listed.split(", ")} == {*files, "native"}
+    assert {*check.X86} == {
+        name for name in files if "flags" in SCRIPT.with_name("processors").joinpath(name).read_text()
+    }
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="wheels are pinned for Python 3.11 and newer")
+def test_wheels_of_all_that_is_needed_are_pinned() -> None:
+    """They are unpacked without asking what they need: as their metadata have it here."""
+    lines = SCRIPT.with_name("requirements.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line[0] != "#")
+    waiting = [
+        Requirement("blt-edge[cpu,export,serve]"),
+        *map(Requirement, ("pytest", "pytest-xdist", "hypothesis")),
+    ]
+    seen: set[str] = set()
+    while waiting:
+        one = waiting.pop()
+        name = canonicalize_name(one.name)
+        if name != "blt-edge":
+            assert one.specifier.contains(pins.get(name, "")), f"{one}, pinned is {pins.get(name)}"
+        # What another version needs says nothing.
+        if str(one) in seen or importlib.metadata.version(name) != pins.get(name, blt_edge.__version__):
+            continue
+        seen.add(str(one))
+        for text in importlib.metadata.requires(name) or ():
+            needed = Requirement(text)
+            asked = ({"extra": extra} for extra in one.extras or {""})
+            if needed.marker is None or any(map(needed.marker.evaluate, asked)):
+                waiting.append(needed)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the script, with an environment whose Python says what it is asked, and refuses it."""
+    root = tmp_path / "it's a checkout"
+    script = root / "tools" / "arm" / SCRIPT.name
+    script.parent.mkdir(parents=True)
+    shutil.copy(SCRIPT, script)
+    python = root / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] && exit\nshift 4\necho "$*"\nexit 2\n')
+    python.chmod(0o755)
+    return root
+
+
+def run_script(checkout: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    """From another folder than its own."""
+    elsewhere = checkout.parent / "elsewhere"
+    elsewhere.mkdir(exist_ok=True)
+    return subprocess.run(
+        ["/bin/bash", checkout / "tools" / "arm" / SCRIPT.name, *map(str, arguments)],
+        cwd=elsewhere,
+        env={**os.environ, **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@linux
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--processor", "z80"], "allowed are cortex-a76"),
+        (["--processor"], "--processor needs a value"),
+        (["--cache", "a:b"], "has a colon"),
+    ],
+)
+def test_script_refuses_in_one_line(checkout: Path, arguments: list[str], says: str) -> None:
+    done = run_script(checkout, "--processor", "native", *arguments)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@linux
+def test_options_are_checked_before_anything_is_fetched(checkout: Path) -> None:
+    done = run_script(
+        checkout, "--processor=native", "--cache", "my cache", "--qick", "--json", "my report", "--json=/r"
+    )
+    here = checkout.parent / "elsewhere"
+    assert (done.returncode, done.stderr) == (2, "")
+    assert done.stdout == f"--qick --json {here}/my report --json /r\n"
+    assert sorted(path.name for path in (here / "my cache").iterdir()) == ["fetching.lock", "native.lock"]
+    assert not (checkout / "my cache").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "says"),
     [
-        (["--processor", "z80"], 2, "allowed are cortex-a76"),
-        (["--processor"], 2, "--processor needs a value"),
+        (["--qick"], "unrecognized arguments: --qick"),
+        (["--json", "none/report.json"], "none; make it, or give another"),
+        (["--plant", "softmax", "--processor", "haswell"], "a defect of Arm; haswell has none of it"),
     ],
 )
-def test_script_refuses_in_one_line(arguments: list[str], code: int, says: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [SCRIPT, "--cache", str(tmp_path), *arguments], capture_output=True, text=True, check=False
+def test_options_are_refused(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        check.main(arguments)
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err.splitlines()[-1]
+    assert check.main(["--processor", "haswell", "--json", "report.json", "--quick"]) == 0
+
+
+def test_a_plant_is_for_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert check.main(["--processor", "native", "--plant", "softmax"]) == 0
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert check.main(["--processor", "cortex-a76", "--plant", "softmax"]) == 0
+    with pytest.raises(SystemExit):
+        check.main(["--processor", "native", "--plant", "softmax"])
+
+
+@linux
+def test_one_run_at_a_time_for_each_processor(checkout: Path) -> None:
+    import fcntl  # not on Windows
+
+    cache = checkout / ".arm-cache"
+    cache.mkdir()
+    with (cache / "native.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = run_script(checkout, "--processor", "native", "--quick")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"check.sh: native is being tried with {cache} by another run: wait for it, or give another --cache\n"
     )
-    assert done.returncode == code
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
 
 
-def test_script_says_where_nothing_can_be_emulated(tmp_path: Path) -> None:
-    tools = tmp_path / "bin"
+@linux
+def test_script_says_where_nothing_can_be_emulated(checkout: Path) -> None:
+    tools = checkout / "bin"
     tools.mkdir()
-    for name in ("mkdir", "dirname", "realpath", "bash"):
-        tools.joinpath(name).symlink_to(
-            f"/usr/bin/{name}" if Path(f"/usr/bin/{name}").exists() else f"/bin/{name}"
-        )
+    for name in ("dirname", "bash"):
+        tools.joinpath(name).symlink_to(shutil.which(name) or name)
     tools.joinpath("uname").write_text("#!/bin/sh\n[ $1 = -m ] && echo riscv64 || echo Linux\n")
     tools.joinpath("uname").chmod(0o755)
-    done = subprocess.run(
-        ["/bin/bash", SCRIPT, "--cache", str(tmp_path / "cache")],
-        env={**os.environ, "PATH": str(tools)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_script(checkout, PATH=str(tools))
     assert done.returncode == 77
-    assert "cortex-a76 can't be emulated here" in done.stderr
+    assert done.stderr == (
+        "check.sh: cortex-a76 can't be tried here: that takes x86-64; --processor native tries this machine\n"
+    )
 
 
 def test_bars_are_those_of_the_precision(tmp_path: Path) -> None:
@@ -139,6 +259,56 @@ def test_server_is_asked_and_ended(tmp_path: Path) -> None:
     assert "manifest.json" in broken.line
 
 
+@posix
+def test_a_server_that_says_nothing_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arm_steps, "_SERVER_SECONDS", 0.2)
+    done = serve_one((sys.executable, "-c", "import time; time.sleep(60)"), clean_variables(), tmp_path)
+    assert not done.ok
+    assert done.seconds < 30
+    assert done.line == "no address on stdout but '': it said nothing"
+
+
+def checks(verb: str) -> list[Check]:
+    """What is demanded of a verb's output, in the order of the steps."""
+    golden = read_golden(Path(demo.__path__[0], GOLDEN_NAME))
+    found = [step.check for step in steps_for(golden, Path()) if step.arguments[0] == verb]
+    return [one for one in found if one is not None]
+
+
+def test_an_engine_has_to_be_fused_and_proven() -> None:
+    built = checks("build")[0]
+    assert built('{"proven": true, "not_fused": []}') is None
+    assert (
+        built('{"proven": true, "not_fused": ["attention: x", "products: y"]}') == "attention: x; products: y"
+    )
+    assert built('{"proven": false, "not_fused": []}') == "not proven"
+
+
+def test_chunks_have_to_agree_with_all_before_them() -> None:
+    first, second, third = checks("score")
+    assert first('{"total": {"bits_per_byte": 2.0}}') is None
+    assert second('{"total": {"bits_per_byte": 2.000009}}') is None
+    assert (
+        third('{"total": {"bits_per_byte": 1.999995}}') == "1.999995 bits per byte, in other chunks 2.000000"
+    )
+
+
+def test_a_failed_validation_is_named() -> None:
+    rows = [{"check": "logits", "ok": False}, {"check": "boundaries", "ok": True}]
+    validated = checks("validate")[0]
+    assert validated(json.dumps({"validation": {"passed": False, "rows": rows}})) == "failed: logits"
+    assert validated(json.dumps({"validation": {"passed": True, "rows": rows[1:]}})) is None
+
+
+def test_suite_without_a_report_has_failed(tmp_path: Path) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho No module named pytest >&2\nexit 1\n")
+    program.chmod(0o755)
+    suite = run_suite(program, clean_variables(), tmp_path)
+    assert not suite.done.ok
+    assert suite.done.line == "no report: No module named pytest"
+
+
 def test_report_of_tests_is_read(tmp_path: Path) -> None:
     path = tmp_path / "report.xml"
     path.write_text(
@@ -159,3 +329,13 @@ def test_report_is_kept_after_each_step(tmp_path: Path) -> None:
     steps = json.loads((tmp_path / "r.json").read_text())["steps"]
     assert [step["ok"] for step in steps] == [True, False]
     assert "nothing" in steps[1]["line"]
+
+
+def test_output_of_compare_that_is_none_fails_its_step(tmp_path: Path) -> None:
+    report = check.Report("native", "", None, "2026-11-30")
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho no document\n")
+    program.chmod(0o755)
+    check.Target(program, tmp_path, report, None).run(Step("compare", ("compare",)))
+    assert "unexpected output" in report.steps[0].line
+    assert report.quality == {}

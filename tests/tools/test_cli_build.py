@@ -54,6 +54,15 @@ def test_an_engine_is_built_used_and_shown(cli, bundle: Path) -> None:
     assert document["files"]["latent.onnx"] == (engine / "latent.onnx").stat().st_size
 
 
+def test_what_is_not_fused_is_said(cli, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for silence hears of it, too: steps are slower than they could be."""
+    monkeypatch.setattr("blt_edge.export.build_ort.window_offset", lambda: None)
+    built = cli("build", bundle, "-q", "--json", "-", code=0)
+    (what,) = json.loads(built.stdout)["not_fused"]
+    assert built.stderr == f"warning: not fused: {what}; results are right, steps slower\n"
+    assert json.loads(built.stdout)["proven"] is True
+
+
 def test_a_damaged_engine_is_told_of(cli, bundle: Path) -> None:
     engine = Path(cli("build", bundle, "-q").stdout.strip())
     path = engine / "latent.onnx"

@@ -132,7 +132,7 @@ def test_python_is_warned_once(own_bundle: Path) -> None:
             record(own_bundle, *records)
             BltModel.load(own_bundle, threads=1)
     record(own_bundle, here({"passed": "yes", "rows": [1]}))
-    with pytest.warns(FailedValidationWarning, match=r"validation \(it has no rows\)") as caught:
+    with pytest.warns(FailedValidationWarning, match=r"validation \(it names no check\)") as caught:
         BltModel.load(own_bundle, threads=1)
     assert [each.filename for each in caught] == [__file__]
 

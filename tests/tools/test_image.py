@@ -57,6 +57,12 @@ def test_it_installs_extras_that_there_are() -> None:
     assert f"[{','.join(asked)}]" in CHECK.read_text()
 
 
+def test_an_index_that_is_not_given_is_left_to_pip() -> None:
+    """A default would go before the settings of pip's that a build mounts."""
+    assert ("ARG", "PIP_INDEX_URL") in instructions()
+    assert "--build-arg PIP_INDEX_URL=" in PAGE
+
+
 def test_its_version_is_the_packages() -> None:
     assert f'org.opencontainers.image.version="{blt_edge.__version__}"' in last("LABEL")
     assert f'licenses="{re.search(r"^license = .(.*).$", PROJECT, re.M)[1]}"' in last("LABEL")

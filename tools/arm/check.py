@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import subprocess
 import sys
 import tempfile
@@ -75,7 +76,9 @@ class Report:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
+    if options.program is None:
+        return 0
     report = Report(options.processor, options.emulator, options.plant, time.strftime("%Y-%m-%d"))
     # x86 without VNNI has int8 products of its own, Arm has 4-bit ones.
     quick = ("int8" if options.processor in X86 else "int4") if options.quick else None
@@ -90,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 target.run(step)
             target.keep(serve_one((target.program, "-m", "blt_edge"), clean_variables(), there))
             if options.tests:
-                suite = run_suite(target.program, clean_variables(), Path("tests", "runtime"))
+                suite = run_suite(target.program, clean_variables(), Path("tests", "runtime").absolute())
                 report.failed_tests, report.skipped_tests = suite.failed, suite.skipped
                 target.keep(suite.done)
         finally:
@@ -105,17 +108,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if report.passed else 1
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="tools/arm/check.sh", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--program", type=Path, required=True, help="what is that processor's Python")
-    parser.add_argument("--package", type=Path, required=True, help="where blt_edge is that it imports")
-    parser.add_argument("--processor", required=True, help="its name in the report")
-    parser.add_argument("--emulator", default="", help="what it runs on; none on its own machine")
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read and checked; of wrong ones argparse tells, and ends the process. No program = nothing is tried."""
+    parser = argparse.ArgumentParser(
+        prog="tools/arm/check.sh",
+        description=(__doc__ or "").split("\n")[0],
+        epilog="--cache FOLDER: where check.sh keeps what it fetches.",
+        allow_abbrev=False,
+    )
+    # From check.sh, which makes them.
+    parser.add_argument("--program", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--package", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--emulator", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--processor", default="native", help="which is tried; check.sh has a list")
     parser.add_argument("--quick", action="store_true", help="a slice of some minutes")
     parser.add_argument("--tests", action="store_true", help="also the runtime's tests that need no torch")
     parser.add_argument("--json", type=Path, help="write the report here, after each step")
-    parser.add_argument("--plant", choices=PLANTS, help="put in a defect first, which a step must find")
-    return parser
+    parser.add_argument(
+        "--plant", choices=PLANTS, help="put in a defect of Arm first, which a step must find: exit code 1"
+    )
+    options = parser.parse_args(arguments)
+    on_arm = (
+        platform.machine() == "aarch64" if options.processor == "native" else options.processor not in X86
+    )
+    if options.plant and not on_arm:
+        parser.error(f"--plant {options.plant}: a defect of Arm; {options.processor} has none of it")
+    if options.json is not None and not options.json.absolute().parent.is_dir():
+        parser.error(f"--json: there is no folder {options.json.absolute().parent}; make it, or give another")
+    return options
 
 
 class Target:
@@ -130,17 +150,15 @@ class Target:
 
     def run(self, step: Step) -> None:
         """Type the step's command there, and keep what came of it."""
-        output: list[str] = []
 
         def check(text: str) -> str | None:
-            output.append(text)
+            if step.arguments[0] == "compare":
+                self._report.quality["there"] = _quality(json.loads(text))
             return step.check(text) if step.check else None
 
         command = (self.program, "-m", "blt_edge")
         kept = Step(step.name, step.arguments, check)
         done = run_step(kept, command, clean_variables(), self._folder, seconds=_STEP_SECONDS)
-        if step.arguments[0] == "compare" and output:
-            self._report.quality["there"] = _quality(json.loads(output[0]))
         self.keep(done)
 
     def keep(self, done: Done) -> None:

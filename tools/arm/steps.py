@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -95,11 +96,6 @@ def _fused(output: str) -> str | None:
     return "; ".join(found["not_fused"]) or (None if found["proven"] else "not proven")
 
 
-def _quantize(precision: str, *more: str) -> tuple[str, ...]:
-    # What was quantized elsewhere has been held to its bars by now.
-    return ("quantize", "b", "-o", f"own-{precision}", "--precision", precision, *more, "--no-validate")
-
-
 def _validate(bundle: str) -> tuple[str, ...]:
     return ("validate", bundle, "--golden", GOLDEN_NAME, "--json", "-")
 
@@ -167,7 +163,13 @@ def serve_one(program: Sequence[str | Path], variables: Mapping[str, str], folde
         )
     try:
         assert process.stdout is not None
-        url = process.stdout.readline().strip()
+        # A server that hangs while it loads writes no line and does not end.
+        patience = threading.Timer(_SERVER_SECONDS, process.kill)
+        patience.start()
+        try:
+            url = process.stdout.readline().strip()
+        finally:
+            patience.cancel()
         found = re.fullmatch(r"http://([^:]+):(\d+)", url)
         if found is None:
             fault = f"no address on stdout but {url!r}: {_tail(folder / 'server.log')}"

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ..steps import Done
+from ..steps import Done, Step, run_step
 
 _SECONDS = 4 * 3600
 
@@ -30,10 +28,9 @@ class Suite:
 
 def run_suite(program: Path, variables: Mapping[str, str], tests: Path) -> Suite:
     """Run the tests below a folder of this source tree with another Python; two processes at a time."""
-    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="blt-edge-suite-") as folder:
         report = Path(folder, "report.xml")
-        options = [
+        options = (
             "-q",
             "-n",
             "2",
@@ -41,24 +38,23 @@ def run_suite(program: Path, variables: Mapping[str, str], tests: Path) -> Suite
             "no:cacheprovider",
             f"--junitxml={report}",
             f"--basetemp={folder}/tmp",
-        ]
-        ended = subprocess.run(
-            [program, "-m", "pytest", *options, tests],
-            env={**variables, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            check=False,
+            str(tests),
+        )
+        done = run_step(
+            Step("tests of the runtime", options),
+            (program, "-m", "pytest"),
+            {**variables, "OMP_NUM_THREADS": "1"},
+            Path.cwd(),
+            seconds=_SECONDS,
         )
         if not report.is_file():
-            last = (f"{ended.stdout}\n{ended.stderr}".strip().splitlines() or ["it said nothing"])[-1]
-            return Suite(_done(started, ended.returncode, f"no report: {last}", 0), (), {})
+            line = f"no report: {done.line or 'it said nothing'}"
+            return Suite(replace(done, line=line, ok=False), (), {})
         failed, skipped, count = read_report(report)
     left_out = sum(skipped.values())
     line = f"{count - len(failed) - left_out} passed, {len(failed)} failed, {left_out} skipped"
-    return Suite(_done(started, ended.returncode, line, count), failed, skipped)
+    # A test that fails is shown with its traceback, which is none of ours.
+    return Suite(replace(done, line=line, traceback=False, ok=done.exit_code == 0), failed, skipped)
 
 
 def read_report(path: Path) -> tuple[tuple[str, ...], dict[str, int], int]:
@@ -75,8 +71,3 @@ def read_report(path: Path) -> tuple[tuple[str, ...], dict[str, int], int]:
             elif child.tag == "skipped":
                 skipped[first] += 1
     return tuple(failed), dict(skipped), len(cases)
-
-
-def _done(started: float, code: int, line: str, lines: int) -> Done:
-    took = round(time.monotonic() - started, 1)
-    return Done("tests of the runtime", code, took, line, lines, traceback=False, ok=code == 0)

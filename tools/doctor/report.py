@@ -188,7 +188,8 @@ def _about_storage(storage: Storage | None, bundle: Path | None) -> Iterator[Adv
             f"the bundle is on an SD card ({storage.device}); a byte reads a few rows of it at random, for "
             "which an SSD is better (mounted as /srv/blt-edge in this command)"
         )
-        copying = f"rsync -a --exclude engines {shlex.quote(str(bundle))} /srv/blt-edge/"
+        # Whole: rsync takes what stands before a colon for another machine, and "." for what is in it.
+        copying = f"rsync -a --exclude engines {shlex.quote(str(bundle.resolve()))} /srv/blt-edge/"
         yield Advice("reading tables", reason, (copying,))
 
 

@@ -55,7 +55,7 @@ tidy() {
     pod rm -fa -t 0 >/dev/null 2>&1 || true
     pod rmi -fa >/dev/null 2>&1 || true
     umount "$work"/storage/* 2>/dev/null || true
-    rm -rf "$work"
+    rm -rf --one-file-system "$work" # what may still be mounted in it is this machine's
 }
 trap tidy EXIT
 
@@ -85,7 +85,8 @@ for path in /etc/ssl/certs /etc/pip.conf; do
     [ ! -e $path ] || own+=(-v "$path:$path:ro")
 done
 options=(--arch "$architecture" --isolation chroot --format docker --layers --build-arg "BASE=$base" "${own[@]}")
-[ -z "${PIP_INDEX_URL:-}" ] || options+=(--build-arg "PIP_INDEX_URL=$PIP_INDEX_URL")
+index=()
+[ -z "${PIP_INDEX_URL:-}" ] || { options+=(--build-arg PIP_INDEX_URL) && index=(-e PIP_INDEX_URL); }
 pod build -q "${options[@]}" --target build -t localhost/build "$context" >/dev/null ||
     fail "the wheel can't be built or installed"
 pod build -q "${options[@]}" -t $image "$context" >/dev/null || fail "the image can't be built"
@@ -145,7 +146,7 @@ say "$version ran as 10001 without writing, was healthy, answered as generate do
 other=aarch64
 [ "$here" != arm64 ] || other=x86_64
 python=$(sed -n 's/^ARG BASE=.*python:\([0-9.]*\).*/\1/p' Dockerfile)
-pod run --rm --network host "${limits[@]}" "${own[@]}" --entrypoint sh localhost/build -c "
+pod run --rm --network host "${limits[@]}" "${own[@]}" "${index[@]}" --entrypoint sh localhost/build -c "
     /build/bin/pip install -q --dry-run --target /tmp/none --python-version $python --only-binary :all: \
         --platform manylinux_2_28_$other --platform manylinux_2_17_$other \
         -c /source/constraints.txt \"\$(echo /wheels/*.whl)[cpu,serve]\"" || fail "not every package has a wheel for $other"

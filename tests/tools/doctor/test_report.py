@@ -161,7 +161,7 @@ def test_a_bundle_on_an_sd_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
     (advice,) = report.advice
     assert "on an SD card (mmcblk0)" in advice.reason
-    assert advice.commands == ("rsync -a --exclude engines 'my bundle' /srv/blt-edge/",)
+    assert advice.commands == (f"rsync -a --exclude engines '{tmp_path}/my bundle' /srv/blt-edge/",)
     there = look(tmp_path, PI_5, commands=PI_5_ANSWERS, bundle=Path("/mnt/fast ssd/x"))
     assert there.storage is not None
     assert (there.storage.kind, there.advice) == ("NVMe", ())
