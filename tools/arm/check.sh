@@ -153,6 +153,8 @@ program=$cache/python-$processor
     echo "export PYTHONDONTWRITEBYTECODE=1 PYTHONNOUSERSITE=1"
     if [ -n "$model" ]; then
         echo "export QEMU_LD_PREFIX=$(quoted "$files")"
+        # On an AMD host numpy's OpenBLAS takes that emulated processor for a Haswell, and ends at its first AVX.
+        [ "$processor" != nehalem ] || echo "export OPENBLAS_CORETYPE=Nehalem"
         echo "exec qemu-$machine-static -cpu '$model' -0 \"\$0\" $(quoted "$executable") \"\$@\""
     else
         echo "exec $(quoted "$executable") \"\$@\""
