@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .choices import joined_choices, stream_choices
-from .errors import BackendError, OptionError
+from .errors import BackendError, OptionError, ran_out_of_memory
 from .fields import checked_bytes, checked_int, shown
 from .generation import GenerationChunk, GenerationResult, PromptReader
 from .model import BltModel
@@ -204,6 +204,10 @@ class PrefixStore:
         except GeneratorExit:  # between two rounds
             intact = True
             raise
+        except (BackendError, MemoryError) as error:
+            if ran_out_of_memory(error):
+                self.clear()  # the next text needs it more than what is kept
+            raise
         finally:
             # Where there are several choices, the first of them has gone on in this sequence.
             if intact and (n == 1 or sequence.length <= 1 + len(data)):
@@ -279,12 +283,14 @@ class PrefixStore:
         """Keep the state of a sequence of this model under the bytes that it has read, if it fits; the memory
         that this took, 0 where nothing new is kept.
 
-        Nothing is kept of a sequence that has failed half-way, or has read what is no text. Raises
-        OptionError for another model's.
+        Nothing is kept of a sequence that has failed half-way, has read what is no text, or runs on an engine
+        that the model has given up. Raises OptionError for another model's.
         """
         if getattr(sequence, "manifest", None) is not self.model.manifest:
             raise OptionError(f"sequence is {shown(sequence)}; allowed is what sequence() of this model gave")
         ids = sequence.ids
+        if not self.model.goes_on(sequence):  # its engine has failed, if in another text
+            return 0
         if not self.memory or not len(ids) or ids[0] != BOS or (ids[1:] < BYTE_OFFSET).any():
             return 0
         key = decode(ids[1:])
