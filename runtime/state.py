@@ -292,23 +292,19 @@ class TextState:
     @property
     def saved_bytes(self) -> int:
         """What its arrays take in a file, in bytes."""
-        length, starts, values, states = (
-            self.length,
-            self.boundaries.starts,
-            self.patch_values,
-            self.byte_states,
+        length, starts = self.length, self.boundaries.starts
+        values, states, logits = self.patch_values, self.byte_states, self.logits
+        numbers = (
+            (length if "patcher" in self.caches else 0)  # entropies
+            + (len(starts) - 1 - values.oldest) * values.tensor.shape[1]
+            + (length - states.base) * states.buffer.shape[1]
+            + (length - logits.oldest) * logits.rows.shape[1]
         )
-        ids = length * (6 if "patcher" in self.caches else 2) + 4 * len(starts)
         caches = sum(
             cache.buffer.nbytes // cache.capacity * (cache.length - cache.first)
             for cache in self.caches.values()
         )
-        rows = (
-            (len(starts) - 1 - values.oldest) * values.tensor.shape[1]
-            + (length - states.base) * states.buffer.shape[1]
-            + (length - self.logits.oldest) * self.logits.rows.shape[1]
-        )
-        return ids + caches + 4 * rows
+        return int(2 * length + 4 * len(starts) + 4 * numbers + caches)
 
     def parts(self) -> Iterator[tuple[object, int, bool]]:
         """(what it is, bytes, whether nobody else holds it) of each part; forks share objects."""
