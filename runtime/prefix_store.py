@@ -31,7 +31,7 @@ from .prefix_tree import PrefixTree
 from .sequence import ChunkResult, Sequence
 from .vocabulary import BOS, BYTE_OFFSET, decode
 
-__all__ = ["PrefixStore", "StoreFigures", "default_memory"]
+__all__ = ["PrefixStore", "StoreFigures", "default_memory", "spare_memory"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -85,10 +85,15 @@ class _Kept:
     """What it consists of, and the bytes of each."""
 
 
-def default_memory(model: BltModel) -> int:
-    """Bytes for a store where nobody says: a quarter of what is free where the states are, at most 2 GB."""
+def spare_memory(model: BltModel) -> int:
+    """Bytes that kept states may take beside all else: a quarter of what is free now where they are."""
     available = model.available_memory()
-    return _UNKNOWN if available is None else min(available // _SHARE, _MOST)
+    return _UNKNOWN if available is None else available // _SHARE
+
+
+def default_memory(model: BltModel) -> int:
+    """Bytes for a store where nobody says: `spare_memory`, at most 2 GB."""
+    return min(spare_memory(model), _MOST)
 
 
 class PrefixStore:
