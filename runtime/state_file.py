@@ -471,9 +471,7 @@ def _fill(state: TextState, header: _Header, take: Callable[[str], Array]) -> No
         part, end = parts[stage], closed if stage == "latent" else length
         window = cache.window
         _check_span(stage, part.first, part.shape[2], end, 0 if window is None else max(0, end - window + 1))
-        keys_values = take(stage)[:, np.newaxis]
-        if part.shape[2]:  # no patch may have closed yet
-            cache.place(part.first, keys_values)
+        cache.place(part.first, take(stage)[:, np.newaxis])
     part = parts["patch_values"]
     _check_span("patch_values", part.first, part.shape[0], closed, closed - 1)
     state.patch_values.place(part.first, take("patch_values"))
