@@ -215,6 +215,11 @@ class BltModel:
             engine=lambda: str(replace(self.engine, reason=None)),
         )
 
+    def goes_on(self, sequence: Sequence) -> bool:
+        """Whether a sequence runs on what the model runs on now: not one that was begun before an engine
+        failed, until it has come to that itself."""
+        return sequence.runs_on(self._backends)
+
     def available_memory(self) -> int | None:
         """Bytes to be had now where texts' states are, the device's or the host's; None where unknown."""
         return self._backends["encoder"].memory.available()

@@ -13,11 +13,13 @@ import os
 import re
 import stat
 import time
+import weakref
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BackendError, StateError
+from .errors import BackendError, BltError, StateError
 from .files import OutputError, WriteError, claim, clear_abandoned
 from .prefix_store import PrefixStore
 from .sequence import Sequence
@@ -50,6 +52,8 @@ def make_folder(path: Path, *, private: bool = False) -> Path:
             raise OutputError(f"{path} is a link; remove it")
         if private and os.name == "posix" and (status.st_uid != os.geteuid() or status.st_mode & 0o077):
             raise OutputError(f"others may use {path}, which is for texts; chmod 700 it, or remove it")
+        if os.name == "posix" and status.st_mode & 0o002 and not status.st_mode & stat.S_ISVTX:
+            raise OutputError(f"others may put their folders into {path}; chmod o-w it, or give another")
         if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
             raise OutputError(f"{path} can't be written; check its permissions")
     except FileExistsError:
@@ -85,7 +89,7 @@ class PrefixFolder:
                 chosen.append(path)
             else:
                 dropped.append(f"{path}: there is no room for it")
-                path.unlink(missing_ok=True)
+                _remove([path])
         states = 0
         for path in reversed(chosen):  # what is kept last goes last
             try:
@@ -93,33 +97,45 @@ class PrefixFolder:
                 states += 1
             except StateError as error:
                 dropped.append(str(error))
-                path.unlink(missing_ok=True)
+                _remove([path])
             except BackendError as error:  # memory was short, or the device is lost
                 dropped.append(str(error))
         return Loaded(min(states, store.figures.states), tuple(dropped))
 
     def save(self, store: PrefixStore) -> None:
         """Let the folder have the store's states and no others, those used last first, in as many bytes as
-        its memory. Those that are there already are not written again. Raises WriteError.
+        its memory. Those that are there already are not written again. Raises WriteError, and when all others
+        are there the StateError or BackendError of a state that can't be saved.
         """
-        kept = store.sequences()[::-1]
-        paths = [self._path(store, sequence) for sequence in kept]
+        # Not held, so that what the store drops meanwhile is gone: writing may take minutes.
+        kept = [(self._path(store, one), weakref.ref(one)) for one in reversed(store.sequences())]
+        paths = [path for path, _ in kept]
         others = {path for path, _ in self._files()}.difference(paths)
         now, left = time.time_ns(), store.memory
-        for place, (path, sequence) in enumerate(zip(paths, kept, strict=True)):
+        failed: BltError | None = None
+        for place, (path, there) in enumerate(kept):
             try:
-                if not path.exists():
-                    self._write(path, sequence, others)
+                if not path.exists() and not self._write(path, there(), others, left):
+                    continue
                 left -= path.stat().st_size
                 os.utime(path, ns=(now - place, now - place))
+            except (StateError, BackendError) as error:  # it holds no numbers, or its device is lost
+                failed = failed or error
+                continue
             except OSError as error:
                 raise WriteError(f"{path} can't be written ({error.strerror})") from error
             if left < 0:
                 others.update(paths[place:])
                 break
         _remove(others)  # last: whoever is killed before has at least what was there
+        if failed is not None:
+            raise failed
 
-    def _write(self, path: Path, sequence: Sequence, others: set[Path]) -> None:
+    def _write(self, path: Path, sequence: Sequence | None, others: set[Path], room: int) -> bool:
+        """Whether the file is there now: not of a state that is gone, or for which there is no room."""
+        # A file that is written only to be removed wears the disk each time.
+        if sequence is None or sequence.state.saved_bytes > room:
+            return False
         try:
             sequence.save(path)
         except WriteError:
@@ -128,6 +144,7 @@ class PrefixFolder:
             _remove(others)  # there may be room then
             others.clear()
             sequence.save(path)
+        return True
 
     def _path(self, store: PrefixStore, sequence: Sequence) -> Path:
         digest = hashlib.sha256(store.model.manifest.fingerprint.encode())
@@ -135,17 +152,21 @@ class PrefixFolder:
         return self.path / f"{digest.hexdigest()}.state"
 
     def _files(self) -> list[tuple[Path, int]]:
-        """State files and their sizes, those used last first. What was never finished is removed."""
+        """State files (and links of their names), with sizes, those used last first. What was never finished
+        is removed.
+        """
         found = []
         for path in self.path.iterdir():
             if unfinished := _UNFINISHED.fullmatch(path.name):
                 clear_abandoned(self.path / unfinished[1])
             elif _NAME.fullmatch(path.name):
                 status = path.lstat()
-                found.append((status.st_mtime_ns, path, status.st_size))
+                if not stat.S_ISDIR(status.st_mode):  # which is none of ours
+                    found.append((status.st_mtime_ns, path, status.st_size))
         return [(path, size) for _, path, size in sorted(found, reverse=True)]
 
 
 def _remove(paths: Iterable[Path]) -> None:
     for path in paths:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):  # what can't be removed is found again the next time
+            path.unlink(missing_ok=True)

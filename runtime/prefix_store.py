@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .choices import joined_choices, stream_choices
-from .errors import BackendError, OptionError
+from .errors import BackendError, OptionError, ran_out_of_memory
 from .fields import checked_bytes, checked_int, shown
 from .generation import GenerationChunk, GenerationResult, PromptReader
 from .model import BltModel
@@ -31,7 +31,7 @@ from .prefix_tree import PrefixTree
 from .sequence import ChunkResult, Sequence
 from .vocabulary import BOS, BYTE_OFFSET, decode
 
-__all__ = ["PrefixStore", "StoreFigures", "default_memory"]
+__all__ = ["PrefixStore", "StoreFigures", "default_memory", "spare_memory"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -85,10 +85,15 @@ class _Kept:
     """What it consists of, and the bytes of each."""
 
 
-def default_memory(model: BltModel) -> int:
-    """Bytes for a store where nobody says: a quarter of what is free where the states are, at most 2 GB."""
+def spare_memory(model: BltModel) -> int:
+    """Bytes that kept states may take beside all else: a quarter of what is free now where they are."""
     available = model.available_memory()
-    return _UNKNOWN if available is None else min(available // _SHARE, _MOST)
+    return _UNKNOWN if available is None else available // _SHARE
+
+
+def default_memory(model: BltModel) -> int:
+    """Bytes for a store where nobody says: `spare_memory`, at most 2 GB."""
+    return min(spare_memory(model), _MOST)
 
 
 class PrefixStore:
@@ -204,6 +209,10 @@ class PrefixStore:
         except GeneratorExit:  # between two rounds
             intact = True
             raise
+        except (BackendError, MemoryError) as error:
+            if ran_out_of_memory(error):
+                self.clear()  # the next text needs it more than what is kept
+            raise
         finally:
             # Where there are several choices, the first of them has gone on in this sequence.
             if intact and (n == 1 or sequence.length <= 1 + len(data)):
@@ -279,12 +288,14 @@ class PrefixStore:
         """Keep the state of a sequence of this model under the bytes that it has read, if it fits; the memory
         that this took, 0 where nothing new is kept.
 
-        Nothing is kept of a sequence that has failed half-way, or has read what is no text. Raises
-        OptionError for another model's.
+        Nothing is kept of a sequence that has failed half-way, has read what is no text, or runs on an engine
+        that the model has given up. Raises OptionError for another model's.
         """
         if getattr(sequence, "manifest", None) is not self.model.manifest:
             raise OptionError(f"sequence is {shown(sequence)}; allowed is what sequence() of this model gave")
         ids = sequence.ids
+        if not self.model.goes_on(sequence):  # its engine has failed, if in another text
+            return 0
         if not self.memory or not len(ids) or ids[0] != BOS or (ids[1:] < BYTE_OFFSET).any():
             return 0
         key = decode(ids[1:])

@@ -238,6 +238,10 @@ class Sequence:
             raise OptionError("nothing was read yet; append the ids of a text (vocabulary.encode)")
         return self._state.logits.after(self.length - 1)
 
+    def runs_on(self, backends: dict[str, StageBackend]) -> bool:
+        """Whether these backends, a model's, are the ones that read it."""
+        return self._backends is backends
+
     @property
     def patches_closed(self) -> int:
         """Patches that have ended and gone through the latent stage."""
@@ -310,14 +314,20 @@ class Sequence:
         """Read the ids of a draft, at most `limits.prefill_chunk` and as many as there are positions.
 
         Raises BackendError when the engine fails and there is no other, and from then on: its stages have
-        read different texts.
+        read different texts. OptionError as `check_readable`.
         """
+        self.check_readable()
         self._check_in_step(draft)
         try:
             return self._read(draft)
         except BackendError as error:
             self.recover(error)
             return self._read(Draft(draft.ids))
+
+    def check_readable(self) -> None:
+        """Raise OptionError for a packed sequence, in which nothing can be read on."""
+        if self._state.packed:
+            raise OptionError("this sequence is packed, to be kept only; go on in a fork() of it")
 
     def _read(self, draft: Draft) -> ChunkResult:
         state, ids, first, count = self._state, draft.ids, self.length, len(draft.ids)

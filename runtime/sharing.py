@@ -41,6 +41,7 @@ class Lease:
         other = Lease.__new__(Lease)
         other._end, other._holders = end, self._holders
         with self._holders.lock:
+            self._others()  # forgets who is gone: one that is only forked would remember all of its forks
             self._end = max(self._end, end)
             self._holders.leases.append(weakref.ref(other))
         return other

@@ -42,7 +42,8 @@ class DraftFigures:
 
 
 def check_draft(options: GenerationOptions, sequence: Sequence) -> None:
-    """Raise OptionError when the sequence's model cannot draft as the options ask."""
+    """Raise OptionError when the sequence can't be read on, or its model cannot draft as the options ask."""
+    sequence.check_readable()
     if options.draft == "patcher" and sequence.patcher is None:
         raise OptionError(
             "draft: got 'patcher', but this model's patches need no entropy model; "

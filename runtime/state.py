@@ -204,6 +204,8 @@ class TextState:
         """float32, nats, as many: what the patcher said after each, where there is one."""
         self.boundaries, self.caches = boundaries, caches
         self.patch_values, self.byte_states, self.logits = patch_values, byte_states, logits
+        self.packed = False
+        """Whether it is kept only: see `pack`."""
 
     def store_ids(self, first: int, ids: Ids) -> None:
         """Put int64 ids [S] at positions first.., with room for their entropies."""
@@ -262,18 +264,20 @@ class TextState:
         other.patch_values = self.patch_values.fork(self.caches["latent"].length)
         other.byte_states = self.byte_states.fork(length)
         other.logits = self.logits.fork()
+        other.packed = False
         return other
 
     def pack(self, rollback: int) -> None:
         """Give up memory that going on, after taking back up to `rollback` ids, has no need of.
 
-        A state that is packed is there to be forked, and saved; its forks are like any others.
+        A state that is packed is there to be forked, and saved, not read on; its forks are like any others.
         """
         starts = self.boundaries.starts
         opened = bisect_right(starts, max(0, self.length - rollback)) - 1
         self.patch_values.pack(max(0, opened - 1), self.caches["latent"].length)
         for cache in self.caches.values():
             cache.pack()
+        self.packed = True
 
     @property
     def bytes(self) -> int:
@@ -284,6 +288,23 @@ class TextState:
     def own_bytes(self) -> int:
         """What of it nobody shares: bytes that are free again when this state is dropped."""
         return sum(size for _, size, alone in self.parts() if alone)
+
+    @property
+    def saved_bytes(self) -> int:
+        """What its arrays take in a file, in bytes."""
+        length, starts = self.length, self.boundaries.starts
+        values, states, logits = self.patch_values, self.byte_states, self.logits
+        numbers = (
+            (length if "patcher" in self.caches else 0)  # entropies
+            + (len(starts) - 1 - values.oldest) * values.tensor.shape[1]
+            + (length - states.base) * states.buffer.shape[1]
+            + (length - logits.oldest) * logits.rows.shape[1]
+        )
+        caches = sum(
+            cache.buffer.nbytes // cache.capacity * (cache.length - cache.first)
+            for cache in self.caches.values()
+        )
+        return int(2 * length + 4 * len(starts) + 4 * numbers + caches)
 
     def parts(self) -> Iterator[tuple[object, int, bool]]:
         """(what it is, bytes, whether nobody else holds it) of each part; forks share objects."""

@@ -35,7 +35,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import BltError, OptionError, StateError, engine_error
-from .fields import Fields, parse_json, shown
+from .fields import Fields, parse_json, plain_text, shown
 from .files import WriteError, clear_abandoned, open_plain, write_whole
 from .manifest import Manifest
 from .names import STAGES
@@ -56,6 +56,7 @@ ARRAYS = ("ids", "entropies", "starts", *STAGES, "patch_values", "byte_states", 
 _MAGIC = b"blt-edge state\r\n"
 _MOST_HEADER = 1 << 16
 _MOST = 2**31 - 1
+_MOST_NAME = 200  # letters of what is for people
 _SHOWN = 64  # ids of either end of the text that a description has
 _DTYPES: dict[str, np.dtype[Any]] = {"ids": np.dtype("<u2"), "starts": np.dtype("<u4")}
 _FLOAT = np.dtype("<f4")
@@ -204,8 +205,8 @@ def _write(path: Path, state: TextState, manifest: Manifest, engine: str) -> Non
     ids = state.ids[: state.length].astype(_dtype("ids"))
     described = {
         "bundle": manifest.fingerprint,
-        "model": _printable(manifest.source.name),
-        "engine": _printable(engine),
+        "model": plain_text(manifest.source.name, _MOST_NAME),
+        "engine": plain_text(engine, _MOST_NAME),
         "made": datetime.now(timezone.utc),
         "patching": _told(manifest.patching),
         "length": state.length,
@@ -249,10 +250,6 @@ def _arrays(state: TextState, ids: Array) -> dict[str, tuple[_Part, Iterator[Arr
         shape = (planes, heads, cache.length - cache.first, width)
         arrays[stage] = _Part(cache.first, shape), cache.planes()
     return {name: arrays[name] for name in ARRAYS if name in arrays}
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:200] or "?"
 
 
 def _check_finite(name: str, values: Array) -> None:

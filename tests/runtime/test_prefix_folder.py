@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import stat
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from blt_edge.runtime import BltModel, GenerationOptions, PrefixStore, state_file
+from blt_edge.runtime.errors import StateError
 from blt_edge.runtime.files import OutputError, WriteError
 from blt_edge.runtime.patching import PatchingRule
 from blt_edge.runtime.prefix_folder import Loaded, PrefixFolder, make_folder
@@ -217,3 +222,67 @@ def test_killed_at_any_moment_the_next_start_has_whole_states(tiny_bundle: Path,
         for sequence, text in zip(store.sequences(), keys(store), strict=True):
             assert_like_fresh(model, sequence.fork(), text)
         folder.close()
+
+
+def test_a_directory_with_a_state_s_name_is_left_alone(tight: BltModel, folder: PrefixFolder) -> None:
+    (folder.path / f"{'a' * 64}.state" / "mine").mkdir(parents=True)
+    folder.save(filled(tight, b"abc"))
+    assert folder.load(PrefixStore(tight, PLENTY)) == Loaded(1)
+    assert len(files(folder)) == 2
+
+
+def test_a_state_that_cannot_be_saved_costs_no_other(tight: BltModel, folder: PrefixFolder) -> None:
+    store = filled(tight, b"one", b"two", b"six")
+    store.sequences()[1].state.caches["encoder"].buffer[...] = np.nan
+    for _ in range(2):
+        with pytest.raises(StateError, match="encoder: some values are no finite numbers"):
+            folder.save(store)
+    again = PrefixStore(tight, PLENTY)
+    assert folder.load(again) == Loaded(2)
+    assert keys(again) == [b"one", b"six"]
+
+
+def test_nothing_is_written_that_there_is_no_room_for(
+    tight: BltModel, folder: PrefixFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the same file would be written and removed again each time."""
+    store, written = filled(tight), list[str]()
+    folder.save(store)
+    size = sum(path.stat().st_size for path in files(folder))
+    for path in files(folder):
+        path.unlink()
+    store.memory = size - 3000
+    write = state_file._write
+    monkeypatch.setattr(
+        state_file, "_write", lambda path, *more: (written.append(path.name), write(path, *more))
+    )
+    for _ in range(3):
+        folder.save(store)
+        assert len(written) == len(set(written)) == len(files(folder)) == 3
+
+
+def test_what_the_store_drops_while_it_is_written_is_gone(
+    tight: BltModel, folder: PrefixFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled(tight)
+    write, alive = state_file._write, [weakref.ref(sequence) for sequence in store.sequences()]
+
+    def dropping(*given: Any) -> None:
+        store.clear()
+        gc.collect()
+        assert sum(one() is not None for one in alive) == 1  # the one that is being written
+        write(*given)
+
+    monkeypatch.setattr(state_file, "_write", dropping)
+    folder.save(store)
+    assert len(files(folder)) == 1
+
+
+@posix
+def test_where_others_may_move_the_folder_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    with pytest.raises(OutputError, match=r"others may put their folders into .*; chmod o-w it"):
+        make_folder(tmp_path / "shared")
+    (tmp_path / "shared").chmod(0o1777)  # as /tmp is
+    assert make_folder(tmp_path / "shared")

@@ -28,7 +28,7 @@ from blt_edge.runtime import (
 from blt_edge.runtime.prefix_store import StoreFigures, default_memory
 from blt_edge.runtime.prefix_tree import common_prefix
 from blt_edge.runtime.state import memory_of
-from blt_edge.runtime.vocabulary import decode, encode
+from blt_edge.runtime.vocabulary import byte_ids, decode, encode
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -491,6 +491,31 @@ def test_where_memory_is_short_what_is_kept_makes_room(
     assert (again.data, again.stats.reused_bytes) == (wanted, 0)
     monkeypatch.undo()
     assert store.generate(TEXT, NONE).stats.reused_bytes == len(TEXT)
+
+
+def test_a_text_that_gets_no_memory_leaves_the_next_one_what_was_kept(tight: BltModel) -> None:
+    for error, left in ((BackendError("it broke"), 1), (MemoryError(), 0)):
+        model = broken(tight, 1, error)
+        store = PrefixStore(model, PLENTY)
+        store.generate(b"abc", max_new_bytes=0)
+        with pytest.raises(BackendError):
+            store.generate(b"xyz", NONE)
+        assert len(states(store)) == left
+
+
+@pytest.mark.filterwarnings("ignore::blt_edge.runtime.BltWarning")
+def test_nothing_is_kept_on_an_engine_that_failed_in_another_text(tight: BltModel) -> None:
+    def portable() -> Any:
+        return dict(tight._backends), replace(tight.engine, reason="another")
+
+    model = broken(tight, 1, BackendError("it broke"), portable=portable)
+    store, before = PrefixStore(model, PLENTY), model.sequence()
+    before.append(encode(b"before"))
+    assert store.generate(b"abc", NONE).data == tight.generate(b"abc", NONE).data
+    assert store.keep(before) == 0
+    before.append(byte_ids(b"!"))  # which takes it to the other engine
+    assert store.keep(before) > 0
+    assert_like_fresh(tight, store.find(b"before!")[0], b"before!")
 
 
 def test_what_is_wrong_is_said_before_anything_is_read(tight: BltModel) -> None:

@@ -109,3 +109,10 @@ def test_only_one_of_several_threads_gets_the_same_slots(rounds: int) -> None:
         for thread in threads:
             thread.join()
         assert sorted(got) == [False, False, False, True]
+
+
+def test_forks_that_are_gone_are_forgotten() -> None:
+    lease = Lease()
+    for _ in range(1000):
+        lease.fork(1)
+    assert len(lease._holders.leases) == 2

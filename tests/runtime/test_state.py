@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from blt_edge.runtime import BackendError, BltModel, GenerationOptions, Sequence
+from blt_edge.runtime import BackendError, BltModel, GenerationOptions, OptionError, Sequence
 from blt_edge.runtime.patching import PatchingRule
 from blt_edge.runtime.sequence import Draft
 from blt_edge.runtime.state import memory_of
@@ -238,3 +238,23 @@ def test_a_packed_state_is_saved_as_it_is(any_layout: BltModel, reference: BltMo
     packed = whole.fork(packed=True)
     packed.save(tmp_path / "state")
     assert_like_fresh(reference, any_layout.restore(tmp_path / "state"), TEXT[:200])
+
+
+def test_a_packed_sequence_is_not_read_on(any_layout: BltModel, reference: BltModel) -> None:
+    packed = read(any_layout, TEXT[:150]).fork(packed=True)
+    for draft in ("none", "decoder", "patcher", "lookup"):
+        with pytest.raises(OptionError, match=r"packed, to be kept only; go on in a fork\(\) of it"):
+            any_layout.generate(b"", GenerationOptions(max_new_bytes=5, draft=draft), sequence=packed)
+    for data in (b"", b"!", b"over and over " * 3):
+        with pytest.raises(OptionError, match="packed"):
+            packed.read(Draft(byte_ids(data)))
+    assert_like_fresh(reference, packed.fork(), TEXT[:150])
+
+
+def test_what_a_file_will_take_is_known_before(any_layout: BltModel, tmp_path: Path) -> None:
+    for length in (0, 1, 25, 290):
+        for packed in (False, True):
+            sequence = read(any_layout, TEXT[:length]).fork(packed=packed)
+            sequence.save(tmp_path / "state")
+            header = int.from_bytes((tmp_path / "state").read_bytes()[20:24], "little")
+            assert sequence.state.saved_bytes == (tmp_path / "state").stat().st_size - 24 - header - 32

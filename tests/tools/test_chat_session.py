@@ -200,6 +200,23 @@ def test_states_are_kept_as_far_as_memory_goes_the_newest_last(model: BltModel) 
     assert_sound(chat)
 
 
+def test_what_is_kept_goes_by_the_memory_of_the_model_s_device(
+    model: BltModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = [1 << 40]
+    monkeypatch.setattr(model, "available_memory", lambda: free[0])
+    chat = ChatSession(model, GenerationOptions(max_new_bytes=2, draft="none"), b"Once")
+    go_on(chat, b"a")
+    go_on(chat, b"b")
+    assert chat.kept == 1
+    free[0] = 4 * chat.kept_bytes
+    go_on(chat, b"c")
+    assert chat.kept_bytes <= free[0] // 4
+    free[0] = 0
+    go_on(chat, b"d")
+    assert chat.kept == 0
+
+
 def test_a_session_saves_all_of_its_text(
     model: BltModel, tmp_path: Path, runs: list[tuple[str, int]]
 ) -> None:

@@ -248,7 +248,7 @@ def test_undo_says_what_it_takes_and_what_is_to_be_read(chat, monkeypatch) -> No
     assert result.exit_code == 0
     assert "are read" not in result.stderr
     assert re.search(r"^undo +1 earlier state kept, \d", result.stderr, re.MULTILINE)
-    monkeypatch.setattr("blt_edge.tools.cli.chat_session.available_memory", lambda: 0)
+    monkeypatch.setattr("blt_edge.runtime.backends.base.available_memory", lambda: 0)
     result = chat(*lines)
     assert "; the text has 75 bytes; 75 bytes of the text are read with the next line\n" in result.stderr
     undone = re.findall(r"took back (\d+) typed and (\d+) .* has (\d+) bytes", result.stderr)

@@ -132,6 +132,12 @@ def test_several_keys_and_the_memory_of_texts(start: Start) -> None:
     process = start("--cache-memory", "0", "--api-key", "one", "--api-key", "two")
     assert httpx.get(f"{address(process)}/v1/models").status_code == 401
     assert "\nno text is kept (--cache-memory)\n" in ended(process)[2]
+    for memory, told in (("3MB", False), ("30KB", True)):
+        process = start("-q", "--cache-memory", memory, "--api-key", "one", "--api-key", "two")
+        assert address(process)
+        _, _, err = ended(process)
+        assert ("leaves a key 15.0 KB and a long text's state takes " in err) == told
+        assert err.count("\n") == told
     process = start("--cache-memory", "some")
     assert process.wait(60) == 2
     assert process.stderr.read().endswith("give an amount such as 800MB or 1.5GB; 0 keeps none\n")

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ...runtime import (
     Sequence,
 )
 from ...runtime.errors import ran_out_of_memory
-from ...runtime.host import available_memory
+from ...runtime.prefix_store import spare_memory
 from ...runtime.speculation import check_draft
 from ...runtime.state import memory_of
 from ...runtime.vocabulary import byte_ids, decode, encode
@@ -35,11 +36,6 @@ from ..output import WholeCharacters
 
 ADVICE = "/undo takes back the last turn, /reset starts over"
 """What to do when positions run out."""
-
-_KEPT_SHARE = 4
-"""The part of the memory that is available, one in so many, that states before turns may take."""
-_KEPT_UNKNOWN = 256_000_000
-"""What they may take, in bytes, where the system does not say how much is available."""
 
 
 class ChatError(Exception):
@@ -89,11 +85,6 @@ class Reply:
     """The last character lacks bytes, which the next turn may bring."""
 
 
-def _memory_to_keep() -> int:
-    available = available_memory()
-    return _KEPT_UNKNOWN if available is None else available // _KEPT_SHARE
-
-
 class ChatSession:
     """The text, its turns and its state."""
 
@@ -102,13 +93,14 @@ class ChatSession:
         model: BltModel,
         options: GenerationOptions,
         start: bytes | Sequence = b"",
-        memory: Callable[[], int] = _memory_to_keep,
+        memory: Callable[[], int] | None = None,
     ) -> None:
         """start: the text before the first turn, or a sequence that has read it. memory: bytes that states
-        before turns may take, asked at each turn. Raises OptionError when the model can't do what is asked,
-        or the sequence's text has ids that are no bytes.
+        before turns may take, asked at each turn; None: what the runtime says is to spare. Raises OptionError
+        when the model can't do what is asked, or the sequence's text has ids that are no bytes.
         """
-        self.model, self._memory, self._engine = model, memory, model.engine
+        self.model, self._engine = model, model.engine
+        self._memory = partial(spare_memory, model) if memory is None else memory
         self.sequence = model.sequence() if isinstance(start, bytes) else start
         self._start = start if isinstance(start, bytes) else decode(start.ids)
         if 1 + len(self._start) < self.sequence.length:

@@ -112,10 +112,9 @@ def command(
     if not messages.quiet or last.finish_reason == "cancelled" or is_terminal(sys.stdout):
         out.end_line()
     assert last.stats is not None
-    cached = cache.cached_bytes if cache else None
-    write_json(json_file, _document(model, data, bytes(made), last, options, loaded.engine, cached or 0))
+    write_json(json_file, _document(model, data, bytes(made), last, options, loaded.engine))
     if not messages.quiet:
-        _figures(messages, last.stats, str(last.finish_reason), loaded.engine, cached)
+        _figures(messages, last.stats, str(last.finish_reason), loaded.engine, cache is not None)
     if last.finish_reason == "cancelled":
         raise KeyboardInterrupt
     if cache is not None and cache.failed:  # of which a warning has told
@@ -142,12 +141,10 @@ _ENDINGS = {
 }
 
 
-def _figures(
-    messages: Messages, stats: GenerationStats, reason: str, engine: Engine, cached: int | None
-) -> None:
-    """cached: bytes of the prompt that were not read again; None without a prompt cache."""
+def _figures(messages: Messages, stats: GenerationStats, reason: str, engine: Engine, cached: bool) -> None:
+    """cached: whether there is a prompt cache."""
     patches = f"{stats.text_patches} {'patch' if stats.text_patches == 1 else 'patches'}"
-    again = "" if cached is None else f" ({cached} not read again)"
+    again = f" ({stats.reused_bytes} not read again)" if cached else ""
     messages.say(
         f"{stats.prompt_bytes} prompt bytes{again}, {stats.new_bytes} new bytes, {patches} "
         f"({stats.bytes_per_patch:.2f} bytes each); {_ENDINGS.get(reason, reason)}"
@@ -189,7 +186,6 @@ def _document(
     last: GenerationChunk,
     options: GenerationOptions,
     engine: Engine,
-    cached: int,
 ) -> dict[str, Any]:
     stats = last.stats
     assert stats is not None
@@ -204,7 +200,6 @@ def _document(
         "options": asked,
         "stats": {
             **asdict(stats),
-            "cached_bytes": cached,
             "patches": stats.text_patches,
             "bytes_per_patch": stats.bytes_per_patch,
             "bytes_per_second": stats.bytes_per_second,

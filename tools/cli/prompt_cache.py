@@ -58,8 +58,6 @@ class PromptCache:
     def __init__(self, path: Path, bundle: Path, read_only: bool) -> None:
         """Raises StateError for a file that is no state of this bundle, UsageError for what can't be one."""
         self.path, self._read_only = path, read_only
-        self.cached_bytes = 0
-        """Bytes of the prompt that are not read again."""
         self.failed = False
         """Whether the file was to be written, and could not be."""
         if path == STDIN:
@@ -89,12 +87,13 @@ class PromptCache:
         started, ids = time.perf_counter(), encode(prompt)
         check_draft(options, model.sequence())
         sequence, whole = self._begin(model, ids)
+        reused = max(0, sequence.length - 1)
         for _ in sequence.extend(ids[sequence.length :]):
             pass
         read = time.perf_counter()
         if not whole and not self._read_only:
             self._write(model, sequence)
-        before = _Before(sequence, len(prompt), read - started, time.perf_counter() - started)
+        before = _Before(sequence, len(prompt), reused, read - started, time.perf_counter() - started)
         # Not to be kept behind the prompt: nobody goes on from there.
         for chunk in stream(sequence, model.costs, b"", options, keep=False, cancel=cancel):
             yield chunk if chunk.stats is None else replace(chunk, stats=before.added_to(chunk.stats))
@@ -116,7 +115,6 @@ class PromptCache:
             if common < 2 or not sequence.state.can_roll_back(common):
                 return model.sequence(), False
             sequence.roll_back(sequence.length - common)
-        self.cached_bytes = common - 1
         return sequence, common == len(ids)
 
     def _write(self, model: BltModel, sequence: Sequence) -> None:
@@ -136,8 +134,10 @@ def _wrong(told: str) -> click.UsageError:
 class _Before:
     """Figures of the prompt, which was read before generation began."""
 
-    def __init__(self, sequence: Sequence, prompt_bytes: int, read: float, elapsed: float) -> None:
-        self._prompt_bytes, self._read, self._elapsed = prompt_bytes, read, elapsed
+    def __init__(
+        self, sequence: Sequence, prompt_bytes: int, reused: int, read: float, elapsed: float
+    ) -> None:
+        self._prompt_bytes, self._reused, self._read, self._elapsed = prompt_bytes, reused, read, elapsed
         self._patches = sequence.boundaries.count
         self._times = {name: replace(spent) for name, spent in sequence.times.items()}
 
@@ -147,6 +147,7 @@ class _Before:
         return replace(
             stats,
             prompt_bytes=self._prompt_bytes,
+            reused_bytes=self._reused,
             patches=self._patches + stats.patches,
             prefill_seconds=self._read + stats.prefill_seconds,
             first_byte_seconds=self._elapsed + stats.first_byte_seconds,

@@ -17,6 +17,7 @@ import click
 
 from ...runtime.options import GenerationOptions
 from ...runtime.paths import folder_name
+from ..memory import state_memory
 from ..output import Messages, counted, crash_line, error_line, foreseen_line, printable, show_traceback, size
 from ..server.settings import ServerSettings, is_loopback
 from .model_options import EngineOptions, engine_options, load_model
@@ -213,6 +214,12 @@ def _introduce(messages: Messages, model: BltModel, service: Service) -> None:
     shared = f", an equal part for each of {keys} keys" if keys > 1 else ""
     kept = f"texts that were read are kept in up to {size(memory)}{shared}" if memory else "no text is kept"
     messages.say(f"{kept} (--cache-memory)")
+    share, windows = memory // max(1, keys), state_memory(model.manifest).windowed
+    if 0 < share < windows:
+        messages.note(
+            f"blt-edge: warning: --cache-memory leaves a key {size(share)} and a long text's state takes "
+            f"{size(windows)} and more, so such texts are read again each time; give more, or 0"
+        )
     host = settings.host
     if ipaddress.ip_address(host.partition("%")[0]).is_unspecified:
         host = "::1" if ":" in host else "127.0.0.1"

@@ -95,12 +95,20 @@ class Stores:
             ended = self._closing.wait(self._pause)
             if (now := self.figures) == self._saved:
                 continue
-            try:
-                for folder, store in zip(self._folders, self._stores, strict=True):
-                    folder.save(store)
-                self._saved = now
-            except Exception as error:  # the server goes on without
+            errors = [*filter(None, map(_save, self._folders, self._stores))]
+            for error in errors:  # the server goes on without
                 report(error)
+            if not errors:
+                self._saved = now
+
+
+def _save(folder: PrefixFolder, store: PrefixStore) -> Exception | None:
+    """What went wrong: with one key's folder, which is nothing to the others."""
+    try:
+        folder.save(store)
+    except Exception as error:
+        return error
+    return None
 
 
 def _folder_name(key: str) -> str:

@@ -155,3 +155,23 @@ def test_new_states_are_written_now_and_then_and_an_error_is_told(
     assert again.open(tmp_path / "new", errors.append) == Loaded(1)
     again.close()
     assert [store.figures.states for store in again] == [1, 0]
+
+
+def test_one_key_s_folder_that_fails_costs_no_other_key_s(
+    model: BltModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    errors: list[Exception] = []
+    both, save = Stores(model, 10_000_000, ("one", "two")), PrefixFolder.save
+    both.open(tmp_path / "new", errors.append)
+    for store in both:
+        store.generate(TEXT, max_new_bytes=0)
+    broken = both._folders[0]
+    monkeypatch.setattr(
+        PrefixFolder, "save", lambda folder, store: 1 / 0 if folder is broken else save(folder, store)
+    )
+    both.close()
+    assert [type(error) for error in errors] == [ZeroDivisionError]
+    again = Stores(model, 10_000_000, ("one", "two"))
+    assert again.open(tmp_path / "new", errors.append) == Loaded(1)
+    again.close()
+    assert [store.figures.states for store in again] == [0, 1]
