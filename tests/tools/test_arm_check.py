@@ -226,18 +226,25 @@ def test_bars_are_those_of_the_precision(tmp_path: Path) -> None:
         [sys.executable, "-m", "blt_edge", "export", "demo", "-o", tmp_path / "b", "--no-validate", "-q"],
         check=True,
     )
-    bars = next(step for step in steps_for(golden, tmp_path, "int4") if step.arguments[0] == "compare").check
+    quick, bars = (
+        next(step for step in steps if step.arguments[0] == "compare").check
+        for steps in (steps_for(golden, tmp_path, "int4"), steps_for(golden, tmp_path))
+    )
     assert bars is not None
+    assert quick is not None
 
-    def document(bits: float, built: bool = True) -> str:
-        total = {"mean_kl_bits": 0.0, "false_boundaries": 0.0, "missed_boundaries": 0.0}
+    def document(bits: float, built: bool = True, kl: float = 0.0) -> str:
+        total = {"mean_kl_bits": kl, "false_boundaries": 0.0, "missed_boundaries": 0.0}
         bundle = {"path": "b", "built": built, "engine": "portable", "total": total}
         return json.dumps({"bundles": [{**bundle, "against_first": {"more_bits_per_byte": bits}}]})
 
     assert bars(document(0.0)) is None
     assert "more bits per byte" in str(bars(document(0.5)))
     assert "nan" in str(bars(document(float("nan"))))
-    assert "ran on portable" in str(bars(document(0.0, built=False)))
+    for of_any_length in (bars, quick):
+        assert "ran on portable" in str(of_any_length(document(0.0, built=False)))
+        assert "mean KL" in str(of_any_length(document(0.0, kl=0.1)))
+    assert quick(document(0.5)) is None  # of so few bytes
 
 
 def test_full_steps_cover_what_quick_ones_do(tmp_path: Path) -> None:

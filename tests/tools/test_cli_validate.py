@@ -51,7 +51,7 @@ def test_each_family_of_kernels_has_its_own_record(
         return [(one.kernels, one.report["passed"]) for one in load_manifest(own_bundle).validation]
 
     write_manifest(own_bundle, load_manifest(own_bundle).with_validation(elsewhere(None)))
-    assert ", on aarch64 with dot product\n" in validated("aarch64", ARM)
+    assert "\non aarch64 with dot product\n" in validated("aarch64", ARM)
     assert records() == [(None, True), ("aarch64 with dot product", True)]
     failing = ("--rtol", 0, "--atol", 0)
     assert "\nFAILED: " in validated("x86_64", X86, *failing)

@@ -327,7 +327,7 @@ def _show_report(report: ValidationReport, record: ValidationRecord, file: IO[st
     ]
     print_table(("check", ">measured", ">allowed", ""), rows, file)
     notes = [f"  {row.check}: {row.note}" for row in report.rows if row.note]
-    for line in (*notes, "", f"{_verdict(report)}, on {record.name}"):
+    for line in (*notes, "", _verdict(report), f"on {record.name}"):
         echo(line, file)
 
 
