@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, ClassVar, TextIO
+from typing import IO, ClassVar, Protocol, TextIO
 
 import click
 
@@ -247,7 +247,7 @@ def progress_bar(messages: Messages) -> Iterator[Progress]:
         console=Console(stderr=True),
         transient=True,
     )
-    with display:
+    with _shown(display):
         task = display.add_task("preparing", total=None)
 
         def show(what: str, done: int, total: int) -> None:
@@ -281,8 +281,28 @@ def status(messages: Messages, first: str = "") -> Iterator[Callable[[str], None
     from rich.status import Status
     from rich.text import Text
 
-    with Status(Text(printable(first)), console=Console(stderr=True)) as shown:
+    shown = Status(Text(printable(first)), console=Console(stderr=True))
+    with _shown(shown):
         yield lambda what: shown.update(Text(printable(what)))
+
+
+class _Display(Protocol):
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@contextmanager
+def _shown(display: _Display) -> Iterator[None]:
+    # Ctrl-C while it starts, when the cursor is hidden already, would leave it hidden.
+    from ..runtime.files import uninterrupted
+
+    try:
+        with uninterrupted():
+            display.start()
+        yield
+    finally:
+        display.stop()
 
 
 # 5. Numbers.
