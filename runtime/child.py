@@ -156,6 +156,11 @@ def serve(module: str) -> None:
             messages.write(json.dumps({kind: content}) + "\n")
             messages.flush()
 
+    def end(kind: str, content: Any) -> None:
+        for stream in (sys.stdout, sys.stderr):  # once it has this, the parent ends us and reads the log
+            stream.flush()
+        send(kind, content)
+
     usual = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
@@ -168,16 +173,14 @@ def serve(module: str) -> None:
     try:
         result = importlib.import_module(module).work(request, lambda event: send("event", event))
     except BltError as error:
-        send("error", {"kind": "usage" if isinstance(error, OptionError) else "run", "message": str(error)})
+        end("error", {"kind": "usage" if isinstance(error, OptionError) else "run", "message": str(error)})
     except MemoryError as error:
-        send("error", {"kind": "memory", "message": str(error)})
+        end("error", {"kind": "memory", "message": str(error)})
     except OSError as error:
-        send("error", {"kind": "system", "arguments": [error.errno, error.strerror, error.filename]})
+        end("error", {"kind": "system", "arguments": [error.errno, error.strerror, error.filename]})
     else:
-        send("result", result)
+        end("result", result)
     # What engines would do on the way out is of no use to anybody.
-    for stream in (messages, sys.stderr):
-        stream.flush()
     os._exit(0)
 
 
