@@ -29,7 +29,7 @@ from ...runtime.files import write_whole
 from ..matrix.environments import clean_variables
 from ..steps import Done, Step, run_step
 from .plants import PLANTS, plant
-from .steps import PRECISIONS, serve_one, steps_for
+from .steps import PRECISIONS, compare_all, serve_one, steps_for
 from .suite import run_suite
 
 _FORMAT = "blt-edge processors 1"
@@ -196,11 +196,9 @@ def _prepare(here: Path, there: Path, precisions: Sequence[str]) -> Golden:
 
 
 def _compare_here(here: Path) -> dict[str, Any]:
-    names = ["b", *(f"b-{precision}" for precision in PRECISIONS)]
-    for name in names:
+    for name in ("b", *(f"b-{precision}" for precision in PRECISIONS)):
         _type_here(here, "build", name)
-    least = ("--prompts", "1", "--prompt-bytes", "8", "--new-bytes", "1", "--repeat", "1")
-    output = _type_here(here, "compare", *names, "--text", "alice.bin", "scripts.bin", *least, "--json", "-")
+    output = _type_here(here, *compare_all())
     document: dict[str, Any] = json.loads(output)
     return document
 

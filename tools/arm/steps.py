@@ -47,7 +47,6 @@ def steps_for(golden: Golden, bundles: Path, quick: str | None = None) -> list[S
             Step(f"{quick} beside fp32", _compare("b", f"b-{quick}", *text), _bars(bundles, short=True)),
         ]
     chunks: list[float] = []
-    quantized = [f"b-{precision}" for precision in PRECISIONS]
     return [
         Step("portable graphs against transformers' values", _validate("b"), _passed),
         *first,
@@ -65,11 +64,7 @@ def steps_for(golden: Golden, bundles: Path, quick: str | None = None) -> list[S
             Step(f"{precision} engine against transformers' values", _validate(f"b-{precision}"), _passed)
             for precision in PRECISIONS
         ),
-        Step(
-            "every precision beside fp32",
-            _compare("b", *quantized, "--text", "alice.bin", "scripts.bin"),
-            _bars(bundles),
-        ),
+        Step("every precision beside fp32", compare_all(), _bars(bundles)),
         Step("quantize to int4", ("quantize", "b", "-o", "own-int4", "--precision", "int4")),
         Step(
             "quantize to int8", ("quantize", "b", "-o", "own-int8", "--precision", "int8", "--windows", "4")
@@ -98,6 +93,13 @@ def _fused(output: str) -> str | None:
 
 def _validate(bundle: str) -> tuple[str, ...]:
     return ("validate", bundle, "--golden", GOLDEN_NAME, "--json", "-")
+
+
+def compare_all() -> tuple[str, ...]:
+    """Every precision beside float32, on both texts: typed on both machines."""
+    return _compare(
+        "b", *(f"b-{precision}" for precision in PRECISIONS), "--text", "alice.bin", "scripts.bin"
+    )
 
 
 def _compare(*more: str) -> tuple[str, ...]:
