@@ -17,7 +17,7 @@ import numpy.typing as npt
 from .fields import checked_bytes
 from .generation import GenerationChunk, GenerationResult, PromptReader, joined, stream
 from .options import GenerationOptions
-from .planning import CostTable
+from .costs import CostTable
 from .scoring import ByteDetail
 from .sequence import ChunkResult, Sequence
 

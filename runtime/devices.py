@@ -41,6 +41,7 @@ from .engines import (
     find_engine,
     find_tensorrt_engine,
     graph_file,
+    packed_graph_file,
     was_proven,
 )
 from .errors import BackendError, BltError, OptionError
@@ -177,7 +178,14 @@ def _open_cpu(request: LoadRequest) -> tuple[Stages, Engine]:
         try:
             stages: Stages = {
                 stage: OrtStage(
-                    directory, manifest, stage, threads, optimized=engine.directory / graph_file(stage)
+                    directory,
+                    manifest,
+                    stage,
+                    threads,
+                    optimized=engine.directory / graph_file(stage),
+                    packed={
+                        rows: engine.directory / packed_graph_file(stage, rows) for rows in engine.rows
+                    },
                 )
                 for stage in manifest.stages
             }

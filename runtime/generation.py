@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from .fields import checked_bytes
 from .options import GenerationOptions
-from .planning import CostTable
+from .costs import CostTable
 from .sampling import Sampler
 from .scoring import ByteDetail, byte_details
 from .sequence import ChunkResult, Sequence

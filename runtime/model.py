@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends.base import StageBackend
+from .batch import Batch
 from .choices import joined_choices, stream_choices
 from .devices import LoadRequest, open_device, portable_stages
 from .embedding import EmbeddingTable
@@ -33,10 +34,13 @@ from .fields import checked_bytes, checked_call, checked_flag, checked_int, show
 from .generation import GenerationChunk, GenerationResult, joined, stream
 from .integrity import check_files
 from .kernels import kernel_family, kernels_matter
+from .lanes import LANE
 from .manifest import Manifest, load_manifest
+from .many import joined_many, run_many
+from .names import MOST_ROWS
 from .options import GenerationOptions, asked_options
 from .patching import PatchBoundaries, PatchingRule
-from .planning import CostTable
+from .costs import CostTable
 from .processors import usable_cores
 from .scoring import Score, score
 from .sequence import PatcherState, Sequence, SequenceLimits
@@ -71,8 +75,7 @@ class BltModel:
         self.engine = engine
         self.observer: Observer | None = None
         """Told of every run of a stage in sequences made from now on; None = nobody."""
-        self.costs = CostTable()
-        """What runs of the stages have cost so far, which automatic drafting goes by."""
+        self._costs = CostTable()
         self._backends = backends
         self._table = table
         self._portable, self._switching = portable, threading.Lock()
@@ -173,6 +176,17 @@ class BltModel:
             raise BackendError(f"{self.engine.device} computes no finite numbers; see blt-edge doctor")
 
     @property
+    def costs(self) -> CostTable:
+        """What runs of the stages have cost so far, which automatic drafting goes by; in a batch, its own."""
+        lane = LANE.get()
+        return self._costs if lane is None else lane.costs
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Numbers of texts that there are graphs for, which take so many in one pass, ascending."""
+        return self._backends["encoder"].rows
+
+    @property
     def defaults(self) -> GenerationOptions:
         """Options of who asks for none: those of the checkpoint's `generation_config.json`, else greedy."""
         return self.manifest.generation.defaults
@@ -183,7 +197,7 @@ class BltModel:
             raise BundleError(f"mode {rule.mode} needs an entropy patcher, and this model has none")
         other = copy(self)
         other.manifest = replace(self.manifest, patching=rule)
-        other.costs, other._switching = CostTable(), threading.Lock()
+        other._costs, other._switching = CostTable(), threading.Lock()
         return other
 
     def sequence(self) -> Sequence:
@@ -371,6 +385,44 @@ class BltModel:
     ) -> list[GenerationResult]:
         """What `stream_choices` yields, one result for each choice that began."""
         return joined_choices(self.stream_choices(prompt, options, n=n, cancel=cancel, **named))
+
+    def stream_many(
+        self,
+        prompts: Iterable[str | bytes],
+        options: GenerationOptions | None = None,
+        *,
+        rows: int | None = None,
+        cancel: threading.Event | None = None,
+        **named: Any,
+    ) -> Iterator[tuple[int, GenerationChunk]]:
+        """Continue many prompts, several at a time: (number of the prompt, its next piece), as they come.
+
+        Each text is what `stream` makes of its prompt with the same options, to the rounding of sums: passes
+        take the new bytes of up to `rows` texts, which costs little more than those of one. rows None: as
+        many as the bundle has graphs for (`BltModel.rows`); where it has none, texts take turns. Prompts are
+        asked for when their turn comes; once `cancel` is set, no other one begins, and what goes on ends.
+        Raises OptionError as `stream`; what is wrong with one prompt ends all. One thread has to go through
+        all of it.
+        """
+        options, _ = self.checked_request(b"", options, named, cancel)
+        texts = max(self.rows, default=1) if rows is None else checked_int("rows", rows, 1, MOST_ROWS)
+
+        def work(prompt: str | bytes) -> Iterator[GenerationChunk]:
+            return self.stream(prompt, options, cancel=cancel)
+
+        return run_many(Batch(texts, self.limits.prefill_chunk), prompts, work, texts, cancel)
+
+    def generate_many(
+        self,
+        prompts: Iterable[str | bytes],
+        options: GenerationOptions | None = None,
+        *,
+        rows: int | None = None,
+        cancel: threading.Event | None = None,
+        **named: Any,
+    ) -> list[GenerationResult]:
+        """What `stream_many` yields, one result for each prompt that began."""
+        return joined_many(self.stream_many(prompts, options, rows=rows, cancel=cancel, **named))
 
     def checked_request(
         self,

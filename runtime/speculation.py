@@ -18,7 +18,8 @@ import numpy.typing as npt
 from .drafting import LookupIndex, draft_with_decoder, draft_with_patcher
 from .errors import BackendError, OptionError
 from .options import GenerationOptions
-from .planning import CostTable, Plan, Planner
+from .costs import CostTable
+from .planning import Plan, Planner
 from .sampling import Sampler
 from .sequence import Draft, Sequence
 

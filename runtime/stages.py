@@ -18,6 +18,7 @@ import numpy as np
 from .backends.base import CacheLimits, StageBackend, StageCall
 from .cache import StageCache
 from .errors import BackendError, BltError, OutOfMemoryError, engine_error, ran_out_of_memory
+from .lanes import LANE
 
 __all__ = ["CachedStage", "Observer", "StageTime", "next_power_of_two"]
 
@@ -54,9 +55,9 @@ class CachedStage:
         cache: StageCache | None = None,
     ) -> None:
         """cache: one of this backend's, to go on with; None begins with an empty one."""
-        self._backend = backend
-        self._name = name
-        self._shared = dict(shared or {})
+        self.backend, self.name = backend, name
+        self.shared = dict(shared or {})
+        """Inputs that are read from these tensors."""
         self._observers = observers
         self._calls: OrderedDict[_Shapes, StageCall] = OrderedDict()  # of few positions, the last used last
         self._bulk: tuple[_Shapes, StageCall] | None = None  # the last call of many
@@ -69,7 +70,7 @@ class CachedStage:
 
     def share(self, **shared: Any) -> None:
         """Read these inputs from other tensors from now on."""
-        self._shared.update(shared)
+        self.shared.update(shared)
         self._generation, self.cache.binding = -1, None
 
     def prepare(self, count: int, shapes: Mapping[str, tuple[int, ...]]) -> StageCall:
@@ -100,7 +101,7 @@ class CachedStage:
             call = self._bulk[1]
         else:
             self._bulk = None  # its buffers are large: gone before the next ones come
-            call = self._backend.bind({**shapes, "positions": (1, count)}, cache, self._shared)
+            call = self.backend.bind({**shapes, "positions": (1, count)}, cache, self.shared)
             if sum(array.nbytes for array in (*call.inputs.values(), *call.outputs.values())) > _SMALL:
                 self._bulk = (key, call)
             else:
@@ -122,8 +123,12 @@ class CachedStage:
         Raises as `prepare` does.
         """
         count = call.inputs["positions"].shape[1]
+        lane, done = LANE.get(), partial(self._ran, time.perf_counter(), count)
         try:
-            call.run(partial(self._ran, time.perf_counter(), count))
+            if lane is None:
+                call.run(done)
+            else:
+                lane.run(self, call, count, done)
             self.cache.advance(call.outputs, count)
         except Exception as error:
             if error is not self._observers_error:
@@ -142,20 +147,20 @@ class CachedStage:
         if isinstance(error, BackendError):
             # A backend's own words say what to do; those about the device alone don't say where.
             kind = OutOfMemoryError if ran_out_of_memory(error) else BackendError
-            if isinstance(error, kind) and self._name in str(error):
+            if isinstance(error, kind) and self.name in str(error):
                 return
-            raise kind(f"{self._name}: {error}") from error
+            raise kind(f"{self.name}: {error}") from error
         first = self.cache.length
         place = f"position {first}" if count == 1 else f"positions {first} to {first + count - 1}"
         advice = "blt-edge validate tells whether the bundle is sound"
-        raise engine_error(f"{self._name}: its graph failed at {place}", error, advice) from error
+        raise engine_error(f"{self.name}: its graph failed at {place}", error, advice) from error
 
     def _ran(self, started: float, count: int, seconds: float) -> None:
         self.time.seconds += seconds
         self.time.calls += 1
         try:
             for observe in self._observers:
-                observe(self._name, started, seconds, count)
+                observe(self.name, started, seconds, count)
         except Exception as error:
             self._observers_error = error
             raise

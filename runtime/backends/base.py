@@ -12,7 +12,7 @@ and sampling see (logits, entropies) is always numpy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,6 +30,8 @@ __all__ = [
     "Done",
     "EngineLimits",
     "Memory",
+    "PackedPart",
+    "PackedStage",
     "StageBackend",
     "StageCall",
     "Tensor",
@@ -161,8 +163,40 @@ class StageCall(Protocol):
         """Compute outputs from inputs and the cache as it stands."""
 
 
+@dataclass(frozen=True)
+class PackedPart:
+    """What one text has in a pass over several."""
+
+    call: StageCall
+    """Its own bound call: inputs are taken from there, outputs put there."""
+    cache: StageCache
+    """Its cache, with room for the new positions, which the pass does not yet count."""
+    shared: Mapping[str, Any]
+    """Inputs that are read from the text's own tensors."""
+    count: int
+    """Its new positions."""
+
+
+class PackedStage(Protocol):
+    """A stage graph that takes the new positions of several texts in one pass, each with its own past."""
+
+    def run(self, parts: Sequence[PackedPart]) -> float:
+        """Fill the outputs of every part's call; seconds that it took. Raises what the engine does."""
+
+    def release(self) -> None:
+        """Let go of the memory of texts that are gone."""
+
+
 class StageBackend(Protocol):
     """One loaded stage graph."""
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Numbers of texts that graphs for several were made for, ascending; () = one at a time only."""
+
+    def packed(self, texts: int) -> PackedStage:
+        """The graph for so many texts or a few more, at most the largest of `rows`; loaded when it is asked
+        for first. Raises BackendError, BundleError."""
 
     @property
     def memory(self) -> Memory:

@@ -17,13 +17,14 @@ from ..errors import BackendError, BundleError, engine_error, requirement
 from ..host import describe_processor
 from ..manifest import Manifest
 from ..paths import native_path
-from .base import HOST, CacheLimits, Done, ordered_cache, ring_cache
+from .base import HOST, CacheLimits, Done, PackedStage, ordered_cache, ring_cache
 from .signatures import Signature, check_signature, check_weights_file, output_shapes, stage_signature
 
 __all__ = [
     "OrtCall",
     "OrtStage",
     "import_onnxruntime",
+    "input_types",
     "new_session",
     "save_optimized",
     "session_entries",
@@ -142,6 +143,15 @@ def session_signature(session: Any) -> Signature:
     )
 
 
+def input_types(file: str, session: Any) -> dict[str, type[np.generic]]:
+    """What a session's inputs hold. Raises BundleError naming `file` for what no stage takes."""
+    values = session.get_inputs()
+    for value in values:
+        if value.type not in _DTYPES:
+            raise BundleError(f"{file}: {value.name[:60]!r} is {value.type}; export the checkpoint again")
+    return {value.name: _DTYPES[value.type] for value in values}
+
+
 @cache
 def int8_saturates() -> bool:
     """Whether this processor's fast int8 products may overflow 16 bits: x86 without VNNI instructions.
@@ -166,11 +176,12 @@ class OrtStage:
         threads: int | None,
         *,
         optimized: Path | None = None,
+        packed: Mapping[int, Path] | None = None,
     ) -> None:
         """Load a stage of the bundle in `directory`; threads None leaves the choice to ONNX Runtime.
 
         optimized: a graph that `save_optimized` wrote from it, to load instead; with fused attention it reads
-        an ordered cache.
+        an ordered cache. packed: the same graph's forms for several texts, by how many.
 
         Raises BackendError when ONNX Runtime is missing or refuses the graph, BundleError when the graph is
         not what the manifest says.
@@ -186,7 +197,31 @@ class OrtStage:
         self._spec, self._signature = manifest.stages[stage], session_signature(self._session)
         self._fused = optimized is not None and "past_length" in self._signature[0]
         check_signature(path.name, stage_signature(manifest, stage, fused=self._fused), self._signature)
-        self._input_types = {value.name: _dtype(path.name, value) for value in self._session.get_inputs()}
+        self._input_types = input_types(path.name, self._session)
+        self._files = dict(sorted((packed or {}).items()))
+        self._packed: dict[int, PackedStage] = {}
+        self._manifest, self._stage, self._threads = manifest, stage, threads
+        self._optimized = optimized is not None
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return tuple(self._files)
+
+    def packed(self, texts: int) -> PackedStage:
+        rows = next(rows for rows in self._files if rows >= texts)
+        if rows not in self._packed:
+            from .ort_packed import OrtPackedStage  # which builds on this module
+
+            self._packed[rows] = OrtPackedStage(
+                self._manifest,
+                self._stage,
+                self._threads,
+                self._files[rows],
+                rows,
+                optimized=self._optimized,
+                fused=self._fused,
+            )
+        return self._packed[rows]
 
     def new_cache(self, limits: CacheLimits) -> StageCache:
         return ordered_cache(self._spec, limits) if self._fused else ring_cache(self._spec, limits)
@@ -201,30 +236,31 @@ class OrtStage:
         own = {name: axes for name, axes in made.items() if not name.startswith("present.")}
         shaped = output_shapes((given, own), shapes)
         outputs = {name: np.zeros(shape, np.float32) for name, shape in shaped.items()}
-        if not isinstance(cache.binding, _Binding):
-            cache.binding = _Binding(self._session, cache, shared)
-        return OrtCall(cache.binding, inputs, outputs)
-
-
-def _dtype(file: str, value: Any) -> type[np.generic]:
-    if value.type not in _DTYPES:
-        raise BundleError(f"{file}: {value.name[:60]!r} is {value.type}; export the checkpoint again")
-    return _DTYPES[value.type]
+        return OrtCall(self._session, cache, shared, inputs, outputs)
 
 
 class OrtCall:
     """A `StageCall`: every buffer is a numpy array that ONNX Runtime reads and writes in place."""
 
-    def __init__(self, binding: _Binding, inputs: dict[str, Array], outputs: dict[str, Array]) -> None:
+    def __init__(
+        self,
+        session: Any,
+        cache: StageCache,
+        shared: Mapping[str, Array],
+        inputs: dict[str, Array],
+        outputs: dict[str, Array],
+    ) -> None:
         self.inputs, self.outputs = inputs, outputs
-        self._binding = binding
+        self._session, self._cache, self._shared = session, cache, shared
 
     def begin(self) -> None:
         """Nothing to wait for: a run is over when it returns."""
 
     def run(self, done: Done) -> None:
         started = time.perf_counter()
-        binding = self._binding
+        binding = self._cache.binding
+        if not isinstance(binding, _Binding):  # one that runs among others only needs none
+            binding = self._cache.binding = _Binding(self._session, self._cache, self._shared)
         if binding.bound is not self.inputs:
             binding.bind(self.inputs, self.outputs)
         binding.run()

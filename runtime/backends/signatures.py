@@ -22,6 +22,8 @@ __all__ = [
     "check_weights_file",
     "input_type",
     "output_shapes",
+    "packed_signature",
+    "row_name",
     "stage_inputs",
     "stage_outputs",
     "stage_signature",
@@ -33,6 +35,8 @@ Shapes = dict[str, tuple["int | str", ...]]
 Signature = tuple[Shapes, Shapes]
 """A graph's (inputs, outputs)."""
 
+# What a text's own axes are called in a packed graph, with the text's number behind.
+_OF_A_ROW = {"past": "past", "patch_slots": "slots", "bytes": "new", "patches": "new"}
 _WHOLE_NUMBERS = ("byte_ids", "patch_index", "patch_lengths", "past_positions", "positions")
 
 
@@ -78,6 +82,37 @@ def stage_outputs(manifest: Manifest, stage: str, *, fused: bool = False) -> Sha
     if fused:
         return {**own[stage], **_cache(spec, "present")}
     return {**own[stage], "new_kv": (2 * spec.layers, "batch", spec.kv_heads, axis, spec.head_dim)}
+
+
+def row_name(row: int, name: str) -> str:
+    """What an input or output that belongs to one text is called in a packed graph."""
+    return f"row{row}.{name}"
+
+
+def packed_signature(manifest: Manifest, stage: str, rows: int, *, fused: bool = False) -> Signature:
+    """Inputs and outputs of a stage's graph for `rows` texts, whose new positions share one axis.
+
+    "rows" int64 [rows] tells how many of them are each text's; a text's past is its own.
+    """
+    inputs, outputs = stage_signature(manifest, stage, fused=fused)
+    # New positions of all, [1, N, ...]; everything else is there once a text, its axes too.
+    own = {*inputs, *outputs} - {"past_positions", "past_length", "total_length", "patch_values", "new_kv"}
+    if stage == "latent":
+        own.add("patch_values")
+    own = {name for name in own if not name.startswith(("past.", "present."))}
+    told: list[Shapes] = [{"rows": (rows,)}, {}]
+    for shapes, found in zip(told, (inputs, outputs), strict=True):
+        for name, axes in found.items():
+            if name in own:
+                shapes[name] = tuple(1 if one == "batch" else one for one in axes)
+        for row in range(rows):
+            for name, axes in found.items():
+                if name not in own:
+                    each = (1 if one == "batch" else one for one in axes)
+                    shapes[row_name(row, name)] = tuple(
+                        f"{_OF_A_ROW[one]}{row}" if isinstance(one, str) else one for one in each
+                    )
+    return told[0], told[1]
 
 
 def _cache(spec: StageSpec, when: str) -> Shapes:

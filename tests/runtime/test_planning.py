@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from blt_edge.runtime.drafting import Match
 from blt_edge.runtime.options import GenerationOptions
-from blt_edge.runtime.planning import Acceptance, CostTable, Gate, Planner
+from blt_edge.runtime.costs import CostTable
+from blt_edge.runtime.planning import Acceptance, Gate, Planner
 
 
 def costs_of(per_pass: float, per_row: float) -> CostTable:

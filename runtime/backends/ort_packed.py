@@ -1,0 +1,226 @@
+"""ONNX Runtime on the CPU, several texts in one pass: a packed stage graph, each text's cache in a row of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from weakref import ref
+
+import numpy as np
+import numpy.typing as npt
+
+from ..cache import StageCache
+from ..manifest import Manifest
+from .base import CacheLimits, PackedPart, ordered_cache, ring_cache
+from .ort import import_onnxruntime, input_types, new_session, session_options, session_signature
+from .signatures import check_signature, check_weights_file, packed_signature, row_name
+
+__all__ = ["OrtPackedStage"]
+
+Array = npt.NDArray[Any]
+
+# How many sizes of passes have buffers of their own; those of a prompt's chunk seldom come back.
+_KEPT = 32
+
+
+class OrtPackedStage:
+    """A stage graph for up to `rows` texts in an ONNX Runtime session: a `PackedStage`.
+
+    A text keeps its row from pass to pass where it can, so that little has to be bound again. A row without
+    a text computes one position that nobody looks at: attention takes no fewer.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        stage: str,
+        threads: int | None,
+        path: Path,
+        rows: int,
+        *,
+        optimized: bool,
+        fused: bool,
+    ) -> None:
+        """Load the graph at `path`. optimized, fused: what the graph for one text is.
+
+        Raises BackendError when ONNX Runtime refuses the graph, BundleError when it is not what the manifest
+        says.
+        """
+        spec = manifest.stages[stage]
+        check_weights_file(path, f"{stage}.onnx.data" if optimized else spec.data)
+        ort = import_onnxruntime()
+        options = session_options(ort, spec.precision, threads)
+        if optimized:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        self._session = new_session(ort, path.name, path, options)
+        inputs, outputs = session_signature(self._session)
+        check_signature(path.name, packed_signature(manifest, stage, rows, fused=fused), (inputs, outputs))
+        types = input_types(path.name, self._session)
+        self._own = {name: axes for name, axes in inputs.items() if name != "rows" and not _of_a_row(name)}
+        self._made = {name: axes for name, axes in outputs.items() if not _of_a_row(name)}
+        self._types = types
+        self._native = self._session.io_binding()
+        made = ordered_cache if fused else ring_cache
+        idle = made(spec, CacheLimits(rollback=0, positions=1, chunk=1))
+        idle.reserve(1)
+        values = np.zeros((1, spec.patch_values or 0), np.float32)
+        shared = {"patch_values": values} if stage == "decoder" else {}
+        self._rows = [_Row(self._native, row, idle, shared, fused) for row in range(rows)]
+        self._counts = np.zeros(rows, np.int64)
+        _bind(self._native.bind_input, "rows", self._counts)
+        self._buffers: dict[tuple[int, int], tuple[dict[str, Array], dict[str, Array]]] = {}
+        self._bound: tuple[int, int] | None = None
+
+    def run(self, parts: Sequence[PackedPart]) -> float:
+        started = time.perf_counter()
+        placed = self._place(parts)
+        spans, end = [], 0
+        for row, part in zip(self._rows, placed, strict=True):
+            row.tell(part)
+            spans.append(slice(end, end := end + (1 if part is None else part.count)))
+        self._counts[:] = [span.stop - span.start for span in spans]
+        inputs, outputs = self._prepare(parts, end)
+        for name, target in inputs.items():
+            for part, span in zip(placed, spans, strict=True):
+                if part is None:
+                    target[:, span] = 1 if name == "patch_lengths" else 0
+                elif name == "patch_bytes":
+                    given = part.call.inputs[name]
+                    target[:, span, : given.shape[2]] = given
+                else:
+                    target[:, span] = part.call.inputs[name]
+        self._session.run_with_iobinding(self._native)
+        for name, array in outputs.items():
+            for part, span in zip(placed, spans, strict=True):
+                if part is not None:
+                    part.call.outputs[name][...] = array[:, span]
+        return time.perf_counter() - started
+
+    def release(self) -> None:
+        """Let go of the buffers of texts that are gone."""
+        for row in self._rows:
+            row.sweep()
+
+    def _place(self, parts: Sequence[PackedPart]) -> list[PackedPart | None]:
+        """What each row computes: texts where they were before, as far as they were."""
+        rows = {id(cache): row for row, one in enumerate(self._rows) if (cache := one.cache) is not None}
+        placed: list[PackedPart | None] = [None] * len(self._rows)
+        new = []
+        for part in parts:
+            row = rows.get(id(part.cache))
+            if row is None:
+                new.append(part)
+            else:
+                placed[row] = part
+        free = (row for row, part in enumerate(placed) if part is None)
+        for part, row in zip(new, free, strict=False):
+            placed[row] = part
+        return placed
+
+    def _prepare(self, parts: Sequence[PackedPart], count: int) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Inputs and outputs of a pass over `count` positions, bound."""
+        padded = (part.call.inputs["patch_bytes"].shape[2] for part in parts) if self._padded else ()
+        key = (count, max(padded, default=0))
+        if key == self._bound:
+            return self._buffers[key]
+        if key not in self._buffers:
+            if len(self._buffers) >= _KEPT:
+                self._buffers.clear()
+            sizes = {"bytes": count, "patches": count, "patch_length": key[1]}
+            self._buffers[key] = (
+                {name: np.zeros(_sized(axes, sizes), self._types[name]) for name, axes in self._own.items()},
+                {name: np.zeros(_sized(axes, sizes), np.float32) for name, axes in self._made.items()},
+            )
+        self._bound = None  # until all of them are bound
+        inputs, outputs = self._buffers[key]
+        for name, array in inputs.items():
+            _bind(self._native.bind_input, name, array)
+        for name, array in outputs.items():
+            _bind(self._native.bind_output, name, array)
+        self._bound = key
+        return inputs, outputs
+
+    @property
+    def _padded(self) -> bool:
+        return "patch_bytes" in self._own
+
+
+class _Row:
+    """One text's place in a packed graph, and what is bound there."""
+
+    def __init__(
+        self, native: Any, row: int, idle: StageCache, shared: dict[str, Array], fused: bool
+    ) -> None:
+        """idle, shared: what is read where there is no text."""
+        self._native, self._row, self._idle, self._idle_shared = native, row, idle, shared
+        self._fused = fused
+        self._kept: dict[str, Array] = {}  # the binding holds plain addresses
+        self._text: ref[StageCache] | None = None
+        self._generation = -1
+        self._told: dict[str, Array] = {}
+        if fused:
+            self._told = {"past_length": np.zeros(1, np.int32), "total_length": np.zeros((), np.int32)}
+            for name, array in self._told.items():
+                _bind(native.bind_input, row_name(row, name), array)
+        else:
+            layers, kv_heads, head_dim = len(idle.buffer), idle.buffer.shape[2], idle.buffer.shape[4]
+            self._idle_new = np.zeros((layers, 1, kv_heads, 1, head_dim), np.float32)
+
+    @property
+    def cache(self) -> StageCache | None:
+        """The text's that was here last."""
+        return None if self._text is None else self._text()
+
+    def tell(self, part: PackedPart | None) -> None:
+        """Bind what the text's part in the next pass reads and writes, or what stands in for a text."""
+        if part is None:
+            if self._text is not None or not self._kept:
+                self._take(self._idle, self._idle_shared)
+                self._text = None
+            if self._fused:
+                self._told["past_length"][0], self._told["total_length"][...] = 0, 1
+            else:
+                self._output("new_kv", self._idle_new)
+            return
+        cache, given = part.cache, part.call.inputs
+        shared = all(self._kept.get(name) is array for name, array in part.shared.items())
+        if self.cache is not cache or self._generation != cache.generation or not shared:
+            self._take(cache, part.shared)
+            self._text, self._generation = ref(cache), cache.generation
+        for name, array in self._told.items():
+            array[...] = given[name]
+        if not self._fused:
+            self._output("new_kv", part.call.outputs["new_kv"])
+
+    def sweep(self) -> None:
+        """Let go of a text that is gone."""
+        if self._text is not None and self._text() is None:
+            self.tell(None)
+
+    def _take(self, cache: StageCache, shared: Any) -> None:
+        self._text, self._kept = None, {}  # until all of them are bound
+        kept: dict[str, Array] = {**shared, **cache.inputs()}
+        for name, array in kept.items():
+            _bind(self._native.bind_input, row_name(self._row, name), array)
+        for name, array in cache.outputs().items():
+            self._output(name, array)
+        self._kept = kept
+
+    def _output(self, name: str, array: Array) -> None:
+        _bind(self._native.bind_output, row_name(self._row, name), array)
+
+
+def _bind(how: Any, name: str, array: Array) -> None:
+    assert array.flags.c_contiguous, name
+    how(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def _of_a_row(name: str) -> bool:
+    head, dot, _ = name.partition(".")
+    return bool(dot) and head.startswith("row")
+
+
+def _sized(axes: tuple[int | str, ...], sizes: dict[str, int]) -> tuple[int, ...]:
+    return tuple(sizes[axis] if isinstance(axis, str) else axis for axis in axes)

@@ -1,0 +1,298 @@
+"""Several texts in one thread, whose passes are run together: weights are read once for all of them.
+
+Each text's work is what it would be alone: reading, decoding, guessing, rolling back, in plain calls. It runs
+in a lane, a thread of execution of its own (`greenlet`) that stops where a stage has to run. When all lanes
+have stopped, the batch chooses a stage and the texts that wait for it (`passes`), runs one pass over the new
+positions of all of them, and lets those go on. A text that comes late joins at its first pass; one that ends
+or fails leaves, and the others never notice. Where there is one text only, its stages run where it asks for
+them, as if there were no batch.
+What this does not know: bundles, what the work is.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .backends.base import Done, PackedPart, PackedStage, StageBackend, StageCall
+from .costs import CostTable
+from .errors import BltWarning, OptionError, ran_out_of_memory, requirement
+from .lanes import LANE, StageRun
+from .passes import Chooser
+
+try:
+    import greenlet
+except ImportError:
+    greenlet = None
+
+__all__ = ["Batch", "Task", "check_batches"]
+
+
+def check_batches() -> None:
+    """Raise OptionError where what batches need is not installed."""
+    if greenlet is None:
+        raise OptionError(f"several texts at a time need greenlet; pip install {requirement('batch')}")
+
+
+@dataclass
+class _Request:
+    """A pass that a text waits for."""
+
+    stage: str
+    kind: StageBackend
+    count: int
+    since: int
+    rows: int
+    part: PackedPart
+    done: Done
+    error: Exception | None = None
+
+
+class Task:
+    """One text's work in a batch: a `Lane`."""
+
+    def __init__(self, batch: Batch, work: Callable[[], None]) -> None:
+        self._batch, self._work = batch, work
+        self._greenlet = greenlet.greenlet(self._begin)
+        self.request: _Request | None = None
+        """The pass that it waits for."""
+        self._until: Callable[[], bool] | None = None
+        self._closing = False
+        self._seconds = 0.0
+        self._entered = 0.0
+        self.error: BaseException | None = None
+        """What the work raised; None when it ended well, or has not ended."""
+
+    @property
+    def ended(self) -> bool:
+        return bool(self._greenlet.dead)
+
+    # 1. What the work calls.
+
+    @property
+    def costs(self) -> CostTable:
+        return self._batch.costs
+
+    @property
+    def seconds(self) -> float:
+        return self._seconds + time.perf_counter() - self._entered
+
+    def run(self, stage: StageRun, call: StageCall, count: int, done: Done) -> None:
+        batch = self._batch
+        if self._closing or batch.alone:
+            call.run(done)
+            return
+        kind = stage.backend
+        part = PackedPart(call, stage.cache, stage.shared, count)
+        request = _Request(stage.name, kind, count, batch.passes, batch.rows_of(kind), part, done)
+        self.request = request
+        self._stop()
+        if request.error is not None:
+            raise request.error
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        """Let the others go on until `until()` is true; asked whenever a pass has run."""
+        if self._closing or until():
+            return
+        self._until = until
+        self._stop()
+        self._until = None
+
+    def _stop(self) -> None:
+        self._seconds += time.perf_counter() - self._entered
+        self._greenlet.parent.switch()
+
+    def _begin(self) -> None:
+        LANE.set(self)
+        try:
+            self._work()
+        except greenlet.GreenletExit:
+            pass
+        except Exception as error:
+            self.error = error
+
+    # 2. What the batch calls.
+
+    def go_on(self) -> None:
+        """Run until the next stop, or the end. A BaseException that is no Exception comes out here."""
+        self._greenlet.parent = greenlet.getcurrent()
+        self._entered = time.perf_counter()
+        self._greenlet.switch()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can go on without a pass."""
+        if self.request is not None:
+            return False
+        return self._until is None or self._until()
+
+    def took(self, seconds: float) -> None:
+        """Its share of a pass."""
+        self._seconds += seconds
+
+    def close(self) -> None:
+        """End it where it is: what it has open is closed."""
+        if self.ended:
+            return
+        self._closing = True
+        self._greenlet.parent = greenlet.getcurrent()
+        self._entered = time.perf_counter()
+        self._greenlet.throw(greenlet.GreenletExit)
+
+
+class _SharedCosts(CostTable):
+    """What runs cost a text, by how many others share them: its own share of a pass."""
+
+    def __init__(self, texts: Callable[[], int]) -> None:
+        self._texts = texts
+        self._tables: dict[int, CostTable] = {}
+
+    def _table(self) -> CostTable:
+        kind = min(self._texts(), 9).bit_length()  # 1, 2 to 3, 4 to 7, 8 and more
+        if kind not in self._tables:
+            self._tables[kind] = CostTable()
+        return self._tables[kind]
+
+    def observe(self, stage: str, started: float, seconds: float, rows: int) -> None:
+        self._table().observe(stage, started, seconds, rows)
+
+    def known(self, stage: str) -> bool:
+        return self._table().known(stage)
+
+    def seconds(self, stage: str, rows: int) -> float:
+        return self._table().seconds(stage, rows)
+
+    @property
+    def pace(self) -> float:  # type: ignore[override]
+        return self._table().pace
+
+
+class Batch:
+    """Tasks of one thread. All of its methods belong to that thread."""
+
+    def __init__(self, rows: int, chunk: int) -> None:
+        """rows: texts in one pass at most. chunk: positions in one at most, as `SequenceLimits.prefill_chunk`.
+
+        Raises OptionError where greenlet is not installed.
+        """
+        check_batches()
+        self._rows, self._tasks = rows, deque[Task]()
+        self._chooser = Chooser(chunk)
+        self._used: set[PackedStage] = set()
+        self._refused: set[StageBackend] = set()  # whose passes over several texts have failed
+        self.attention = False
+        """Whether the thread wants to do something else before the next pass, if there is one text only."""
+        self.costs: CostTable = _SharedCosts(lambda: len(self._tasks))
+        self.observer: Callable[[str, int, float], None] | None = None
+        """Told of every pass: stage, texts, seconds."""
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @property
+    def passes(self) -> int:
+        """Passes so far, without those of texts that were alone."""
+        return self._chooser.passes
+
+    @property
+    def alone(self) -> bool:
+        """Whether the text that runs now may as well run its stages itself."""
+        return len(self._tasks) == 1 and not self.attention
+
+    def rows_of(self, kind: StageBackend) -> int:
+        """Texts that one pass of a stage takes at most."""
+        most = 1 if kind in self._refused else max(kind.rows, default=1)
+        return min(self._rows, most)
+
+    def start(self, work: Callable[[], None]) -> Task:
+        """Add a text, whose work begins in the next `step`; its errors are the task's."""
+        task = Task(self, work)
+        self._tasks.append(task)
+        self.attention = True
+        return task
+
+    def step(self) -> bool:
+        """Let all that can go on go on, then run one pass; whether there is more to do just now.
+
+        False where no task is left, or all wait for something other than a pass.
+        """
+        self.attention = False
+        self._go_on()
+        waiting = {id(task.request): task for task in self._tasks if task.request is not None}
+        if not waiting:
+            return False
+        requests = sorted((task.request for task in waiting.values()), key=lambda one: one.since)
+        group = self._chooser.choose(requests, len(self._tasks))
+        self._run([waiting[id(request)] for request in group])
+        return True
+
+    def close(self) -> None:
+        """End all tasks where they are."""
+        while self._tasks:
+            self._tasks.popleft().close()
+        self._release()
+
+    def _go_on(self) -> None:
+        ended, running = False, True
+        while running:  # those who went on may have started others, or let them go on
+            running = False
+            for task in [*self._tasks]:
+                if not task.ready:
+                    continue
+                task.go_on()
+                running = True
+                if task.ended:
+                    self._tasks.remove(task)
+                    ended = True
+        if ended:
+            self._release()
+
+    def _release(self) -> None:
+        for packed in self._used:
+            packed.release()
+
+    def _run(self, group: list[Task]) -> None:
+        started = time.perf_counter()
+        requests = [request for task in group if (request := task.request) is not None]
+        for task in group:
+            task.request = None
+        if len(group) == 1 or not self._run_packed(group, requests):
+            for task, request in zip(group, requests, strict=True):
+                self._run_alone(task, request)
+        seconds = time.perf_counter() - started
+        first = requests[0]
+        self._chooser.costs.observe(first.stage, started, seconds, sum(one.count for one in requests))
+        if self.observer is not None:
+            self.observer(first.stage, len(group), seconds)
+
+    def _run_packed(self, group: list[Task], requests: list[_Request]) -> bool:
+        kind = requests[0].kind
+        try:
+            packed = kind.packed(len(group))
+            self._used.add(packed)
+            seconds = packed.run([request.part for request in requests])
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                self._refused.add(kind)
+                told = f"{requests[0].stage}: a pass over several texts failed, they go on one by one ({error})"
+                warnings.warn(told, BltWarning, stacklevel=2)
+            return False
+        each = seconds / sum(request.count for request in requests)
+        for task, request in zip(group, requests, strict=True):
+            task.took(each * request.count)
+            try:
+                request.done(each * request.count)
+            except Exception as error:
+                request.error = error
+        return True
+
+    def _run_alone(self, task: Task, request: _Request) -> None:
+        began = time.perf_counter()
+        try:
+            request.part.call.run(request.done)
+        except Exception as error:
+            request.error = error
+        task.took(time.perf_counter() - began)

@@ -1,0 +1,148 @@
+"""Which stage runs next, and for which texts, where several wait: the choice alone, from what they wait for.
+
+Two kinds of waiting text are told apart. One that is being decoded asks for a few positions at a time; its
+passes are chosen in the stages' order, so that those who are behind catch up and all go on together. One
+that is being read asks for a chunk: between two passes over chunks the others each get a byte, so that a byte
+waits for one stage of a chunk, not for a prompt; and who waits for the same stage goes along.
+
+The latent stage is run once a patch. Of several texts some close a patch with each byte, seldom all; and its
+pass costs little more for four than for one. So it pays to let closed patches wait for each other, as long as
+there are texts left to go on with: how many are waited for follows from what passes have cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
+
+from .costs import CostTable
+from .names import STAGES
+
+__all__ = ["MOST_SHORT", "Chooser", "Waiting"]
+
+MOST_SHORT = 32
+"""Positions that a byte with guesses behind it takes at most; what asks for more is reading."""
+
+# After so many choices what is waited for is worked out anew.
+_REFRESH = 64
+# Patches and bytes that are believed in before there are any, and how much of them the next pass leaves.
+_USUAL = (4.0, 16.0)
+_REMEMBER = 0.98
+# Bytes of others that a closed patch waits for at most.
+_PATIENCE = 16
+
+
+class Waiting(Protocol):
+    """A text that waits for a pass."""
+
+    @property
+    def stage(self) -> str: ...
+
+    @property
+    def kind(self) -> object:
+        """What runs it: only what is run by the same goes together."""
+
+    @property
+    def count(self) -> int:
+        """Its new positions."""
+
+    @property
+    def since(self) -> int:
+        """Number of the pass before which it began to wait."""
+
+    @property
+    def rows(self) -> int:
+        """Most texts in one pass of its stage."""
+
+
+_W = TypeVar("_W", bound=Waiting)
+
+
+class Chooser:
+    """Chooses pass after pass."""
+
+    def __init__(self, chunk: int) -> None:
+        """chunk: positions that one pass takes at most, but for a single text that asks for more."""
+        self.costs = CostTable()
+        """What passes cost, by all their positions."""
+        self.patches_waited_for = 1
+        """Closed patches that go into a latent pass together, while others can go on."""
+        self._chunk = chunk
+        self._patches, self._bytes = _USUAL  # of short passes, recent ones most
+        self._short_rounds = 0  # bytes since the last pass over a chunk
+        self._age = 0
+        self.passes = 0
+        """Passes so far."""
+
+    def choose(self, waiting: Sequence[_W], texts: int) -> list[_W]:
+        """Of the texts that wait (at least one, the longest wait first), those whose pass is next.
+
+        They ask for one stage, in no more rows than it has. texts: all there are, waiting or not.
+        """
+        self.passes += 1
+        short = [one for one in waiting if one.count <= MOST_SHORT]
+        long = [one for one in waiting if one.count > MOST_SHORT]
+        if long and (not short or self._short_rounds):
+            self._short_rounds = 0
+            return self._with(long[0], [*short, *long[1:]])
+        lead = self._lead(short, texts)
+        group = self._with(lead, [one for one in short if one is not lead])
+        if lead.stage == "decoder":
+            self._short_rounds += 1
+        self._count(lead.stage, group)
+        return group
+
+    def _with(self, lead: _W, others: Sequence[_W]) -> list[_W]:
+        group, room = [lead], self._chunk - lead.count
+        # What is short goes along in any case: it is next to nothing beside a chunk.
+        for one in others:
+            fits = one.count <= room or one.count <= MOST_SHORT
+            if one.kind is lead.kind and one.stage == lead.stage and fits and len(group) < lead.rows:
+                group.append(one)
+                room -= one.count
+        return group
+
+    def _lead(self, short: Sequence[_W], texts: int) -> _W:
+        """The text whose stage is next: the first stage in order that somebody waits for."""
+        by_stage: dict[str, list[_W]] = {}
+        for one in short:
+            by_stage.setdefault(one.stage, []).append(one)
+        stages = [stage for stage in STAGES if stage in by_stage]
+        closed = by_stage.get("latent", [])
+        if closed and len(stages) > 1 and not self._latent_is_due(closed, texts):
+            stages.remove("latent")
+        return by_stage[stages[0]][0]
+
+    def _latent_is_due(self, closed: Sequence[_W], texts: int) -> bool:
+        if self._age % _REFRESH == 0:
+            self.patches_waited_for = self._best_wait(texts)
+        self._age += 1
+        most = min(self.patches_waited_for, closed[0].rows)
+        return len(closed) >= most or self.passes - closed[0].since > _PATIENCE * len(STAGES)
+
+    def _best_wait(self, texts: int) -> int:
+        """How many patches to wait for: where a byte costs least, by what passes have cost.
+
+        While `wait` patches gather, (wait - 1) / 2 of the texts stand still on average.
+        """
+        known = all(self.costs.known(stage) for stage in ("encoder", "latent", "decoder"))
+        if not known or texts < 3:
+            return 1
+        rate = self._patches / self._bytes
+
+        def byte_seconds(wait: int) -> float:
+            active = texts - (wait - 1) / 2
+            steps = sum(
+                self.costs.seconds(stage, max(1, round(active))) for stage in STAGES if stage != "latent"
+            )
+            return steps / active + rate * self.costs.seconds("latent", wait) / wait
+
+        return min(range(1, texts), key=byte_seconds)
+
+    def _count(self, stage: str, group: Sequence[Waiting]) -> None:
+        count = sum(one.count for one in group)
+        if stage == "latent":
+            self._patches += count
+        elif stage == "decoder":
+            self._patches *= _REMEMBER
+            self._bytes = _REMEMBER * self._bytes + count
