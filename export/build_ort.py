@@ -10,7 +10,7 @@ compute (`proof`). `runtime.engines` says what it holds.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cache
@@ -36,7 +36,9 @@ from ..runtime.engines import (
     engine_path,
     find_engine,
     graph_file,
+    packed_graph_file,
     render_engine,
+    with_rows,
     with_threads,
 )
 from ..runtime.errors import BackendError
@@ -46,13 +48,17 @@ from ..runtime.manifest import Manifest, load_manifest
 from ..runtime.processors import usable_cores
 from ..runtime.self_test import SELF_TEST_NAME
 from .bundle import Meter, Progress, graph_name, load_stage, save_stage
+from .packed import pack_engine
 from .proof import prove_engine
 from .threads import measure_threads
 
-__all__ = ["build_engine", "check_version", "engine_bytes", "new_engine", "spelled_out"]
+__all__ = ["DEFAULT_ROWS", "build_engine", "check_version", "engine_bytes", "new_engine", "spelled_out"]
 
 OLDEST = (1, 22)
 """ONNX Runtime's first version whose fused attention takes positions."""
+
+DEFAULT_ROWS = (2, 4, 8)
+"""For how many texts at once an engine has packed graphs."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -225,13 +231,24 @@ def _attention(window: int) -> Any:
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress | None = None) -> Engine:
+def build_engine(
+    bundle: str | Path,
+    *,
+    rows: tuple[int, ...] = DEFAULT_ROWS,
+    force: bool = False,
+    progress: Progress | None = None,
+    warn: Callable[[str], None] = lambda line: None,
+) -> Engine:
     """Write ONNX Runtime's engine of `bundle` for this machine, `engines/TARGET-FINGERPRINT/`; returns it.
 
     A sound engine that is there already stays, unless `force`; so do those for other machines. The bundle
     stays usable everywhere. With how many threads it is fastest is measured and kept with it, where the
     machine is quiet. progress(what, bytes of weights done, in all). Peak memory is that of loading the
     largest stage without an engine, up to twice its weights.
+
+    rows: for how many texts at once it gets packed graphs, ascending, each 2 to MOST_ROWS; an engine that is
+    there gets those that it lacks, and loses others. Where they can't be had the engine has none, and
+    warn(line) says why.
 
     Raises BundleError, BackendError (no ONNX Runtime, one that is too old, or it refuses a graph),
     WrongEngineError (it computes something else than the portable graphs), WriteError (disk full).
@@ -242,7 +259,7 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
     check_files(directory, manifest)
     found = find_engine(directory, manifest)
     if found.directory is not None and not force:
-        return found
+        return _with_rows(directory, manifest, found, rows, warn)
     description = describe_engine(manifest)
     final = engine_path(directory, description)
     weights = {stage: manifest.files[spec.data].bytes for stage, spec in manifest.stages.items()}
@@ -267,12 +284,39 @@ def build_engine(bundle: str | Path, *, force: bool = False, progress: Progress 
             alike=True,
             watch=watch,
         )
-        seal_engine(temporary, description)
+        meter.of("packed graphs")(0)
+        rows = rows if pack_engine(directory, manifest, temporary, rows, warn) else ()
+        seal_engine(temporary, description, rows=rows)
     best = measure_threads(directory, lambda what: meter.of(what)(0))
     if best is not None:
         text = with_threads(final, best, usable_cores())
         write_whole(final / ENGINE_NAME, lambda path: path.write_text(text, encoding="ascii"))
     return replace(Engine.at(directory, final), threads=best)
+
+
+def _with_rows(
+    directory: Path,
+    manifest: Manifest,
+    engine: Engine,
+    rows: tuple[int, ...],
+    warn: Callable[[str], None],
+) -> Engine:
+    """An engine that is there, with packed graphs for these rows; where they can't be had, as it was."""
+    path = engine.directory
+    assert path is not None
+    if engine.rows == rows:
+        return engine
+    missing = tuple(count for count in rows if count not in engine.rows)
+    with _writing(path):
+        if not pack_engine(directory, manifest, path, missing, warn):
+            return engine
+        files = [packed_graph_file(stage, count) for stage in manifest.stages for count in rows]
+        text = with_rows(path, rows, {name: file_record(path / name) for name in files})
+        write_whole(path / ENGINE_NAME, lambda file: file.write_text(text, encoding="ascii"))
+        for count in set(engine.rows) - set(rows):
+            for stage in manifest.stages:
+                (path / packed_graph_file(stage, count)).unlink(missing_ok=True)
+    return replace(engine, rows=rows)
 
 
 def engine_bytes(manifest: Manifest) -> int:
@@ -329,10 +373,12 @@ def _aligned(graph: Path) -> bool:
     return True
 
 
-def seal_engine(directory: Path, description: dict[str, Any], *, proven: bool = True) -> None:
-    """Record every file of a new engine, what it was made for, and whether it ran here."""
+def seal_engine(
+    directory: Path, description: dict[str, Any], *, proven: bool = True, rows: tuple[int, ...] = ()
+) -> None:
+    """Record every file of a new engine, what it was made for, whether it ran here, and its packed graphs."""
     files = {path.name: file_record(path) for path in sorted(directory.iterdir())}
-    text = render_engine(description, files, proven=proven)
+    text = render_engine(description, files, proven=proven, rows=rows)
     (directory / ENGINE_NAME).write_text(text, encoding="ascii")
 
 
@@ -344,17 +390,25 @@ def new_engine(final: Path, needed: int) -> Iterator[Path]:
     """
     engines = final.parent
     try:
-        engines.mkdir(exist_ok=True)
-        with new_directory(final, str(engines), "engine", needed=needed) as directory:
-            yield directory
+        with _writing(engines):
+            engines.mkdir(exist_ok=True)
+            with new_directory(final, str(engines), "engine", needed=needed) as directory:
+                yield directory
+    finally:
+        with suppress(OSError):
+            engines.rmdir()
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Around writing at a place of a bundle's engines: failures become a WriteError that names it."""
+    try:
+        yield
     except OutputError as error:  # it says which place, and what to do
         raise WriteError(str(error)) from error
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         raise WriteError(
-            f"{engines}: the engine cannot be written ({error.strerror or error}); "
+            f"{place}: the engine cannot be written ({error.strerror or error}); "
             + ("free some space" if full else "check its permissions")
         ) from error
-    finally:
-        with suppress(OSError):
-            engines.rmdir()

@@ -27,6 +27,7 @@ from .files import read_plain
 from .host import describe_processor
 from .integrity import Progress, check_records
 from .manifest import FileRecord, Manifest
+from .names import MOST_ROWS
 from .self_test import SELF_TEST_NAME
 
 __all__ = [
@@ -46,9 +47,12 @@ __all__ = [
     "find_engine",
     "find_tensorrt_engine",
     "graph_file",
+    "packed_graph_file",
     "read_description",
     "render_engine",
+    "rows_of",
     "was_proven",
+    "with_rows",
     "with_threads",
 ]
 
@@ -91,6 +95,8 @@ class Engine:
     """A GPU and what computes on it, printable; None on the CPU, whose kernels `kernel_family` names."""
     max_bytes: int | None = None
     """Longest text in ids, BOS included, that it was built for; None = as long as the model takes."""
+    rows: tuple[int, ...] = ()
+    """For how many texts at once it has packed graphs (`packed_graph_file`), ascending; () = for none."""
 
     def __str__(self) -> str:
         where = self.name if self.device == "CPU" else f"{self.name} on {self.device}"
@@ -99,7 +105,7 @@ class Engine:
     @classmethod
     def at(cls, bundle: Path, path: Path) -> Engine:
         """The engine in a directory of the bundle."""
-        return cls(path.relative_to(bundle).as_posix(), directory=path)
+        return cls(path.relative_to(bundle).as_posix(), directory=path, rows=rows_of(path))
 
 
 PORTABLE = Engine("portable graphs")
@@ -115,8 +121,13 @@ def graph_file(stage: str) -> str:
 
 
 def data_file(stage: str) -> str:
-    """Name of a stage's weights in an engine for ONNX Runtime."""
+    """Name of a stage's weights in an engine for ONNX Runtime, those of its packed graphs included."""
     return f"{stage}.onnx.data"
+
+
+def packed_graph_file(stage: str, rows: int) -> str:
+    """Name of a stage's graph for so many texts at once in an engine for ONNX Runtime."""
+    return f"{stage}.rows{rows}.onnx"
 
 
 def describe_engine(manifest: Manifest) -> dict[str, Any]:
@@ -179,15 +190,46 @@ def engine_limits(manifest: Manifest) -> EngineLimits:
     return EngineLimits(positions, manifest.stages["latent"].max_positions, longest)
 
 
-def render_engine(description: dict[str, Any], files: dict[str, FileRecord], *, proven: bool = True) -> str:
-    """The text of `engine.json`; proven: the engine was run, its self-test is what came out."""
+def render_engine(
+    description: dict[str, Any],
+    files: dict[str, FileRecord],
+    *,
+    proven: bool = True,
+    rows: tuple[int, ...] = (),
+) -> str:
+    """The text of `engine.json`; proven: the engine was run, its self-test is what came out. rows: as for
+    `Engine`."""
     records = {name: asdict(files[name]) for name in sorted(files)}
-    return json.dumps({"description": description, "proven": proven, "files": records}, indent=1) + "\n"
+    return _text({"description": description, "proven": proven, "rows": list(rows), "files": records})
 
 
 def with_threads(path: Path, best: int, cores: int) -> str:
     """The text of the `engine.json` in this directory, with how many threads were best on that many cores."""
-    return json.dumps({**_read(path), "threads": {"best": best, "cores": cores}}, indent=1) + "\n"
+    return _text({**_read(path), "threads": {"best": best, "cores": cores}})
+
+
+def with_rows(path: Path, rows: tuple[int, ...], packed: dict[str, FileRecord]) -> str:
+    """The text of the `engine.json` in this sound directory, with these packed graphs instead of its own."""
+    payload = _read(path)
+    stages = payload["description"]["stages"]
+    old = {packed_graph_file(stage, count) for stage in stages for count in rows_of(path)}
+    records = {name: each for name, each in payload["files"].items() if name not in old}
+    records.update({name: asdict(each) for name, each in packed.items()})
+    return _text({**payload, "rows": list(rows), "files": dict(sorted(records.items()))})
+
+
+def _text(payload: dict[str, Any]) -> str:
+    return json.dumps(payload, indent=1) + "\n"
+
+
+def rows_of(path: Path) -> tuple[int, ...]:
+    """For how many texts an engine's directory has packed graphs, ascending; () where that is damaged."""
+    rows = _read(path).get("rows", [])
+    if not isinstance(rows, list) or not all(
+        type(count) is int and 2 <= count <= MOST_ROWS for count in rows
+    ):
+        return ()
+    return tuple(rows) if sorted(set(rows)) == rows else ()
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
@@ -233,6 +275,8 @@ def check_engine_files(
     payload = _read(path)
     makes = (plan_file,) if "profiles" in description else (graph_file, data_file)
     names = {SELF_TEST_NAME, *(make(stage) for stage in description["stages"] for make in makes)}
+    if "profiles" not in description:
+        names |= {packed_graph_file(stage, rows) for stage in description["stages"] for rows in rows_of(path)}
     try:
         files = Fields(payload, "").parts("files", lambda name, _: str(name), record(FileRecord))
     except BundleError:

@@ -30,3 +30,6 @@ DEVICES = ("auto", "cpu", "tensorrt", "tensorrt-rtx", "cuda", "ort-tensorrt", "o
 
 DRAFTS = ("auto", "none", "decoder", "patcher", "lookup")
 """Where guesses at the next bytes may come from (`drafting`): `auto` goes by what pays, `none` makes none."""
+
+MOST_ROWS = 64
+"""Texts that one packed graph may take: attention is there once for each of them."""

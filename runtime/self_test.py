@@ -46,9 +46,11 @@ __all__ = [
     "allowed",
     "check_engine",
     "first_breach",
+    "keys_values",
     "load_steps",
     "read_self_test",
     "run_steps",
+    "state_inputs",
     "text_inputs",
     "write_self_test",
 ]
@@ -177,7 +179,7 @@ def run_steps(
     traced, done = [], 0
     for step in steps:
         if isinstance(step, Hold):
-            cached.cache.place(step.first, _keys_values(spec, step))
+            cached.cache.place(step.first, keys_values(spec, step))
         elif isinstance(step, TakeBack):
             assert cached.cache.can_roll_back(cached.cache.length - step.count)
             cached.cache.roll_back(cached.cache.length - step.count)
@@ -203,7 +205,7 @@ def _noise() -> Floats:
     return noise
 
 
-def _keys_values(spec: StageSpec, held: Hold) -> Floats:
+def keys_values(spec: StageSpec, held: Hold) -> Floats:
     """[2 * layers, 1, Hkv, count, head_dim] for a cache; see the module about their sizes."""
     values = np.resize(_noise(), (2 * spec.layers, 1, spec.kv_heads, held.count, spec.head_dim))
     if spec.window is not None and held.count >= spec.window - 1:

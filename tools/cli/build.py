@@ -11,17 +11,35 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from ...runtime.host import available_memory
+from ...runtime.names import MOST_ROWS
 from ..output import Messages, counted, echo, is_terminal, printable, progress_bar, size, status
 from ..tables import print_table
 from .documents import write_json
-from .options import STDIN, MemorySize, OneOf, bundle_argument, json_option, option, options, verb
+from .options import STDIN, MemorySize, OneOf, Value, bundle_argument, json_option, option, options, verb
 
 if TYPE_CHECKING:
     from ...export.build_tensorrt import BuildPlan, TensorRtBuild, TensorRtOptions
     from ...export.tensorrt_worker import Moment
-    from ...runtime.manifest import Axis
+    from ...runtime.engines import Engine
+    from ...runtime.manifest import Axis, Manifest
 
 TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+
+
+class Rows(Value):
+    """Numbers of texts at once, such as 2,4,8; or none."""
+
+    name = "rows"
+    words = ("none",)
+
+    def read(self, text: str) -> tuple[int, ...]:
+        if text == "none":
+            return ()
+        numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+        if not all(2 <= number <= MOST_ROWS for number in numbers):
+            raise ValueError(f"{text!r}: give numbers from 2 to {MOST_ROWS}, such as 2,4,8, or none")
+        return tuple(sorted(set(numbers)))
+
 
 _tensorrt_options = options(
     option(
@@ -65,6 +83,14 @@ _tensorrt_options = options(
 @verb("build", "demo-bundle", "demo-bundle --target tensorrt-rtx --compute-capability 8.6")
 @bundle_argument
 @option("--target", type=OneOf(TARGETS), default="onnxruntime", help="Engine to prepare the graphs for.")
+@option(
+    "--rows",
+    type=Rows(),
+    metavar="N,N,...",
+    shown="2,4,8",
+    help="onnxruntime: for how many texts at once the engine gets packed graphs, each 2 to 64, or none; they "
+    "share its weights and take kilobytes.",
+)
 @option("--force", help="Build again what is there already.")
 @option(
     "--prune",
@@ -78,6 +104,7 @@ def command(
     messages: Messages,
     bundle: Path,
     target: str,
+    rows: tuple[int, ...] | None,
     force: bool,
     prune: bool,
     dry_run: bool,
@@ -87,8 +114,9 @@ def command(
     """Prepare a bundle for a device: runs and loads faster, takes less memory.
 
     Writes BUNDLE/engines/TARGET-FINGERPRINT. For onnxruntime: the stages optimized, attention fused, weights
-    as this processor's kernels want them. It is used from then on, on machines like this one with the same
-    version of ONNX Runtime; elsewhere the portable graphs are, with the same results.
+    as this processor's kernels want them, and packed graphs that take several texts at once. It is used from
+    then on, on machines like this one with the same version of ONNX Runtime; elsewhere the portable graphs
+    are, with the same results.
 
     For tensorrt and tensorrt-rtx: a plan for each stage, with a profile for prompts and one for decoding.
     They run on GPUs of the compute capability and with the version that they were built for. tensorrt builds
@@ -102,6 +130,8 @@ def command(
     if target == "onnxruntime" and given:
         flag = "--" + next(iter(given)).replace("_", "-")
         raise click.UsageError(f"{flag} is for --target tensorrt and tensorrt-rtx; leave it out")
+    if target != "onnxruntime" and rows is not None:
+        raise click.UsageError("--rows is for --target onnxruntime; leave it out")
     if dry_run and json_file is not None:
         raise click.UsageError("--json is for what was built; leave it or --dry-run out")
     options = None
@@ -120,7 +150,7 @@ def command(
     if options:
         engine = _build_tensorrt(messages, bundle, options, force)
     else:
-        engine = _build_onnxruntime(messages, bundle, force)
+        engine = _build_onnxruntime(messages, bundle, rows, force)
     _tidy(messages, bundle, engine, prune)
     slower = _spelled_out(bundle) if target == "onnxruntime" else ()
     for what in slower:
@@ -158,7 +188,7 @@ def _spelled_out(bundle: Path) -> tuple[str, ...]:
 
 
 def _document(engine: Path, target: str) -> dict[str, Any]:
-    from ...runtime.engines import ENGINE_NAME, read_description, was_proven
+    from ...runtime.engines import ENGINE_NAME, read_description, rows_of, was_proven
 
     files = {path.name: path.stat().st_size for path in sorted(engine.iterdir()) if path.name != ENGINE_NAME}
     return {
@@ -166,6 +196,7 @@ def _document(engine: Path, target: str) -> dict[str, Any]:
         "target": target,
         "bytes": sum(files.values()),
         "proven": was_proven(engine),
+        "rows": list(rows_of(engine)),
         "files": files,
         "built_for": read_description(engine),
     }
@@ -187,29 +218,50 @@ def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
     return engine_path(bundle, describe_engine(manifest)), f"at most {size(engine_bytes(manifest))}"
 
 
-def _build_onnxruntime(messages: Messages, bundle: Path, force: bool) -> Path:
-    from ...export.build_ort import build_engine
+def _build_onnxruntime(messages: Messages, bundle: Path, rows: tuple[int, ...] | None, force: bool) -> Path:
+    from ...export.build_ort import DEFAULT_ROWS, build_engine
     from ...runtime.engines import data_file, find_engine, graph_file
     from ...runtime.manifest import load_manifest
 
     manifest = load_manifest(bundle)
-    there = not force and find_engine(bundle, manifest).directory is not None
+    before = None if force else find_engine(bundle, manifest)
+    wanted = DEFAULT_ROWS if rows is None else rows
+    refused: list[str] = []
     with progress_bar(messages) as progress:
-        engine = build_engine(bundle, force=force, progress=progress)
+        engine = build_engine(bundle, rows=wanted, force=force, progress=progress, warn=refused.append)
+    for line in refused:
+        messages.note(f"warning: {line}")
     directory = engine.directory
     assert directory is not None
-    if there:
+    if before is not None and before.directory is not None:
         messages.say("it is there already, and sound; --force builds it again")
+        if engine.rows != before.rows:
+            messages.say(_packed(engine, manifest))
         return directory
+    messages.say(_packed(engine, manifest))
     if engine.threads is not None:
         messages.say(f"fastest here with {counted(engine.threads, 'thread')}, which is now the default")
     if not messages.quiet and sys.stderr is not None:
-        rows = []
+        table = []
         for stage, spec in manifest.stages.items():
             own = sum((directory / file(stage)).stat().st_size for file in (graph_file, data_file))
-            rows.append((f"{stage} graph", spec.precision, size(manifest.stage_bytes(stage)), size(own)))
-        print_table(("part", "precision", ">portable", ">this engine"), rows, sys.stderr)
+            table.append((f"{stage} graph", spec.precision, size(manifest.stage_bytes(stage)), size(own)))
+        print_table(("part", "precision", ">portable", ">this engine"), table, sys.stderr)
     return directory
+
+
+def _packed(engine: Engine, manifest: Manifest) -> str:
+    """A line about an engine's packed graphs."""
+    from ...runtime.engines import packed_graph_file
+
+    if not engine.rows:
+        return "no packed graphs: several texts run one by one"
+    assert engine.directory is not None
+    files = [packed_graph_file(stage, count) for stage in manifest.stages for count in engine.rows]
+    total = sum((engine.directory / name).stat().st_size for name in files)
+    *most, last = map(str, engine.rows)
+    numbers = f"{', '.join(most)} and {last}" if most else last
+    return f"packed graphs for {numbers} texts at once: {size(total)}"
 
 
 def _plan_tensorrt(messages: Messages, bundle: Path, options: TensorRtOptions) -> tuple[Path, str]:

@@ -1,0 +1,116 @@
+"""Texts packed in one graph give what each gives alone: every stage, whatever its precision and attention."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from blt_edge.export.build_ort import window_offset
+from blt_edge.graphs.attention import fuse_attention
+from blt_edge.graphs.packing import pack_rows
+from blt_edge.graphs.quantize import Recipe
+from blt_edge.graphs.stages import stage_names, stage_stack
+from blt_edge.runtime.backends.ort import session_options
+from blt_edge.runtime.manifest import StageSpec
+from blt_edge.runtime.names import STAGES
+from support.packed_texts import fused_feeds, outputs_of, packed_feeds, run, share_apart
+from support.parity_cases import CASES, RULE_CASES
+from support.quantized import BLOCKY, Session, UnitRanges, build, config_of, random_feeds
+from support.random_models import RandomModel
+
+MODELS = {model.name: model for model in (*CASES, *RULE_CASES)}
+# How far a text may be from itself alone, as a share of the scale: a single row goes through another kernel,
+# and sums in another order round to other integers.
+APART = {"fp32": 1e-5, "fp16": 1e-3, "int8w": 1e-3, "int4": 1e-3, "int8": 0.02}
+COUNTS = (5, 1, 3, 2, 1, 4, 1, 9)
+HELD = (0, 7, 30, 3, 19, 1, 0, 12)
+fuses = pytest.mark.skipif(window_offset() is None, reason="this ONNX Runtime's fused attention is not used")
+
+
+def widened(model: RandomModel) -> RandomModel:
+    """The model with heads of 16 and more, which fused attention takes."""
+    config: dict[str, Any] = {**model.config}
+    k = config.get("cross_attn_k", 4)
+    for part in ("patcher", "encoder", "decoder", "global"):
+        width = 64 * (k if part == "global" else 1)
+        config[f"{part}_config"] = {**config[f"{part}_config"], "hidden_size": width}
+        if part in ("encoder", "decoder"):
+            config[f"{part}_config"]["hidden_size_global"] = 64 * k
+    return replace(model, config=config)
+
+
+def spec_of(config: Any, stage: str) -> StageSpec:
+    """What `fuse_attention` asks of a manifest."""
+    stack = stage_stack(config, stage)
+    sizes = {"layers": stack.layers, "kv_heads": stack.kv_heads, "head_dim": stack.head_dim}
+    more = {"window": stack.window, "max_positions": 256, "parameters": 1}
+    files = {"file": f"{stage}.onnx", "data": f"{stage}.onnx.data", "precision": "fp32"}
+    return StageSpec(**files, **sizes, **more)  # type: ignore[arg-type]
+
+
+def fused(config: Any, stage: str, recipe: Recipe) -> onnx.ModelProto:
+    model = build(config, stage, recipe)
+    offset = window_offset()
+    assert offset is not None
+    fuse_attention(model, spec_of(config, stage), offset)
+    return ir.to_proto(model)
+
+
+def loaded(model: onnx.ModelProto, precision: str = "fp32") -> Session:
+    options = session_options(onnxruntime, precision, threads=1)
+    return Session(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def check(model: onnx.ModelProto, rows: int, precision: str = "fp32", *, within: float = 0.0) -> None:
+    """Texts of different lengths packed give what each gives alone."""
+    alone = loaded(model, precision)
+    packed = loaded(pack_rows(model, rows, "graph.onnx"), precision)
+    ordered = any(value.name == "past_length" for value in alone.get_inputs())
+    texts = []
+    for row, (count, held) in enumerate(zip(COUNTS[:rows], HELD[:rows], strict=True)):
+        if ordered:
+            texts.append(fused_feeds(alone, count, held=held, capacity=40 + row, seed=row))
+        else:
+            texts.append(random_feeds(alone, count, slots=held, seed=row))
+    found = outputs_of(run(packed, packed_feeds(texts)), COUNTS[:rows])
+    for row, (text, mine) in enumerate(zip(texts, found, strict=True)):
+        wanted = run(alone, text)
+        assert wanted.keys() == mine.keys()
+        for name, values in wanted.items():
+            if name.startswith("present."):
+                # What lies behind the positions is nobody's.
+                end = HELD[row] + COUNTS[row]
+                values, mine[name] = values[:, :, :end], mine[name][:, :, :end]
+            assert share_apart(mine[name], values) <= (within or APART[precision]), (row, name)
+
+
+# 1. The same numbers.
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_spelled_out_attention(name: str) -> None:
+    config = config_of(MODELS[name])
+    for stage in stage_names(config):
+        check(ir.to_proto(build(config, stage, Recipe("fp32"))), 2 + len(name) % 4)
+
+
+@fuses
+@pytest.mark.parametrize("name", MODELS)
+def test_fused_attention(name: str) -> None:
+    config = config_of(widened(MODELS[name]))
+    for stage in stage_names(config):
+        check(fused(config, stage, Recipe("fp32")), 2 + len(name) % 4)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("precision", [name for name in APART if name != "fp32"])
+@pytest.mark.parametrize("kind", ["spelled out", pytest.param("fused", marks=fuses)])
+def test_precisions(precision: str, stage: str, kind: str) -> None:
+    config = config_of(widened(BLOCKY) if kind == "fused" else BLOCKY)
+    recipe = Recipe(precision, search="rtn", ranges=UnitRanges())
+    model = fused(config, stage, recipe) if kind == "fused" else ir.to_proto(build(config, stage, recipe))
+    check(model, 8, precision)
