@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from ..graphs.quantize import linear_products
 from ..graphs.surgery import foreign_graph, input_of, weights_from
-from ..runtime.backends.base import HOST, CacheLimits, Done, StageBackend, ring_cache
+from ..runtime.backends.base import HOST, CacheLimits, Done, OneText, StageBackend, ring_cache
 from ..runtime.backends.ort import (
     OrtStage,
     import_onnxruntime,
@@ -185,7 +185,7 @@ def tapped_model(
     return BltModel(manifest, backends, table, limits, directory)
 
 
-class TappedStage:
+class TappedStage(OneText):
     """A StageBackend that calls `watch` for every weight product of every run."""
 
     memory = HOST

@@ -160,10 +160,13 @@ class _SharedCosts(CostTable):
         self._table().observe(stage, started, seconds, rows)
 
     def known(self, stage: str) -> bool:
-        return self._table().known(stage)
+        return any(table.known(stage) for table in self._tables.values())
 
     def seconds(self, stage: str, rows: int) -> float:
-        return self._table().seconds(stage, rows)
+        # What was never run among so many is believed to cost what it did among others.
+        found = self._table().seconds(stage, rows)
+        others = (table.seconds(stage, rows) for table in self._tables.values())
+        return found or next(filter(None, others), 0.0)
 
     @property
     def pace(self) -> float:  # type: ignore[override]
@@ -174,7 +177,7 @@ class Batch:
     """Tasks of one thread. All of its methods belong to that thread."""
 
     def __init__(self, rows: int, chunk: int) -> None:
-        """rows: texts in one pass at most. chunk: positions in one at most, as `SequenceLimits.prefill_chunk`.
+        """rows: texts in one pass at most. chunk: positions in one, as `SequenceLimits.prefill_chunk`.
 
         Raises OptionError where greenlet is not installed.
         """
@@ -277,17 +280,29 @@ class Batch:
         except Exception as error:
             if not ran_out_of_memory(error):
                 self._refused.add(kind)
-                told = f"{requests[0].stage}: a pass over several texts failed, they go on one by one ({error})"
+                told = (
+                    f"{requests[0].stage}: a pass over several texts failed, they go on one by one ({error})"
+                )
                 warnings.warn(told, BltWarning, stacklevel=2)
             return False
-        each = seconds / sum(request.count for request in requests)
-        for task, request in zip(group, requests, strict=True):
-            task.took(each * request.count)
+        for task, request, share in zip(group, requests, self._shares(requests, seconds), strict=True):
+            task.took(share)
             try:
-                request.done(each * request.count)
+                request.done(share)
             except Exception as error:
                 request.error = error
         return True
+
+    def _shares(self, requests: list[_Request], seconds: float) -> list[float]:
+        """What each text is charged for a pass: what one position of each would have cost in equal parts,
+        the rest by the positions beyond."""
+        texts, count = len(requests), sum(request.count for request in requests)
+        beyond = count - texts
+        costs = self._chooser.costs
+        least = min(seconds, costs.seconds(requests[0].stage, texts) * costs.pace) if beyond else seconds
+        return [
+            least / texts + (seconds - least) * (request.count - 1) / max(1, beyond) for request in requests
+        ]
 
     def _run_alone(self, task: Task, request: _Request) -> None:
         began = time.perf_counter()

@@ -183,9 +183,7 @@ def _open_cpu(request: LoadRequest) -> tuple[Stages, Engine]:
                     stage,
                     threads,
                     optimized=engine.directory / graph_file(stage),
-                    packed={
-                        rows: engine.directory / packed_graph_file(stage, rows) for rows in engine.rows
-                    },
+                    packed={rows: engine.directory / packed_graph_file(stage, rows) for rows in engine.rows},
                 )
                 for stage in manifest.stages
             }

@@ -125,8 +125,7 @@ class Chooser:
 
         While `wait` patches gather, (wait - 1) / 2 of the texts stand still on average.
         """
-        known = all(self.costs.known(stage) for stage in ("encoder", "latent", "decoder"))
-        if not known or texts < 3:
+        if texts < 3 or not all(self.costs.seconds(stage, 1) for stage in ("encoder", "latent", "decoder")):
             return 1
         rate = self._patches / self._bytes
 

@@ -9,7 +9,6 @@ and no accepted byte reads a patch that the correction cuts short (arXiv 2605.08
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from .drafting import LookupIndex, draft_with_decoder, draft_with_patcher
 from .errors import BackendError, OptionError
+from .lanes import own_seconds
 from .options import GenerationOptions
 from .costs import CostTable
 from .planning import Plan, Planner
@@ -78,7 +78,7 @@ class Speculator:
 
     def round(self, pending: int, most: int) -> list[int]:
         """Read the chosen id `pending`; returns the next ids, 1 to `most`, the last of which is not read."""
-        started, staged = time.perf_counter(), self._sequence.stage_seconds
+        started, staged = own_seconds(), self._sequence.stage_seconds
         plan = self._plan(most)
         try:
             draft = self._draft(plan, pending)
@@ -94,7 +94,7 @@ class Speculator:
             self.figures.drafted += drafted
             self.figures.accepted += accepted
             self.figures.missed += accepted < drafted
-        seconds = time.perf_counter() - started
+        seconds = own_seconds() - started
         host_seconds = seconds - (self._sequence.stage_seconds - staged)
         self._planner.learn(plan, drafted, accepted, seconds, host_seconds)
         return chosen

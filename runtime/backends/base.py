@@ -30,6 +30,7 @@ __all__ = [
     "Done",
     "EngineLimits",
     "Memory",
+    "OneText",
     "PackedPart",
     "PackedStage",
     "StageBackend",
@@ -185,6 +186,15 @@ class PackedStage(Protocol):
 
     def release(self) -> None:
         """Let go of the memory of texts that are gone."""
+
+
+class OneText:
+    """What a `StageBackend` without graphs for several texts has of them."""
+
+    rows: tuple[int, ...] = ()
+
+    def packed(self, texts: int) -> PackedStage:
+        raise AssertionError(f"there is no graph for {texts} texts")
 
 
 class StageBackend(Protocol):

@@ -23,7 +23,7 @@ from ..cache import StageCache
 from ..errors import BackendError, engine_error, requirement
 from ..manifest import Manifest
 from ..paths import native_path
-from .base import CacheLimits
+from .base import CacheLimits, OneText
 from .gpu import DeviceRingCache, Gpu, GpuCall, drop
 from .ort import import_onnxruntime, session_signature
 from .signatures import Shapes, check_signature, check_weights_file, input_type, stage_signature
@@ -107,7 +107,7 @@ def preload_libraries(ort: Any) -> None:
             preload()
 
 
-class OrtGpuStage:
+class OrtGpuStage(OneText):
     """A portable stage graph in a session on the GPU: a `StageBackend`."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, several texts in one pass: a packed stage graph, each text's cache in a row of it."""
+"""ONNX Runtime on the CPU, several texts in one pass: a packed stage graph, each text's cache in a row."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from ..cache import StageCache
 from ..errors import BackendError, BundleError, first_line, requirement
 from ..files import write_whole
 from ..manifest import Manifest, StageSpec
-from .base import CacheLimits
+from .base import CacheLimits, OneText
 from .gpu import DeviceRingCache, Gpu, GpuCall, drop
 from .signatures import Signature, check_signature, input_type, stage_signature
 from .tensorrt_profiles import DECODE, Profiles, build_command, check_shape, choose_profile
@@ -261,7 +261,7 @@ def load_tensorrt(target: str) -> TensorRtModule:
 # 2. A stage.
 
 
-class TensorRtStage:
+class TensorRtStage(OneText):
     """A stage as an engine of TensorRT: a `StageBackend`."""
 
     def __init__(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from blt_edge.runtime.backends.base import CacheLimits, StageBackend, StageCall
+from blt_edge.runtime.backends.base import CacheLimits, OneText, StageBackend, StageCall
 
 __all__ = ["Unreliable"]
 
 
-class Unreliable:
+class Unreliable(OneText):
     """A `StageBackend` around another: from the run of this number on, 0 being the first, runs raise."""
 
     def __init__(self, backend: StageBackend, failing: int, error: BaseException) -> None:

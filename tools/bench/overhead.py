@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...runtime import BltModel, GenerationOptions
-from ...runtime.backends.base import CacheLimits, Done, StageBackend, StageCall
+from ...runtime.backends.base import CacheLimits, Done, OneText, StageBackend, StageCall
 from ...runtime.cache import StageCache
 from ..profile.statistics import Spread, machine
 from .common import options, print_json
@@ -42,7 +42,7 @@ def main() -> None:
     print_json(document)
 
 
-class _Empty:
+class _Empty(OneText):
     """A stage whose calls are bound and then compute nothing: outputs stay as they are."""
 
     def __init__(self, stage: StageBackend) -> None:
