@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,36 @@ from .signatures import check_signature, check_weights_file, packed_signature, r
 __all__ = ["OrtPackedStage"]
 
 Array = npt.NDArray[Any]
+
+
+class _Value:
+    """An array as ONNX Runtime knows it: bound in a microsecond, by whoever holds it."""
+
+    __slots__ = ("array", "native")
+
+    def __init__(self, array: Array) -> None:
+        assert array.flags.c_contiguous
+        self.array = array  # its address is all that the other knows
+        self.native = import_onnxruntime().OrtValue.ortvalue_from_numpy(array)
+
+
+_Values = dict[str, _Value]
+
+# What texts' caches are bound as, in whatever row and graph: made once while their buffers stay.
+_CACHES: WeakKeyDictionary[StageCache, tuple[int, _Values, _Values]] = WeakKeyDictionary()
+
+
+def _values(arrays: Mapping[str, Array]) -> _Values:
+    return {name: _Value(array) for name, array in arrays.items()}
+
+
+def _of_cache(cache: StageCache) -> tuple[_Values, _Values]:
+    """A cache's buffers as a graph's inputs and outputs."""
+    known = _CACHES.get(cache)
+    if known is None or known[0] != cache.generation:
+        known = _CACHES[cache] = (cache.generation, _values(cache.inputs()), _values(cache.outputs()))
+    return known[1], known[2]
+
 
 # How many sizes of passes have buffers of their own; those of a prompt's chunk seldom come back.
 _KEPT = 32
@@ -65,12 +95,13 @@ class OrtPackedStage:
         made = ordered_cache if fused else ring_cache
         idle = made(spec, CacheLimits(rollback=0, positions=1, chunk=1))
         idle.reserve(1)
-        values = np.zeros((1, spec.patch_values or 0), np.float32)
-        shared = {"patch_values": values} if stage == "decoder" else {}
+        shared = {}
+        if stage == "decoder":
+            shared["patch_values"] = np.zeros((1, spec.patch_values or 0), np.float32)
         self._rows = [_Row(self._native, row, idle, shared, fused) for row in range(rows)]
-        self._counts = np.zeros(rows, np.int64)
-        _bind(self._native.bind_input, "rows", self._counts)
-        self._buffers: dict[tuple[int, int], tuple[dict[str, Array], dict[str, Array]]] = {}
+        self._counts = _Value(np.zeros(rows, np.int64))
+        self._native.bind_ortvalue_input("rows", self._counts.native)
+        self._buffers: dict[tuple[int, int], tuple[_Values, _Values]] = {}
         self._bound: tuple[int, int] | None = None
 
     def run(self, parts: Sequence[PackedPart]) -> float:
@@ -80,9 +111,10 @@ class OrtPackedStage:
         for row, part in zip(self._rows, placed, strict=True):
             row.tell(part)
             spans.append(slice(end, end := end + (1 if part is None else part.count)))
-        self._counts[:] = [span.stop - span.start for span in spans]
+        self._counts.array[:] = [span.stop - span.start for span in spans]
         inputs, outputs = self._prepare(parts, end)
-        for name, target in inputs.items():
+        for name, value in inputs.items():
+            target = value.array
             for part, span in zip(placed, spans, strict=True):
                 if part is None:
                     target[:, span] = 1 if name == "patch_lengths" else 0
@@ -92,10 +124,10 @@ class OrtPackedStage:
                 else:
                     target[:, span] = part.call.inputs[name]
         self._session.run_with_iobinding(self._native)
-        for name, array in outputs.items():
+        for name, value in outputs.items():
             for part, span in zip(placed, spans, strict=True):
                 if part is not None:
-                    part.call.outputs[name][...] = array[:, span]
+                    part.call.outputs[name][...] = value.array[:, span]
         return time.perf_counter() - started
 
     def release(self) -> None:
@@ -119,7 +151,7 @@ class OrtPackedStage:
             placed[row] = part
         return placed
 
-    def _prepare(self, parts: Sequence[PackedPart], count: int) -> tuple[dict[str, Array], dict[str, Array]]:
+    def _prepare(self, parts: Sequence[PackedPart], count: int) -> tuple[_Values, _Values]:
         """Inputs and outputs of a pass over `count` positions, bound."""
         padded = (part.call.inputs["patch_bytes"].shape[2] for part in parts) if self._padded else ()
         key = (count, max(padded, default=0))
@@ -130,15 +162,21 @@ class OrtPackedStage:
                 self._buffers.clear()
             sizes = {"bytes": count, "patches": count, "patch_length": key[1]}
             self._buffers[key] = (
-                {name: np.zeros(_sized(axes, sizes), self._types[name]) for name, axes in self._own.items()},
-                {name: np.zeros(_sized(axes, sizes), np.float32) for name, axes in self._made.items()},
+                {
+                    name: _Value(np.zeros(_sized(axes, sizes), self._types[name]))
+                    for name, axes in self._own.items()
+                },
+                {
+                    name: _Value(np.zeros(_sized(axes, sizes), np.float32))
+                    for name, axes in self._made.items()
+                },
             )
         self._bound = None  # until all of them are bound
         inputs, outputs = self._buffers[key]
-        for name, array in inputs.items():
-            _bind(self._native.bind_input, name, array)
-        for name, array in outputs.items():
-            _bind(self._native.bind_output, name, array)
+        for name, value in inputs.items():
+            self._native.bind_ortvalue_input(name, value.native)
+        for name, value in outputs.items():
+            self._native.bind_ortvalue_output(name, value.native)
         self._bound = key
         return inputs, outputs
 
@@ -155,18 +193,19 @@ class _Row:
     ) -> None:
         """idle, shared: what is read where there is no text."""
         self._native, self._row, self._idle, self._idle_shared = native, row, idle, shared
-        self._fused = fused
-        self._kept: dict[str, Array] = {}  # the binding holds plain addresses
+        self._kept: list[_Values] = []  # the binding holds plain addresses
+        self._shared: Mapping[str, Any] = {}
         self._text: ref[StageCache] | None = None
         self._generation = -1
-        self._told: dict[str, Array] = {}
+        self._told: _Values = {}
+        self._new: _Value | None = None
         if fused:
-            self._told = {"past_length": np.zeros(1, np.int32), "total_length": np.zeros((), np.int32)}
-            for name, array in self._told.items():
-                _bind(native.bind_input, row_name(row, name), array)
+            lengths = {"past_length": np.zeros(1, np.int32), "total_length": np.zeros((), np.int32)}
+            self._told = _values(lengths)
+            self._bind(native.bind_ortvalue_input, self._told)
         else:
-            layers, kv_heads, head_dim = len(idle.buffer), idle.buffer.shape[2], idle.buffer.shape[4]
-            self._idle_new = np.zeros((layers, 1, kv_heads, 1, head_dim), np.float32)
+            planes, _, kv_heads, _, head_dim = idle.buffer.shape
+            self._idle_new = np.zeros((planes, 1, kv_heads, 1, head_dim), np.float32)
 
     @property
     def cache(self) -> StageCache | None:
@@ -178,43 +217,42 @@ class _Row:
         if part is None:
             if self._text is not None or not self._kept:
                 self._take(self._idle, self._idle_shared)
-                self._text = None
-            if self._fused:
-                self._told["past_length"][0], self._told["total_length"][...] = 0, 1
-            else:
-                self._output("new_kv", self._idle_new)
+                for name, length in (("past_length", 0), ("total_length", 1)):
+                    if self._told:
+                        self._told[name].array[...] = length
+            self._write_new(None if self._told else self._idle_new)
             return
-        cache, given = part.cache, part.call.inputs
-        shared = all(self._kept.get(name) is array for name, array in part.shared.items())
+        cache = part.cache
+        shared = all(self._shared.get(name) is array for name, array in part.shared.items())
         if self.cache is not cache or self._generation != cache.generation or not shared:
             self._take(cache, part.shared)
             self._text, self._generation = ref(cache), cache.generation
-        for name, array in self._told.items():
-            array[...] = given[name]
-        if not self._fused:
-            self._output("new_kv", part.call.outputs["new_kv"])
+        for name, value in self._told.items():
+            value.array[...] = part.call.inputs[name]
+        self._write_new(None if self._told else part.call.outputs["new_kv"])
 
     def sweep(self) -> None:
         """Let go of a text that is gone."""
         if self._text is not None and self._text() is None:
             self.tell(None)
 
-    def _take(self, cache: StageCache, shared: Any) -> None:
-        self._text, self._kept = None, {}  # until all of them are bound
-        kept: dict[str, Array] = {**shared, **cache.inputs()}
-        for name, array in kept.items():
-            _bind(self._native.bind_input, row_name(self._row, name), array)
-        for name, array in cache.outputs().items():
-            self._output(name, array)
-        self._kept = kept
+    def _take(self, cache: StageCache, shared: Mapping[str, Array]) -> None:
+        self._text = None  # until all of them are bound
+        inputs, outputs = _of_cache(cache)
+        read = {**_values(shared), **inputs}
+        self._bind(self._native.bind_ortvalue_input, read)
+        self._bind(self._native.bind_ortvalue_output, outputs)
+        self._kept, self._shared = [read, outputs], dict(shared)
 
-    def _output(self, name: str, array: Array) -> None:
-        _bind(self._native.bind_output, row_name(self._row, name), array)
+    def _write_new(self, array: Array | None) -> None:
+        """Where new keys and values go that the graph does not put into the cache itself."""
+        if array is not None and (self._new is None or self._new.array is not array):
+            self._new = _Value(array)
+            self._bind(self._native.bind_ortvalue_output, {"new_kv": self._new})
 
-
-def _bind(how: Any, name: str, array: Array) -> None:
-    assert array.flags.c_contiguous, name
-    how(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+    def _bind(self, how: Callable[[str, Any], None], values: _Values) -> None:
+        for name, value in values.items():
+            how(row_name(self._row, name), value.native)
 
 
 def _of_a_row(name: str) -> bool:
