@@ -176,14 +176,15 @@ class _SharedCosts(CostTable):
 class Batch:
     """Tasks of one thread. All of its methods belong to that thread."""
 
-    def __init__(self, rows: int, chunk: int) -> None:
+    def __init__(self, rows: int, chunk: int, costs: CostTable | None = None) -> None:
         """rows: texts in one pass at most. chunk: positions in one, as `SequenceLimits.prefill_chunk`.
+        costs: what passes of this model have cost in other batches; None knows nothing yet.
 
         Raises OptionError where greenlet is not installed.
         """
         check_batches()
         self._rows, self._tasks = rows, deque[Task]()
-        self._chooser = Chooser(chunk)
+        self._chooser = Chooser(chunk, CostTable() if costs is None else costs)
         self._used: set[PackedStage] = set()
         self._refused: set[StageBackend] = set()  # whose passes over several texts have failed
         self.attention = False

@@ -75,7 +75,7 @@ class BltModel:
         self.engine = engine
         self.observer: Observer | None = None
         """Told of every run of a stage in sequences made from now on; None = nobody."""
-        self._costs = CostTable()
+        self._costs, self._pass_costs = CostTable(), CostTable()
         self._backends = backends
         self._table = table
         self._portable, self._switching = portable, threading.Lock()
@@ -197,7 +197,7 @@ class BltModel:
             raise BundleError(f"mode {rule.mode} needs an entropy patcher, and this model has none")
         other = copy(self)
         other.manifest = replace(self.manifest, patching=rule)
-        other._costs, other._switching = CostTable(), threading.Lock()
+        other._costs, other._pass_costs, other._switching = CostTable(), CostTable(), threading.Lock()
         return other
 
     def sequence(self) -> Sequence:
@@ -386,6 +386,15 @@ class BltModel:
         """What `stream_choices` yields, one result for each choice that began."""
         return joined_choices(self.stream_choices(prompt, options, n=n, cancel=cancel, **named))
 
+    def batch(self, rows: int | None = None) -> Batch:
+        """What runs work on several texts of this model in one thread, and passes for up to `rows` together.
+
+        rows None: as many as the bundle has graphs for (`BltModel.rows`). Whatever a task of it does with
+        sequences of this model takes part. Raises OptionError, also where greenlet is not installed.
+        """
+        texts = max(self.rows, default=1) if rows is None else checked_int("rows", rows, 1, MOST_ROWS)
+        return Batch(texts, self.limits.prefill_chunk, self._pass_costs)
+
     def stream_many(
         self,
         prompts: Iterable[str | bytes],
@@ -410,7 +419,7 @@ class BltModel:
         def work(prompt: str | bytes) -> Iterator[GenerationChunk]:
             return self.stream(prompt, options, cancel=cancel)
 
-        return run_many(Batch(texts, self.limits.prefill_chunk), prompts, work, texts, cancel)
+        return run_many(self.batch(texts), prompts, work, texts, cancel)
 
     def generate_many(
         self,

@@ -23,8 +23,9 @@ __all__ = ["MOST_SHORT", "Chooser", "Waiting"]
 MOST_SHORT = 32
 """Positions that a byte with guesses behind it takes at most; what asks for more is reading."""
 
-# After so many choices what is waited for is worked out anew.
+# After so many choices what is waited for is worked out anew, while little is known sooner.
 _REFRESH = 64
+_SOONER = (8, 24)
 # Patches and bytes that are believed in before there are any, and how much of them the next pass leaves.
 _USUAL = (4.0, 16.0)
 _REMEMBER = 0.98
@@ -61,10 +62,10 @@ _W = TypeVar("_W", bound=Waiting)
 class Chooser:
     """Chooses pass after pass."""
 
-    def __init__(self, chunk: int) -> None:
-        """chunk: positions that one pass takes at most, but for a single text that asks for more."""
-        self.costs = CostTable()
-        """What passes cost, by all their positions."""
+    def __init__(self, chunk: int, costs: CostTable) -> None:
+        """chunk: positions that one pass takes at most, but for a single text that asks for more. costs: what
+        passes have cost, by all their positions; what they cost from now on is added by the caller."""
+        self.costs = costs
         self.patches_waited_for = 1
         """Closed patches that go into a latent pass together, while others can go on."""
         self._chunk = chunk
@@ -114,7 +115,7 @@ class Chooser:
         return by_stage[stages[0]][0]
 
     def _latent_is_due(self, closed: Sequence[_W], texts: int) -> bool:
-        if self._age % _REFRESH == 0:
+        if self._age % _REFRESH == 0 or self._age in _SOONER:
             self.patches_waited_for = self._best_wait(texts)
         self._age += 1
         most = min(self.patches_waited_for, closed[0].rows)
