@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..runtime.manifest import Manifest, ModelSpec, Source, StageSpec
 from .bundle import Meter, Progress, checkpoint_stage, data_name, finish, graph_name, new_bundle
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint_base import EMBEDDING, HASH_EMBEDDING, check_tensors, parameter_counts
+from .packed import write_packed
 from .quantize import QuantizationOptions, calibrated, plan_stages, write_stages
 from .tables import table_dtype, table_spec, write_tables
 
@@ -84,6 +85,7 @@ def export_checkpoint(
     tables: str = "auto",
     context: int | None = None,
     quantization: QuantizationOptions | None = None,
+    rows: tuple[int, ...] = (),
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -93,8 +95,9 @@ def export_checkpoint(
     Where activations are quantized and it brings no ranges, a float32 bundle is written beside the output,
     calibrated, and removed.
     tables: fp32, fp16, int8, int4, or auto = int8 where a stage becomes integers, else fp16 unless the
-    checkpoint's own tables are float32. context: ids of a scoring window, None takes the config's. force:
-    replace an existing bundle. progress(what, bytes done, bytes in all), of the writing and then of the
+    checkpoint's own tables are float32. context: ids of a scoring window, None takes the config's. rows: for
+    how many texts at once to write packed graphs, ascending, each 2 to MOST_ROWS. force: replace an existing
+    bundle. progress(what, bytes done, bytes in all), of the writing and then of the
     hashing. The directory appears whole or not at all.
 
     Raises CheckpointError, ConfigError, OptionError, or BltError (existing output, disk full).
@@ -114,9 +117,10 @@ def export_checkpoint(
         meter = Meter(progress, plan.total_bytes)
         open_stage = partial(checkpoint_stage, checkpoint, plan.config)
         write_stages(directory, plan.precisions, options, open_stage, meter)
+        write_packed(directory, plan.precisions, rows)
         written, dtype = meter.up_to("embedding tables"), table_dtype(plan.tables)
         spec = write_tables(directory / "tables.bin", checkpoint, plan.config, dtype, written)
-        manifest = _manifest(checkpoint, plan, trained, spec, options)
+        manifest = replace(_manifest(checkpoint, plan, trained, spec, options), rows=rows)
         finish(directory, manifest, partial(progress, "hashes") if progress else None)
     return Path(output)
 

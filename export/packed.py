@@ -1,4 +1,4 @@
-"""Packed graphs of an engine for ONNX Runtime: written beside its stage graphs, and proven.
+"""Packed graphs, written beside the stage graphs that they are made of; those of an engine are proven, too.
 
 A packed graph (`graphs.packing`) takes several texts at once and reads the weights of the graph for one.
 Before an engine lists it, texts of different lengths go through it together, and one by one through the
@@ -7,7 +7,7 @@ engine's own graph: in chunks and single steps, from nothing, after a few positi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from ..graphs.packing import ROWS, pack_rows, row_name
+from ..graphs.packing import ROWS, pack_rows
 from ..runtime.backends.base import CacheLimits, EngineLimits, ordered_cache, ring_cache
 from ..runtime.backends.ort import import_onnxruntime, new_session, session_options
-from ..runtime.backends.signatures import stage_outputs
+from ..runtime.backends.signatures import row_name, stage_outputs
 from ..runtime.cache import StageCache
 from ..runtime.embedding import EmbeddingTable
 from ..runtime.engines import engine_limits, graph_file, packed_graph_file
@@ -39,7 +39,7 @@ from ..runtime.self_test import (
     text_inputs,
 )
 
-__all__ = ["pack_engine"]
+__all__ = ["pack_engine", "write_packed"]
 
 Array = npt.NDArray[Any]
 
@@ -63,7 +63,7 @@ def pack_engine(
         return True
     files = [packed_graph_file(stage, count) for stage in manifest.stages for count in rows]
     try:
-        _write(engine, manifest, rows)
+        write_packed(engine, manifest.stages, rows)
         table = EmbeddingTable.open(directory, manifest.embedding)
         _prove(engine, manifest, table, engine_limits(manifest), rows)
     except BaseException as error:
@@ -76,12 +76,16 @@ def pack_engine(
     return True
 
 
-def _write(engine: Path, manifest: Manifest, rows: Sequence[int]) -> None:
-    for stage in manifest.stages:
-        model = onnx.load(engine / graph_file(stage), load_external_data=False)
+def write_packed(directory: Path, stages: Iterable[str], rows: Sequence[int]) -> None:
+    """Write packed graphs of the stage graphs in a bundle's or an engine's directory, beside them.
+
+    Raises BltError when one is not what this version writes, OSError (disk full).
+    """
+    for stage in stages if rows else ():
+        model = onnx.load(directory / graph_file(stage), load_external_data=False)
         for count in rows:
             packed = pack_rows(model, count, graph_file(stage))
-            (engine / packed_graph_file(stage, count)).write_bytes(packed.SerializeToString())
+            (directory / packed_graph_file(stage, count)).write_bytes(packed.SerializeToString())
 
 
 def _prove(

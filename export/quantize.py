@@ -40,6 +40,7 @@ from .bundle import (
     planned_bytes,
     save_stage,
 )
+from .packed import write_packed
 from .tables import requantize_tables, table_dtype
 
 __all__ = ["OpenStage", "QuantizationOptions", "calibrated", "plan_stages", "quantize_bundle", "write_stages"]
@@ -173,6 +174,7 @@ def quantize_bundle(
     """Write `output`, the float32 bundle `bundle` at another precision; returns it.
 
     precision: see `precision.parse_precision`. tables: fp32, fp16, int8 or int4; None keeps what they are.
+    Packed graphs are written for as many texts at once as the bundle has them.
     quantization: how integers are found, None takes the defaults. force: replace an existing bundle.
     progress(what, done, in all). The directory appears whole or not at all; peak memory is a few times the
     largest weight.
@@ -204,6 +206,7 @@ def quantize_bundle(
         options = calibrated(source, precisions, options, progress)
         meter = Meter(progress, total)
         write_stages(directory, precisions, options, open_stage, meter)
+        write_packed(directory, precisions, manifest.rows)
         written = meter.up_to("embedding tables")
         embedding = requantize_tables(source, manifest.embedding, directory / "tables.bin", dtype, written)
         stages = {

@@ -31,10 +31,11 @@ from collections.abc import Iterable, Iterator
 import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
+from ..runtime.backends.signatures import row_name
 from ..runtime.errors import BltError
 from ..runtime.names import MOST_ROWS
 
-__all__ = ["ROWS", "pack_rows", "row_name"]
+__all__ = ["ROWS", "pack_rows"]
 
 ROWS = "rows"
 """The input that says how many positions each text has."""
@@ -48,11 +49,6 @@ _TAKEN = re.compile(r"row\d+\.|rows(\.|$)")
 _AXIS = 1
 # Steps that treat each number by itself: they stay with the product that they prepare values for.
 _PREPARING = ("QuantizeLinear", "DequantizeLinear", "Cast", "Identity")
-
-
-def row_name(row: int, name: str) -> str:
-    """What an input or output `name` of one text is called in a packed graph."""
-    return f"row{row}.{name}"
 
 
 def pack_rows(model: onnx.ModelProto, rows: int, file: str) -> onnx.ModelProto:

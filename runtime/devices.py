@@ -196,7 +196,16 @@ def _open_cpu(request: LoadRequest) -> tuple[Stages, Engine]:
 
 def _open_portable(request: LoadRequest, threads: int) -> Stages:
     directory, manifest = request.directory, request.manifest
-    return {stage: OrtStage(directory, manifest, stage, threads) for stage in manifest.stages}
+    return {
+        stage: OrtStage(
+            directory,
+            manifest,
+            stage,
+            threads,
+            packed={rows: directory / packed_graph_file(stage, rows) for rows in manifest.rows},
+        )
+        for stage in manifest.stages
+    }
 
 
 def _threads(request: LoadRequest, engine: Path | None) -> int:

@@ -27,7 +27,7 @@ from .files import read_plain
 from .host import describe_processor
 from .integrity import Progress, check_records
 from .manifest import FileRecord, Manifest
-from .names import MOST_ROWS
+from .names import MOST_ROWS, packed_graph_file
 from .self_test import SELF_TEST_NAME
 
 __all__ = [
@@ -123,11 +123,6 @@ def graph_file(stage: str) -> str:
 def data_file(stage: str) -> str:
     """Name of a stage's weights in an engine for ONNX Runtime, those of its packed graphs included."""
     return f"{stage}.onnx.data"
-
-
-def packed_graph_file(stage: str, rows: int) -> str:
-    """Name of a stage's graph for so many texts at once in an engine for ONNX Runtime."""
-    return f"{stage}.rows{rows}.onnx"
 
 
 def describe_engine(manifest: Manifest) -> dict[str, Any]:

@@ -34,7 +34,15 @@ from .fields import (
 )
 from .files import read_plain, write_whole
 from .generation_spec import GenerationSpec
-from .names import MANIFEST_NAME, PATCHING_MODES, PRECISIONS, SEARCHES, STAGES
+from .names import (
+    MANIFEST_NAME,
+    MOST_ROWS,
+    PATCHING_MODES,
+    PRECISIONS,
+    SEARCHES,
+    STAGES,
+    packed_graph_file,
+)
 from .patching import PatchingRule
 from .validation import ValidationRecord, read_records, with_record
 from .vocabulary import VOCAB_SIZE
@@ -111,6 +119,10 @@ def _patching(fields: Fields) -> PatchingRule:
 
 def _generation(fields: Fields, key: str) -> GenerationSpec:
     return fields.part(key, record(GenerationSpec)) if key in fields else _NO_WISHES
+
+
+def _rows(fields: Fields, key: str) -> tuple[int, ...]:
+    return fields.wholes(key, 2, MOST_ROWS, MOST_ROWS, default=())
 
 
 # 2. The parts.
@@ -242,6 +254,9 @@ class Manifest:
     """The byte and hash tables."""
     stages: Annotated[dict[str, StageSpec], by(Fields.parts, _stage_name, record(StageSpec))]
     """The graphs, in the order of `STAGES`; no "patcher" where the model has none."""
+    rows: Annotated[tuple[int, ...], _rows] = ()
+    """For how many texts at once there are packed graphs of every stage, ascending; left out where there are
+    none."""
     axes: Annotated[dict[str, Axis], by(Fields.parts, _axis_name, record(Axis))]
     """Dynamic axes: at least batch, bytes and patches."""
     quantization: Annotated[QuantizationSpec | None, if_there(by(Fields.part, record(QuantizationSpec)))] = (
@@ -275,6 +290,8 @@ class Manifest:
         for fields, key in optional:
             if fields[key] is None:
                 del fields[key]
+        if not self.rows:
+            del data["rows"]
         if self.generation == _NO_WISHES:
             del data["generation"]
         return {"blt_edge" if key == "generator" else key: value for key, value in data.items()}
@@ -293,12 +310,19 @@ class Manifest:
     def fingerprint(self) -> str:
         """sha256 of what decides the numbers that this bundle computes: shapes, and every file's contents.
 
-        Where patches begin, how the model is sampled and how it was validated are no part of it.
+        Where patches begin, how the model is sampled, how it was validated and for how many texts at once it
+        has graphs are no part of it.
         """
         data = self.to_dict()
         parts = {name: data[name] for name in ("model", "embedding", "stages")}
-        parts["files"] = {name: file.sha256 for name, file in self.files.items()}
+        packed = self.packed_files
+        parts["files"] = {name: file.sha256 for name, file in self.files.items() if name not in packed}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def packed_files(self) -> tuple[str, ...]:
+        """Names of all packed graphs."""
+        return tuple(packed_graph_file(stage, rows) for stage in self.stages for rows in self.rows)
 
     @property
     def total_bytes(self) -> int:
@@ -360,6 +384,10 @@ def _check_references(manifest: Manifest) -> None:
         _check_listed(manifest, stage.data, f"stages.{name}.data")
         if (stage.patch_values is not None) != (name in ("latent", "decoder")):
             raise fault(f"stages.{name}.patch_values", stage.patch_values, "one in latent and decoder only")
+    if list(manifest.rows) != sorted(set(manifest.rows)):
+        raise fault("rows", list(manifest.rows), "a list of numbers that ascend")
+    for name in manifest.packed_files:
+        _check_listed(manifest, name, "rows")
     latent, decoder = stages["latent"], stages["decoder"]
     if latent.patch_values != decoder.patch_values:
         needed_values = "the same value as in the latent stage"

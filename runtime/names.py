@@ -33,3 +33,8 @@ DRAFTS = ("auto", "none", "decoder", "patcher", "lookup")
 
 MOST_ROWS = 64
 """Texts that one packed graph may take: attention is there once for each of them."""
+
+
+def packed_graph_file(stage: str, rows: int) -> str:
+    """Name of a stage's graph for so many texts at once, in a bundle and in an engine for ONNX Runtime."""
+    return f"{stage}.rows{rows}.onnx"

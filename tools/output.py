@@ -16,7 +16,7 @@ import threading
 import traceback
 import unicodedata
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, ClassVar, Protocol, TextIO
@@ -321,6 +321,12 @@ def size(bytes_: float | None) -> str:
 def counted(number: int, what: str) -> str:
     """So many of what is counted: "1 byte", "2 bytes"."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """At least one number as people list them: "2, 4 and 8"."""
+    *most, last = map(str, numbers)
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def count(number: float) -> str:

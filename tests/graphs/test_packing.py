@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
@@ -15,8 +17,10 @@ from blt_edge.graphs.packing import pack_rows
 from blt_edge.graphs.quantize import Recipe
 from blt_edge.graphs.stages import stage_names, stage_stack
 from blt_edge.runtime.backends.ort import session_options
+from blt_edge.runtime.errors import BltError
 from blt_edge.runtime.manifest import StageSpec
 from blt_edge.runtime.names import STAGES
+from onnx import helper, numpy_helper
 from support.packed_texts import fused_feeds, outputs_of, packed_feeds, run, share_apart
 from support.parity_cases import CASES, RULE_CASES
 from support.quantized import BLOCKY, Session, UnitRanges, build, config_of, random_feeds
@@ -114,3 +118,123 @@ def test_precisions(precision: str, stage: str, kind: str) -> None:
     recipe = Recipe(precision, search="rtn", ranges=UnitRanges())
     model = fused(config, stage, recipe) if kind == "fused" else ir.to_proto(build(config, stage, recipe))
     check(model, 8, precision)
+
+
+# 2. What stays as it is.
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_weights_and_the_graph_that_was_given_stay(stage: str) -> None:
+    model = ir.to_proto(build(config_of(BLOCKY), stage, Recipe("int4", search="rtn")))
+    before = model.SerializeToString()
+    packed = pack_rows(model, 4, stage)
+    assert model.SerializeToString() == before
+    assert list(packed.graph.initializer) == list(model.graph.initializer)
+    assert list(packed.opset_import) == list(model.opset_import)
+    names = [node.name for node in packed.graph.node]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_products_with_weights_are_there_once_and_attention_for_each_text(stage: str) -> None:
+    model = ir.to_proto(build(config_of(BLOCKY), stage, Recipe("fp32")))
+    weights = {tensor.name for tensor in model.graph.initializer}
+
+    def products(graph: onnx.GraphProto) -> tuple[int, int]:
+        """Products with weights, and those of attention."""
+        found = [node for node in graph.node if node.op_type == "MatMul" and "self_attn" in node.name]
+        own = sum(node.input[1] in weights for node in found)
+        return own, len(found) - own
+
+    with_weights, others = products(model.graph)
+    assert products(pack_rows(model, 4, stage).graph) == (with_weights, 4 * others)
+
+
+# 3. Graphs of another making.
+
+
+def drop_positions(graph: onnx.GraphProto) -> None:
+    (value,) = [value for value in graph.input if value.name == "positions"]
+    graph.input.remove(value)
+
+
+def turn_around(graph: onnx.GraphProto) -> None:
+    nodes = list(graph.node)[::-1]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def branch(graph: onnx.GraphProto) -> None:
+    inner = helper.make_graph([], "inner", [], [])
+    graph.node[0].attribute.append(helper.make_attribute("body", inner))
+
+
+def name_a_row(graph: onnx.GraphProto) -> None:
+    graph.node[0].name = "row7.node"
+
+
+def give_a_default(graph: onnx.GraphProto) -> None:
+    graph.initializer.append(numpy_helper.from_array(np.zeros((1, 1), np.int64), "positions"))
+
+
+def make_twice(graph: onnx.GraphProto) -> None:
+    graph.node.append(graph.node[0])
+
+
+def gather_nothing(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
+        if node.op_type == "Gather" and "patch_values" in node.input:
+            node.op_type = "GatherElements"
+
+
+def leave_out_the_products(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
+        if node.op_type == "MatMul":
+            node.op_type = "Add"
+
+
+def promise_more(graph: onnx.GraphProto) -> None:
+    value = onnx.ValueInfoProto()
+    value.CopyFrom(graph.output[0])
+    value.name = "made_by_nobody"
+    graph.output.append(value)
+
+
+def ask_for_other_sizes(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
+        if node.op_type == "Shape" and "self_attn" in node.name:
+            del node.attribute[:]
+
+
+def empty(graph: onnx.GraphProto) -> None:
+    for kind in ("node", "input", "output"):
+        graph.ClearField(kind)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        drop_positions,
+        turn_around,
+        branch,
+        name_a_row,
+        give_a_default,
+        make_twice,
+        gather_nothing,
+        leave_out_the_products,
+        promise_more,
+        ask_for_other_sizes,
+        empty,
+    ],
+)
+def test_it_is_refused_in_one_line(spoil: Callable[[onnx.GraphProto], None]) -> None:
+    model = ir.to_proto(build(config_of(BLOCKY), "decoder", Recipe("fp32")))
+    spoil(model.graph)
+    with pytest.raises(BltError, match=r"^decoder\.onnx: it can't be packed \([^\n]*\); export it again$"):
+        pack_rows(model, 2, "decoder.onnx")
+
+
+def test_a_packed_graph_is_not_packed_again() -> None:
+    packed = pack_rows(ir.to_proto(build(config_of(BLOCKY), "encoder", Recipe("fp32"))), 2, "encoder.onnx")
+    with pytest.raises(BltError, match="it is packed already"):
+        pack_rows(packed, 2, "encoder.onnx")

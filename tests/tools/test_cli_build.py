@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from blt_edge.runtime.errors import requirement
+from blt_edge.runtime.errors import BltError, requirement
 from blt_edge.runtime.names import STAGES
 
 
@@ -52,6 +52,39 @@ def test_an_engine_is_built_used_and_shown(cli, bundle: Path) -> None:
     assert (document["form"], document["built_for"]["target"]) == (str(engine), "onnxruntime")
     assert document["not_fused"] == []
     assert document["files"]["latent.onnx"] == (engine / "latent.onnx").stat().st_size
+
+
+def test_rows_are_asked_for_shown_and_changed(cli, bundle: Path) -> None:
+    built = cli("build", bundle, "--rows", "4,2", "--json", "-", code=0)
+    assert "packed graphs for 2 and 4 texts at once: " in built.stderr
+    document = json.loads(built.stdout)
+    assert document["rows"] == [2, 4]
+    assert {"encoder.rows2.onnx", "encoder.rows4.onnx"} <= document["files"].keys()
+    assert "packed graphs" not in cli("build", bundle, "--rows", "2,4", code=0).stderr
+    fewer = cli("build", bundle, "--rows", "none", code=0).stderr
+    assert "no packed graphs: several texts run one by one" in fewer
+    assert json.loads(cli("build", bundle, "-q", "--json", "-").stdout)["rows"] == [2, 4, 8]
+
+
+@pytest.mark.parametrize("rows", ["1", "65", "2,", "", "two", "-4", "2;4"])
+def test_rows_that_no_graph_takes_are_refused(cli, tiny_model, rows: str) -> None:
+    refused = cli("build", tiny_model.bundle, "--rows", rows, code=2)
+    assert "give numbers from 2 to 64, such as 2,4,8, or none" in refused.stderr
+
+
+def test_rows_are_for_onnxruntime(cli, tiny_model) -> None:
+    refused = cli("build", tiny_model.bundle, "--rows", "2", "--target", "tensorrt", code=2)
+    assert "--rows is for --target onnxruntime" in refused.stderr
+
+
+def test_why_there_are_no_packed_graphs_is_said(cli, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object) -> None:
+        raise BltError("it can't be packed")
+
+    monkeypatch.setattr("blt_edge.export.packed.pack_rows", refuse)
+    built = cli("build", bundle, "-q", "--json", "-", code=0)
+    assert built.stderr == "warning: no packed graphs: it can't be packed; texts run one by one\n"
+    assert json.loads(built.stdout)["rows"] == []
 
 
 def test_what_is_not_fused_is_said(cli, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,18 @@ def test_no_validate_and_force(cli, tiny_model, tmp_path: Path) -> None:
     assert load_manifest(tmp_path / "bundle").embedding.dtype == "float32"
 
 
+def test_packed_graphs_are_written_kept_and_shown(cli, tiny_model, tmp_path: Path) -> None:
+    command = ("export", tiny_model.checkpoint, "-o", tmp_path / "bundle", "--no-validate", "--rows", "3,2")
+    cli(*command, code=0)
+    assert load_manifest(tmp_path / "bundle").rows == (2, 3)
+    half = ("--precision", "fp16", "--no-validate")
+    cli("quantize", tmp_path / "bundle", "-o", tmp_path / "half", *half, code=0)
+    for bundle in ("bundle", "half"):
+        shown = cli("inspect", tmp_path / bundle, code=0).stdout
+        assert "packed graphs for 2 and 3 texts at once, over the same weights: " in shown
+    assert "packed graphs" not in cli("inspect", tiny_model.bundle, code=0).stdout
+
+
 def test_what_is_planned_and_what_was_written(cli, tiny_model, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     dry = ("export", tiny_model.checkpoint, "--dry-run", "-o", "bundle", "-q")

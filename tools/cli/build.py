@@ -11,11 +11,10 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from ...runtime.host import available_memory
-from ...runtime.names import MOST_ROWS
-from ..output import Messages, counted, echo, is_terminal, printable, progress_bar, size, status
+from ..output import Messages, counted, echo, is_terminal, listed, printable, progress_bar, size, status
 from ..tables import print_table
 from .documents import write_json
-from .options import STDIN, MemorySize, OneOf, Value, bundle_argument, json_option, option, options, verb
+from .options import STDIN, MemorySize, OneOf, Rows, bundle_argument, json_option, option, options, verb
 
 if TYPE_CHECKING:
     from ...export.build_tensorrt import BuildPlan, TensorRtBuild, TensorRtOptions
@@ -24,22 +23,6 @@ if TYPE_CHECKING:
     from ...runtime.manifest import Axis, Manifest
 
 TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
-
-
-class Rows(Value):
-    """Numbers of texts at once, such as 2,4,8; or none."""
-
-    name = "rows"
-    words = ("none",)
-
-    def read(self, text: str) -> tuple[int, ...]:
-        if text == "none":
-            return ()
-        numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
-        if not all(2 <= number <= MOST_ROWS for number in numbers):
-            raise ValueError(f"{text!r}: give numbers from 2 to {MOST_ROWS}, such as 2,4,8, or none")
-        return tuple(sorted(set(numbers)))
-
 
 _tensorrt_options = options(
     option(
@@ -259,9 +242,7 @@ def _packed(engine: Engine, manifest: Manifest) -> str:
     assert engine.directory is not None
     files = [packed_graph_file(stage, count) for stage in manifest.stages for count in engine.rows]
     total = sum((engine.directory / name).stat().st_size for name in files)
-    *most, last = map(str, engine.rows)
-    numbers = f"{', '.join(most)} and {last}" if most else last
-    return f"packed graphs for {numbers} texts at once: {size(total)}"
+    return f"packed graphs for {listed(engine.rows)} texts at once: {size(total)}"
 
 
 def _plan_tensorrt(messages: Messages, bundle: Path, options: TensorRtOptions) -> tuple[Path, str]:

@@ -19,6 +19,7 @@ from .options import (
     STDIN,
     CheckpointSource,
     OneOf,
+    Rows,
     expanded,
     json_option,
     needed,
@@ -59,6 +60,13 @@ if TYPE_CHECKING:
     help="Length in ids that the model was trained on; `score` takes windows of it.",
 )
 @quantization_options
+@option(
+    "--rows",
+    type=Rows(),
+    metavar="N,N,...",
+    shown="none",
+    help="Write packed graphs, too, for so many texts at once, each 2 to 64. An engine has its own (build).",
+)
 @option("--force", help="Replace a bundle that is there already.")
 @option("--no-validate", help="Don't compare the bundle with the checkpoint.")
 @tolerance_options
@@ -72,6 +80,7 @@ def command(
     precision: str,
     tables: str,
     context: int | None,
+    rows: tuple[int, ...] | None,
     force: bool,
     no_validate: bool,
     rtol: float | None,
@@ -121,6 +130,7 @@ def command(
             tables=tables,
             context=context,
             quantization=how,
+            rows=rows or (),
             force=force,
             progress=progress,
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.errors import BundleError
-from ..output import Messages, count, counted, echo, escaped, printable, progress_bar, size
+from ..output import Messages, count, counted, echo, escaped, listed, printable, progress_bar, size
 from ..tables import print_fields, print_table
 from .documents import write_json
 from .model_options import check_bundle_files
@@ -228,6 +228,9 @@ def _show_stages(manifest: Manifest) -> None:
     rows.append(("tables", table.precision, "", "", "", parameters, size(table.bytes), table.file))
     columns = ("stage", "precision", ">layers", ">kv heads", ">window", ">parameters", ">size", "file")
     print_table(columns, rows, total=True)
+    if manifest.rows:
+        total = sum(manifest.files[name].bytes for name in manifest.packed_files)
+        echo(f"packed graphs for {listed(manifest.rows)} texts at once, over the same weights: {size(total)}")
 
 
 def _rule(rule: PatchingRule) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ...runtime.names import DRAFTS, MANIFEST_NAME
+from ...runtime.names import DRAFTS, MANIFEST_NAME, MOST_ROWS
 from ..output import Messages, printable
 from .verbs import GROUPS, NEEDED, DemoBundle, VerbCommand, is_model
 
@@ -157,6 +157,21 @@ class CheckpointSource(Value):
                 f"{text} does not exist; give a checkpoint's folder, a hub id owner/name, or demo"
             )
         return text
+
+
+class Rows(Value):
+    """Numbers of texts at once, such as 2,4,8; or none."""
+
+    name = "rows"
+    words = ("none",)
+
+    def read(self, text: str) -> tuple[int, ...]:
+        if text == "none":
+            return ()
+        numbers = [int(part) if part.strip().isdecimal() else 0 for part in text.split(",")]
+        if not all(2 <= number <= MOST_ROWS for number in numbers):
+            raise ValueError(f"{text!r}: give numbers from 2 to {MOST_ROWS}, such as 2,4,8, or none")
+        return tuple(sorted(set(numbers)))
 
 
 class InputFile(Value):
