@@ -1,0 +1,335 @@
+"""Several texts in one pass: each gets what it gets alone, whoever joins, leaves or fails beside it."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from blt_edge.export import export_checkpoint
+from blt_edge.export.build_ort import build_engine
+from blt_edge.runtime import BltModel, BltWarning, GenerationOptions, OptionError, Sequence
+from blt_edge.runtime.batch import Batch, Task
+from blt_edge.runtime.errors import BackendError
+from blt_edge.runtime.lanes import LANE, own_seconds
+from blt_edge.runtime.vocabulary import encode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.random_models import write_random_model
+from support.state_walks import LIMITS, WIDE, agree
+from support.unreliable import Unreliable
+
+TEXT = (Path(__file__).parents[1] / "data" / "alice.txt").read_bytes()
+ROWS = (2, 4)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, BltModel]]:
+    """A bundle with graphs for several texts: portable ones, and an engine's with fused attention."""
+    folder = tmp_path_factory.mktemp("packed")
+    write_random_model(WIDE, folder / "checkpoint")
+    bundle = export_checkpoint(folder / "checkpoint", folder / "bundle", rows=ROWS)
+    build_engine(bundle, rows=ROWS)
+    with ExitStack():
+        yield {
+            "ring": BltModel.load(bundle, device="cpu", threads=1, portable=True, **LIMITS),
+            "ordered": BltModel.load(bundle, device="cpu", threads=1, **LIMITS),
+        }
+
+
+@pytest.fixture(params=["ring", "ordered"])
+def model(request: pytest.FixtureRequest, packed: dict[str, BltModel]) -> BltModel:
+    found = packed[request.param]
+    assert found.rows == ROWS
+    assert (found.engine.directory is not None) == (request.param == "ordered")
+    return found
+
+
+def run(batch: Batch, works: list[Callable[[], None]]) -> list[Task]:
+    """All of them to their ends, none of which may be an error."""
+    tasks = [batch.start(work) for work in works]
+    while batch.step():
+        pass
+    for task in tasks:
+        assert task.ended
+        if task.error is not None:
+            raise task.error
+    return tasks
+
+
+# 1. What a text gets.
+
+STEPS = st.one_of(
+    st.tuples(st.just("read"), st.integers(1, 40)),
+    st.tuples(st.just("back"), st.integers(1, 20)),
+    st.tuples(st.just("fork"), st.just(0)),
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 500), st.lists(STEPS, min_size=1, max_size=6)), min_size=1, max_size=7),
+    st.sampled_from(["ring", "ordered"]),
+    st.data(),
+)
+def test_texts_that_share_passes_are_as_if_alone(
+    packed: dict[str, BltModel],
+    texts: list[tuple[int, list[tuple[str, int]]]],
+    layout: str,
+    data: st.DataObject,
+) -> None:
+    model = packed[layout]
+    batch = model.batch()
+    ends: dict[int, tuple[bytes, np.ndarray, list[int]]] = {}
+
+    def work(number: int, first: int, steps: list[tuple[str, int]]) -> Callable[[], None]:
+        def go() -> None:
+            assert LANE.get() is not None
+            sequence, read = model.sequence(), b""
+            sequence.append(encode(b""))
+            for what, count in steps:
+                if what == "read":
+                    more = TEXT[first + len(read) : first + len(read) + count]
+                    sequence.append(encode(more)[1:])
+                    read += more
+                elif what == "back":
+                    count = min(count, len(read))
+                    sequence.roll_back(count)
+                    read = read[: len(read) - count]
+                else:
+                    sequence = sequence.fork()
+            ends[number] = (read, sequence.logits.copy(), list(sequence.boundaries.starts))
+
+        return go
+
+    # Some begin while others are on their way.
+    tasks, later = [], list(enumerate(texts))
+    while later or len(batch):
+        while later and (not len(batch) or data.draw(st.booleans())):
+            number, (first, steps) = later.pop(0)
+            tasks.append(batch.start(work(number, first, steps)))
+        batch.step()
+    assert [task.error for task in tasks] == [None] * len(texts)
+    for read, logits, starts in ends.values():
+        fresh = model.sequence()
+        fresh.append(encode(read))
+        agree(logits, fresh.logits)
+        assert starts == list(fresh.boundaries.starts)
+
+
+@pytest.mark.parametrize("draft", ["none", "lookup", "patcher", "decoder", "auto"])
+@pytest.mark.parametrize("seed", [None, 7])
+def test_many_prompts_are_continued_as_each_alone(model: BltModel, draft: str, seed: int | None) -> None:
+    prompts = [b"", TEXT[:1], TEXT[100:140], bytes(range(256))[:90], TEXT[500:533], TEXT[100:140], b"\0" * 50]
+    options = GenerationOptions(
+        max_new_bytes=24, draft=draft, temperature=0.0 if seed is None else 0.9, seed=seed
+    )
+    alone = [model.generate(prompt, options) for prompt in prompts]
+    many = model.generate_many(prompts, options)
+    assert [one.data for one in many] == [one.data for one in alone]
+    assert [one.finish_reason for one in many] == [one.finish_reason for one in alone]
+    for one, reference in zip(many, alone, strict=True):
+        assert one.stats.new_bytes == reference.stats.new_bytes
+        assert one.stats.patches == reference.stats.patches
+        assert one.stats.stage_calls["decoder"] > 0
+
+
+def test_more_texts_than_rows_and_fewer(model: BltModel) -> None:
+    prompts = [TEXT[40 * number : 40 * number + 30] for number in range(9)]
+    wanted = [model.generate(prompt, max_new_bytes=10).data for prompt in prompts]
+    for rows in (1, 2, 3, 9, 64):
+        assert [one.data for one in model.generate_many(prompts, max_new_bytes=10, rows=rows)] == wanted
+
+
+def test_a_batch_is_right_with_and_without_packed_graphs_on_any_device(any_layout: BltModel) -> None:
+    prompts = [TEXT[40 * number : 40 * number + 30] for number in range(3)]
+    wanted = [any_layout.generate(prompt, max_new_bytes=10).data for prompt in prompts]
+    assert [one.data for one in any_layout.generate_many(prompts, max_new_bytes=10, rows=3)] == wanted
+
+
+def test_pieces_come_as_they_are_made(model: BltModel) -> None:
+    prompts = [TEXT[:30], TEXT[50:90]]
+    numbers = [number for number, _ in model.stream_many(prompts, max_new_bytes=12, draft="none")]
+    assert numbers != sorted(numbers)
+
+
+def test_prompts_are_asked_for_when_their_turn_comes(model: BltModel) -> None:
+    asked = []
+
+    def prompts() -> Iterator[bytes]:
+        for number in range(6):
+            asked.append(number)
+            yield TEXT[30 * number : 30 * number + 20]
+
+    pieces = model.stream_many(prompts(), max_new_bytes=8, rows=2)
+    next(pieces)
+    assert len(asked) <= 3
+    assert len({number for number, _ in pieces}) == 6
+
+
+# 2. Who leaves, fails, or is alone.
+
+
+def test_what_one_raises_is_its_own(model: BltModel) -> None:
+    ends = []
+
+    def good() -> None:
+        ends.append(model.generate(TEXT[:40], max_new_bytes=20).data)
+
+    def bad() -> None:
+        model.generate(TEXT[:40], max_new_bytes=3)
+        raise ValueError("mine")
+
+    batch = model.batch()
+    tasks = [batch.start(work) for work in (good, bad, good)]
+    while batch.step():
+        pass
+    assert [type(task.error) for task in tasks] == [type(None), ValueError, type(None)]
+    assert ends == [model.generate(TEXT[:40], max_new_bytes=20).data] * 2
+
+
+def test_cancelling_ends_all_that_go_on_and_begins_no_other(model: BltModel) -> None:
+    cancel, seen = threading.Event(), {}
+    prompts = [TEXT[30 * number : 30 * number + 20] for number in range(8)]
+    for number, chunk in model.stream_many(prompts, max_new_bytes=100, rows=2, cancel=cancel):
+        cancel.set()
+        if chunk.finish_reason is not None:
+            seen[number] = chunk.finish_reason
+    assert seen == {0: "cancelled", 1: "cancelled"}
+
+
+def test_closing_the_stream_closes_what_is_open(model: BltModel) -> None:
+    pieces = model.stream_many([TEXT[:30], TEXT[50:80]], max_new_bytes=100)
+    next(pieces)
+    pieces.close()
+    assert model.generate(TEXT[:30], max_new_bytes=5).stats.new_bytes == 5
+
+
+def test_the_memory_of_texts_that_have_ended_is_free(model: BltModel) -> None:
+    batch = model.batch()
+    caches: list[weakref.ref[object]] = []
+
+    def work(count: int) -> Callable[[], None]:
+        def go() -> None:
+            sequence = model.sequence()
+            sequence.append(encode(TEXT[:count]))
+            state = sequence.state
+            caches.extend(weakref.ref(cache) for cache in state.caches.values())
+            caches.extend(weakref.ref(cache.buffer) for cache in state.caches.values())
+
+        return go
+
+    run(batch, [work(count) for count in (10, 20, 30, 40)])
+    gc.collect()
+    assert [one() for one in caches] == [None] * len(caches)
+
+
+def test_an_engine_that_fails_is_replaced_for_all(
+    packed: dict[str, BltModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = [TEXT[30 * number : 30 * number + 20] for number in range(4)]
+    wanted = [packed["ring"].generate(prompt, max_new_bytes=20).data for prompt in prompts]
+    model = BltModel.load(packed["ordered"].path, device="auto", threads=1, **LIMITS)
+    stages = dict(model._backends)
+    stages["decoder"] = Unreliable(stages["decoder"], 9, RuntimeError("lost"))
+    model._backends = stages
+    with pytest.warns(BltWarning, match="the portable graphs go on in its place"):
+        many = model.generate_many(prompts, max_new_bytes=20, rows=4)
+    assert [one.data for one in many] == wanted
+
+
+def test_a_packed_graph_that_fails_leaves_texts_to_go_on_one_by_one(
+    packed: dict[str, BltModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = packed["ordered"]
+    prompts = [TEXT[30 * number : 30 * number + 20] for number in range(4)]
+    wanted = [model.generate(prompt, max_new_bytes=20).data for prompt in prompts]
+    stage = model._backends["decoder"].packed(4)
+
+    def fail(parts: object) -> float:
+        raise BackendError("no such luck")
+
+    monkeypatch.setattr(stage, "run", fail)
+    with pytest.warns(BltWarning, match="decoder: a pass over several texts failed.*no such luck"):
+        many = model.generate_many(prompts, max_new_bytes=20)
+    assert [one.data for one in many] == wanted
+
+
+def test_one_text_alone_runs_its_stages_itself(model: BltModel) -> None:
+    batch = model.batch()
+    passes: list[tuple[str, int, float]] = []
+    batch.observer = lambda *told: passes.append(told)
+    run(batch, [lambda: model.generate(TEXT[:20], max_new_bytes=30) and None])
+    assert not passes
+    run(batch, [lambda: model.generate(TEXT[:20], max_new_bytes=30) and None] * 2)
+    assert max(texts for _, texts, _ in passes) == 2
+
+
+def test_a_text_that_waits_lets_the_others_go_on(model: BltModel) -> None:
+    batch = model.batch()
+    told: list[str] = []
+    gate: list[bool] = []
+
+    def waits() -> None:
+        lane = LANE.get()
+        assert isinstance(lane, Task)
+        lane.wait(lambda: bool(gate))
+        told.append("waited")
+
+    def works() -> None:
+        model.generate(TEXT[:20], max_new_bytes=10)
+        told.append("worked")
+
+    tasks = [batch.start(waits), batch.start(works)]
+    while batch.step():
+        pass
+    assert told == ["worked"]
+    assert not batch.step()
+    gate.append(True)
+    while batch.step():
+        pass
+    assert told == ["worked", "waited"]
+    assert all(task.ended for task in tasks)
+
+
+def test_a_texts_clock_stands_still_while_others_run(model: BltModel) -> None:
+    spent: list[float] = []
+
+    def work() -> None:
+        before = own_seconds()
+        model.generate(TEXT[:20], max_new_bytes=30)
+        spent.append(own_seconds() - before)
+
+    began = own_seconds()
+    run(model.batch(), [work] * 4)
+    assert 0 < sum(spent) <= 1.01 * (own_seconds() - began)
+
+
+def test_rows_are_whole_numbers(model: BltModel) -> None:
+    for rows in (0, -1, 65, 2.0, True, "2"):
+        with pytest.raises(OptionError, match="rows"):
+            model.generate_many([b"a"], rows=rows)  # type: ignore[arg-type]
+
+
+def test_a_sequence_goes_from_a_batch_to_plain_calls_and_back(model: BltModel) -> None:
+    sequences = [model.sequence() for _ in range(3)]
+
+    def read(sequence: Sequence, first: int, count: int) -> Callable[[], None]:
+        return lambda: sequence.append(encode(TEXT[first : first + count])[0 if first == 0 else 1 :]) and None
+
+    for first in (0, 30, 60):
+        works = [read(sequence, first, 30) for sequence in sequences]
+        if first == 30:
+            for work in works:
+                work()
+        else:
+            run(model.batch(), works)
+    fresh = model.sequence()
+    fresh.append(encode(TEXT[:90]))
+    for sequence in sequences:
+        agree(sequence.logits, fresh.logits)
