@@ -14,10 +14,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from .costs import CostTable
 from .fields import checked_bytes
 from .generation import GenerationChunk, GenerationResult, PromptReader, joined, stream
 from .options import GenerationOptions
-from .costs import CostTable
 from .scoring import ByteDetail
 from .sequence import ChunkResult, Sequence
 

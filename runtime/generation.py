@@ -18,9 +18,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from .costs import CostTable
 from .fields import checked_bytes
 from .options import GenerationOptions
-from .costs import CostTable
 from .sampling import Sampler
 from .scoring import ByteDetail, byte_details
 from .sequence import ChunkResult, Sequence

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from .backends.base import StageBackend
 from .batch import Batch
 from .choices import joined_choices, stream_choices
+from .costs import CostTable
 from .devices import LoadRequest, open_device, portable_stages
 from .embedding import EmbeddingTable
 from .engines import MOST_THREADS, PORTABLE, Engine
@@ -40,7 +41,6 @@ from .many import joined_many, run_many
 from .names import MOST_ROWS
 from .options import GenerationOptions, asked_options
 from .patching import PatchBoundaries, PatchingRule
-from .costs import CostTable
 from .processors import usable_cores
 from .scoring import Score, score
 from .sequence import PatcherState, Sequence, SequenceLimits

@@ -13,6 +13,7 @@ there are texts left to go on with: how many are waited for follows from what pa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import ceil
 from typing import Protocol, TypeVar
 
 from .costs import CostTable
@@ -29,6 +30,8 @@ _SOONER = (8, 24)
 # Patches and bytes that are believed in before there are any, and how much of them the next pass leaves.
 _USUAL = (4.0, 16.0)
 _REMEMBER = 0.98
+# A byte has to cost less than this share of what it costs without waiting.
+_GAIN = 0.97
 # Bytes of others that a closed patch waits for at most.
 _PATIENCE = 16
 
@@ -132,12 +135,11 @@ class Chooser:
 
         def byte_seconds(wait: int) -> float:
             active = texts - (wait - 1) / 2
-            steps = sum(
-                self.costs.seconds(stage, max(1, round(active))) for stage in STAGES if stage != "latent"
-            )
+            steps = sum(self.costs.seconds(stage, ceil(active)) for stage in STAGES if stage != "latent")
             return steps / active + rate * self.costs.seconds("latent", wait) / wait
 
-        return min(range(1, texts), key=byte_seconds)
+        best = min(range(1, texts), key=byte_seconds)
+        return best if byte_seconds(best) < _GAIN * byte_seconds(1) else 1
 
     def _count(self, stage: str, group: Sequence[Waiting]) -> None:
         count = sum(one.count for one in group)

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .costs import CostTable
 from .drafting import LookupIndex, draft_with_decoder, draft_with_patcher
 from .errors import BackendError, OptionError
 from .lanes import own_seconds
 from .options import GenerationOptions
-from .costs import CostTable
 from .planning import Plan, Planner
 from .sampling import Sampler
 from .sequence import Draft, Sequence

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,27 @@ def closed_or_open(lengths: tuple[int, ...]) -> list[int]:
     """A trace's lengths, which cover the position after the text too, as lengths over the text alone."""
     *closed, last = lengths
     return [*closed, last - 1] if last > 1 else closed
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_texts_that_share_passes(case: RandomModel, random_models: RandomModels, tmp_path: Path) -> None:
+    """Ragged texts in one pass: like each alone to 1e-5 of scale, and like the reference."""
+    texts = [PARITY_TEXT[:300], PARITY_TEXT[900:1000], b"", PARITY_TEXT[1200:1201]]
+    bundle = export_checkpoint(random_models.folder(case), tmp_path / "bundle", rows=(4,))
+    model = BltModel.load(bundle, threads=1, prefill_chunk=64)
+    found: dict[int, np.ndarray] = {}
+
+    def read(number: int) -> None:
+        found[number] = model.logits(texts[number])
+
+    batch = model.batch()
+    tasks = [batch.start(partial(read, number)) for number in range(len(texts))]
+    while batch.step():
+        pass
+    assert [task.error for task in tasks] == [None] * len(texts)
+    for number, text in enumerate(texts):
+        close(found[number], model.logits(text), 1e-5)
+    close(found[0], random_models.reference(case).trace(PARITY_TEXT).logits[: 1 + len(texts[0])], 1e-4)
 
 
 @by_name

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from blt_edge.runtime.costs import CostTable
 from blt_edge.runtime.drafting import Match
 from blt_edge.runtime.options import GenerationOptions
-from blt_edge.runtime.costs import CostTable
 from blt_edge.runtime.planning import Acceptance, Gate, Planner
 
 

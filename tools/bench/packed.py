@@ -59,7 +59,9 @@ def main() -> None:
         told = {stage: _told(passes[count], stage) for stage in STAGES}
         print(f"{count} texts: {Spread.of(rates[count])} bytes a second, {ratio} times those of {least}")
         for stage, sizes in told.items():
-            shown = ", ".join(f"{texts}: {each['ms']:.2f} ({each['passes']})" for texts, each in sizes.items())
+            shown = ", ".join(
+                f"{texts}: {each['ms']:.2f} ({each['passes']})" for texts, each in sizes.items()
+            )
             if shown:
                 print(f"    {stage:<8} texts: ms a pass (passes)  {shown}")
         document[str(count)] = {

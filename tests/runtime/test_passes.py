@@ -1,0 +1,124 @@
+"""Which pass is next, by what texts wait for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from blt_edge.runtime.costs import CostTable
+from blt_edge.runtime.names import STAGES
+from blt_edge.runtime.passes import MOST_SHORT, Chooser
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@dataclass
+class Wait:
+    stage: str
+    count: int = 1
+    kind: object = "engine"
+    since: int = 0
+    rows: int = 8
+
+
+def costs(local: dict[int, float], latent: dict[int, float]) -> CostTable:
+    """Milliseconds by rows of each local stage, and of the latent one."""
+    table = CostTable()
+    for stage in STAGES:
+        for rows, milliseconds in (latent if stage == "latent" else local).items():
+            table.observe(stage, 0.0, milliseconds / 1000, rows)
+    return table
+
+
+WAITS = st.builds(
+    Wait,
+    st.sampled_from(STAGES),
+    st.sampled_from([1, 1, 1, 2, 9, MOST_SHORT, MOST_SHORT + 1, 256]),
+    st.sampled_from(["engine", "other"]),
+    st.integers(0, 5),
+    st.sampled_from([1, 2, 8]),
+)
+
+
+@given(st.lists(st.lists(WAITS, min_size=1, max_size=12), min_size=1, max_size=8))
+def test_a_pass_is_of_one_stage_and_kind_and_has_room(rounds: list[list[Wait]]) -> None:
+    chooser = Chooser(256, CostTable())
+    for waiting in rounds:
+        group = chooser.choose(waiting, len(waiting))
+        lead = group[0]
+        assert all(one in waiting for one in group)
+        assert len({id(one) for one in group}) == len(group) <= lead.rows
+        assert {(one.stage, one.kind) for one in group} == {(lead.stage, lead.kind)}
+        beside = [one.count for one in group[1:] if one.count > MOST_SHORT]
+        assert lead.count + sum(beside) <= 256 or not beside
+
+
+def test_who_is_behind_goes_first_and_the_others_catch_up() -> None:
+    chooser = Chooser(256, CostTable())
+    waiting = [Wait("decoder"), Wait("encoder"), Wait("patcher"), Wait("encoder")]
+    assert chooser.choose(waiting, 4) == [waiting[2]]
+    assert chooser.choose(waiting[:2] + waiting[3:], 4) == [waiting[1], waiting[3]]
+
+
+def test_bytes_and_chunks_take_turns() -> None:
+    chooser = Chooser(256, CostTable())
+    chunk, byte = Wait("patcher", 256), Wait("encoder")
+    assert chooser.choose([chunk, byte], 2) == [byte]
+    assert chooser.choose([chunk, Wait("decoder")], 2)[0].stage == "decoder"
+    assert chooser.choose([chunk, Wait("patcher")], 2)[0] is chunk
+    assert chooser.choose([Wait("encoder", 256), byte], 2) == [byte]
+
+
+def test_a_byte_goes_along_with_a_chunk_that_waits_for_the_same_stage() -> None:
+    chooser = Chooser(256, CostTable())
+    chooser.choose([Wait("decoder")], 1)
+    chunk, byte, other = Wait("encoder", 256), Wait("encoder"), Wait("encoder", 256)
+    assert chooser.choose([byte, chunk, other], 3) == [chunk, byte]
+
+
+def test_short_prompts_share_a_chunk() -> None:
+    prompts = [Wait("patcher", 100), Wait("patcher", 100), Wait("patcher", 100)]
+    assert Chooser(256, CostTable()).choose(prompts, 3) == prompts[:2]
+
+
+def test_long_prompts_take_turns() -> None:
+    """A short prompt gets its four passes with at most as many of a long one between them."""
+    chooser, order = Chooser(256, CostTable()), []
+    waiting = [Wait("patcher", 256, since=0), Wait("patcher", 200, since=1)]
+    for _ in range(8):
+        (one,) = chooser.choose(waiting, 2)
+        order.append(one.count)
+        waiting.remove(one)
+        waiting.append(Wait(STAGES[(STAGES.index(one.stage) + 1) % 4], one.count))
+    assert order == [256, 200] * 4
+
+
+# What passes cost: a latent pass costs little more for four than for one.
+PAYS = costs({1: 10, 4: 11, 8: 12}, {1: 40, 2: 42, 4: 45, 8: 90})
+NEVER = costs({1: 10, 4: 40, 8: 80}, {1: 4, 2: 9, 4: 20, 8: 50})
+
+
+@pytest.mark.parametrize(("table", "wanted"), [(PAYS, 4), (NEVER, 1), (CostTable(), 1)])
+def test_closed_patches_wait_for_each_other_where_it_pays(table: CostTable, wanted: int) -> None:
+    chooser = Chooser(256, table)
+    closed, open_ = [Wait("latent")], [Wait("decoder")] * 7
+    first = chooser.choose([*closed, *open_], 8)
+    assert (first[0].stage == "latent") == (wanted == 1)
+    assert chooser.patches_waited_for == wanted
+    while len(closed) < wanted:
+        closed.append(Wait("latent"))
+    assert chooser.choose([*closed, *open_], 8) == closed
+
+
+def test_closed_patches_wait_neither_for_nobody_nor_for_ever() -> None:
+    chooser = Chooser(256, PAYS)
+    closed = Wait("latent")
+    assert chooser.choose([closed], 8) == [closed]
+    chooser.choose([closed, Wait("decoder")], 8)
+    for _ in range(1000):
+        group = chooser.choose([closed, Wait("decoder", since=chooser.passes)], 8)
+        if group == [closed]:
+            break
+    else:
+        pytest.fail("its turn never came")
+    assert chooser.passes < 100
