@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from . import buffers
 from .sharing import Lease
 
 __all__ = ["OrderedCache", "RingCache", "StageCache"]
@@ -122,6 +123,13 @@ class StageCache(ABC):
     def pack(self) -> None:  # noqa: B027 (most layouts have little to give up)
         """Give up memory that neither the window nor a roll-back needs, where that is much."""
 
+    def room(self, first: int, count: int) -> Floats | None:
+        """Hold positions first .. first + count - 1 and nothing else: where their keys and values
+        [2 * layers, Hkv, count, head_dim] lie, for the caller to fill. None, and nothing changes, where they
+        do not lie so in this machine's memory: then `place` has to be given them.
+        """
+        return None
+
     @abstractmethod
     def place(self, first: int, keys_values: Floats) -> None:
         """Hold keys_values [2 * layers, 1, Hkv, S, head_dim] as those of positions first.. and nothing else.
@@ -168,7 +176,7 @@ class RingCache(StageCache):
     # What a ring in other memory does otherwise.
 
     def _new_buffer(self, shape: tuple[int, ...]) -> Any:
-        return np.zeros(shape, np.float32)
+        return buffers.zeros(shape)
 
     def _copy_slots(self, target: Any, source: Any, slot: int, first: int, count: int) -> None:
         """Slots slot.. of `target` become slots first.. of `source`, `count` of them."""
@@ -251,16 +259,33 @@ class RingCache(StageCache):
         for plane in self.buffer:
             yield np.asarray(plane)[0][:, slots]
 
+    def room(self, first: int, count: int) -> Floats | None:
+        capacity = self._capacity_for(first + count)
+        slot = first % capacity
+        if not isinstance(self.buffer, np.ndarray) or slot + count > capacity:
+            return None
+        self._empty(first, capacity)
+        self.positions[0, slot : slot + count] = np.arange(first, first + count)
+        self.length += count
+        there: Floats = self.buffer[:, 0, :, slot : slot + count]
+        return there
+
     def place(self, first: int, keys_values: Floats) -> None:
+        self._empty(first, self._capacity_for(first + keys_values.shape[3]))
+        self.append(self._upload(keys_values))
+
+    def _capacity_for(self, end: int) -> int:
         # A ring grows only while every position is in the slot of its number, so it must be large enough now.
-        capacity = max(self.capacity, min(first + keys_values.shape[3], self._largest))
+        return max(self.capacity, min(end, self._largest))
+
+    def _empty(self, first: int, capacity: int) -> None:
+        """Hold nothing, in slots that are this cache's own; position `first` comes next."""
         if capacity > self.capacity or not self.lease.claim(0, capacity):
             planes, _, kv_heads, _, head_dim = self.buffer.shape
             self._allocate(planes, kv_heads, head_dim, capacity)
             self._renewed()
         self.positions[...] = -1
         self.length = self._oldest = first
-        self.append(self._upload(keys_values))
 
 
 class OrderedCache(StageCache):
@@ -286,7 +311,7 @@ class OrderedCache(StageCache):
         self._kept = limit if window is None else window - 1 + rollback
         self._largest = limit if window is None else min(limit, self._kept + max(_SLIDE, chunk))
         self.capacity = min(_FIRST_CAPACITY, self._largest)
-        self.buffer: Floats = np.zeros((2 * layers, 1, kv_heads, self.capacity, head_dim), np.float32)
+        self.buffer = buffers.zeros((2 * layers, 1, kv_heads, self.capacity, head_dim))
 
     def reserve(self, count: int) -> None:
         held = self.length - self._oldest
@@ -302,7 +327,7 @@ class OrderedCache(StageCache):
         old = self.buffer
         if capacity > self.capacity or not self.lease.claim(0 if shift else held, needed):
             # A capacity without its buffer would let the graph write past the end of the old one.
-            self.buffer = np.zeros((*old.shape[:3], capacity, old.shape[4]), np.float32)
+            self.buffer = buffers.zeros((*old.shape[:3], capacity, old.shape[4]))
             self.capacity = capacity
             self.buffer[:, :, :, :kept] = old[:, :, :, shift:held]
             self._renewed()
@@ -347,14 +372,22 @@ class OrderedCache(StageCache):
         if self.window is None or 4 * kept > 3 * self.capacity:
             return
         shift = first - self._oldest
-        self.buffer = self.buffer[:, :, :, shift : shift + kept].copy()
+        self.buffer = buffers.duplicate(self.buffer[:, :, :, shift : shift + kept])
         self._oldest, self.capacity = first, kept
         self._renewed()
         self.lease.claim(0, kept)
 
+    def room(self, first: int, count: int) -> Floats | None:
+        if count > self._kept:
+            return None
+        self.length = self._oldest = first
+        self.reserve(count)  # nothing is held: slots from 0 on become this cache's own
+        self.length += count
+        there: Floats = self.buffer[:, 0, :, :count]
+        return there
+
     def place(self, first: int, keys_values: Floats) -> None:
-        end = first + keys_values.shape[3]
-        self.length = self._oldest = max(first, end - self._kept)
-        self.reserve(end - self._oldest)  # nothing is held: slots from 0 on become this cache's own
-        self.buffer[:, :, :, : end - self._oldest] = keys_values[:, :, :, self._oldest - first :]
-        self.length = end
+        surplus = max(0, keys_values.shape[3] - self._kept)
+        room = self.room(first + surplus, keys_values.shape[3] - surplus)
+        assert room is not None
+        room[...] = keys_values[:, 0, :, surplus:]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -38,12 +38,14 @@ def stream_choices(
     cancel: threading.Event | None = None,
     known: int | None = None,
     read: PromptReader = Sequence.extend,
+    ended: Callable[[Sequence], None] = lambda sequence: None,
 ) -> Generator[tuple[int, GenerationChunk], None, None]:
     """Continue the prompt `n` times: (which, its next piece).
 
     The first pieces come together, as many as little memory allows, then one text after the other. Each is
     what `generation.stream` makes, whose arguments these are; with a seed, choice j has seed + j. Once
     `cancel` is set, no other one begins. The sequence is new, or has read `known` bytes of the prompt.
+    ended: gets the sequence of each text that has come to its end.
     """
     data, base = checked_bytes("prompt", prompt), []
     told: tuple[ByteDetail, ...] = ()  # of the prompt, which only the first choice reads
@@ -64,7 +66,7 @@ def stream_choices(
     done = 0
     while done < n and not (done and cancel is not None and cancel.is_set()):
         with ExitStack() as group:
-            waiting: list[tuple[Generator[GenerationChunk, None, None], float]] = []
+            waiting: list[tuple[Sequence, Generator[GenerationChunk, None, None], float]] = []
             room = _AHEAD
             while done + len(waiting) < n and room > 0:
                 number = done + len(waiting)
@@ -74,15 +76,18 @@ def stream_choices(
                 if number == 0:
                     told = first.prompt_details
                 yield number, replace(first, prompt_details=told)
-                waiting.append((pieces, time.perf_counter()))
+                waiting.append((own, pieces, time.perf_counter()))
                 room -= own.own_bytes
                 if cancel is not None and cancel.is_set():
                     break
-            for number, (pieces, since) in enumerate(waiting, done):
+            del own
+            while waiting:
+                own, pieces, since = waiting.pop(0)  # a text that has ended should hold no memory
                 waited = time.perf_counter() - since
                 for chunk in pieces:
-                    yield number, _without(waited, chunk)
-        done += len(waiting)
+                    yield done, _without(waited, chunk)
+                ended(own)
+                done += 1
 
 
 def _without(seconds: float, chunk: GenerationChunk) -> GenerationChunk:

@@ -41,7 +41,8 @@ _UNKNOWN = 256_000_000
 # A state costs what its windows take, reading so many bytes costs time: at the demo's size 2 MB for 0.1 s of
 # one core, at the released 1B's 105 MB for 3 s.
 _EVERY = 512
-# Of the budget, for the states inside one prompt: the ends of others are worth more.
+# Of the budget, for the states inside one prompt, and for the ends of its choices, of which most will not be
+# gone on with: those of other texts are worth more.
 _INSIDE = 0.5
 # Bytes that are read again rather than kept in a state more.
 _FEW = 64
@@ -155,7 +156,8 @@ class PrefixStore:
         """Continue `prompt` as `BltModel.stream` does, without reading again what was read before.
 
         `stats.reused_bytes` of the last chunk tells how much that was. A prompt of which `prompt_details` are
-        asked for is read anew: they need the logits after each of its bytes. Raises OptionError as that.
+        asked for is read anew, since they need the logits after each of its bytes, and kept like any other.
+        Raises OptionError as that.
         """
         return _texts(self.stream_choices(prompt, options, cancel=cancel, **named))
 
@@ -180,7 +182,8 @@ class PrefixStore:
         marks: Collection[int] = (),
         **named: Any,
     ) -> Generator[tuple[int, GenerationChunk], None, None]:
-        """Continue `prompt` n times as `BltModel.stream_choices` does; of several, no answer's end is kept.
+        """Continue `prompt` n times as `BltModel.stream_choices` does. Ends of answers are kept as of one, of
+        several the first ones, in half of the memory.
 
         marks: numbers of the prompt's bytes after which other prompts are known to part from it.
         """
@@ -198,8 +201,24 @@ class PrefixStore:
         self.model.limits.check_positions(1 + len(data))
         sequence, known, parting = self._begin(data, anew=options.prompt_details)
         read = self._reader(data, {parting, *marks})
+        room, cost = _INSIDE * self.memory, 0
+
+        def keep_end(own: Sequence) -> None:
+            nonlocal room, cost
+            if n > 1 and room > cost:
+                cost = max(cost, self.keep(own))
+                room -= cost
+
         pieces = stream_choices(
-            sequence, self.model.costs, data, options, n, cancel=cancel, known=known, read=read
+            sequence,
+            self.model.costs,
+            data,
+            options,
+            n,
+            cancel=cancel,
+            known=known,
+            read=read,
+            ended=keep_end,
         )
         intact = False
         try:

@@ -17,6 +17,7 @@ from copy import copy
 import numpy as np
 import numpy.typing as npt
 
+from . import buffers
 from .backends.base import CacheLimits, Memory, StageBackend, Tensor, ring_runs
 from .cache import StageCache
 from .manifest import Manifest
@@ -162,7 +163,7 @@ class RecentLogits:
     """Next-byte logits after recent positions: those after position i are in row i mod `len(rows)`."""
 
     def __init__(self, kept: int, width: int) -> None:
-        self.rows: Floats = np.zeros((kept, width), np.float32)
+        self.rows = buffers.zeros((kept, width))
         self.oldest = 0
         """The first position whose logits are kept."""
 
@@ -180,7 +181,7 @@ class RecentLogits:
 
     def fork(self) -> RecentLogits:
         other = copy(self)
-        other.rows = self.rows.copy()
+        other.rows = buffers.duplicate(self.rows)
         return other
 
 

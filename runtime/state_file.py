@@ -2,18 +2,18 @@
 
     offset  bytes
     0       16      "blt-edge state\r\n"
-    16      4       version of this format, 1
+    16      4       version of this format, 2
     20      4       N, bytes of the header
     24      N       the header, JSON: what the file is, and where each array begins and ends
     24 + N          the arrays, one after the other, in the order of `ARRAYS`
-    last    32      sha256 of everything before
+    last    32      the seal: sha256 of all before the arrays and of each piece's sha256 (`state_pieces`)
 
 All little endian. Arrays hold what is needed to go on and to roll back as far as the limits said, and nothing
 else: no capacity, no engine's layout, no pickle. So a state goes from one engine of a bundle to another; the
 numbers in it are then those of the first. docs/state.md has the format in full.
 
-A reader checks sizes before it allocates, the sha256 before a value is used, and values against each other
-even if that is right, since whoever changes a file can compute it. What it can't find is a file whose numbers
+A reader checks sizes before it allocates, the seal before a text goes on, and values against each other even
+if that is right, since whoever changes a file can compute it. What it can't find is a file whose numbers
 somebody made up: a state is to be trusted as the bundle is.
 What this does not know: how texts are read.
 """
@@ -24,7 +24,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -41,13 +41,14 @@ from .manifest import Manifest
 from .names import STAGES
 from .patching import PatchingRule
 from .state import TextState
+from .state_pieces import AGAIN, SEAL, ArrayReader, ArrayWriter, read_exactly
 from .vocabulary import VOCAB_SIZE, decode
 
 __all__ = ["ARRAYS", "FORMAT", "StateDescription", "describe", "read_state", "write_state"]
 
 Array = npt.NDArray[Any]
 
-FORMAT = 1
+FORMAT = 2
 """Version of the format that is written, the newest that is read."""
 
 ARRAYS = ("ids", "entropies", "starts", *STAGES, "patch_values", "byte_states", "logits")
@@ -60,8 +61,6 @@ _MOST_NAME = 200  # letters of what is for people
 _SHOWN = 64  # ids of either end of the text that a description has
 _DTYPES: dict[str, np.dtype[Any]] = {"ids": np.dtype("<u2"), "starts": np.dtype("<u4")}
 _FLOAT = np.dtype("<f4")
-_CHUNK = 1 << 20
-_AGAIN = "read the text again and save it again"
 
 
 # 1. What a file is.
@@ -128,21 +127,21 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 class _HeaderFields(Fields):
     def refusal(self, path: str, value: object, needed: str) -> BltError:
-        return StateError(f"its header's {path}: got {shown(value)}, {needed} is needed; {_AGAIN}")
+        return StateError(f"its header's {path}: got {shown(value)}, {needed} is needed; {AGAIN}")
 
     def missing(self, path: str) -> BltError:
-        return StateError(f"its header has no {path}; {_AGAIN}")
+        return StateError(f"its header has no {path}; {AGAIN}")
 
     def refuse_rest(self) -> None:
         for key in self._unread:
-            raise StateError(f"its header has a field {shown(key)}, which no state has; {_AGAIN}")
+            raise StateError(f"its header has a field {shown(key)}, which no state has; {AGAIN}")
 
 
 def _header(data: bytes) -> _Header:
     try:
         fields = _HeaderFields(parse_json(data))
     except ValueError as error:
-        raise StateError(f"its header is damaged ({error}); {_AGAIN}") from None
+        raise StateError(f"its header is damaged ({error}); {AGAIN}") from None
     described: dict[str, Any] = {
         "bundle": fields.digest("bundle"),
         "model": fields.text("model"),
@@ -160,9 +159,9 @@ def _header(data: bytes) -> _Header:
     fields.refuse_rest()
     length, none = described["length"], _Part(0, ())
     if parts.get("ids") != _Part(0, (length,)):
-        raise StateError(f"its header gives {length} ids and an array of others; {_AGAIN}")
+        raise StateError(f"its header gives {length} ids and an array of others; {AGAIN}")
     if len(parts.get("starts", none).shape) != 1:
-        raise StateError(f"its header has no list of patches; {_AGAIN}")
+        raise StateError(f"its header has no list of patches; {AGAIN}")
     return _Header(described, parts)
 
 
@@ -170,7 +169,7 @@ def _moment(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text).astimezone(timezone.utc)
     except (ValueError, OverflowError):
-        raise StateError(f"its header's made: got {shown(text)}, a time is needed; {_AGAIN}") from None
+        raise StateError(f"its header's made: got {shown(text)}, a time is needed; {AGAIN}") from None
 
 
 def _told(rule: PatchingRule) -> str:
@@ -216,23 +215,15 @@ def _write(path: Path, state: TextState, manifest: Manifest, engine: str) -> Non
     header = _Header(described, {name: part for name, (part, _) in arrays.items()}).to_json()
     assert len(header) <= _MOST_HEADER
     with path.open("wb") as file:
-        digest = hashlib.sha256()
-
-        def put(data: Any) -> None:
-            digest.update(data)
-            file.write(data)
-
-        put(_MAGIC + FORMAT.to_bytes(4, "little") + len(header).to_bytes(4, "little") + header)
-        for name, (_, pieces) in arrays.items():
-            for piece in pieces:
-                values = np.ascontiguousarray(piece, _dtype(name))
-                _check_finite(name, values)
-                put(values)
-        file.write(digest.digest())
+        lengths = FORMAT.to_bytes(4, "little") + len(header).to_bytes(4, "little")
+        writer = ArrayWriter(file, _MAGIC + lengths + header)
+        for name, (_, parts) in arrays.items():
+            writer.put(name, (np.ascontiguousarray(part, _dtype(name)) for part in parts))
+        writer.finish()
 
 
 def _arrays(state: TextState, ids: Array) -> dict[str, tuple[_Part, Iterator[Array]]]:
-    """By name, what an array is, and its values in pieces."""
+    """By name, what an array is, and its values in parts."""
     length, starts = state.length, state.boundaries.starts
     closed, values, states, logits = len(starts) - 1, state.patch_values, state.byte_states, state.logits
     patches = range(values.oldest, closed)
@@ -252,12 +243,6 @@ def _arrays(state: TextState, ids: Array) -> dict[str, tuple[_Part, Iterator[Arr
     return {name: arrays[name] for name in ARRAYS if name in arrays}
 
 
-def _check_finite(name: str, values: Array) -> None:
-    # The extremes of what holds a nan are nan.
-    if values.dtype == _FLOAT and values.size and not np.isfinite([values.min(), values.max()]).all():
-        raise StateError(f"{name}: some values are no finite numbers; begin a new sequence")
-
-
 # 3. Reading.
 
 
@@ -267,7 +252,7 @@ def describe(path: str | os.PathLike[str], *, verify: bool = False) -> StateDesc
     verify: read all of it, and compare its sha256. Raises StateError for what is no state file, or damaged.
     """
     with _opened(path) as (file, size):
-        header, _ = _begin(file, size)
+        header, start = _begin(file, size)
         length, starts = header.described["length"], header.parts["starts"].shape[0]
         place = file.tell()
         shown_ids = min(length, _SHOWN)
@@ -280,8 +265,10 @@ def describe(path: str | os.PathLike[str], *, verify: bool = False) -> StateDesc
         _check_ids(beginning)
         _check_ids(end)
         if verify:
-            file.seek(0)
-            _check_digest(file, size)
+            reader = ArrayReader(file, start)
+            for name in header.parts:
+                reader.skip(_bytes(header, name))
+            reader.check_seal()
         return StateDescription(
             **header.described,
             patches=starts - (last == length),
@@ -294,17 +281,17 @@ def describe(path: str | os.PathLike[str], *, verify: bool = False) -> StateDesc
 def read_state(path: str | os.PathLike[str], manifest: Manifest, most: int, state: TextState) -> None:
     """Put what the file at `path` holds into `state`, of which nothing was read.
 
-    most: ids that a text may have. Takes as much memory as the state, and once more as the largest array.
+    most: ids that a text may have. Takes as much memory as the state, where caches lie in a device's memory
+    once more as the largest of them.
     Raises StateError for a file that is damaged, or of another bundle or patching rule, or whose parts
     contradict each other, and OutOfMemoryError. The state is of no use then.
     """
     with _opened(path) as (file, size):
-        header, digest = _begin(file, size)
+        header, start = _begin(file, size)
         _check_fits(header, manifest, most, state)
-        checked = _Reader(file, header, digest)
-        _fill(state, header, checked.array)
-        if _read(file, digest.digest_size) != digest.digest():
-            raise StateError(f"it was changed after it was written (its sha256 differs); {_AGAIN}")
+        reader = ArrayReader(file, start)
+        _fill(state, header, reader)
+        reader.check_seal()
 
 
 @contextmanager
@@ -321,28 +308,19 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int]]:
         except StateError as error:
             raise StateError(f"{place}: {error}") from None
         except OSError as error:
-            raise StateError(f"{place} cannot be read ({error.strerror}); {_AGAIN}") from None
+            raise StateError(f"{place} cannot be read ({error.strerror}); {AGAIN}") from None
         except MemoryError as error:
             raise engine_error(f"{place}: it can't be restored", error) from error
 
 
 def _read(file: BinaryIO, count: int) -> bytearray:
     data = bytearray(count)
-    _read_into(file, memoryview(data))
+    read_exactly(file, memoryview(data))
     return data
 
 
-def _read_into(file: BinaryIO, target: memoryview) -> None:
-    done = 0
-    while done < len(target):
-        count = file.readinto(target[done : done + (1 << 30)])  # type: ignore[attr-defined]
-        if not count:
-            raise StateError(f"it is truncated; {_AGAIN}")
-        done += count
-
-
-def _begin(file: BinaryIO, size: int) -> tuple[_Header, Any]:
-    """The header, and the sha256 of everything up to its end; the file's size is what it has to be."""
+def _begin(file: BinaryIO, size: int) -> tuple[_Header, bytes]:
+    """The header, and everything up to its end; the file's size is what it has to be."""
     lead = len(_MAGIC) + 8
     start = bytes(_read(file, min(size, lead)))
     if not start or start[: len(_MAGIC)] != _MAGIC[: len(start)]:
@@ -350,52 +328,26 @@ def _begin(file: BinaryIO, size: int) -> tuple[_Header, Any]:
             "it is no saved state; give a file that /save, --prompt-cache or Sequence.save wrote"
         )
     if len(start) < lead:
-        raise StateError(f"it is truncated; {_AGAIN}")
+        raise StateError(f"it is truncated; {AGAIN}")
     version = int.from_bytes(start[-8:-4], "little")
     if version != FORMAT:
         newer = "newer than" if version > FORMAT else "not"
-        remedy = "upgrade blt-edge" if version > FORMAT else _AGAIN
+        remedy = "upgrade blt-edge" if version > FORMAT else AGAIN
         raise StateError(f"format {version} is {newer} {FORMAT}, which this version reads; {remedy}")
     count = int.from_bytes(start[-4:], "little")
     if count > min(_MOST_HEADER, size - lead):
-        raise StateError(f"its header would have {count} bytes; {_AGAIN}")
+        raise StateError(f"its header would have {count} bytes; {AGAIN}")
     data = bytes(_read(file, count))
-    header, digest = _header(data), hashlib.sha256(start + data)
-    needed = lead + count + header.array_bytes + digest.digest_size
+    header = _header(data)
+    needed = lead + count + header.array_bytes + SEAL
     if size != needed:
         what = "is truncated" if size < needed else "has extra bytes"
-        raise StateError(f"it {what}: it has {size} bytes, its header says {needed}; {_AGAIN}")
-    return header, digest
+        raise StateError(f"it {what}: it has {size} bytes, its header says {needed}; {AGAIN}")
+    return header, start + data
 
 
 def _bytes(header: _Header, name: str) -> int:
     return math.prod(header.parts[name].shape) * _dtype(name).itemsize if name in header.parts else 0
-
-
-def _check_digest(file: BinaryIO, size: int) -> None:
-    digest, left = hashlib.sha256(), size - 32
-    while left:
-        data = _read(file, min(left, _CHUNK))
-        digest.update(data)
-        left -= len(data)
-    if _read(file, 32) != digest.digest():
-        raise StateError(f"it was changed after it was written (its sha256 differs); {_AGAIN}")
-
-
-class _Reader:
-    """The arrays in the file's order, each hashed."""
-
-    def __init__(self, file: BinaryIO, header: _Header, digest: Any) -> None:
-        self._file, self._parts, self._digest = file, header.parts, digest
-
-    def array(self, name: str) -> Array:
-        values = np.empty(self._parts[name].shape, _dtype(name))
-        if values.size:
-            view = values.reshape(-1).view(np.uint8).data
-            _read_into(self._file, view)
-            self._digest.update(view)
-        _check_finite(name, values)
-        return values
 
 
 # 4. What the parts must say of the model, and of each other.
@@ -407,16 +359,16 @@ def _check_fits(header: _Header, manifest: Manifest, most: int, state: TextState
     if described["bundle"] != manifest.fingerprint:
         raise StateError(
             f"it belongs to another bundle ({described['model']}, fingerprint {described['bundle'][:16]}; "
-            f"this one is {manifest.source.name}, {manifest.fingerprint[:16]}); load that one, or {_AGAIN}"
+            f"this one is {manifest.source.name}, {manifest.fingerprint[:16]}); load that one, or {AGAIN}"
         )
     if described["patching"] != (here := _told(manifest.patching)):
         raise StateError(f"its patches follow another rule ({described['patching'][:80]}; here {here})")
     length = described["length"]
     if length > most:
-        raise StateError(f"its text has {length} ids, BOS included, {most} can be read here; {_AGAIN}")
+        raise StateError(f"its text has {length} ids, BOS included, {most} can be read here; {AGAIN}")
     patches = parts["starts"].shape[0]
     if patches > length + 1:
-        raise StateError(f"it has {patches} patches of {length} ids; {_AGAIN}")
+        raise StateError(f"it has {patches} patches of {length} ids; {AGAIN}")
     expected: dict[str, tuple[int, ...]] = {"ids": (length,), "starts": (patches,)}
     if "patcher" in state.caches:
         expected["entropies"] = (length,)
@@ -428,36 +380,42 @@ def _check_fits(header: _Header, manifest: Manifest, most: int, state: TextState
     expected["logits"] = (-1, manifest.model.vocab_size)
     if set(expected) != set(parts):
         odd = sorted(set(expected) ^ set(parts))[0]
-        raise StateError(f"its arrays are not those of this model ({odd}); {_AGAIN}")
+        raise StateError(f"its arrays are not those of this model ({odd}); {AGAIN}")
     for name, shape in expected.items():
         found = parts[name].shape
         same = len(found) == len(shape) and all(b in (-1, a) for a, b in zip(found, shape, strict=True))
         if not same or (-1 not in shape and parts[name].first):
             raise StateError(
-                f"its {name} have the shape {found} from {parts[name].first} on, not this model's; {_AGAIN}"
+                f"its {name} have the shape {found} from {parts[name].first} on, not this model's; {AGAIN}"
             )
 
 
 def _check_ids(ids: Array) -> None:
     if ids.size and int(ids.max()) >= VOCAB_SIZE:
-        raise StateError(f"its ids have {int(ids.max())}; allowed are 0 to {VOCAB_SIZE - 1}; {_AGAIN}")
+        raise StateError(f"its ids have {int(ids.max())}; allowed are 0 to {VOCAB_SIZE - 1}; {AGAIN}")
 
 
 def _check_span(name: str, first: int, count: int, end: int, needed: int) -> None:
     """Whether `count` positions from `first` on end where the text does and begin where it needs them."""
     if not 0 <= first <= max(0, min(needed, end - 1)) or first + count != end:
         raise StateError(
-            f"its {name} are of {first} to {first + count}, the text needs {needed} to {end}; {_AGAIN}"
+            f"its {name} are of {first} to {first + count}, the text needs {needed} to {end}; {AGAIN}"
         )
 
 
-def _fill(state: TextState, header: _Header, take: Callable[[str], Array]) -> None:
-    """Put the arrays, which `take` gives in the file's order, where they belong."""
+def _fill(state: TextState, header: _Header, reader: ArrayReader) -> None:
+    """Put the arrays where they belong, in the file's order."""
     length, parts = header.described["length"], header.parts
+
+    def take(name: str) -> Array:
+        values = np.empty(parts[name].shape, _dtype(name))
+        reader.read(name, values)
+        return values
+
     ids = take("ids")
     _check_ids(ids)
     if hashlib.sha256(ids.tobytes()).hexdigest() != header.described["text_sha256"]:
-        raise StateError(f"its text is not the one that its header names; {_AGAIN}")
+        raise StateError(f"its text is not the one that its header names; {AGAIN}")
     state.store_ids(0, ids.astype(np.int64))
     if "entropies" in parts:
         state.entropies[:length] = take("entropies")
@@ -465,13 +423,17 @@ def _fill(state: TextState, header: _Header, take: Callable[[str], Array]) -> No
     state.boundaries.extend(state.ids[:length], state.entropies[:length])
     starts = state.boundaries.starts
     if take("starts").tolist() != starts:
-        raise StateError(f"its patches are not those of its text; {_AGAIN}")
+        raise StateError(f"its patches are not those of its text; {AGAIN}")
     closed = len(starts) - 1
     for stage, cache in state.caches.items():
         part, end = parts[stage], closed if stage == "latent" else length
         window = cache.window
         _check_span(stage, part.first, part.shape[2], end, 0 if window is None else max(0, end - window + 1))
-        cache.place(part.first, take(stage)[:, np.newaxis])
+        room = cache.room(part.first, part.shape[2])
+        if room is None:
+            cache.place(part.first, take(stage)[:, np.newaxis])
+        else:
+            reader.read(stage, room)
     part = parts["patch_values"]
     _check_span("patch_values", part.first, part.shape[0], closed, closed - 1)
     state.patch_values.place(part.first, take("patch_values"))
@@ -479,7 +441,7 @@ def _fill(state: TextState, header: _Header, take: Callable[[str], Array]) -> No
     if part.first != length or part.shape[0]:  # there may be none where a patch ends with the text
         _check_span("byte_states", part.first, part.shape[0], length, starts[-1])
     elif starts[-1] != length:
-        raise StateError(f"its open patch has no states; {_AGAIN}")
+        raise StateError(f"its open patch has no states; {AGAIN}")
     state.byte_states.place(part.first, take("byte_states"))
     part = parts["logits"]
     _check_span("logits", part.first, part.shape[0], length, length - 1)

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .. import buffers
 from ..cache import OrderedCache, RingCache, StageCache
 from ..host import available_memory
 from ..manifest import StageSpec
@@ -81,7 +82,7 @@ class Memory(Protocol):
 
 class _HostMemory:
     def zeros(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
-        return np.zeros(shape, np.float32)
+        return buffers.zeros(shape)
 
     def available(self) -> int | None:
         return available_memory()

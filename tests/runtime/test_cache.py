@@ -219,16 +219,31 @@ def test_a_ring_for_a_window_of_one_has_a_slot() -> None:
     first=st.integers(0, 60),
     held=st.integers(1, 150),
     steps=st.lists(st.integers(1, 50), max_size=6),
+    in_place=st.booleans(),
 )
 def test_a_cache_goes_on_from_where_it_is_placed(
-    layout: type[Cache], window: int | None, rollback: int, first: int, held: int, steps: list[int]
+    layout: type[Cache],
+    window: int | None,
+    rollback: int,
+    first: int,
+    held: int,
+    steps: list[int],
+    in_place: bool,
 ) -> None:
     if window is None:
         first = 0  # without a window everything is seen, so nothing may be missing
     cache = new(layout, window, rollback, 600, chunk=50)
     generation, before = cache.generation, cache.inputs()["past.0.key"]
     read(cache, 5)
-    cache.place(first, entries(first, held))
+    others = cache.fork()
+    room = cache.room(first, held) if in_place else None
+    if room is None:
+        assert cache.length == 5
+        cache.place(first, entries(first, held))
+    else:
+        room[...] = entries(first, held)[:, 0]
+    check_claims(others, window, 5, rollback)
+    del others
     # Whoever bound the old buffers is told of new ones.
     assert cache.generation > generation or cache.inputs()["past.0.key"].base is before.base
     length = first + held

@@ -277,6 +277,37 @@ def test_the_same_prompt_is_not_read_and_its_choices_read_it_once(tight: BltMode
         counted.read()
 
 
+@pytest.mark.parametrize("new", [1, 20])
+def test_every_choice_can_be_gone_on_with(tight: BltModel, new: int) -> None:
+    counted = Counted(tight)
+    store = PrefixStore(counted.model, PLENTY)
+    asked = GenerationOptions(max_new_bytes=new, temperature=1, seed=3, draft="none")
+    pieces: dict[int, bytes] = {}
+    for number, chunk in store.stream_choices(TEXT, asked, n=3):
+        pieces[number] = pieces.get(number, b"") + chunk.data
+    assert pieces == {number: one.data for number, one in enumerate(tight.choices(TEXT, asked, n=3))}
+    counted.read()
+    for data in pieces.values():
+        answer = store.generate(TEXT + data + b"!", NONE)
+        assert answer.stats.reused_bytes >= len(TEXT + data) - 1
+        assert answer.data == tight.generate(TEXT + data + b"!", NONE).data
+
+
+def test_ends_of_choices_leave_half_of_the_memory_to_others(tight: BltModel) -> None:
+    whole = PrefixStore(tight, PLENTY)
+    asked = GenerationOptions(max_new_bytes=20, temperature=1, seed=3, draft="none")
+    list(whole.stream_choices(TEXT, asked, n=1))
+    cost = whole.figures.bytes // whole.figures.states  # at least: states of one text share
+    store = PrefixStore(tight, 16 * cost)
+    other = b"Of another text the end is kept. "
+    store.generate(other, max_new_bytes=0)
+    list(store.stream_choices(b"One. ", asked, n=40))
+    assert 2 < store.figures.states < 20
+    assert store.find(other) is not None
+    assert store.find(other)[1] == len(other)
+    assert not store.figures.evicted
+
+
 def test_a_state_is_kept_where_prompts_part(tight: BltModel) -> None:
     counted = Counted(tight)
     store = PrefixStore(counted.model, PLENTY)
@@ -318,6 +349,10 @@ def test_prompt_details_are_those_of_a_prompt_that_is_read(tight: BltModel) -> N
     for one, other in zip(again.prompt_details, fresh.prompt_details, strict=True):
         assert (one.byte, one.position, one.starts_patch) == (other.byte, other.position, other.starts_patch)
         assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+    # What was read for it is kept, and so is the answer's end.
+    counted.read()
+    store.generate(TEXT + again.data + b"!", max_new_bytes=0)
+    assert counted.read() == 2  # the last byte of an answer has not been read
     # All choices tell of it, and the others go on from what it left.
     many = counted.model.choices(TEXT, asked, n=3)
     assert len({one.prompt_details for one in many}) == 1

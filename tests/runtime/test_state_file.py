@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from blt_edge.runtime import BltModel, OptionError, Sequence, StateError
-from blt_edge.runtime import state_file as files
+from blt_edge.runtime import BltModel, OptionError, Sequence, StateError, state_pieces
 from blt_edge.runtime.files import WriteError
 from blt_edge.runtime.patching import PatchingRule
 from blt_edge.runtime.state_file import ARRAYS, describe
@@ -38,6 +37,16 @@ def saved(tight: BltModel, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
+def seal(start: bytes, arrays: dict[str, np.ndarray]) -> bytes:
+    """What the last 32 bytes have to be."""
+    size, whole = state_pieces.PIECE, hashlib.sha256(start)
+    for values in arrays.values():
+        data = values.tobytes()
+        for piece in range(0, len(data), size):
+            whole.update(hashlib.sha256(data[piece : piece + size]).digest())
+    return whole.digest()
+
+
 def read(model: BltModel, data: bytes) -> Sequence:
     sequence = model.sequence()
     sequence.append(encode(data))
@@ -50,6 +59,7 @@ class Parts:
     def __init__(self, data: bytes) -> None:
         end = 24 + int.from_bytes(data[20:24], "little")
         self.header: dict[str, Any] = json.loads(data[24:end])
+        start = data[:end]
         self.arrays: dict[str, np.ndarray] = {}
         for name in ARRAYS:
             if name in self.header:
@@ -58,7 +68,7 @@ class Parts:
                 size = int(np.prod(shape)) * dtype.itemsize
                 self.arrays[name] = np.frombuffer(data[end : end + size], dtype).reshape(shape).copy()
                 end += size
-        assert data[end:] == hashlib.sha256(data[:end]).digest()
+        assert data[end:] == seal(start, self.arrays)
 
     def sealed(self, *, shapes: bool = True) -> bytes:
         """The file; shapes: the header tells those of the arrays."""
@@ -68,10 +78,8 @@ class Parts:
                 header[name] = [header[name][0], *values.shape]
         text = json.dumps(header).encode()
         body = b"".join(values.tobytes() for values in self.arrays.values())
-        data = (
-            b"blt-edge state\r\n" + (1).to_bytes(4, "little") + len(text).to_bytes(4, "little") + text + body
-        )
-        return data + hashlib.sha256(data).digest()
+        start = b"blt-edge state\r\n" + (2).to_bytes(4, "little") + len(text).to_bytes(4, "little") + text
+        return start + body + seal(start, self.arrays)
 
 
 def refused(model: BltModel, data: bytes, folder: Path, match: str) -> None:
@@ -346,7 +354,7 @@ def test_sizes_that_no_file_has_cost_no_memory(tight: BltModel, saved: bytes, tm
             refused(tight, parts.sealed(shapes=False), tmp_path, "truncated|array of others")
         lead = saved[:20] + (2**32 - 1).to_bytes(4, "little") + saved[24:]
         refused(tight, lead, tmp_path, "header would have 4294967295 bytes")
-        for version in (0, 2, 2**32 - 1):
+        for version in (0, 1, 3, 2**32 - 1):
             refused(
                 tight, saved[:16] + version.to_bytes(4, "little") + saved[20:], tmp_path, f"format {version} "
             )
@@ -433,7 +441,7 @@ def test_what_was_there_stays_when_writing_fails(
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(files, "_check_finite", full)
+        patched.setattr(state_pieces, "check_finite", full)
         with pytest.raises(
             WriteError, match=r"a.state cannot be written .No space left on device.; what was"
         ):
@@ -467,7 +475,7 @@ def test_a_save_that_goes_on_is_left_alone(
     tight: BltModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two, seen = read(tight, b"one"), read(tight, b"two"), []
-    check = files._check_finite
+    check = state_pieces.check_finite
 
     def in_between(name: str, values: np.ndarray) -> None:
         check(name, values)
@@ -476,7 +484,7 @@ def test_a_save_that_goes_on_is_left_alone(
             two.save(tmp_path / "a.state")
             seen.extend(path.name for path in tmp_path.iterdir())
 
-    monkeypatch.setattr(files, "_check_finite", in_between)
+    monkeypatch.setattr(state_pieces, "check_finite", in_between)
     one.save(tmp_path / "a.state")
     assert len([name for name in seen if re.match(r"\.a\.state\.partial-", name)]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.state"]
