@@ -24,13 +24,8 @@ import onnx_ir as ir
 from ..graphs.quantize import linear_products
 from ..graphs.surgery import foreign_graph, input_of, weights_from
 from ..runtime.backends.base import HOST, CacheLimits, Done, OneText, StageBackend, ring_cache
-from ..runtime.backends.ort import (
-    OrtStage,
-    import_onnxruntime,
-    new_session,
-    session_options,
-    session_signature,
-)
+from ..runtime.backends.ort import OrtStage
+from ..runtime.backends.ort_session import import_onnxruntime, new_session, session_options, session_signature
 from ..runtime.backends.signatures import check_signature, check_weights_file, input_type, stage_signature
 from ..runtime.cache import RingCache, StageCache
 from ..runtime.embedding import EmbeddingTable

@@ -26,7 +26,8 @@ import onnx_ir as ir
 from ..graphs.attention import DOMAIN, attention_node, fuse_attention
 from ..graphs.block_products import BLOCK_BITS, block_product, write_block_products
 from ..graphs.surgery import foreign_graph
-from ..runtime.backends.ort import OrtStage, import_onnxruntime, save_optimized, session_options
+from ..runtime.backends.ort import OrtStage
+from ..runtime.backends.ort_session import import_onnxruntime, save_optimized, session_options
 from ..runtime.engines import (
     ENGINE_NAME,
     Engine,

@@ -18,7 +18,7 @@ import onnx
 
 from ..graphs.packing import ROWS, pack_rows
 from ..runtime.backends.base import CacheLimits, EngineLimits, ordered_cache, ring_cache
-from ..runtime.backends.ort import import_onnxruntime, new_session, session_options
+from ..runtime.backends.ort_session import import_onnxruntime, new_session, session_options
 from ..runtime.backends.signatures import row_name, stage_outputs
 from ..runtime.cache import StageCache
 from ..runtime.embedding import EmbeddingTable

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..runtime.backends.ort import import_onnxruntime
+from ..runtime.backends.ort_session import import_onnxruntime
 from ..runtime.errors import BundleError, OptionError
 from ..runtime.fields import plain_text
 from ..runtime.host import MOST_NAME, processor_name

@@ -25,15 +25,15 @@ from .passes import Chooser
 
 try:
     import greenlet
-except ImportError:
-    greenlet = None
+except ImportError:  # which `check_batches` tells of
+    pass
 
 __all__ = ["Batch", "Task", "check_batches"]
 
 
 def check_batches() -> None:
     """Raise OptionError where what batches need is not installed."""
-    if greenlet is None:
+    if "greenlet" not in globals():
         raise OptionError(f"several texts at a time need greenlet; pip install {requirement('batch')}")
 
 
@@ -103,7 +103,9 @@ class Task:
 
     def _stop(self) -> None:
         self._seconds += time.perf_counter() - self._entered
-        self._greenlet.parent.switch()
+        owner = self._greenlet.parent
+        assert owner is not None
+        owner.switch()
 
     def _begin(self) -> None:
         LANE.set(self)
@@ -225,10 +227,11 @@ class Batch:
         """
         self.attention = False
         self._go_on()
-        waiting = {id(task.request): task for task in self._tasks if task.request is not None}
-        if not waiting:
+        waiting = {id(request): task for task in self._tasks if (request := task.request) is not None}
+        requests = [request for task in waiting.values() if (request := task.request) is not None]
+        if not requests:
             return False
-        requests = sorted((task.request for task in waiting.values()), key=lambda one: one.since)
+        requests.sort(key=lambda one: one.since)
         group = self._chooser.choose(requests, len(self._tasks))
         self._run([waiting[id(request)] for request in group])
         return True

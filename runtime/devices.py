@@ -25,8 +25,9 @@ from pathlib import Path
 from .backends.base import EngineLimits, StageBackend
 from .backends.cuda import CudaDriver
 from .backends.gpu import Gpu
-from .backends.ort import OrtStage, import_onnxruntime
+from .backends.ort import OrtStage
 from .backends.ort_gpu import PROVIDERS, OrtGpuStage, check_available
+from .backends.ort_session import import_onnxruntime
 from .backends.tensorrt import TENSORRT_TARGETS, TensorRtStage, load_tensorrt
 from .backends.tensorrt_profiles import Profiles, plan_file
 from .embedding import EmbeddingTable

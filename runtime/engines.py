@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .backends.base import EngineLimits
-from .backends.ort import import_onnxruntime, session_entries
+from .backends.ort_session import import_onnxruntime, session_entries
 from .backends.tensorrt import TensorRtModule
 from .backends.tensorrt_profiles import Profiles, build_command, plan_file, read_limits
 from .errors import BltError, BundleError

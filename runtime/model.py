@@ -26,16 +26,15 @@ from .errors import (
     BltError,
     BltWarning,
     BundleError,
-    FailedValidationWarning,
-    NotValidatedHereWarning,
     OptionError,
     ran_out_of_memory,
 )
 from .fields import checked_bytes, checked_call, checked_flag, checked_int, shown
 from .generation import GenerationChunk, GenerationResult, joined, stream
 from .integrity import check_files
-from .kernels import kernel_family, kernels_matter
+from .kernels import kernel_family
 from .lanes import LANE
+from .load_checks import checked_settings, warn_of_threads, warn_of_validation
 from .manifest import Manifest, load_manifest
 from .many import joined_many, run_many
 from .names import MOST_ROWS
@@ -47,7 +46,6 @@ from .sequence import PatcherState, Sequence, SequenceLimits
 from .stages import Observer
 from .state import TextState, new_state
 from .state_file import read_state
-from .validation import first_of
 from .vocabulary import encode
 
 __all__ = ["BltModel"]
@@ -119,14 +117,14 @@ class BltModel:
         for name, flag in (("verify", verify), ("portable", portable), ("probe", probe)):
             checked_flag(name, flag)
         checked_call("progress", progress)
-        given = _checked_settings(provider_options)
+        given = checked_settings(provider_options)
         manifest = load_manifest(directory)
         check_files(directory, manifest, full=verify, progress=progress)
         longest = manifest.axes["bytes"].max
         prefill_chunk = checked_int("prefill_chunk", prefill_chunk, 1, longest)
         rollback = checked_int("rollback", rollback, 0, longest)
         if threads is not None and threads > usable_cores():
-            _warn_of_threads(threads)
+            warn_of_threads(threads)
         table = EmbeddingTable.open(directory, manifest.embedding)
         request = LoadRequest(
             directory,
@@ -150,7 +148,7 @@ class BltModel:
 
         backends, engine = open_device(request, lambda *opened: made(*opened).probe())
         model = made(backends, engine, portable=portable_stages(request, engine))
-        _warn_of_validation(model)
+        warn_of_validation(directory, manifest, model.kernels)
         return model
 
     def __repr__(self) -> str:
@@ -456,57 +454,3 @@ class BltModel:
     ) -> GenerationResult:
         """What `stream` yields until its end, in one."""
         return joined(self.stream(prompt, options, sequence=sequence, cancel=cancel, **named))
-
-
-def _checked_settings(given: object) -> Mapping[str, str]:
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping) or not all(isinstance(one, str) for one in (*given, *given.values())):
-        raise OptionError(f"provider_options is {shown(given)}; allowed is a dict of text to text")
-    return given
-
-
-def _warn_of_threads(threads: int) -> None:
-    cores = usable_cores()
-    told = f"{cores} cores that this process may use" if cores > 1 else "one core that this process may use"
-    warnings.warn(
-        f"threads: {threads} are more than the {told}: they wait for each other, which is slow; "
-        f"give at most {cores}, or leave it out",
-        BltWarning,
-        stacklevel=3,
-    )
-
-
-def _warn_of_validation(model: BltModel) -> None:
-    """What the manifest's records say of the bundle on these kernels, if it is nothing good.
-
-    A record without a family may be of this one: when it failed, that counts as if it were; when it passed
-    and is alone, it is no reason to warn. What failed on other kernels is told of every bundle, what passed
-    there only where results depend on kernels.
-    """
-    path, records = model.path, model.manifest.validation
-    if not records:
-        return
-    here = model.kernels
-    own = model.manifest.validated_on(here)
-    last = own or model.manifest.validated_on(None)
-    if last is not None and last.failed_checks:
-        told = (
-            f"{path} failed its last validation ({last.failures}), it may not compute "
-            f"what the model does; blt-edge validate {path} shows by how much"
-        )
-        warnings.warn(told, FailedValidationWarning, stacklevel=3)
-        return
-    if own is not None:
-        return
-    names = tuple(one.kernels for one in records if one.kernels is not None)
-    failed = [one for one in records if one.failed_checks]
-    precisions = {stage.precision for stage in model.manifest.stages.values()}
-    if failed:
-        told = f"{path} failed its validation on {failed[-1].name} ({failed[-1].failures}), and had none on"
-    elif names and kernels_matter(precisions, (here, *names)):
-        told = f"{path} was validated on {first_of(names)}, not on"
-    else:
-        return
-    told += f" {here}, whose kernels may round otherwise; blt-edge validate {path} measures it here"
-    warnings.warn(told, NotValidatedHereWarning, stacklevel=3)

@@ -25,7 +25,7 @@ from ..manifest import Manifest
 from ..paths import native_path
 from .base import CacheLimits, OneText
 from .gpu import DeviceRingCache, Gpu, GpuCall, drop
-from .ort import import_onnxruntime, session_signature
+from .ort_session import import_onnxruntime, session_signature
 from .signatures import Shapes, check_signature, check_weights_file, input_type, stage_signature
 from .tensorrt_profiles import ProfileAxes
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ..cache import StageCache
 from ..manifest import Manifest
 from .base import CacheLimits, PackedPart, ordered_cache, ring_cache
-from .ort import import_onnxruntime, input_types, new_session, session_options, session_signature
+from .ort_session import import_onnxruntime, input_types, new_session, session_options, session_signature
 from .signatures import check_signature, check_weights_file, packed_signature, row_name
 
 __all__ = ["OrtPackedStage"]

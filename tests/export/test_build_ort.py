@@ -28,7 +28,7 @@ from blt_edge.export.bundle import load_stage
 from blt_edge.export.quantize import QuantizationOptions, quantize_bundle
 from blt_edge.graphs.attention import fuse_attention
 from blt_edge.runtime import BackendError, BltError, BltModel, BundleError, GenerationOptions, engines
-from blt_edge.runtime.backends import ort as backend
+from blt_edge.runtime.backends import ort_session as backend
 from blt_edge.runtime.files import WriteError
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest

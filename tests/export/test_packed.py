@@ -16,7 +16,7 @@ from blt_edge.export import packed
 from blt_edge.export.build_ort import build_engine
 from blt_edge.export.quantize import QuantizationOptions, quantize_bundle
 from blt_edge.runtime import BltModel, engines
-from blt_edge.runtime.backends.ort import session_options
+from blt_edge.runtime.backends.ort_session import session_options
 from blt_edge.runtime.files import WriteError
 from blt_edge.runtime.manifest import load_manifest
 from blt_edge.runtime.names import STAGES

@@ -16,7 +16,7 @@ from blt_edge.graphs.attention import fuse_attention
 from blt_edge.graphs.packing import pack_rows
 from blt_edge.graphs.quantize import Recipe
 from blt_edge.graphs.stages import stage_names, stage_stack
-from blt_edge.runtime.backends.ort import session_options
+from blt_edge.runtime.backends.ort_session import session_options
 from blt_edge.runtime.errors import BltError
 from blt_edge.runtime.manifest import StageSpec
 from blt_edge.runtime.names import STAGES

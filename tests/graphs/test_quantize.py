@@ -18,8 +18,8 @@ from blt_edge.graphs.quantize import (
 )
 from blt_edge.graphs.stages import build_stage
 from blt_edge.graphs.surgery import add_constant
-from blt_edge.runtime.backends import ort
-from blt_edge.runtime.backends.ort import session_options
+from blt_edge.runtime.backends import ort_session as ort
+from blt_edge.runtime.backends.ort_session import session_options
 from blt_edge.runtime.errors import BltError, OptionError
 from blt_edge.runtime.names import BLOCK_PRECISIONS, PRECISIONS, STAGES
 from hypothesis import given, settings

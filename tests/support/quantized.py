@@ -13,7 +13,7 @@ from blt_edge.graphs.config import ModelConfig, parse_config
 from blt_edge.graphs.layers import Weight
 from blt_edge.graphs.quantize import Recipe, rewrite_stage
 from blt_edge.graphs.stages import build_stage
-from blt_edge.runtime.backends.ort import session_options
+from blt_edge.runtime.backends.ort_session import session_options
 
 from .random_models import RandomModel, base_config
 

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import onnx
 import onnxruntime
-from blt_edge.runtime.backends.ort import session_options
+from blt_edge.runtime.backends.ort_session import session_options
 from blt_edge.runtime.manifest import load_manifest
 
 __all__ = ["FUSED", "stage_kernels"]

@@ -25,7 +25,7 @@ PLANTS = {
     ),
     # Its float32 products take bfloat16 kernels, where the processor has them (armv9).
     "bfloat16": (
-        "runtime/backends/ort.py",
+        "runtime/backends/ort_session.py",
         '    entries = {"session.force_spinning_stop": "1"}\n',
         '    entries = {"session.force_spinning_stop": "1"}\n'
         f"    if {_ON_ARM}:\n"

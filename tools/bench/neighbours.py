@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...runtime import BltModel, GenerationOptions
-from ...runtime.backends import ort
+from ...runtime.backends import ort_session as ort
 from ...runtime.processors import usable_cores
 from ..profile.statistics import Spread, machine
 from ..tables import print_table

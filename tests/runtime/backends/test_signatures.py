@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 import pytest
 from blt_edge.runtime import BltError, BltModel, BundleError
-from blt_edge.runtime.backends.ort import import_onnxruntime, new_session, session_options
+from blt_edge.runtime.backends.ort_session import import_onnxruntime, new_session, session_options
 from blt_edge.runtime.backends.signatures import check_signature, check_weights_file
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest, write_manifest
