@@ -250,8 +250,8 @@ def build_engine(
     those that it lacks, and loses others. Where they can't be had the engine has none, and
     warn(line) says why.
 
-    Raises OptionError (rows), BundleError, BackendError (no ONNX Runtime, one that is too old, or it refuses a
-    graph), WrongEngineError (it computes something else than the portable graphs), WriteError (disk full).
+    Raises OptionError (rows), BundleError, BackendError (no ONNX Runtime, one that is too old, or it refuses
+    a graph), WrongEngineError (it computes something else than the portable graphs), WriteError (disk full).
     """
     check_version("building an engine")
     rows = check_rows(rows)
