@@ -253,8 +253,8 @@ def build_engine(
     Raises OptionError (rows), BundleError, BackendError (no ONNX Runtime, one that is too old, or it refuses
     a graph), WrongEngineError (it computes something else than the portable graphs), WriteError (disk full).
     """
-    check_version("building an engine")
     rows = check_rows(rows)
+    check_version("building an engine")
     directory = Path(bundle)
     manifest = load_manifest(directory)
     check_files(directory, manifest)
