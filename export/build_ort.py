@@ -49,7 +49,7 @@ from ..runtime.manifest import Manifest, load_manifest
 from ..runtime.processors import usable_cores
 from ..runtime.self_test import SELF_TEST_NAME
 from .bundle import Meter, Progress, graph_name, load_stage, save_stage
-from .packed import pack_engine
+from .packed import check_rows, pack_engine
 from .proof import prove_engine
 from .threads import measure_threads
 
@@ -247,13 +247,14 @@ def build_engine(
     machine is quiet. progress(what, bytes of weights done, in all). Peak memory is that of loading the
     largest stage without an engine, up to twice its weights.
 
-    rows: for how many texts at once it gets packed graphs, ascending, each 2 to MOST_ROWS; an engine that is
-    there gets those that it lacks, and loses others. Where they can't be had the engine has none, and
+    rows: for how many texts at once it gets packed graphs, each 2 to MOST_ROWS; an engine that is there gets
+    those that it lacks, and loses others. Where they can't be had the engine has none, and
     warn(line) says why.
 
-    Raises BundleError, BackendError (no ONNX Runtime, one that is too old, or it refuses a graph),
-    WrongEngineError (it computes something else than the portable graphs), WriteError (disk full).
+    Raises OptionError (rows), BundleError, BackendError (no ONNX Runtime, one that is too old, or it refuses
+    a graph), WrongEngineError (it computes something else than the portable graphs), WriteError (disk full).
     """
+    rows = check_rows(rows)
     check_version("building an engine")
     directory = Path(bundle)
     manifest = load_manifest(directory)

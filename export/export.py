@@ -20,7 +20,7 @@ from ..runtime.manifest import Manifest, ModelSpec, Source, StageSpec
 from .bundle import Meter, Progress, checkpoint_stage, data_name, finish, graph_name, new_bundle
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint_base import EMBEDDING, HASH_EMBEDDING, check_tensors, parameter_counts
-from .packed import write_packed
+from .packed import check_rows, write_packed
 from .quantize import QuantizationOptions, calibrated, plan_stages, write_stages
 from .tables import table_dtype, table_spec, write_tables
 
@@ -96,13 +96,13 @@ def export_checkpoint(
     calibrated, and removed.
     tables: fp32, fp16, int8, int4, or auto = int8 where a stage becomes integers, else fp16 unless the
     checkpoint's own tables are float32. context: ids of a scoring window, None takes the config's. rows: for
-    how many texts at once to write packed graphs, ascending, each 2 to MOST_ROWS. force: replace an existing
+    how many texts at once to write packed graphs, each 2 to MOST_ROWS. force: replace an existing
     bundle. progress(what, bytes done, bytes in all), of the writing and then of the
     hashing. The directory appears whole or not at all.
 
     Raises CheckpointError, ConfigError, OptionError, or BltError (existing output, disk full).
     """
-    options = quantization or QuantizationOptions()
+    options, rows = quantization or QuantizationOptions(), check_rows(rows)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source))
         plan = _plan(checkpoint, precision, tables, options)

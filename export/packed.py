@@ -24,7 +24,9 @@ from ..runtime.cache import StageCache
 from ..runtime.embedding import EmbeddingTable
 from ..runtime.engines import engine_limits, graph_file, packed_graph_file
 from ..runtime.errors import BackendError, BltError, engine_error
+from ..runtime.fields import checked_int
 from ..runtime.manifest import Manifest, StageSpec
+from ..runtime.names import MOST_ROWS
 from ..runtime.self_test import (
     LOAD_ROWS,
     SELF_TEST_NAME,
@@ -39,7 +41,7 @@ from ..runtime.self_test import (
     text_inputs,
 )
 
-__all__ = ["pack_engine", "write_packed"]
+__all__ = ["check_rows", "pack_engine", "write_packed"]
 
 Array = npt.NDArray[Any]
 
@@ -74,6 +76,11 @@ def pack_engine(
         warn(f"no packed graphs: {error}; texts run one by one")
         return False
     return True
+
+
+def check_rows(rows: Sequence[int]) -> tuple[int, ...]:
+    """How many texts at once were asked for, ascending, each once. Raises OptionError."""
+    return tuple(sorted({checked_int("rows", count, 2, MOST_ROWS) for count in rows}))
 
 
 def write_packed(directory: Path, stages: Iterable[str], rows: Sequence[int]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 import onnx
 import pytest
 from blt_edge.export import export_checkpoint
+from blt_edge.export.build_ort import build_engine
 from blt_edge.export.quantize import quantize_bundle
-from blt_edge.runtime import BltModel, BundleError, GenerationOptions
+from blt_edge.runtime import BltModel, BundleError, GenerationOptions, OptionError
 from blt_edge.runtime.integrity import check_files
 from blt_edge.runtime.manifest import Manifest, load_manifest
 from blt_edge.runtime.names import STAGES, packed_graph_file
@@ -59,6 +61,15 @@ def test_other_rows_in_the_manifest_are_refused(packed: Path, rows: Any) -> None
     payload = {**load_manifest(packed).to_dict(), "rows": rows}
     with pytest.raises(BundleError, match=r"^manifest\.json: rows: [^\n]*$"):
         Manifest.from_dict(payload)
+
+
+@pytest.mark.parametrize("rows", [(1,), (2, 65), (2.5,), (True,), ("2",)])
+def test_rows_that_no_graph_takes_are_refused(plain: Path, tmp_path: Path, rows: Any) -> None:
+    for make in (build_engine, partial(export_checkpoint, output=tmp_path / "bundle")):
+        with pytest.raises(OptionError, match=r"^rows is .*; allowed is a whole number from 2 to 64$"):
+            make(plain, rows=rows)
+    assert not list(tmp_path.iterdir())
+    assert not (plain / "engines").exists()
 
 
 def test_quantizing_keeps_them_over_its_own_weights(packed: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from blt_edge.export.build_ort import window_offset
-from blt_edge.graphs.attention import fuse_attention
+from blt_edge.graphs.attention import fuse_attention, join_attention
 from blt_edge.graphs.packing import pack_rows
 from blt_edge.graphs.quantize import Recipe
 from blt_edge.graphs.stages import stage_names, stage_stack
@@ -30,6 +30,7 @@ MODELS = {model.name: model for model in (*CASES, *RULE_CASES)}
 # How far a text may be from itself alone, as a share of the scale: a single row goes through another kernel,
 # and sums in another order round to other integers.
 APART = {"fp32": 1e-5, "fp16": 1e-3, "int8w": 1e-3, "int4": 1e-3, "int8": 0.02}
+TWO_LAYERS = {**MODELS["gqa_everywhere_windows_16"].config["encoder_config"], "num_hidden_layers": 2}
 COUNTS = (5, 1, 3, 2, 1, 4, 1, 9)
 HELD = (0, 7, 30, 3, 19, 1, 0, 12)
 fuses = pytest.mark.skipif(window_offset() is None, reason="this ONNX Runtime's fused attention is not used")
@@ -69,10 +70,15 @@ def loaded(model: onnx.ModelProto, precision: str = "fp32") -> Session:
     return Session(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def check(model: onnx.ModelProto, rows: int, precision: str = "fp32", *, within: float = 0.0) -> None:
-    """Texts of different lengths packed give what each gives alone."""
+Rewrite = Callable[[onnx.ModelProto], onnx.ModelProto]
+
+
+def check(
+    model: onnx.ModelProto, rows: int, precision: str = "fp32", rewrite: Rewrite = lambda packed: packed
+) -> None:
+    """Texts of different lengths packed give what each gives alone. rewrite: of the packed graph."""
     alone = loaded(model, precision)
-    packed = loaded(pack_rows(model, rows, "graph.onnx"), precision)
+    packed = loaded(rewrite(pack_rows(model, rows, "graph.onnx")), precision)
     ordered = any(value.name == "past_length" for value in alone.get_inputs())
     texts = []
     for row, (count, held) in enumerate(zip(COUNTS[:rows], HELD[:rows], strict=True)):
@@ -89,7 +95,7 @@ def check(model: onnx.ModelProto, rows: int, precision: str = "fp32", *, within:
                 # What lies behind the positions is nobody's.
                 end = HELD[row] + COUNTS[row]
                 values, mine[name] = values[:, :, :end], mine[name][:, :, :end]
-            assert share_apart(mine[name], values) <= (within or APART[precision]), (row, name)
+            assert share_apart(mine[name], values) <= APART[precision], (row, name)
 
 
 # 1. The same numbers.
@@ -118,6 +124,19 @@ def test_precisions(precision: str, stage: str, kind: str) -> None:
     recipe = Recipe(precision, search="rtn", ranges=UnitRanges())
     model = fused(config, stage, recipe) if kind == "fused" else ir.to_proto(build(config, stage, recipe))
     check(model, 8, precision)
+
+
+def joined(packed: onnx.ModelProto) -> onnx.ModelProto:
+    """The packed graph as TensorRT is given it."""
+    model = ir.from_proto(packed)
+    assert join_attention(model, "graph.onnx") == 3 * 2
+    return ir.to_proto(model)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_attention_can_be_joined_afterwards(stage: str) -> None:
+    config = config_of(MODELS["gqa_everywhere_windows_16"], encoder_config=TWO_LAYERS)
+    check(ir.to_proto(build(config, stage, Recipe("fp32"))), 3, rewrite=joined)
 
 
 # 2. What stays as it is.
