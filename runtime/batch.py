@@ -15,6 +15,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from .backends.base import Done, PackedPart, PackedStage, StageBackend, StageCall
@@ -23,10 +24,8 @@ from .errors import BltWarning, OptionError, ran_out_of_memory, requirement
 from .lanes import LANE, StageRun
 from .passes import Chooser
 
-try:
+with suppress(ImportError):  # which `check_batches` tells of
     import greenlet
-except ImportError:  # which `check_batches` tells of
-    pass
 
 __all__ = ["Batch", "Task", "check_batches"]
 
