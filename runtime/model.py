@@ -309,7 +309,7 @@ class BltModel:
         progress(bytes done, bytes in all, 0 for a file). Raises OptionError for an empty text, or a context
         that the model has no positions for.
         """
-        size = self._window(context)
+        size = self.window(context)
         checked_call("progress", progress)
         text: Any = data if hasattr(data, "read") else checked_bytes("data", data)
         return score(self.sequence, text, size, progress)
@@ -325,13 +325,14 @@ class BltModel:
         Raises OptionError for a context that the model has no positions for, rows below 1, and for a text
         that is neither str nor bytes.
         """
-        size = self._window(context)
+        size = self.window(context)
         if rows is not None:
             checked_int("rows", rows, 1)
         return score_many(lambda data: score(self.sequence, data, size), texts)
 
-    def _window(self, context: int | None) -> int:
-        """Ids of a window that texts are scored in. Raises OptionError."""
+    def window(self, context: int | None = None) -> int:
+        """Ids of a window that texts are scored in, BOS included, where `context` is asked for. Raises
+        OptionError for less than 2 and for more than the model has positions for."""
         size = self.manifest.model.trained_context if context is None else context
         return checked_int("context", size, 2, self.limits.max_positions)
 

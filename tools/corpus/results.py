@@ -7,17 +7,16 @@ does not know: files, tables, engines.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from ...runtime.errors import OptionError
+from .texts import EMPTY
 
-__all__ = ["EMPTY", "Result", "Totals", "bytes_per_patch"]
-
-EMPTY = "empty"
-"""The note of a text without a byte."""
+__all__ = ["Result", "Totals", "bytes_per_patch"]
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Result:
             isinstance(name, str)
             and (line is None or _is_count(line))
             and (note is None or isinstance(note, str))
-            and (sha256 is None or isinstance(sha256, str))
+            and (_is_sha256(sha256) or (sha256 is None and note not in (None, EMPTY)))
             and all(map(_is_count, counts))
             and (note is not None or counts[0] != 0)
             and isinstance(bits, float)
@@ -102,6 +101,10 @@ class Result:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def bytes_per_patch(size: int, patches: int) -> float:

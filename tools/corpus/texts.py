@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-__all__ = ["Engine", "Facts", "ScoredText", "Text", "Unscored"]
+__all__ = ["EMPTY", "Engine", "Facts", "ScoredText", "Text", "Unscored"]
+
+EMPTY = "empty"
+"""The note of a text without a byte; of what can't be read it begins with "unreadable: "."""
 
 
 @dataclass(frozen=True)
