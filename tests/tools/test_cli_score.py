@@ -22,7 +22,7 @@ def test_table(cli, tiny_model, tmp_path: Path) -> None:
     assert header.split() == ["file", "bytes", "patches", "bytes/patch", "bits/byte", "bytes/s"]
     rows = [line.split()[:2] for line in (*lines, total)]
     assert rows == [[str(one), "15"], [str(other), "256"], ["total", "271"]]
-    assert told.startswith("2 texts; 4 windows; perplexity ")
+    assert told.startswith("2 texts; 4 windows; ")
     assert result.stderr == "scoring a.txt\nscoring b.txt\n"
     assert len({len(line.rstrip()) for line in result.stdout.splitlines() if line[:1] == "\u2500"}) == 1
     alone = cli("score", "-m", tiny_model.bundle, one, "--json", tmp_path / "out.json")

@@ -149,7 +149,7 @@ def command(
         show_sweep(messages, loaded, sources, sweep, context, json_file, plot)
         return
     window = manifest.model.trained_context if context is None else context
-    lines = result_lines(outputs, described_run(str(model), replace(manifest, patching=rule), window))
+    lines = result_lines(outputs, described_run(str(model), replace(manifest, patching=rule), window, field))
     loaded = load_model(messages, model, engine, positions=context, reads_only=True).with_patching(rule)
     scoring = Scoring(messages, sources, field or "", outputs, lines)
     scoring.run(local_engine(loaded, context), loaded.window(context))

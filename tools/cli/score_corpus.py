@@ -156,11 +156,10 @@ class Scoring:
     def _show(self, result: Result) -> None:
         if self._alone and result.note is not None:
             return  # the error at the end says it
-        with progress_aside():
-            if result.unread:
-                self._messages.note(f"{result.shown_name}: {_why(result)}")
-            if self._table is not None:
-                self._table.row(result)
+        if result.unread:
+            self._messages.note(f"{result.shown_name}: {_why(result)}")
+        if self._table is not None:
+            self._table.row(result)
 
     def _finish(self, complete: bool) -> None:
         lines, outputs = self._lines, self._outputs
@@ -207,9 +206,11 @@ class _Table:
         """Show a row, or that there are no more."""
         self._rows += 1
         if self._most is None or self._rows <= self._most:
-            self._table.row(_cells(result))
+            with progress_aside():
+                self._table.row(_cells(result))
         elif self._rows == self._most + 1 and self._most:
-            echo("... (--max-rows N shows more, --jsonl, --csv and --json have all)")
+            with progress_aside():
+                echo("... (--max-rows N shows more, --jsonl, --csv and --json have all)")
 
     def total(self, totals: Totals, speed: float) -> None:
         """Show all together, unless it is one row."""
@@ -221,16 +222,18 @@ class _Table:
         cells = ("total", f"{size:,}", f"{patches:,}", per_patch, bits, f"{speed:,.0f}" if speed else "")
         self._table.row(cells, total=True)
         per_word = totals.word_perplexity
-        told = [counted(totals.texts, "text")]
-        told += [f"{number:,} {what}" for number, what in _others(totals)]
-        told += [counted(totals.windows, "window"), f"perplexity {totals.byte_perplexity:.4f} a byte"]
+        told = [_several(totals.texts, "text")]
+        told += [f"{totals.empty:,} empty"] * bool(totals.empty)
+        told += [f"{totals.unread:,} unread"] * bool(totals.unread)
+        told += [_several(totals.windows, "window"), _several(totals.words, "word")]
+        told.append(f"perplexity {totals.byte_perplexity:.4f} a byte")
         if per_word is not None:
-            told[-1] += f", {per_word:,.1f} a word of {counted(totals.words, 'word')}"
+            told[-1] += f", {per_word:,.1f} a word"
         echo("; ".join(told))
 
 
-def _others(totals: Totals) -> list[tuple[int, str]]:
-    return [(number, what) for number, what in ((totals.empty, "empty"), (totals.unread, "unread")) if number]
+def _several(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def _told(events: Iterator[Text | Unscored], reading: Callable[[str], object]) -> Iterator[Text | Unscored]:

@@ -5,7 +5,6 @@ What it does not know: files, models, where results go.
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,11 +12,9 @@ from fractions import Fraction
 
 from ...runtime.errors import BackendError
 from .results import Result
-from .texts import EMPTY, Engine, Facts, ScoredText, Text, Unscored
+from .texts import Engine, Facts, ScoredText, Text, Unscored
 
 __all__ = ["score_texts"]
-
-_EMPTY_SHA256 = hashlib.sha256().hexdigest()
 
 
 @dataclass
@@ -27,7 +24,7 @@ class _Joined:
     name: str
     line: int | None
     facts: Facts | None = None
-    note: str | None = None
+    unscored: Unscored | None = None
     missing: int = 0
     """Windows whose figures are not there."""
     bits: Fraction = Fraction()
@@ -37,12 +34,11 @@ class _Joined:
 
     @property
     def read(self) -> bool:
-        return self.facts is not None or self.note is not None
+        return self.facts is not None or self.unscored is not None
 
     def result(self) -> Result:
-        if self.note is not None:
-            sha256 = _EMPTY_SHA256 if self.note == EMPTY else None
-            return Result(self.name, self.line, 0, 0, 0, 0, 0.0, sha256, self.note)
+        if self.unscored is not None:
+            return Result(self.name, self.line, 0, 0, 0, 0, 0.0, self.unscored.sha256, self.unscored.note)
         assert self.facts is not None
         return Result(
             self.name,
@@ -85,7 +81,7 @@ def score_texts(
                 texts.append(_Joined(one.name, one.line))
             text = texts[-1]
             if isinstance(one, Unscored):
-                text.note = one.note
+                text.unscored = one
                 continue
             text.facts = one.facts
             text.missing += 1

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, cast
 
 from ...runtime.errors import BltError, OptionError
 from ...runtime.files import claim, write_whole
+from ...runtime.manifest import Manifest
 from .results import Result, Totals
 
 __all__ = ["ResultLines", "described_run"]
@@ -31,9 +32,9 @@ _DIGEST = 16
 """Bytes of a sha256 that are compared."""
 
 
-def described_run(model: str, manifest: Any, context: int) -> dict[str, Any]:
-    """What decides the figures of a text: the bundle by its fingerprint, where it is cut, and where windows
-    end. "model" and "source" are for people.
+def described_run(model: str, manifest: Manifest, context: int, field: str | None) -> dict[str, Any]:
+    """What decides the figures of a text: the bundle by its fingerprint, where it is cut, where windows end,
+    and of lines of JSON which field is the text. "model" and "source" are for people.
     """
     rule = manifest.patching
     fields = (name for name in type(rule).__dataclass_fields__ if getattr(rule, name) is not None)
@@ -44,6 +45,7 @@ def described_run(model: str, manifest: Any, context: int) -> dict[str, Any]:
         "bundle": manifest.fingerprint,
         "context": context,
         "patching": {name: getattr(rule, name) for name in fields},
+        "field": field,
     }
 
 
@@ -71,7 +73,7 @@ class ResultLines:
         """Of all results, the former ones too."""
         self.former = 0
         """Results that were there and still count."""
-        self._end, self._unread = 0, False
+        self._end, self._again = 0, False
         self._told: dict[_Place, bytes] = {}
         self._stale: set[tuple[_Place, bytes]] = set()
         self._file: BinaryIO
@@ -124,8 +126,8 @@ class ResultLines:
                 raise OptionError(f"resume: line {number + 1} of {path} is too long; mend it")
 
     def _remember(self, result: Result) -> None:
-        if result.unread:
-            self._unread = True  # another try may do better
+        if result.sha256 is None:
+            self._again = True  # another try may do better
             return
         self.former += 1
         self.totals.add(result)
@@ -136,10 +138,11 @@ class ResultLines:
         try:
             run = json.loads(line)["run"]
             old = {key: run[key] for key in self.run}
+            old["patching"] = dict(old["patching"])
         except (ValueError, KeyError, TypeError, RecursionError):
             raise OptionError(f"resume: {path} does not say what it is of; give another FILE") from None
-        new = self.run
-        what = ""
+        new, what = self.run, ""
+        both = (old, new), (new, old)
         if old["format"] != new["format"]:
             what = f"is of format {old['format']}, this version writes {new['format']}; give"
         elif old["bundle"] != new["bundle"]:
@@ -148,8 +151,11 @@ class ResultLines:
         elif old["context"] != new["context"]:
             what = f"is of context {old['context']}, this run is of {new['context']}; give that one, or"
         elif old["patching"] != new["patching"]:
-            pairs = [json.dumps(one["patching"]) for one in (old, new)]
-            what = f"is of the rule {pairs[0]}, this run is of {pairs[1]}; give that one, or"
+            pairs = [_shown_rule(one["patching"], other["patching"]) for one, other in both]
+            what = f"is of patches by {pairs[0]}, this run is of {pairs[1]}; give that rule, or"
+        elif old["field"] != new["field"]:
+            pairs = [f"field {one['field']}" if one["field"] else "whole files" for one in (old, new)]
+            what = f"is of {pairs[0]}, this run is of {pairs[1]}; give --field as it was, or"
         if what:
             raise OptionError(f"resume: {path} {what} another FILE")
 
@@ -162,8 +168,8 @@ class ResultLines:
         else:
             self._reopen(self.path)
         self._file.truncate(self._end)
-        if self._unread:
-            self._rewrite(lambda result: not result.unread)
+        if self._again:
+            self._rewrite(lambda result: result.sha256 is not None)
         if not self._file.seek(0, os.SEEK_END):
             self._write({"run": self.run})
         return self
@@ -256,6 +262,12 @@ def _parsed(line: bytes, path: Path, number: int) -> Result | None:
         raise OptionError(
             f"resume: line {number} of {path} is no result; mend it, or give another FILE"
         ) from None
+
+
+def _shown_rule(rule: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """What a rule has otherwise than another one."""
+    differs = [name for name in {**rule, **other} if rule.get(name) != other.get(name)]
+    return ", ".join(f"{name} {rule.get(name, 'none')}" for name in differs)
 
 
 def _digest(result: Result) -> bytes:

@@ -66,9 +66,9 @@ class Reader:
                 read = self._lines(source, before) if source.lines else self._whole(source, before)
                 yield from read
             except OSError as error:
-                yield self._unread(source, None, error.strerror or str(error), before)
+                yield Unscored(source.name, None, f"unreadable: {error.strerror or error}", before)
             except (_TextError, DamagedError) as error:
-                yield self._unread(source, None, str(error), before)
+                yield Unscored(source.name, None, f"unreadable: {error}", before)
             before += source.size
 
     # 1. A file that is one text.
@@ -91,7 +91,7 @@ class Reader:
                 done = before + (source.size if last else min(place(), source.size))
                 yield self._text(source, None, part, facts, done)
         if not size:
-            yield Unscored(source.name, None, EMPTY, before + source.size)
+            yield Unscored(source.name, None, EMPTY, before + source.size, digest.hexdigest())
 
     # 2. A text a line.
 
@@ -102,15 +102,17 @@ class Reader:
                 try:
                     data = _text_of(line, self.key)
                 except _TextError as error:
-                    yield self._unread(source, number, str(error), done)
+                    sha256 = _sha256(line)
+                    if not self._told(source, number, sha256, done):
+                        yield Unscored(source.name, number, f"unreadable: {error}", done, sha256)
                     continue
                 if data is None:
                     continue
-                sha256 = hashlib.sha256(data).hexdigest()
+                sha256 = _sha256(data)
                 if self._told(source, number, sha256, done):
                     continue
                 if not data:
-                    yield Unscored(source.name, number, EMPTY, done)
+                    yield Unscored(source.name, number, EMPTY, done, sha256)
                 facts = Facts(len(data), count_words(data), sha256)
                 for start in range(0, len(data), self.window):
                     last = start + self.window >= len(data)
@@ -138,9 +140,6 @@ class Reader:
     def _text(self, source: Source, line: int | None, data: bytes, facts: Facts | None, done: int) -> Text:
         self.number += 1
         return Text(self.number - 1, source.name, line, data, facts, done)
-
-    def _unread(self, source: Source, line: int | None, why: str, done: int) -> Unscored:
-        return Unscored(source.name, line, f"unreadable: {why}", done)
 
 
 def _limit(source: Source) -> int | None:
@@ -172,23 +171,20 @@ def _filled(stream: BinaryIO, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
-    """Lines with their numbers, from 1; None in the place of one that is too long."""
+def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, from 1; of one that is too long the first `MOST_LINE` + 1 bytes."""
     number = 0
     while line := stream.readline(MOST_LINE + 1):
         number += 1
-        long = len(line) > MOST_LINE
-        if not long:
-            yield number, line
-            continue
-        while line and not line.endswith(b"\n"):
-            line = stream.readline(1 << 20)
-        yield number, None
+        yield number, line
+        if len(line) > MOST_LINE:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(1 << 20)
 
 
-def _text_of(line: bytes | None, key: str) -> bytes | None:
+def _text_of(line: bytes, key: str) -> bytes | None:
     """The text in a line of JSON; None for a blank line. Raises _TextError for a line without."""
-    if line is None:
+    if len(line) > MOST_LINE:
         raise _TextError(f"the line has more than {MOST_LINE:,} bytes")
     if not line.strip():
         return None
@@ -206,6 +202,10 @@ def _text_of(line: bytes | None, key: str) -> bytes | None:
         return text.encode()
     except UnicodeEncodeError:
         raise _TextError(f"{key} holds half a character (a lone surrogate)") from None
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _at(found: object, key: str) -> object:

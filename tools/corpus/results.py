@@ -36,7 +36,7 @@ class Result:
     bits: float
     """Over all 260 classes, of all its bytes."""
     sha256: str | None
-    """Of its bytes; None for what could not be read."""
+    """Of its bytes; of a line that holds no text, of the line; None where reading it failed."""
     note: str | None = None
     """Why it has no figures: "empty", or "unreadable: " and why; None = it was scored."""
     seconds: float | None = None
@@ -53,7 +53,7 @@ class Result:
 
     @property
     def unread(self) -> bool:
-        """It could not be read: another try may do better."""
+        """It could not be read."""
         return self.note is not None and self.note != EMPTY
 
     def to_dict(self) -> dict[str, Any]:

@@ -83,9 +83,8 @@ def _in_folder(folder: Path, patterns: Sequence[str], hidden: Collection[Path]) 
     if patterns:
         texts = [path for path in files if _matches(path.relative_to(folder), patterns)]
         if not texts:
-            raise OptionError(
-                f"glob: none of the {len(files)} files in {folder} matches {', '.join(patterns)}"
-            )
+            told = f"none of the {len(files)} files in {folder} matches {' or '.join(patterns)}"
+            raise OptionError(f"glob: {told}; give another PATTERN, or none for all that is text")
         return texts
     texts = [path for path in files if _is_text(path)]
     if not texts:

@@ -55,6 +55,8 @@ class Unscored:
     """"empty", or "unreadable: " and why."""
     done: int
     """As `Text.done`."""
+    sha256: str | None = None
+    """Of its bytes, or of the line that holds no text; None where another try may find something else."""
 
 
 @dataclass(frozen=True)
