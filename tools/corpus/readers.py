@@ -62,14 +62,14 @@ class Reader:
         """Each text in its windows, or why it has none. Only errors that are of no single text are raised."""
         before = 0
         for source in self.sources:
+            end = before + source.size
             try:
-                read = self._lines(source, before) if source.lines else self._whole(source, before)
-                yield from read
+                yield from self._lines(source, before) if source.lines else self._whole(source, before)
             except OSError as error:
-                yield Unscored(source.name, None, f"unreadable: {error.strerror or error}", before)
+                yield Unscored(source.name, None, f"unreadable: {error.strerror or error}", end)
             except (_TextError, DamagedError) as error:
-                yield Unscored(source.name, None, f"unreadable: {error}", before)
-            before += source.size
+                yield Unscored(source.name, None, f"unreadable: {error}", end)
+            before = end
 
     # 1. A file that is one text.
 
