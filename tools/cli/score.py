@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,8 @@ _outputs = options(
     shown="one threshold",
     help="Score all files once with the bundle's threshold and with each of these, in nats: what each costs.",
 )
-@output_option("--plot", "no picture", "With --sweep: draw bits per byte over bytes per patch into FILE.")
 @_corpus_options
+@output_option("--plot", "no picture", "With --sweep: draw bits per byte over bytes per patch into FILE.")
 @engine_options
 @json_option
 @_outputs
@@ -113,18 +114,8 @@ def command(
     --mode, --threshold and what follows them cut patches by another rule than the bundle's: the difference is
     what that costs.
     """
-    check_plot(plot)
-    if plot is not None and sweep is None:
-        raise click.UsageError("--plot draws a sweep; add --sweep X,...")
     others = {"field": field, "jsonl": jsonl, "csv": csv, "parquet": parquet, "max_rows": max_rows}
-    for name, value in {**changes, **others}.items():
-        if sweep is not None and value is not None:
-            flag = "--" + name.replace("_", "-")
-            raise click.UsageError(f"{flag} and --sweep are both given; give one of them")
-    if max_rows is not None:
-        checked_int("max_rows", max_rows, 0)
-    if field == "":
-        raise click.UsageError("--field is empty; give a key of the JSON lines")
+    _check_asked(sweep is not None, plot, {**changes, **others})
     from ..corpus.sources import find_sources
     from .score_corpus import Outputs, Scoring, result_lines
 
@@ -153,3 +144,19 @@ def command(
     loaded = load_model(messages, model, engine, positions=context, reads_only=True).with_patching(rule)
     scoring = Scoring(messages, sources, field or "", outputs, lines)
     scoring.run(local_engine(loaded, context), loaded.window(context))
+
+
+def _check_asked(sweeps: bool, plot: Path | None, others: Mapping[str, Any]) -> None:
+    """Raise UsageError or OptionError for what is wrong without looking at a file; others: options that a
+    sweep does not take."""
+    check_plot(plot)
+    if plot is not None and not sweeps:
+        raise click.UsageError("--plot draws a sweep; add --sweep X,...")
+    for name, value in others.items():
+        if sweeps and value is not None:
+            flag = "--" + name.replace("_", "-")
+            raise click.UsageError(f"{flag} and --sweep are both given; give one of them")
+    if others["max_rows"] is not None:
+        checked_int("max_rows", others["max_rows"], 0)
+    if others["field"] == "":
+        raise click.UsageError("--field is empty; give a key of the JSON lines")
