@@ -78,16 +78,17 @@ def result_lines(outputs: Outputs, run: dict[str, Any]) -> ResultLines:
     """The lines that a run keeps its results in. Raises OptionError where it can't go on from a former one,
     before anything is written."""
     path = outputs.jsonl
+    kept = any(one is not None for one in (outputs.json, outputs.csv, outputs.parquet))
     if path is None:
-        return ResultLines(None, run)
+        return ResultLines(None, run, kept=kept)
     if path == STDIN:
-        return ResultLines(None, run, also=_write_line)
+        return ResultLines(None, run, kept=kept, also=_write_line)
     if path.exists() and not path.is_file():  # a pipe or a device can't be read again
         if outputs.resume:
             raise click.UsageError(f"--resume: {path} is no plain file; give --jsonl another FILE")
         device = path.open("w", encoding="ascii", buffering=1)
         click.get_current_context().call_on_close(device.close)
-        return ResultLines(None, run, also=lambda line: device.write(line + "\n"))
+        return ResultLines(None, run, kept=kept, also=lambda line: device.write(line + "\n"))
     return ResultLines(path, run, resume=outputs.resume)
 
 
@@ -114,6 +115,7 @@ class Scoring:
         self._outputs, self._lines = outputs, lines
         self._alone = len(sources) == 1 and not sources[0].lines
         self._bytes, self._seconds = 0, 0.0  # of this run
+        self._why = ""  # the only text can't be read
         self._table = None if outputs.fills_stdout else _Table(sources, outputs.max_rows)
 
     def run(self, engine: Engine, window: int) -> None:
@@ -155,6 +157,7 @@ class Scoring:
 
     def _show(self, result: Result) -> None:
         if self._alone and result.note is not None:
+            self._why = _why(result)
             return  # the error at the end says it
         if result.unread:
             self._messages.note(f"{result.shown_name}: {_why(result)}")
@@ -183,8 +186,7 @@ class Scoring:
     def _check(self, totals: Totals) -> None:
         """Raise what the run as a whole failed by."""
         if totals.unread and self._alone:
-            (result,) = self._lines.results()
-            raise click.ClickException(f"{result.shown_name}: {_why(result)}")
+            raise click.ClickException(f"{self._sources[0].name}: {self._why}")
         if totals.unread:
             texts = totals.texts + totals.empty + totals.unread
             what = "texts" if any(source.lines for source in self._sources) else "files"

@@ -60,15 +60,17 @@ class ResultLines:
         path: Path | None,
         run: Mapping[str, Any],
         *,
+        kept: bool = True,
         resume: bool = False,
         also: Callable[[str], object] = lambda line: None,
     ) -> None:
-        """path: None = a temporary file. run: `described_run`. resume: go on with what is in the file, where
-        there is one. also: told of each line that is written, without its end.
+        """path: None = a temporary file, or nothing where results are not `kept`. run: `described_run`.
+        resume: go on with what is in the file, where there is one. also: told of each line that is written,
+        without its end.
 
         Raises OSError, and OptionError where the file is not of the same run, or no file of results.
         """
-        self.path, self.run, self._also = path, dict(run), also
+        self.path, self.run, self._kept, self._also = path, dict(run), kept, also
         self.totals = Totals()
         """Of all results, the former ones too."""
         self.former = 0
@@ -163,11 +165,13 @@ class ResultLines:
 
     def __enter__(self) -> ResultLines:
         """Open the file. Raises OSError, and BltError while another run writes it."""
-        if self.path is None:
+        if self.path is not None:
+            self._reopen(self.path)
+            self._file.truncate(self._end)
+        elif self._kept:
             self._file = cast(BinaryIO, self._open.enter_context(tempfile.TemporaryFile()))
         else:
-            self._reopen(self.path)
-        self._file.truncate(self._end)
+            self._file = self._open.enter_context(Path(os.devnull).open("r+b"))
         if self._again:
             self._rewrite(lambda result: result.sha256 is not None)
         if not self._file.seek(0, os.SEEK_END):
@@ -198,9 +202,9 @@ class ResultLines:
         self._write({"total": self.totals.to_dict(), "complete": complete})
 
     def results(self) -> Iterator[Result]:
-        """All results, in the file's order."""
-        self._file.flush()
-        for line in _lines_of(self._file):
+        """All results, in the file's order; none where they are not kept."""
+        self._file.seek(0)
+        for line in iter(self._file.readline, b""):
             data = json.loads(line)
             if "file" in data:
                 yield Result.from_dict(data)
@@ -220,21 +224,23 @@ class ResultLines:
     def _rewrite(self, keep: Callable[[Result], bool]) -> list[Result]:
         """Leave out results that are not to be kept, and return them. Raises OSError: all is as it was."""
         assert self.path is not None
-        dropped: list[Result] = []
+        path, dropped = self.path, list[Result]()
 
         def write(target: Path) -> None:
-            with target.open("wb") as file:
-                for line in _lines_of(self._file):
+            with target.open("wb") as file, path.open("rb") as before:
+                for line in before:
                     data = json.loads(line)
                     if "file" in data and not keep(result := Result.from_dict(data)):
                         dropped.append(result)
                     else:
                         file.write(line)
 
-        write_whole(self.path, write)
-        self._open.close()
-        self._reopen(self.path)
-        self._file.seek(0, os.SEEK_END)
+        self._open.close()  # some systems replace no file that is open
+        try:
+            write_whole(path, write)
+        finally:
+            self._reopen(path)
+            self._file.seek(0, os.SEEK_END)
         return dropped
 
     def _reopen(self, path: Path) -> None:
@@ -245,11 +251,6 @@ class ResultLines:
             raise BltError(f"{path}: another run is writing it; wait for it, or give another FILE") from None
         if lock is not None:
             self._open.callback(os.close, lock)
-
-
-def _lines_of(file: BinaryIO) -> Iterator[bytes]:
-    file.seek(0)
-    yield from iter(file.readline, b"")
 
 
 def _parsed(line: bytes, path: Path, number: int) -> Result | None:

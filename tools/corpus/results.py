@@ -57,7 +57,7 @@ class Result:
         return self.note is not None and self.note != EMPTY
 
     def to_dict(self) -> dict[str, Any]:
-        """What a line of JSON says: the same for the same text and model, whenever and wherever that was.
+        """What a line of JSON says, whose figures are those of the text and the model: no times.
 
         "line" is there where there is one; the figures where it was scored, else "bytes" 0 and "note".
         """

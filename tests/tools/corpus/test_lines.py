@@ -227,6 +227,10 @@ def test_results_can_be_read_while_more_come(tmp_path: Path) -> None:
                 assert list(lines.results()) == texts[: number + 1]
             lines.finish(complete=True)
             assert list(lines.results()) == texts
+    with ResultLines(None, RUN, kept=False) as lines:
+        lines.add(texts[0])
+        lines.finish(complete=True)
+        assert (list(lines.results()), lines.totals.texts) == ([], 1)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk, as Linux has one")
