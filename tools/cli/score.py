@@ -58,12 +58,7 @@ _outputs = options(
 )
 
 
-@verb(
-    "score",
-    "-m demo-bundle alice.txt",
-    "-m demo-bundle texts/ --json scores.json",
-    "-m demo-bundle corpus.jsonl.gz --field text --jsonl scores.jsonl --resume",
-)
+@verb("score", "-m demo-bundle alice.txt", "-m demo-bundle texts/ --jsonl scores.jsonl --resume")
 @model_option
 @click.argument("files", type=TextSource(), nargs=-1, required=True, metavar="FILE...")
 @option(
