@@ -18,19 +18,24 @@ from ..runtime.errors import OptionError
 
 __all__ = [
     "BUNDLED_TEXTS",
+    "PROBE_BYTES",
     "CalibrationText",
     "Window",
     "bundled_texts",
     "choose_windows",
+    "files_in",
     "open_texts",
     "texts_in",
+    "why_binary",
 ]
 
 BUNDLED_TEXTS = ("english.txt", "multilingual.txt")
 """The texts that come with the package: English prose, and the same declaration in 28 languages."""
 
+PROBE_BYTES = 1 << 16
+"""Of a file's beginning, which show whether it is text."""
+
 _FOLDER = Path(__file__).parent / "text"
-_PROBE_BYTES = 1 << 16
 _CONTROL_SHARE = 0.05
 # What text may hold below 0x20: tab, line feed, vertical tab, form feed, carriage return, escape.
 _CONTROL = np.ones(256, bool)
@@ -77,6 +82,18 @@ def texts_in(folder: Path) -> list[Path]:
     What is hidden, a link, no regular file, or binary is left out. Raises OptionError when none is left, or
     the folder can't be read.
     """
+    found = files_in(folder)
+    texts = [path for path in found if _is_text(path)]
+    if not texts:
+        raise OptionError(f"{folder} holds no text file ({len(found)} others); give a folder of plain texts")
+    return texts
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files of a folder at any depth, in the order of their paths, whatever is in them.
+
+    What is hidden, a link or no regular file is left out. Raises OptionError when it can't be read.
+    """
 
     def refuse(error: OSError) -> None:
         raise OptionError(f"{error.filename} cannot be read ({error.strerror}); check its permissions")
@@ -85,22 +102,33 @@ def texts_in(folder: Path) -> list[Path]:
     for where, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(where, name) for name in names if not name.startswith(".")]
-    texts = [path for path in sorted(found) if _is_text(path)]
-    if not texts:
-        raise OptionError(f"{folder} holds no text file ({len(found)} others); give a folder of plain texts")
-    return texts
+    return [path for path in sorted(found) if _is_regular(path)]
+
+
+def why_binary(data: bytes, start: int = 0) -> str | None:
+    """What shows that data from an offset of a file are no text: a zero byte, or more control characters than
+    any text has. None for text."""
+    zero = data.find(0)
+    if zero >= 0:
+        return f"a zero byte at offset {start + zero}"
+    control = int(_CONTROL[np.frombuffer(data, np.uint8)].sum())
+    if control > _CONTROL_SHARE * len(data):
+        return f"{control} control characters in {len(data)} bytes from offset {start}"
+    return None
+
+
+def _is_regular(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except OSError:  # whoever reads it says why not
+        return True
 
 
 def _is_text(path: Path) -> bool:
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            return False
-        _refuse_binary(path, _read(path, 0, _PROBE_BYTES), 0)
-    except OptionError:
-        return False
+        return why_binary(_read(path, 0, PROBE_BYTES)) is None
     except OSError:  # whoever reads it says why not
         return True
-    return True
 
 
 def open_texts(paths: Sequence[str | Path], least: int = 1) -> list[CalibrationText]:
@@ -177,7 +205,7 @@ def _open(path: Path, name: str) -> CalibrationText:
             raise OptionError(f"{path} is not a regular file; calibration needs text files")
         if status.st_size == 0:
             raise OptionError(f"{path} is empty; calibration needs text")
-        _refuse_binary(path, _read(path, 0, _PROBE_BYTES), 0)
+        _refuse_binary(path, _read(path, 0, PROBE_BYTES), 0)
     except OSError as error:
         raise OptionError(f"{path} cannot be read ({error.strerror}); calibration needs text files") from None
     return CalibrationText(path, name, status.st_size)
@@ -190,16 +218,9 @@ def _read(path: Path, start: int, size: int) -> bytes:
 
 
 def _refuse_binary(path: Path, data: bytes, start: int) -> None:
-    """Raise OptionError for NUL bytes, or for more control characters than any text has."""
-    zero = data.find(0)
-    if zero >= 0:
+    why = why_binary(data, start)
+    if why is not None:
         raise OptionError(
-            f"{path} is binary (a zero byte at offset {start + zero}); calibration needs plain text, "
-            "UTF-8 or another encoding of single bytes"
-        )
-    control = int(_CONTROL[np.frombuffer(data, np.uint8)].sum())
-    if control > _CONTROL_SHARE * len(data):
-        raise OptionError(
-            f"{path} is binary ({control} control characters in {len(data)} bytes from offset {start}); "
-            "calibration needs plain text"
+            f"{path} is binary ({why}); calibration needs plain text, UTF-8 or another encoding of "
+            "single bytes"
         )

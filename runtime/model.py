@@ -41,6 +41,7 @@ from .names import MOST_ROWS
 from .options import GenerationOptions, asked_options
 from .patching import PatchBoundaries, PatchingRule
 from .processors import usable_cores
+from .score_many import score_many
 from .scoring import Score, score
 from .sequence import PatcherState, Sequence, SequenceLimits
 from .stages import Observer
@@ -320,11 +321,32 @@ class BltModel:
         progress(bytes done, bytes in all, 0 for a file). Raises OptionError for an empty text, or a context
         that the model has no positions for.
         """
-        size = self.manifest.model.trained_context if context is None else context
-        size = checked_int("context", size, 2, self.limits.max_positions)
+        size = self.window(context)
         checked_call("progress", progress)
         text: Any = data if hasattr(data, "read") else checked_bytes("data", data)
         return score(self.sequence, text, size, progress)
+
+    def score_many(
+        self, texts: Iterable[str | bytes], *, context: int | None = None, rows: int | None = None
+    ) -> Iterator[tuple[int, Score | OptionError]]:
+        """What `score` tells of each of many texts: (index, Score), in no promised order.
+
+        texts are taken as they are needed, so there may be more of them than memory holds. In the place of a
+        Score there is an OptionError for a text that is empty (EmptyTextError) or no valid text. context as
+        `score` takes it. rows: texts that one pass may read together, at least 1; None takes as many as pay.
+        Raises OptionError for a context that the model has no positions for, rows below 1, and for a text
+        that is neither str nor bytes.
+        """
+        size = self.window(context)
+        if rows is not None:
+            checked_int("rows", rows, 1)
+        return score_many(lambda data: score(self.sequence, data, size), texts)
+
+    def window(self, context: int | None = None) -> int:
+        """Ids of a window that texts are scored in, BOS included, where `context` is asked for. Raises
+        OptionError for less than 2 and for more than the model has positions for."""
+        size = self.manifest.model.trained_context if context is None else context
+        return checked_int("context", size, 2, self.limits.max_positions)
 
     def stream(
         self,

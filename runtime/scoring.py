@@ -116,6 +116,11 @@ class Score:
     """Wall clock."""
 
     @property
+    def bits(self) -> float:
+        """Bits of all bytes together."""
+        return self.bits_per_byte * self.bytes
+
+    @property
     def bytes_per_second(self) -> float:
         return self.bytes / self.seconds if self.seconds > 0 else 0.0
 

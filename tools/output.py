@@ -246,6 +246,7 @@ def progress_bar(messages: Messages) -> Iterator[Progress]:
         progress.TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
+        redirect_stdout=is_terminal(sys.stdout),
     )
     with _shown(display):
         task = display.add_task("preparing", total=None)
@@ -292,6 +293,10 @@ class _Display(Protocol):
     def stop(self) -> None: ...
 
 
+_DISPLAYS: list[_Display] = []
+"""Those that are on the terminal."""
+
+
 @contextmanager
 def _shown(display: _Display) -> Iterator[None]:
     # Ctrl-C while it starts, when the cursor is hidden already, would leave it hidden.
@@ -300,9 +305,26 @@ def _shown(display: _Display) -> Iterator[None]:
     try:
         with uninterrupted():
             display.start()
+        _DISPLAYS.append(display)
         yield
     finally:
         display.stop()
+        if display in _DISPLAYS:
+            _DISPLAYS.remove(display)
+
+
+@contextmanager
+def progress_aside() -> Iterator[None]:
+    """Inside, no progress is on a terminal that stdout is, too, so that it can be written on."""
+    from ..runtime.files import uninterrupted
+
+    aside = [*_DISPLAYS] if is_terminal(sys.stdout) else []
+    for display in aside:
+        display.stop()
+    yield
+    for display in aside:
+        with uninterrupted():
+            display.start()
 
 
 # 5. Numbers.

@@ -18,10 +18,11 @@ def test_table(cli, tiny_model, tmp_path: Path) -> None:
     one.write_bytes(b"The first text.")
     other.write_bytes(bytes(range(256)))
     result = cli("score", "-m", tiny_model.bundle, one, other, "--context", 100, code=0)
-    header, _, *lines, _, total = result.stdout.splitlines()
+    header, _, *lines, _, total, told = result.stdout.splitlines()
     assert header.split() == ["file", "bytes", "patches", "bytes/patch", "bits/byte", "bytes/s"]
     rows = [line.split()[:2] for line in (*lines, total)]
     assert rows == [[str(one), "15"], [str(other), "256"], ["total", "271"]]
+    assert told.startswith("2 texts; 4 windows; ")
     assert result.stderr == "scoring a.txt\nscoring b.txt\n"
     assert len({len(line.rstrip()) for line in result.stdout.splitlines() if line[:1] == "\u2500"}) == 1
     alone = cli("score", "-m", tiny_model.bundle, one, "--json", tmp_path / "out.json")
@@ -58,11 +59,11 @@ def test_a_folder_is_read_and_an_empty_file_is_a_row(cli, refused, tiny_model, t
     rows = [line.split()[:2] for line in result.stdout.splitlines()[2:]]
     names = [str(tmp_path / name) for name in ("b/a.txt", "b/empty.txt", "b/z.txt", "c.md")]
     assert rows[:4] == [[name, "0" if "empty" in name else "13"] for name in names]
-    assert rows[-1] == ["total", "39"]
+    assert rows[-2:] == [["total", "39"], ["3", "texts;"]]
     assert "empty" in result.stdout.splitlines()[3].split()
     lines = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
-    assert [line.get("file") for line in lines] == [*names, None]
-    assert (lines[1]["note"], lines[-1]["complete"]) == ("empty", True)
+    assert [line.get("file") for line in lines] == [None, *names, None]
+    assert (lines[2]["note"], lines[-1]["complete"]) == ("empty", True)
     told = refused("score", "-q", "-m", tiny_model.bundle, tmp_path / "b/empty.txt")
     assert told == f"FILE: {tmp_path}/b/empty.txt is empty; there is nothing to score\n"
     assert "is a model's directory" in refused("score", "-q", "-m", tiny_model.bundle, tiny_model.checkpoint)

@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -54,13 +54,18 @@ def read_input(
     of which no more are read; reason: why that many.
     """
     with open_input(path, messages, what) as file:
-        data = bytearray()
-        while len(data) <= limit and (piece := file.read(min(1 << 20, limit + 1 - len(data)))):
-            data += piece
+        return read_all(file, shown_name(path), what, limit=limit, reason=reason)
+
+
+def read_all(
+    file: BinaryIO, name: str, what: str, *, limit: int = MOST_READ, reason: str = "all that is held at once"
+) -> bytes:
+    """Everything in an open file that is called `name`; as `read_input`."""
+    data = bytearray()
+    while len(data) <= limit and (piece := file.read(min(1 << 20, limit + 1 - len(data)))):
+        data += piece
     if len(data) > limit:
-        raise click.UsageError(
-            f"{shown_name(path)}: {what} has more than {limit:,} bytes, {reason}; give a shorter one"
-        )
+        raise click.UsageError(f"{name}: {what} has more than {limit:,} bytes, {reason}; give a shorter one")
     return bytes(data)
 
 
@@ -117,22 +122,6 @@ def write_json(target: Path | None, document: Mapping[str, Any]) -> None:
         write_whole(target, lambda path: path.write_text(text, encoding="ascii"))
     elif sys.stdout is not None:
         sys.stdout.write(text)
-
-
-@contextmanager
-def jsonl_lines(target: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Writes a document on a line of its own, at once (None: nowhere; `-`: on stdout). Raises OSError."""
-    if target is None:
-        yield lambda document: None
-        return
-    with nullcontext(sys.stdout) if target == STDIN else target.open("w", encoding="ascii") as file:
-
-        def write(document: Mapping[str, Any]) -> None:
-            if file is not None:
-                file.write(json.dumps(_finite(document)) + "\n")
-                file.flush()
-
-        yield write
 
 
 def check_plot(plot: Path | None) -> None:

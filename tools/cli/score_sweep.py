@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.files import write_whole
+from ..corpus.compressed import DamagedError, open_file
+from ..corpus.sources import Source
 from ..output import Messages, progress_bar
 from ..tables import GrowingTable
-from .documents import nothing_in, read_input, shown_name, write_json
+from .documents import nothing_in, read_all, read_input, write_json
 from .options import STDIN
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ _WIDEST = ("1,000.00", "10.0000", "+10.0000", "100,000")
 def show_sweep(
     messages: Messages,
     model: BltModel,
-    paths: Sequence[Path],
+    sources: Sequence[Source],
     thresholds: Sequence[float],
     context: int | None,
     json_file: Path | None,
@@ -40,9 +42,9 @@ def show_sweep(
     """
     from ..patch_view.sweep import sweep
 
-    texts, told = _read(messages, paths)
+    texts, told = _read(messages, sources)
     if not texts and not any("unreadable" in one.get("note", "") for one in told):
-        raise nothing_in("FILE", paths, "score")
+        raise nothing_in("FILE", [source.path or STDIN for source in sources], "score")
     points: list[SweepPoint] = []
     rising = sweep(model, texts, thresholds, context=context, display=partial(progress_bar, messages))
     names = [f"{value:.4g} (bundle)" for value in (*thresholds, model.manifest.patching.threshold)]
@@ -79,28 +81,39 @@ def check_all_read(told: Sequence[Mapping[str, Any]]) -> None:
         raise click.ClickException(f"{unread} of {len(told)} files could not be read")
 
 
-def _read(messages: Messages, paths: Sequence[Path]) -> tuple[list[bytes], list[dict[str, Any]]]:
+def _read(messages: Messages, sources: Sequence[Source]) -> tuple[list[bytes], list[dict[str, Any]]]:
     """The texts that there are, and what is told of each file."""
     texts: list[bytes] = []
     told: list[dict[str, Any]] = []
-    for path in paths:
-        one: dict[str, Any] = {"file": shown_name(path), "bytes": 0}
+    for source in sources:
+        one: dict[str, Any] = {"file": source.name, "bytes": 0}
         try:
-            text = read_input(path, messages, "the text")
+            text = _text(messages, source)
         except OSError as error:
-            if len(paths) == 1:
+            if len(sources) == 1:
                 raise
             one["note"] = f"unreadable: {error.strerror}"
+        except DamagedError as error:
+            if len(sources) == 1:
+                raise click.ClickException(f"{source.name}: {error}") from None
+            one["note"] = f"unreadable: {error}"
         else:
             if text:
                 texts.append(text)
                 one["bytes"] = len(text)
             else:
                 one["note"] = "empty"
-        if "note" in one and len(paths) > 1:
+        if "note" in one and len(sources) > 1:
             messages.note(f"{one['file']}: {one['note']}; it is left out")
         told.append(one)
     return texts, told
+
+
+def _text(messages: Messages, source: Source) -> bytes:
+    if source.path is None:
+        return read_input(STDIN, messages, "the text")
+    with open_file(source.path) as (stream, _):
+        return read_all(stream, source.name, "the text")
 
 
 def _title(told: Sequence[Mapping[str, Any]]) -> str:

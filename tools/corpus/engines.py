@@ -1,0 +1,36 @@
+"""The engine of this process: one model, which scores many texts.
+
+What it does not know: where texts are from, and what becomes of the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .texts import Engine, ScoredText, Text
+
+if TYPE_CHECKING:
+    from ...runtime import BltModel
+
+__all__ = ["local_engine"]
+
+
+def local_engine(model: BltModel, context: int | None = None, rows: int | None = None) -> Engine:
+    """An engine of a loaded model; context and rows as `BltModel.score_many` takes them."""
+
+    def score(texts: Iterator[Text]) -> Iterator[ScoredText]:
+        numbers: dict[int, int] = {}
+
+        def contents() -> Iterator[bytes]:
+            for index, text in enumerate(texts):
+                numbers[index] = text.number
+                yield text.data
+
+        for index, found in model.score_many(contents(), context=context, rows=rows):
+            if isinstance(found, Exception):
+                raise found
+            seconds = found.seconds if rows is None or rows == 1 else None
+            yield ScoredText(numbers.pop(index), found.bits, found.patches, found.windows, seconds)
+
+    return score
