@@ -27,12 +27,17 @@ from .passes import Chooser
 with suppress(ImportError):  # which `check_batches` tells of
     import greenlet
 
-__all__ = ["Batch", "Task", "check_batches"]
+__all__ = ["Batch", "Task", "can_batch", "check_batches"]
+
+
+def can_batch() -> bool:
+    """Whether what batches need is installed."""
+    return "greenlet" in globals()
 
 
 def check_batches() -> None:
     """Raise OptionError where what batches need is not installed."""
-    if "greenlet" not in globals():
+    if not can_batch():
         raise OptionError(f"several texts at a time need greenlet; pip install {requirement('batch')}")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .backends.base import StageBackend
-from .batch import Batch
+from .batch import Batch, can_batch
 from .choices import joined_choices, stream_choices
 from .costs import CostTable
 from .devices import LoadRequest, open_device, portable_stages
@@ -333,14 +333,19 @@ class BltModel:
 
         texts are taken as they are needed, so there may be more of them than memory holds. In the place of a
         Score there is an OptionError for a text that is empty (EmptyTextError) or no valid text. context as
-        `score` takes it. rows: texts that one pass may read together, at least 1; None takes as many as pay.
-        Raises OptionError for a context that the model has no positions for, rows below 1, and for a text
-        that is neither str nor bytes.
+        `score` takes it. rows: texts that one pass may read together. None takes as many as there are graphs
+        for where all weights are float32, so that sums come out alike, and else one: what is rounded to whole
+        numbers is summed in another order among others, and figures would differ in their last digits by what
+        else there is. Raises OptionError for a context that the model has no positions for, rows that are no
+        number from 1 on, and for a text that is neither str nor bytes.
         """
         size = self.window(context)
-        if rows is not None:
-            checked_int("rows", rows, 1)
-        return score_many(lambda data: score(self.sequence, data, size), texts)
+        if rows is None:
+            alike = all(stage.precision == "fp32" for stage in self.manifest.stages.values())
+            rows = max(self.rows, default=1) if alike and can_batch() else 1
+        most = checked_int("rows", rows, 1, MOST_ROWS)
+        batch = self.batch(most) if most > 1 else None
+        return score_many(lambda data: score(self.sequence, data, size), texts, batch, most)
 
     def window(self, context: int | None = None) -> int:
         """Ids of a window that texts are scored in, BOS included, where `context` is asked for. Raises

@@ -6,7 +6,6 @@ Both look at sequences only. What they do not know: bundles, sampling, stop stri
 from __future__ import annotations
 
 import io
-import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from .errors import OptionError
 from .fields import shown
+from .lanes import own_seconds
 from .sampling import log_probabilities
 from .sequence import Sequence
 from .vocabulary import BYTE_OFFSET, byte_ids, encode
@@ -113,7 +113,7 @@ class Score:
     context: int
     """Ids in a full window, BOS included."""
     seconds: float
-    """Wall clock."""
+    """Wall clock; of a text that shares passes with others, what was its own and its part of those."""
 
     @property
     def bits(self) -> float:
@@ -141,7 +141,7 @@ def score(
     bytes in all, 0 for a stream). Raises EmptyTextError, and PromptTooLongError when a sequence has no
     positions for a window.
     """
-    started = time.perf_counter()
+    started = own_seconds()
     bits, done, patches, windows = 0.0, 0, 0, 0
     stream, total = (io.BytesIO(data), len(data)) if isinstance(data, bytes) else (data, 0)
     while window := _filled(stream, context - 1):
@@ -153,7 +153,7 @@ def score(
             progress(done, total)
     if not done:
         raise EmptyTextError("there is nothing to score: the text is empty")
-    return Score(bits / done, done, patches, windows, context, time.perf_counter() - started)
+    return Score(bits / done, done, patches, windows, context, own_seconds() - started)
 
 
 def _filled(stream: BinaryIO, size: int) -> bytes:

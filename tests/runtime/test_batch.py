@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from blt_edge.runtime import BltModel, BltWarning, GenerationOptions, OptionErro
 from blt_edge.runtime.batch import Batch, Task
 from blt_edge.runtime.errors import BackendError
 from blt_edge.runtime.lanes import LANE, own_seconds
+from blt_edge.runtime.scoring import EmptyTextError, Score
 from blt_edge.runtime.vocabulary import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -333,3 +335,31 @@ def test_a_sequence_goes_from_a_batch_to_plain_calls_and_back(model: BltModel) -
     fresh.append(encode(TEXT[:90]))
     for sequence in sequences:
         agree(sequence.logits, fresh.logits)
+
+
+def test_many_texts_are_scored_together_as_each_alone(model: BltModel) -> None:
+    texts = [TEXT[30 * number : 30 * number + size] for number, size in enumerate((1, 9, 90, 0, 33, 200, 12))]
+    found = dict(model.score_many(texts, context=64))
+    assert sorted(found) == list(range(7))
+    assert isinstance(found.pop(3), EmptyTextError)
+    for number, one in found.items():
+        alone = model.score(texts[number], context=64)
+        assert isinstance(one, Score)
+        assert one.bits_per_byte == pytest.approx(alone.bits_per_byte, rel=1e-6)
+        assert (one.bytes, one.patches, one.windows) == (alone.bytes, alone.patches, alone.windows)
+    one_by_one = dict(model.score_many(texts, context=64, rows=1))
+    assert list(one_by_one) == list(range(7))  # in order
+
+
+def test_texts_of_weights_that_are_rounded_are_scored_one_by_one(
+    packed: dict[str, BltModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = packed["ordered"]
+    for precision, shared in (("fp32", True), ("int4", False)):
+        stages = {name: replace(stage, precision=precision) for name, stage in model.manifest.stages.items()}
+        monkeypatch.setattr(model, "manifest", replace(model.manifest, stages=stages))
+        batches = []
+        monkeypatch.setattr(model, "batch", lambda rows, seen=batches: seen.append(rows) or Batch(rows, 16))
+        list(model.score_many(iter(())))
+        assert bool(batches) == shared
+        monkeypatch.undo()

@@ -30,7 +30,6 @@ def local_engine(model: BltModel, context: int | None = None, rows: int | None =
         for index, found in model.score_many(contents(), context=context, rows=rows):
             if isinstance(found, Exception):
                 raise found
-            seconds = found.seconds if rows is None or rows == 1 else None
-            yield ScoredText(numbers.pop(index), found.bits, found.patches, found.windows, seconds)
+            yield ScoredText(numbers.pop(index), found.bits, found.patches, found.windows, found.seconds)
 
     return score
