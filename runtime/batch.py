@@ -22,7 +22,7 @@ from .backends.base import Done, PackedPart, PackedStage, StageBackend, StageCal
 from .costs import CostTable
 from .errors import BltWarning, OptionError, ran_out_of_memory, requirement
 from .lanes import LANE, StageRun
-from .passes import Chooser
+from .passes import Chooser, graph_rows
 
 with suppress(ImportError):  # which `check_batches` tells of
     import greenlet
@@ -49,7 +49,7 @@ class _Request:
     kind: StageBackend
     count: int
     since: int
-    rows: int
+    rows: tuple[int, ...]
     part: PackedPart
     done: Done
     error: Exception | None = None
@@ -212,10 +212,15 @@ class Batch:
         """Whether the text that runs now may as well run its stages itself."""
         return len(self._tasks) == 1 and not self.attention
 
-    def rows_of(self, kind: StageBackend) -> int:
-        """Texts that one pass of a stage takes at most."""
-        most = 1 if kind in self._refused else max(kind.rows, default=1)
-        return min(self._rows, most)
+    def rows_of(self, kind: StageBackend) -> tuple[int, ...]:
+        """Numbers of texts that a stage has graphs for, from 1 on, as far as passes here may be for so many.
+
+        Of a graph for more texts than one pass may have, the rest of the rows stays idle.
+        """
+        if kind in self._refused or self._rows == 1 or not kind.rows:
+            return (1,)
+        most = min(self._rows, kind.rows[-1])
+        return (1, *(rows for rows in kind.rows if rows < most), most)
 
     def start(self, work: Callable[[], None]) -> Task:
         """Add a text, whose work begins in the next `step`; its errors are the task's."""
@@ -266,40 +271,42 @@ class Batch:
             packed.release()
 
     def _run(self, group: list[Task]) -> None:
-        started = time.perf_counter()
         requests = [request for task in group if (request := task.request) is not None]
         for task in group:
             task.request = None
-        if len(group) == 1 or not self._run_packed(group, requests):
+        seconds = self._run_packed(requests) if len(group) > 1 else None
+        if seconds is None:
             for task, request in zip(group, requests, strict=True):
-                self._run_alone(task, request)
-        seconds = time.perf_counter() - started
-        first = requests[0]
-        self._chooser.costs.observe(first.stage, started, seconds, sum(one.count for one in requests))
-        if self.observer is not None:
-            self.observer(first.stage, len(group), seconds)
-
-    def _run_packed(self, group: list[Task], requests: list[_Request]) -> bool:
-        kind = requests[0].kind
-        try:
-            packed = kind.packed(len(group))
-            self._used.add(packed)
-            seconds = packed.run([request.part for request in requests])
-        except Exception as error:
-            if not ran_out_of_memory(error):
-                self._refused.add(kind)
-                told = (
-                    f"{requests[0].stage}: a pass over several texts failed, they go on one by one ({error})"
-                )
-                warnings.warn(told, BltWarning, stacklevel=2)
-            return False
+                seconds = self._run_alone(task, request)
+                self._observe(request.stage, 1, request.count, seconds)
+            return
         for task, request, share in zip(group, requests, self._shares(requests, seconds), strict=True):
             task.took(share)
             try:
                 request.done(share)
             except Exception as error:
                 request.error = error
-        return True
+        idle = graph_rows(requests[0].kind.rows, len(group)) - len(group)
+        self._observe(requests[0].stage, len(group), idle + sum(one.count for one in requests), seconds)
+
+    def _observe(self, stage: str, texts: int, positions: int, seconds: float) -> None:
+        self._chooser.costs.observe(stage, 0.0, seconds, positions)
+        if self.observer is not None:
+            self.observer(stage, texts, seconds)
+
+    def _run_packed(self, requests: list[_Request]) -> float | None:
+        """One pass for several texts; its seconds, or None where it could not be run."""
+        kind = requests[0].kind
+        try:
+            packed = kind.packed(len(requests))
+            self._used.add(packed)
+            return packed.run([request.part for request in requests])
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                self._refused.add(kind)
+                told = f"{requests[0].stage}: a pass over several texts failed, they go on one by one"
+                warnings.warn(f"{told} ({error})", BltWarning, stacklevel=2)
+            return None
 
     def _shares(self, requests: list[_Request], seconds: float) -> list[float]:
         """What each text is charged for a pass: what one position of each would have cost in equal parts,
@@ -312,10 +319,12 @@ class Batch:
             least / texts + (seconds - least) * (request.count - 1) / max(1, beyond) for request in requests
         ]
 
-    def _run_alone(self, task: Task, request: _Request) -> None:
+    def _run_alone(self, task: Task, request: _Request) -> float:
         began = time.perf_counter()
         try:
             request.part.call.run(request.done)
         except Exception as error:
             request.error = error
-        task.took(time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        task.took(seconds)
+        return seconds

@@ -19,7 +19,7 @@ from typing import Protocol, TypeVar
 from .costs import CostTable
 from .names import STAGES
 
-__all__ = ["MOST_SHORT", "Chooser", "Waiting"]
+__all__ = ["MOST_SHORT", "Chooser", "Waiting", "graph_rows"]
 
 MOST_SHORT = 32
 """Positions that a byte with guesses behind it takes at most; what asks for more is reading."""
@@ -55,11 +55,17 @@ class Waiting(Protocol):
         """Number of the pass before which it began to wait."""
 
     @property
-    def rows(self) -> int:
-        """Most texts in one pass of its stage."""
+    def rows(self) -> tuple[int, ...]:
+        """Numbers of texts that its stage has graphs for, ascending, from 1 on."""
 
 
 _W = TypeVar("_W", bound=Waiting)
+
+
+def graph_rows(rows: Sequence[int], texts: int) -> int:
+    """Of graphs for so many rows, that for `texts`: the smallest with room, whose idle rows cost as much as
+    others; the largest where none has."""
+    return next((one for one in rows if one >= texts), rows[-1])
 
 
 class Chooser:
@@ -67,7 +73,8 @@ class Chooser:
 
     def __init__(self, chunk: int, costs: CostTable) -> None:
         """chunk: positions that one pass takes at most, but for a single text that asks for more. costs: what
-        passes have cost, by all their positions; what they cost from now on is added by the caller."""
+        passes have cost, by all their positions, one for each idle row included; what they cost from now on
+        is added by the caller."""
         self.costs = costs
         self.patches_waited_for = 1
         """Closed patches that go into a latent pass together, while others can go on."""
@@ -91,6 +98,8 @@ class Chooser:
             return self._with(long[0], [*short, *long[1:]])
         lead = self._lead(short, texts)
         group = self._with(lead, [one for one in short if one is not lead])
+        if lead.stage == "latent":
+            group = self._cheapest(group)
         if lead.stage == "decoder":
             self._short_rounds += 1
         self._count(lead.stage, group)
@@ -101,7 +110,7 @@ class Chooser:
         # What is short goes along in any case: it is next to nothing beside a chunk.
         for one in others:
             fits = one.count <= room or one.count <= MOST_SHORT
-            if one.kind is lead.kind and one.stage == lead.stage and fits and len(group) < lead.rows:
+            if one.kind is lead.kind and one.stage == lead.stage and fits and len(group) < lead.rows[-1]:
                 group.append(one)
                 room -= one.count
         return group
@@ -119,12 +128,25 @@ class Chooser:
 
     def _latent_is_due(self, closed: Sequence[_W], texts: int) -> bool:
         if self._age % _REFRESH == 0 or self._age in _SOONER:
-            self.patches_waited_for = self._best_wait(texts)
+            self.patches_waited_for = self._best_wait(closed[0].rows, texts)
         self._age += 1
-        most = min(self.patches_waited_for, closed[0].rows)
-        return len(closed) >= most or self.passes - closed[0].since > _PATIENCE * len(STAGES)
+        return len(closed) >= self.patches_waited_for or self.passes - closed[0].since > _PATIENCE * len(
+            STAGES
+        )
 
-    def _best_wait(self, texts: int) -> int:
+    def _cheapest(self, group: list[_W]) -> list[_W]:
+        """As many of a group as cost least for each: a graph for eight runs as long for five, and four have
+        one of their own. Who stays behind is soon joined by others."""
+        rows = group[0].rows
+
+        def patch_seconds(texts: int) -> float:
+            count = sum(one.count for one in group[:texts])
+            return self.costs.seconds("latent", count + graph_rows(rows, texts) - texts) / count
+
+        # Of those that cost the same, the most.
+        return group[: min(range(len(group), 0, -1), key=patch_seconds)]
+
+    def _best_wait(self, rows: Sequence[int], texts: int) -> int:
         """How many patches to wait for: where a byte costs least, by what passes have cost.
 
         While `wait` patches gather, (wait - 1) / 2 of the texts stand still on average.
@@ -135,10 +157,12 @@ class Chooser:
 
         def byte_seconds(wait: int) -> float:
             active = texts - (wait - 1) / 2
-            steps = sum(self.costs.seconds(stage, ceil(active)) for stage in STAGES if stage != "latent")
-            return steps / active + rate * self.costs.seconds("latent", wait) / wait
+            each = graph_rows(rows, ceil(active))
+            steps = sum(self.costs.seconds(stage, each) for stage in STAGES if stage != "latent")
+            # Of more texts than a pass has rows, nobody stands still for those that wait.
+            return steps / min(active, each) + rate * self.costs.seconds("latent", wait) / wait
 
-        best = min(range(1, texts), key=byte_seconds)
+        best = min((one for one in rows if one <= texts), key=byte_seconds)
         return best if byte_seconds(best) < _GAIN * byte_seconds(1) else 1
 
     def _count(self, stage: str, group: Sequence[Waiting]) -> None:

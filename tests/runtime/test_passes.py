@@ -18,7 +18,7 @@ class Wait:
     count: int = 1
     kind: object = "engine"
     since: int = 0
-    rows: int = 8
+    rows: tuple[int, ...] = (1, 2, 4, 8)
 
 
 def costs(local: dict[int, float], latent: dict[int, float]) -> CostTable:
@@ -36,7 +36,7 @@ WAITS = st.builds(
     st.sampled_from([1, 1, 1, 2, 9, MOST_SHORT, MOST_SHORT + 1, 256]),
     st.sampled_from(["engine", "other"]),
     st.integers(0, 5),
-    st.sampled_from([1, 2, 8]),
+    st.sampled_from([(1,), (1, 2), (1, 2, 4, 8)]),
 )
 
 
@@ -47,7 +47,7 @@ def test_a_pass_is_of_one_stage_and_kind_and_has_room(rounds: list[list[Wait]]) 
         group = chooser.choose(waiting, len(waiting))
         lead = group[0]
         assert all(one in waiting for one in group)
-        assert len({id(one) for one in group}) == len(group) <= lead.rows
+        assert len({id(one) for one in group}) == len(group) <= lead.rows[-1]
         assert {(one.stage, one.kind) for one in group} == {(lead.stage, lead.kind)}
         beside = [one.count for one in group[1:] if one.count > MOST_SHORT]
         assert lead.count + sum(beside) <= 256 or not beside
@@ -108,6 +108,15 @@ def test_closed_patches_wait_for_each_other_where_it_pays(table: CostTable, want
     while len(closed) < wanted:
         closed.append(Wait("latent"))
     assert chooser.choose([*closed, *open_], 8) == closed
+
+
+def test_a_patch_too_many_for_a_graph_waits_for_the_next() -> None:
+    steps = costs({1: 10, 8: 12}, {1: 40, 2: 42, 4: 45, 8: 80})
+    closed = [Wait("latent") for _ in range(8)]
+    for there, taken in ((8, 8), (7, 4), (5, 4), (4, 4), (3, 3), (1, 1)):
+        chooser = Chooser(256, steps)
+        assert len(chooser.choose(closed[:there], 8)) == taken
+    assert len(Chooser(256, CostTable()).choose(closed[:5], 8)) == 5
 
 
 def test_closed_patches_wait_neither_for_nobody_nor_for_ever() -> None:
