@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .names import DEVICES
     from .options import GenerationOptions
     from .prefix_store import PrefixStore
+    from .scorer import Scorer
     from .scoring import ByteDetail, Score
     from .sequence import Sequence
 
@@ -52,6 +53,7 @@ _MODULES = {
     "names": ("DEVICES",),
     "options": ("GenerationOptions",),
     "prefix_store": ("PrefixStore",),
+    "scorer": ("Scorer",),
     "scoring": ("ByteDetail", "Score"),
     "sequence": ("Sequence",),
 }
@@ -77,6 +79,7 @@ __all__ = [
     "PrefixStore",
     "PromptTooLongError",
     "Score",
+    "Scorer",
     "Sequence",
     "StateError",
 ]
