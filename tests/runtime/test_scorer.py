@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 import pickle
@@ -76,7 +77,7 @@ def test_each_row_is_what_the_text_alone_gives(scorer: Scorer, model: BltModel) 
 def test_no_row_depends_on_how_batches_are_cut(scorer: Scorer, cuts: list[int], order: list[int]) -> None:
     whole = scorer({"text": column(TEXTS)})
     edges = [0, *sorted(cuts), len(order)]
-    parts = [order[first:last] for first, last in zip(edges, edges[1:], strict=False)]
+    parts = [order[first:last] for first, last in itertools.pairwise(edges)]
     batches = [scorer({"text": column([TEXTS[place] for place in part])}) for part in parts]
     for name in COLUMNS:
         again = np.concatenate([batch[name] for batch in batches])
