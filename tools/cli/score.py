@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...runtime.fields import checked_int
 from ..output import Messages
 from .documents import check_plot, output_option
-from .model_options import EngineOptions, engine_options, load_model
+from .model_options import EngineOptions, check_bundle_files, engine_options, load_model
 from .options import STDIN, TextSource, json_option, model_option, option, options, verb
 from .profile import CommaSeparated
 from .rule_options import changed_rule, rule_options
+
+if TYPE_CHECKING:
+    from ...runtime.manifest import Manifest
+    from .score_corpus import Scoring
 
 _corpus_options = options(
     option(
@@ -36,6 +40,17 @@ _corpus_options = options(
         " keys with dots between.",
     ),
     title="Texts",
+)
+_ray_option = options(
+    option(
+        "--ray",
+        type=str,
+        metavar="ADDRESS",
+        shown="this process alone",
+        help="Score on a Ray cluster: HOST:PORT of its head, local for one on this machine, auto for the one "
+        "that is there, else local. Actors have one thread each, or --threads; device auto is cpu there.",
+    ),
+    title="Engine",
 )
 _outputs = options(
     output_option(
@@ -78,6 +93,7 @@ _outputs = options(
 @_corpus_options
 @output_option("--plot", "no picture", "With --sweep: draw bits per byte over bytes per patch into FILE.")
 @engine_options
+@_ray_option
 @json_option
 @_outputs
 def command(
@@ -90,6 +106,7 @@ def command(
     glob: tuple[str, ...],
     field: str | None,
     engine: EngineOptions,
+    ray: str | None,
     json_file: Path | None,
     jsonl: Path | None,
     resume: bool,
@@ -109,7 +126,14 @@ def command(
     --mode, --threshold and what follows them cut patches by another rule than the bundle's: the difference is
     what that costs.
     """
-    others = {"field": field, "jsonl": jsonl, "csv": csv, "parquet": parquet, "max_rows": max_rows}
+    others = {
+        "ray": ray,
+        "field": field,
+        "jsonl": jsonl,
+        "csv": csv,
+        "parquet": parquet,
+        "max_rows": max_rows,
+    }
     _check_asked(sweep is not None, plot, {**changes, **others})
     from ..corpus.sources import find_sources
     from .score_corpus import Outputs, Scoring, result_lines
@@ -136,8 +160,11 @@ def command(
         return
     window = manifest.model.trained_context if context is None else context
     lines = result_lines(outputs, described_run(str(model), replace(manifest, patching=rule), window, field))
-    loaded = load_model(messages, model, engine, positions=context, reads_only=True).with_patching(rule)
     scoring = Scoring(messages, sources, field or "", outputs, lines)
+    if ray is not None:
+        _score_on_cluster(messages, scoring, ray, model, replace(manifest, patching=rule), engine, window)
+        return
+    loaded = load_model(messages, model, engine, positions=context, reads_only=True).with_patching(rule)
     scoring.run(local_engine(loaded, context), loaded.window(context))
 
 
@@ -155,3 +182,32 @@ def _check_asked(sweeps: bool, plot: Path | None, others: Mapping[str, Any]) -> 
         checked_int("max_rows", others["max_rows"], 0)
     if others["field"] == "":
         raise click.UsageError("--field is empty; give a key of the JSON lines")
+
+
+def _score_on_cluster(
+    messages: Messages,
+    scoring: Scoring,
+    ray: str,
+    bundle: Path,
+    manifest: Manifest,
+    engine: EngineOptions,
+    window: int,
+) -> None:
+    from ..corpus.cluster import cluster_engine
+
+    if engine.max_memory is not None:
+        raise click.UsageError("--max-memory has no effect with --ray; leave it out")
+    checked_int("context", window, 2, manifest.model.max_positions)
+    check_bundle_files(messages, bundle, manifest, engine.verify)
+    given = {name: getattr(engine, name) for name in ("device", "threads", "prefill_chunk", "probe")}
+    scorer = {
+        **given,
+        "bundle": bundle,
+        "provider_options": engine.provider_options,
+        "context": window,
+        "rule": manifest.patching,
+        "fingerprint": manifest.fingerprint,
+    }
+    messages.say(f"connecting to Ray ({ray}), which takes some seconds")
+    with cluster_engine(ray, scorer) as on_cluster:
+        scoring.run(on_cluster, window)
