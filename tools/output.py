@@ -35,6 +35,7 @@ _EXTRAS = {
     "export": ("onnx", "onnx_ir", "onnxscript", "safetensors", "ml_dtypes", "huggingface_hub"),
     "validate": ("torch", "transformers"),
     "serve": ("starlette", "uvicorn", "prometheus_client"),
+    "eval": ("lm_eval",),
 }
 """Optional packages, by the extra that installs them."""
 
