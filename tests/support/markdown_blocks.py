@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Minutes is for what takes too long, checkpoint for weights that nobody can give.
-NEEDS = ("GPU", "Jetson", "Raspberry Pi", "checkpoint", "minutes", "network")
+NEEDS = ("GPU", "Jetson", "Raspberry Pi", "Ray", "Spark", "checkpoint", "lm_eval", "minutes", "network")
 # Output in a console block is what does not follow `$ `.
 RUNNABLE = ("console", "bash", "python")
 _SHOWN = ("text", "json", "toml", "yaml", "ini", "html", "javascript", "systemd", "diff")
