@@ -165,7 +165,8 @@ def _check_address(there: str, where: str) -> None:
 def _unreachable(there: str, error: Exception) -> BackendError:
     return BackendError(
         f"no Ray cluster answers at {there}: {first_line(error)}",
-        f"start one there with ray start --head, or give --ray {LOCAL}",
+        f"start one there with ray start --head, set RAY_AUTH_MODE=token where it asks for a token, or give "
+        f"--ray {LOCAL}",
     )
 
 
