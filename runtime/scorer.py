@@ -24,7 +24,7 @@ from .errors import BundleError, OptionError
 from .fields import checked_bytes, checked_flag, checked_int, shown
 from .manifest import load_manifest
 from .model import BltModel
-from .names import DEVICES
+from .names import DEVICES, MOST_ROWS
 from .patching import PatchingRule
 from .scoring import Score
 from .words import count_words
@@ -71,7 +71,7 @@ class Scorer:
         device: str = "auto",
         threads: int | None = None,
         context: int | None = None,
-        rows: int | None = None,
+        rows: int = 1,
         text: str = "text",
         rule: PatchingRule | None = None,
         prefill_chunk: int = 256,
@@ -82,17 +82,19 @@ class Scorer:
         """bundle: a directory that every process can read under this path; a relative one is taken from here.
 
         device, threads, prefill_chunk, probe and provider_options as `BltModel.load` takes them, context and
-        rows as `BltModel.score_many`. text: the column that holds the texts, str or bytes each. rule: cuts
-        patches in the place of the bundle's own. fingerprint: `Manifest.fingerprint` of the bundle that is
-        meant, so that another machine's copy can't be another one; None takes what is there.
+        rows as `BltModel.score_many`: with 1 a text's figures are the same whatever batch it is in, with more
+        short texts share passes, and last digits may differ. text: the column that holds the texts, str or
+        bytes each. rule: cuts patches in the place of the bundle's own. fingerprint: `Manifest.fingerprint`
+        of the bundle that is meant, so that another machine's copy can't be another one; None takes what is
+        there.
 
         Raises OptionError. That the bundle is there is looked at when the first batch comes.
         """
         if not isinstance(bundle, (str, os.PathLike)) or isinstance(os.fspath(bundle), bytes):
             raise OptionError(f"bundle is {shown(bundle)}; allowed is the directory of a bundle")
-        for name, value, least in (("context", context, 2), ("rows", rows, 1)):
-            if value is not None:
-                checked_int(name, value, least)
+        if context is not None:
+            checked_int("context", context, 2)
+        checked_int("rows", rows, 1, MOST_ROWS)
         if not isinstance(text, str) or not text or text in COLUMNS:
             taken = ", ".join(COLUMNS)
             raise OptionError(f"text is {shown(text)}; allowed is a column's name, but none of {taken}")
@@ -129,7 +131,7 @@ class Scorer:
         added["error"][:] = ""
         added["bits_per_byte"][:] = np.nan
         places, data = _readable(texts, added["error"])
-        for index, found in _score_all(self.model, data, self.context, self.rows) if data else ():
+        for index, found in self._scores(data):
             place, text = places[index], data[index]
             if isinstance(found, Exception):
                 added["error"][place] = str(found)
@@ -156,6 +158,10 @@ class Scorer:
             if column.ndim < 1 or len(column) != len(texts):
                 raise OptionError(f"column {name!r} has not one value for each of the {len(texts)} texts")
         return columns
+
+    def _scores(self, texts: list[bytes]) -> Iterator[tuple[int, Score | OptionError]]:
+        if texts:  # a model is not loaded for none
+            yield from self.model.score_many(texts, context=self.context, rows=self.rows)
 
     @property
     def model(self) -> BltModel:
@@ -222,12 +228,6 @@ def _readable(texts: Column, errors: Column) -> tuple[list[int], list[bytes]]:
             continue
         places.append(place)
     return places, data
-
-
-def _score_all(
-    model: BltModel, texts: list[bytes], context: int | None, rows: int | None
-) -> Iterator[tuple[int, Score | OptionError]]:
-    return model.score_many(texts, context=context, rows=rows)
 
 
 def _is_text(value: object) -> bool:

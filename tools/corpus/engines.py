@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["local_engine"]
 
 
-def local_engine(model: BltModel, context: int | None = None, rows: int | None = None) -> Engine:
+def local_engine(model: BltModel, context: int | None = None, rows: int = 1) -> Engine:
     """An engine of a loaded model; context and rows as `BltModel.score_many` takes them."""
 
     def score(texts: Iterator[Text]) -> Iterator[ScoredText]:
