@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ...runtime.errors import BackendError, BltError, OptionError, first_line, requirement
@@ -100,6 +101,8 @@ def _connect(ray: Any, where: str, processors: int) -> None:
     there = (os.environ.get(_ADDRESS) or AUTO) if where == AUTO else where
     if there not in (AUTO, LOCAL):
         _check_address(there, where)
+    elif there == AUTO and _is_gone():
+        there = LOCAL
     if there != LOCAL:
         try:
             _init(ray, there)
@@ -160,6 +163,26 @@ def _check_address(there: str, where: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
     except OSError as error:
         raise _unreachable(there, error) from None
+
+
+def _is_gone() -> bool:
+    """Whether the cluster that `ray start` left the address of on this machine does not answer any more: Ray
+    itself would try for minutes."""
+    left = Path(os.environ.get("RAY_TMPDIR") or "/tmp", "ray", "ray_current_cluster")
+    try:
+        host, _, port = left.read_text(encoding="utf-8").strip().rpartition(":")
+        number = int(port)
+    except (OSError, ValueError):
+        return False
+    return not _answers(host, number)
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host.strip("[]"), port), _PATIENCE).close()
+    except (OSError, OverflowError):
+        return False
+    return True
 
 
 def _unreachable(there: str, error: Exception) -> BackendError:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import zip_longest
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -169,6 +170,26 @@ def test_where_no_cluster_answers(fake: FakeRay, tiny_model, monkeypatch: pytest
         cluster_engine(AUTO, {"bundle": tiny_model.bundle}),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("left", "taken"), [(None, AUTO), ("127.0.0.1:1", LOCAL), ("[::1]:99999", LOCAL), ("no address", AUTO)]
+)
+def test_a_cluster_that_is_gone_is_not_waited_for(
+    fake: FakeRay,
+    tiny_model,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    left: str | None,
+    taken: str,
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    if left is not None:
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(left)
+    with cluster_engine(AUTO, {"bundle": tiny_model.bundle}):
+        pass
+    assert fake.started[0][0] == taken
 
 
 def test_without_ray(tiny_model, monkeypatch: pytest.MonkeyPatch) -> None:
