@@ -87,7 +87,7 @@ class Task:
     def run(self, stage: StageRun, call: StageCall, count: int, done: Done) -> None:
         batch = self._batch
         if self._closing or batch.alone:
-            call.run(done)
+            batch.run_here(stage.name, call, done)
             return
         kind = stage.backend
         part = PackedPart(call, stage.cache, stage.shared, count)
@@ -195,9 +195,11 @@ class Batch:
         self._refused: set[StageBackend] = set()  # whose passes over several texts have failed
         self.attention = False
         """Whether the thread wants to do something else before the next pass, if there is one text only."""
+        self.wanted: Callable[[], bool] = lambda: False
+        """Asked for the same, where it is another thread that wants it: `step` does not take it back."""
         self.costs: CostTable = _SharedCosts(lambda: len(self._tasks))
         self.observer: Callable[[str, int, float], None] | None = None
-        """Told of every pass: stage, texts, seconds."""
+        """Told of every pass, those of a text that is alone among them: stage, texts, seconds."""
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -210,7 +212,14 @@ class Batch:
     @property
     def alone(self) -> bool:
         """Whether the text that runs now may as well run its stages itself."""
-        return len(self._tasks) == 1 and not self.attention
+        return len(self._tasks) == 1 and not self.attention and not self.wanted()
+
+    def run_here(self, stage: str, call: StageCall, done: Done) -> None:
+        """A pass of the text that runs now, for itself."""
+        started = time.perf_counter()
+        call.run(done)
+        if self.observer is not None:
+            self.observer(stage, 1, time.perf_counter() - started)
 
     def rows_of(self, kind: StageBackend) -> tuple[int, ...]:
         """Numbers of texts that a stage has graphs for, from 1 on, as far as passes here may be for so many.

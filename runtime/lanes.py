@@ -9,6 +9,7 @@ What this does not know: how lanes are switched, what a pass is.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Protocol
 
@@ -47,6 +48,9 @@ class Lane(Protocol):
 
     def run(self, stage: StageRun, call: StageCall, count: int, done: Done) -> None:
         """Fill the call's outputs, over `count` new positions; raises what the engine does."""
+
+    def wait(self, until: Callable[[], bool]) -> None:
+        """Let the others go on until `until()` is true."""
 
 
 LANE: ContextVar[Lane | None] = ContextVar("blt_edge_lane", default=None)

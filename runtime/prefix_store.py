@@ -13,25 +13,28 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Generator, Iterator
-from contextlib import closing
+from collections.abc import Callable, Collection, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .choices import joined_choices, stream_choices
+from .choices import Choices, joined_choices, stream_choices
 from .errors import BackendError, OptionError, ran_out_of_memory
 from .fields import checked_bytes, checked_int, shown
 from .generation import GenerationChunk, GenerationResult, PromptReader
+from .lanes import LANE
 from .model import BltModel
 from .options import GenerationOptions
+from .prefix_readings import Reading, Readings
 from .prefix_tree import PrefixTree
 from .sequence import ChunkResult, Sequence
 from .vocabulary import BOS, BYTE_OFFSET, decode
 
-__all__ = ["PrefixStore", "StoreFigures", "default_memory", "spare_memory"]
+__all__ = ["PrefixStore", "StoreFigures", "StoredChoices", "default_memory", "spare_memory"]
 
 Ids = npt.NDArray[np.int64]
 
@@ -115,6 +118,7 @@ class PrefixStore:
         self._holders: dict[int, list[int]] = {}  # of each part by identity: states that have it, its bytes
         self._bytes = 0
         self._engine = model.engine
+        self._readings = Readings(_FEW)
         self._hits = self._misses = self._reused = self._evicted = 0
 
     def __repr__(self) -> str:
@@ -190,6 +194,20 @@ class PrefixStore:
         asked, data = self.model.checked_request(prompt, options, named, cancel)
         return self._stream(data, asked, checked_int("n", n, 1), cancel, marks)
 
+    def choices(
+        self,
+        prompt: str | bytes,
+        options: GenerationOptions | None = None,
+        *,
+        n: int = 1,
+        cancel: threading.Event | None = None,
+        marks: Collection[int] = (),
+        **named: Any,
+    ) -> StoredChoices:
+        """What `stream_choices` makes, each text by itself: in a batch, side by side. Raises OptionError."""
+        asked, data = self.model.checked_request(prompt, options, named, cancel)
+        return StoredChoices(self, data, asked, checked_int("n", n, 1), cancel, marks)
+
     def _stream(
         self,
         data: bytes,
@@ -199,7 +217,7 @@ class PrefixStore:
         marks: Collection[int],
     ) -> Generator[tuple[int, GenerationChunk], None, None]:
         self.model.limits.check_positions(1 + len(data))
-        sequence, known, parting = self._begin(data, anew=options.prompt_details)
+        sequence, known, parting = self._begin(data, anew=options.prompt_details, cancel=cancel)
         read = self._reader(data, {parting, *marks})
         room, cost = _INSIDE * self.memory, 0
 
@@ -220,10 +238,15 @@ class PrefixStore:
             read=read,
             ended=keep_end,
         )
+        with self._going(sequence, 1 + len(data) if n > 1 else None), closing(pieces):
+            yield from pieces
+
+    @contextmanager
+    def _going(self, sequence: Sequence, most: int | None) -> Iterator[None]:
+        """In the block a text is made in the sequence, which is kept at the end, of at most so many ids."""
         intact = False
         try:
-            with closing(pieces):
-                yield from pieces
+            yield
             intact = True
         except GeneratorExit:  # between two rounds
             intact = True
@@ -234,7 +257,7 @@ class PrefixStore:
             raise
         finally:
             # Where there are several choices, the first of them has gone on in this sequence.
-            if intact and (n == 1 or sequence.length <= 1 + len(data)):
+            if intact and (most is None or sequence.length <= most):
                 self.keep(sequence)
 
     def _reader(self, data: bytes, marks: Collection[int]) -> PromptReader:
@@ -243,11 +266,17 @@ class PrefixStore:
             return Sequence.extend
 
         def read(sequence: Sequence, ids: Ids) -> Iterator[ChunkResult]:
+            first, end = sequence.length, sequence.length + len(ids)
+            stops = {1 + mark for mark in marks if first + _FEW <= 1 + mark <= end - _FEW}
+            with self._readings.begin(data, stops, sequence) as reading:
+                yield from keeping(sequence, ids, stops, reading)
+
+        def keeping(sequence: Sequence, ids: Ids, stops: set[int], reading: Reading) -> Iterator[ChunkResult]:
             first = kept = sequence.length
             end, step, cost = first + len(ids), sequence.limits.prefill_chunk, 0
-            stops = {1 + mark for mark in marks if first + _FEW <= 1 + mark <= end - _FEW}
             while (at := sequence.length) < end:
                 stop = min([end, at + step, *(mark for mark in stops if mark > at)])
+                reading.reached = stop
                 if stop < end:
                     sequence.reserve(end - at)
                 yield from sequence.extend(ids[at - first : stop - first])
@@ -291,8 +320,15 @@ class PrefixStore:
                 return kept, common
         return None
 
-    def _begin(self, data: bytes, *, anew: bool) -> tuple[Sequence, int | None, int]:
-        """A sequence to read a prompt in, what it has read of it, where the prompt parts from all texts."""
+    def _begin(
+        self, data: bytes, *, anew: bool, cancel: threading.Event | None
+    ) -> tuple[Sequence, int | None, int]:
+        """A sequence to read a prompt in, what it has read of it, where the prompt parts from all texts.
+
+        In a batch it first waits for another text that reads the same just now.
+        """
+        if not anew:
+            self._wait_for_others(data, cancel)
         with self._lock:
             parting = self._tree.common(data)
         found = None if anew else self.find(data)
@@ -302,6 +338,16 @@ class PrefixStore:
                 self._misses += found is None
                 self._reused += found[1] if found else 0
         return (*found, parting) if found else (self.model.sequence(), None, parting)
+
+    def _wait_for_others(self, data: bytes, cancel: threading.Event | None) -> None:
+        lane = LANE.get()
+        while lane is not None and self.memory:
+            with self._lock:
+                nearest = self._nearest(data)
+            until = self._readings.ahead(data, nearest[1] if nearest else 0)
+            if until is None or (cancel is not None and cancel.is_set()):
+                return
+            lane.wait(until if cancel is None else partial(_either, until, cancel.is_set))
 
     def keep(self, sequence: Sequence) -> int:
         """Keep the state of a sequence of this model under the bytes that it has read, if it fits; the memory
@@ -374,6 +420,52 @@ class PrefixStore:
         if self.model.engine is not self._engine:
             self._clear()
             self._engine = self.model.engine
+
+
+def _either(one: Callable[[], bool], other: Callable[[], bool]) -> bool:
+    return one() or other()
+
+
+class StoredChoices:
+    """Texts that continue one prompt, each to be gone through by itself: number 0 first, which reads it."""
+
+    def __init__(
+        self,
+        store: PrefixStore,
+        prompt: bytes,
+        options: GenerationOptions,
+        n: int,
+        cancel: threading.Event | None,
+        marks: Collection[int],
+    ) -> None:
+        """What `PrefixStore.choices` gives."""
+        self._store, self._prompt, self._options, self._n = store, prompt, options, n
+        self._cancel, self._marks = cancel, marks
+        self._choices: Choices | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the prompt was read, so that others than number 0 may begin."""
+        return self._choices is not None and self._choices.ready
+
+    def stream(self, number: int) -> Generator[GenerationChunk, None, None]:
+        """The pieces of one of the texts, as `BltModel.stream` yields them; in order, each once."""
+        if number == 0:
+            self._choices = self._begin()
+        assert self._choices is not None
+        own, pieces = self._choices.begin(number)
+        # Where there are several, only the prompt's state is kept, by whoever reads it.
+        most = 1 + len(self._prompt) if self._n > 1 else None
+        with self._store._going(own, most), closing(pieces):
+            yield from pieces
+
+    def _begin(self) -> Choices:
+        store, data, options = self._store, self._prompt, self._options
+        store.model.limits.check_positions(1 + len(data))
+        sequence, known, parting = store._begin(data, anew=options.prompt_details, cancel=self._cancel)
+        read = store._reader(data, {parting, *self._marks})
+        costs, cancel = store.model.costs, self._cancel
+        return Choices(sequence, costs, data, options, self._n, cancel=cancel, known=known, read=read)
 
 
 def _texts(

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from .answers import DONE, Completion, event
+from .connections import client_of
 from .metrics import request_record
 from .requests import ApiError, ClientGoneError, late_body, parse_completion, read_json
 from .service import ChoiceChunk, Exchange, Service
@@ -70,7 +71,9 @@ class _Answer:
         document = await read_json(Request(self._scope, self._receive), service.settings.max_body)
         request = parse_completion(document, service.facts)
         self.parsed = True
-        exchange = Exchange(service, request, key_number(self._scope), self._receive)
+        address = self._scope["client"]
+        client = client_of(address) if address else None
+        exchange = Exchange(service, request, key_number(self._scope), self._receive, client)
         completion = Completion(request, service.facts.name)
         try:
             if request.stream:

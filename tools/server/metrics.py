@@ -15,11 +15,13 @@ from prometheus_client.registry import Collector
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ...runtime.names import STAGES
 from ..output import printable
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_TEXTS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 _GONE = 499
 _KEY = "blt_edge.request_record"
 
@@ -27,8 +29,9 @@ _KEY = "blt_edge.request_record"
 class Metrics:
     """Counts since the server began, in a registry of their own. Safe from any thread."""
 
-    def __init__(self, waiting: Callable[[], int], stores: Collector) -> None:
-        """waiting: the length of the queue now. stores: tells of what is remembered."""
+    def __init__(self, waiting: Callable[[], int], at_work: Callable[[], int], stores: Collector) -> None:
+        """waiting: the length of the queue now. at_work: texts being made now. stores: tells of what is
+        remembered."""
         registry = self._registry = CollectorRegistry()
         self.requests = Counter(
             "blt_edge_http_requests",
@@ -63,8 +66,33 @@ class Metrics:
         )
         queue = Gauge("blt_edge_queue_length", "Requests whose turn has not come.", registry=registry)
         queue.set_function(waiting)
+        texts = Gauge("blt_edge_texts_at_work", "Texts that are being made.", registry=registry)
+        texts.set_function(at_work)
+        self.waited = Histogram(
+            "blt_edge_queue_seconds",
+            "From a completion request's place in the queue to its turn.",
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        passes = Histogram(
+            "blt_edge_pass_texts",
+            "Texts in each pass over a stage.",
+            ["stage"],
+            buckets=_TEXTS,
+            registry=registry,
+        )
+        seconds = Counter(
+            "blt_edge_pass_seconds", "Seconds that passes over a stage took.", ["stage"], registry=registry
+        )
+        self._passes = {stage: (passes.labels(stage), seconds.labels(stage)) for stage in STAGES}
         registry.register(stores)
         ProcessCollector(registry=registry)  # resident memory among it, on Linux
+
+    def observe_pass(self, stage: str, texts: int, seconds: float) -> None:
+        """A `Batch.observer`."""
+        passes, spent = self._passes[stage]
+        passes.observe(texts)
+        spent.inc(seconds)
 
     def text(self) -> bytes:
         """The exposition, in `CONTENT_TYPE`."""

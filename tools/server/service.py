@@ -1,8 +1,8 @@
 """One model behind a queue: what all requests share, and one request's way through it.
 
-A model computes one text at a time as fast as several, because its stages use all the threads there are: so
-one thread runs jobs, one after the other, from a queue of bounded length.
-What it does not know: routes, headers, JSON.
+One thread makes all texts, a few at a time: a pass over the new bytes of several costs little more than one
+over those of one, and takes all the threads there are.
+What it does not know: routes, headers, JSON; whose turn it is (`jobs`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,20 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 from starlette.types import Receive
 
 from ...runtime import BltError, BltModel, GenerationChunk, OptionError, PromptTooLongError
+from ...runtime.batch import Batch
 from ...runtime.host import release_memory
+from ...runtime.prefix_store import StoredChoices
 from ...runtime.prefix_tree import common_prefix
+from .jobs import Job, JobQueue, QueueFullError, Text, pause
 from .metrics import Metrics
+from .parallel import usual_parallel
 from .requests import ApiError, ClientGoneError, CompletionRequest, ModelFacts, invalid, retry_after
 from .settings import ServerSettings, request_defaults
 from .stores import StoreMetrics, Stores
@@ -31,117 +35,6 @@ _RELEASE_SECONDS = 2.0
 MOST_UNSENT = 4096
 """Bytes of a request's text that are made before the client has taken those before them: each may take some
 3 KB of memory with all that is told of it."""
-
-# 1. The queue and its thread.
-
-
-class QueueFullError(Exception):
-    """As many jobs wait as may."""
-
-
-class Job:
-    """One piece of work, and where its steps go."""
-
-    def __init__(
-        self, steps: Callable[[threading.Event], Generator[Any, None, None]], deliver: Callable[[Any], None]
-    ) -> None:
-        """steps(cancel): the work; it ends soon after `cancel` is set. deliver: gets, in the queue's
-        thread, every step, then None or what the work raised; nothing of a job withdrawn before its turn.
-        """
-        self.steps, self.deliver = steps, deliver
-        self.cancel = threading.Event()
-        self.began: float | None = None
-        """When its turn came, time.monotonic() seconds."""
-
-    def run(self) -> None:
-        self.began = time.monotonic()
-        last: Exception | None = None
-        try:
-            with contextlib.closing(self.steps(self.cancel)) as steps:
-                for step in steps:
-                    self.deliver(step)
-        except Exception as error:
-            last = error
-        self.deliver(last)
-
-
-class JobQueue:
-    """Jobs that wait, and a thread that runs one after the other. What is in them it does not know."""
-
-    def __init__(self, capacity: int, name: str = "jobs") -> None:
-        """capacity: jobs that may wait while one runs."""
-        self._capacity = capacity
-        self._changed = threading.Condition()
-        self._waiting: deque[Job] = deque()
-        self._running: Job | None = None
-        self._closed = False
-        self._usual_seconds = 0.0  # that a job takes, as a moving mean; 0 before the first
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
-
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
-
-    @property
-    def idle(self) -> bool:
-        with self._changed:
-            return self._running is None and not self._waiting
-
-    @property
-    def expected_wait(self) -> float:
-        """Seconds until the jobs of now are done, by what jobs have taken."""
-        return (self.waiting + (self._running is not None)) * self._usual_seconds
-
-    def submit(self, job: Job) -> None:
-        """Put a job at the queue's end. Raises QueueFullError."""
-        with self._changed:
-            if self._closed or len(self._waiting) + (self._running is not None) > self._capacity:
-                raise QueueFullError
-            self._waiting.append(job)
-            self._changed.notify()
-
-    def withdraw(self, job: Job) -> None:
-        """End a job: one that waits is forgotten, one that runs is told to stop."""
-        job.cancel.set()
-        self.forget(job)
-
-    def forget(self, job: Job) -> bool:
-        """Take a job out of the queue; whether it was still there."""
-        with self._changed:
-            there = job in self._waiting
-            if there:
-                self._waiting.remove(job)
-            return there
-
-    def close(self, patience: float = 30.0) -> None:
-        """Forget what waits, stop what runs, and wait at most `patience` seconds for its end."""
-        with self._changed:
-            self._closed = True
-            self._waiting.clear()
-            if self._running is not None:
-                self._running.cancel.set()
-            self._changed.notify()
-        self._thread.join(patience)
-
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
-                if self._closed:
-                    return
-                job = self._running = self._waiting.popleft()
-            job.run()
-            assert job.began is not None
-            seconds = time.monotonic() - job.began
-            with self._changed:
-                self._running = None
-                share = 0.2 if self._usual_seconds else 1.0
-                self._usual_seconds += share * (seconds - self._usual_seconds)
-            del job  # its last steps would live until the next one comes
-
-
-# 2. The service, and the way of a request through it.
 
 
 @dataclass(frozen=True)
@@ -158,11 +51,22 @@ class Service:
     def __init__(
         self, model: BltModel, settings: ServerSettings, report: Callable[[Exception], None]
     ) -> None:
-        """report: told of errors that nobody foresaw."""
+        """report: told of errors that nobody foresaw. Raises OptionError where greenlet is not installed."""
         self.model, self.settings, self.report = model, settings, report
-        self.queue = JobQueue(settings.queue, "generating")
         self.stores = Stores(model, settings.cache_memory, settings.api_keys)
-        self.metrics = Metrics(lambda: self.queue.waiting, StoreMetrics(lambda: self.stores.figures))
+        self.parallel = settings.parallel or usual_parallel(model, self.stores.memory)
+        """Texts at work at a time."""
+        self.metrics = Metrics(
+            lambda: self.queue.waiting, lambda: self.queue.at_work, StoreMetrics(lambda: self.stores.figures)
+        )
+        self.queue = JobQueue(
+            settings.queue,
+            self._batch,
+            self.parallel,
+            report=report,
+            waited=self.metrics.waited.observe,
+            name="generating",
+        )
         self.facts = ModelFacts(settings.name, model.limits.max_positions, request_defaults(model, settings))
         self.created = int(time.time())
         self.exchanges: set[Exchange] = set()
@@ -197,47 +101,83 @@ class Service:
         for exchange in self.exchanges:
             exchange.fail(_stopped())
 
-    def work(
-        self, request: CompletionRequest, key: int, cancel: threading.Event
-    ) -> Generator[ChoiceChunk, None, None]:
-        """The text of all choices in order, each as `blt-edge generate` prints it, and counted.
+    def texts(
+        self,
+        request: CompletionRequest,
+        key: int,
+        deliver: Callable[[ChoiceChunk], None],
+        cancel: threading.Event,
+    ) -> Iterator[Text | None]:
+        """The work on each choice, which is what `blt-edge generate` prints, and counted; None as long as the
+        next one's prompt is being read.
 
-        key: the number of the one that was sent. Runs in the queue's thread; when `cancel` is set, the last
-        piece says "cancelled". Raises BltError.
+        key: the number of the one that was sent. deliver: gets the pieces, in the queue's thread; when
+        `cancel` is set, each text's last one says "cancelled". Raises BltError, as the texts do.
         """
         store, n = self.stores[key], request.n
-        for place, prompt in enumerate(request.prompts):
-            following = b"".join(request.prompts[place + 1 : place + 2])
-            parting = common_prefix(prompt, following)
-            pieces = store.stream_choices(prompt, request.options, n=n, cancel=cancel, marks=[parting])
-            with contextlib.closing(pieces):
-                for number, chunk in pieces:
-                    if chunk.stats is not None:
-                        self.metrics.prompt_bytes.inc(chunk.stats.prompt_bytes - chunk.stats.reused_bytes)
-                        self.metrics.new_bytes.inc(chunk.stats.new_bytes)
-                    yield ChoiceChunk(place * n + number, chunk)
-            if cancel.is_set():
-                break
-        # Seldom: it takes milliseconds.
+        prompts, begun = deque(enumerate(request.prompts)), list[tuple[StoredChoices, deque[int], int]]()
+        while prompts or begun:
+            ready = next((one for one in begun if one[0].ready), None)
+            if ready is not None:
+                choices, numbers, first = ready
+                number = numbers.popleft()
+                if not numbers:
+                    begun.remove(ready)
+            elif prompts:
+                place, prompt = prompts.popleft()
+                parting = common_prefix(prompt, prompts[0][1] if prompts else b"")
+                choices = store.choices(prompt, request.options, n=n, cancel=cancel, marks=[parting])
+                number, first = 0, place * n
+                if n > 1:
+                    begun.append((choices, deque(range(1, n)), first))
+            else:
+                yield None
+                continue
+            yield partial(self._text, choices, number, first, deliver)
+
+    def _text(
+        self, choices: StoredChoices, number: int, first: int, deliver: Callable[[ChoiceChunk], None]
+    ) -> None:
+        with contextlib.closing(choices.stream(number)) as pieces:
+            for chunk in pieces:
+                if chunk.stats is not None:
+                    self.metrics.prompt_bytes.inc(chunk.stats.prompt_bytes - chunk.stats.reused_bytes)
+                    self.metrics.new_bytes.inc(chunk.stats.new_bytes)
+                deliver(ChoiceChunk(first + number, chunk))
+
+    def tidy(self) -> None:
+        """Give memory back, now and then: it takes milliseconds. Runs in the queue's thread."""
         if time.monotonic() - self._released > _RELEASE_SECONDS:
             release_memory()
             self._released = time.monotonic()
+
+    def _batch(self) -> Batch:
+        batch = Batch(self.parallel + 1, self.model.limits.prefill_chunk)
+        batch.observer = self.metrics.observe_pass
+        return batch
 
 
 class Exchange:
     """One request between its client and the queue. All that happens to it arrives in one place, in order."""
 
-    def __init__(self, service: Service, request: CompletionRequest, key: int, receive: Receive) -> None:
+    def __init__(
+        self,
+        service: Service,
+        request: CompletionRequest,
+        key: int,
+        receive: Receive,
+        client: Hashable = None,
+    ) -> None:
         """Puts the request into the queue; `close` it at the end. Raises ApiError when it can't be taken.
 
-        key: the number of the one that was sent.
+        key: the number of the one that was sent. client: who sends from there, None where that can't be told.
         """
         if service.stopping:
             raise _stopped()
         self._service, self._loop = service, asyncio.get_running_loop()
         self._arrivals: asyncio.Queue[ChoiceChunk | Exception | None] = asyncio.Queue()
-        self._unsent, self._sent = 0, threading.Condition()
-        self._job = Job(lambda cancel: service.work(request, key, cancel), self._step)
+        self._unsent, self._counting = 0, threading.Lock()
+        self._job = Job(partial(service.texts, request, key, self._step), self._end, (key, client))
         try:
             service.queue.submit(self._job)
         except QueueFullError:
@@ -288,21 +228,30 @@ class Exchange:
 
     def _withdraw(self) -> None:
         self._service.queue.withdraw(self._job)
-        self._took(0)  # the thread need not wait for it
 
     def _took(self, size: int) -> None:
-        with self._sent:
+        with self._counting:
+            kept_up = not self._is_behind()
             self._unsent -= size
-            self._sent.notify()
+            goes_on = not kept_up and not self._is_behind()
+        if goes_on:
+            self._service.queue.look()
 
-    def _step(self, arrival: ChoiceChunk | Exception | None) -> None:
-        # In the queue's thread, which waits here for a client that does not keep up; one that takes nothing
-        # at all is cut off (`connections.CLIENT_SECONDS`).
-        if isinstance(arrival, ChoiceChunk):
-            with self._sent:
-                self._sent.wait_for(lambda: self._unsent < MOST_UNSENT or self._job.cancel.is_set())
-                self._unsent += _size(arrival)
-        self._deliver(arrival)
+    def _is_behind(self) -> bool:
+        return self._unsent >= MOST_UNSENT
+
+    def _step(self, piece: ChoiceChunk) -> None:
+        # In a text's work, which waits here for a client that does not keep up; one that takes nothing at all
+        # is cut off (`connections.CLIENT_SECONDS`).
+        cancel = self._job.cancel
+        pause(lambda: not self._is_behind() or cancel.is_set())
+        with self._counting:
+            self._unsent += _size(piece)
+        self._deliver(piece)
+
+    def _end(self, error: Exception | None) -> None:
+        self._deliver(error)
+        self._service.tidy()
 
     def _deliver(self, arrival: ChoiceChunk | Exception | None) -> None:
         # From any thread.

@@ -37,8 +37,10 @@ class ServerSettings:
     """Origins whose web pages may use the API; "*" is every one."""
     allowed_hosts: tuple[str, ...] = ()
     """Host names to answer to besides the loopback ones, when the address is a loopback one."""
+    parallel: int | None = None
+    """Texts at work at a time; None is `parallel.usual_parallel`."""
     queue: int = 64
-    """Requests that may wait while one runs; more are answered 429."""
+    """Requests that may wait while there is no room for another text; more are answered 429."""
     timeout: float = 600.0
     """For a whole request, from its first header to its last byte."""
     queue_timeout: float = 60.0

@@ -120,7 +120,7 @@ def test_who_is_being_answered_stays(start, slow) -> None:
 @pytest.mark.usefixtures("few")
 def test_when_all_are_being_answered_a_new_one_is_told_to_come_again(start, slow) -> None:
     slow(0.02)
-    server = start()
+    server = start(parallel=1)
     busy = [server.connect(post(LONG)) for _ in range(8)]
     server.wait_busy(waiting=7)
     assert server.connect().rest().startswith(b"HTTP/1.1 503 ")

@@ -14,6 +14,7 @@ import anyio
 import httpx
 import pytest
 from blt_edge.runtime import BltError, GenerationOptions
+from blt_edge.runtime.prefix_store import StoredChoices
 from blt_edge.tools.server import completions, requests, service
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -29,11 +30,14 @@ def behind() -> Iterator[Callable[..., Future[httpx.Response]]]:
 
 @pytest.fixture
 def busy(start, slow, behind) -> Callable[..., tuple[Any, Future[httpx.Response]]]:
-    """`busy(60, queue=1, ...)` -> a slow server with these settings, and its answer of so many bytes."""
+    """`busy(60, queue=1, ...)` -> a slow server with these settings, and its answer of so many bytes.
+
+    It has one text at work at a time, unless told otherwise.
+    """
 
     def running(max_tokens: int = 100, pace: float = 0.01, **settings: Any) -> tuple[Any, Any]:
         slow(pace)
-        server = start(**settings)
+        server = start(**{"parallel": 1, **settings})
         answer = behind(server, {**LONG, "max_tokens": max_tokens})
         server.wait_busy()
         return server, answer
@@ -223,7 +227,7 @@ def test_a_model_that_fails(start, monkeypatch, error: Exception, code: str) -> 
         raise error
         yield
 
-    monkeypatch.setattr(type(server.service.stores[0]), "stream_choices", fail)
+    monkeypatch.setattr(StoredChoices, "stream", fail)
     for stream in (False, True):
         answer = server.post({"stream": stream})
         assert codes(answer) == (500, code)
@@ -235,7 +239,7 @@ def test_a_model_that_fails(start, monkeypatch, error: Exception, code: str) -> 
 
 def test_an_error_in_the_middle_of_a_stream(start, monkeypatch) -> None:
     server = start()
-    before = type(server.service.stores[0]).stream_choices
+    before = StoredChoices.stream
 
     def fail(self, *given: object, **named: object) -> Iterator[object]:
         for count, chunk in enumerate(before(self, *given, **named)):
@@ -244,7 +248,7 @@ def test_an_error_in_the_middle_of_a_stream(start, monkeypatch) -> None:
                 raise BltError("the logits are broken")
             yield chunk
 
-    monkeypatch.setattr(type(server.service.stores[0]), "stream_choices", fail)
+    monkeypatch.setattr(StoredChoices, "stream", fail)
     answer = server.post({**LONG, "stream": True})
     assert len(events(answer)) >= 2
     assert last_code(answer) == "model_error"
