@@ -64,13 +64,14 @@ def test_the_address_is_all_of_stdout_and_the_example_works(start: Start, tiny_m
     process = start()
     url = address(process)
     assert url.startswith("http://127.0.0.1:")
-    first = [process.stderr.readline() for _ in range(5)]
+    first = [process.stderr.readline() for _ in range(6)]
     assert first[0].startswith(f"{tiny_model.bundle.name}: 500 positions; engine: portable graphs")
-    assert re.fullmatch(r"texts that were read are kept in up to .* [MG]B \(--cache-memory\)\n", first[1])
-    example = "".join(first[2:4]).removeprefix("try: ").strip()
+    assert first[1] == "4 texts at work at a time, which take turns (--parallel)\n"
+    assert re.fullmatch(r"texts that were read are kept in up to .* [MG]B \(--cache-memory\)\n", first[2])
+    example = "".join(first[3:5]).removeprefix("try: ").strip()
     done = subprocess.run(["sh", "-c", f"{example} -s"], capture_output=True, text=True, check=True)
     assert '"completion_tokens":' in done.stdout
-    assert "a page is at the same address" in first[4]
+    assert "a page is at the same address" in first[5]
     assert "<!doctype html>" in httpx.get(url).text.lower() or "not installed" in httpx.get(url).text
     code, out, err = ended(process)
     assert (code, out) == (0, "")

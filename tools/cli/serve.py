@@ -19,7 +19,8 @@ from ...runtime.options import GenerationOptions
 from ...runtime.paths import folder_name
 from ..memory import state_memory
 from ..output import Messages, counted, crash_line, error_line, foreseen_line, printable, show_traceback, size
-from ..server.settings import ServerSettings, is_loopback
+from ..server.parallel import text_memory
+from ..server.settings import MOST_PARALLEL, ServerSettings, is_loopback
 from .model_options import EngineOptions, engine_options, load_model
 from .options import F, MemorySize, draft_options, model_option, option, verb
 
@@ -79,11 +80,20 @@ def _several(flag: str, name: str, metavar: str, text: str) -> Callable[[F], F]:
     "NAME",
     "On a loopback address, answer to this host name, too: a proxy's. Can be given often.",
 )
+@option(
+    "--parallel",
+    type=click.IntRange(1, MOST_PARALLEL),
+    metavar="N",
+    shown="as many as one pass takes, if they fit into memory",
+    help="Texts at work at a time; with 1, a request waits until those before it have ended. By default as "
+    "many as the bundle has packed graphs for (8, after `blt-edge build`; 4 that take turns where it has "
+    "none), fewer where so many of all positions would not fit into memory.",
+)
 @_setting(
     "--queue",
     click.IntRange(0, 100_000),
     "N",
-    "Requests that may wait while one runs; more are answered 429.",
+    "Requests that may wait while so many are at work; more are answered 429.",
 )
 @_setting("--timeout", _SECONDS, "SECONDS", "For a whole request, from its first byte to its last.")
 @_setting("--queue-timeout", _SECONDS, "SECONDS", "For its wait in the queue.")
@@ -122,7 +132,7 @@ def command(messages: Messages, model: Path, engine: EngineOptions, **asked: Any
     """Answer HTTP completions, and show a page.
 
     POST /v1/completions as OpenAI's clients send it, bytes in the place of tokens; GET /v1/models, /healthz
-    and /metrics; a page at /. One text is generated at a time, others wait. stdout gets the address,
+    and /metrics; a page at /. Several texts are generated at a time, others wait. stdout gets the address,
     stderr a line for each request. --draft and --draft-length are for requests that name none.
     """
     GenerationOptions(draft=asked["draft"], draft_length=asked["draft_length"])  # raises OptionError
@@ -207,9 +217,24 @@ def _whoever_reads() -> Iterator[None]:
         pass
 
 
+def _tell_parallel(messages: Messages, model: BltModel, service: Service) -> None:
+    parallel, rows = service.parallel, max(model.rows, default=1)
+    together = f", {'all' if parallel <= rows else rows} of them in one pass" if rows > 1 < parallel else ""
+    taking = ", which take turns" if rows == 1 < parallel else ""
+    messages.say(f"{counted(parallel, 'text')} at work at a time{together}{taking} (--parallel)")
+    needed, available = parallel * text_memory(model), model.available_memory()
+    free = max(0, (available or 0) - service.stores.memory)
+    if available is not None and needed > free:
+        messages.note(
+            f"blt-edge: warning: {counted(parallel, 'text')} of all positions take {size(needed)}, and "
+            f"{size(free)} are free beside --cache-memory; long ones may fail, give a smaller --parallel"
+        )
+
+
 def _introduce(messages: Messages, model: BltModel, service: Service) -> None:
     positions, settings = model.limits.max_positions, service.settings
     messages.say(f"{settings.name}: {positions} positions; engine: {model.engine}")
+    _tell_parallel(messages, model, service)
     memory, keys = service.stores.memory, len(settings.api_keys)
     shared = f", an equal part for each of {keys} keys" if keys > 1 else ""
     kept = f"texts that were read are kept in up to {size(memory)}{shared}" if memory else "no text is kept"

@@ -282,6 +282,7 @@ class JobQueue:
             job.failed(error)
         finally:
             job.at_work -= 1
+            job.since = next(self._order)  # who came meanwhile goes first
             self._ended = True
 
     def _settle(self) -> None:

@@ -17,6 +17,9 @@ TEMPERATURE = 1.0
 """Of requests that name none: OpenAI's, which clients count on that leave it out. `generate` is greedy, so
 that a command gives the same text each time."""
 
+MOST_PARALLEL = 256
+"""Texts at work at a time, at most: each takes memory, and a thread of execution."""
+
 KEY_NUMBER = "blt_edge.key_number"
 """Where `key_number` is in an ASGI scope."""
 
