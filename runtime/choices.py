@@ -46,12 +46,14 @@ class Choices:
         cancel: threading.Event | None = None,
         known: int | None = None,
         read: PromptReader = Sequence.extend,
+        when_ready: Callable[[], None] = lambda: None,
     ) -> None:
-        """n: how many there are. The sequence is new, or has read `known` bytes of the prompt."""
+        """n: how many there are. The sequence is new, or has read `known` bytes of the prompt. when_ready:
+        called when others than text 0 may begin."""
         self._sequence: Sequence | None = sequence
         self._costs, self._options, self._n = costs, options, n
         self._data = checked_bytes("prompt", prompt)
-        self._cancel, self._known, self._read = cancel, known, read
+        self._cancel, self._known, self._read, self._when_ready = cancel, known, read, when_ready
         self._base: Sequence | None = None  # has read the prompt
         self._told: tuple[ByteDetail, ...] | None = None  # of the prompt, which only the first text reads
 
@@ -83,6 +85,8 @@ class Choices:
         yield from self._read(sequence, ids)
         if self._n > 1:
             self._base = sequence.fork()
+            if self.ready:
+                self._when_ready()
 
     def _with_prompt(
         self, pieces: Generator[GenerationChunk, None, None]
@@ -92,6 +96,8 @@ class Choices:
             first = next(pieces)
             if self._told is None:
                 self._told = first.prompt_details
+                if self._told and self.ready:
+                    self._when_ready()
             yield replace(first, prompt_details=self._told)
             yield from pieces
 

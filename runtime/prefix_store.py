@@ -202,11 +202,16 @@ class PrefixStore:
         n: int = 1,
         cancel: threading.Event | None = None,
         marks: Collection[int] = (),
+        when_ready: Callable[[], None] = lambda: None,
         **named: Any,
     ) -> StoredChoices:
-        """What `stream_choices` makes, each text by itself: in a batch, side by side. Raises OptionError."""
+        """What `stream_choices` makes, each text by itself: in a batch, side by side.
+
+        when_ready: called when the prompt was read, so that others than the first may begin. Raises
+        OptionError as that.
+        """
         asked, data = self.model.checked_request(prompt, options, named, cancel)
-        return StoredChoices(self, data, asked, checked_int("n", n, 1), cancel, marks)
+        return StoredChoices(self, data, asked, checked_int("n", n, 1), cancel, marks, when_ready)
 
     def _stream(
         self,
@@ -437,10 +442,11 @@ class StoredChoices:
         n: int,
         cancel: threading.Event | None,
         marks: Collection[int],
+        when_ready: Callable[[], None],
     ) -> None:
         """What `PrefixStore.choices` gives."""
         self._store, self._prompt, self._options, self._n = store, prompt, options, n
-        self._cancel, self._marks = cancel, marks
+        self._cancel, self._marks, self._when_ready = cancel, marks, when_ready
         self._choices: Choices | None = None
 
     @property
@@ -464,8 +470,17 @@ class StoredChoices:
         store.model.limits.check_positions(1 + len(data))
         sequence, known, parting = store._begin(data, anew=options.prompt_details, cancel=self._cancel)
         read = store._reader(data, {parting, *self._marks})
-        costs, cancel = store.model.costs, self._cancel
-        return Choices(sequence, costs, data, options, self._n, cancel=cancel, known=known, read=read)
+        return Choices(
+            sequence,
+            store.model.costs,
+            data,
+            options,
+            self._n,
+            cancel=self._cancel,
+            known=known,
+            read=read,
+            when_ready=self._when_ready,
+        )
 
 
 def _texts(

@@ -1,14 +1,20 @@
 """Does a server stay right, and of one size, when much is asked of it at once and for long?
 
-Theory: one text is computed at a time, so requests wait, and those that find the queue full are told to come
-again. A client that leaves must free its place, a malformed request must cost nothing, and memory must not
-depend on how many requests there were. Every answer is compared with what the same model makes here.
+Theory: a few texts are at work at a time, so requests wait, and those that find the queue full are told to
+come again. A client that leaves must free its place, a malformed request must cost nothing, and memory must
+not depend on how many requests there were. Every answer is compared with what the same model makes here.
 
-First `--concurrent` requests at once: a third as usual, half of them streamed; a third whose client leaves
-midway; a third malformed. Then `--requests` short ones, eight at a time, with the server's resident memory
-after each `--every`. All over loopback. Exits 1 when an answer was wrong.
+`--show load`, the usual: first `--concurrent` requests at once: a third as usual, half of them streamed; a
+third whose client leaves midway; a third malformed. Then `--requests` short ones, eight at a time, with the
+server's resident memory after each `--every`. `--show long`: so many clients of these three kinds for
+`--minutes`, with the server's memory, files and threads. `--show together` and `--show reading` take prompts
+from `--text`; `serve_together` says what they show. All over loopback. Exits 1 when an answer was wrong, or
+something has grown.
 
     python -m blt_edge.tools.bench.serve_load --bundle demo-bundle
+    python -m blt_edge.tools.bench.serve_load --bundle demo-bundle --show long --minutes 10
+    python -m blt_edge.tools.bench.serve_load --bundle demo-bundle --show together --text tests/data/alice.txt
+    python -m blt_edge.tools.bench.serve_load --bundle demo-bundle --show reading --text tests/data/alice.txt
 """
 
 from __future__ import annotations
@@ -19,10 +25,12 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import httpx
@@ -30,6 +38,7 @@ import httpx
 from ...runtime import BltModel, GenerationOptions
 from ..profile.statistics import Latency, machine
 from .common import options, print_json
+from .serve_together import measure_reading, measure_together
 
 _PROMPTS = (
     "Once upon a time",
@@ -74,7 +83,18 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument("--every", type=int, default=200)
     parser.add_argument("--new-bytes", type=int, default=48, help="of a request")
+    parser.add_argument("--show", choices=("load", "long", "together", "reading"), default="load")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of --show long")
+    parser.add_argument("--text", type=Path, help="prompts of --show together and reading")
+    parser.add_argument("--prompt-bytes", type=int, nargs="+", help="of those prompts")
+    parser.add_argument("--clients", type=int, default=8, help="of --show together")
+    parser.add_argument("--rounds", type=int, default=3, help="of --show together and reading")
     args = parser.parse_args()
+    if args.show in ("together", "reading"):
+        if args.text is None:
+            parser.error(f"--show {args.show} needs --text FILE, from which prompts are taken")
+        _show_others(args)
+        return
     model = BltModel.load(args.bundle, threads=args.threads)
     started = time.perf_counter()
     # Every prompt with every choice of options, answered in this process.
@@ -91,20 +111,50 @@ def main() -> None:
         f"{machine()}; {args.bundle}; {len(questions)} different requests of {args.new_bytes} bytes, "
         f"{here:.1f} a second in this process"
     )
-    with serving(args.bundle, args.threads) as url:
-        document = asyncio.run(_measure(url, questions, args))
+    del model
+    server: list[int] = []
+    with serving(args.bundle, args.threads, started=server.append) as url:
+        document = asyncio.run(_measure(url, questions, args, server[0]))
     head = {"benchmark": "serve_load", "bundle": str(args.bundle), "in_process_per_second": here}
     print_json({**head, **document})
-    wrong = sum(document[phase]["wrong"] for phase in ("at_once", "one_after_another"))
-    if wrong or not document["at_once"]["idle_after"]:
+    wrong = sum(phase["wrong"] for phase in document.values())
+    if wrong or not all(
+        phase.get("idle_after", True) and phase.get("flat", True) for phase in document.values()
+    ):
         sys.exit(1)
 
 
+def _show_others(args: argparse.Namespace) -> None:
+    text = args.text.read_text("utf-8")
+
+    async def measure(url: str) -> Any:
+        async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+            if args.show == "reading":
+                length = (args.prompt_bytes or [8000])[0]
+                return await measure_reading(client, text, length=length, rounds=args.rounds)
+            lengths = args.prompt_bytes or [64, 300]
+            return await measure_together(
+                client,
+                text,
+                clients=args.clients,
+                lengths=lengths,
+                new_bytes=args.new_bytes,
+                rounds=args.rounds,
+            )
+
+    print(f"{machine()}; {args.bundle}; {args.threads} threads", flush=True)
+    with serving(args.bundle, args.threads, "--cache-memory", "0") as url:
+        found = asyncio.run(measure(url))
+    print_json({"benchmark": "serve_load", "bundle": str(args.bundle), args.show: found})
+
+
 @contextmanager
-def serving(bundle: Path, threads: int, *others: str) -> Iterator[str]:
+def serving(
+    bundle: Path, threads: int, *others: str, started: Callable[[int], None] = lambda process: None
+) -> Iterator[str]:
     """A server in a process of its own on a free port; its address. What it has to say shows on stderr.
 
-    others: more arguments of `serve`.
+    others: more arguments of `serve`. started: gets the process's number.
     """
     program = "from blt_edge.tools.cli import main; main()"
     command = ["serve", "-m", str(bundle), "--port", "0", "-q", "--threads", str(threads), *others]
@@ -115,6 +165,7 @@ def serving(bundle: Path, threads: int, *others: str) -> Iterator[str]:
         url = server.stdout.readline().strip()
         if not url:
             raise SystemExit("the server did not start")
+        started(server.pid)
         try:
             yield url
         finally:
@@ -123,9 +174,13 @@ def serving(bundle: Path, threads: int, *others: str) -> Iterator[str]:
         raise SystemExit(f"the server ended with code {server.returncode}")
 
 
-async def _measure(url: str, questions: list[Question], args: argparse.Namespace) -> dict[str, Any]:
+async def _measure(
+    url: str, questions: list[Question], args: argparse.Namespace, process: int
+) -> dict[str, Any]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=_AT_A_TIME)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+        if args.show == "long":
+            return {"long": await _long(client, questions, args.concurrent, args.minutes, process)}
         at_once = await _at_once(client, questions, args.concurrent)
         later = await _one_after_another(client, questions, args.requests, args.every)
     return {"at_once": at_once, "one_after_another": later}
@@ -313,6 +368,76 @@ async def _one_after_another(
         "resident_mb": memory,
         "growth_mb": growth,
     }
+
+
+# 4. Many clients of all kinds, for long.
+
+
+async def _long(
+    client: httpx.AsyncClient, questions: list[Question], clients: int, minutes: float, process: int
+) -> dict[str, Any]:
+    replies: list[Reply] = []
+    looks: list[tuple[float, int, int]] = []
+    started = time.monotonic()
+    numbers = count()
+
+    async def work(kind: str) -> None:
+        while time.monotonic() < started + 60 * minutes:
+            number = next(numbers)
+            if kind == "malformed":
+                replies.append(await _ask_malformed(client, *MALFORMED[number % len(MALFORMED)]))
+                await asyncio.sleep(0.5)  # the others have a turn, too
+            else:
+                ask = _ask if kind == "usual" else _ask_and_leave
+                replies.append(await ask(client, questions[number % len(questions)], stream=number % 2 == 0))
+
+    async def look() -> None:
+        while time.monotonic() < started + 60 * minutes:
+            now = await figures(client)
+            threads, files = _threads_and_files(process)
+            looks.append((now.get("process_resident_memory_bytes", 0.0) / 1e6, threads, files))
+            if len(looks) % 30 == 0:
+                print(
+                    f"{(time.monotonic() - started) / 60:5.1f} minutes, {len(replies)} requests: "
+                    f"{looks[-1][0]:.1f} MB resident, {threads} threads, {files} files",
+                    flush=True,
+                )
+            await asyncio.sleep(1.0)
+
+    kinds = [("usual", "leaves", "malformed")[number % 3] for number in range(clients)]
+    await asyncio.gather(look(), *(work(kind) for kind in kinds))
+    counts, idle = _counted(replies), await _idle(client)
+    flat, said = _judged(looks)
+    print(
+        f"{clients} clients for {minutes:g} minutes: {len(replies)} requests, {counts['right']} right, "
+        f"{counts['wrong']} wrong, {sum(reply.refused for reply in replies)} times told to come again (429); "
+        f"{said}; afterwards the server is {'idle' if idle else 'NOT idle'}"
+    )
+    memory, threads, files = zip(*looks, strict=True)
+    usage = {"resident_mb": memory, "threads": threads, "files": files}
+    return {"requests": len(replies), **counts, "idle_after": idle, "flat": flat, **usage}
+
+
+def _threads_and_files(process: int) -> tuple[int, int]:
+    """Of a process, where the system tells; else 0."""
+    here = Path(f"/proc/{process}")
+    try:
+        return len([*(here / "task").iterdir()]), len([*(here / "fd").iterdir()])
+    except OSError:
+        return 0, 0
+
+
+def _judged(looks: list[tuple[float, int, int]]) -> tuple[bool, str]:
+    """Whether memory, threads and files of the last third are those of the third before it, by medians."""
+    third = len(looks) // 3
+    if not third:
+        return True, "too short to tell whether it grows"
+    flat, said = True, []
+    for place, (name, slack) in enumerate((("MB", 0.02), ("threads", 0.0), ("files", 0.1))):
+        before, last = (median(look[place] for look in looks[first:][:third]) for first in (third, 2 * third))
+        flat = flat and last <= before * (1 + slack) + 1
+        said.append(f"{before:.0f} to {last:.0f} {name}")
+    return flat, f"{', '.join(said)} from the second third to the last" + ("" if flat else ", which GREW")
 
 
 if __name__ == "__main__":

@@ -126,7 +126,14 @@ class Service:
             elif prompts:
                 place, prompt = prompts.popleft()
                 parting = common_prefix(prompt, prompts[0][1] if prompts else b"")
-                choices = store.choices(prompt, request.options, n=n, cancel=cancel, marks=[parting])
+                choices = store.choices(
+                    prompt,
+                    request.options,
+                    n=n,
+                    cancel=cancel,
+                    marks=[parting],
+                    when_ready=self.queue.look,
+                )
                 number, first = 0, place * n
                 if n > 1:
                     begun.append((choices, deque(range(1, n)), first))
@@ -152,7 +159,7 @@ class Service:
             self._released = time.monotonic()
 
     def _batch(self) -> Batch:
-        batch = Batch(self.parallel + 1, self.model.limits.prefill_chunk)
+        batch = self.model.batch()
         batch.observer = self.metrics.observe_pass
         return batch
 
