@@ -27,9 +27,10 @@ class _Reader(Protocol):
 class Reading:
     """A prompt on its way into a sequence."""
 
-    def __init__(self, data: bytes, stops: set[int], sequence: _Reader, few: int) -> None:
-        """stops: lengths of the sequence, BOS included, at which its state is kept; others are put in."""
-        self.data, self._stops, self._sequence, self._few = data, stops, sequence, few
+    def __init__(self, data: bytes, stops: set[int], sequence: _Reader, near: int) -> None:
+        """stops: lengths of the sequence, BOS included, at which its state is kept; others are put in. near:
+        bytes before its end for which the state at the end will do."""
+        self.data, self._stops, self._sequence, self._near = data, stops, sequence, near
         self.reached = sequence.length
         """The sequence's length when the pass that runs now has ended."""
         self.thread = threading.get_ident()
@@ -40,7 +41,7 @@ class Reading:
         """At which length a state will be kept from which a text goes on that has `length` ids in common,
         BOS included; None where there will be none, or it is kept already."""
         end = 1 + len(self.data)
-        wanted = end if end - length < self._few else length
+        wanted = end if end - length <= self._near else length
         to_come = wanted > self._sequence.length and (wanted > self.reached or wanted in (end, *self._stops))
         return wanted if to_come else None
 
@@ -53,14 +54,15 @@ class Reading:
 class Readings:
     """All of one store. Who waits for one is in the same thread, so that there is somebody to ask again."""
 
-    def __init__(self, few: int) -> None:
-        """few: bytes that are read again rather than waited for, or kept in a state more."""
-        self._few, self._now = few, list[Reading]()
+    def __init__(self, few: int, rollback: int) -> None:
+        """few: bytes that are read again rather than waited for, or kept in a state more. rollback: bytes
+        that a state can be rolled back."""
+        self._few, self._near, self._now = few, min(few, rollback), list[Reading]()
 
     @contextmanager
     def begin(self, data: bytes, stops: set[int], sequence: _Reader) -> Iterator[Reading]:
         """A prompt is read in the block."""
-        reading = Reading(data, stops, sequence, self._few)
+        reading = Reading(data, stops, sequence, self._near)
         self._now.append(reading)
         try:
             yield reading

@@ -118,7 +118,7 @@ class PrefixStore:
         self._holders: dict[int, list[int]] = {}  # of each part by identity: states that have it, its bytes
         self._bytes = 0
         self._engine = model.engine
-        self._readings = Readings(_FEW)
+        self._readings = Readings(_FEW, model.limits.rollback)
         self._hits = self._misses = self._reused = self._evicted = 0
 
     def __repr__(self) -> str:
