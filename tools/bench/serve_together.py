@@ -13,8 +13,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from statistics import median
 from typing import Any
 
@@ -78,14 +77,6 @@ async def _rate(
 # 2. A long prompt among others.
 
 
-@dataclass
-class _Stream:
-    """When a streamed answer was asked for, and when its pieces came, in seconds."""
-
-    asked: float
-    came: list[float]
-
-
 async def measure_reading(
     client: httpx.AsyncClient, text: str, *, length: int, rounds: int
 ) -> dict[str, Any]:
@@ -95,35 +86,41 @@ async def measure_reading(
     chunks, firsts, gaps, slowed = [], [], [], []
     await _whole(client, prompt, 1)
     for _ in range(rounds):
-        alone = await _whole(client, prompt, 1)
-        chunks.append(alone / (length / CHUNK))
-        # A short request every now and then, each after the one before it.
-        reading = asyncio.create_task(_whole(client, prompt, 1))
-        await asyncio.sleep(2 * chunks[-1])
+        before = await _whole(client, prompt, 1)
+        # Short requests, one after the other.
+        reading, came = asyncio.create_task(_whole(client, prompt, 1)), []
+        await asyncio.sleep(2 * CHUNK / length * before)
         while not reading.done():
-            answer = await _whole_stream(client, short, 1)
+            seconds = await _first_byte(client, short)
             if not reading.done():
-                firsts.append(answer.came[0] - answer.asked)
-            await asyncio.sleep(chunks[-1] / 2)
-        slowed.append(await reading / alone)
-        gaps += await _gaps(client, prompt, short, chunks[-1])
-    chunk = median(chunks)
-    document = {
-        "prompt_bytes": length,
-        "chunk_ms": 1000 * chunk,
-        "first_byte_ms": [1000 * one for one in firsts],
-        "gap_ms": [1000 * one for one in gaps],
-    }
+                came.append(seconds)
+            await asyncio.sleep(CHUNK / length * before / 2)
+        among = await reading
+        between = await _gaps(client, prompt, short, CHUNK / length * before)
+        # The machine's pace changes: what is compared was measured around it.
+        alone = (before + await _whole(client, prompt, 1)) / 2
+        chunk = CHUNK / length * alone
+        chunks.append(chunk)
+        slowed.append(among / alone)
+        firsts.append([one / chunk for one in came])
+        gaps.append([one / chunk for one in between])
+    milliseconds = Spread.of([1000 * one for one in chunks])
     print(
-        f"a prompt of {length} bytes, alone: {1000 * chunk:.1f} ms a chunk of {CHUNK}\n"
-        f"meanwhile, first byte of {len(firsts)} short requests: median {1000 * median(firsts):.1f} ms, "
-        f"at most {1000 * max(firsts):.1f} ms, {max(firsts) / chunk:.2f} chunks\n"
-        f"meanwhile, {len(gaps)} gaps between pieces of an answer: median {1000 * median(gaps):.1f} ms, "
-        f"largest {1000 * max(gaps):.1f} ms, {max(gaps) / chunk:.2f} chunks\n"
+        f"a prompt of {length} bytes, alone: {milliseconds} ms a chunk of {CHUNK}\n"
+        f"meanwhile, first byte of {sum(map(len, firsts))} short requests, in chunks: median "
+        f"{median(chain(*firsts)):.2f}, largest of a round {Spread.of([max(one) for one in firsts])}\n"
+        f"meanwhile, {sum(map(len, gaps))} gaps between pieces of an answer, in chunks: median "
+        f"{median(chain(*gaps)):.2f}, largest of a round {Spread.of([max(one) for one in gaps])}\n"
         f"the prompt itself took {Spread.of(slowed)} times as long among short requests",
         flush=True,
     )
-    return document
+    return {
+        "prompt_bytes": length,
+        "chunk_ms": [1000 * one for one in chunks],
+        "first_byte_chunks": firsts,
+        "gap_chunks": gaps,
+        "slowed": slowed,
+    }
 
 
 async def _gaps(client: httpx.AsyncClient, prompt: str, short: str, chunk: float) -> list[float]:
@@ -160,12 +157,13 @@ async def _whole(client: httpx.AsyncClient, prompt: str, new_bytes: int) -> floa
     return time.perf_counter() - started
 
 
-async def _whole_stream(client: httpx.AsyncClient, prompt: str, new_bytes: int) -> _Stream:
-    stream = _Stream(time.perf_counter(), [])
-    asked = {"prompt": prompt, "max_tokens": new_bytes, "temperature": 0, "stream": True}
+async def _first_byte(client: httpx.AsyncClient, prompt: str) -> float:
+    """Seconds until a streamed answer's first piece."""
+    started, seconds = time.perf_counter(), 0.0
+    asked = {"prompt": prompt, "max_tokens": 1, "temperature": 0, "stream": True}
     async for _ in _pieces(client, asked):
-        stream.came.append(time.perf_counter())
-    return stream
+        seconds = seconds or time.perf_counter() - started
+    return seconds
 
 
 async def _pieces(client: httpx.AsyncClient, asked: dict[str, Any]) -> AsyncIterator[str]:
