@@ -81,6 +81,7 @@ class Chooser:
         self._chunk = chunk
         self._patches, self._bytes = _USUAL  # of short passes, recent ones most
         self._short_rounds = 0  # bytes since the last pass over a chunk
+        self._let_by = 0  # positions that have gone before a larger one that has waited longer
         self._age = 0
         self.passes = 0
         """Passes so far."""
@@ -95,7 +96,8 @@ class Chooser:
         long = [one for one in waiting if one.count > MOST_SHORT]
         if long and (not short or self._short_rounds):
             self._short_rounds = 0
-            return self._with(long[0], [*short, *long[1:]])
+            lead = self._next_reader(long)
+            return self._with(lead, [*short, *(one for one in long if one is not lead)])
         lead = self._lead(short, texts)
         group = self._with(lead, [one for one in short if one is not lead])
         if lead.stage == "latent":
@@ -104,6 +106,16 @@ class Chooser:
             self._short_rounds += 1
         self._count(lead.stage, group)
         return group
+
+    def _next_reader(self, long: Sequence[_W]) -> _W:
+        """Of texts that are being read, the one whose pass is next: who has waited longest, but before it
+        smaller ones, as short prompts are, of a chunk in all."""
+        lead, least = long[0], min(long, key=lambda one: one.count)
+        if self._let_by + least.count <= self._chunk and least.count < lead.count:
+            lead = least
+        larger = any(one.count > lead.count for one in long)
+        self._let_by = self._let_by + lead.count if larger else 0
+        return lead
 
     def _with(self, lead: _W, others: Sequence[_W]) -> list[_W]:
         group, room = [lead], self._chunk - lead.count

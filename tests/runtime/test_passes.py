@@ -81,6 +81,22 @@ def test_short_prompts_share_a_chunk() -> None:
     assert Chooser(256, CostTable()).choose(prompts, 3) == prompts[:2]
 
 
+def test_a_short_prompt_goes_before_a_chunk_but_not_for_ever() -> None:
+    """All four stages of 64 bytes; then the chunk, however many short ones there are."""
+    chooser = Chooser(256, CostTable())
+    chunk = Wait("patcher", 256)
+    for stage in STAGES:
+        short = Wait(stage, 64)
+        assert chooser.choose([chunk, short], 2)[0] is short
+    for _ in range(3):
+        found = [chooser.choose([chunk, Wait("encoder", 64)], 2)[0] is chunk for _ in range(5)]
+        assert found.count(True) == 1
+    other = Wait("decoder")
+    chooser.choose([chunk, other], 2)
+    assert chooser.choose([chunk, Wait("encoder", 64), other], 3)[0] is not other  # a byte, then a reader
+    assert chooser.choose([chunk, Wait("encoder", 64), other], 3)[0] is other
+
+
 def test_long_prompts_take_turns() -> None:
     """A short prompt gets its four passes with at most as many of a long one between them."""
     chooser, order = Chooser(256, CostTable()), []
@@ -90,7 +106,7 @@ def test_long_prompts_take_turns() -> None:
         order.append(one.count)
         waiting.remove(one)
         waiting.append(Wait(STAGES[(STAGES.index(one.stage) + 1) % 4], one.count))
-    assert order == [256, 200] * 4
+    assert order == [200, 256] * 4
 
 
 # What passes cost: a latent pass costs little more for four than for one.
