@@ -224,14 +224,6 @@ class PrefixStore:
         self.model.limits.check_positions(1 + len(data))
         sequence, known, parting = self._begin(data, anew=options.prompt_details, cancel=cancel)
         read = self._reader(data, {parting, *marks})
-        room, cost = _INSIDE * self.memory, 0
-
-        def keep_end(own: Sequence) -> None:
-            nonlocal room, cost
-            if n > 1 and room > cost:
-                cost = max(cost, self.keep(own))
-                room -= cost
-
         pieces = stream_choices(
             sequence,
             self.model.costs,
@@ -241,7 +233,7 @@ class PrefixStore:
             cancel=cancel,
             known=known,
             read=read,
-            ended=keep_end,
+            ended=_Ends(self, n).keep,
         )
         with self._going(sequence, 1 + len(data) if n > 1 else None), closing(pieces):
             yield from pieces
@@ -431,6 +423,19 @@ def _either(one: Callable[[], bool], other: Callable[[], bool]) -> bool:
     return one() or other()
 
 
+class _Ends:
+    """Ends of the choices of one prompt, which are kept in a part of the memory."""
+
+    def __init__(self, store: PrefixStore, n: int) -> None:
+        self._store, self._room, self._cost = store, _INSIDE * store.memory if n > 1 else 0.0, 0
+
+    def keep(self, sequence: Sequence) -> None:
+        """One of them has come to its end here."""
+        if self._room > self._cost:
+            self._cost = max(self._cost, self._store.keep(sequence))
+            self._room -= self._cost
+
+
 class StoredChoices:
     """Texts that continue one prompt, each to be gone through by itself: number 0 first, which reads it."""
 
@@ -448,6 +453,7 @@ class StoredChoices:
         self._store, self._prompt, self._options, self._n = store, prompt, options, n
         self._cancel, self._marks, self._when_ready = cancel, marks, when_ready
         self._choices: Choices | None = None
+        self._ends = _Ends(store, n)
 
     @property
     def ready(self) -> bool:
@@ -460,10 +466,10 @@ class StoredChoices:
             self._choices = self._begin()
         assert self._choices is not None
         own, pieces = self._choices.begin(number)
-        # Where there are several, only the prompt's state is kept, by whoever reads it.
         most = 1 + len(self._prompt) if self._n > 1 else None
         with self._store._going(own, most), closing(pieces):
             yield from pieces
+        self._ends.keep(own)
 
     def _begin(self) -> Choices:
         store, data, options = self._store, self._prompt, self._options
