@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ pytest.importorskip("httpx", reason="needs httpx: pip install 'blt-edge[dev]'")
 pytest.importorskip("starlette", reason="needs starlette: pip install 'blt-edge[serve]'")
 
 import httpx
-from blt_edge.tools.bench import soak
+from blt_edge.tools.bench import serve_load, soak
 from blt_edge.tools.bench.soak import judged
 
 
@@ -46,6 +47,45 @@ def test_sixty_at_once_and_a_hundred_after(tiny_model) -> None:
     assert [first[kind]["requests"] for kind in ("usual", "leaves", "malformed")] == [20, 20, 20]
     assert (then["right"], then["wrong"]) == (100, 0)
     assert len(then["resident_mb"]) == 4
+
+
+def test_many_clients_for_some_seconds(tiny_model) -> None:
+    done = bench("serve_load", tiny_model.bundle, "--show", "long", "--minutes", 0.1, "--concurrent", 30)
+    assert done.stderr == ""
+    document = json.loads(done.stdout.splitlines()[-1])["long"]
+    assert (document["wrong"], document["idle_after"]) == (0, True)
+    assert done.returncode == (not document["flat"])
+    assert document["right"] == document["requests"] > 30
+
+
+def test_what_clients_gain_and_cost_each_other(tiny_model, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("The lamp was lit, and the boats came in; 27 of them. " * 20)
+    flags = ("--text", text, "--rounds", 1)
+    few = ("--new-bytes", 8, "--clients", 3, "--prompt-bytes", 20, 40)
+    together = bench("serve_load", tiny_model.bundle, "--show", "together", *flags, *few)
+    assert (together.returncode, together.stderr) == (0, "")
+    cases = json.loads(together.stdout.splitlines()[-1])["together"]
+    assert [(one["prompt_bytes"], one["draft"]) for one in cases] == [
+        (20, "auto"),
+        (20, "none"),
+        (40, "auto"),
+        (40, "none"),
+    ]
+    assert all(set(one["rates"]) == {"1", "3"} and one["gain"] > 0 for one in cases)
+    assert bench("serve_load", tiny_model.bundle, "--show", "reading").returncode == 2
+
+
+def test_what_has_grown() -> None:
+    flat = [(100.0 + number % 7, 16, 40 + number % 3) for number in range(90)]
+    assert serve_load._judged(flat)[0]
+    for place, step in enumerate((0.2, 0.05, 0.3)):
+        grown = [
+            tuple(value + step * number * (index == place) for index, value in enumerate(look))
+            for number, look in enumerate(flat)
+        ]
+        assert not serve_load._judged(grown)[0]
+    assert serve_load._judged(flat[:2]) == (True, "too short to tell whether it grows")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the server tells its memory on Linux only")

@@ -79,6 +79,18 @@ def test_the_address_is_all_of_stdout_and_the_example_works(start: Start, tiny_m
     assert err.endswith("\nstopped\n")
 
 
+def test_how_many_are_at_work_is_told_and_warned_of(start: Start, monkeypatch) -> None:
+    process = start("--parallel", 1)
+    assert address(process)
+    assert "\n1 text at work at a time (--parallel)\n" in ended(process)[2]
+    process = start("--cache-memory", "9999TB", "--parallel", 3, "-q")
+    assert address(process)
+    err = ended(process)[2]
+    assert re.search(
+        r"warning: 3 texts of all positions take .*B, and 0 bytes? are free beside --cache-memory", err
+    )
+
+
 def test_quiet_says_the_address_only_and_a_name_may_be_no_text(start: Start) -> None:
     process = start("-q", "--name", b"caf\xe9")
     url = address(process)
@@ -214,6 +226,7 @@ def test_a_port_that_is_taken(start: Start) -> None:
     [
         ("--port", ["70000"], "not in the range"),
         ("--timeout", ["0"], "not in the range"),
+        ("--parallel", ["0", "257"], "not in the range"),
         ("--max-body", ["plenty"], "got 'plenty'"),
         ("--api-key", ["a b", ""], "is empty or has characters"),
         ("--cors-origin", ["example.org"], "give a scheme and a host"),
