@@ -180,7 +180,8 @@ def serving(
 async def _measure(
     url: str, questions: list[Question], args: argparse.Namespace, process: int
 ) -> dict[str, Any]:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=_AT_A_TIME)
+    # The server closes what says nothing for five seconds, which should not meet a request on its way.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=_AT_A_TIME, keepalive_expiry=2.0)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         if args.show == "long":
             return {"long": await _long(client, questions, args.concurrent, args.minutes, process)}
@@ -387,12 +388,17 @@ async def _long(
     async def work(kind: str) -> None:
         while time.monotonic() < started + 60 * minutes:
             number = next(numbers)
-            if kind == "malformed":
-                replies.append(await _ask_malformed(client, *MALFORMED[number % len(MALFORMED)]))
-                await asyncio.sleep(0.5)  # the others have a turn, too
-            else:
-                ask = _ask if kind == "usual" else _ask_and_leave
-                replies.append(await ask(client, questions[number % len(questions)], stream=number % 2 == 0))
+            question, stream = questions[number % len(questions)], number % 2 == 0
+            try:
+                if kind == "malformed":
+                    reply = await _ask_malformed(client, *MALFORMED[number % len(MALFORMED)])
+                    await asyncio.sleep(0.5)  # the others have a turn, too
+                else:
+                    ask = _ask if kind == "usual" else _ask_and_leave
+                    reply = await ask(client, question, stream=stream)
+            except httpx.TransportError as error:
+                reply = Reply(False, 0.0, said=f"{type(error).__name__} {error}")
+            replies.append(reply)
 
     async def look() -> None:
         while time.monotonic() < started + 60 * minutes:
