@@ -216,17 +216,24 @@ class BltModel:
         return self._sequence(state, backends)
 
     def _sequence(self, state: TextState | None, backends: dict[str, StageBackend] | None = None) -> Sequence:
-        observers = (self.costs.observe,) if self.observer is None else (self.costs.observe, self.observer)
         return Sequence(
             self.manifest,
             backends or self._backends,
             self._table,
             self.limits,
-            observers,
+            self._observers,
             self._fall_back,
             state=state,
             engine=lambda: str(replace(self.engine, reason=None)),
         )
+
+    def fork(self, sequence: Sequence) -> Sequence:
+        """`Sequence.fork` of one of this model's, whose runs count where it goes on: in a batch, or not."""
+        return sequence.fork(observers=self._observers)
+
+    @property
+    def _observers(self) -> tuple[Observer, ...]:
+        return (self.costs.observe,) if self.observer is None else (self.costs.observe, self.observer)
 
     def goes_on(self, sequence: Sequence) -> bool:
         """Whether a sequence runs on what the model runs on now: not one that was begun before an engine

@@ -301,7 +301,7 @@ class PrefixStore:
             return None
         kept, common = nearest
         try:
-            sequence = kept.sequence.fork()
+            sequence = self.model.fork(kept.sequence)
         except (BackendError, MemoryError):  # there is too little: a text is worth more than what is kept
             self.clear()
             return None

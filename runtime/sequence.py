@@ -179,19 +179,22 @@ class Sequence:
             )
             self._stages = {"patcher": self.patcher.stage, **self._stages}
 
-    def fork(self, *, packed: bool = False) -> Sequence:
+    def fork(self, *, packed: bool = False, observers: tuple[Observer, ...] | None = None) -> Sequence:
         """Another sequence that has read the same, from which another text goes on.
 
         Neither ever sees what the other reads; each counts its own `times`, the fork from zero. What both
         have in common is in memory once until one of them goes on, and what that adds behind a common
         beginning is never copied: see `sharing`. Call it where this sequence is used; the fork may then be
         used in another thread. packed: it is only kept, forked and saved, in less memory (`TextState.pack`).
+        observers: told of its runs in the place of those that are told of this one's.
         Raises BackendError for a sequence whose engine has failed half-way.
         """
         self._check_in_step(Draft(self.ids[:0]))
         other, state = copy(self), self._state.fork()
         if packed:
             state.pack(self.limits.rollback)
+        if observers is not None:
+            other._observers = observers
         other._go_on_with(state)
         return other
 

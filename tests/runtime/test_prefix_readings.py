@@ -180,6 +180,17 @@ def test_choices_side_by_side_are_those_in_turn(model: BltModel, n: int) -> None
     assert store.generate(following, GREEDY).stats.reused_bytes >= len(following) - 4
 
 
+def test_what_goes_on_from_a_kept_state_tells_its_costs_where_it_goes_on(model: BltModel) -> None:
+    """A state of another thread's, or from a file: automatic guesses need to know what passes cost here."""
+    texts = Texts(model)
+    texts.store.generate(TEXT[:100], GREEDY)
+    assert not texts.batch.costs.known("decoder")
+    texts.begin("a", TEXT[:120])
+    texts.run()
+    assert texts.read == {"a": 20}
+    assert texts.batch.costs.known("decoder")
+
+
 @dataclass
 class Reader:
     length: int = 1

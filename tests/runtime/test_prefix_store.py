@@ -516,10 +516,10 @@ def test_where_memory_is_short_what_is_kept_makes_room(
     wanted = store.generate(TEXT, NONE).data
     before = Sequence.fork
 
-    def short(sequence: Sequence, *, packed: bool = False) -> Sequence:
+    def short(sequence: Sequence, **asked: Any) -> Sequence:
         if sequence in store.sequences():
             raise MemoryError
-        return before(sequence, packed=packed)
+        return before(sequence, **asked)
 
     monkeypatch.setattr(Sequence, "fork", short)
     again = store.generate(TEXT, NONE)
