@@ -268,6 +268,7 @@ def test_the_expected_wait_counts_how_many_go_side_by_side() -> None:
         with desk(parallel) as it:
             assert it.queue.expected_wait == 0
             it.job("a")
+            it.wait("a0")  # its turn has come
             time.sleep(0.1)
             it.open("a0")
             until(lambda: "a" in it.ended)
