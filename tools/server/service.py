@@ -182,7 +182,10 @@ class Exchange:
         if service.stopping:
             raise _stopped()
         self._service, self._loop = service, asyncio.get_running_loop()
-        self._arrivals: asyncio.Queue[ChoiceChunk | Exception | None] = asyncio.Queue()
+        self._arrivals: asyncio.Queue[list[ChoiceChunk] | Exception | None] = asyncio.Queue()
+        self._held: list[ChoiceChunk] = []  # until the loop is told of them; the queue's thread alone has it
+        self._hold = 0  # bytes that are held at most
+        self._holds = 0 if request.stream else MOST_UNSENT // 4  # behind the first piece, which is timed
         self._unsent, self._counting = 0, threading.Lock()
         self._job = Job(partial(service.texts, request, key, self._step), self._end, (key, client))
         try:
@@ -212,8 +215,8 @@ class Exchange:
                 arrived.append(self._arrivals.get_nowait())
             pieces = []
             for one in arrived:
-                if isinstance(one, ChoiceChunk):
-                    pieces.append(one)
+                if isinstance(one, list):
+                    pieces += one
                 elif one is None:
                     ended = True
                 else:
@@ -254,13 +257,23 @@ class Exchange:
         pause(lambda: not self._is_behind() or cancel.is_set())
         with self._counting:
             self._unsent += _size(piece)
-        self._deliver(piece)
+        self._held.append(piece)
+        if sum(map(_size, self._held)) > self._hold:
+            self._hand_over()
+            self._hold = self._holds
+
+    def _hand_over(self) -> None:
+        # Seldom where nobody waits for pieces: the loop wakes up for each, beside the thread that makes them.
+        held, self._held = self._held, []
+        if held:
+            self._deliver(held)
 
     def _end(self, error: Exception | None) -> None:
+        self._hand_over()
         self._deliver(error)
         self._service.tidy()
 
-    def _deliver(self, arrival: ChoiceChunk | Exception | None) -> None:
+    def _deliver(self, arrival: list[ChoiceChunk] | Exception | None) -> None:
         # From any thread.
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads on
             self._loop.call_soon_threadsafe(self._arrivals.put_nowait, arrival)
