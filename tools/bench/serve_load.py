@@ -287,7 +287,11 @@ def _latency(replies: list[Reply]) -> dict[str, float]:
 
 async def figures(client: httpx.AsyncClient) -> dict[str, float]:
     """What the server's /metrics says now."""
-    lines = (await client.get("/metrics")).text.splitlines()
+    try:
+        answer = await client.get("/metrics")
+    except httpx.TransportError:  # a connection that the server had just given up
+        answer = await client.get("/metrics")
+    lines = answer.text.splitlines()
     pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
     return {name: float(value) for name, value in pairs}
 
