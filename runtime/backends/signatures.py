@@ -21,6 +21,7 @@ __all__ = [
     "check_signature",
     "check_weights_file",
     "input_type",
+    "new_axis",
     "output_shapes",
     "packed_signature",
     "row_name",
@@ -40,6 +41,11 @@ _OF_A_ROW = {"past": "past", "patch_slots": "slots", "bytes": "new", "patches": 
 _WHOLE_NUMBERS = ("byte_ids", "patch_index", "patch_lengths", "past_positions", "positions")
 
 
+def new_axis(stage: str) -> str:
+    """What the axis of new positions is called in a stage's graph."""
+    return "patches" if stage == "latent" else "bytes"
+
+
 def stage_signature(manifest: Manifest, stage: str, *, fused: bool = False) -> Signature:
     """Inputs and outputs of a stage's graph.
 
@@ -51,7 +57,7 @@ def stage_signature(manifest: Manifest, stage: str, *, fused: bool = False) -> S
 def stage_inputs(manifest: Manifest, stage: str, *, fused: bool = False) -> Shapes:
     """Inputs of a stage's graph; fused: as for `stage_signature`."""
     spec, width = manifest.stages[stage], manifest.model.width
-    axis = _axis(stage)
+    axis = new_axis(stage)
     own: dict[str, Shapes] = {
         "patcher": {"byte_ids": ("batch", axis)},
         "encoder": {"byte_embeds": ("batch", axis, width)},
@@ -71,7 +77,7 @@ def stage_inputs(manifest: Manifest, stage: str, *, fused: bool = False) -> Shap
 def stage_outputs(manifest: Manifest, stage: str, *, fused: bool = False) -> Shapes:
     """Outputs of a stage's graph; fused: as for `stage_signature`."""
     spec, model = manifest.stages[stage], manifest.model
-    axis = _axis(stage)
+    axis = new_axis(stage)
     logits: Shapes = {"logits": ("batch", axis, model.vocab_size)}
     own: dict[str, Shapes] = {
         "patcher": {"entropy": ("batch", axis), **logits},
@@ -171,10 +177,6 @@ def check_weights_file(graph: Path, data: str) -> None:
             f"{graph.name}: its weights do not all lie in {data}; copy the bundle again or export the "
             "checkpoint again"
         )
-
-
-def _axis(stage: str) -> str:
-    return "patches" if stage == "latent" else "bytes"
 
 
 def _shown(axes: tuple[int | str, ...] | None) -> str:
