@@ -26,8 +26,9 @@ from ..graphs.attention import half_attention, join_attention
 from ..runtime.backends.base import EngineLimits, StageBackend
 from ..runtime.backends.cuda import device_compute_capability
 from ..runtime.backends.signatures import check_signature, stage_signature
-from ..runtime.backends.tensorrt import TENSORRT_TARGETS, TensorRtModule, TensorRtStage, load_tensorrt
+from ..runtime.backends.tensorrt import TENSORRT_TARGETS, TensorRtModule, load_tensorrt
 from ..runtime.backends.tensorrt_profiles import Profiles, packed_plan_file, plan_file
+from ..runtime.backends.tensorrt_stage import TensorRtStage
 from ..runtime.devices import open_gpu
 from ..runtime.engines import (
     ENGINE_NAME,
@@ -263,6 +264,8 @@ def build_engines(
     with new_engine(plan.directory, needed=plan.plan_bytes) as temporary:
         facts = {part: builder.build(part, temporary / part.file) for part in plan.parts}
         proven = _prove(directory, manifest, plan, temporary)
+        if proven:
+            _prove_packed(directory, manifest, plan, temporary, plan.rows)
         seal_engine(temporary, plan.description, proven=proven, rows=plan.rows)
     return TensorRtBuild(engine, facts, proven)
 
@@ -315,6 +318,9 @@ def _with_rows(builder: _Builder) -> dict[Part, PlanFacts]:
             else:
                 _link(path / part.file, temporary / part.file)
         _link(path / SELF_TEST_NAME, temporary / SELF_TEST_NAME)
+        if was_proven(path):
+            new_rows = tuple(sorted({part.rows for part in facts}))
+            _prove_packed(builder.bundle, builder.manifest, plan, temporary, new_rows)
         # What stays keeps its records: nobody has read it now.
         new = {
             part.file: file_record((temporary if part in facts else path) / part.file)
@@ -353,6 +359,22 @@ def _prove(directory: Path, manifest: Manifest, plan: BuildPlan, engine: Path) -
         alike=False,
     )
     return here
+
+
+def _prove_packed(
+    directory: Path, manifest: Manifest, plan: BuildPlan, engine: Path, rows: tuple[int, ...]
+) -> None:
+    """Compare plans for several texts with those for one, if they run here: loading them does."""
+    if not rows or device_compute_capability() not in plan.capabilities:
+        return
+    gpu = open_gpu()
+    for stage in manifest.stages:
+        packed = {count: engine / packed_plan_file(stage, count) for count in rows}
+        loaded = TensorRtStage(
+            gpu, plan.trt, manifest, stage, engine / plan_file(stage), plan.profiles, directory, packed=packed
+        )
+        for count in rows:
+            loaded.packed(count)
 
 
 def _capabilities(trt: TensorRtModule, wanted: tuple[str, ...]) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ from typing import Any
 import onnx_ir as ir
 
 from ..graphs.attention import join_attention
-from ..graphs.packing import ROWS, pack_rows
+from ..graphs.packing import pack_rows
+from ..runtime.backends.signatures import ROWS
 from ..runtime.backends.tensorrt import TensorRtModule, load_tensorrt
 from ..runtime.child import Tell, run_child
 from ..runtime.errors import BackendError

@@ -91,7 +91,7 @@ class Task:
             return
         kind = stage.backend
         part = PackedPart(call, stage.cache, stage.shared, count)
-        request = _Request(stage.name, kind, count, batch.passes, batch.rows_of(kind), part, done)
+        request = _Request(stage.name, kind, count, batch.passes, batch.rows_of(kind, count), part, done)
         self.request = request
         self._stop()
         if request.error is not None:
@@ -212,10 +212,12 @@ class Batch:
         """Whether the text that runs now may as well run its stages itself."""
         return len(self._tasks) == 1 and not self.attention
 
-    def rows_of(self, kind: StageBackend) -> int:
-        """Texts that one pass of a stage takes at most."""
-        most = 1 if kind in self._refused else max(kind.rows, default=1)
-        return min(self._rows, most)
+    def rows_of(self, kind: StageBackend, count: int) -> int:
+        """Texts that one pass of a stage takes at most where one of them has `count` new positions."""
+        most = kind.packed_positions
+        if kind in self._refused or (most is not None and count > most):
+            return 1
+        return min(self._rows, max(kind.rows, default=1))
 
     def start(self, work: Callable[[], None]) -> Task:
         """Add a text, whose work begins in the next `step`; its errors are the task's."""
@@ -283,15 +285,15 @@ class Batch:
         kind = requests[0].kind
         try:
             packed = kind.packed(len(group))
-            self._used.add(packed)
+        except Exception as error:  # which would be no other in the next pass
+            self._refuse(requests[0], error)
+            return False
+        self._used.add(packed)
+        try:
             seconds = packed.run([request.part for request in requests])
         except Exception as error:
             if not ran_out_of_memory(error):
-                self._refused.add(kind)
-                told = (
-                    f"{requests[0].stage}: a pass over several texts failed, they go on one by one ({error})"
-                )
-                warnings.warn(told, BltWarning, stacklevel=2)
+                self._refuse(requests[0], error)
             return False
         for task, request, share in zip(group, requests, self._shares(requests, seconds), strict=True):
             task.took(share)
@@ -300,6 +302,11 @@ class Batch:
             except Exception as error:
                 request.error = error
         return True
+
+    def _refuse(self, request: _Request, error: Exception) -> None:
+        self._refused.add(request.kind)
+        told = f"{request.stage}: a pass over several texts failed, they go on one by one ({error})"
+        warnings.warn(told, BltWarning, stacklevel=3)
 
     def _shares(self, requests: list[_Request], seconds: float) -> list[float]:
         """What each text is charged for a pass: what one position of each would have cost in equal parts,

@@ -56,7 +56,7 @@ class Waiting(Protocol):
 
     @property
     def rows(self) -> int:
-        """Most texts in one pass of its stage."""
+        """Most texts in a pass of its stage that it is in."""
 
 
 _W = TypeVar("_W", bound=Waiting)
@@ -101,7 +101,8 @@ class Chooser:
         # What is short goes along in any case: it is next to nothing beside a chunk.
         for one in others:
             fits = one.count <= room or one.count <= MOST_SHORT
-            if one.kind is lead.kind and one.stage == lead.stage and fits and len(group) < lead.rows:
+            alike = one.kind is lead.kind and one.stage == lead.stage
+            if alike and fits and len(group) < min(lead.rows, one.rows):
                 group.append(one)
                 room -= one.count
         return group

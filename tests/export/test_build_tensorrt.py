@@ -22,12 +22,17 @@ from blt_edge.export.build_ort import new_engine
 from blt_edge.export.build_tensorrt import Part, TensorRtOptions, build_engines, plan_tensorrt
 from blt_edge.export.quantize import quantize_bundle
 from blt_edge.export.tensorrt_worker import Moment, PlanFacts, PlanOptions
+from blt_edge.runtime.backends import tensorrt_stage
+from blt_edge.runtime.backends.gpu import Gpu
 from blt_edge.runtime.backends.tensorrt import TensorRtModule
+from blt_edge.runtime.backends.tensorrt_profiles import Profiles
 from blt_edge.runtime.engines import find_tensorrt_engine
 from blt_edge.runtime.errors import BackendError, BundleError, OptionError
 from blt_edge.runtime.files import WriteError
 from blt_edge.runtime.manifest import load_manifest
 from blt_edge.runtime.names import STAGES
+from blt_edge.runtime.packed_check import check_packed
+from support.simulated_gpu import SimulatedDriver, SimulatedTensorRt, write_plan
 
 Ranges = tuple[dict[str, tuple[int, int, int]], ...]
 
@@ -76,6 +81,7 @@ def orin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]
     # Noise computes nothing: what proves engines has tests of its own.
     monkeypatch.setattr(build_tensorrt, "open_gpu", lambda: None)
     monkeypatch.setattr(build_tensorrt, "prove_engine", prove)
+    monkeypatch.setattr(build_tensorrt, "_prove_packed", lambda *_: None)
     return built
 
 
@@ -155,6 +161,42 @@ def test_plans_for_several_texts_come_and_go(
     assert plan.missing == tuple(plan.parts)
     with pytest.raises(OptionError, match="rows"):
         plan_tensorrt(bundle, replace(OPTIONS, rows=(1,)))
+
+
+def test_plans_for_several_texts_are_proven_where_they_run(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a simulated GPU, whose plans are packed graphs that the processor computes."""
+    bundle, driver, wrong = Path(shutil.copytree(demo, tmp_path / "bundle")), SimulatedDriver(), []
+
+    def build(
+        target: str, graph: Path, ranges: Ranges, plan: Path, options: PlanOptions, watch: Any
+    ) -> PlanFacts:
+        manifest = load_manifest(bundle)
+        write_plan(plan, bundle, graph.stem, Profiles.of(manifest), options.rows)
+        return PlanFacts(plan.stat().st_size, 1.0, None, None)
+
+    def check(*args: Any) -> None:
+        if wrong:
+            raise BackendError(f"{args[1]}: it computes something else")
+        check_packed(*args)
+
+    module = SimulatedTensorRt(driver).as_module("tensorrt")
+    monkeypatch.setattr(build_tensorrt, "load_tensorrt", lambda target: module)
+    monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: "8.6")
+    monkeypatch.setattr(build_tensorrt, "build_in_child", build)
+    monkeypatch.setattr(build_tensorrt, "open_gpu", lambda: Gpu(driver))
+    monkeypatch.setattr(tensorrt_stage, "check_packed", check)
+    assert build_engines(bundle, replace(OPTIONS, rows=(2,))).proven
+    wrong.append(True)
+    before = snapshot(bundle)
+    with pytest.raises(BackendError, match=r"patcher: it computes something else; blt-edge build .* --force"):
+        build_engines(bundle, replace(OPTIONS, rows=(2, 3)))
+    kept = {path for path in snapshot(bundle) if ".rows3.onnx" not in path.name}  # the simulation's own
+    assert kept == set(before)
+    wrong.clear()
+    assert build_engines(bundle, replace(OPTIONS, rows=(2, 3))).engine.rows == (2, 3)
+    assert driver.broken == []
 
 
 @pytest.mark.usefixtures("orin")

@@ -15,6 +15,7 @@ import pytest
 from blt_edge.export import export_checkpoint
 from blt_edge.export.build_ort import build_engine
 from blt_edge.runtime import BltModel, BltWarning, GenerationOptions, OptionError, Sequence
+from blt_edge.runtime.backends.base import PackedStage
 from blt_edge.runtime.batch import Batch, Task
 from blt_edge.runtime.errors import BackendError
 from blt_edge.runtime.lanes import LANE, own_seconds
@@ -23,7 +24,7 @@ from blt_edge.runtime.vocabulary import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.random_models import write_random_model
-from support.state_walks import LIMITS, WIDE, agree
+from support.state_walks import LIMITS, WIDE, agree, loaded
 from support.unreliable import Unreliable
 
 TEXT = (Path(__file__).parents[1] / "data" / "alice.txt").read_bytes()
@@ -32,23 +33,25 @@ ROWS = (2, 4)
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, BltModel]]:
-    """A bundle with graphs for several texts: portable ones, and an engine's with fused attention."""
+    """A bundle with graphs for several texts: portable ones, an engine's with fused attention, and plans on a
+    (simulated) GPU."""
     folder = tmp_path_factory.mktemp("packed")
     write_random_model(WIDE, folder / "checkpoint")
     bundle = export_checkpoint(folder / "checkpoint", folder / "bundle", rows=ROWS)
     build_engine(bundle, rows=ROWS)
-    with ExitStack():
+    with ExitStack() as stack:
         yield {
             "ring": BltModel.load(bundle, device="cpu", threads=1, portable=True, **LIMITS),
             "ordered": BltModel.load(bundle, device="cpu", threads=1, **LIMITS),
+            "tensorrt": stack.enter_context(loaded(bundle, "tensorrt", folder, rows=ROWS)),
         }
 
 
-@pytest.fixture(params=["ring", "ordered"])
+@pytest.fixture(params=["ring", "ordered", "tensorrt"])
 def model(request: pytest.FixtureRequest, packed: dict[str, BltModel]) -> BltModel:
     found = packed[request.param]
     assert found.rows == ROWS
-    assert (found.engine.directory is not None) == (request.param == "ordered")
+    assert (found.engine.directory is not None) == (request.param != "ring")
     return found
 
 
@@ -76,7 +79,7 @@ STEPS = st.one_of(
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 500), st.lists(STEPS, min_size=1, max_size=6)), min_size=1, max_size=7),
-    st.sampled_from(["ring", "ordered"]),
+    st.sampled_from(["ring", "ordered", "tensorrt"]),
     st.data(),
 )
 def test_texts_that_share_passes_are_as_if_alone(
@@ -222,7 +225,9 @@ def test_the_memory_of_texts_that_have_ended_is_free(model: BltModel) -> None:
             sequence.append(encode(TEXT[:count]))
             state = sequence.state
             caches.extend(weakref.ref(cache) for cache in state.caches.values())
-            caches.extend(weakref.ref(cache.buffer) for cache in state.caches.values())
+            # What holds the memory: on a device not the array.
+            buffers = (cache.buffer for cache in state.caches.values())
+            caches.extend(weakref.ref(getattr(buffer, "_owner", buffer)) for buffer in buffers)
 
         return go
 
@@ -260,6 +265,43 @@ def test_a_packed_graph_that_fails_leaves_texts_to_go_on_one_by_one(
     with pytest.warns(BltWarning, match="decoder: a pass over several texts failed.*no such luck"):
         many = model.generate_many(prompts, max_new_bytes=20)
     assert [one.data for one in many] == wanted
+
+
+@pytest.mark.parametrize("error", [BackendError("no such luck"), MemoryError("no memory for it")])
+def test_a_packed_graph_that_cannot_be_loaded_is_not_asked_for_again(
+    packed: dict[str, BltModel], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    model, asked = packed["ordered"], []
+    prompts = [TEXT[30 * number : 30 * number + 20] for number in range(4)]
+    wanted = [model.generate(prompt, max_new_bytes=20).data for prompt in prompts]
+
+    def fail(texts: int) -> PackedStage:
+        asked.append(texts)
+        raise error
+
+    monkeypatch.setattr(model._backends["decoder"], "packed", fail)
+    with pytest.warns(BltWarning, match="decoder: a pass over several texts failed.*no ") as warned:
+        many = model.generate_many(prompts, max_new_bytes=20)
+    assert [one.data for one in many] == wanted
+    assert len(asked) == len(warned) == 1
+
+
+def test_who_has_more_positions_than_a_packed_graph_takes_runs_alone(
+    packed: dict[str, BltModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, most, seen = packed["ring"], 3, []
+    prompts = [TEXT[30 * number : 30 * number + size] for number, size in enumerate((1, 2, 3, 4) * 2)]
+    wanted = [model.generate(prompt, max_new_bytes=20).data for prompt in prompts]
+    for stage in model._backends.values():
+        monkeypatch.setattr(type(stage), "packed_positions", most)
+    for one in [stage.packed(rows) for stage in model._backends.values() for rows in ROWS]:
+        run_all = one.run
+        monkeypatch.setattr(
+            one, "run", lambda parts, run=run_all: seen.extend(part.count for part in parts) or run(parts)
+        )
+    assert [one.data for one in model.generate_many(prompts, max_new_bytes=20)] == wanted
+    assert {1, most} <= set(seen)
+    assert max(seen) == most
 
 
 def test_one_text_alone_runs_its_stages_itself(model: BltModel) -> None:
