@@ -272,14 +272,15 @@ class Batch:
         requests = [request for task in group if (request := task.request) is not None]
         for task in group:
             task.request = None
-        if len(group) == 1 or not self._run_packed(group, requests):
+        stage, packed = requests[0].stage, len(group) > 1 and self._run_packed(group, requests)
+        if not packed:
             for task, request in zip(group, requests, strict=True):
                 self._run_alone(task, request)
         seconds = time.perf_counter() - started
-        first = requests[0]
-        self._chooser.costs.observe(first.stage, started, seconds, sum(one.count for one in requests))
+        if packed:
+            self._chooser.costs.observe(stage, started, seconds, sum(one.count for one in requests))
         if self.observer is not None:
-            self.observer(first.stage, len(group), seconds)
+            self.observer(stage, len(group), seconds)
 
     def _run_packed(self, group: list[Task], requests: list[_Request]) -> bool:
         kind = requests[0].kind
@@ -321,8 +322,14 @@ class Batch:
 
     def _run_alone(self, task: Task, request: _Request) -> None:
         began = time.perf_counter()
+
+        def done(seconds: float) -> None:
+            # On a GPU that is known when the host waits next: what it took to queue it says nothing.
+            self._chooser.costs.observe(request.stage, began, seconds, request.count)
+            request.done(seconds)
+
         try:
-            request.part.call.run(request.done)
+            request.part.call.run(done)
         except Exception as error:
             request.error = error
         task.took(time.perf_counter() - began)

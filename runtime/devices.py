@@ -289,7 +289,7 @@ def _open_provider(request: LoadRequest, device: str) -> tuple[Stages, Engine]:
             stage,
             device,
             request.provider_options,
-            ranges=ranges.stages[stage],
+            ranges=ranges,
             caches=caches if writable else None,
         )
         for stage in manifest.stages

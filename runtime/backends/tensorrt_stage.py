@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from ..cache import StageCache
-from ..errors import BackendError, BltError
+from ..errors import BackendError
 from ..manifest import Manifest, StageSpec
 from ..packed_check import check_packed
 from .base import CacheLimits, PackedStage
 from .gpu import DeviceRingCache, Gpu, GpuCall, drop
+from .gpu_packed import Loaded
 from .signatures import stage_signature
 from .tensorrt import TensorRtModule
 from .tensorrt_packed import TensorRtPackedStage
@@ -59,28 +60,19 @@ class TensorRtStage:
         self._signature = stage_signature(manifest, stage)
         self._plan = TensorRtPlan(gpu, trt, plan, self._signature)
         gpu.scratch(self._plan.scratch)
-        self._files = dict(sorted((packed or {}).items()))
-        self._packed: dict[int, PackedStage | BltError] = {}
+        self._files = packed or {}
+        self._packed = Loaded(sorted(self._files), self._load_packed)
 
     @property
     def rows(self) -> tuple[int, ...]:
-        return tuple(self._files)
+        return self._packed.rows
 
     @property
     def packed_positions(self) -> int:
         return self._ranges.packed_positions(self._stage)
 
     def packed(self, texts: int) -> PackedStage:
-        rows = next(rows for rows in self._files if rows >= texts)
-        if rows not in self._packed:
-            try:
-                self._packed[rows] = self._load_packed(rows)
-            except BltError as error:  # a plan takes long to load: once is enough to know
-                self._packed[rows] = error
-        found = self._packed[rows]
-        if isinstance(found, BltError):
-            raise found
-        return found
+        return self._packed.for_texts(texts)
 
     def _load_packed(self, rows: int) -> PackedStage:
         stage, manifest, path = self._stage, self._manifest, self._files[rows]
