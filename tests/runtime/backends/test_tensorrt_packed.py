@@ -230,6 +230,26 @@ def test_a_run_that_fails_leaves_all_as_it_was(stages: dict[str, Stage]) -> None
         alike(text.took(part), alone.took(wanted))
 
 
+def test_what_was_half_told_is_told_again(stages: dict[str, Stage]) -> None:
+    stage = stages["decoder"]
+    packed, texts = stage.packed(2), [Text(stage, seed) for seed in range(2)]
+    packed.run([text.part(1) for text in texts])
+    told: list[str] = []
+    tell = packed._context.set_tensor_address
+
+    def set_tensor_address(name: str, address: int) -> bool:
+        told.append(name)
+        return len(told) != 3 and bool(tell(name, address))
+
+    packed._context.set_tensor_address = set_tensor_address
+    with pytest.raises(BackendError, match="refused shapes that its profile has"):
+        packed.run([text.part(2) for text in texts])
+    told.clear()
+    packed._context.set_tensor_address = lambda name, address: told.append(name) or tell(name, address)
+    packed.run([text.part(2) for text in texts])
+    assert set(told) == set(packed._known)
+
+
 @pytest.mark.parametrize("what", ["sizes", "another stage", "noise", "one text"])
 def test_a_plan_of_another_making_is_refused(bundle: Path, tmp_path: Path, what: str) -> None:
     stage = open_stage(bundle, tmp_path, "encoder")
