@@ -73,8 +73,8 @@ def test_plans_for_several_texts_that_are_wrong_are_found(
 ) -> None:
     simulate(monkeypatch, "tensorrt")
     engine = write_engines(own_bundle, "tensorrt", rows=(3,))
-    (engine / "decoder.rows3.plan").write_text("damaged")
     model = BltModel.load(own_bundle, "tensorrt")
+    (engine / "decoder.rows3.plan").write_text("damaged")
     found = check.packed(model, TEXT.read_bytes(), 10)
     assert found is not None
     assert found["breaches"]
