@@ -1,5 +1,8 @@
 """Building TensorRT engines of a bundle: a plan for each stage, all of them or nothing.
 
+Where it is asked for, a stage has plans for several texts at once, too (`graphs.packing`). Each holds the
+stage's weights once more: plans share none. Engines that are there get those that they lack.
+
 Before they are published they compute what the portable graphs compute (`proof`), where a GPU of theirs is
 at hand; where none is, they keep what they should give, and prove themselves when they are loaded.
 
@@ -9,6 +12,8 @@ builds one stage. Full TensorRT builds for this machine's GPU, TensorRT-RTX also
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -21,29 +26,41 @@ from ..graphs.attention import half_attention, join_attention
 from ..runtime.backends.base import EngineLimits, StageBackend
 from ..runtime.backends.cuda import device_compute_capability
 from ..runtime.backends.signatures import check_signature, stage_signature
-from ..runtime.backends.tensorrt import TENSORRT_TARGETS, TensorRtModule, TensorRtStage, load_tensorrt
-from ..runtime.backends.tensorrt_profiles import Profiles, plan_file
+from ..runtime.backends.tensorrt import TENSORRT_TARGETS, TensorRtModule, load_tensorrt
+from ..runtime.backends.tensorrt_profiles import Profiles, packed_plan_file, plan_file
+from ..runtime.backends.tensorrt_stage import TensorRtStage
 from ..runtime.devices import open_gpu
-from ..runtime.engines import Engine, check_engine_files, describe_tensorrt, engine_path, was_proven
+from ..runtime.engines import (
+    ENGINE_NAME,
+    Engine,
+    check_engine_files,
+    describe_tensorrt,
+    engine_path,
+    rows_of,
+    was_proven,
+    with_rows,
+)
 from ..runtime.errors import BackendError, BltError, BundleError, OptionError
 from ..runtime.fields import checked_int
-from ..runtime.integrity import check_files
+from ..runtime.integrity import check_files, file_record
 from ..runtime.manifest import Manifest, load_manifest
 from ..runtime.self_test import SELF_TEST_NAME
 from .build_ort import new_engine, seal_engine
 from .bundle import load_stage
+from .packed import check_rows
 from .proof import prove_engine
 from .tensorrt_worker import Moment, PlanFacts, PlanOptions, build_in_child
 
-__all__ = ["BuildPlan", "TensorRtBuild", "TensorRtOptions", "build_engines", "plan_tensorrt"]
+__all__ = ["BuildPlan", "Part", "TensorRtBuild", "TensorRtOptions", "build_engines", "plan_tensorrt"]
 
-Watch = Callable[[str, Moment | None], None]
-"""watch(stage, what is being done): None as the stage begins, then some times a second."""
+Watch = Callable[["Part", Moment | None], None]
+"""watch(plan, what is being done): None as it begins, then some times a second."""
 
 # Measured with TensorRT-RTX at 1B in fp16 and int4: kernels of a layer, and the builder's memory for the
 # program itself, for a layer, and for each byte of weights, which it holds several times over.
 _PLAN_GROWTH = 1.02
 _LAYER_KERNELS = 3_000_000
+_TEXT_KERNELS = 600_000  # of a layer, for each text of several: attention
 _PROGRAM_MEMORY = 450_000_000
 _LAYER_MEMORY = 20_000_000
 _WEIGHT_MEMORY = {"fp32": 3.0, "fp16": 3.0}
@@ -74,11 +91,31 @@ class TensorRtOptions:
     """Most bytes of GPU memory that a layer may use to work in; None = all there is."""
     optimization_level: int | None = None
     """How hard TensorRT tries, 0 to 5; None = its own default."""
+    rows: tuple[int, ...] | None = None
+    """For how many texts at once to build plans, too, each 2 to MOST_ROWS; () = none; None = as in the engine
+    that is there, none in a new one."""
 
 
 @dataclass(frozen=True)
-class StageEstimate:
-    """What a stage will take, before it is built. Bytes."""
+class Part:
+    """One plan of several."""
+
+    stage: str
+    rows: int = 1
+    """Texts at once."""
+
+    def __str__(self) -> str:
+        return f"{self.stage} graph" + (f", {self.rows} texts" if self.rows > 1 else "")
+
+    @property
+    def file(self) -> str:
+        """Its name in the engine's directory."""
+        return plan_file(self.stage) if self.rows == 1 else packed_plan_file(self.stage, self.rows)
+
+
+@dataclass(frozen=True)
+class PartEstimate:
+    """What a plan will take, before it is built. Bytes."""
 
     precision: str
     """The stage's own."""
@@ -90,15 +127,16 @@ class StageEstimate:
     """Of the process that builds it, about."""
 
     @classmethod
-    def of(cls, manifest: Manifest, stage: str) -> StageEstimate:
+    def of(cls, manifest: Manifest, part: Part) -> PartEstimate:
         """Estimated from the stage's weights and layers."""
-        spec = manifest.stages[stage]
+        spec = manifest.stages[part.stage]
         weights, layers = manifest.files[spec.data].bytes, spec.layers + 1  # one for what is around them
+        attention = _TEXT_KERNELS * spec.layers * (part.rows - 1)
         growth = _WEIGHT_MEMORY.get(spec.precision, _INTEGER_MEMORY)
         return cls(
             precision=spec.precision,
             weights=weights,
-            plan=int(_PLAN_GROWTH * weights) + _LAYER_KERNELS * layers,
+            plan=int(_PLAN_GROWTH * weights) + _LAYER_KERNELS * layers + attention,
             peak_memory=_PROGRAM_MEMORY + _LAYER_MEMORY * layers + int(growth * weights),
         )
 
@@ -113,25 +151,30 @@ class BuildPlan:
     """Compute capabilities that the engines will run on."""
     profiles: Profiles
     """Sizes of every axis."""
-    stages: dict[str, StageEstimate]
+    parts: dict[Part, PartEstimate]
+    """All plans that there are to be, in the order in which they are built."""
+    rows: tuple[int, ...]
+    """For how many texts at once there are to be plans, ascending."""
     description: dict[str, Any]
     """What the engines depend on."""
     directory: Path
     """The directory that will hold the plans."""
     there: bool
-    """Whether it does already, and is sound."""
+    """Whether it does already, and is sound; what it has for several texts may be other than `rows`."""
+    missing: tuple[Part, ...]
+    """What it lacks."""
     timing_cache: Path | None
     """File of kernel times that is used and added to; None = none."""
 
     @property
     def plan_bytes(self) -> int:
         """Disk that all plans will take."""
-        return sum(stage.plan for stage in self.stages.values())
+        return sum(part.plan for part in self.parts.values())
 
     @property
     def peak_memory(self) -> int:
-        """Memory that the largest stage will take while it is built; stages are built one by one."""
-        return max(stage.peak_memory for stage in self.stages.values())
+        """Memory that the largest plan will take while it is built; they are built one by one."""
+        return max(part.peak_memory for part in self.parts.values())
 
 
 @dataclass(frozen=True)
@@ -139,8 +182,8 @@ class TensorRtBuild:
     """What was built."""
 
     engine: Engine
-    facts: dict[str, PlanFacts]
-    """By stage; empty when sound engines were there already."""
+    facts: dict[Part, PlanFacts]
+    """Of all that was built; empty when sound engines were there already."""
     proven: bool
     """Whether they ran here, beside the portable graphs."""
 
@@ -157,6 +200,7 @@ def plan_tensorrt(bundle: str | Path, options: TensorRtOptions) -> BuildPlan:
     manifest = load_manifest(directory)
     limits = {limit.name: getattr(options, limit.name) for limit in fields(EngineLimits)}
     ranges = Profiles.of(manifest, **limits)
+    asked = None if options.rows is None else check_rows(options.rows)
     if options.workspace is not None:
         checked_int("workspace", options.workspace, 1)
     if options.optimization_level is not None:
@@ -175,14 +219,20 @@ def plan_tensorrt(bundle: str | Path, options: TensorRtOptions) -> BuildPlan:
         optimization_level=options.optimization_level,
     )
     engine = engine_path(directory, description)
+    there = _is_sound(engine, description)
+    known = rows_of(engine) if there else ()
+    rows = known if asked is None else asked
+    parts = [Part(stage, count) for count in (1, *rows) for stage in manifest.stages]
     return BuildPlan(
         trt=trt,
         capabilities=capabilities,
         profiles=ranges,
-        stages={stage: StageEstimate.of(manifest, stage) for stage in manifest.stages},
+        parts={part: PartEstimate.of(manifest, part) for part in parts},
+        rows=rows,
         description=description,
         directory=engine,
-        there=_is_sound(engine, description),
+        there=there,
+        missing=tuple(part for part in parts if not there or part.rows not in (1, *known)),
         timing_cache=trt.timing_cache_path(capabilities[0]),
     )
 
@@ -194,10 +244,11 @@ def build_engines(
     force: bool = False,
     watch: Watch | None = None,
 ) -> TensorRtBuild:
-    """Write engines of `bundle` into `engines/TARGET-FINGERPRINT/`, one process for each stage.
+    """Write engines of `bundle` into `engines/TARGET-FINGERPRINT/`, one process for each plan.
 
-    Sound engines that are there already for the same options stay, unless `force`; all others stay. However
-    this ends before they are complete, the bundle is as it was.
+    Sound engines that are there already for the same options stay, unless `force`, and get or lose plans for
+    several texts as asked for; all others stay. However this ends before they are complete, the bundle is as
+    it was.
 
     Raises as `plan_tensorrt`, BackendError (TensorRT refuses a graph, crashes, or runs out of memory),
     WrongEngineError (an engine computes something else than its portable graph), WriteError (disk full).
@@ -205,34 +256,87 @@ def build_engines(
     directory = Path(bundle)
     plan = plan_tensorrt(directory, options)
     manifest = load_manifest(directory)
-    engine = Engine.at(directory, plan.directory)
+    engine = replace(Engine.at(directory, plan.directory), rows=plan.rows)
+    builder = _Builder(directory, manifest, plan, options, watch)
     if plan.there and not force:
-        return TensorRtBuild(engine, {}, was_proven(plan.directory))
-    how = PlanOptions(
-        plan.capabilities if plan.trt.ahead_of_time else (),
-        options.workspace,
-        options.optimization_level,
-        plan.timing_cache,
-    )
-    facts = {}
+        facts = _with_rows(builder)
+        return TensorRtBuild(engine, facts, was_proven(plan.directory))
     with new_engine(plan.directory, needed=plan.plan_bytes) as temporary:
-        for stage, spec in manifest.stages.items():
-            if watch is not None:
-                watch(stage, None)
-            facts[stage] = build_in_child(
-                options.target,
-                directory / spec.file,
-                tuple(
-                    {name: (axis.min, axis.opt, axis.max) for name, axis in axes.items()}
-                    for axes in plan.profiles.stages[stage]
-                ),
-                temporary / plan_file(stage),
-                replace(how, half_attention=half_attention(spec)),
-                partial(watch, stage) if watch else None,
-            )
+        facts = {part: builder.build(part, temporary / part.file) for part in plan.parts}
         proven = _prove(directory, manifest, plan, temporary)
-        seal_engine(temporary, plan.description, proven=proven)
+        if proven:
+            _prove_packed(directory, manifest, plan, temporary, plan.rows)
+        seal_engine(temporary, plan.description, proven=proven, rows=plan.rows)
     return TensorRtBuild(engine, facts, proven)
+
+
+@dataclass(frozen=True)
+class _Builder:
+    """Builds one plan after another."""
+
+    bundle: Path
+    manifest: Manifest
+    plan: BuildPlan
+    options: TensorRtOptions
+    watch: Watch | None
+
+    def build(self, part: Part, file: Path) -> PlanFacts:
+        plan, spec = self.plan, self.manifest.stages[part.stage]
+        if self.watch is not None:
+            self.watch(part, None)
+        profiles = plan.profiles.stages[part.stage]
+        axes = profiles if part.rows == 1 else (plan.profiles.packed(part.stage, part.rows),)
+        how = PlanOptions(
+            plan.capabilities if plan.trt.ahead_of_time else (),
+            self.options.workspace,
+            self.options.optimization_level,
+            plan.timing_cache,
+            half_attention=half_attention(spec),
+            rows=part.rows,
+        )
+        return build_in_child(
+            self.options.target,
+            self.bundle / spec.file,
+            tuple({name: (axis.min, axis.opt, axis.max) for name, axis in each.items()} for each in axes),
+            file,
+            how,
+            partial(self.watch, part) if self.watch else None,
+        )
+
+
+def _with_rows(builder: _Builder) -> dict[Part, PlanFacts]:
+    """Put sound engines anew, with the plans for several texts that are asked for instead of their own."""
+    plan = builder.plan
+    path, facts = plan.directory, {}
+    if plan.rows == rows_of(path):
+        return {}
+    needed = sum(plan.parts[part].plan for part in plan.missing)
+    with new_engine(path, needed=needed) as temporary:
+        for part in plan.parts:
+            if part in plan.missing:
+                facts[part] = builder.build(part, temporary / part.file)
+            else:
+                _link(path / part.file, temporary / part.file)
+        _link(path / SELF_TEST_NAME, temporary / SELF_TEST_NAME)
+        if was_proven(path):
+            new_rows = tuple(sorted({part.rows for part in facts}))
+            _prove_packed(builder.bundle, builder.manifest, plan, temporary, new_rows)
+        # What stays keeps its records: nobody has read it now.
+        new = {
+            part.file: file_record((temporary if part in facts else path) / part.file)
+            for part in plan.parts
+            if part.rows > 1
+        }
+        text = with_rows(path, plan.rows, new)
+        (temporary / ENGINE_NAME).write_text(text, encoding="ascii")
+    return facts
+
+
+def _link(file: Path, target: Path) -> None:
+    try:
+        os.link(file, target)
+    except OSError:  # not every file system has links
+        shutil.copyfile(file, target)
 
 
 def _prove(directory: Path, manifest: Manifest, plan: BuildPlan, engine: Path) -> bool:
@@ -255,6 +359,22 @@ def _prove(directory: Path, manifest: Manifest, plan: BuildPlan, engine: Path) -
         alike=False,
     )
     return here
+
+
+def _prove_packed(
+    directory: Path, manifest: Manifest, plan: BuildPlan, engine: Path, rows: tuple[int, ...]
+) -> None:
+    """Compare plans for several texts with those for one, if they run here: loading them does."""
+    if not rows or device_compute_capability() not in plan.capabilities:
+        return
+    gpu = open_gpu()
+    for stage in manifest.stages:
+        packed = {count: engine / packed_plan_file(stage, count) for count in rows}
+        loaded = TensorRtStage(
+            gpu, plan.trt, manifest, stage, engine / plan_file(stage), plan.profiles, directory, packed=packed
+        )
+        for count in rows:
+            loaded.packed(count)
 
 
 def _capabilities(trt: TensorRtModule, wanted: tuple[str, ...]) -> tuple[str, ...]:

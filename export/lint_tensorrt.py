@@ -19,6 +19,8 @@ Where the tables come from, all in the repository onnx/onnx-tensorrt but for the
   say "Block quantization is supported only for DataType::kINT4" and "... only for 2D inputs". The page of
   11 (latest/_static/operators/Quantize.html) adds FP4, FP8 and INT8. docs.nvidia.com's ONNX Opset Guide gives
   opset 25 as the newest of 11.
+- Packed graphs: 10.6's `Split` takes computed sizes (`onnxOpImporters.cpp` makes a shape tensor of them), and
+  so does TensorRT-RTX, so packing a graph adds nothing that is refused.
 - TensorRT-RTX 1.7: its own parser was asked about every operator (`OnnxParser.supports_operator`); what it
   would take from a plugin library, which it has not, is left out.
 """

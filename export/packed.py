@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from ..graphs.packing import ROWS, pack_rows
+from ..graphs.packing import pack_rows
 from ..runtime.backends.base import CacheLimits, EngineLimits, ordered_cache, ring_cache
 from ..runtime.backends.ort_session import import_onnxruntime, new_session, session_options
-from ..runtime.backends.signatures import row_name, stage_outputs
+from ..runtime.backends.signatures import ROWS, row_name, stage_outputs
 from ..runtime.cache import StageCache
 from ..runtime.embedding import EmbeddingTable
 from ..runtime.engines import engine_limits, graph_file, packed_graph_file

@@ -1,5 +1,6 @@
 """One stage's graph to a TensorRT plan, in a process of its own.
 
+A plan for several texts is built of the same file, whose graph is packed in memory.
 TensorRT may crash, be killed when memory runs out, and cannot be interrupted while it compiles: none of that
 should take this process along, and what it took is given back when it ends. What it logs is kept, not
 printed: where it refuses a graph, the error has its reasons and the node's name. What this does not know:
@@ -19,6 +20,8 @@ from typing import Any
 import onnx_ir as ir
 
 from ..graphs.attention import join_attention
+from ..graphs.packing import pack_rows
+from ..runtime.backends.signatures import ROWS
 from ..runtime.backends.tensorrt import TensorRtModule, load_tensorrt
 from ..runtime.child import Tell, run_child
 from ..runtime.errors import BackendError
@@ -60,6 +63,8 @@ class PlanOptions:
     """File of kernel times to start from and to add to; None = none."""
     half_attention: bool = False
     """Whether attention's products read float16."""
+    rows: int = 1
+    """For how many texts at once; more than 1 takes the profile of a packed graph."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +111,10 @@ def build_plan(
 ) -> PlanFacts:
     """Build the ONNX file `graph`, its weights beside it, and write the plan.
 
-    Attention as `graphs` builds it is joined first, in memory; the file stays as it is. Raises
-    BackendError when the profiles are not right for the graph or TensorRT refuses either; BltError as
-    `join_attention`; OSError when the plan cannot be written.
+    Attention as `graphs` builds it is joined first, then the graph is packed for `options.rows` texts, in
+    memory; the file stays as it is. Raises BackendError when the profiles are not right for the graph or
+    TensorRT refuses either; BltError as `join_attention` and `pack_rows`; OSError when the plan cannot be
+    written.
     """
     started = time.perf_counter()
     report = report or (lambda what, done, steps: None)
@@ -119,7 +125,7 @@ def build_plan(
     network = trt.create_network(builder)
     parser = trt.module.OnnxParser(network, logger)
     report("reading the graph", 0, 1)
-    build.parse(parser, network, graph, options.half_attention)
+    build.parse(parser, network, graph, options)
     config = builder.create_builder_config()
     trt.set_up(
         config,
@@ -169,10 +175,10 @@ class _Build:
         text = "; ".join(dict.fromkeys(reasons)) or "it gave no reason"
         return BackendError(f"{self._name}: {self._trt.name} {self._trt.version} refused it{target}: {text}")
 
-    def parse(self, parser: Any, network: Any, graph: Path, half_attention: bool) -> None:
+    def parse(self, parser: Any, network: Any, graph: Path, options: PlanOptions) -> None:
         # The path is where external weights are looked for.
         with native_path(graph) as name:
-            parsed = parser.parse(_joined(graph, half_attention), name)
+            parsed = parser.parse(_prepared(graph, options), name)
         if not parsed:
             errors = [parser.get_error(index) for index in range(parser.num_errors)]
             raise self._refused(*(self._parser_reason(graph, error) for error in errors[:_MOST_REASONS]))
@@ -198,6 +204,10 @@ class _Build:
                 )
         profile = builder.create_optimization_profile()
         for value in (network.get_input(index) for index in range(network.num_inputs)):
+            if value.name == ROWS and value.is_shape_tensor:  # its values are sizes
+                bounds = self._range_of(ROWS, ROWS, axes)
+                profile.set_shape_input(ROWS, *([bound] * value.shape[0] for bound in bounds))
+                continue
             sizes = [self._range(value, place, axes) for place in range(len(value.shape))]
             profile.set_shape(value.name, *(tuple(size[which] for size in sizes) for which in range(3)))
         if config.add_optimization_profile(profile) < 0:
@@ -207,13 +217,15 @@ class _Build:
         size = value.shape[place]
         if size >= 0:
             return size, size, size
-        name = value.get_dimension_name(place)
-        if name not in axes:
+        return self._range_of(value.name, value.get_dimension_name(place) or place, axes)
+
+    def _range_of(self, value: str, axis: str | int, axes: Axes) -> Range:
+        if axis not in axes:
             raise BackendError(
-                f"{self._name}: input {value.name!r} has an axis {name or place!r}, for which the profiles "
+                f"{self._name}: input {value!r} has an axis {axis!r}, for which the profiles "
                 f"have no range; they have {', '.join(axes)}"
             )
-        return axes[name]
+        return axes[str(axis)]
 
     def compile(self, builder: Any, network: Any, config: Any) -> Any:
         plan = builder.build_serialized_network(network, config)
@@ -238,15 +250,18 @@ class _Build:
         return []
 
 
-def _joined(graph: Path, half: bool) -> bytes:
-    """The file's graph with its attention joined; a file that is no graph as it is."""
+def _prepared(graph: Path, options: PlanOptions) -> bytes:
+    """The file's graph with its attention joined, then packed; a file that is no graph as it is."""
     try:
         model = ir.load(graph)
     except Exception:  # TensorRT says what is wrong with it
         return graph.read_bytes()
-    join_attention(model, graph.name, half=half)
-    joined: bytes = ir.to_proto(model).SerializeToString()
-    return joined
+    join_attention(model, graph.name, half=options.half_attention)
+    proto = ir.to_proto(model)
+    if options.rows > 1:
+        proto = pack_rows(proto, options.rows, graph.name)
+    prepared: bytes = proto.SerializeToString()
+    return prepared
 
 
 def _cleaned(message: str) -> str:

@@ -31,14 +31,11 @@ from collections.abc import Iterable, Iterator
 import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper
 
-from ..runtime.backends.signatures import row_name
+from ..runtime.backends.signatures import ROWS, row_name
 from ..runtime.errors import BltError
 from ..runtime.names import MOST_ROWS
 
-__all__ = ["ROWS", "pack_rows"]
-
-ROWS = "rows"
-"""The input that says how many positions each text has."""
+__all__ = ["pack_rows"]
 
 # Inputs that are each text's own, but for its cache; outputs likewise.
 _OWN = ("past_positions", "past_length", "total_length", "patch_values")

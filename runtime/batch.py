@@ -91,7 +91,7 @@ class Task:
             return
         kind = stage.backend
         part = PackedPart(call, stage.cache, stage.shared, count)
-        request = _Request(stage.name, kind, count, batch.passes, batch.rows_of(kind), part, done)
+        request = _Request(stage.name, kind, count, batch.passes, batch.rows_of(kind, count), part, done)
         self.request = request
         self._stop()
         if request.error is not None:
@@ -221,12 +221,16 @@ class Batch:
         if self.observer is not None:
             self.observer(stage, 1, time.perf_counter() - started)
 
-    def rows_of(self, kind: StageBackend) -> tuple[int, ...]:
-        """Numbers of texts that a stage has graphs for, from 1 on, as far as passes here may be for so many.
+    def rows_of(self, kind: StageBackend, count: int) -> tuple[int, ...]:
+        """Numbers of texts that a stage has graphs for, from 1 on, as far as passes here may be for so many,
+        and one of the texts may have `count` new positions.
 
         Of a graph for more texts than one pass may have, the rest of the rows stays idle.
         """
+        longest = kind.packed_positions
         if kind in self._refused or self._rows == 1 or not kind.rows:
+            return (1,)
+        if longest is not None and count > longest:
             return (1,)
         most = min(self._rows, kind.rows[-1])
         return (1, *(rows for rows in kind.rows if rows < most), most)
@@ -286,8 +290,7 @@ class Batch:
         seconds = self._run_packed(requests) if len(group) > 1 else None
         if seconds is None:
             for task, request in zip(group, requests, strict=True):
-                seconds = self._run_alone(task, request)
-                self._observe(request.stage, 1, request.count, seconds)
+                self._run_alone(task, request)
             return
         for task, request, share in zip(group, requests, self._shares(requests, seconds), strict=True):
             task.took(share)
@@ -308,14 +311,21 @@ class Batch:
         kind = requests[0].kind
         try:
             packed = kind.packed(len(requests))
-            self._used.add(packed)
+        except Exception as error:  # which would be no other in the next pass
+            self._refuse(requests[0], error)
+            return None
+        self._used.add(packed)
+        try:
             return packed.run([request.part for request in requests])
         except Exception as error:
             if not ran_out_of_memory(error):
-                self._refused.add(kind)
-                told = f"{requests[0].stage}: a pass over several texts failed, they go on one by one"
-                warnings.warn(f"{told} ({error})", BltWarning, stacklevel=2)
+                self._refuse(requests[0], error)
             return None
+
+    def _refuse(self, request: _Request, error: Exception) -> None:
+        self._refused.add(request.kind)
+        told = f"{request.stage}: a pass over several texts failed, they go on one by one ({error})"
+        warnings.warn(told, BltWarning, stacklevel=3)
 
     def _shares(self, requests: list[_Request], seconds: float) -> list[float]:
         """What each text is charged for a pass: what one position of each would have cost in equal parts,
@@ -328,12 +338,16 @@ class Batch:
             least / texts + (seconds - least) * (request.count - 1) / max(1, beyond) for request in requests
         ]
 
-    def _run_alone(self, task: Task, request: _Request) -> float:
+    def _run_alone(self, task: Task, request: _Request) -> None:
         began = time.perf_counter()
+
+        def done(seconds: float) -> None:
+            # On a GPU that is known when the host waits next: what it took to queue it says nothing.
+            self._observe(request.stage, 1, request.count, seconds)
+            request.done(seconds)
+
         try:
-            request.part.call.run(request.done)
+            request.part.call.run(done)
         except Exception as error:
             request.error = error
-        seconds = time.perf_counter() - began
-        task.took(seconds)
-        return seconds
+        task.took(time.perf_counter() - began)

@@ -28,8 +28,9 @@ from .backends.gpu import Gpu
 from .backends.ort import OrtStage
 from .backends.ort_gpu import PROVIDERS, OrtGpuStage, check_available
 from .backends.ort_session import import_onnxruntime
-from .backends.tensorrt import TENSORRT_TARGETS, TensorRtStage, load_tensorrt
-from .backends.tensorrt_profiles import Profiles, plan_file
+from .backends.tensorrt import TENSORRT_TARGETS, load_tensorrt
+from .backends.tensorrt_profiles import Profiles, packed_plan_file, plan_file
+from .backends.tensorrt_stage import TensorRtStage
 from .embedding import EmbeddingTable
 from .engines import (
     MOST_THREADS,
@@ -254,7 +255,16 @@ def _open_tensorrt(request: LoadRequest, target: str) -> tuple[Stages, Engine]:
         raise BackendError(str(found.reason))
     ranges = engine_profiles(found, manifest)
     stages: Stages = {
-        stage: TensorRtStage(gpu, trt, manifest, stage, path / plan_file(stage), ranges, directory)
+        stage: TensorRtStage(
+            gpu,
+            trt,
+            manifest,
+            stage,
+            path / plan_file(stage),
+            ranges,
+            directory,
+            packed={rows: path / packed_plan_file(stage, rows) for rows in found.rows},
+        )
         for stage in manifest.stages
     }
     _check(request, stages, path, ranges.limits)
@@ -279,7 +289,7 @@ def _open_provider(request: LoadRequest, device: str) -> tuple[Stages, Engine]:
             stage,
             device,
             request.provider_options,
-            ranges=ranges.stages[stage],
+            ranges=ranges,
             caches=caches if writable else None,
         )
         for stage in manifest.stages

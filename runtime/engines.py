@@ -20,7 +20,7 @@ from typing import Any
 from .backends.base import EngineLimits
 from .backends.ort_session import import_onnxruntime, session_entries
 from .backends.tensorrt import TensorRtModule
-from .backends.tensorrt_profiles import Profiles, build_command, plan_file, read_limits
+from .backends.tensorrt_profiles import Profiles, build_command, packed_plan_file, plan_file, read_limits
 from .errors import BltError, BundleError
 from .fields import Fields, parse_json, record
 from .files import read_plain
@@ -96,7 +96,8 @@ class Engine:
     max_bytes: int | None = None
     """Longest text in ids, BOS included, that it was built for; None = as long as the model takes."""
     rows: tuple[int, ...] = ()
-    """For how many texts at once it has packed graphs (`packed_graph_file`), ascending; () = for none."""
+    """For how many texts at once it has packed graphs (`packed_graph_file`), or plans, ascending; () = for
+    none."""
 
     def __str__(self) -> str:
         where = self.name if self.device == "CPU" else f"{self.name} on {self.device}"
@@ -204,10 +205,10 @@ def with_threads(path: Path, best: int, cores: int) -> str:
 
 
 def with_rows(path: Path, rows: tuple[int, ...], packed: dict[str, FileRecord]) -> str:
-    """The text of the `engine.json` in this sound directory, with these packed graphs instead of its own."""
+    """The text of the `engine.json` in this sound directory, with these packed graphs, or plans, instead of
+    its own."""
     payload = _read(path)
-    stages = payload["description"]["stages"]
-    old = {packed_graph_file(stage, count) for stage in stages for count in rows_of(path)}
+    old = _packed_files(payload["description"], rows_of(path))
     records = {name: each for name, each in payload["files"].items() if name not in old}
     records.update({name: asdict(each) for name, each in packed.items()})
     return _text({**payload, "rows": list(rows), "files": dict(sorted(records.items()))})
@@ -218,7 +219,8 @@ def _text(payload: dict[str, Any]) -> str:
 
 
 def rows_of(path: Path) -> tuple[int, ...]:
-    """For how many texts an engine's directory has packed graphs, ascending; () where that is damaged."""
+    """For how many texts an engine's directory has packed graphs, or plans, ascending; () where that is
+    damaged."""
     rows = _read(path).get("rows", [])
     if not isinstance(rows, list) or not all(
         type(count) is int and 2 <= count <= MOST_ROWS for count in rows
@@ -270,8 +272,7 @@ def check_engine_files(
     payload = _read(path)
     makes = (plan_file,) if "profiles" in description else (graph_file, data_file)
     names = {SELF_TEST_NAME, *(make(stage) for stage in description["stages"] for make in makes)}
-    if "profiles" not in description:
-        names |= {packed_graph_file(stage, rows) for stage in description["stages"] for rows in rows_of(path)}
+    names |= _packed_files(description, rows_of(path))
     try:
         files = Fields(payload, "").parts("files", lambda name, _: str(name), record(FileRecord))
     except BundleError:
@@ -282,6 +283,11 @@ def check_engine_files(
         if not os.path.lexists(path / name):
             raise BundleError(f"{path.name}: {name} is missing; {again}")
     check_records(path, files, full=full, progress=progress, remedy=again)
+
+
+def _packed_files(description: dict[str, Any], rows: tuple[int, ...]) -> set[str]:
+    make = packed_plan_file if "profiles" in description else packed_graph_file
+    return {make(stage, count) for stage in description["stages"] for count in rows}
 
 
 # 2. Where they are.

@@ -122,7 +122,8 @@ class Chooser:
         # What is short goes along in any case: it is next to nothing beside a chunk.
         for one in others:
             fits = one.count <= room or one.count <= MOST_SHORT
-            if one.kind is lead.kind and one.stage == lead.stage and fits and len(group) < lead.rows[-1]:
+            alike = one.kind is lead.kind and one.stage == lead.stage
+            if alike and fits and len(group) < min(lead.rows[-1], one.rows[-1]):
                 group.append(one)
                 room -= one.count
         return group

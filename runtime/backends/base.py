@@ -38,6 +38,7 @@ __all__ = [
     "StageCall",
     "Tensor",
     "ordered_cache",
+    "placed",
     "ring_cache",
     "ring_runs",
 ]
@@ -189,10 +190,32 @@ class PackedStage(Protocol):
         """Let go of the memory of texts that are gone."""
 
 
+def placed(parts: Sequence[PackedPart], before: Sequence[StageCache | None]) -> list[PackedPart | None]:
+    """What each row of a packed graph computes: a text stays in the row that it had before, where it was in
+    one, so that little has to be bound again. None = no text.
+
+    before: the cache of the text that each row had last, None where there is none any longer.
+    """
+    rows = {id(cache): row for row, cache in enumerate(before) if cache is not None}
+    found: list[PackedPart | None] = [None] * len(before)
+    new = []
+    for part in parts:
+        row = rows.get(id(part.cache))
+        if row is None:
+            new.append(part)
+        else:
+            found[row] = part
+    free = [row for row, part in enumerate(found) if part is None]
+    for part, row in zip(new, free, strict=False):
+        found[row] = part
+    return found
+
+
 class OneText:
     """What a `StageBackend` without graphs for several texts has of them."""
 
     rows: tuple[int, ...] = ()
+    packed_positions: int | None = None
 
     def packed(self, texts: int) -> PackedStage:
         raise AssertionError(f"there is no graph for {texts} texts")
@@ -204,6 +227,11 @@ class StageBackend(Protocol):
     @property
     def rows(self) -> tuple[int, ...]:
         """Numbers of texts that graphs for several were made for, ascending; () = one at a time only."""
+
+    @property
+    def packed_positions(self) -> int | None:
+        """Most new positions of one text in a pass over several; None = any number. Whoever has more runs
+        alone."""
 
     def packed(self, texts: int) -> PackedStage:
         """The graph for so many texts or a few more, at most the largest of `rows`; loaded when it is asked

@@ -64,6 +64,7 @@ class Gpu:
         self._events: list[Any] = []
         self._running: list[tuple[Done, Any, Any]] = []
         self._scratch: _Block | None = None
+        self._loose: _Block | None = None
 
     def zeros(self, shape: tuple[int, ...]) -> DeviceArray:
         array = DeviceArray.empty(self, shape, np.float32)
@@ -129,6 +130,14 @@ class Gpu:
             assert not self._running, "scratch memory may not move under queued work"
             self._scratch = _Block(self, count)
         return int(self._scratch.address)
+
+    def loose_scratch(self, count: int) -> int:
+        """Likewise, for one run that no graph captures: the next request may get another address."""
+        if self._scratch is not None and self._scratch.bytes >= count:
+            return int(self._scratch.address)
+        if self._loose is None or self._loose.bytes < count:
+            self._loose = _Block(self, count)
+        return int(self._loose.address)
 
 
 class _Leftovers:
@@ -426,6 +435,11 @@ class GpuCall:
         else:
             gpu.captured += 1
             gpu.release_with(self, gpu.driver.release, self._graph)
+
+    def upload(self) -> None:
+        """Queue the copy of what the host has filled in, for a run that is not this call's own: that the
+        device waits for it is the caller's affair."""
+        self._up.upload()
 
     def _queue(self) -> None:
         assert self._enqueue is not None

@@ -27,6 +27,7 @@ class OrtStage:
     """A stage graph in an ONNX Runtime session: a `StageBackend`."""
 
     memory = HOST
+    packed_positions = None
 
     def __init__(
         self,

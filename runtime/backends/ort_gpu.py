@@ -5,6 +5,7 @@ positions run as CUDA graphs, each under an id for its shapes and addresses: ONN
 those of an id change, and gives a captured graph back with the session only. No provider falls back to the
 CPU in silence: where a session really runs is looked at when it is opened. A graph that ONNX Runtime can't
 capture as a whole, because some nodes are on the CPU, runs without CUDA graphs; `graphs_refused` says so.
+Packed graphs of a bundle run in sessions of their own, without CUDA graphs.
 """
 
 from __future__ import annotations
@@ -22,12 +23,23 @@ import numpy as np
 from ..cache import StageCache
 from ..errors import BackendError, engine_error, requirement
 from ..manifest import Manifest
+from ..names import packed_graph_file
+from ..packed_check import check_packed
 from ..paths import native_path
-from .base import CacheLimits, OneText
+from .base import CacheLimits, PackedStage
 from .gpu import DeviceRingCache, Gpu, GpuCall, drop
+from .gpu_packed import GpuPackedStage, Loaded, Place
 from .ort_session import import_onnxruntime, session_signature
-from .signatures import Shapes, check_signature, check_weights_file, input_type, stage_signature
-from .tensorrt_profiles import ProfileAxes
+from .signatures import (
+    ROWS,
+    Shapes,
+    check_signature,
+    check_weights_file,
+    input_type,
+    packed_signature,
+    stage_signature,
+)
+from .tensorrt_profiles import ProfileAxes, Profiles
 
 __all__ = ["PROVIDERS", "OrtGpuStage", "Provider", "check_available", "preload_libraries"]
 
@@ -107,7 +119,7 @@ def preload_libraries(ort: Any) -> None:
             preload()
 
 
-class OrtGpuStage(OneText):
+class OrtGpuStage:
     """A portable stage graph in a session on the GPU: a `StageBackend`."""
 
     def __init__(
@@ -119,16 +131,18 @@ class OrtGpuStage(OneText):
         device: str,
         options: Mapping[str, str],
         *,
-        ranges: tuple[ProfileAxes, ProfileAxes],
+        ranges: Profiles,
         caches: Path | None = None,
     ) -> None:
         """device: one of `PROVIDERS`; options: of the provider, over ours; ranges: of the axes, for prefill
-        and decode steps; caches: a directory for what the provider compiles.
+        and decode steps; caches: a directory for what the provider compiles. Packed graphs of the bundle are
+        used where the provider needs no ranges for them.
 
         Raises BackendError when ONNX Runtime refuses the graph or runs it elsewhere, BundleError when the
         graph is not what the manifest says.
         """
         self.memory = gpu
+        self._directory, self._manifest, self._stage, self._ranges = directory, manifest, stage, ranges
         self._spec, self._provider = manifest.stages[stage], PROVIDERS[device]
         self._file, self._signature = self._spec.file, stage_signature(manifest, stage)
         ort = check_available(device)
@@ -143,9 +157,13 @@ class OrtGpuStage(OneText):
             provider.graph_option: provider.switch[1],
             **provider.exact,
             **kept,
-            **_ranges(provider, self._signature[0], ranges),
+            **_ranges(provider, self._signature[0], ranges.stages[stage]),
             **options,
         }
+        plain = {**settings, provider.graph_option: provider.switch[0]}
+        self._packed = Loaded(
+            manifest.rows if provider.profile_option is None else (), partial(self._load_packed, ort, plain)
+        )
         self.graphs_refused = False
         """Whether ONNX Runtime could not capture this graph."""
         self._graphs = settings[provider.graph_option] not in ("0", "false", "False")
@@ -155,6 +173,29 @@ class OrtGpuStage(OneText):
         gpu.release_with(self, drop, self._session)
         self._run_options = ort.RunOptions
         check_signature(self._file, self._signature, session_signature(self._session))
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return self._packed.rows
+
+    @property
+    def packed_positions(self) -> int:
+        return self._ranges.packed_positions(self._stage)
+
+    def packed(self, texts: int) -> PackedStage:
+        return self._packed.for_texts(texts)
+
+    def _load_packed(self, ort: Any, settings: dict[str, str], rows: int) -> PackedStage:
+        path = self._directory / packed_graph_file(self._stage, rows)
+        check_weights_file(path, self._spec.data)
+        session = self._open(ort, path, settings)
+        self.memory.release_with(self, drop, session)
+        expected = packed_signature(self._manifest, self._stage, rows)
+        check_signature(path.name, expected, session_signature(session))
+        options = _run_options(ort.RunOptions, _NO_GRAPH)
+        packed = OrtGpuPackedStage(self.memory, self._manifest, self._stage, rows, session, options)
+        check_packed(self._manifest, self._stage, self, packed, rows, self._ranges.limits)
+        return packed
 
     def _open_session(self, ort: Any, path: Path, settings: dict[str, str]) -> Any:
         try:
@@ -198,9 +239,7 @@ class OrtGpuStage(OneText):
         for name, shape in call.output_shapes.items():
             binding.bind_output(name, "cuda", 0, np.float32, shape, call.addresses[name])
         graph = self._graph_id(call.input_shapes, call.addresses)
-        run_options = self._run_options()
-        run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        run_options.add_run_config_entry("gpu_graph_id", str(graph))
+        run_options = _run_options(self._run_options, graph)
         # ONNX Runtime captures by itself.
         call.connect(partial(self._run, binding, run_options, graph != _NO_GRAPH), capturable=False)
         return call
@@ -222,6 +261,44 @@ class OrtGpuStage(OneText):
             if key not in self._graph_ids and len(self._graph_ids) == _MOST_GRAPHS:
                 return _NO_GRAPH
             return self._graph_ids.setdefault(key, len(self._graph_ids) + 1)
+
+
+class OrtGpuPackedStage(GpuPackedStage):
+    """A stage's graph for up to `rows` texts, in a session of its own, which holds the weights once more."""
+
+    def __init__(
+        self, gpu: Gpu, manifest: Manifest, stage: str, rows: int, session: Any, run_options: Any
+    ) -> None:
+        super().__init__(gpu, manifest, stage, rows)
+        self._file = packed_graph_file(stage, rows)
+        self._session, self._run_options = session, run_options
+        self._binding = session.io_binding()
+
+    def _bind(self, name: str, place: Place, before: Place | None) -> bool:
+        address, shape = place
+        if name in self._taken:
+            device = "cpu" if name == ROWS else "cuda"
+            self._binding.bind_input(name, device, 0, input_type(name), shape, address)
+        else:
+            self._binding.bind_output(name, "cuda", 0, np.float32, shape, address)
+        return True
+
+    def _bound(self, done: bool) -> None:
+        """Shapes are looked at when it runs."""
+
+    def _execute(self) -> None:
+        try:
+            self._session.run_with_iobinding(self._binding, self._run_options)
+        except Exception as error:  # of many kinds, all with the reason in their text
+            raise engine_error(f"{self._file}: ONNX Runtime could not run it", error) from error
+
+
+def _run_options(new: Any, graph: int) -> Any:
+    """Options of a run that is waited for by others; graph: the CUDA graph that it is, or `_NO_GRAPH`."""
+    options = new()
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    options.add_run_config_entry("gpu_graph_id", str(graph))
+    return options
 
 
 def _ranges(provider: Provider, inputs: Shapes, ranges: tuple[ProfileAxes, ProfileAxes]) -> dict[str, str]:

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from ..cache import StageCache
 from ..manifest import Manifest
-from .base import CacheLimits, PackedPart, ordered_cache, ring_cache
+from .base import CacheLimits, PackedPart, ordered_cache, placed, ring_cache
 from .ort_session import import_onnxruntime, input_types, new_session, session_options, session_signature
-from .signatures import check_signature, check_weights_file, packed_signature, row_name
+from .signatures import check_signature, check_weights_file, is_of_a_row, packed_signature, row_name
 
 __all__ = ["OrtPackedStage"]
 
@@ -88,8 +88,8 @@ class OrtPackedStage:
         inputs, outputs = session_signature(self._session)
         check_signature(path.name, packed_signature(manifest, stage, rows, fused=fused), (inputs, outputs))
         types = input_types(path.name, self._session)
-        self._own = {name: axes for name, axes in inputs.items() if name != "rows" and not _of_a_row(name)}
-        self._made = {name: axes for name, axes in outputs.items() if not _of_a_row(name)}
+        self._own = {name: axes for name, axes in inputs.items() if name != "rows" and not is_of_a_row(name)}
+        self._made = {name: axes for name, axes in outputs.items() if not is_of_a_row(name)}
         self._types = types
         self._native = self._session.io_binding()
         made = ordered_cache if fused else ring_cache
@@ -107,16 +107,16 @@ class OrtPackedStage:
 
     def run(self, parts: Sequence[PackedPart]) -> float:
         started = time.perf_counter()
-        placed = self._place(parts)
+        rows = placed(parts, [row.cache for row in self._rows])
         spans, end = [], 0
-        for row, part in zip(self._rows, placed, strict=True):
+        for row, part in zip(self._rows, rows, strict=True):
             row.tell(part)
             spans.append(slice(end, end := end + (1 if part is None else part.count)))
         self._counts.array[:] = [span.stop - span.start for span in spans]
         inputs, outputs = self._prepare(parts, end)
         for name, value in inputs.items():
             target = value.array
-            for part, span in zip(placed, spans, strict=True):
+            for part, span in zip(rows, spans, strict=True):
                 if part is None:
                     target[:, span] = 1 if name == "patch_lengths" else 0
                 elif name == "patch_bytes":
@@ -126,7 +126,7 @@ class OrtPackedStage:
                     target[:, span] = part.call.inputs[name]
         self._session.run_with_iobinding(self._native)
         for name, value in outputs.items():
-            for part, span in zip(placed, spans, strict=True):
+            for part, span in zip(rows, spans, strict=True):
                 if part is not None:
                     part.call.outputs[name][...] = value.array[:, span]
         return time.perf_counter() - started
@@ -135,22 +135,6 @@ class OrtPackedStage:
         """Let go of the buffers of texts that are gone."""
         for row in self._rows:
             row.sweep()
-
-    def _place(self, parts: Sequence[PackedPart]) -> list[PackedPart | None]:
-        """What each row computes: texts where they were before, as far as they were."""
-        rows = {id(cache): row for row, one in enumerate(self._rows) if (cache := one.cache) is not None}
-        placed: list[PackedPart | None] = [None] * len(self._rows)
-        new = []
-        for part in parts:
-            row = rows.get(id(part.cache))
-            if row is None:
-                new.append(part)
-            else:
-                placed[row] = part
-        free = (row for row, part in enumerate(placed) if part is None)
-        for part, row in zip(new, free, strict=False):
-            placed[row] = part
-        return placed
 
     def _prepare(self, parts: Sequence[PackedPart], count: int) -> tuple[_Values, _Values]:
         """Inputs and outputs of a pass over `count` positions, bound."""
@@ -254,11 +238,6 @@ class _Row:
     def _bind(self, how: Callable[[str, Any], None], values: _Values) -> None:
         for name, value in values.items():
             how(row_name(self._row, name), value.native)
-
-
-def _of_a_row(name: str) -> bool:
-    head, dot, _ = name.partition(".")
-    return bool(dot) and head.startswith("row")
 
 
 def _sized(axes: tuple[int | str, ...], sizes: dict[str, int]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ wrong size. Backends compare the loaded graph with this before they run it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,11 +17,14 @@ from ..files import open_plain
 from ..manifest import Manifest, StageSpec
 
 __all__ = [
+    "ROWS",
     "Shapes",
     "Signature",
     "check_signature",
     "check_weights_file",
     "input_type",
+    "is_of_a_row",
+    "new_axis",
     "output_shapes",
     "packed_signature",
     "row_name",
@@ -35,9 +39,18 @@ Shapes = dict[str, tuple["int | str", ...]]
 Signature = tuple[Shapes, Shapes]
 """A graph's (inputs, outputs)."""
 
+ROWS = "rows"
+"""The input of a packed graph that says how many positions each text has."""
+
 # What a text's own axes are called in a packed graph, with the text's number behind.
 _OF_A_ROW = {"past": "past", "patch_slots": "slots", "bytes": "new", "patches": "new"}
-_WHOLE_NUMBERS = ("byte_ids", "patch_index", "patch_lengths", "past_positions", "positions")
+_WHOLE_NUMBERS = ("byte_ids", "patch_index", "patch_lengths", "past_positions", "positions", "rows")
+_ROW = re.compile(r"row\d+\.")
+
+
+def new_axis(stage: str) -> str:
+    """What the axis of new positions is called in a stage's graph."""
+    return "patches" if stage == "latent" else "bytes"
 
 
 def stage_signature(manifest: Manifest, stage: str, *, fused: bool = False) -> Signature:
@@ -51,7 +64,7 @@ def stage_signature(manifest: Manifest, stage: str, *, fused: bool = False) -> S
 def stage_inputs(manifest: Manifest, stage: str, *, fused: bool = False) -> Shapes:
     """Inputs of a stage's graph; fused: as for `stage_signature`."""
     spec, width = manifest.stages[stage], manifest.model.width
-    axis = _axis(stage)
+    axis = new_axis(stage)
     own: dict[str, Shapes] = {
         "patcher": {"byte_ids": ("batch", axis)},
         "encoder": {"byte_embeds": ("batch", axis, width)},
@@ -71,7 +84,7 @@ def stage_inputs(manifest: Manifest, stage: str, *, fused: bool = False) -> Shap
 def stage_outputs(manifest: Manifest, stage: str, *, fused: bool = False) -> Shapes:
     """Outputs of a stage's graph; fused: as for `stage_signature`."""
     spec, model = manifest.stages[stage], manifest.model
-    axis = _axis(stage)
+    axis = new_axis(stage)
     logits: Shapes = {"logits": ("batch", axis, model.vocab_size)}
     own: dict[str, Shapes] = {
         "patcher": {"entropy": ("batch", axis), **logits},
@@ -89,6 +102,11 @@ def row_name(row: int, name: str) -> str:
     return f"row{row}.{name}"
 
 
+def is_of_a_row(name: str) -> bool:
+    """Whether an input or output of a packed graph is called as `row_name` does."""
+    return _ROW.match(name) is not None
+
+
 def packed_signature(manifest: Manifest, stage: str, rows: int, *, fused: bool = False) -> Signature:
     """Inputs and outputs of a stage's graph for `rows` texts, whose new positions share one axis.
 
@@ -100,7 +118,7 @@ def packed_signature(manifest: Manifest, stage: str, rows: int, *, fused: bool =
     if stage == "latent":
         own.add("patch_values")
     own = {name for name in own if not name.startswith(("past.", "present."))}
-    told: list[Shapes] = [{"rows": (rows,)}, {}]
+    told: list[Shapes] = [{ROWS: (rows,)}, {}]
     for shapes, found in zip(told, (inputs, outputs), strict=True):
         for name, axes in found.items():
             if name in own:
@@ -124,8 +142,8 @@ def _cache(spec: StageSpec, when: str) -> Shapes:
 
 
 def input_type(name: str) -> type[np.generic]:
-    """int64 or float32; outputs are float32, all of them."""
-    return np.int64 if name in _WHOLE_NUMBERS else np.float32
+    """int64 or float32, in packed graphs too; outputs are float32, all of them."""
+    return np.int64 if _ROW.sub("", name, count=1) in _WHOLE_NUMBERS else np.float32
 
 
 def output_shapes(signature: Signature, given: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -171,10 +189,6 @@ def check_weights_file(graph: Path, data: str) -> None:
             f"{graph.name}: its weights do not all lie in {data}; copy the bundle again or export the "
             "checkpoint again"
         )
-
-
-def _axis(stage: str) -> str:
-    return "patches" if stage == "latent" else "bytes"
 
 
 def _shown(axes: tuple[int | str, ...] | None) -> str:

@@ -1,40 +1,26 @@
-"""TensorRT: the Python modules `tensorrt` (10.3 to 11) and `tensorrt_rtx`, and stages as engines of either.
+"""TensorRT: the Python modules `tensorrt` (10.3 to 11) and `tensorrt_rtx`.
 
 Both modules have nearly the same interface; `TensorRtModule` is the one place that knows the differences.
 TensorRT builds for the GPU it runs on and keeps a timing cache; TensorRT-RTX builds for compute capabilities
 by name, with no GPU there, compiles the rest when an engine is first loaded, and a timing cache would only
 make it look for a GPU.
-
-An engine has two optimization profiles, for prefill and for decode steps. A call has an execution context of
-its own, because a captured graph holds on to its state; all contexts share one scratch memory, since runs
-follow each other on one stream.
 """
 
 from __future__ import annotations
 
 import importlib
-import mmap
 import os
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..cache import StageCache
-from ..errors import BackendError, BundleError, first_line, requirement
+from ..errors import BackendError, first_line, requirement
 from ..files import write_whole
-from ..manifest import Manifest, StageSpec
-from .base import CacheLimits, OneText
-from .gpu import DeviceRingCache, Gpu, GpuCall, drop
-from .signatures import Signature, check_signature, input_type, stage_signature
-from .tensorrt_profiles import DECODE, Profiles, build_command, check_shape, choose_profile
 
-__all__ = ["TENSORRT_TARGETS", "TensorRtModule", "TensorRtStage", "load_tensorrt"]
+__all__ = ["TENSORRT_TARGETS", "TensorRtModule", "load_tensorrt"]
 
 
 @dataclass(frozen=True)
@@ -63,9 +49,6 @@ _EDITIONS = {
 }
 
 TENSORRT_TARGETS = tuple(_EDITIONS)
-
-
-# 1. The modules.
 
 
 @dataclass(frozen=True)
@@ -180,8 +163,11 @@ class TensorRtModule:
 
         return Recorder()
 
-    def context_maker(self, engine: Any) -> Callable[[], Any]:
-        """A function that makes execution contexts without scratch memory of their own."""
+    def context_maker(self, engine: Any, *, captures: bool = True) -> Callable[[], Any]:
+        """A function that makes execution contexts without scratch memory of their own.
+
+        captures: whether they capture CUDA graphs where the module does that by itself.
+        """
         strategy = self.module.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self.ahead_of_time:
             return partial(engine.create_execution_context, strategy)
@@ -189,7 +175,7 @@ class TensorRtModule:
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         graphs = getattr(self.module, "CudaGraphStrategy", None)
-        if graphs is not None:  # 1.2 and newer
+        if captures and graphs is not None:  # 1.2 and newer
             config.cuda_graph_strategy = graphs.WHOLE_GRAPH_CAPTURE
         cache = config.create_runtime_cache()
         config.set_runtime_cache(cache)
@@ -256,140 +242,3 @@ def load_tensorrt(target: str) -> TensorRtModule:
             f"{edition.install}"
         )
     return TensorRtModule(target, version, module)
-
-
-# 2. A stage.
-
-
-class TensorRtStage(OneText):
-    """A stage as an engine of TensorRT: a `StageBackend`."""
-
-    def __init__(
-        self,
-        gpu: Gpu,
-        trt: TensorRtModule,
-        manifest: Manifest,
-        stage: str,
-        plan: Path,
-        ranges: Profiles,
-        bundle: Path,
-    ) -> None:
-        """Load the engine in the file `plan`, which `find_tensorrt_engine` has compared with this machine.
-
-        ranges: what it was built for; bundle: for the advice to build it again.
-
-        Raises BackendError when TensorRT refuses it, BundleError when its inputs or outputs are not what the
-        manifest says.
-        """
-        self.memory = gpu
-        self._trt, self._file = trt, plan.name
-        self._stage, self._spec, self._ranges = stage, manifest.stages[stage], ranges
-        self._build = build_command(bundle, trt.target)
-        self._signature = stage_signature(manifest, stage)
-        self._messages: deque[str] = deque(maxlen=3)
-        # Not a method of ours: the engine holds its logger, where Python can't see the circle.
-        self._logger = trt.logger(partial(_note, self._messages))
-        self._runtime = trt.module.Runtime(self._logger)
-        with plan.open("rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        with mapped, memoryview(mapped) as view:
-            self._engine = self._runtime.deserialize_cuda_engine(view)
-        if self._engine is None:
-            raise self._refused("refused it")
-        self._check()
-        self._new_context = trt.context_maker(self._engine)
-        profiles = range(self._engine.num_optimization_profiles)
-        self._scratch = max(self._engine.get_device_memory_size_for_profile_v2(each) for each in profiles)
-        gpu.scratch(self._scratch)
-        gpu.release_with(self, drop, self._engine)
-
-    def _refused(self, what: str) -> BackendError:
-        reasons = "; ".join(self._messages) or "it gave no reason"
-        self._messages.clear()
-        return BackendError(f"{self._file}: {self._trt.name} {self._trt.version} {what}: {reasons}")
-
-    def _check(self) -> None:
-        """Compare names, axes and types with the manifest: buffers are made by it."""
-        module, engine = self._trt.module, self._engine
-        found: Signature = ({}, {})
-        for index in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(index)
-            side = 0 if engine.get_tensor_mode(name) == module.TensorIOMode.INPUT else 1
-            expected = self._signature[side].get(name)
-            found[side][name] = _named(tuple(engine.get_tensor_shape(name)), expected)
-            kind = engine.get_tensor_dtype(name)
-            wanted = module.DataType.INT64 if input_type(name) is np.int64 else module.DataType.FLOAT
-            if kind != wanted or engine.get_tensor_location(name) != module.TensorLocation.DEVICE:
-                raise BundleError(
-                    f"{self._file}: {name[:60]!r} is {kind}, {wanted} on the device is needed; build it again"
-                )
-        check_signature(self._file, self._signature, found)
-
-    def new_cache(self, limits: CacheLimits) -> StageCache:
-        return _EngineCache(self.memory, self._spec, limits, self._stage, self._ranges, self._build)
-
-    def bind(
-        self, shapes: Mapping[str, tuple[int, ...]], cache: StageCache, shared: Mapping[str, Any]
-    ) -> GpuCall:
-        """Raises BackendError when no profile takes these shapes."""
-        call = GpuCall(self.memory, self._signature, shapes, cache, shared)
-        sizes = {
-            axis: size
-            for name, shape in call.input_shapes.items()
-            for axis, size in zip(self._signature[0][name], shape, strict=True)
-            if isinstance(axis, str)
-        }
-        profile = choose_profile(self._ranges, self._stage, sizes, self._build)
-        with self.memory.lock:
-            context = self._new_context()
-            if context is None:
-                raise self._refused("gave no execution context")
-            context.set_device_memory(self.memory.scratch(self._scratch), self._scratch)
-            done = context.set_optimization_profile_async(profile, self.memory.driver.stream)
-            done = done and all(context.set_input_shape(*shape) for shape in call.input_shapes.items())
-            done = done and all(context.set_tensor_address(*address) for address in call.addresses.items())
-            if not done:
-                raise self._refused("refused shapes that its profile has")
-        call.connect(partial(self._run, context), capturable=not self._trt.captures)
-        # What a context holds may be in use until the device is done with its last run.
-        self.memory.release_with(call, drop, (self._new_context, context))
-        return call
-
-    def _run(self, context: Any) -> None:
-        if not context.execute_async_v3(self.memory.driver.stream):
-            raise self._refused("could not run it")
-
-
-def _note(messages: deque[str], severity: str, message: str) -> None:
-    if severity in ("ERROR", "INTERNAL_ERROR"):
-        messages.append(message)
-
-
-class _EngineCache(DeviceRingCache):
-    """A ring that never has more slots than the engine takes, and refuses what would not fit."""
-
-    def __init__(
-        self, gpu: Gpu, spec: StageSpec, limits: CacheLimits, stage: str, ranges: Profiles, build: str
-    ) -> None:
-        self._refused_by = (ranges, stage, DECODE)
-        self._build = build
-        slots = ranges.stages[stage][DECODE]["past"].max
-        wanted = None if spec.window is None else spec.window - 1 + limits.rollback
-        self._most = slots if wanted is None or slots < wanted else limits.positions
-        super().__init__(gpu, spec, replace(limits, positions=min(limits.positions, self._most)))
-
-    def reserve(self, count: int) -> None:
-        """Raises BackendError when the engine was built for fewer positions."""
-        if self.length + count > self._most:
-            check_shape(*self._refused_by, {"past": self.length + count}, self._build)
-        super().reserve(count)
-
-
-def _named(sizes: tuple[int, ...], expected: tuple[int | str, ...] | None) -> tuple[int | str, ...]:
-    """An engine's axes, dynamic ones (-1) by the names that the manifest gives them."""
-    if expected is None or len(expected) != len(sizes):
-        return sizes
-    return tuple(
-        axis if size == -1 and isinstance(axis, str) else size
-        for size, axis in zip(sizes, expected, strict=True)
-    )

@@ -1,7 +1,9 @@
 """What TensorRT engines of a bundle are built for: the range of every axis, and whether a call is within it.
 
 Every stage has two optimization profiles, `PREFILL` and `DECODE`, over ranges that follow from the manifest
-and from `EngineLimits`. What this does not know: how engines are built, found and run.
+and from `EngineLimits`. A plan for several texts has one, over a few new positions of each: a chunk of a
+prompt is enough rows for products by itself, so it runs alone, and the plan's working memory stays small.
+What this does not know: how engines are built, found and run.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from ..errors import BackendError, BltError, BundleError
 from ..fields import Fields, checked_int
 from ..manifest import Axis, Manifest
 from .base import EngineLimits
+from .signatures import new_axis
 
 __all__ = [
     "DECODE",
@@ -24,6 +27,7 @@ __all__ = [
     "build_command",
     "check_shape",
     "choose_profile",
+    "packed_plan_file",
     "plan_file",
     "read_limits",
 ]
@@ -33,6 +37,9 @@ PREFILL, DECODE = 0, 1
 
 # Bytes or patches that one pass in the decode profile takes at most: one, or a draft with its guesses.
 _DECODE_POSITIONS = 16
+# What one text may bring to a pass over several: a byte with its guesses, or what is left of a prompt; and
+# patches, which are padded to the longest of all texts.
+_PACKED_POSITIONS, _PACKED_PATCHES = 32, 8
 # Longest patch where the patching rule has no limit of its own.
 _LONGEST_PATCH = 512
 _MOST = 2**31 - 1
@@ -44,6 +51,11 @@ ProfileAxes = dict[str, Axis]
 def plan_file(stage: str) -> str:
     """Name of a stage's plan in an engine's directory."""
     return f"{stage}.plan"
+
+
+def packed_plan_file(stage: str, rows: int) -> str:
+    """Name of a stage's plan for so many texts at once, in the same directory."""
+    return f"{stage}.rows{rows}.plan"
 
 
 def build_command(directory: Path, target: str) -> str:
@@ -101,6 +113,24 @@ class Profiles:
             for stage in manifest.stages
         }
         return cls(limits, stages)
+
+    def packed_positions(self, stage: str) -> int:
+        """Most new positions of one text in a pass over several."""
+        most = _PACKED_PATCHES if stage == "latent" else _PACKED_POSITIONS
+        return min(most, self.limits.prefill_chunk)
+
+    def packed(self, stage: str, rows: int) -> ProfileAxes:
+        """The one profile of a stage's plan for `rows` texts, by the axes of a packed graph; "rows" has the
+        range of each of that input's values, which add up to the positions in what it is tuned for."""
+        decode, most = self.stages[stage][DECODE], self.packed_positions(stage)
+        axes = {"rows": Axis(1, 1, most), new_axis(stage): Axis(rows, rows, rows * most)}
+        if "patch_length" in decode:
+            axes["patch_length"] = decode["patch_length"]
+        for row in range(rows):
+            axes[f"past{row}"] = decode["past"]
+            if "patch_slots" in decode:
+                axes[f"slots{row}"] = decode["patch_slots"]
+        return axes
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON: sizes as [smallest, tuned for, largest]."""
@@ -188,7 +218,7 @@ def choose_profile(profiles: Profiles, stage: str, sizes: Mapping[str, int], bui
 
     build: the command that builds engines, for the error. Raises BackendError as `check_shape`.
     """
-    axis = "patches" if stage == "latent" else "bytes"
+    axis = new_axis(stage)
     # For few positions the decode profile takes all that the other does.
     few = sizes.get(axis, 1) <= profiles.stages[stage][DECODE][axis].max
     index = DECODE if few else PREFILL

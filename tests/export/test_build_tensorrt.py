@@ -19,15 +19,20 @@ import onnx
 import pytest
 from blt_edge.export import build_tensorrt, export_checkpoint
 from blt_edge.export.build_ort import new_engine
-from blt_edge.export.build_tensorrt import TensorRtOptions, build_engines, plan_tensorrt
+from blt_edge.export.build_tensorrt import Part, TensorRtOptions, build_engines, plan_tensorrt
 from blt_edge.export.quantize import quantize_bundle
 from blt_edge.export.tensorrt_worker import Moment, PlanFacts, PlanOptions
+from blt_edge.runtime.backends import tensorrt_stage
+from blt_edge.runtime.backends.gpu import Gpu
 from blt_edge.runtime.backends.tensorrt import TensorRtModule
+from blt_edge.runtime.backends.tensorrt_profiles import Profiles
 from blt_edge.runtime.engines import find_tensorrt_engine
 from blt_edge.runtime.errors import BackendError, BundleError, OptionError
 from blt_edge.runtime.files import WriteError
 from blt_edge.runtime.manifest import load_manifest
 from blt_edge.runtime.names import STAGES
+from blt_edge.runtime.packed_check import check_packed
+from support.simulated_gpu import SimulatedDriver, SimulatedTensorRt, write_plan
 
 Ranges = tuple[dict[str, tuple[int, int, int]], ...]
 
@@ -76,6 +81,7 @@ def orin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[str]]
     # Noise computes nothing: what proves engines has tests of its own.
     monkeypatch.setattr(build_tensorrt, "open_gpu", lambda: None)
     monkeypatch.setattr(build_tensorrt, "prove_engine", prove)
+    monkeypatch.setattr(build_tensorrt, "_prove_packed", lambda *_: None)
     return built
 
 
@@ -84,10 +90,10 @@ def snapshot(bundle: Path) -> dict[Path, int]:
 
 
 def test_engines_are_built_found_and_kept(bundle: Path, orin: list[str]) -> None:
-    told: list[tuple[str, Moment | None]] = []
+    told: list[tuple[Part, Moment | None]] = []
     result = build_engines(bundle, OPTIONS, watch=lambda *what: told.append(what))
-    assert orin == list(result.facts) == list(STAGES)
-    assert [stage for stage, moment in told if moment is None] == list(STAGES)
+    assert orin == [part.stage for part in result.facts] == list(STAGES)
+    assert [part.stage for part, moment in told if moment is None] == list(STAGES)
     manifest = load_manifest(bundle)
     assert find_tensorrt_engine(bundle, manifest, ORIN, "8.7") == result.engine
     description = json.loads((result.engine.directory or bundle).joinpath("engine.json").read_text())
@@ -103,6 +109,112 @@ def test_engines_are_built_found_and_kept(bundle: Path, orin: list[str]) -> None
     other = build_engines(bundle, replace(OPTIONS, max_patches=100))
     assert other.engine != result.engine
     assert len(list((bundle / "engines").iterdir())) == 2
+
+
+def test_plans_for_several_texts_come_and_go(
+    bundle: Path, orin: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[PlanOptions] = []
+    build = build_tensorrt.build_in_child
+
+    def watched(
+        target: str, graph: Path, ranges: Ranges, plan: Path, options: PlanOptions, watch: Any
+    ) -> Any:
+        told.append(options)
+        profiles = 2 if options.rows == 1 else 1
+        assert len(ranges) == profiles
+        assert ("rows" in ranges[0]) == (options.rows > 1)
+        return build(target, graph, ranges, plan, options, watch)
+
+    monkeypatch.setattr(build_tensorrt, "build_in_child", watched)
+
+    def built(*rows: int, **how: Any) -> list[int]:
+        """Rows of the plans that were built."""
+        told.clear()
+        result = build_engines(bundle, replace(OPTIONS, rows=rows if rows != (0,) else None), **how)
+        path = result.engine.directory
+        assert path is not None
+        here = find_tensorrt_engine(bundle, load_manifest(bundle), ORIN, "8.7", full=True)
+        assert here == result.engine
+        names = {f"{stage}.plan" for stage in STAGES}
+        names |= {f"{stage}.rows{count}.plan" for stage in STAGES for count in here.rows}
+        assert {file.name for file in path.iterdir()} == {"engine.json", "self_test.bin", *names}
+        assert list(result.facts) == [
+            Part(stage, count)
+            for count in dict.fromkeys(options.rows for options in told)
+            for stage in STAGES
+        ]
+        return [options.rows for options in told[:: len(STAGES)]]
+
+    assert built() == [1]
+    assert built(4, 2) == [2, 4]
+    assert built(0) == []  # not said: they stay
+    assert built(2, 3) == [3]
+    assert built(2) == []
+    assert built(0, force=True) == [1, 2]
+    assert built() == []
+    assert built(2, force=True) == [1, 2]
+    path = plan_tensorrt(bundle, OPTIONS).directory
+    (path / "latent.rows2.plan").write_bytes(b"x")
+    plan = plan_tensorrt(bundle, replace(OPTIONS, rows=(2,)))
+    assert not plan.there
+    assert plan.missing == tuple(plan.parts)
+    with pytest.raises(OptionError, match="rows"):
+        plan_tensorrt(bundle, replace(OPTIONS, rows=(1,)))
+
+
+def test_plans_for_several_texts_are_proven_where_they_run(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a simulated GPU, whose plans are packed graphs that the processor computes."""
+    bundle, driver, wrong = Path(shutil.copytree(demo, tmp_path / "bundle")), SimulatedDriver(), []
+
+    def build(
+        target: str, graph: Path, ranges: Ranges, plan: Path, options: PlanOptions, watch: Any
+    ) -> PlanFacts:
+        manifest = load_manifest(bundle)
+        write_plan(plan, bundle, graph.stem, Profiles.of(manifest), options.rows)
+        return PlanFacts(plan.stat().st_size, 1.0, None, None)
+
+    def check(*args: Any) -> None:
+        if wrong:
+            raise BackendError(f"{args[1]}: it computes something else")
+        check_packed(*args)
+
+    module = SimulatedTensorRt(driver).as_module("tensorrt")
+    monkeypatch.setattr(build_tensorrt, "load_tensorrt", lambda target: module)
+    monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: "8.6")
+    monkeypatch.setattr(build_tensorrt, "build_in_child", build)
+    monkeypatch.setattr(build_tensorrt, "open_gpu", lambda: Gpu(driver))
+    monkeypatch.setattr(tensorrt_stage, "check_packed", check)
+    assert build_engines(bundle, replace(OPTIONS, rows=(2,))).proven
+    wrong.append(True)
+    before = snapshot(bundle)
+    with pytest.raises(BackendError, match=r"patcher: it computes something else; blt-edge build .* --force"):
+        build_engines(bundle, replace(OPTIONS, rows=(2, 3)))
+    kept = {path for path in snapshot(bundle) if ".rows3.onnx" not in path.name}  # the simulation's own
+    assert kept == set(before)
+    wrong.clear()
+    assert build_engines(bundle, replace(OPTIONS, rows=(2, 3))).engine.rows == (2, 3)
+    assert driver.broken == []
+
+
+@pytest.mark.usefixtures("orin")
+def test_a_plan_for_several_texts_that_fails_leaves_the_engine_as_it_was(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_engines(bundle, OPTIONS)
+    before, build = snapshot(bundle), build_tensorrt.build_in_child
+
+    def fails(target: str, graph: Path, *more: Any) -> PlanFacts:
+        if graph.stem == "decoder":
+            raise BackendError("decoder.onnx: TensorRT crashed")
+        return build(target, graph, *more)
+
+    monkeypatch.setattr(build_tensorrt, "build_in_child", fails)
+    with pytest.raises(BackendError, match="crashed"):
+        build_engines(bundle, replace(OPTIONS, rows=(2,)))
+    assert snapshot(bundle) == before
 
 
 @pytest.mark.usefixtures("orin")
@@ -130,7 +242,7 @@ def test_a_plan_writes_nothing(bundle: Path, orin: list[str]) -> None:
     assert orin == []
     assert plan.capabilities == ("8.7",)
     assert plan.profiles.limits.max_patches == 1000
-    weights = sum(part.weights for part in plan.stages.values())
+    weights = sum(part.weights for part in plan.parts.values())
     assert weights < plan.plan_bytes < 10 * weights
     assert plan.peak_memory > weights
 

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from blt_edge.export.lint_tensorrt import RULES, Finding, lint_bundle, lint_graph, rules_of_old
+from blt_edge.graphs.packing import pack_rows
 from blt_edge.graphs.quantize import Recipe
 from blt_edge.runtime.errors import BundleError, OptionError
 from blt_edge.runtime.names import PRECISIONS, STAGES
@@ -348,6 +349,10 @@ def test_our_graphs(stage: str, precision: str, tmp_path: Path) -> None:
     graph = onnx.load(path, load_external_data=False)
     assert lint(graph, "tensorrt-rtx") == lint(graph, "tensorrt-11") == []
     old = lint_graph(graph, stage, RULES["tensorrt-10.3"])
+    for target in RULES:  # what packs several texts is refused by none
+        packed = lint_graph(pack_rows(graph, 2, path.name), stage, RULES[target])
+        known = lint_graph(graph, stage, RULES[target])
+        assert {finding.reason for finding in packed} == {finding.reason for finding in known}
     if precision != "int8w":
         assert old == []
         return

@@ -69,8 +69,8 @@ WIDE = RandomModel(
 )
 
 
-def ranges_of(config: ModelConfig, stage: str) -> Ranges:
-    """Both profiles of a stage that is in no bundle."""
+def ranges_for(config: ModelConfig) -> Profiles:
+    """The profiles of a model that is in no bundle."""
     base = describe()
     manifest = replace(
         base,
@@ -85,7 +85,12 @@ def ranges_of(config: ModelConfig, stage: str) -> Ranges:
         },
         axes=axis_ranges(config),
     )
-    pair = Profiles.of(manifest).stages[stage]
+    return Profiles.of(manifest)
+
+
+def ranges_of(config: ModelConfig, stage: str) -> Ranges:
+    """Both profiles of a stage."""
+    pair = ranges_for(config).stages[stage]
     return tuple({name: (axis.min, axis.opt, axis.max) for name, axis in axes.items()} for axes in pair)
 
 
@@ -111,6 +116,27 @@ def test_a_stage_builds_with_both_profiles(
     facts = build_random(rtx, tmp_path, model, stage, precision)
     assert facts.bytes == (tmp_path / "stage.plan").stat().st_size > 0
     assert facts.activations is not None
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"), [*zip(STAGES, ("fp32", "int8w", "fp16", "int4"), strict=True)]
+)
+def test_a_stage_builds_for_several_texts(
+    rtx: TensorRtModule, stage: str, precision: str, tmp_path: Path
+) -> None:
+    config = config_of(SMALL)
+    recipe = Recipe(precision, search="rtn", ranges=UnitRanges())
+    path = save_random_stage(tmp_path, config, stage, recipe)
+    axes = ranges_for(config).packed(stage, 3)
+    ranges = ({name: (axis.min, axis.opt, axis.max) for name, axis in axes.items()},)
+    options = PlanOptions(("8.6",), half_attention=precision != "fp32", rows=3)
+    facts = build_plan(rtx, path, ranges, tmp_path / "packed.plan", options)
+    assert facts.bytes > 0
+    # What a graph for one is built for is no profile of it.
+    with pytest.raises(BackendError, match="for which the profiles have no range"):
+        build_plan(rtx, path, ranges_of(config, stage), tmp_path / "x.plan", options)
+    with pytest.raises(BackendError, match="for which the profiles have no range"):
+        build_plan(rtx, path, ranges, tmp_path / "x.plan", replace(options, rows=1))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -153,7 +179,7 @@ def test_joined_attention_takes_less_gpu_memory(
         return build_plan(rtx, path, (ranges,), tmp_path / plan, options).activations or 0
 
     joined, half = taken("joined", False), taken("half", True)
-    monkeypatch.setattr(tensorrt_worker, "_joined", lambda graph, half: graph.read_bytes())
+    monkeypatch.setattr(tensorrt_worker, "_prepared", lambda graph, options: graph.read_bytes())
     apart = taken("apart", False)
     assert 0 < 2 * half < joined < apart / 2
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import gc
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from blt_edge.export import export_checkpoint
 from blt_edge.export.build_ort import build_engine
 from blt_edge.runtime import BltModel, BltWarning, GenerationOptions, OptionError, Sequence
+from blt_edge.runtime.backends.base import Done, PackedStage
 from blt_edge.runtime.batch import Batch, Task
 from blt_edge.runtime.errors import BackendError
 from blt_edge.runtime.lanes import LANE, own_seconds
@@ -23,7 +26,7 @@ from blt_edge.runtime.vocabulary import encode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.random_models import write_random_model
-from support.state_walks import LIMITS, WIDE, agree
+from support.state_walks import LIMITS, WIDE, agree, loaded
 from support.unreliable import Unreliable
 
 TEXT = (Path(__file__).parents[1] / "data" / "alice.txt").read_bytes()
@@ -32,15 +35,18 @@ ROWS = (2, 4)
 
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, BltModel]]:
-    """A bundle with graphs for several texts: portable ones, and an engine's with fused attention."""
+    """A bundle with graphs for several texts: portable ones, an engine's with fused attention, and plans on a
+    (simulated) GPU."""
     folder = tmp_path_factory.mktemp("packed")
     write_random_model(WIDE, folder / "checkpoint")
     bundle = export_checkpoint(folder / "checkpoint", folder / "bundle", rows=ROWS)
     build_engine(bundle, rows=ROWS)
-    with ExitStack():
+    with ExitStack() as stack:
         yield {
             "ring": BltModel.load(bundle, device="cpu", threads=1, portable=True, **LIMITS),
             "ordered": BltModel.load(bundle, device="cpu", threads=1, **LIMITS),
+            "tensorrt": stack.enter_context(loaded(bundle, "tensorrt", folder, rows=ROWS)),
+            "cuda": stack.enter_context(loaded(bundle, "cuda", folder)),
         }
 
 
@@ -48,8 +54,14 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, BltMo
 def model(request: pytest.FixtureRequest, packed: dict[str, BltModel]) -> BltModel:
     found = packed[request.param]
     assert found.rows == ROWS
-    assert (found.engine.directory is not None) == (request.param == "ordered")
+    assert (found.engine.directory is not None) == (request.param != "ring")
     return found
+
+
+@pytest.fixture(params=["ring", "ordered", "tensorrt"])
+def anywhere(request: pytest.FixtureRequest, packed: dict[str, BltModel]) -> BltModel:
+    """On a GPU, too."""
+    return packed[request.param]
 
 
 def run(batch: Batch, works: list[Callable[[], None]]) -> list[Task]:
@@ -76,7 +88,7 @@ STEPS = st.one_of(
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 500), st.lists(STEPS, min_size=1, max_size=6)), min_size=1, max_size=7),
-    st.sampled_from(["ring", "ordered"]),
+    st.sampled_from(["ring", "ordered", "tensorrt", "cuda"]),
     st.data(),
 )
 def test_texts_that_share_passes_are_as_if_alone(
@@ -126,19 +138,61 @@ def test_texts_that_share_passes_are_as_if_alone(
 
 @pytest.mark.parametrize("draft", ["none", "lookup", "patcher", "decoder", "auto"])
 @pytest.mark.parametrize("seed", [None, 7])
-def test_many_prompts_are_continued_as_each_alone(model: BltModel, draft: str, seed: int | None) -> None:
+def test_many_prompts_are_continued_as_each_alone(anywhere: BltModel, draft: str, seed: int | None) -> None:
     prompts = [b"", TEXT[:1], TEXT[100:140], bytes(range(256))[:90], TEXT[500:533], TEXT[100:140], b"\0" * 50]
     options = GenerationOptions(
         max_new_bytes=24, draft=draft, temperature=0.0 if seed is None else 0.9, seed=seed
     )
-    alone = [model.generate(prompt, options) for prompt in prompts]
-    many = model.generate_many(prompts, options)
+    alone = [anywhere.generate(prompt, options) for prompt in prompts]
+    many = anywhere.generate_many(prompts, options)
     assert [one.data for one in many] == [one.data for one in alone]
     assert [one.finish_reason for one in many] == [one.finish_reason for one in alone]
     for one, reference in zip(many, alone, strict=True):
         assert one.stats.new_bytes == reference.stats.new_bytes
         assert one.stats.patches == reference.stats.patches
         assert one.stats.stage_calls["decoder"] > 0
+
+
+@pytest.mark.parametrize("layout", ["ring", "ordered", "tensorrt", "cuda"])
+def test_passes_take_as_many_texts_as_there_are_graphs_for(packed: dict[str, BltModel], layout: str) -> None:
+    model = packed[layout]
+    batch, most = model.batch(), dict.fromkeys(model.manifest.stages, 0)
+
+    def see(stage: str, texts: int, seconds: float) -> None:
+        most[stage] = max(most[stage], texts)
+        assert seconds > 0
+
+    batch.observer = see
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(batch, [lambda: model.generate(TEXT[:20], max_new_bytes=30) and None] * 6)
+    assert most == dict.fromkeys(most, 4)
+
+
+def test_what_a_run_costs_alone_is_what_the_engine_says(model: BltModel) -> None:
+    """On a GPU a run is queued, and what it takes is known later: not what queueing it took."""
+    batch = Batch(1, 256)
+    batch.attention = True
+    waiting = []
+
+    class Queued:
+        def run(self, done: Done) -> None:
+            waiting.append(done)
+
+    class OfOne:
+        rows, packed_positions = (), None
+
+    def work() -> None:
+        lane = LANE.get()
+        assert isinstance(lane, Task)
+        told: list[float] = []
+        stage = SimpleNamespace(name="encoder", backend=OfOne(), cache=None, shared={})
+        lane.run(stage, Queued(), 3, told.append)
+        waiting.pop()(0.25)
+        assert told == [0.25]
+
+    run(batch, [work, work])
+    assert batch._chooser.costs.seconds("encoder", 3) == pytest.approx(0.25)
 
 
 def test_more_texts_than_rows_and_fewer(model: BltModel) -> None:
@@ -177,22 +231,22 @@ def test_prompts_are_asked_for_when_their_turn_comes(model: BltModel) -> None:
 # 2. Who leaves, fails, or is alone.
 
 
-def test_what_one_raises_is_its_own(model: BltModel) -> None:
+def test_what_one_raises_is_its_own(anywhere: BltModel) -> None:
     ends = []
 
     def good() -> None:
-        ends.append(model.generate(TEXT[:40], max_new_bytes=20).data)
+        ends.append(anywhere.generate(TEXT[:40], max_new_bytes=20).data)
 
     def bad() -> None:
-        model.generate(TEXT[:40], max_new_bytes=3)
+        anywhere.generate(TEXT[:40], max_new_bytes=3)
         raise ValueError("mine")
 
-    batch = model.batch()
+    batch = anywhere.batch()
     tasks = [batch.start(work) for work in (good, bad, good)]
     while batch.step():
         pass
     assert [type(task.error) for task in tasks] == [type(None), ValueError, type(None)]
-    assert ends == [model.generate(TEXT[:40], max_new_bytes=20).data] * 2
+    assert ends == [anywhere.generate(TEXT[:40], max_new_bytes=20).data] * 2
 
 
 def test_cancelling_ends_all_that_go_on_and_begins_no_other(model: BltModel) -> None:
@@ -212,17 +266,19 @@ def test_closing_the_stream_closes_what_is_open(model: BltModel) -> None:
     assert model.generate(TEXT[:30], max_new_bytes=5).stats.new_bytes == 5
 
 
-def test_the_memory_of_texts_that_have_ended_is_free(model: BltModel) -> None:
-    batch = model.batch()
+def test_the_memory_of_texts_that_have_ended_is_free(anywhere: BltModel) -> None:
+    batch = anywhere.batch()
     caches: list[weakref.ref[object]] = []
 
     def work(count: int) -> Callable[[], None]:
         def go() -> None:
-            sequence = model.sequence()
+            sequence = anywhere.sequence()
             sequence.append(encode(TEXT[:count]))
             state = sequence.state
             caches.extend(weakref.ref(cache) for cache in state.caches.values())
-            caches.extend(weakref.ref(cache.buffer) for cache in state.caches.values())
+            # What holds the memory: on a device not the array.
+            buffers = (cache.buffer for cache in state.caches.values())
+            caches.extend(weakref.ref(getattr(buffer, "_owner", buffer)) for buffer in buffers)
 
         return go
 
@@ -260,6 +316,43 @@ def test_a_packed_graph_that_fails_leaves_texts_to_go_on_one_by_one(
     with pytest.warns(BltWarning, match="decoder: a pass over several texts failed.*no such luck"):
         many = model.generate_many(prompts, max_new_bytes=20)
     assert [one.data for one in many] == wanted
+
+
+@pytest.mark.parametrize("error", [BackendError("no such luck"), MemoryError("no memory for it")])
+def test_a_packed_graph_that_cannot_be_loaded_is_not_asked_for_again(
+    packed: dict[str, BltModel], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    model, asked = packed["ordered"], []
+    prompts = [TEXT[30 * number : 30 * number + 20] for number in range(4)]
+    wanted = [model.generate(prompt, max_new_bytes=20).data for prompt in prompts]
+
+    def fail(texts: int) -> PackedStage:
+        asked.append(texts)
+        raise error
+
+    monkeypatch.setattr(model._backends["decoder"], "packed", fail)
+    with pytest.warns(BltWarning, match="decoder: a pass over several texts failed.*no ") as warned:
+        many = model.generate_many(prompts, max_new_bytes=20)
+    assert [one.data for one in many] == wanted
+    assert len(asked) == len(warned) == 1
+
+
+def test_who_has_more_positions_than_a_packed_graph_takes_runs_alone(
+    packed: dict[str, BltModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, most, seen = packed["ring"], 3, []
+    prompts = [TEXT[30 * number : 30 * number + size] for number, size in enumerate((1, 2, 3, 4) * 2)]
+    wanted = [model.generate(prompt, max_new_bytes=20).data for prompt in prompts]
+    for stage in model._backends.values():
+        monkeypatch.setattr(type(stage), "packed_positions", most)
+    for one in [stage.packed(rows) for stage in model._backends.values() for rows in ROWS]:
+        run_all = one.run
+        monkeypatch.setattr(
+            one, "run", lambda parts, run=run_all: seen.extend(part.count for part in parts) or run(parts)
+        )
+    assert [one.data for one in model.generate_many(prompts, max_new_bytes=20)] == wanted
+    assert {1, most} <= set(seen)
+    assert max(seen) == most
 
 
 def test_one_text_alone_runs_its_stages_itself(model: BltModel) -> None:
@@ -319,8 +412,8 @@ def test_rows_are_whole_numbers(model: BltModel) -> None:
             model.generate_many([b"a"], rows=rows)  # type: ignore[arg-type]
 
 
-def test_a_sequence_goes_from_a_batch_to_plain_calls_and_back(model: BltModel) -> None:
-    sequences = [model.sequence() for _ in range(3)]
+def test_a_sequence_goes_from_a_batch_to_plain_calls_and_back(anywhere: BltModel) -> None:
+    sequences = [anywhere.sequence() for _ in range(3)]
 
     def read(sequence: Sequence, first: int, count: int) -> Callable[[], None]:
         return lambda: sequence.append(encode(TEXT[first : first + count])[0 if first == 0 else 1 :]) and None
@@ -331,8 +424,8 @@ def test_a_sequence_goes_from_a_batch_to_plain_calls_and_back(model: BltModel) -
             for work in works:
                 work()
         else:
-            run(model.batch(), works)
-    fresh = model.sequence()
+            run(anywhere.batch(), works)
+    fresh = anywhere.sequence()
     fresh.append(encode(TEXT[:90]))
     for sequence in sequences:
         agree(sequence.logits, fresh.logits)

@@ -120,7 +120,9 @@ def test_a_gpu_that_computes_nonsense_is_refused(bundle: Path, monkeypatch: pyte
 def test_auto_does_not_hide_a_damaged_engine(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     simulate(monkeypatch, "tensorrt")
     write_engines(bundle, "tensorrt")
-    monkeypatch.setattr("blt_edge.runtime.backends.tensorrt.stage_signature", lambda *arguments: ({}, {}))
+    monkeypatch.setattr(
+        "blt_edge.runtime.backends.tensorrt_stage.stage_signature", lambda *arguments: ({}, {})
+    )
     with pytest.raises(BundleError, match=r"input .* the manifest asks for absent"):
         BltModel.load(bundle)
 

@@ -47,10 +47,24 @@ def test_a_pass_is_of_one_stage_and_kind_and_has_room(rounds: list[list[Wait]]) 
         group = chooser.choose(waiting, len(waiting))
         lead = group[0]
         assert all(one in waiting for one in group)
-        assert len({id(one) for one in group}) == len(group) <= lead.rows[-1]
+        assert len({id(one) for one in group}) == len(group) <= min(one.rows[-1] for one in group)
         assert {(one.stage, one.kind) for one in group} == {(lead.stage, lead.kind)}
         beside = [one.count for one in group[1:] if one.count > MOST_SHORT]
         assert lead.count + sum(beside) <= 256 or not beside
+
+
+def test_who_has_too_many_positions_for_company_goes_alone() -> None:
+    chooser = Chooser(256, CostTable())
+    alone = (1,)
+    waiting = [
+        Wait("decoder"),
+        Wait("decoder", 100, rows=alone),
+        Wait("decoder"),
+        Wait("decoder", 20, rows=alone),
+    ]
+    assert chooser.choose(waiting, 4) == [waiting[0], waiting[2]]
+    assert chooser.choose(waiting[1:2] + waiting[3:], 4) == [waiting[1]]
+    assert chooser.choose([waiting[3], Wait("decoder")], 4) == [waiting[3]]
 
 
 def test_who_is_behind_goes_first_and_the_others_catch_up() -> None:

@@ -9,15 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blt_edge.export.packed import write_packed
 from blt_edge.export.proof import prove_engine
-from blt_edge.runtime.backends.signatures import stage_inputs
+from blt_edge.runtime.backends.signatures import ROWS, packed_signature, stage_inputs
 from blt_edge.runtime.backends.tensorrt import TensorRtModule
 from blt_edge.runtime.backends.tensorrt_profiles import (
     ProfileAxes,
     Profiles,
+    packed_plan_file,
     plan_file,
 )
-from blt_edge.runtime.engines import ENGINE_NAME, describe_tensorrt, engine_path, render_engine
+from blt_edge.runtime.engines import (
+    ENGINE_NAME,
+    describe_tensorrt,
+    engine_path,
+    packed_graph_file,
+    render_engine,
+)
 from blt_edge.runtime.integrity import file_record
 from blt_edge.runtime.manifest import load_manifest
 from blt_edge.runtime.self_test import SELF_TEST_NAME
@@ -28,9 +36,17 @@ __all__ = ["VERSION", "SimulatedTensorRt", "write_engines", "write_plan"]
 VERSION = "10.3.0"
 
 
-def write_plan(path: Path, bundle: Path, stage: str, ranges: Profiles) -> None:
-    """A "plan": where its graph is, and for each profile the least, best and largest shape of each input."""
+def write_plan(path: Path, bundle: Path, stage: str, ranges: Profiles, rows: int = 1) -> None:
+    """A "plan": where its graph is, and for each profile the least, best and largest shape of each input.
+
+    rows: for how many texts; the packed graph is written beside the bundle's own, whose weights it reads.
+    """
     manifest = load_manifest(bundle)
+    graph, inputs, profiles = manifest.stages[stage].file, stage_inputs(manifest, stage), ranges.stages[stage]
+    if rows > 1:
+        write_packed(bundle, [stage], [rows])
+        graph, inputs = packed_graph_file(stage, rows), packed_signature(manifest, stage, rows)[0]
+        profiles = (ranges.packed(stage, rows),)
 
     def size(axes: ProfileAxes, axis: int | str, bound: str) -> int:
         return axis if isinstance(axis, int) else int(getattr(axes[axis], bound))
@@ -38,15 +54,17 @@ def write_plan(path: Path, bundle: Path, stage: str, ranges: Profiles) -> None:
     shapes = [
         {
             name: [[size(axes, axis, bound) for axis in named] for bound in ("min", "opt", "max")]
-            for name, named in stage_inputs(manifest, stage).items()
+            for name, named in inputs.items()
         }
-        for axes in ranges.stages[stage]
+        for axes in profiles
     ]
-    graph = bundle / manifest.stages[stage].file
-    path.write_text(json.dumps({"graph": str(graph), "profiles": shapes}))
+    sizes = [axes[ROWS].max for axes in profiles if ROWS in axes]
+    path.write_text(json.dumps({"graph": str(bundle / graph), "profiles": shapes, "sizes": sizes}))
 
 
-def write_engines(bundle: Path, target: str, capability: str = "8.6", **limits: int) -> Path:
+def write_engines(
+    bundle: Path, target: str, capability: str = "8.6", *, rows: tuple[int, ...] = (), **limits: int
+) -> Path:
     """Engines of every stage in the bundle, as `blt-edge build` leaves them; returns their directory."""
     manifest, trt = load_manifest(bundle), TensorRtModule(target, VERSION, None)
     ranges = Profiles.of(manifest, **limits)
@@ -55,9 +73,11 @@ def write_engines(bundle: Path, target: str, capability: str = "8.6", **limits: 
     path.mkdir(parents=True)
     for stage in manifest.stages:
         write_plan(path / plan_file(stage), bundle, stage, ranges)
+        for count in rows:
+            write_plan(path / packed_plan_file(stage, count), bundle, stage, ranges, count)
     prove_engine(bundle, manifest, None, ranges.limits, path / SELF_TEST_NAME, name=trt.name, alike=False)
     files = {file.name: file_record(file) for file in path.iterdir()}
-    (path / ENGINE_NAME).write_text(render_engine(description, files, proven=False))
+    (path / ENGINE_NAME).write_text(render_engine(description, files, proven=False, rows=rows))
     return path
 
 
@@ -119,6 +139,8 @@ class _Runtime:
 class _Engine:
     def __init__(self, module: SimulatedTensorRt, plan: dict[str, Any]) -> None:
         self.module, self._profiles = module, plan["profiles"]
+        self.sizes: list[int] = plan["sizes"]
+        """The most that a value of the input that lies on the host may be."""
         self.session = cpu_session(Path(plan["graph"]))
         self._inputs = {value.name: value for value in self.session.get_inputs()}
         self._values = {**self._inputs, **{value.name: value for value in self.session.get_outputs()}}
@@ -137,7 +159,7 @@ class _Engine:
         return self.module.DataType.INT64 if whole else self.module.DataType.FLOAT
 
     def get_tensor_location(self, name: str) -> Any:
-        return self.module.TensorLocation.DEVICE
+        return self.module.TensorLocation.HOST if name == ROWS else self.module.TensorLocation.DEVICE
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return tuple(-1 if isinstance(axis, str) else axis for axis in self._values[name].shape)
@@ -205,20 +227,33 @@ class _Context:
         self._captured = self._driver.capturing
         assert self._runs or not self._captured, "the first run after a shape is set allocates"
         if self._graphs is not None:
-            assert self._graphs is SimulatedTensorRt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            strategies = SimulatedTensorRt.CudaGraphStrategy
+            several = bool(self._engine.sizes)  # a graph would be captured anew in each run
+            assert self._graphs is (strategies.DISABLED if several else strategies.WHOLE_GRAPH_CAPTURE)
             assert not self._captured, "it captures by itself"
         self._runs += 1
-        tensors = self._tensors()
+        tensors, rows = self._tensors(), self._rows()
 
         def work() -> None:
+            assert self._rows(tensors) == rows, "sizes were overwritten before the run"
             self._driver.array(*self._scratch[:1], (self._scratch[1],), np.uint8)[...] = 0xEE
             compute(self._driver, self._engine.session, tensors)
 
         self._driver.enqueue(work)
         return True
 
+    def _rows(self, tensors: dict[str, tuple[int, tuple[int, ...]]] | None = None) -> list[int]:
+        """The values of the input that says how many positions each text has; none where there is none."""
+        if not self._engine.sizes:
+            return []
+        address, shape = (self._addresses[ROWS], self._shapes[ROWS]) if tensors is None else tensors[ROWS]
+        return [int(value) for value in self._driver.array(address, shape, np.int64)]
+
     def _tensors(self) -> dict[str, tuple[int, tuple[int, ...]]]:
-        sizes: dict[str, int] = {}
+        sizes: dict[str, int] = {f"new{row}": count for row, count in enumerate(self._rows())}
+        if sizes:
+            assert all(1 <= count <= self._engine.sizes[0] for count in sizes.values())
+            assert sum(sizes.values()) == self._shapes["positions"][1], "no part of the axis may be left over"
         for value in self._engine.session.get_inputs():
             for axis, size in zip(value.shape, self._shapes[value.name], strict=True):
                 if isinstance(axis, str):

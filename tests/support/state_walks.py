@@ -66,14 +66,17 @@ def export_wide(folder: Path) -> Path:
 
 
 @contextmanager
-def loaded(bundle: Path, layout: str, scratch: Path) -> Iterator[BltModel]:
-    """The bundle with caches in this layout; on a simulated GPU its rules are looked after."""
+def loaded(bundle: Path, layout: str, scratch: Path, rows: tuple[int, ...] = ()) -> Iterator[BltModel]:
+    """The bundle with caches in this layout; on a simulated GPU its rules are looked after.
+
+    rows: for how many texts at once TensorRT has plans.
+    """
     if layout in ("ring", "ordered"):
         yield BltModel.load(bundle, "cpu", 1, portable=layout == "ring", **LIMITS)
         return
     own = Path(shutil.copytree(bundle, scratch / layout, ignore=shutil.ignore_patterns("engines")))
     if layout == "tensorrt":
-        write_engines(own, layout, **LIMITS)
+        write_engines(own, layout, rows=rows, **LIMITS)
     with pytest.MonkeyPatch.context() as monkeypatch:
         driver = simulate(monkeypatch, layout)
         model = BltModel.load(own, layout, **LIMITS)

@@ -72,11 +72,6 @@ def test_rows_that_no_graph_takes_are_refused(cli, tiny_model, rows: str) -> Non
     assert "give numbers from 2 to 64, such as 2,4,8, or none" in refused.stderr
 
 
-def test_rows_are_for_onnxruntime(cli, tiny_model) -> None:
-    refused = cli("build", tiny_model.bundle, "--rows", "2", "--target", "tensorrt", code=2)
-    assert "--rows is for --target onnxruntime" in refused.stderr
-
-
 def test_why_there_are_no_packed_graphs_is_said(cli, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_args: object) -> None:
         raise BltError("it can't be packed")
@@ -188,6 +183,41 @@ def test_the_demos_engines_are_built_and_told_of(cli, tmp_path: Path) -> None:
     # Neither target's engines are the other's old ones.
     assert engine.name not in cli("build", bundle, "--prune").stderr
     assert engine.is_dir()
+
+
+def test_plans_for_several_texts_are_added_and_removed(
+    cli, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT's plans are noise here: `test_build_tensorrt` and `test_tensorrt_worker` know better ones."""
+    from blt_edge.export import build_tensorrt
+    from blt_edge.export.tensorrt_worker import PlanFacts
+    from blt_edge.runtime.backends.tensorrt import TensorRtModule
+
+    def build(target: str, graph: Path, ranges: object, plan: Path, *more: object) -> PlanFacts:
+        plan.write_bytes(b"plan")
+        return PlanFacts(4, 1.0, None, None)
+
+    loaded = TensorRtModule("tensorrt", "10.3.0", None)
+    monkeypatch.setattr(build_tensorrt, "load_tensorrt", lambda target: loaded)
+    monkeypatch.setattr(build_tensorrt, "build_in_child", build)
+    monkeypatch.setattr(build_tensorrt, "device_compute_capability", lambda: "8.7")
+    monkeypatch.setattr(build_tensorrt, "_prove", lambda *args: args[-1].joinpath("self_test.bin").touch())
+    target = ("--target", "tensorrt")
+    engine = Path(cli("build", bundle, *target, code=0).stdout.strip())
+    assert not list(engine.glob("*.rows*"))
+    dry = cli("build", bundle, *target, "--rows", "2,3", "--dry-run", code=0)
+    assert f"would add plans for 2 and 3 texts at once to {engine}: about " in dry.stdout
+    more = cli("build", bundle, *target, "--rows", "3,2", "--json", "-", code=0)
+    names = {f"{stage}.rows{rows}.plan" for stage in STAGES for rows in (2, 3)}
+    assert {path.name for path in engine.glob("*.rows*")} == names <= json.loads(more.stdout)["files"].keys()
+    assert "patcher graph, 2 texts" in more.stderr
+    assert "latent graph  " not in more.stderr
+    assert "for 2 and 3 texts at once: up to 32 new bytes and 8 closed patches of each" in more.stderr
+    assert json.loads(more.stdout)["rows"] == [2, 3]
+    assert "they are there already" in cli("build", bundle, *target, code=0).stderr
+    fewer = cli("build", bundle, *target, "--rows", "2", code=0)
+    assert "removed the plans for 3 texts at once\n" in fewer.stderr
+    assert not list(engine.glob("*.rows3.plan"))
 
 
 def test_what_an_old_tensorrt_refuses_is_told_before(

@@ -32,7 +32,7 @@ def test_a_device_that_is_right_passes(
 ) -> None:
     simulate(monkeypatch, device)
     if device == "tensorrt":
-        write_engines(own_bundle, device)
+        write_engines(own_bundle, device, rows=(2, 3))
     found = check.measure(own_bundle, device, TEXT.read_bytes(), 10)
     assert found["engine"]["device"].startswith("Simulated, ")
     assert found["parity"]["breaches"] == []
@@ -40,6 +40,10 @@ def test_a_device_that_is_right_passes(
     assert found["speed"]["no_drafts"]["ms_per_byte"] > 0
     assert found["cuda_graphs"]["refusal"] is None
     assert (found["cuda_graphs"]["captured"] > 0) == (device == "tensorrt")
+    assert (found["packed"] is not None) == (device == "tensorrt")
+    if device == "tensorrt":
+        assert (found["packed"]["rows"], found["packed"]["equal"]) == ([2, 3], 3)
+        assert found["packed"]["breaches"] == []
     json.dumps(found)
 
 
@@ -64,6 +68,21 @@ def test_a_device_that_is_wrong_is_found(
     assert {breach.split()[0] for breach in breaches} >= {"logits_max", "logits_mean"}
 
 
+def test_plans_for_several_texts_that_are_wrong_are_found(
+    own_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulate(monkeypatch, "tensorrt")
+    engine = write_engines(own_bundle, "tensorrt", rows=(3,))
+    model = BltModel.load(own_bundle, "tensorrt")
+    (engine / "decoder.rows3.plan").write_text("damaged")
+    found = check.packed(model, TEXT.read_bytes(), 10)
+    assert found is not None
+    assert found["breaches"]
+    assert all("decoder: a pass over several texts failed" in breach for breach in found["breaches"])
+    assert not check._breaches_of(ROW)
+    assert check._breaches_of({**ROW, "packed": found}) == found["breaches"]
+
+
 def test_without_a_gpu_it_says_what_could_not_run(
     tmp_path: Path, own_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,7 +104,7 @@ def test_without_a_gpu_it_says_what_could_not_run(
 def test_what_fails_for_one_precision_does_not_end_the_others(
     tmp_path: Path, own_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def bundle(work: Path, checkpoint: str, precision: str) -> Path:
+    def bundle(work: Path, checkpoint: str, precision: str, rows: tuple[int, ...]) -> Path:
         if precision == "int4":
             raise ValueError("no such kernel")
         return own_bundle
@@ -108,7 +127,7 @@ def test_what_is_measured_is_kept_at_once(own_bundle: Path, monkeypatch: pytest.
     monkeypatch.setattr(check, "_in_child", lambda asked: {"error": "no torch"})
     kept: list[tuple[int, bool]] = []
     args = argparse.Namespace(work=own_bundle, checkpoint="demo", text=TEXT)
-    args.precisions, args.devices = ["fp32"], ["cuda", "tensorrt"]
+    args.precisions, args.devices, args.rows = ["fp32"], ["cuda", "tensorrt"], (2,)
     check.check(args, lambda so_far: kept.append((len(so_far["rows"]), so_far["complete"])))
     assert kept == [(1, False), (2, False), (2, True)]
 
@@ -132,5 +151,5 @@ def test_the_script_installs_the_checkout_in_place(tmp_path: Path) -> None:
         (stubs / name).chmod(0o755)
     subprocess.run([SCRIPT, "--venv", str(tmp_path / "venv"), "--json", "x.json"], check=True)
     asked = log.read_text().splitlines()
-    assert [" -e .[" in line for line in asked if " .[" in line] == [True] * 3
+    assert [" -e .[" in line for line in asked if " .[" in line] == [True] * 4
     assert asked[-1] == "-m blt_edge.tools.gpu.check --json x.json"

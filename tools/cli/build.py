@@ -17,7 +17,7 @@ from .documents import write_json
 from .options import STDIN, MemorySize, OneOf, Rows, bundle_argument, json_option, option, options, verb
 
 if TYPE_CHECKING:
-    from ...export.build_tensorrt import BuildPlan, TensorRtBuild, TensorRtOptions
+    from ...export.build_tensorrt import BuildPlan, Part, TensorRtBuild, TensorRtOptions
     from ...export.tensorrt_worker import Moment
     from ...runtime.engines import Engine
     from ...runtime.manifest import Axis, Manifest
@@ -70,9 +70,10 @@ _tensorrt_options = options(
     "--rows",
     type=Rows(),
     metavar="N,N,...",
-    shown="2,4,8",
-    help="onnxruntime: for how many texts at once the engine gets packed graphs, each 2 to 64, or none; they "
-    "share its weights and take kilobytes.",
+    shown="2,4,8; TensorRT: none",
+    help="For how many texts at once the engine gets packed graphs, each 2 to 64, or none. onnxruntime's "
+    "share its weights and take kilobytes; TensorRT's are plans, which hold the weights once more each, on "
+    "disk and on the GPU, and take minutes to build.",
 )
 @option("--force", help="Build again what is there already.")
 @option(
@@ -101,7 +102,8 @@ def command(
     then on, on machines like this one with the same version of ONNX Runtime; elsewhere the portable graphs
     are, with the same results.
 
-    For tensorrt and tensorrt-rtx: a plan for each stage, with a profile for prompts and one for decoding.
+    For tensorrt and tensorrt-rtx: a plan for each stage, with a profile for prompts and one for decoding, and
+    with --rows 2,4 further ones that take a few new bytes of 2 or 4 texts in one pass.
     They run on GPUs of the compute capability and with the version that they were built for. tensorrt builds
     on the device itself; tensorrt-rtx also where there is no GPU. Building takes minutes and 3 to 5 times the
     largest stage's weights in memory.
@@ -113,20 +115,17 @@ def command(
     if target == "onnxruntime" and given:
         flag = "--" + next(iter(given)).replace("_", "-")
         raise click.UsageError(f"{flag} is for --target tensorrt and tensorrt-rtx; leave it out")
-    if target != "onnxruntime" and rows is not None:
-        raise click.UsageError("--rows is for --target onnxruntime; leave it out")
     if dry_run and json_file is not None:
         raise click.UsageError("--json is for what was built; leave it or --dry-run out")
     options = None
     if target != "onnxruntime":
         from ...export.build_tensorrt import TensorRtOptions
 
-        options = TensorRtOptions(target=target, **given)
+        options = TensorRtOptions(target=target, rows=rows, **given)
     if dry_run:
-        engine, needed = _plan_tensorrt(messages, bundle, options) if options else _plan_onnxruntime(bundle)
-        there = " again, with --force (it is there already)" if engine.is_dir() else ""
-        free = size(shutil.disk_usage(bundle).free)
-        echo(f"would write {engine}{there}: {needed}; {free} of disk are free")
+        planned = _plan_tensorrt(messages, bundle, options, force) if options else _plan_onnxruntime(bundle)
+        engine, line = planned
+        echo(f"{line}; {size(shutil.disk_usage(bundle).free)} of disk are free")
         if engine.is_dir():
             _tidy(messages, bundle, engine, prune=False)
         return
@@ -185,8 +184,13 @@ def _document(engine: Path, target: str) -> dict[str, Any]:
     }
 
 
+def _would_write(engine: Path, needed: str) -> str:
+    there = " again, with --force (it is there already)" if engine.is_dir() else ""
+    return f"would write {engine}{there}: {needed}"
+
+
 def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
-    """Print what building would do; returns what it would write, and how much of it."""
+    """Print what building would do; returns the engine's directory, and a line about what it would write."""
     from ...export.build_ort import check_version, engine_bytes
     from ...runtime.engines import describe_engine, engine_path
     from ...runtime.manifest import load_manifest
@@ -198,7 +202,8 @@ def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
         for stage, spec in manifest.stages.items()
     ]
     print_table(("part", "precision", ">portable"), rows, sys.stdout)
-    return engine_path(bundle, describe_engine(manifest)), f"at most {size(engine_bytes(manifest))}"
+    engine = engine_path(bundle, describe_engine(manifest))
+    return engine, _would_write(engine, f"at most {size(engine_bytes(manifest))}")
 
 
 def _build_onnxruntime(messages: Messages, bundle: Path, rows: tuple[int, ...] | None, force: bool) -> Path:
@@ -245,22 +250,31 @@ def _packed(engine: Engine, manifest: Manifest) -> str:
     return f"packed graphs for {listed(engine.rows)} texts at once: {size(total)}"
 
 
-def _plan_tensorrt(messages: Messages, bundle: Path, options: TensorRtOptions) -> tuple[Path, str]:
-    """Print what building would do; returns what it would write, and how much of it."""
+def _plan_tensorrt(
+    messages: Messages, bundle: Path, options: TensorRtOptions, force: bool
+) -> tuple[Path, str]:
+    """Print what building would do; returns the engine's directory, and a line about what it would write."""
     from ...export.build_tensorrt import plan_tensorrt
 
     plan = plan_tensorrt(bundle, options)
     _warn_of_refusals(messages, bundle, plan)
-    _show_estimate(plan, sys.stdout)
+    added = plan.missing if plan.there and not force else ()
+    _show_estimate(plan, added or plan.parts, sys.stdout)
     rows = [
         (stage, name, _range(axis), _range(decode[name]))
         for stage, (prefill, decode) in plan.profiles.stages.items()
         for name, axis in prefill.items()
     ]
     print_table(("part", "axis", "prefill", "decode"), rows, sys.stdout)
+    if plan.rows:
+        echo(_packed_plans(plan))
     if plan.timing_cache is not None:
         echo(f"what it learns about kernels would be kept in {plan.timing_cache}")
-    return plan.directory, f"about {size(plan.plan_bytes)}"
+    if not added:
+        return plan.directory, _would_write(plan.directory, f"about {size(plan.plan_bytes)}")
+    texts = listed(sorted({part.rows for part in added}))
+    needed = size(sum(plan.parts[part].plan for part in added))
+    return plan.directory, f"would add plans for {texts} texts at once to {plan.directory}: about {needed}"
 
 
 def _range(axis: Axis) -> str:
@@ -269,25 +283,28 @@ def _range(axis: Axis) -> str:
 
 def _build_tensorrt(messages: Messages, bundle: Path, options: TensorRtOptions, force: bool) -> Path:
     from ...export.build_tensorrt import build_engines, plan_tensorrt
+    from ...runtime.engines import rows_of
 
     plan = plan_tensorrt(bundle, options)
     shown = not messages.quiet and sys.stderr is not None
-    if force or not plan.there:
+    before = rows_of(plan.directory) if plan.there else ()
+    parts = tuple(plan.parts) if force else plan.missing
+    if parts:
         _warn_of_refusals(messages, bundle, plan)
         if shown:
-            _show_estimate(plan, sys.stderr)
+            _show_estimate(plan, parts, sys.stderr)
     terminal = is_terminal(sys.stderr)
     with status(messages) as say:
 
-        def watch(stage: str, moment: Moment | None) -> None:
-            line = f"{stage} graph"
+        def watch(part: Part, moment: Moment | None) -> None:
+            line = str(part)
             if moment is not None:
                 if not terminal:  # a log has no use for a line each moment
                     return
                 memory = "" if moment.memory is None else f", {size(moment.memory)}"
                 step = f" {moment.done}/{moment.steps}" if moment.steps > 1 else ""
                 what = moment.phase[:1].lower() + moment.phase[1:]
-                line += f" ({plan.stages[stage].precision}), {moment.seconds:.0f} s{memory}: {what}{step}"
+                line += f" ({plan.parts[part].precision}), {moment.seconds:.0f} s{memory}: {what}{step}"
             say(line)
 
         result = build_engines(bundle, options, force=force, watch=watch)
@@ -299,9 +316,21 @@ def _build_tensorrt(messages: Messages, bundle: Path, options: TensorRtOptions, 
                 f"not run yet: this machine has no GPU of compute capability {capabilities}; where they are "
                 "loaded, they are compared with what the portable graphs gave here"
             )
+    elif shown and plan.rows != before:
+        gone = [count for count in before if count not in plan.rows]
+        messages.say(f"removed the plans for {listed(gone)} texts at once")
     elif shown:
         messages.say("they are there already, and sound; --force builds them again")
     return plan.directory
+
+
+def _packed_plans(plan: BuildPlan) -> str:
+    """A line about the plans for several texts."""
+    most = [plan.profiles.packed_positions(stage) for stage in ("decoder", "latent")]
+    return (
+        f"for {listed(plan.rows)} texts at once: up to {most[0]} new bytes and {most[1]} closed patches of "
+        "each; longer pieces of a prompt run alone"
+    )
 
 
 def _warn_of_refusals(messages: Messages, bundle: Path, plan: BuildPlan) -> None:
@@ -315,7 +344,11 @@ def _warn_of_refusals(messages: Messages, bundle: Path, plan: BuildPlan) -> None
     if not findings:
         return
     stages = list(dict.fromkeys(finding.stage for finding in findings))
-    mix = {stage: "fp16" if stage in stages else part.precision for stage, part in plan.stages.items()}
+    mix = {
+        part.stage: "fp16" if part.stage in stages else each.precision
+        for part, each in plan.parts.items()
+        if part.rows == 1
+    }
     line = (
         f"warning: {plan.trt.name} {plan.trt.version} will probably refuse {' and '.join(stages)}: "
         f"{findings[0].reason} ({findings[0].node}{'' if len(findings) == 1 else ' and others'}); "
@@ -324,19 +357,22 @@ def _warn_of_refusals(messages: Messages, bundle: Path, plan: BuildPlan) -> None
     messages.note(line)
 
 
-def _show_estimate(plan: BuildPlan, file: IO[str]) -> None:
+def _show_estimate(plan: BuildPlan, parts: Iterable[Part], file: IO[str]) -> None:
     echo(f"{plan.trt.name} {plan.trt.version}, compute capability {' and '.join(plan.capabilities)}", file)
+    found = {part: plan.parts[part] for part in parts}
     rows = [
-        (f"{stage} graph", part.precision, size(part.weights), size(part.plan), size(part.peak_memory))
-        for stage, part in plan.stages.items()
+        (str(part), each.precision, size(each.weights), size(each.plan), size(each.peak_memory))
+        for part, each in found.items()
     ]
-    total = sum(part.weights for part in plan.stages.values())
-    rows.append(("engines", "", size(total), size(plan.plan_bytes), size(plan.peak_memory)))
+    weights = sum(plan.parts[part].weights for part in plan.parts if part.rows == 1)
+    plans = sum(each.plan for each in found.values())
+    most = max(each.peak_memory for each in found.values())
+    rows.append(("engines", "", size(weights), size(plans), size(most)))
     print_table(
         ("part", "precision", ">weights", ">engine, about", ">memory to build, about"), rows, file, total=True
     )
     available = available_memory()
-    if available is not None and available < plan.peak_memory:
+    if available is not None and available < most:
         echo(
             f"only {size(available)} of memory are available: building may fail; close other programs, or "
             "add swap space",
@@ -345,9 +381,7 @@ def _show_estimate(plan: BuildPlan, file: IO[str]) -> None:
 
 
 def _show_result(plan: BuildPlan, result: TensorRtBuild, file: IO[str]) -> None:
-    parts = [
-        (f"{stage} graph", plan.stages[stage].precision, [facts]) for stage, facts in result.facts.items()
-    ]
+    parts = [(str(part), plan.parts[part].precision, [facts]) for part, facts in result.facts.items()]
     parts.append(("engines", "", list(result.facts.values())))
     rows = [
         (
@@ -368,6 +402,8 @@ def _show_result(plan: BuildPlan, result: TensorRtBuild, file: IO[str]) -> None:
         f"{limits.max_patch_length} bytes, {limits.prefill_chunk} bytes a pass",
         file,
     )
+    if plan.rows:
+        echo(_packed_plans(plan), file)
 
 
 def _most(amounts: Iterable[int | None]) -> str:

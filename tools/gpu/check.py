@@ -4,7 +4,8 @@
 
 Exports the demo at every precision, builds TensorRT engines, and measures each pair of precision and device
 in a process of its own (`work`), so that one that crashes or hangs takes no other with it: how far it is from
-the CPU's results, and how fast; and transformers on the GPU. The JSON names the GPU and all versions, and
+the CPU's results, how fast, and what several texts in one pass get and gain beside each alone; and
+transformers on the GPU. The JSON names the GPU and all versions, and
 lists what could not run, with the reason; it is written after each measurement, so that a run that is cut
 short is not lost. Exit code 0 = all that ran agrees with the CPU, and something ran on a GPU; 1 = otherwise.
 `check.sh` installs what this needs first.
@@ -18,6 +19,7 @@ import json
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,9 +29,11 @@ from typing import Any
 import numpy as np
 
 from ...export import demo
+from ...export.packed import check_rows
 from ...export.quality import TOLERANCES, Tally, Tolerances, lead_length, least_precise
-from ...runtime import BltError, BltModel, GenerationOptions
+from ...runtime import BltError, BltModel, BltWarning, GenerationOptions
 from ...runtime.backends.tensorrt import TENSORRT_TARGETS
+from ...runtime.batch import can_batch
 from ...runtime.child import Tell, run_child
 from ...runtime.errors import requirement
 from ...runtime.files import write_whole
@@ -61,6 +65,7 @@ def measure(bundle: Path, device: str, text: bytes, new_bytes: int) -> dict[str,
         "engine": {"name": model.engine.name, "device": model.engine.device},
         "parity": parity(model, BltModel.load(bundle, "cpu", portable=True), text),
         "speed": speed(model, text, new_bytes),
+        "packed": packed(model, text, new_bytes),
     }
     # Calls that we captured, and why one was not; ONNX Runtime and TensorRT-RTX capture by themselves.
     memory: Any = next(iter(model._backends.values())).memory
@@ -161,7 +166,44 @@ def _decode(model: BltModel, prompt: bytes, new_bytes: int, draft: str) -> dict[
     }
 
 
-# 3. In the child: transformers, as its users run a BLT: no cache, since it has none that works.
+# 3. In the child: several texts in one pass.
+
+
+def packed(model: BltModel, text: bytes, new_bytes: int) -> dict[str, Any] | None:
+    """Several texts together beside each alone; None where the device has no graphs for several.
+
+    A graph that is refused, or computes something else, is a breach: texts then go on one by one. So is a
+    float32 text that is continued otherwise; where weights are rounded a tie may fall the other way.
+    """
+    if not model.rows or not can_batch():
+        return None
+    texts = max(model.rows)
+    size = min(_PROMPT_BYTES, model.limits.max_positions // 2) // 4
+    prompts = [text[size * number : size * (number + 1) - number] for number in range(texts)]
+    options = GenerationOptions(max_new_bytes=new_bytes, draft="none")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        model.generate_many(prompts, options)  # loads the graphs and compares them
+        started = time.perf_counter()
+        together = [one.data for one in model.generate_many(prompts, options)]
+        ended = time.perf_counter()
+        alone = [model.generate(prompt, options).data for prompt in prompts]
+        alone_seconds = time.perf_counter() - ended
+    equal = sum(one == other for one, other in zip(together, alone, strict=True))
+    breaches = [str(each.message) for each in told if issubclass(each.category, BltWarning)]
+    if TOLERANCES[least_precise(model.manifest)].exact and equal < texts:
+        breaches.append(f"{texts - equal} of {texts} texts are continued otherwise together than alone")
+    return {
+        "rows": list(model.rows),
+        "texts": texts,
+        "equal": equal,
+        "bytes_per_second": sum(map(len, together)) / (ended - started),
+        "alone_bytes_per_second": sum(map(len, alone)) / alone_seconds,
+        "breaches": breaches,
+    }
+
+
+# 4. In the child: transformers, as its users run a BLT: no cache, since it has none that works.
 
 
 def transformers(checkpoint: Path, text: bytes) -> dict[str, Any]:
@@ -211,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precisions", default=",".join(PRECISIONS))
     parser.add_argument("--devices", default=",".join(_CHECKED))
     parser.add_argument("--new-bytes", type=int, default=128)
+    parser.add_argument("--rows", default="2,4", help="for how many texts at once there are graphs, or none")
     parser.add_argument("--work", type=Path, help="keep bundles and engines in this folder")
     parser.add_argument("--json", type=Path, default=Path("gpu.json"))
     args = parser.parse_args(arguments)
@@ -220,6 +263,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown:
             parser.error(f"--{option}: got {', '.join(sorted(unknown))}; allowed are {', '.join(allowed)}")
         setattr(args, option, chosen)
+    try:
+        args.rows = check_rows([] if args.rows == "none" else [int(part) for part in args.rows.split(",")])
+    except ValueError as error:  # an OptionError, too
+        parser.error(f"--rows: {error}; such as 2,4, or none")
     if not args.text.is_file():
         parser.error(f"--text: {args.text} does not exist")
 
@@ -260,7 +307,7 @@ def check(args: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> d
             else:
                 rows.append({"device": device, "precision": precision, **found})
                 document["gpus"] = sorted({row["engine"]["device"].split(",")[0] for row in rows})
-                document["passed"] = not any(row["parity"]["breaches"] for row in rows)
+                document["passed"] = not any(_breaches_of(row) for row in rows)
             keep(document)
     _say("transformers on the GPU")
     folder = demo.__path__[0] if args.checkpoint == "demo" else args.checkpoint
@@ -274,18 +321,22 @@ def check(args: argparse.Namespace, keep: Callable[[dict[str, Any]], None]) -> d
     return document
 
 
+def _breaches_of(row: Mapping[str, Any]) -> list[str]:
+    return [*row["parity"]["breaches"], *((row.get("packed") or {}).get("breaches", ()))]
+
+
 def _failure(device: str, precision: str, found: Mapping[str, Any]) -> dict[str, str]:
     return {"device": device, "precision": precision, "reason": found["error"]}
 
 
 def _measure(args: argparse.Namespace, precision: str, device: str) -> dict[str, Any]:
     try:
-        bundle = _bundle(args.work, args.checkpoint, precision)
+        bundle = _bundle(args.work, args.checkpoint, precision, args.rows)
         if device in TENSORRT_TARGETS:
             from ...export.build_tensorrt import TensorRtOptions, build_engines, plan_tensorrt
 
-            options = TensorRtOptions(device)
-            if not plan_tensorrt(bundle, options).there:
+            options = TensorRtOptions(device, rows=args.rows)
+            if plan_tensorrt(bundle, options).missing:
                 _say(f"building {bundle.name} for {device}")
                 build_engines(bundle, options)
     except BltError as error:
@@ -302,14 +353,14 @@ def _in_child(request: Mapping[str, Any]) -> dict[str, Any]:
     return outcome.result or {"error": str(outcome.error or f"its process {outcome.death}")}
 
 
-def _bundle(work: Path, checkpoint: str, precision: str) -> Path:
+def _bundle(work: Path, checkpoint: str, precision: str, rows: tuple[int, ...]) -> Path:
     from ...export import export_checkpoint
     from ...export.quantize import quantize_bundle
 
     exact, made = work / "fp32", work / precision
     if not exact.exists():
         _say("exporting fp32")
-        export_checkpoint(checkpoint, exact)
+        export_checkpoint(checkpoint, exact, rows=rows)
     if not made.exists():
         _say(f"quantizing to {precision}")
         quantize_bundle(exact, made, precision=precision)
@@ -326,7 +377,7 @@ def _say(line: str) -> None:
 def _summarize(document: Mapping[str, Any]) -> None:
     if document["rows"]:
         columns = ("device", "precision", "parity")
-        figures = (">logits max", ">ms/byte", ">with drafts", ">prefill", ">first")
+        figures = (">logits max", ">ms/byte", ">with drafts", ">prefill", ">first", ">several texts")
         print_table([*columns, *figures], [_summary(row) for row in document["rows"]])
     reference = document["transformers"]
     if reference:
@@ -338,16 +389,17 @@ def _summarize(document: Mapping[str, Any]) -> None:
 
 
 def _summary(row: Mapping[str, Any]) -> list[str]:
-    speed, parity = row["speed"], row["parity"]
+    speed, parity, packed = row["speed"], row["parity"], row["packed"]
     return [
         row["device"],
         row["precision"],
-        "; ".join(parity["breaches"]) or "ok",
+        "; ".join(_breaches_of(row)) or "ok",
         f"{parity['logits_max']:.1e}",
         f"{speed['no_drafts']['ms_per_byte']:.2f}",
         f"{speed['auto_drafts']['ms_per_byte']:.2f}",
         f"{speed['prefill_bytes_per_second']:,.0f} B/s",
         f"{speed['no_drafts']['first_byte_ms']:.1f} ms",
+        f"{packed['texts']}: {packed['bytes_per_second']:,.0f} B/s" if packed else "",
     ]
 
 

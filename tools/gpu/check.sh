@@ -40,7 +40,7 @@ END
 [ -z "$cuda" ] || export PIP_CONSTRAINT=$(realpath "$venv/driver.txt")
 # CUDA's and cuDNN's libraries come along where pip has them; else the system's are taken.
 "${pip[@]}" 'onnxruntime-gpu[cuda,cudnn]' 2>/dev/null || true
-for wanted in onnxruntime-gpu cuda-bindings '.[tensorrt-rtx]' 'tensorrt>=10.3' '.[validate]'; do
+for wanted in onnxruntime-gpu cuda-bindings '.[batch]' '.[tensorrt-rtx]' 'tensorrt>=10.3' '.[validate]'; do
     # In place: a wheel would have no gpu tools in it.
     editable=()
     [[ $wanted != .* ]] || editable=(-e)

@@ -19,8 +19,8 @@ from blt_edge.runtime.backends import ort_gpu
 from blt_edge.runtime.backends.base import HOST, CacheLimits
 from blt_edge.runtime.backends.gpu import DeviceArray, DeviceRingCache, Gpu, Packed
 from blt_edge.runtime.backends.ort_gpu import PROVIDERS
-from blt_edge.runtime.backends.tensorrt import TensorRtStage
 from blt_edge.runtime.backends.tensorrt_profiles import Profiles
+from blt_edge.runtime.backends.tensorrt_stage import TensorRtStage
 from blt_edge.runtime.cache import RingCache
 from blt_edge.runtime.manifest import StageSpec, load_manifest
 from blt_edge.runtime.vocabulary import encode

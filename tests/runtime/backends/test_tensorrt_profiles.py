@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from blt_edge.runtime.backends.signatures import new_axis, packed_signature
 from blt_edge.runtime.backends.tensorrt_profiles import DECODE, PREFILL, Profiles, check_shape, choose_profile
 from blt_edge.runtime.cache import RingCache
 from blt_edge.runtime.errors import BackendError, OptionError
 from blt_edge.runtime.manifest import Axis
+from blt_edge.runtime.names import STAGES
 from blt_edge.runtime.patching import PatchingRule
 from blt_edge.runtime.sequence import _patch_group
 from blt_edge.runtime.stages import next_power_of_two
@@ -133,6 +135,38 @@ def test_every_pass_of_the_runtime_fits_a_profile(options: dict[str, int], data:
         sizes = {"batch": 1, "bytes": count, "past": cache.capacity}
         assert choose_profile(table, "encoder", sizes, BUILD) == (DECODE if count <= 16 else PREFILL)
         cache.length += count
+
+
+def test_several_texts_bring_few_positions_each() -> None:
+    profiles = Profiles.of(describe(), max_patches=100)
+    assert profiles.packed("decoder", 2) == {
+        "rows": Axis(1, 1, 32),
+        "bytes": Axis(2, 2, 64),
+        **{f"past{row}": Axis(1, 79, 79) for row in range(2)},
+        **{f"slots{row}": Axis(1, 322, 322) for row in range(2)},
+    }
+    assert profiles.packed("latent", 3) == {
+        "rows": Axis(1, 1, 8),
+        "patches": Axis(3, 3, 24),
+        "patch_length": Axis(1, 8, 512),
+        **{f"past{row}": Axis(1, 100, 100) for row in range(3)},
+    }
+    few = Profiles.of(describe(), prefill_chunk=5)
+    assert [few.packed_positions(stage) for stage in STAGES] == [5, 5, 5, 5]
+    assert few.packed("patcher", 64)["bytes"] == Axis(64, 64, 320)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("rows", [2, 5, 64])
+def test_every_axis_of_a_packed_graph_has_a_range_and_sizes_add_up(stage: str, rows: int) -> None:
+    manifest = describe()
+    axes = Profiles.of(manifest).packed(stage, rows)
+    inputs, _ = packed_signature(manifest, stage, rows)
+    named = {axis for shape in inputs.values() for axis in shape if isinstance(axis, str)}
+    assert named == {*axes} - {"rows"}
+    positions, each = axes[new_axis(stage)], axes["rows"]
+    for bound in ("min", "opt", "max"):
+        assert getattr(positions, bound) == rows * getattr(each, bound)
 
 
 # 2. Shapes out of range.
