@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from .backends.base import Done, PackedPart, PackedStage, StageBackend, StageCall
 from .costs import CostTable
@@ -60,7 +61,7 @@ class Task:
 
     def __init__(self, batch: Batch, work: Callable[[], None]) -> None:
         self._batch, self._work = batch, work
-        self._greenlet = greenlet.greenlet(self._begin)
+        self._greenlet: Any = greenlet.greenlet(self._begin)
         self.request: _Request | None = None
         """The pass that it waits for."""
         self._until: Callable[[], bool] | None = None
@@ -144,9 +145,22 @@ class Task:
         if self.ended:
             return
         self._closing = True
-        self._greenlet.parent = greenlet.getcurrent()
         self._entered = time.perf_counter()
+        try:
+            self._greenlet.parent = greenlet.getcurrent()
+        except ValueError:  # another thread's, where it ends when nobody holds it and something is next run
+            self._greenlet = _ENDED
+            return
         self._greenlet.throw(greenlet.GreenletExit)
+
+
+class _Ended:
+    """In the place of a greenlet that was let go of."""
+
+    dead = True
+
+
+_ENDED: Any = _Ended()
 
 
 class _SharedCosts(CostTable):
@@ -194,9 +208,9 @@ class Batch:
         self._used: set[PackedStage] = set()
         self._refused: set[StageBackend] = set()  # whose passes over several texts have failed
         self.attention = False
-        """Whether the thread wants to do something else before the next pass, if there is one text only."""
+        """Whether the thread wants to do something else before the next pass; `step` takes it back."""
         self.wanted: Callable[[], bool] = lambda: False
-        """Asked for the same, where it is another thread that wants it: `step` does not take it back."""
+        """Asked for the same of a text that is alone, where it is another thread that wants it."""
         self.costs: CostTable = _SharedCosts(lambda: len(self._tasks))
         self.observer: Callable[[str, int, float], None] | None = None
         """Told of every pass, those of a text that is alone among them: stage, texts, seconds."""
@@ -245,7 +259,8 @@ class Batch:
     def step(self) -> bool:
         """Let all that can go on go on, then run one pass; whether there is more to do just now.
 
-        False where no task is left, or all wait for something other than a pass.
+        False where no task is left, or all wait for something other than a pass. Where one that went on asks
+        for `attention`, the pass is left to the next step.
         """
         self.attention = False
         self._go_on()
@@ -253,13 +268,18 @@ class Batch:
         requests = [request for task in waiting.values() if (request := task.request) is not None]
         if not requests:
             return False
+        if self.attention:
+            return True
         requests.sort(key=lambda one: one.since)
         group = self._chooser.choose(requests, len(self._tasks))
         self._run([waiting[id(request)] for request in group])
         return True
 
     def close(self) -> None:
-        """End all tasks where they are."""
+        """End all tasks where they are; what they hold is free only then.
+
+        In another thread it leaves their end to the batch's, for when that next runs one.
+        """
         while self._tasks:
             self._tasks.popleft().close()
         self._release()
@@ -284,13 +304,14 @@ class Batch:
             packed.release()
 
     def _run(self, group: list[Task]) -> None:
+        # A text waits for its pass until that has run: an interruption before leaves it waiting.
         requests = [request for task in group if (request := task.request) is not None]
-        for task in group:
-            task.request = None
-        seconds = self._run_packed(requests) if len(group) > 1 else None
+        packed = len(group) > 1 and requests[0].kind not in self._refused
+        seconds = self._run_packed(requests) if packed else None
         if seconds is None:
             for task, request in zip(group, requests, strict=True):
                 self._run_alone(task, request)
+                task.request = None
             return
         for task, request, share in zip(group, requests, self._shares(requests, seconds), strict=True):
             task.took(share)
@@ -298,6 +319,7 @@ class Batch:
                 request.done(share)
             except Exception as error:
                 request.error = error
+            task.request = None
         idle = graph_rows(requests[0].kind.rows, len(group)) - len(group)
         self._observe(requests[0].stage, len(group), idle + sum(one.count for one in requests), seconds)
 

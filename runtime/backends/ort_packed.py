@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -51,15 +52,18 @@ def _of_cache(cache: StageCache) -> tuple[_Values, _Values]:
     return known[1], known[2]
 
 
-# How many sizes of passes have buffers of their own; those of a prompt's chunk seldom come back.
+# How many sizes of passes have buffers that stay.
 _KEPT = 32
+# Of larger ones, in bytes, only the last: a prompt's chunk is of another size each time.
+_SMALL = 1 << 20
 
 
 class OrtPackedStage:
     """A stage graph for up to `rows` texts in an ONNX Runtime session: a `PackedStage`.
 
     A text keeps its row from pass to pass where it can, so that little has to be bound again. A row without
-    a text computes one position that nobody looks at: attention takes no fewer.
+    a text computes one position that nobody looks at: attention takes no fewer. What is bound is the pass's,
+    so batches in several threads take turns.
     """
 
     def __init__(
@@ -103,9 +107,16 @@ class OrtPackedStage:
         self._native.bind_ortvalue_input("rows", self._counts.native)
         self._buffers: dict[tuple[int, int], tuple[_Values, _Values]] = {}
         self._bound: tuple[int, int] | None = None
+        self._now: tuple[_Values, _Values] = ({}, {})  # the buffers that are bound
+        # In the midst of a pass Python may collect a batch that nobody closed, which calls `release`.
+        self._turn = threading.RLock()
         self.run([])  # the first run fetches weights, and is slow: whoever measures runs must not see it
 
     def run(self, parts: Sequence[PackedPart]) -> float:
+        with self._turn:
+            return self._run(parts)
+
+    def _run(self, parts: Sequence[PackedPart]) -> float:
         started = time.perf_counter()
         rows = placed(parts, [row.cache for row in self._rows])
         spans, end = [], 0
@@ -122,6 +133,7 @@ class OrtPackedStage:
                 elif name == "patch_bytes":
                     given = part.call.inputs[name]
                     target[:, span, : given.shape[2]] = given
+                    target[:, span, given.shape[2] :] = 0  # what masks it lets through what is no number
                 else:
                     target[:, span] = part.call.inputs[name]
         self._session.run_with_iobinding(self._native)
@@ -133,20 +145,24 @@ class OrtPackedStage:
 
     def release(self) -> None:
         """Let go of the buffers of texts that are gone."""
-        for row in self._rows:
-            row.sweep()
+        with self._turn:
+            for row in self._rows:
+                row.sweep()
 
     def _prepare(self, parts: Sequence[PackedPart], count: int) -> tuple[_Values, _Values]:
         """Inputs and outputs of a pass over `count` positions, bound."""
         padded = (part.call.inputs["patch_bytes"].shape[2] for part in parts) if self._padded else ()
         key = (count, max(padded, default=1 if self._padded else 0))
-        if key == self._bound:
-            return self._buffers[key]
-        if key not in self._buffers:
-            if len(self._buffers) >= _KEPT:
-                self._buffers.clear()
-            sizes = {"bytes": count, "patches": count, "patch_length": key[1]}
-            self._buffers[key] = (
+        if key != self._bound:
+            self._bind(key)
+        return self._now
+
+    def _bind(self, key: tuple[int, int]) -> None:
+        self._bound, self._now = None, ({}, {})  # until all are bound; large ones are gone before the next
+        found = self._buffers.get(key)
+        if found is None:
+            sizes = {"bytes": key[0], "patches": key[0], "patch_length": key[1]}
+            found = (
                 {
                     name: _Value(np.zeros(_sized(axes, sizes), self._types[name]))
                     for name, axes in self._own.items()
@@ -156,14 +172,16 @@ class OrtPackedStage:
                     for name, axes in self._made.items()
                 },
             )
-        self._bound = None  # until all of them are bound
-        inputs, outputs = self._buffers[key]
+            if sum(value.array.nbytes for values in found for value in values.values()) <= _SMALL:
+                if len(self._buffers) >= _KEPT:
+                    self._buffers.clear()
+                self._buffers[key] = found
+        inputs, outputs = found
         for name, value in inputs.items():
             self._native.bind_ortvalue_input(name, value.native)
         for name, value in outputs.items():
             self._native.bind_ortvalue_output(name, value.native)
-        self._bound = key
-        return inputs, outputs
+        self._bound, self._now = key, found
 
     @property
     def _padded(self) -> bool:
@@ -222,7 +240,7 @@ class _Row:
             self.tell(None)
 
     def _take(self, cache: StageCache, shared: Mapping[str, Array]) -> None:
-        self._text = None  # until all of them are bound
+        self._text, self._kept = None, []  # until all of them are bound
         inputs, outputs = _of_cache(cache)
         read = {**_values(shared), **inputs}
         self._bind(self._native.bind_ortvalue_input, read)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import itertools
+import re
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +19,9 @@ import numpy as np
 import pytest
 from blt_edge.export import export_checkpoint
 from blt_edge.export.build_ort import build_engine
-from blt_edge.runtime import BltModel, BltWarning, GenerationOptions, OptionError, Sequence
-from blt_edge.runtime.backends.base import Done, PackedStage
+from blt_edge.runtime import BltModel, BltWarning, GenerationOptions, OptionError, Sequence, generation
+from blt_edge.runtime.backends import ort_packed
+from blt_edge.runtime.backends.base import Done, PackedPart, PackedStage
 from blt_edge.runtime.batch import Batch, Task
 from blt_edge.runtime.errors import BackendError
 from blt_edge.runtime.lanes import LANE, own_seconds
@@ -214,6 +218,20 @@ def test_pieces_come_as_they_are_made(model: BltModel) -> None:
     assert numbers != sorted(numbers)
 
 
+def test_a_piece_is_handed_out_before_the_next_pass(model: BltModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    before, made = Batch._run, generation._Generation._chunk
+    monkeypatch.setattr(Batch, "_run", lambda *given: (told.append("pass"), before(*given))[1])
+    monkeypatch.setattr(
+        generation._Generation, "_chunk", lambda *given: (told.append("made"), made(*given))[1]
+    )
+    for _ in model.stream_many([TEXT[:30], TEXT[50:90]], max_new_bytes=12, draft="none"):
+        told.append("out")
+    order = "".join(one[0] for one in told)
+    assert "o" in order
+    assert re.fullmatch(r"(p+(m+o+)+)+", order)  # of all that are made between two passes
+
+
 def test_prompts_are_asked_for_when_their_turn_comes(model: BltModel) -> None:
     asked = []
 
@@ -226,6 +244,15 @@ def test_prompts_are_asked_for_when_their_turn_comes(model: BltModel) -> None:
     next(pieces)
     assert len(asked) <= 3
     assert len({number for number, _ in pieces}) == 6
+
+
+def test_batches_in_several_threads_do_not_mix(model: BltModel) -> None:
+    prompts = [TEXT[31 * number : 31 * number + 20 + 7 * number] for number in range(6)]
+    wanted = [model.generate(prompt, max_new_bytes=30).data for prompt in prompts]
+    with ThreadPoolExecutor(3) as pool, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = [pool.submit(model.generate_many, prompts, max_new_bytes=30) for _ in range(6)]
+        assert [[one.data for one in many.result()] for many in found] == [wanted] * 6
 
 
 # 2. Who leaves, fails, or is alone.
@@ -266,6 +293,30 @@ def test_closing_the_stream_closes_what_is_open(model: BltModel) -> None:
     assert model.generate(TEXT[:30], max_new_bytes=5).stats.new_bytes == 5
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_stream_that_another_thread_goes_on_with_or_drops_is_closed(model: BltModel) -> None:
+    made: list[weakref.ref[Sequence]] = []
+    before = model.sequence
+
+    def counted() -> Sequence:
+        sequence = before()
+        made.append(weakref.ref(sequence))
+        return sequence
+
+    with ThreadPoolExecutor(1) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "sequence", counted)
+        streams = [model.stream_many([TEXT[:30], TEXT[50:80]], max_new_bytes=100) for _ in range(2)]
+        for pieces in streams:
+            next(pieces)
+        with pytest.raises(OptionError, match="in the thread that began"):
+            pool.submit(next, streams.pop()).result()
+        pool.submit(streams.clear).result()
+    del pieces
+    run(model.batch(), [lambda: None])  # where they were begun
+    gc.collect()
+    assert [one() for one in made] == [None] * 4
+
+
 def test_the_memory_of_texts_that_have_ended_is_free(anywhere: BltModel) -> None:
     batch = anywhere.batch()
     caches: list[weakref.ref[object]] = []
@@ -285,6 +336,72 @@ def test_the_memory_of_texts_that_have_ended_is_free(anywhere: BltModel) -> None
     run(batch, [work(count) for count in (10, 20, 30, 40)])
     gc.collect()
     assert [one() for one in caches] == [None] * len(caches)
+
+
+def test_of_passes_over_chunks_only_the_last_ones_buffers_stay(
+    model: BltModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort_packed, "_SMALL", 20_000)
+    made: list[weakref.ref[object]] = []
+    before = ort_packed._Value.__init__
+
+    def counted(self: ort_packed._Value, array: np.ndarray) -> None:
+        before(self, array)
+        if array.ndim == 3 and array.nbytes > 20_000:  # [1, positions, width], no cache's plane
+            made.append(weakref.ref(array))
+
+    monkeypatch.setattr(ort_packed._Value, "__init__", counted)
+    model = BltModel.load(model.path, threads=1, portable=model.engine.directory is None)
+
+    def work(first: int, size: int) -> Callable[[], None]:
+        return lambda: model.sequence().append(encode(TEXT[first : first + size])) and None
+
+    for size in range(80, 200, 10):
+        run(model.batch(2), [work(0, size), work(300, 40)])
+    assert len(made) > 30
+    assert sum(one() is not None for one in made) <= 2 * len(model._backends)
+
+
+def test_what_is_no_number_in_one_text_gets_into_no_other(model: BltModel) -> None:
+    packed = model._backends["latent"].packed(2)
+
+    def part(padded: int, length: int, value: float) -> PackedPart:
+        stage = model.sequence()._latent
+        width = model.manifest.model.width
+        call = stage.prepare(1, {"patch_bytes": (1, 1, padded, width), "patch_lengths": (1, 1)})
+        call.inputs["patch_bytes"][...], call.inputs["patch_lengths"][0] = value, length
+        return PackedPart(call, stage.cache, stage.shared, 1)
+
+    short, long, broken = part(4, 3, 0.5), part(16, 9, 0.25), part(16, 16, np.nan)
+    packed.run([short, long])
+    expected = short.call.outputs["patch_values"].copy()
+    packed.run([broken, long])
+    packed.run([short, long])
+    agree(short.call.outputs["patch_values"], expected)
+
+
+def test_a_row_that_could_not_be_bound_writes_to_no_text(
+    model: BltModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = model._backends["patcher"].packed(2)
+    sequences = [model.sequence() for _ in range(3)]
+
+    def part(number: int) -> PackedPart:
+        stage = sequences[number].patcher.stage
+        call = stage.prepare(1, {"byte_ids": (1, 1)})
+        return PackedPart(call, stage.cache, stage.shared, 1)
+
+    for sequence in sequences:
+        sequence.append(encode(TEXT[:20]))
+    packed.run([part(0), part(1)])
+    before = sequences[0].patcher.stage.cache.buffer.copy()
+    with monkeypatch.context() as patch:
+        patch.setattr(ort_packed, "_of_cache", lambda cache: (_ for _ in ()).throw(MemoryError()))
+        parts = [part(2), part(1)]
+        with pytest.raises(MemoryError):
+            packed.run(parts)
+    packed.run([part(1)])
+    assert np.array_equal(sequences[0].patcher.stage.cache.buffer, before)
 
 
 def test_an_engine_that_fails_is_replaced_for_all(
@@ -353,6 +470,34 @@ def test_who_has_more_positions_than_a_packed_graph_takes_runs_alone(
     assert [one.data for one in model.generate_many(prompts, max_new_bytes=20)] == wanted
     assert {1, most} <= set(seen)
     assert max(seen) == most
+
+
+def test_an_interrupted_pass_is_run_again(model: BltModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [TEXT[30 * number : 30 * number + 20] for number in range(4)]
+    wanted = [model.generate(prompt, max_new_bytes=10).data for prompt in prompts]
+    found: dict[int, bytes] = {}
+
+    def work(number: int) -> Callable[[], None]:
+        return lambda: (
+            found.setdefault(number, model.generate(prompts[number], max_new_bytes=10).data) and None
+        )
+
+    before, passes = ort_packed.OrtPackedStage.run, itertools.count()
+
+    def interrupted(stage: ort_packed.OrtPackedStage, parts: list[PackedPart]) -> float:
+        if next(passes) % 7 == 3:
+            raise KeyboardInterrupt
+        return before(stage, parts)
+
+    batch, going_on = model.batch(), True
+    for number in range(4):
+        batch.start(work(number))
+    monkeypatch.setattr(ort_packed.OrtPackedStage, "run", interrupted)
+    while going_on:
+        with suppress(KeyboardInterrupt):
+            going_on = batch.step()
+    assert [found[number] for number in range(4)] == wanted
+    assert next(passes) > 20
 
 
 def test_one_text_alone_runs_its_stages_itself(model: BltModel) -> None:

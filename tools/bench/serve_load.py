@@ -220,13 +220,18 @@ async def _ask(client: httpx.AsyncClient, question: Question, *, stream: bool) -
     started, refused = time.perf_counter(), 0
     while True:
         answer = await client.post(COMPLETIONS, json={**question.document, "stream": stream})
-        if answer.status_code != 429 or refused == _MOST_TRIES:
+        if not _comes_again(answer) or refused == _MOST_TRIES:
             break
         refused += 1
         await asyncio.sleep(float(answer.headers["Retry-After"]))
     right = _text(answer, stream) == question.text
     said = "" if right else f"{answer.status_code} {answer.text[:200]!r} for {question.document}"
     return Reply(right, time.perf_counter() - started, refused, said)
+
+
+def _comes_again(answer: httpx.Response) -> bool:
+    """Whether the server is busy: the queue is full, or the request's turn did not come in time."""
+    return answer.status_code in (429, 503) and "Retry-After" in answer.headers
 
 
 def _text(answer: httpx.Response, stream: bool) -> str | None:
@@ -247,7 +252,7 @@ async def _ask_and_leave(client: httpx.AsyncClient, question: Question, *, strea
     started = time.perf_counter()
     try:
         async with client.stream("POST", COMPLETIONS, json=document, timeout=patience) as answer:
-            if answer.status_code == 429:
+            if _comes_again(answer):
                 return Reply(True, time.perf_counter() - started, 1)
             read = 0
             async for line in answer.aiter_lines():
@@ -323,7 +328,7 @@ async def _at_once(client: httpx.AsyncClient, questions: list[Question], count: 
         result[kind] = {"requests": len(of_kind), "ms": _latency(of_kind)}
     print(
         f"{count} at once: {result['right']} right, {result['wrong']} wrong, {result['told_to_come_again']} "
-        f"times told to come again (429), in {result['seconds']:.1f} s; afterwards the server is "
+        f"times told to come again, in {result['seconds']:.1f} s; afterwards the server is "
         f"{'idle' if result['idle_after'] else 'NOT idle'}"
     )
     return result
@@ -423,7 +428,7 @@ async def _long(
     flat, said = _judged(looks)
     print(
         f"{clients} clients for {minutes:g} minutes: {len(replies)} requests, {counts['right']} right, "
-        f"{counts['wrong']} wrong, {sum(reply.refused for reply in replies)} times told to come again (429); "
+        f"{counts['wrong']} wrong, {sum(reply.refused for reply in replies)} times told to come again; "
         f"{said}; afterwards the server is {'idle' if idle else 'NOT idle'}"
     )
     memory, threads, files = zip(*looks, strict=True)
