@@ -30,6 +30,7 @@ __all__ = [
     "checked_flag",
     "checked_int",
     "checked_real",
+    "checked_texts",
     "fault",
     "file_name",
     "if_there",
@@ -119,6 +120,14 @@ def checked_bytes(name: str, value: object) -> bytes:
     if not isinstance(value, (bytes, bytearray, memoryview)):
         raise OptionError(f"{name} is {shown(value)}; allowed are strings and bytes")
     return bytes(value)
+
+
+def checked_texts(name: str, value: Iterable[str | bytes]) -> Iterable[str | bytes]:
+    """Many texts, as they were given. Raises OptionError for one text, which would be gone through character
+    by character, and for what can't be gone through."""
+    if isinstance(value, (str, bytes, bytearray)) or not isinstance(value, Iterable):
+        raise OptionError(f"{name} is {shown(value)}; allowed are many texts: put a single one into a list")
+    return value
 
 
 def checked_call(name: str, value: object) -> None:

@@ -29,7 +29,7 @@ from .errors import (
     OptionError,
     ran_out_of_memory,
 )
-from .fields import checked_bytes, checked_call, checked_flag, checked_int, shown
+from .fields import checked_bytes, checked_call, checked_flag, checked_int, checked_texts, shown
 from .generation import GenerationChunk, GenerationResult, joined, stream
 from .integrity import check_files
 from .kernels import kernel_family
@@ -344,7 +344,7 @@ class BltModel:
         for where all weights are float32, so that sums come out alike, and else one: what is rounded to whole
         numbers is summed in another order among others, and figures would differ in their last digits by what
         else there is. Raises OptionError for a context that the model has no positions for, rows that are no
-        number from 1 on, and for a text that is neither str nor bytes.
+        number from 1 on, texts that are one, and for a text that is neither str nor bytes.
         """
         size = self.window(context)
         if rows is None:
@@ -352,6 +352,7 @@ class BltModel:
             rows = max(self.rows, default=1) if alike and can_batch() else 1
         most = checked_int("rows", rows, 1, MOST_ROWS)
         batch = self.batch(most) if most > 1 else None
+        checked_texts("texts", texts)
         return score_many(lambda data: score(self.sequence, data, size), texts, batch, most)
 
     def window(self, context: int | None = None) -> int:
@@ -446,6 +447,7 @@ class BltModel:
         all of it.
         """
         options, _ = self.checked_request(b"", options, named, cancel)
+        checked_texts("prompts", prompts)
         texts = max(self.rows, default=1) if rows is None else checked_int("rows", rows, 1, MOST_ROWS)
 
         def work(prompt: str | bytes) -> Iterator[GenerationChunk]:

@@ -175,6 +175,8 @@ def usage_line(error: click.UsageError) -> str:
         near = " or ".join(error.possibilities or ())
         return f"there is no option {error.option_name}" + (f"; did you mean {near}?" if near else more)
     message = error.message.rstrip(".")
+    for type_name, plain in (("integer", "whole number"), ("float", "number")):
+        message = re.sub(f"is not a valid {type_name}( range)?$", f"is not a {plain}", message)
     # Our own say what to do; click's don't.
     more = "" if ";" in message else more
     if isinstance(error, click.BadParameter):

@@ -53,6 +53,13 @@ def test_options_are_refused_before_anything_is_read(model: BltModel, options, l
         model.score_many(iter(()), **options)
 
 
+@pytest.mark.parametrize("one", ["a text", b"a text", 5, None])
+def test_one_text_is_not_gone_through_by_character(model: BltModel, one) -> None:
+    for name, many in (("texts", model.score_many), ("prompts", model.generate_many)):
+        with pytest.raises(OptionError, match=f"{name} is .*; allowed are many texts: put a single one into"):
+            many(one)
+
+
 def test_what_is_no_text_and_what_is_no_texts_fault_end_it(
     model: BltModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

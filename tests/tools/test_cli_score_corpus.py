@@ -190,7 +190,12 @@ def test_kill_loses_and_repeats_no_text(cli, tiny_model, tmp_path: Path) -> None
         (("--max-rows", "-1"), "--max-rows is -1"),
         (("--parquet", "-"), "--parquet: - is stdout"),
         (("--csv", "out", "--jsonl", "out"), "--jsonl, --csv: out is given twice"),
+        (("--csv", "out", "--jsonl", "../there/out"), "--jsonl, --csv: out is given twice"),
         (("--json", "-", "--csv", "-"), "--json, --csv: - is given twice"),
+        (("--jsonl", "a.txt"), "--jsonl: a.txt is one of the texts; give another FILE to write"),
+        (("--csv", "../there/a.txt"), "--csv: ../there/a.txt is one of the texts"),
+        (("--parquet", "a.txt"), "--parquet: a.txt is one of the texts"),
+        (("--sweep", "1", "--json", "a.txt"), "--json: a.txt is one of the texts"),
         (("--sweep", "1", "--field", "a"), "--field and --sweep are both given"),
         (("--sweep", "1", "--csv", "out"), "--csv and --sweep are both given"),
         (("--sweep", "1", "--max-rows", "0"), "--max-rows and --sweep are both given"),
@@ -200,10 +205,12 @@ def test_kill_loses_and_repeats_no_text(cli, tiny_model, tmp_path: Path) -> None
     ],
 )
 def test_refused(refused, tiny_model, tmp_path: Path, monkeypatch, flags: tuple[str, ...], line: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.txt").write_bytes(b"text")
+    there = tmp_path / "there"
+    there.mkdir()
+    monkeypatch.chdir(there)
+    (there / "a.txt").write_bytes(b"text")
     assert line in refused("score", "-m", tiny_model.bundle, "a.txt", "-q", *flags)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert [(path.name, path.read_bytes()) for path in there.iterdir()] == [("a.txt", b"text")]
 
 
 def test_parquet_without_pyarrow_is_refused_at_once(

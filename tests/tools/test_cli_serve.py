@@ -225,6 +225,7 @@ def test_a_port_that_is_taken(start: Start) -> None:
     ("flag", "values", "words"),
     [
         ("--port", ["70000"], "not in the range"),
+        ("--parallel", ["many"], "'many' is not a whole number"),
         ("--timeout", ["0"], "not in the range"),
         ("--parallel", ["0", "257"], "not in the range"),
         ("--max-body", ["plenty"], "got 'plenty'"),

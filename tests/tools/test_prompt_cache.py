@@ -139,6 +139,16 @@ def test_wrong_usage(refused, tiny_model, flags: tuple[str, ...], words: str) ->
     assert words in refused("generate", "-m", tiny_model.bundle, "-p", "x", *flags)
 
 
+@pytest.mark.parametrize("kind", ["older", "truncated"])
+def test_what_can_be_used_no_more_is_left_and_told_how_to_get_rid_of(refused, tiny_model, made, kind) -> None:
+    data = made.read_bytes()
+    made.write_bytes(data[:-1] if kind == "truncated" else data[:16] + b"\x01" + data[17:])
+    before = made.read_bytes()
+    said = refused("generate", "-m", tiny_model.bundle, "-p", "x", "--prompt-cache", made, code=1)
+    assert said.endswith("; remove it to have the prompt read and the file made again\n")
+    assert made.read_bytes() == before
+
+
 @POSIX
 @pytest.mark.parametrize(
     "kind", ["notes", "empty", "folder", "fifo", "link", "dangling", "truncated", "newer"]

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from ...runtime.errors import BltError, BltWarning, StateError
 from ...runtime.manifest import load_manifest
 from ...runtime.state_file import describe
+from ...runtime.state_pieces import AGAIN
 from ...runtime.vocabulary import encode
 from .options import STDIN
 
@@ -64,7 +65,7 @@ class PromptCache:
             raise _wrong("a state is a file of its own; give its name")
         self._there = os.path.lexists(path)
         if self._there:
-            check_fits(path, bundle)
+            _check_there(path, bundle)
         elif read_only:
             raise _wrong(f"{path} does not exist; without --prompt-cache-ro it is made")
         elif not path.parent.is_dir():
@@ -125,6 +126,18 @@ class PromptCache:
         except BltError as error:
             self.failed = True
             warnings.warn(f"--prompt-cache: {error}", BltWarning, stacklevel=2)
+
+
+def _check_there(path: Path, bundle: Path) -> None:
+    """As `check_fits`; of a file that can't be used any more, what to do here. It is left: whoever knows what
+    it was may want it."""
+    try:
+        check_fits(path, bundle)
+    except StateError as error:
+        told, _, remedy = str(error).rpartition("; ")
+        if remedy != AGAIN:
+            raise
+        raise StateError(f"{told}; remove it to have the prompt read and the file made again") from None
 
 
 def _wrong(told: str) -> click.UsageError:

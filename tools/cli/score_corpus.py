@@ -48,11 +48,16 @@ class Outputs:
         """Raise UsageError for what can't go together, and BltError for what can't be written."""
         given = {"--json": self.json, "--jsonl": self.jsonl, "--csv": self.csv, "--parquet": self.parquet}
         seen: dict[Path, str] = {}
+        texts = {path.resolve() for path in files if path.is_file()}  # not of terminals
         for flag, path in given.items():
-            if path in seen:
-                raise click.UsageError(f"{seen[path]}, {flag}: {path} is given twice; give each its own")
-            if path is not None:
-                seen[path] = flag
+            if path is None:
+                continue
+            place = path if path == STDIN else path.resolve()
+            if place in seen:
+                raise click.UsageError(f"{seen[place]}, {flag}: {path} is given twice; give each its own")
+            if place in texts:
+                raise click.UsageError(f"{flag}: {path} is one of the texts; give another FILE to write")
+            seen[place] = flag
         if files.count(STDIN) > 1:
             raise click.UsageError("FILE: - is given twice; stdin can be read only once")
         if self.resume and self.jsonl in (None, STDIN):

@@ -19,7 +19,6 @@ from ...runtime.options import GenerationOptions
 from ...runtime.paths import folder_name
 from ..memory import state_memory
 from ..output import Messages, counted, crash_line, error_line, foreseen_line, printable, show_traceback, size
-from ..server.parallel import text_memory
 from ..server.settings import MOST_PARALLEL, ServerSettings, is_loopback
 from .model_options import EngineOptions, engine_options, load_model
 from .options import F, MemorySize, draft_options, model_option, option, verb
@@ -218,6 +217,8 @@ def _whoever_reads() -> Iterator[None]:
 
 
 def _tell_parallel(messages: Messages, model: BltModel, service: Service) -> None:
+    from ..server.parallel import text_memory
+
     parallel, rows = service.parallel, max(model.rows, default=1)
     together = f", {'all' if parallel <= rows else rows} of them in one pass" if rows > 1 < parallel else ""
     taking = ", which take turns" if rows == 1 < parallel else ""

@@ -217,7 +217,8 @@ class ResultLines:
             self._file.flush()
         except OSError as error:
             self._broken = True
-            error.filename = error.filename or (None if self.path is None else str(self.path))
+            kept_in = tempfile.gettempdir() if self.path is None and self._kept else self.path
+            error.filename = error.filename or (None if kept_in is None else str(kept_in))
             raise
         self._also(line)
 

@@ -43,7 +43,7 @@ class BltEdgeLM(LM):  # type: ignore[misc]
 
     def __init__(
         self,
-        pretrained: str,
+        pretrained: str = "",
         *,
         device: str = "auto",
         threads: int | None = None,
@@ -60,7 +60,8 @@ class BltEdgeLM(LM):  # type: ignore[misc]
         max_length: ids of a window, BOS included; None is the trained context. bytes_per_token: bytes
         generated for each token of a task's `max_gen_toks`. memory: bytes for states of what contexts begin
         with, None as in `PrefixStore`. batch_size, max_batch_size: the harness gives them; texts are read one
-        after the other. Raises OptionError, also for any other argument, and what `load` raises.
+        after the other. Raises OptionError, also without a bundle and for any other argument, and what `load`
+        raises.
         """
         super().__init__()
         if unknown:
@@ -68,9 +69,13 @@ class BltEdgeLM(LM):  # type: ignore[misc]
                 f"model_args has {next(iter(unknown))!r}; allowed are pretrained, threads, max_length, "
                 "bytes_per_token and memory"
             )
+        if not pretrained:
+            raise OptionError("model_args has no pretrained; give --model_args pretrained=BUNDLE")
         if batch_size not in (1, "1", "auto"):
             _warn(f"batch_size {batch_size} has no effect: texts are read one after the other")
         self.model = BltModel.load(pretrained, "auto" if device == _DEFAULT_DEVICE else device, threads)
+        if max_length is not None:
+            checked_int("max_length", max_length, 2, self.model.limits.max_positions)
         self.max_length = self.model.window(max_length)
         self._store = PrefixStore(self.model, memory)
         self._bytes_per_token = checked_int("bytes_per_token", bytes_per_token, 1)

@@ -257,3 +257,18 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     assert said == f"File too large {out}\n"
     again = ResultLines(out, RUN, resume=True)
     assert again.former == out.read_bytes().count(b"\n") - 1 > 0
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_error_names_where_results_are_kept(tmp_path: Path, monkeypatch, kept: bool) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    class Full:
+        def write(self, data: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+    with ResultLines(None, RUN, kept=kept) as lines:
+        lines._file = Full()
+        with pytest.raises(OSError, match="No space") as failed:
+            lines.add(Result("a", None, 1, 1, 1, 1, 2.0, "0" * 64))
+    assert failed.value.filename == (str(tmp_path) if kept else None)

@@ -169,7 +169,8 @@ def test_what_has_no_effect_is_told_once(lm: BltEdgeLM, tiny_model) -> None:
     ("wrong", "said"),
     [
         ({"dtype": "float32"}, "model_args has 'dtype'"),
-        ({"max_length": 1}, "context is 1"),
+        ({"max_length": 1}, "max_length is 1; allowed is a whole number from 2 to"),
+        ({"pretrained": ""}, "model_args has no pretrained; give --model_args pretrained=BUNDLE"),
         ({"bytes_per_token": 0}, "bytes_per_token"),
         ({"device": "mps"}, "mps"),
         ({"memory": -1}, "memory"),
@@ -177,7 +178,9 @@ def test_what_has_no_effect_is_told_once(lm: BltEdgeLM, tiny_model) -> None:
 )
 def test_arguments_that_are_refused(tiny_model, wrong: dict, said: str) -> None:
     with pytest.raises(OptionError, match=said):
-        BltEdgeLM(str(tiny_model.bundle), **{"threads": 1, **wrong})
+        BltEdgeLM(**{"pretrained": str(tiny_model.bundle), "threads": 1, **wrong})
+    with pytest.raises(OptionError, match="model_args has no pretrained"):
+        BltEdgeLM()
 
 
 def test_a_bundle_has_no_chat_template(lm: BltEdgeLM) -> None:
