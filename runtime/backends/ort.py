@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -61,6 +62,7 @@ class OrtStage:
         self._input_types = input_types(path.name, self._session)
         self._files = dict(sorted((packed or {}).items()))
         self._packed: dict[int, PackedStage] = {}
+        self._loading = threading.Lock()
         self._manifest, self._stage, self._threads = manifest, stage, threads
         self._optimized = optimized is not None
 
@@ -70,16 +72,17 @@ class OrtStage:
 
     def packed(self, texts: int) -> PackedStage:
         rows = next(rows for rows in self._files if rows >= texts)
-        if rows not in self._packed:
-            self._packed[rows] = OrtPackedStage(
-                self._manifest,
-                self._stage,
-                self._threads,
-                self._files[rows],
-                rows,
-                optimized=self._optimized,
-                fused=self._fused,
-            )
+        with self._loading:
+            if rows not in self._packed:
+                self._packed[rows] = OrtPackedStage(
+                    self._manifest,
+                    self._stage,
+                    self._threads,
+                    self._files[rows],
+                    rows,
+                    optimized=self._optimized,
+                    fused=self._fused,
+                )
         return self._packed[rows]
 
     def new_cache(self, limits: CacheLimits) -> StageCache:

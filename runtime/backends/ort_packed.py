@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -59,7 +60,8 @@ class OrtPackedStage:
     """A stage graph for up to `rows` texts in an ONNX Runtime session: a `PackedStage`.
 
     A text keeps its row from pass to pass where it can, so that little has to be bound again. A row without
-    a text computes one position that nobody looks at: attention takes no fewer.
+    a text computes one position that nobody looks at: attention takes no fewer. What is bound is the pass's,
+    so batches in several threads take turns.
     """
 
     def __init__(
@@ -103,9 +105,15 @@ class OrtPackedStage:
         self._native.bind_ortvalue_input("rows", self._counts.native)
         self._buffers: dict[tuple[int, int], tuple[_Values, _Values]] = {}
         self._bound: tuple[int, int] | None = None
+        # In the midst of a pass Python may collect a batch that nobody closed, which calls `release`.
+        self._turn = threading.RLock()
         self.run([])  # the first run fetches weights, and is slow: whoever measures runs must not see it
 
     def run(self, parts: Sequence[PackedPart]) -> float:
+        with self._turn:
+            return self._run(parts)
+
+    def _run(self, parts: Sequence[PackedPart]) -> float:
         started = time.perf_counter()
         rows = placed(parts, [row.cache for row in self._rows])
         spans, end = [], 0
@@ -133,8 +141,9 @@ class OrtPackedStage:
 
     def release(self) -> None:
         """Let go of the buffers of texts that are gone."""
-        for row in self._rows:
-            row.sweep()
+        with self._turn:
+            for row in self._rows:
+                row.sweep()
 
     def _prepare(self, parts: Sequence[PackedPart], count: int) -> tuple[_Values, _Values]:
         """Inputs and outputs of a pass over `count` positions, bound."""

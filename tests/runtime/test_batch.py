@@ -7,6 +7,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -226,6 +227,15 @@ def test_prompts_are_asked_for_when_their_turn_comes(model: BltModel) -> None:
     next(pieces)
     assert len(asked) <= 3
     assert len({number for number, _ in pieces}) == 6
+
+
+def test_batches_in_several_threads_do_not_mix(model: BltModel) -> None:
+    prompts = [TEXT[31 * number : 31 * number + 20 + 7 * number] for number in range(6)]
+    wanted = [model.generate(prompt, max_new_bytes=30).data for prompt in prompts]
+    with ThreadPoolExecutor(3) as pool, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = [pool.submit(model.generate_many, prompts, max_new_bytes=30) for _ in range(6)]
+        assert [[one.data for one in many.result()] for many in found] == [wanted] * 6
 
 
 # 2. Who leaves, fails, or is alone.
