@@ -231,7 +231,7 @@ class _Row:
             self.tell(None)
 
     def _take(self, cache: StageCache, shared: Mapping[str, Array]) -> None:
-        self._text = None  # until all of them are bound
+        self._text, self._kept = None, []  # until all of them are bound
         inputs, outputs = _of_cache(cache)
         read = {**_values(shared), **inputs}
         self._bind(self._native.bind_ortvalue_input, read)

@@ -18,7 +18,8 @@ import pytest
 from blt_edge.export import export_checkpoint
 from blt_edge.export.build_ort import build_engine
 from blt_edge.runtime import BltModel, BltWarning, GenerationOptions, OptionError, Sequence
-from blt_edge.runtime.backends.base import Done, PackedStage
+from blt_edge.runtime.backends import ort_packed
+from blt_edge.runtime.backends.base import Done, PackedPart, PackedStage
 from blt_edge.runtime.batch import Batch, Task
 from blt_edge.runtime.errors import BackendError
 from blt_edge.runtime.lanes import LANE, own_seconds
@@ -295,6 +296,28 @@ def test_the_memory_of_texts_that_have_ended_is_free(anywhere: BltModel) -> None
     run(batch, [work(count) for count in (10, 20, 30, 40)])
     gc.collect()
     assert [one() for one in caches] == [None] * len(caches)
+
+
+def test_a_row_that_could_not_be_bound_writes_to_no_text(
+    model: BltModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = model._backends["patcher"].packed(2)
+    sequences = [model.sequence() for _ in range(3)]
+
+    def part(number: int) -> PackedPart:
+        stage = sequences[number].patcher.stage
+        call = stage.prepare(1, {"byte_ids": (1, 1)})
+        return PackedPart(call, stage.cache, stage.shared, 1)
+
+    for sequence in sequences:
+        sequence.append(encode(TEXT[:20]))
+    packed.run([part(0), part(1)])
+    before = sequences[0].patcher.stage.cache.buffer.copy()
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(ort_packed, "_of_cache", lambda cache: (_ for _ in ()).throw(MemoryError()))
+        packed.run([part(2), part(1)])
+    packed.run([part(1)])
+    assert np.array_equal(sequences[0].patcher.stage.cache.buffer, before)
 
 
 def test_an_engine_that_fails_is_replaced_for_all(
