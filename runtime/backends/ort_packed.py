@@ -52,8 +52,10 @@ def _of_cache(cache: StageCache) -> tuple[_Values, _Values]:
     return known[1], known[2]
 
 
-# How many sizes of passes have buffers of their own; those of a prompt's chunk seldom come back.
+# How many sizes of passes have buffers that stay.
 _KEPT = 32
+# Of larger ones, in bytes, only the last: a prompt's chunk is of another size each time.
+_SMALL = 1 << 20
 
 
 class OrtPackedStage:
@@ -105,6 +107,7 @@ class OrtPackedStage:
         self._native.bind_ortvalue_input("rows", self._counts.native)
         self._buffers: dict[tuple[int, int], tuple[_Values, _Values]] = {}
         self._bound: tuple[int, int] | None = None
+        self._now: tuple[_Values, _Values] = ({}, {})  # the buffers that are bound
         # In the midst of a pass Python may collect a batch that nobody closed, which calls `release`.
         self._turn = threading.RLock()
         self.run([])  # the first run fetches weights, and is slow: whoever measures runs must not see it
@@ -149,13 +152,16 @@ class OrtPackedStage:
         """Inputs and outputs of a pass over `count` positions, bound."""
         padded = (part.call.inputs["patch_bytes"].shape[2] for part in parts) if self._padded else ()
         key = (count, max(padded, default=1 if self._padded else 0))
-        if key == self._bound:
-            return self._buffers[key]
-        if key not in self._buffers:
-            if len(self._buffers) >= _KEPT:
-                self._buffers.clear()
-            sizes = {"bytes": count, "patches": count, "patch_length": key[1]}
-            self._buffers[key] = (
+        if key != self._bound:
+            self._bind(key)
+        return self._now
+
+    def _bind(self, key: tuple[int, int]) -> None:
+        self._bound, self._now = None, ({}, {})  # until all are bound; large ones are gone before the next
+        found = self._buffers.get(key)
+        if found is None:
+            sizes = {"bytes": key[0], "patches": key[0], "patch_length": key[1]}
+            found = (
                 {
                     name: _Value(np.zeros(_sized(axes, sizes), self._types[name]))
                     for name, axes in self._own.items()
@@ -165,14 +171,16 @@ class OrtPackedStage:
                     for name, axes in self._made.items()
                 },
             )
-        self._bound = None  # until all of them are bound
-        inputs, outputs = self._buffers[key]
+            if sum(value.array.nbytes for values in found for value in values.values()) <= _SMALL:
+                if len(self._buffers) >= _KEPT:
+                    self._buffers.clear()
+                self._buffers[key] = found
+        inputs, outputs = found
         for name, value in inputs.items():
             self._native.bind_ortvalue_input(name, value.native)
         for name, value in outputs.items():
             self._native.bind_ortvalue_output(name, value.native)
-        self._bound = key
-        return inputs, outputs
+        self._bound, self._now = key, found
 
     @property
     def _padded(self) -> bool:

@@ -298,6 +298,30 @@ def test_the_memory_of_texts_that_have_ended_is_free(anywhere: BltModel) -> None
     assert [one() for one in caches] == [None] * len(caches)
 
 
+def test_of_passes_over_chunks_only_the_last_ones_buffers_stay(
+    model: BltModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort_packed, "_SMALL", 20_000)
+    made: list[weakref.ref[object]] = []
+    before = ort_packed._Value.__init__
+
+    def counted(self: ort_packed._Value, array: np.ndarray) -> None:
+        before(self, array)
+        if array.ndim == 3 and array.nbytes > 20_000:  # [1, positions, width], no cache's plane
+            made.append(weakref.ref(array))
+
+    monkeypatch.setattr(ort_packed._Value, "__init__", counted)
+    model = BltModel.load(model.path, threads=1, portable=model.engine.directory is None)
+
+    def work(first: int, size: int) -> Callable[[], None]:
+        return lambda: model.sequence().append(encode(TEXT[first : first + size])) and None
+
+    for size in range(80, 200, 10):
+        run(model.batch(2), [work(0, size), work(300, 40)])
+    assert len(made) > 30
+    assert sum(one() is not None for one in made) <= 2 * len(model._backends)
+
+
 def test_a_row_that_could_not_be_bound_writes_to_no_text(
     model: BltModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,9 +337,11 @@ def test_a_row_that_could_not_be_bound_writes_to_no_text(
         sequence.append(encode(TEXT[:20]))
     packed.run([part(0), part(1)])
     before = sequences[0].patcher.stage.cache.buffer.copy()
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+    with monkeypatch.context() as patch:
         patch.setattr(ort_packed, "_of_cache", lambda cache: (_ for _ in ()).throw(MemoryError()))
-        packed.run([part(2), part(1)])
+        parts = [part(2), part(1)]
+        with pytest.raises(MemoryError):
+            packed.run(parts)
     packed.run([part(1)])
     assert np.array_equal(sequences[0].patcher.stage.cache.buffer, before)
 
