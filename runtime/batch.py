@@ -284,13 +284,14 @@ class Batch:
             packed.release()
 
     def _run(self, group: list[Task]) -> None:
+        # A text waits for its pass until that has run: an interruption before leaves it waiting.
         requests = [request for task in group if (request := task.request) is not None]
-        for task in group:
-            task.request = None
-        seconds = self._run_packed(requests) if len(group) > 1 else None
+        packed = len(group) > 1 and requests[0].kind not in self._refused
+        seconds = self._run_packed(requests) if packed else None
         if seconds is None:
             for task, request in zip(group, requests, strict=True):
                 self._run_alone(task, request)
+                task.request = None
             return
         for task, request, share in zip(group, requests, self._shares(requests, seconds), strict=True):
             task.took(share)
@@ -298,6 +299,7 @@ class Batch:
                 request.done(share)
             except Exception as error:
                 request.error = error
+            task.request = None
         idle = graph_rows(requests[0].kind.rows, len(group)) - len(group)
         self._observe(requests[0].stage, len(group), idle + sum(one.count for one in requests), seconds)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -412,6 +413,34 @@ def test_who_has_more_positions_than_a_packed_graph_takes_runs_alone(
     assert [one.data for one in model.generate_many(prompts, max_new_bytes=20)] == wanted
     assert {1, most} <= set(seen)
     assert max(seen) == most
+
+
+def test_an_interrupted_pass_is_run_again(model: BltModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [TEXT[30 * number : 30 * number + 20] for number in range(4)]
+    wanted = [model.generate(prompt, max_new_bytes=10).data for prompt in prompts]
+    found: dict[int, bytes] = {}
+
+    def work(number: int) -> Callable[[], None]:
+        return lambda: (
+            found.setdefault(number, model.generate(prompts[number], max_new_bytes=10).data) and None
+        )
+
+    before, passes = ort_packed.OrtPackedStage.run, itertools.count()
+
+    def interrupted(stage: ort_packed.OrtPackedStage, parts: list[PackedPart]) -> float:
+        if next(passes) % 7 == 3:
+            raise KeyboardInterrupt
+        return before(stage, parts)
+
+    batch, going_on = model.batch(), True
+    for number in range(4):
+        batch.start(work(number))
+    monkeypatch.setattr(ort_packed.OrtPackedStage, "run", interrupted)
+    while going_on:
+        with suppress(KeyboardInterrupt):
+            going_on = batch.step()
+    assert [found[number] for number in range(4)] == wanted
+    assert next(passes) > 20
 
 
 def test_one_text_alone_runs_its_stages_itself(model: BltModel) -> None:
