@@ -32,7 +32,7 @@ _USUAL = (4.0, 16.0)
 _REMEMBER = 0.98
 # A byte has to cost less than this share of what it costs without waiting.
 _GAIN = 0.97
-# Bytes of others that a closed patch waits for at most.
+# Bytes of others that a closed patch waits for at most; and what any text does, whatever others ask for.
 _PATIENCE = 16
 
 
@@ -92,6 +92,10 @@ class Chooser:
         They ask for one stage, in no more rows than it has. texts: all there are, waiting or not.
         """
         self.passes += 1
+        eldest = waiting[0]
+        if self.passes - eldest.since > _PATIENCE * max(len(STAGES), texts):
+            # Of a text that asks for one stage alone, as for entropies, the others would wait for the end.
+            return self._with(eldest, waiting[1:])
         short = [one for one in waiting if one.count <= MOST_SHORT]
         long = [one for one in waiting if one.count > MOST_SHORT]
         if long and (not short or self._short_rounds):

@@ -161,3 +161,15 @@ def test_closed_patches_wait_neither_for_nobody_nor_for_ever() -> None:
     else:
         pytest.fail("its turn never came")
     assert chooser.passes < 100
+
+
+@pytest.mark.parametrize("other", [Wait("decoder"), Wait("encoder", 256)])
+def test_who_asks_for_the_first_stage_alone_does_not_keep_the_others_waiting(other: Wait) -> None:
+    chooser = Chooser(256, CostTable())
+    for _ in range(1000):
+        group = chooser.choose([other, Wait("patcher", since=chooser.passes)], 2)
+        if group == [other]:
+            break
+    else:
+        pytest.fail("its turn never came")
+    assert chooser.passes < 100
