@@ -96,7 +96,7 @@ class Choices:
             first = next(pieces)
             if self._told is None:
                 self._told = first.prompt_details
-                if self._told and self.ready:
+                if self._options.prompt_details and self.ready:  # which may be none: of an empty prompt
                     self._when_ready()
             yield replace(first, prompt_details=self._told)
             yield from pieces

@@ -180,6 +180,22 @@ def test_choices_side_by_side_are_those_in_turn(model: BltModel, n: int) -> None
     assert store.generate(following, GREEDY).stats.reused_bytes >= len(following) - 4
 
 
+@pytest.mark.parametrize("prompt", [b"", TEXT[:20]])
+@pytest.mark.parametrize("prompt_details", [False, True])
+def test_that_others_may_begin_is_told_once_with_the_first_piece(
+    model: BltModel, prompt: bytes, prompt_details: bool
+) -> None:
+    told: list[bool] = []
+    options = GenerationOptions(9, prompt_details=prompt_details)
+    choices = PrefixStore(model, 1 << 30).choices(prompt, options, n=2, when_ready=lambda: told.append(True))
+    with closing(choices.stream(0)) as pieces:
+        next(pieces)
+        assert told == [True]
+        assert choices.ready
+        assert [*pieces]
+    assert told == [True]
+
+
 def test_what_goes_on_from_a_kept_state_tells_its_costs_where_it_goes_on(model: BltModel) -> None:
     """A state of another thread's, or from a file: automatic guesses need to know what passes cost here."""
     texts = Texts(model)
