@@ -194,9 +194,9 @@ class Batch:
         self._used: set[PackedStage] = set()
         self._refused: set[StageBackend] = set()  # whose passes over several texts have failed
         self.attention = False
-        """Whether the thread wants to do something else before the next pass, if there is one text only."""
+        """Whether the thread wants to do something else before the next pass; `step` takes it back."""
         self.wanted: Callable[[], bool] = lambda: False
-        """Asked for the same, where it is another thread that wants it: `step` does not take it back."""
+        """Asked for the same of a text that is alone, where it is another thread that wants it."""
         self.costs: CostTable = _SharedCosts(lambda: len(self._tasks))
         self.observer: Callable[[str, int, float], None] | None = None
         """Told of every pass, those of a text that is alone among them: stage, texts, seconds."""
@@ -245,7 +245,8 @@ class Batch:
     def step(self) -> bool:
         """Let all that can go on go on, then run one pass; whether there is more to do just now.
 
-        False where no task is left, or all wait for something other than a pass.
+        False where no task is left, or all wait for something other than a pass. Where one that went on asks
+        for `attention`, the pass is left to the next step.
         """
         self.attention = False
         self._go_on()
@@ -253,6 +254,8 @@ class Batch:
         requests = [request for task in waiting.values() if (request := task.request) is not None]
         if not requests:
             return False
+        if self.attention:
+            return True
         requests.sort(key=lambda one: one.since)
         group = self._chooser.choose(requests, len(self._tasks))
         self._run([waiting[id(request)] for request in group])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import re
 import threading
 import warnings
 import weakref
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from blt_edge.export import export_checkpoint
 from blt_edge.export.build_ort import build_engine
-from blt_edge.runtime import BltModel, BltWarning, GenerationOptions, OptionError, Sequence
+from blt_edge.runtime import BltModel, BltWarning, GenerationOptions, OptionError, Sequence, generation
 from blt_edge.runtime.backends import ort_packed
 from blt_edge.runtime.backends.base import Done, PackedPart, PackedStage
 from blt_edge.runtime.batch import Batch, Task
@@ -215,6 +216,20 @@ def test_pieces_come_as_they_are_made(model: BltModel) -> None:
     prompts = [TEXT[:30], TEXT[50:90]]
     numbers = [number for number, _ in model.stream_many(prompts, max_new_bytes=12, draft="none")]
     assert numbers != sorted(numbers)
+
+
+def test_a_piece_is_handed_out_before_the_next_pass(model: BltModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    before, made = Batch._run, generation._Generation._chunk
+    monkeypatch.setattr(Batch, "_run", lambda *given: (told.append("pass"), before(*given))[1])
+    monkeypatch.setattr(
+        generation._Generation, "_chunk", lambda *given: (told.append("made"), made(*given))[1]
+    )
+    for _ in model.stream_many([TEXT[:30], TEXT[50:90]], max_new_bytes=12, draft="none"):
+        told.append("out")
+    order = "".join(one[0] for one in told)
+    assert "o" in order
+    assert re.fullmatch(r"(p+(m+o+)+)+", order)  # of all that are made between two passes
 
 
 def test_prompts_are_asked_for_when_their_turn_comes(model: BltModel) -> None:
