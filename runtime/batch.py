@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from .backends.base import Done, PackedPart, PackedStage, StageBackend, StageCall
 from .costs import CostTable
@@ -60,7 +61,7 @@ class Task:
 
     def __init__(self, batch: Batch, work: Callable[[], None]) -> None:
         self._batch, self._work = batch, work
-        self._greenlet = greenlet.greenlet(self._begin)
+        self._greenlet: Any = greenlet.greenlet(self._begin)
         self.request: _Request | None = None
         """The pass that it waits for."""
         self._until: Callable[[], bool] | None = None
@@ -144,9 +145,22 @@ class Task:
         if self.ended:
             return
         self._closing = True
-        self._greenlet.parent = greenlet.getcurrent()
         self._entered = time.perf_counter()
+        try:
+            self._greenlet.parent = greenlet.getcurrent()
+        except ValueError:  # another thread's, where it ends when nobody holds it and something is next run
+            self._greenlet = _ENDED
+            return
         self._greenlet.throw(greenlet.GreenletExit)
+
+
+class _Ended:
+    """In the place of a greenlet that was let go of."""
+
+    dead = True
+
+
+_ENDED: Any = _Ended()
 
 
 class _SharedCosts(CostTable):
@@ -262,7 +276,10 @@ class Batch:
         return True
 
     def close(self) -> None:
-        """End all tasks where they are."""
+        """End all tasks where they are; what they hold is free only then.
+
+        In another thread it leaves their end to the batch's, for when that next runs one.
+        """
         while self._tasks:
             self._tasks.popleft().close()
         self._release()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import TypeVar
 
 from .batch import Batch
+from .errors import OptionError
 from .generation import GenerationChunk, GenerationResult, joined
 
 __all__ = ["joined_many", "run_many"]
@@ -30,7 +31,7 @@ def run_many(
 
     `texts` (>= 1) of them are at work at a time; the next one begins when one has ended, and no other begins
     once `cancel` is set. What an item raises ends everything, as does closing the generator. Items are asked
-    for in order, when their turn comes. It has to be gone through in one thread.
+    for in order, when their turn comes. Raises OptionError where it is gone on with in another thread.
     """
     pieces: deque[tuple[int, _Piece]] = deque()
     tasks = []
@@ -44,6 +45,7 @@ def run_many(
         return run
 
     waiting: Iterator[tuple[int, _Item]] | None = enumerate(items)
+    thread = threading.get_ident()
     try:
         while True:
             while waiting is not None and len(batch) < texts:
@@ -55,6 +57,11 @@ def run_many(
             going_on = batch.step()
             while pieces:
                 yield pieces.popleft()
+                if threading.get_ident() != thread:
+                    raise OptionError(
+                        "texts that share passes were gone on with in another thread; go through all of them "
+                        "in the thread that began"
+                    )
             for task in [task for task in tasks if task.ended]:
                 tasks.remove(task)
                 if task.error is not None:

@@ -293,6 +293,30 @@ def test_closing_the_stream_closes_what_is_open(model: BltModel) -> None:
     assert model.generate(TEXT[:30], max_new_bytes=5).stats.new_bytes == 5
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_stream_that_another_thread_goes_on_with_or_drops_is_closed(model: BltModel) -> None:
+    made: list[weakref.ref[Sequence]] = []
+    before = model.sequence
+
+    def counted() -> Sequence:
+        sequence = before()
+        made.append(weakref.ref(sequence))
+        return sequence
+
+    with ThreadPoolExecutor(1) as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "sequence", counted)
+        streams = [model.stream_many([TEXT[:30], TEXT[50:80]], max_new_bytes=100) for _ in range(2)]
+        for pieces in streams:
+            next(pieces)
+        with pytest.raises(OptionError, match="in the thread that began"):
+            pool.submit(next, streams.pop()).result()
+        pool.submit(streams.clear).result()
+    del pieces
+    run(model.batch(), [lambda: None])  # where they were begun
+    gc.collect()
+    assert [one() for one in made] == [None] * 4
+
+
 def test_the_memory_of_texts_that_have_ended_is_free(anywhere: BltModel) -> None:
     batch = anywhere.batch()
     caches: list[weakref.ref[object]] = []
