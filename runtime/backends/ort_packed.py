@@ -133,6 +133,7 @@ class OrtPackedStage:
                 elif name == "patch_bytes":
                     given = part.call.inputs[name]
                     target[:, span, : given.shape[2]] = given
+                    target[:, span, given.shape[2] :] = 0  # what masks it lets through what is no number
                 else:
                     target[:, span] = part.call.inputs[name]
         self._session.run_with_iobinding(self._native)

@@ -362,6 +362,24 @@ def test_of_passes_over_chunks_only_the_last_ones_buffers_stay(
     assert sum(one() is not None for one in made) <= 2 * len(model._backends)
 
 
+def test_what_is_no_number_in_one_text_gets_into_no_other(model: BltModel) -> None:
+    packed = model._backends["latent"].packed(2)
+
+    def part(padded: int, length: int, value: float) -> PackedPart:
+        stage = model.sequence()._latent
+        width = model.manifest.model.width
+        call = stage.prepare(1, {"patch_bytes": (1, 1, padded, width), "patch_lengths": (1, 1)})
+        call.inputs["patch_bytes"][...], call.inputs["patch_lengths"][0] = value, length
+        return PackedPart(call, stage.cache, stage.shared, 1)
+
+    short, long, broken = part(4, 3, 0.5), part(16, 9, 0.25), part(16, 16, np.nan)
+    packed.run([short, long])
+    expected = short.call.outputs["patch_values"].copy()
+    packed.run([broken, long])
+    packed.run([short, long])
+    agree(short.call.outputs["patch_values"], expected)
+
+
 def test_a_row_that_could_not_be_bound_writes_to_no_text(
     model: BltModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
