@@ -6,6 +6,7 @@ What this does not know: the library that compiles schemas, patterns and grammar
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -31,6 +32,9 @@ MOST_CHOICES = 10000
 # few characters.
 _MOST_REPEATS = 20000
 _LARGEST_MULTIPLE = 20000
+# Their order is free where none is required: the time to compile grows with the square.
+_MOST_PROPERTIES = 1000
+_MULTIPLE = re.compile(r'"multipleOf"\s*:\s*([0-9.eE+-]+)')
 
 _TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])*/|(<[^\s>]*>)')
 
@@ -138,6 +142,8 @@ def _checked_source(kind: str, source: object) -> str:
         _check_pattern(source)
     elif not source.strip():
         raise OptionError("constraint: the grammar is empty; give a rule start (Lark) or root (GBNF)")
+    elif _MULTIPLE.search(source):
+        raise OptionError('constraint: the grammar has "multipleOf"; give a JSON schema by itself for that')
     else:
         for token in filter(None, _TOKEN.findall(source)):
             raise OptionError(
@@ -172,20 +178,30 @@ def _checked_schema(source: str) -> str:
         schema = {}
     if not isinstance(schema, dict):
         raise OptionError(f"constraint: the JSON schema is {shown(schema)}; allowed is an object, or true")
+    multiple = 1
     for key, value in _members(schema):
         if key in ("pattern", "whitespace_pattern") and isinstance(value, str):
             _check_pattern(value)
         elif key == "patternProperties" and isinstance(value, dict):
             for pattern in value:
                 _check_pattern(pattern)
+        elif key == "properties" and isinstance(value, dict) and len(value) > _MOST_PROPERTIES:
+            raise OptionError(
+                f"constraint: the JSON schema has an object of {len(value)} properties; allowed are "
+                f"{_MOST_PROPERTIES}"
+            )
         elif key == "multipleOf" and isinstance(value, (int, float)) and not isinstance(value, bool):
-            digits = Decimal(str(value)).normalize().as_tuple().digits
-            if int("".join(map(str, digits))) > _LARGEST_MULTIPLE:
+            multiple = math.lcm(multiple, _digits(value))
+            if multiple > _LARGEST_MULTIPLE:
                 raise OptionError(
                     f"constraint: the JSON schema has multipleOf {shown(value)}; allowed are numbers whose "
-                    f"digits, but for zeros at the end, make at most {_LARGEST_MULTIPLE}"
+                    f"digits, but for zeros at the end, have {_LARGEST_MULTIPLE} or less as a common multiple"
                 )
     return json.dumps(schema, separators=(",", ":"))
+
+
+def _digits(number: float) -> int:
+    return int("".join(map(str, Decimal(str(number)).normalize().as_tuple().digits))) or 1
 
 
 def _members(value: Any) -> Iterator[tuple[str, Any]]:
@@ -202,9 +218,9 @@ _PIECES = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(\d+)(?:,(\d*))?\}|\(|\)|\\$",
 def _check_pattern(pattern: str) -> None:
     """Refuse what repeats a part too often, repeats of repeats multiplied."""
     groups: list[int] = [1]  # how often what stands in each open group is repeated inside of it, at most
-    last = 1  # the same of what a count would repeat
+    last, end = 1, 0  # the same of what a count would repeat, which stands directly before it
     for piece in _PIECES.finditer(pattern):
-        text = piece[0]
+        text, last, end = piece[0], last if piece.start() == end else 1, piece.end()
         if text == "\\":
             raise OptionError(f"constraint: the pattern {shown(pattern)} ends with a backslash")
         if text == "(":

@@ -11,8 +11,7 @@ from typing import Any
 from .constraint import Constraint
 from .errors import OptionError
 from .fields import checked_bytes, checked_flag, checked_int, checked_real, shown
-from .names import DRAFTS
-from .vocabulary import VOCAB_SIZE
+from .names import DRAFTS, VOCAB_SIZE
 
 __all__ = ["LONGEST_DRAFT", "MOST_LOGPROBS", "GenerationOptions", "asked_options"]
 
