@@ -74,8 +74,8 @@ class Constraint:
         """JSON that a schema describes, given as JSON text or as the object that it says.
 
         The text is written as `json.dumps` writes it by default: a space after each comma and colon and no
-        other white space outside strings; properties come in the schema's order. "x-guidance":
-        {"whitespace_flexible": true} in the schema allows any white space.
+        other white space outside strings; properties come in the schema's order. The schema's own
+        "x-guidance" goes before that: "whitespace_flexible", "item_separator", "key_separator".
         """
         if not isinstance(schema, (str, bytes)):
             try:

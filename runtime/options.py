@@ -126,7 +126,8 @@ class GenerationOptions:
     @property
     def biases(self) -> tuple[tuple[int, float], ...]:
         """`logit_bias`, typed as the pairs it is after construction."""
-        return _bias_pairs(self.logit_bias)
+        assert isinstance(self.logit_bias, tuple)
+        return self.logit_bias
 
     @property
     def stop_bytes(self) -> tuple[bytes, ...]:
