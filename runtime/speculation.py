@@ -172,7 +172,7 @@ class Speculator:
     def _look_up(self, plan: Plan, match: Match, ahead: Ahead) -> None:
         # As far as what followed earlier may come now, and is what has to come where something has to.
         assert self._index is not None
-        found = self._index.guesses(match, ahead.most)
+        found = self._index.guesses(match, plan.length if self._guide is None else ahead.most)
         while not ahead.full and ahead.guesses < plan.length:
             place = len(ahead.certain)
             guess, allowed = found[place], ahead.allowed()

@@ -3,7 +3,7 @@
 Theory: what can only come next needs no choice, so a record's names, quotes and commas are read several at a
 time, as a prompt is; what is left to choose costs a mask a byte. The record is made first, then the same
 number of bytes without a constraint, with the same drafts; bytes a second count decoding alone. The mask's
-time (of the processor) is that of walking a guide through the record: what may come next, and one step on, at each byte.
+time, of the processor, is that of walking a guide through the record: what may come next, and one step on.
 
     python -m blt_edge.tools.bench.guided --bundle demo-bundle
 """
