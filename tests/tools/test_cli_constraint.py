@@ -87,3 +87,6 @@ def test_every_turn_of_a_chat_fits(cli, tiny_model) -> None:
         "chat", "-m", tiny_model.bundle, "--regex", "[a-c]{4}!", "--temp", 1, stdin=b"one\ntwo\n", code=0
     )
     assert re.fullmatch(r"([a-c]{4}!\n){2}", result.stdout)
+    assert result.stderr.count("; the text is complete") == 2
+    cut = cli("chat", "-m", tiny_model.bundle, "--regex", "[a-c]{9}", "-n", 4, stdin=b"one\n", code=0)
+    assert "; it may lack its end" in cut.stderr
