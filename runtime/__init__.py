@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .constraint import Constraint
     from .errors import (
         BackendError,
         BltError,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MODULES = {
+    "constraint": ("Constraint",),
     "errors": (
         "BackendError",
         "BltError",
@@ -67,6 +69,7 @@ __all__ = [
     "BltWarning",
     "BundleError",
     "ByteDetail",
+    "Constraint",
     "FailedValidationWarning",
     "FinishReason",
     "GenerationChunk",

@@ -46,7 +46,8 @@ PromptReader = Callable[[Sequence, npt.NDArray[np.int64]], Iterator[ChunkResult]
 
 
 FinishReason = Literal["length", "eos", "stop", "context", "cancelled"]
-"""length: max_new_bytes reached; eos: the model ended the text; stop: a stop string was found;
+"""length: max_new_bytes reached; eos: the model ended the text, or a constraint lets nothing more come;
+stop: a stop string was found;
 context: the model has no more positions; cancelled: the caller's event was set."""
 
 
@@ -82,6 +83,8 @@ class GenerationStats:
     """Rounds that a wrong guess ended; guesses behind it were not looked at."""
     reused_bytes: int = 0
     """Bytes of the prompt that were not read, because the state of a text that begins with them was there."""
+    forced: int = 0
+    """Bytes that a constraint let no other come for, read together with others; they are no guesses."""
 
     @property
     def bytes_per_second(self) -> float:
@@ -341,7 +344,7 @@ class _Generation:
         # 2. Round after round.
         try:
             while reason is None:
-                reason = _reason_to_end(sequence, self._options, self._new_bytes, cancel)
+                reason = "eos" if self._speculator.ended else self._reason_to_end()
                 for number in self._choose() if reason is None else ():
                     if number in sequence.end_ids:
                         reason = "eos"
@@ -376,6 +379,17 @@ class _Generation:
         for result in self._read(sequence, ids):
             look(sequence.length - len(result.logits) + 1, result.logits)
             yield
+
+    def _reason_to_end(self) -> FinishReason | None:
+        if self._new_bytes >= self._options.max_new_bytes:
+            return "length"
+        if self._cancel is not None and self._cancel.is_set():
+            return "cancelled"
+        # The byte chosen last has not been read yet: it needs a position before another can be chosen.
+        sequence = self._sequence
+        if sequence.length + (self._new_bytes > 0) > sequence.limits.max_positions:
+            return "context"
+        return None
 
     def _choose(self) -> list[int]:
         # The next ids; the last of them is read in the next round, if there is one.
@@ -428,16 +442,3 @@ class _Generation:
             reused_bytes=self._known,
             **asdict(self._speculator.figures),
         )
-
-
-def _reason_to_end(
-    sequence: Sequence, options: GenerationOptions, new_bytes: int, cancel: threading.Event | None
-) -> FinishReason | None:
-    if new_bytes >= options.max_new_bytes:
-        return "length"
-    if cancel is not None and cancel.is_set():
-        return "cancelled"
-    # The byte chosen last has not been read yet: it needs a position before another can be chosen.
-    if sequence.length + (new_bytes > 0) > sequence.limits.max_positions:
-        return "context"
-    return None

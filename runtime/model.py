@@ -31,6 +31,7 @@ from .errors import (
 )
 from .fields import checked_bytes, checked_call, checked_flag, checked_int, checked_texts, shown
 from .generation import GenerationChunk, GenerationResult, joined, stream
+from .guide import new_guide
 from .integrity import check_files
 from .kernels import kernel_family
 from .lanes import LANE
@@ -477,7 +478,10 @@ class BltModel:
         """Options and prompt of a call that takes what `stream` takes. Raises OptionError."""
         if cancel is not None and not callable(getattr(cancel, "is_set", None)):
             raise OptionError(f"cancel is {shown(cancel)}; allowed is a threading.Event, or None")
-        return asked_options(options, named, self.defaults), checked_bytes("prompt", prompt)
+        asked = asked_options(options, named, self.defaults)
+        if asked.constraint is not None:
+            new_guide(asked)
+        return asked, checked_bytes("prompt", prompt)
 
     def generate(
         self,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 MANIFEST_NAME = "manifest.json"
 
+VOCAB_SIZE = 260
+"""Number of ids: four special ones, then the 256 bytes."""
+
 STAGES = ("patcher", "encoder", "latent", "decoder")
 """The stage graphs, in the order in which they run."""
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
+from .constraint import Constraint
 from .errors import OptionError
 from .fields import checked_bytes, checked_flag, checked_int, checked_real, shown
-from .names import DRAFTS
+from .names import DRAFTS, VOCAB_SIZE
 
 __all__ = ["LONGEST_DRAFT", "MOST_LOGPROBS", "GenerationOptions", "asked_options"]
 
@@ -19,6 +20,8 @@ LONGEST_DRAFT = 32
 
 MOST_LOGPROBS = 20
 """Likely ids that are told of a byte, at most."""
+
+_LARGEST_BIAS = 100
 
 
 _above = partial(checked_real, above_minimum=True)
@@ -88,6 +91,20 @@ class GenerationOptions:
     prompt_details: bool = False
     """Tell the same of the prompt's bytes, too, with the first chunk. Turns `details` on."""
 
+    constraint: Constraint | None = None
+    """What the new text has to be; None: anything. Ids are chosen among those that may come next, which all
+    else here then acts on; the text ends where it fits, and by itself where nothing can be added. One that
+    ends for another reason (length, stop, context, cancelled) may lack its end. Needs the extra `guide`, but
+    for a choice."""
+
+    utf8: bool = False
+    """Choose among the bytes that keep the text valid UTF-8, and end it between characters only. A character
+    that the prompt ends inside of is completed, unless there is a constraint, too."""
+
+    logit_bias: Mapping[int, float] | tuple[tuple[int, float], ...] = ()
+    """What is added to the logits of some ids, -100 to 100, after the repetition penalty. After construction
+    pairs of id and bias, sorted."""
+
     def __post_init__(self) -> None:
         if not isinstance(self.draft, str) or self.draft not in DRAFTS:
             raise OptionError(f"draft is {shown(self.draft)}; allowed are {', '.join(DRAFTS)}")
@@ -96,8 +113,21 @@ class GenerationOptions:
             if value is not None or default is not None:
                 object.__setattr__(self, name, check(name, value, *arguments, hint=hint))
         object.__setattr__(self, "stop", _stop_bytes(self.stop))
+        object.__setattr__(self, "logit_bias", _bias_pairs(self.logit_bias))
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise OptionError(
+                f"constraint is {shown(self.constraint)}; allowed is a Constraint, such as "
+                "Constraint.regex('[0-9]+'), or none"
+            )
+        checked_flag("utf8", self.utf8)
         asked = checked_flag("details", self.details), checked_flag("prompt_details", self.prompt_details)
         object.__setattr__(self, "details", any(asked) or self.logprobs is not None)
+
+    @property
+    def biases(self) -> tuple[tuple[int, float], ...]:
+        """`logit_bias`, typed as the pairs it is after construction."""
+        assert isinstance(self.logit_bias, tuple)
+        return self.logit_bias
 
     @property
     def stop_bytes(self) -> tuple[bytes, ...]:
@@ -111,6 +141,22 @@ def _stop_bytes(stops: object) -> tuple[bytes, ...]:
         if not isinstance(stops, (str, bytes, bytearray)) and isinstance(stops, Iterable):
             return tuple(map(_one_stop, list(stops)))
     raise OptionError(f"stop is {shown(stops)}; allowed is a list or tuple of strings or bytes")
+
+
+def _bias_pairs(bias: object) -> tuple[tuple[int, float], ...]:
+    pairs: list[Any] | None = None
+    with suppress(TypeError):
+        if not isinstance(bias, (str, bytes, bytearray)):
+            pairs = list(bias.items() if isinstance(bias, Mapping) else bias)  # type: ignore[call-overload]
+    if pairs is None or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise OptionError(f"logit_bias is {shown(bias)}; allowed is a mapping from ids to numbers")
+    found = {}
+    for number, value in pairs:
+        known = checked_int(
+            "logit_bias: an id", number, 0, VOCAB_SIZE - 1, hint="a byte's id is the byte + 4"
+        )
+        found[known] = checked_real("logit_bias", value, -_LARGEST_BIAS, _LARGEST_BIAS)
+    return tuple(sorted(found.items()))
 
 
 def _one_stop(stop: object) -> bytes:

@@ -184,13 +184,20 @@ class Planner:
     def learn(self, plan: Plan, drafted: int, accepted: int, seconds: float, host_seconds: float) -> None:
         """What came of a plan, the seconds it took, and those of them outside the stages."""
         self._costs.observe(f"host {plan.source}", 0.0, host_seconds, drafted + 1)
+        self.learn_guesses(plan, accepted)
         for name, source in (("none", self._plain_rounds), *self._sources.items()):
             if name != plan.source:
                 source.idle += 1
                 continue
             source.add(accepted + 1, seconds / self._costs.pace)
-            for index, bucket in enumerate(plan.gate.buckets[: accepted + 1]):
-                source.rates[bucket].add(index < accepted)
+
+    def learn_guesses(self, plan: Plan, accepted: int) -> None:
+        """Which of a plan's guesses were right, and nothing of speed: for a round with bytes that a
+        constraint forced, which says nothing of one without."""
+        source = self._sources.get(plan.source)
+        for index, bucket in enumerate(plan.gate.buckets[: accepted + 1]):
+            assert source is not None
+            source.rates[bucket].add(index < accepted)
 
     def _choose(self, match: Match | None) -> str | None:
         usable = [name for name in self._sources if name != "lookup" or match is not None]

@@ -1,9 +1,10 @@
 """From logits to the next id.
 
-In this order: suppress the special ids that end no text -> repetition penalty (CTRL's rule: logits of ids
-already in the text are divided by it when positive, multiplied when negative) -> temperature -> top-k ->
-top-p -> min-p -> draw. At temperature 0 the largest of the penalised logits wins, the lowest id on ties, and
-nothing is drawn. Each filter sees what the one before left, renormalised. Everything is in float64.
+In this order: suppress the special ids that end no text, and what a constraint does not allow -> repetition
+penalty (CTRL's rule: logits of ids already in the text are divided by it when positive, multiplied when
+negative) -> logit bias -> temperature -> top-k -> top-p -> min-p -> draw. At temperature 0 the largest of
+these logits wins, the lowest id on ties, and nothing is drawn. Each filter sees what the one before left,
+renormalised. Everything is in float64.
 
 The n-th choice always takes the n-th random number of the seed, however the ids were computed. A guess at a
 later choice may look at that choice's number ahead of time: where the guessed distribution is close to the
@@ -31,8 +32,9 @@ class Sampler:
     """Chooses ids by `GenerationOptions`; with a seed, the same calls give the same ids.
 
     `ids` is read only when there is a repetition penalty (`reads_ids`): those of the whole text before the
-    choice, prompt and generated. Both methods raise BltError when the logits hold a NaN, which means that
-    the model's computation is broken.
+    choice, prompt and generated. `allowed` bool [260] is what a constraint lets come next, None for all; at
+    least one of them is not suppressed. Both methods raise BltError when the logits hold a NaN, which means
+    that the model's computation is broken; where one id only is allowed, they need not be looked at.
     """
 
     def __init__(self, options: GenerationOptions, suppressed: Iterable[int] = SUPPRESSED) -> None:
@@ -41,26 +43,38 @@ class Sampler:
         self._generator = np.random.Generator(np.random.PCG64(options.seed))
         self._numbers: deque[float] = deque()  # drawn for guesses, not yet used up by a choice
         self.reads_ids = options.repetition_penalty != 1.0
+        self._plain = options.temperature == 0.0 and not self.reads_ids and not options.logit_bias
 
-    def __call__(self, logits: NDArray[np.float32], ids: ArrayLike) -> int:
+    def __call__(
+        self, logits: NDArray[np.float32], ids: ArrayLike, allowed: NDArray[np.bool_] | None = None
+    ) -> int:
         """The next id, from logits float32 [260]."""
-        chosen = self.guess(logits, ids, 0)
+        chosen = self.guess(logits, ids, 0, allowed)
         if self._numbers:
             self._numbers.popleft()
         return chosen
 
-    def guess(self, logits: NDArray[np.float32], ids: ArrayLike, ahead: int) -> int:
+    def guess(
+        self,
+        logits: NDArray[np.float32],
+        ids: ArrayLike,
+        ahead: int,
+        allowed: NDArray[np.bool_] | None = None,
+    ) -> int:
         """What the choice after `ahead` more will be, if its logits are these; nothing is used up."""
-        if self._options.temperature == 0.0 and not self.reads_ids:
-            return _largest_allowed(logits, self._suppressed)
+        if self._plain:
+            return _largest_allowed(logits, self._suppressed, allowed)
+        if self._options.temperature != 0.0:
+            while len(self._numbers) <= ahead:  # for an id that is certain, too: the n-th choice, the n-th
+                self._numbers.append(self._generator.random())
+        if allowed is not None and np.count_nonzero(allowed) == 1:
+            return int(allowed.argmax())
         seen = None
         if self.reads_ids:
             seen = np.bincount(np.asarray(ids, dtype=np.int64), minlength=len(logits))
         if self._options.temperature == 0.0:
-            return int(np.argmax(_allowed(logits, self._options, seen, self._suppressed)))
-        while len(self._numbers) <= ahead:
-            self._numbers.append(self._generator.random())
-        distribution = probabilities(logits, self._options, seen, self._suppressed)
+            return int(np.argmax(_scores(logits, self._options, seen, self._suppressed, allowed)))
+        distribution = probabilities(logits, self._options, seen, self._suppressed, allowed)
         return draw(distribution, self._numbers[ahead])
 
 
@@ -69,13 +83,15 @@ def probabilities(
     options: GenerationOptions,
     seen_counts: NDArray[np.int64] | None = None,
     suppressed: Iterable[int] = SUPPRESSED,
+    allowed: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.float64]:
     """The distribution that the next id is drawn from: float64 [V], sum 1, for logits [V].
 
-    `seen_counts` int64 [V] is how often each id is in the text; None means that none is.
-    At temperature 0 one id has all of it. Raises BltError when the logits hold a NaN.
+    `seen_counts` int64 [V] is how often each id is in the text; None means that none is. `allowed` bool [V]:
+    the ids that may come, all filters act on those; None means all. At
+    temperature 0 one id has all of it. Raises BltError when the logits hold a NaN.
     """
-    scores = _allowed(logits, options, seen_counts, list(suppressed))
+    scores = _scores(logits, options, seen_counts, list(suppressed), allowed)
     if options.temperature == 0.0:
         certain = np.zeros(len(scores))
         certain[np.argmax(scores)] = 1.0
@@ -116,22 +132,27 @@ def draw(distribution: NDArray[np.float64], number: float) -> int:
     return int(support[min(int(place), len(support) - 1)])
 
 
-def _largest_allowed(logits: NDArray[np.float32], suppressed: list[int]) -> int:
-    """The argmax of `_allowed` without a penalty, in a fraction of the time."""
+def _largest_allowed(
+    logits: NDArray[np.float32], suppressed: list[int], allowed: NDArray[np.bool_] | None = None
+) -> int:
+    """The argmax of `_scores` without penalty and bias, in a fraction of the time."""
     if not np.isfinite(logits).all():
-        return int(np.argmax(_allowed(logits, GenerationOptions(), None, suppressed)))
+        return int(np.argmax(_scores(logits, GenerationOptions(), None, suppressed, allowed)))
     scores = logits.copy()
+    if allowed is not None:
+        scores[~allowed] = -np.inf
     scores[suppressed] = -np.inf
     return int(scores.argmax())
 
 
-def _allowed(
+def _scores(
     logits: NDArray[np.float32],
     options: GenerationOptions,
     seen_counts: NDArray[np.int64] | None,
     suppressed: list[int],
+    allowed: NDArray[np.bool_] | None,
 ) -> NDArray[np.float64]:
-    """float64 [V]: penalised logits, -inf for the suppressed ids, otherwise finite."""
+    """float64 [V]: penalised and biased logits, -inf for ids that can't be chosen, otherwise finite."""
     scores = np.array(logits, dtype=np.float64)
     if np.isnan(scores).any():
         raise BltError("the model gave logits that are not a number; validate the bundle, or export it again")
@@ -140,6 +161,10 @@ def _allowed(
         with np.errstate(over="ignore", under="ignore"):
             penalised = np.where(scores > 0, scores / penalty, scores * penalty)
         np.copyto(scores, penalised, where=seen_counts > 0)
+    for number, bias in options.biases:
+        scores[number] += bias
     np.clip(scores, -_LARGEST, _LARGEST, out=scores)  # so that no difference is inf - inf
     scores[suppressed] = -np.inf
+    if allowed is not None:
+        scores[~allowed] = -np.inf
     return scores

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import OptionError
 from .fields import checked_bytes, shown
+from .names import VOCAB_SIZE
 
 __all__ = [
     "BOS",
@@ -36,9 +37,6 @@ EOS = 2
 
 BYTE_OFFSET = 4
 """The id of byte 0; the ids below it are special."""
-
-VOCAB_SIZE = BYTE_OFFSET + 256
-"""Number of ids: 260."""
 
 SUPPRESSED = (0, BOS, 3)
 """The special ids but `EOS`: never generated, unless a model ends texts with one."""

@@ -24,6 +24,7 @@ OPTIONAL = {"resource", "importlib.metadata", "onnxruntime", "tensorrt", "tensor
     "transformers",
     "safetensors",
     "huggingface_hub",
+    "llguidance",
 }
 FOREIGN_TO_RUNTIME = {
     "torch",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from blt_edge.runtime import BltModel, GenerationOptions
-from blt_edge.runtime.drafting import LookupIndex, draft_with_decoder, draft_with_patcher
+from blt_edge.runtime.drafting import Ahead, LookupIndex, draft_with_decoder, draft_with_patcher
 from blt_edge.runtime.sampling import Sampler
 from blt_edge.runtime.sequence import Draft
 from blt_edge.runtime.vocabulary import encode
@@ -83,5 +83,5 @@ def test_a_guess_from_broken_logits_is_none(
         return entropies
 
     monkeypatch.setattr(patcher, "extend", broken_extend)
-    found = draft(sequence, 70, 8, Sampler(GenerationOptions()), lambda confidence: True)
+    found = draft(sequence, Ahead(70, 8), 8, Sampler(GenerationOptions()), lambda confidence: True)
     assert found.ids.tolist() == [70]

@@ -67,7 +67,8 @@ def test_the_defaults_are_greedy_with_everything_off() -> None:
     options = GenerationOptions()
     off = {"temperature": 0, "top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1, "seed": None}
     more = {"max_new_bytes": 256, "stop": (), "draft": "auto", "draft_length": None, "details": False}
-    assert dataclasses.asdict(options) == {**off, **more, "logprobs": None, "prompt_details": False}
+    fit = {"constraint": None, "utf8": False, "logit_bias": ()}
+    assert dataclasses.asdict(options) == {**off, **more, "logprobs": None, "prompt_details": False, **fit}
 
 
 def test_options_are_frozen_and_replaceable() -> None:

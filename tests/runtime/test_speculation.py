@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from blt_edge.runtime import BltModel, GenerationOptions, OptionError
+from blt_edge.runtime.drafting import Ahead
 from blt_edge.runtime.patching import PatchingRule
 from blt_edge.runtime.sampling import Sampler
 from blt_edge.runtime.sequence import Draft
@@ -208,9 +209,13 @@ def test_a_round_counts_its_guesses_and_tells_the_planner(
     sampler: Any = ScriptedSampler(choices + choices)
     speculator = Speculator(sequence, sampler, GenerationOptions(draft="lookup"), model.costs)
     learned: list[Any] = []
-    monkeypatch.setattr(
-        speculator, "_draft", lambda plan, pending: Draft(np.array([pending, *guesses], np.int64))
-    )
+
+    def drafted(plan: Any, ahead: Ahead) -> Draft:
+        for guess in guesses:
+            ahead.add(guess)
+        return Draft(np.array(ahead.ids, np.int64))
+
+    monkeypatch.setattr(speculator, "_draft", drafted)
     monkeypatch.setattr(speculator._planner, "learn", lambda *told: learned.append(told))
     for times in (1, 2):
         staged, began = sequence.stage_seconds, time.perf_counter()
@@ -245,7 +250,7 @@ def test_a_plan_has_room_for_what_fits(
     speculator = Speculator(sequence, Sampler(GenerationOptions()), GenerationOptions(), model.costs)
     asked: list[Any] = []
     speculator._planner.plan = lambda *told: asked.append(told)  # type: ignore[method-assign, assignment]
-    speculator._plan(most)
+    speculator._plan(speculator._room(most), [])
     ((match, found, patches),) = asked
     assert found == room
     assert match is None
@@ -285,10 +290,10 @@ def test_a_lookup_stops_at_the_text_s_end_and_at_the_gate(model: BltModel) -> No
     assert match is not None
     open_ = SimpleNamespace(admits=lambda confidence: True)
     plan = SimpleNamespace(source="lookup", length=8, match=match, gate=open_)
-    assert speculator._draft(plan, 13).ids.tolist() == [13, 14]  # type: ignore[arg-type]
+    assert speculator._draft(plan, Ahead(13, 8)).ids.tolist() == [13, 14]  # type: ignore[arg-type]
     seen: list[float] = []
     plan.gate = SimpleNamespace(admits=lambda confidence: bool(seen.append(confidence)))
-    assert speculator._draft(plan, 13).ids.tolist() == [13]  # type: ignore[arg-type]
+    assert speculator._draft(plan, Ahead(13, 8)).ids.tolist() == [13]  # type: ignore[arg-type]
     assert seen == [match.confidence(0)]
     plan.source = "none"
-    assert speculator._draft(plan, 13).ids.tolist() == [13]  # type: ignore[arg-type]
+    assert speculator._draft(plan, Ahead(13, 8)).ids.tolist() == [13]  # type: ignore[arg-type]

@@ -215,12 +215,12 @@ class _Forced(Sampler):
         self._random = np.random.default_rng(seed)
         self._place = 0
 
-    def __call__(self, logits: npt.NDArray[np.float32], ids: Any) -> int:
+    def __call__(self, logits: npt.NDArray[np.float32], ids: Any, allowed: Any = None) -> int:
         super().guess(logits, ids, 0)
         self._place += 1
         return int(self._text[self._place - 1])
 
-    def guess(self, logits: npt.NDArray[np.float32], ids: Any, ahead: int) -> int:
+    def guess(self, logits: npt.NDArray[np.float32], ids: Any, ahead: int, allowed: Any = None) -> int:
         super().guess(logits, ids, ahead)
         return self.likely(ahead)
 

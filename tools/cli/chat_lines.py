@@ -83,7 +83,7 @@ def take_line(chat: Chat, line: bytes, interactive: bool) -> bool:
             progress.enter_context(status(chat.messages, f"reading {reading} bytes"))
         reply = state.turn(typed, write, cancel)
     chat.out.close_line()
-    chat.say(f"[{_figures(reply)}]")
+    chat.say(f"[{_figures(reply, state.options.constraint is not None)}]")
     left, positions = state.positions_left, state.positions
     if left == 0:
         chat.note(f"no positions are left, all {positions} are used; {ADVICE}")
@@ -103,7 +103,8 @@ _ENDINGS = {
 }
 
 
-def _figures(reply: Reply) -> str:
+def _figures(reply: Reply, fits: bool) -> str:
+    """fits: whether the text had to fit something."""
     stats = reply.stats
     told = [counted(stats.new_bytes, "new byte")]
     if stats.new_bytes > 1:
@@ -116,7 +117,12 @@ def _figures(reply: Reply) -> str:
     if stats.acceptance is not None:
         told.append(f"guesses {stats.acceptance:.0%}")
     cut = "; the last character is not complete" if reply.cut else ""
-    return ", ".join(told) + _ENDINGS.get(reply.reason, "") + cut
+    ending = _ENDINGS.get(reply.reason, "")
+    if fits and reply.reason == "eos":
+        ending = "; the text is complete"
+    elif fits and reply.reason == "length":
+        ending = "; it may lack its end"
+    return ", ".join(told) + ending + cut
 
 
 _NUMBERS: dict[str, type[int] | type[float]] = {

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     "generate",
     '-m demo-bundle -p "Once upon a time" --temperature 0.7 --seed 7',
     "-m demo-bundle --prompt-file prompt.txt -n 500 --temperature 0.7 --top-p 0.95",
+    '-m demo-bundle -p "The hare is a " --choice cat --choice rabbit',
 )
 @model_option
 @needed(click.option("-p", "--prompt", metavar="TEXT", help="Text to continue; - reads it from stdin."))
@@ -114,7 +115,8 @@ def command(
     assert last.stats is not None
     write_json(json_file, _document(model, data, bytes(made), last, options, loaded.engine))
     if not messages.quiet:
-        _figures(messages, last.stats, str(last.finish_reason), loaded.engine, cache is not None)
+        ending = _ending(last, options)
+        _figures(messages, last.stats, ending, loaded.engine, cache is not None)
     if last.finish_reason == "cancelled":
         raise KeyboardInterrupt
     if cache is not None and cache.failed:  # of which a warning has told
@@ -141,13 +143,23 @@ _ENDINGS = {
 }
 
 
-def _figures(messages: Messages, stats: GenerationStats, reason: str, engine: Engine, cached: bool) -> None:
-    """cached: whether there is a prompt cache."""
+def _ending(last: GenerationChunk, options: GenerationOptions) -> str:
+    """Why the text ended, in words, and whether it is what a constraint asks for."""
+    told = _ENDINGS.get(str(last.finish_reason), str(last.finish_reason))
+    if options.constraint is None:
+        return told
+    if last.finish_reason == "eos":
+        return "the text is complete"
+    return f"{told}, so the text may lack its end"
+
+
+def _figures(messages: Messages, stats: GenerationStats, ending: str, engine: Engine, cached: bool) -> None:
+    """ending: why the text ended. cached: whether there is a prompt cache."""
     patches = f"{stats.text_patches} {'patch' if stats.text_patches == 1 else 'patches'}"
     again = f" ({stats.reused_bytes} not read again)" if cached else ""
     messages.say(
         f"{stats.prompt_bytes} prompt bytes{again}, {stats.new_bytes} new bytes, {patches} "
-        f"({stats.bytes_per_patch:.2f} bytes each); {_ENDINGS.get(reason, reason)}"
+        f"({stats.bytes_per_patch:.2f} bytes each); {ending}"
     )
     begun = "first byte" if stats.new_bytes else "prompt read"
     speed = f"{begun} after {1000 * stats.first_byte_seconds:.1f} ms"
@@ -159,6 +171,10 @@ def _figures(messages: Messages, stats: GenerationStats, reason: str, engine: En
             f"drafts: {stats.accepted} of {stats.drafted} guesses right ({stats.acceptance or 0:.0%}), "
             f"{stats.rounds} rounds of {stats.accepted / stats.rounds + 1:.1f} bytes; "
             f"{stats.calls_per_byte['decoder']:.2f} decoder calls a byte"
+        )
+    if stats.forced:
+        messages.say(
+            f"{counted(stats.forced, 'byte')} that nothing else could stand for, read together with others"
         )
     shares = stage_shares(stats.stage_seconds, stats.prefill_seconds + stats.decode_seconds)
     messages.say("time: " + ", ".join(f"{name} {share:.0%}" for name, share in shares.items()))
@@ -179,6 +195,14 @@ def memory_told(state_bytes: int) -> str:
     return f"{size(state_bytes)} of state" + (f", {size(peak)} at peak in all" if peak else "")
 
 
+def _constraint_told(options: GenerationOptions) -> dict[str, Any] | None:
+    constraint = options.constraint
+    if constraint is None:
+        return None
+    texts = [text.decode("utf-8", "replace") for text in constraint.texts]
+    return {"kind": constraint.kind, "source": constraint.source, "texts": texts}
+
+
 def _document(
     model: Path,
     prompt: bytes,
@@ -189,7 +213,11 @@ def _document(
 ) -> dict[str, Any]:
     stats = last.stats
     assert stats is not None
-    asked = {**asdict(options), "stop": [stop.decode("utf-8", "replace") for stop in options.stop_bytes]}
+    asked = {
+        **asdict(options),
+        "stop": [stop.decode("utf-8", "replace") for stop in options.stop_bytes],
+        "constraint": _constraint_told(options),
+    }
     return {
         "model": str(model),
         "prompt": prompt.decode("utf-8", "replace"),

@@ -15,6 +15,7 @@ from ...runtime.names import DEVICES
 from ...runtime.options import GenerationOptions
 from ..memory import running_memory
 from ..output import Messages, printable, progress_bar, size
+from .constraint_options import constraint_options, take_constraint
 from .options import (
     DEFAULT_THREADS,
     MemorySize,
@@ -168,22 +169,27 @@ sampling_options = options(
         help=r"End before this text; may be given several times. Escapes: \n \r \t \0 \\ \xNN \uNNNN.",
     ),
     draft_options,
+    constraint_options,
     title="Sampling",
 )
-"""-n, --temperature and so on, passed by the names of `GenerationOptions`' fields."""
+"""-n, --temperature and so on, by the names of `GenerationOptions`' fields, and `constraint_options`."""
 
 
 def asked_options(bundle: Path, sampling: dict[str, Any]) -> GenerationOptions:
     """What the `sampling_options` that were given ask for, over the bundle's own defaults.
 
-    Raises BundleError, OptionError.
+    Raises BundleError, OptionError; the latter, too, for a constraint that can't be used.
     """
+    from ...runtime.guide import new_guide
     from ...runtime.manifest import load_manifest
 
-    GenerationOptions(**sampling)  # what is wrong with them needs no bundle
+    constraint = take_constraint(sampling)
+    asked = GenerationOptions(**sampling, constraint=constraint)  # what is wrong with them needs no bundle
+    if constraint is not None:
+        new_guide(asked)
     source = click.get_current_context().get_parameter_source
     given = {name: value for name, value in sampling.items() if source(name) is not ParameterSource.DEFAULT}
-    return replace(load_manifest(bundle).generation.defaults, **given)
+    return replace(load_manifest(bundle).generation.defaults, **given, constraint=constraint)
 
 
 def load_model(
