@@ -122,14 +122,14 @@ class Chooser:
         return lead
 
     def _with(self, lead: _W, others: Sequence[_W]) -> list[_W]:
-        group, room = [lead], self._chunk - lead.count
+        group, room, most = [lead], self._chunk - lead.count, lead.rows[-1]
         # What is short goes along in any case: it is next to nothing beside a chunk.
         for one in others:
             fits = one.count <= room or one.count <= MOST_SHORT
             alike = one.kind is lead.kind and one.stage == lead.stage
-            if alike and fits and len(group) < min(lead.rows[-1], one.rows[-1]):
+            if alike and fits and len(group) < min(most, one.rows[-1]):
                 group.append(one)
-                room -= one.count
+                room, most = room - one.count, min(most, one.rows[-1])
         return group
 
     def _lead(self, short: Sequence[_W], texts: int) -> _W:

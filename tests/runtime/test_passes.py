@@ -8,7 +8,7 @@ import pytest
 from blt_edge.runtime.costs import CostTable
 from blt_edge.runtime.names import STAGES
 from blt_edge.runtime.passes import MOST_SHORT, Chooser
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 
@@ -41,6 +41,7 @@ WAITS = st.builds(
 
 
 @given(st.lists(st.lists(WAITS, min_size=1, max_size=12), min_size=1, max_size=8))
+@example([[Wait("latent"), Wait("latent", rows=(1, 2)), Wait("latent")]])
 def test_a_pass_is_of_one_stage_and_kind_and_has_room(rounds: list[list[Wait]]) -> None:
     chooser = Chooser(256, CostTable())
     for waiting in rounds:
