@@ -37,7 +37,7 @@ Bound = dict[str, Place]
 """By a tensor's name in the graph."""
 
 # How many sizes of passes have buffers of their own.
-_KEPT = 32
+_KEPT = 8
 
 
 class GpuPackedStage(ABC):
@@ -202,6 +202,7 @@ class _Buffers:
         self._written = {
             name: DeviceArray.empty(gpu, shape, np.float32) for name, shape in sized(outputs, True)
         }
+        self._blank: DeviceArray | None = None  # zeros of padded patches
         self.bound: Bound = {
             **{name: (self.up.device[name], each.shape) for name, each in self.up.host.items()},
             **{name: (self.down.device[name], each.shape) for name, each in self.down.host.items()},
@@ -227,6 +228,10 @@ class _Buffers:
         if target.shape == source.shape:
             target[:] = source
             return
+        # Behind shorter patches stands what other texts left: masked, but masking is no product with nan.
+        if self._blank is None or len(self._blank) < len(target):
+            self._blank = self._gpu.zeros(target.shape)
+        target[:] = self._blank[: len(target)]
         count, pitch, width = len(source), target.nbytes // len(target), source.nbytes // len(source)
         self._gpu.driver.copy_2d(target.address, pitch, source.address, width, width, count)
 

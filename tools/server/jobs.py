@@ -227,7 +227,8 @@ class JobQueue:
         self._ended = False
         try:
             return self._batch.step()
-        except Exception as error:  # no text's: the batch is of no more use
+        except BaseException as raised:  # no text's, or what no text may raise: the batch is of no more use
+            error = raised if isinstance(raised, Exception) else RuntimeError(repr(raised))
             self._report(error)
             for job in self._working:
                 job.failed(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
@@ -261,6 +262,22 @@ def test_closing_tells_everybody_at_work() -> None:
         assert it.ended == {"a": None, "b": None}
         with pytest.raises(QueueFullError):
             it.job("d")
+
+
+def test_what_no_text_may_raise_ends_the_jobs_at_work_and_not_the_thread() -> None:
+    with desk(2) as it:
+
+        def panic(cancel: threading.Event) -> Iterator[Callable[[], None]]:
+            yield partial(sys.exit, "a library has had enough")
+
+        told: list[Exception | None] = []
+        it.queue.submit(Job(panic, told.append))
+        until(lambda: bool(told))
+        assert "a library has had enough" in repr(told[0])
+        it.job("a")
+        it.open("a0")
+        until(lambda: it.ended == {"a": None})
+        assert len(it.reported) == 1
 
 
 def test_the_expected_wait_counts_how_many_go_side_by_side() -> None:
