@@ -18,10 +18,10 @@ from blt_edge.runtime.self_test import (
     Hold,
     Run,
     Traced,
-    _keys_values,
     _percent,
     allowed,
     first_breach,
+    keys_values,
     load_steps,
     read_self_test,
     text_inputs,
@@ -66,11 +66,11 @@ def test_a_load_runs_few_rows_past_the_window(
 
 def test_what_the_window_must_not_see_is_loud() -> None:
     held = Hold(3, 14)
-    plain = _keys_values(SPEC, replace(held, edge=False, unseen=False))
+    plain = keys_values(SPEC, replace(held, edge=False, unseen=False))
     assert plain.shape == (4, 1, 3, 14, 4)
     assert 1.5 < np.abs(plain).max() <= 1.7
     assert len(np.unique(plain[:, :, :, :, 0])) > 100
-    loud = _keys_values(SPEC, held) / plain
+    loud = keys_values(SPEC, held) / plain
     # The next position, 17, sees 8 to 16 and itself: of the 14 that are held, the last nine.
     keys, values = loud[::2, 0, 0, :, 0], loud[1::2, 0, 0, :, 0]
     np.testing.assert_allclose(keys[:, :6], 8)
@@ -78,12 +78,12 @@ def test_what_the_window_must_not_see_is_loud() -> None:
     np.testing.assert_allclose(values[:, :5], 80)
     np.testing.assert_allclose(values[:, 5], 10)
     np.testing.assert_allclose(values[:, 6:], 1)
-    only_edge = _keys_values(SPEC, replace(held, unseen=False)) / plain
+    only_edge = keys_values(SPEC, replace(held, unseen=False)) / plain
     np.testing.assert_allclose(only_edge[1::2, 0, 0, :, 0] > 1, [[index == 5 for index in range(14)]] * 2)
 
 
 def test_the_noise_is_the_same_everywhere() -> None:
-    first = _keys_values(replace(SPEC, window=None), Hold(0, 2)).reshape(-1)[:3]
+    first = keys_values(replace(SPEC, window=None), Hold(0, 2)).reshape(-1)[:3]
     np.testing.assert_allclose(first, [-0.7434623, 0.8337734, 1.6821250], atol=1e-6)
 
 

@@ -21,7 +21,7 @@ from .processes import HEEDING
 MAIN = "from blt_edge.tools.cli import main; main()"
 # The tiny model is fast: slowed down, it can be interrupted in the middle.
 SLOW = (
-    "import blt_edge.runtime.generation as g, time; before = g._reason_to_end\n"
+    "import time; from blt_edge.runtime.generation import _Generation as g; before = g._reason_to_end\n"
     "g._reason_to_end = lambda *a: (time.sleep(0.02), before(*a))[1]\n" + MAIN
 )
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX signals and terminals")

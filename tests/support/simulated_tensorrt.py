@@ -139,7 +139,7 @@ class _Runtime:
 class _Engine:
     def __init__(self, module: SimulatedTensorRt, plan: dict[str, Any]) -> None:
         self.module, self._profiles = module, plan["profiles"]
-        self.sizes: list[int] = plan["sizes"]
+        self.sizes: list[int] = plan.get("sizes", [])
         """The most that a value of the input that lies on the host may be."""
         self.session = cpu_session(Path(plan["graph"]))
         self._inputs = {value.name: value for value in self.session.get_inputs()}

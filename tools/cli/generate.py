@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 @verb(
     "generate",
     '-m demo-bundle -p "Once upon a time" --temperature 0.7 --seed 7',
-    "-m demo-bundle --prompt-file prompt.txt -n 500 --temperature 0.7 --top-p 0.95",
     '-m demo-bundle -p "The hare is a " --choice cat --choice rabbit',
 )
 @model_option
