@@ -110,7 +110,9 @@ def test_ctrl_c_stops_the_answer_and_stays_in_the_program(terminal, model: BltMo
 
 
 def test_ctrl_c_twice_stops_at_once_and_stays_too(terminal) -> None:
-    stuck = "import os\n" + SLOW.replace("0.02", "20 if a[0]._new_bytes == 4 and os.write(2, b'stuck') else 0")
+    stuck = "import os\n" + SLOW.replace(
+        "0.02", "20 if a[0]._new_bytes == 4 and os.write(2, b'stuck') else 0"
+    )
     shell = terminal(stuck, "-n", 30)
     shell.ask("Once\n", "stuck")
     shell.type("\x03")
