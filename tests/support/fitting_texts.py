@@ -6,8 +6,10 @@ import json
 import re
 from typing import Any
 
-import jsonschema
+import pytest
 from hypothesis import strategies as st
+
+jsonschema = pytest.importorskip("jsonschema")
 
 NAMES = st.sampled_from(["name", "a", "kind of thing", "ä", "x1", 'q"', "é\n"])
 
