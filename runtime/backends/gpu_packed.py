@@ -12,6 +12,7 @@ know: which engine runs.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -154,16 +155,18 @@ class Loaded:
         self.rows = tuple(rows)
         self._load = load
         self._found: dict[int, PackedStage | BltError] = {}
+        self._loading = threading.RLock()
 
     def for_texts(self, texts: int) -> PackedStage:
         """That for so many texts or a few more. Raises what loading it raised, which is not tried again:
         graphs take long to load."""
         rows = next(rows for rows in self.rows if rows >= texts)
-        if rows not in self._found:
-            try:
-                self._found[rows] = self._load(rows)
-            except BltError as error:
-                self._found[rows] = error
+        with self._loading:  # batches of two threads would load it twice
+            if rows not in self._found:
+                try:
+                    self._found[rows] = self._load(rows)
+                except BltError as error:
+                    self._found[rows] = error
         found = self._found[rows]
         if isinstance(found, BltError):
             raise found
