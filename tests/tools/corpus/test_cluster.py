@@ -83,9 +83,11 @@ class FakeRay:
 
 
 @pytest.fixture
-def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeRay:
     pytest.importorskip("pyarrow")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # Else `auto` depends on what another program left in /tmp/ray.
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     ray = FakeRay([{"CPU": 3.0}, {"CPU": 2.0, "GPU": 1.0}, {"memory": 5.0}])
     monkeypatch.setattr(cluster, "_imported", lambda: ray)
     return ray
