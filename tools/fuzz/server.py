@@ -35,9 +35,11 @@ class Requests(Target):
 
     def prepare(self, folder: Path) -> None:
         super().prepare(folder)
-        from ..server import requests
+        from ..server import body, requests
+        from ..server.refusals import ApiError
 
-        self._server, self.refusals = requests, (requests.ApiError,)
+        self._body, self._requests = body, requests
+        self._refusal, self.refusals = ApiError, (ApiError,)
         self._facts = requests.ModelFacts("tiny", 512, GenerationOptions(temperature=1.0))
         self.valid = {"body": _BODY}
 
@@ -46,10 +48,10 @@ class Requests(Target):
 
     def attack(self, files: Files) -> None:
         try:
-            document = self._server.parse_json(files["body"])
+            document = self._body.parse_json(files["body"])
             if isinstance(document, dict):  # as `read_json` asks
-                self._server.parse_completion(document, self._facts)
-        except self._server.ApiError as error:
+                self._requests.parse_completion(document, self._facts)
+        except self._refusal as error:
             json.loads(bytes(error.response.body))
             raise
 

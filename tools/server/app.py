@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ...runtime.fields import shown
 from .completions import CompletionsEndpoint
 from .metrics import CONTENT_TYPE, accounted
-from .requests import ApiError, unknown_model
+from .refusals import ApiError, unknown_model
 from .service import Service, server_failed
 from .settings import KEY_NUMBER, ServerSettings, is_loopback
 

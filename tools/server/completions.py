@@ -15,9 +15,11 @@ from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from .answers import DONE, Completion, event
+from .body import read_json
 from .connections import client_of
 from .metrics import request_record
-from .requests import ApiError, ClientGoneError, late_body, parse_completion, read_json
+from .refusals import ApiError, ClientGoneError, late_body
+from .requests import parse_completion
 from .service import ChoiceChunk, Exchange, Service
 from .settings import key_number
 

@@ -26,7 +26,8 @@ from ...runtime.prefix_tree import common_prefix
 from .jobs import Job, JobQueue, QueueFullError, Text, pause
 from .metrics import Metrics
 from .parallel import usual_parallel
-from .requests import ApiError, ClientGoneError, CompletionRequest, ModelFacts, invalid, retry_after
+from .refusals import ApiError, ClientGoneError, invalid, retry_after
+from .requests import CompletionRequest, ModelFacts
 from .settings import ServerSettings, request_defaults
 from .stores import StoreMetrics, Stores
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from blt_edge.runtime import BltError, GenerationOptions
 from blt_edge.runtime.prefix_store import StoredChoices
-from blt_edge.tools.server import completions, requests, service
+from blt_edge.tools.server import body, completions, service
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 LONG = {"prompt": "Once", "max_tokens": 480, "temperature": 0, "draft": "none"}
@@ -144,7 +144,7 @@ def test_a_body_that_does_not_come(start) -> None:
 
 
 def test_a_body_that_stops_coming(start, monkeypatch) -> None:
-    monkeypatch.setattr(requests, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(body, "BODY_SECONDS", 0.2)
     begun = HEAD + b'Content-Length: 60\r\n\r\n{"prompt": "a", '
     answer = start().connect(begun).rest()
     assert answer.startswith(b"HTTP/1.1 408 ")

@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 from blt_edge.runtime import GenerationOptions
+from blt_edge.tools.server import body as bodies
 from blt_edge.tools.server import requests
-from blt_edge.tools.server.requests import (
-    ApiError,
-    CompletionRequest,
-    ModelFacts,
-    parse_completion,
-    parse_json,
-)
+from blt_edge.tools.server.body import parse_json
+from blt_edge.tools.server.refusals import ApiError
+from blt_edge.tools.server.requests import CompletionRequest, ModelFacts, parse_completion
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -221,7 +218,7 @@ def test_a_key_that_is_there_twice_is_found_among_many() -> None:
     """Without comparing each with each, which takes minutes for the keys that a body has room for."""
     pairs = [(_Compared(number), 0) for number in range(1000)]
     with pytest.raises(ApiError, match="'999' twice"):
-        requests._unique([*pairs, (_Compared(999), 1)])
+        bodies._unique([*pairs, (_Compared(999), 1)])
     assert _Compared.times < 10_000
 
 
