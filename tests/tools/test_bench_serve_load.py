@@ -90,7 +90,7 @@ def test_what_has_grown() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the server tells its memory on Linux only")
 def test_a_soak_of_some_seconds(tiny_model) -> None:
-    done = bench("soak", tiny_model.bundle, "--minutes", 0.08, "--every", 20)
+    done = bench("soak", tiny_model.bundle, "--minutes", 0.08, "--every", 20, "--busy")
     *lines, last = done.stdout.splitlines()
     document = json.loads(last)
     assert (document["wrong"], done.stderr) == (0, ""), done.stdout
@@ -103,13 +103,23 @@ def test_a_soak_of_some_seconds(tiny_model) -> None:
     ]
 
 
-def test_a_line_for_each_so_many_whatever_else_is_counted_meanwhile(monkeypatch, capsys) -> None:
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_line_for_each_so_many_whatever_else_is_counted_meanwhile(monkeypatch, capsys, busy: bool) -> None:
+    asking: list[object] = []
+
     async def look(client: object) -> dict[str, float]:
+        assert busy or not asking
         await asyncio.sleep(0.01)  # in which the other clients' requests end
+        assert busy or not asking
         kept = ("memory_bytes", "memory_limit_bytes", "reused_bytes_total")
-        return {"process_resident_memory_bytes": 1e6, **{f"blt_edge_prefix_{name}": 1.0 for name in kept}}
+        idle = {"blt_edge_texts_at_work": 0.0, "blt_edge_queue_length": 0.0}
+        kept_now = {f"blt_edge_prefix_{name}": 1.0 for name in kept}
+        return {"process_resident_memory_bytes": 1e6, **idle, **kept_now}
 
     async def ask(client: object) -> bool:
+        asking.append(client)
+        await asyncio.sleep(0.001)
+        asking.pop()
         return True
 
     facts = httpx.Response(200, json={"data": [{"blt": {"max_positions": 9}}]})
@@ -117,7 +127,8 @@ def test_a_line_for_each_so_many_whatever_else_is_counted_meanwhile(monkeypatch,
     monkeypatch.setattr(httpx, "AsyncClient", partial(httpx.AsyncClient, transport=transport))
     monkeypatch.setattr(soak, "_KINDS", (("any", ask),))
     monkeypatch.setattr(soak, "figures", look)
-    done = asyncio.run(soak._soak("http://server", 0.3 / 60, 5, 8, 0))
+    monkeypatch.setattr(soak, "_RELEASE_SECONDS", 0)
+    done = asyncio.run(soak._soak("http://server", soak.Plan(2 / 60, 5, 8, busy=busy)))
     told = [int(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
     assert told == [*range(5, done.requests + 1, 5)]
     assert len(told) > 2

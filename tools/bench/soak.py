@@ -3,8 +3,11 @@
 Theory: a request may leave something behind for good (a leak), or only until its kind has been seen at its
 largest (caches, the allocator's free lists). The second ends, the first does not: so the resident memory of
 the last third of the run is held against that of the third before it, medians of both. What grows by more
-than 1 % (1 MB at least) from one to the other has not levelled off. What the server keeps of texts fills its
-budget first (`--cache-memory`, a small one by default), and must never be more.
+than 1 % (1 MB at least) from one to the other has not levelled off. What requests take while they are
+answered would hide that, tens of megabytes that come and go: so nobody asks for anything when memory is
+looked at, and the server has given back what it had to give (`--busy` looks at it in full work instead). What
+the server keeps of texts fills its budget first (`--cache-memory`, a small one by default), and must never be
+more.
 
 Requests are of random kinds and lengths: whole and streamed texts, long prompts, stop strings, logprobs,
 several choices, conversations that send everything again; clients that leave midway, never read, send half a
@@ -12,7 +15,7 @@ body, end their half, or connect and say nothing; bodies that are no requests, p
 page. `--clients` of them at a time, over loopback, the same ones for the same `--seed`. Statuses are checked,
 texts are not: `serve_load` does that.
 Prints the server's resident memory after each `--every` requests, then a verdict, and exits 1 when memory has
-not levelled off or a status was wrong.
+not levelled off or a status was wrong. `--parallel` is the server's.
 
     python -m blt_edge.tools.bench.soak --bundle demo-bundle --minutes 30
 """
@@ -26,12 +29,13 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 from urllib.parse import quote
 
+import anyio
 import httpx
 
 from ..profile.statistics import machine
@@ -44,6 +48,8 @@ _FEWEST = 30
 """Samples that a verdict needs."""
 _WORDS = ("the", "quick", "fox", "Größe", "人人生而自由", "يولد", "جميع", "12,345", "def f():\n", "\n\n")
 _PATIENCE = 120.0
+_RELEASE_SECONDS = 2.1
+"""After which the end of a text makes the server give freed memory back."""
 
 
 def main() -> None:
@@ -54,10 +60,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--requests", type=int, help="end after so many, if that is sooner")
     parser.add_argument("--cache-memory", default="50MB", help="of the server")
+    parser.add_argument("--parallel", type=int, help="of the server")
+    parser.add_argument("--busy", action="store_true", help="look at memory while requests are answered")
     args = parser.parse_args()
     print(f"{machine()}; {args.bundle}; {args.minutes:g} minutes, {args.clients} clients, seed {args.seed}")
-    with serving(args.bundle, args.threads, "--cache-memory", args.cache_memory) as url:
-        soak = asyncio.run(_soak(url, args.minutes, args.every, args.clients, args.seed, args.requests))
+    plan = Plan(args.minutes, args.every, args.clients, args.seed, args.requests, args.busy)
+    asked = ["--cache-memory", args.cache_memory]
+    asked += [] if args.parallel is None else ["--parallel", str(args.parallel)]
+    with serving(args.bundle, args.threads, *asked) as url:
+        soak = asyncio.run(_soak(url, plan))
     verdict, level = judged(soak.memory)
     wrong = f"{soak.wrong} answered wrongly"
     print(
@@ -68,6 +79,7 @@ def main() -> None:
     print_json(
         {
             **{"benchmark": "soak", "bundle": str(args.bundle), "seed": args.seed, "requests": soak.requests},
+            **{"busy": args.busy, "parallel": args.parallel, "cache_memory": args.cache_memory},
             **{"seconds": soak.seconds, "kinds": dict(soak.kinds), "wrong": soak.wrong},
             **{"resident_mb": soak.memory, "levelled_off": level, "most_kept_bytes": max(soak.kept)},
         }
@@ -84,6 +96,63 @@ def judged(memory: list[float]) -> tuple[str, bool]:
     level = last - before <= max(1.0, before / 100)
     said = "memory has levelled off" if level else "memory has NOT levelled off"
     return f"{said}: {before:.1f} MB in the second third, {last:.1f} MB in the last", level
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long is asked, how much, and when memory is looked at."""
+
+    minutes: float
+    every: int
+    """Requests between two lines."""
+    clients: int
+    seed: int = 0
+    most: int | None = None
+    """Requests."""
+    busy: bool = False
+    """Look while requests are answered."""
+
+    @property
+    def look(self) -> int:
+        """Requests between two looks."""
+        return max(1, self.every // _LOOKS)
+
+
+class Pause:
+    """Lets clients ask, but now and then nobody."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()  # of pauses, which come in the order in which they were asked for
+        self._over = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._over.set()
+        self._quiet.set()
+        self._asking = 0
+
+    @contextlib.asynccontextmanager
+    async def asking(self) -> AsyncIterator[None]:
+        """One request, which begins when there is no pause."""
+        while not self._over.is_set():
+            await self._over.wait()
+        self._asking += 1
+        self._quiet.clear()
+        try:
+            yield
+        finally:
+            self._asking -= 1
+            if not self._asking:
+                self._quiet.set()
+
+    @contextlib.asynccontextmanager
+    async def nobody(self) -> AsyncIterator[None]:
+        """A pause, from the end of what is asked now."""
+        async with self._turn:
+            self._over.clear()
+            try:
+                await self._quiet.wait()
+                yield
+            finally:
+                self._over.set()
 
 
 @dataclass
@@ -111,39 +180,54 @@ class Soak:
         self.reused = now["blt_edge_prefix_reused_bytes_total"]
 
 
-async def _soak(
-    url: str, minutes: float, every: int, clients: int, seed: int, most: int | None = None
-) -> Soak:
-    soak, source, started = Soak(), random.Random(seed), time.monotonic()
-    look = max(1, every // _LOOKS)
+async def _soak(url: str, plan: Plan) -> Soak:
+    soak, source, started, pause = Soak(), random.Random(plan.seed), time.monotonic(), Pause()
     # The server closes what says nothing for five seconds, which should not meet a request on its way.
     limits = httpx.Limits(keepalive_expiry=2.0)
     async with httpx.AsyncClient(base_url=url, timeout=_PATIENCE, limits=limits) as client:
         positions = (await client.get("/v1/models")).json()["data"][0]["blt"]["max_positions"]
 
+        async def look(number: int) -> None:
+            async with contextlib.nullcontext() if plan.busy else pause.nobody():
+                soak.look(await (figures if plan.busy else _at_rest)(client))
+                if number % plan.every == 0:
+                    said = f"{number:>7} requests, {(time.monotonic() - started) / 60:5.1f} minutes"
+                    print(f"{said}: {soak.memory[-1]:.1f} MB resident", flush=True)
+
         async def work() -> None:
-            while time.monotonic() < started + 60 * minutes and (most is None or soak.requests < most):
+            while time.monotonic() < started + 60 * plan.minutes and (
+                plan.most is None or soak.requests < plan.most
+            ):
                 kind, ask = source.choice(_KINDS)
                 asking = Client(client, url, positions, random.Random(source.random()))
-                try:
-                    right, said = await ask(asking), ""
-                except (httpx.HTTPError, OSError, TimeoutError) as error:
-                    right, said = False, f": {type(error).__name__} {error}"
+                async with pause.asking():
+                    try:
+                        right, said = await ask(asking), ""
+                    except (httpx.HTTPError, OSError, TimeoutError) as error:
+                        right, said = False, f": {type(error).__name__} {error}"
                 soak.requests += 1
                 number = soak.requests  # others are counted while this one looks at the memory
                 soak.kinds[kind] += 1
                 soak.wrong += not right
                 if not right:
                     print(f"wrong: {kind}, request {number}{said}", flush=True)
-                if number % look == 0:
-                    soak.look(await figures(client))
-                if number % every == 0:
-                    said = f"{number:>7} requests, {(time.monotonic() - started) / 60:5.1f} minutes"
-                    print(f"{said}: {soak.memory[-1]:.1f} MB resident", flush=True)
+                if not (number % plan.look and number % plan.every):
+                    await look(number)
 
-        await asyncio.gather(*(work() for _ in range(clients)))
+        await asyncio.gather(*(work() for _ in range(plan.clients)))
     soak.seconds = time.monotonic() - started
     return soak
+
+
+async def _at_rest(client: httpx.AsyncClient) -> dict[str, float]:
+    """What the server says of itself when it has ended all texts and given freed memory back."""
+    with anyio.fail_after(_PATIENCE):
+        while (now := await figures(client))["blt_edge_texts_at_work"] or now["blt_edge_queue_length"]:
+            await asyncio.sleep(0.05)  # texts of clients that have left
+    await asyncio.sleep(_RELEASE_SECONDS)
+    await client.post(COMPLETIONS, json={"prompt": "", "max_tokens": 1, "seed": 0})
+    await asyncio.sleep(0.1)  # the answer is sent before memory is given back
+    return await figures(client)
 
 
 # Kinds of requests; each returns whether it was answered as it has to be.
