@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
+from ..buffers import zeros
 from ..cache import StageCache
 from ..manifest import Manifest
 from .base import HOST, CacheLimits, Done, PackedStage, ordered_cache, ring_cache
@@ -93,11 +93,11 @@ class OrtStage:
     ) -> OrtCall:
         if self._fused:
             shapes = {**shapes, "past_length": (1,), "total_length": ()}
-        inputs = {name: np.zeros(shape, self._input_types[name]) for name, shape in shapes.items()}
+        inputs = {name: zeros(shape, self._input_types[name]) for name, shape in shapes.items()}
         given, made = self._signature
         own = {name: axes for name, axes in made.items() if not name.startswith("present.")}
         shaped = output_shapes((given, own), shapes)
-        outputs = {name: np.zeros(shape, np.float32) for name, shape in shaped.items()}
+        outputs = {name: zeros(shape) for name, shape in shaped.items()}
         return OrtCall(self._session, cache, shared, inputs, outputs)
 
 

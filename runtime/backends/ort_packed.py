@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 import numpy.typing as npt
 
+from ..buffers import zeros
 from ..cache import StageCache
 from ..manifest import Manifest
 from .base import CacheLimits, PackedPart, ordered_cache, placed, ring_cache
@@ -164,13 +165,10 @@ class OrtPackedStage:
             sizes = {"bytes": key[0], "patches": key[0], "patch_length": key[1]}
             found = (
                 {
-                    name: _Value(np.zeros(_sized(axes, sizes), self._types[name]))
+                    name: _Value(zeros(_sized(axes, sizes), self._types[name]))
                     for name, axes in self._own.items()
                 },
-                {
-                    name: _Value(np.zeros(_sized(axes, sizes), np.float32))
-                    for name, axes in self._made.items()
-                },
+                {name: _Value(zeros(_sized(axes, sizes))) for name, axes in self._made.items()},
             )
             if sum(value.array.nbytes for values in found for value in values.values()) <= _SMALL:
                 if len(self._buffers) >= _KEPT:
