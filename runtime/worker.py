@@ -13,7 +13,7 @@ import weakref
 from typing import Any
 
 from .child import ChildProcess, told_error
-from .errors import BltError
+from .errors import BltError, first_line
 
 __all__ = ["Worker", "WorkerBusyError", "WorkerDiedError", "WorkerError", "WorkerTimeoutError"]
 
@@ -90,11 +90,11 @@ class Worker:
         finally:
             if not answered:
                 self._stop()
-        error = told_error(answer.get("error"))
-        if isinstance(error, MemoryError):
+        told = told_error(answer.get("error"))
+        if isinstance(told, MemoryError):
             raise WorkerDiedError(self._too_much)
-        if error is not None:
-            raise error
+        if told is not None:
+            raise told
         return answer["result"]
 
     @property
@@ -123,13 +123,16 @@ class Worker:
         return last
 
     def _start(self) -> None:
-        self._process = ChildProcess(["serve_many", self.function, str(self.memory)])
+        try:
+            self._process = ChildProcess(["serve_many", self.function, str(self.memory)])
+        except OSError as error:
+            raise WorkerDiedError(f"gets no process: {first_line(error)}") from None
         self._end = weakref.finalize(self, self._process.end)
         started = False
         try:
-            error = told_error(self._answer(self._process, _START_PATIENCE).get("error"))
-            if error is not None:
-                raise error
+            told = told_error(self._answer(self._process, _START_PATIENCE).get("error"))
+            if told is not None:
+                raise told
             started = True
         finally:
             if not started:

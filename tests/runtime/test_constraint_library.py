@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from blt_edge.runtime import Constraint, GenerationOptions, OptionError, constraint_library
-from blt_edge.runtime.constraint_library import compiled
-from blt_edge.runtime.guide import new_guide
+from blt_edge.runtime.constraint_compiler import compile_matcher, guarded
+from blt_edge.runtime.constraint_library import LibraryRule, compiled
+from blt_edge.runtime.guide import new_guide, prepare
+from blt_edge.runtime.worker import WorkerBusyError, WorkerDiedError, WorkerTimeoutError
 
 pytest.importorskip("llguidance")
 QUIET = """
 import sys
 from blt_edge.runtime import Constraint, GenerationOptions
-from blt_edge.runtime.guide import new_guide
+from blt_edge.runtime.guide import new_guide, prepare
 for options in (
     GenerationOptions(),
     GenerationOptions(utf8=True, logit_bias={5: 1}),
@@ -24,6 +27,7 @@ for options in (
 ):
     guide = new_guide(options)
     assert guide is None or guide.mask().any()
+    assert prepare(options) is None
 Constraint.regex("a"), Constraint.json_schema({}), Constraint.grammar('start: "a"')
 assert "llguidance" not in sys.modules
 """
@@ -111,34 +115,55 @@ def test_what_is_hostile_is_refused_in_a_line(name: str) -> None:
     assert compiled(Constraint.regex("a")).allowed()[ord("a")]
 
 
-def test_what_takes_too_long_is_left_behind_and_of_those_there_are_few(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("happened", "told"),
+    [
+        (
+            WorkerTimeoutError("takes more than 1 s"),
+            "the regex takes more than 1 s to compile; make it simpler",
+        ),
+        (
+            WorkerDiedError("crashed (SIGSEGV)"),
+            r"the regex can't be used: its compilation crashed \(SIGSEGV\); make it simpler",
+        ),
+        (WorkerBusyError("is busy"), "others are still being compiled, which take long; try again later"),
+    ],
+)
+def test_what_happens_to_the_trial_is_told_and_nothing_is_compiled_here(
+    monkeypatch: pytest.MonkeyPatch, happened: Exception, told: str
 ) -> None:
-    monkeypatch.setattr(constraint_library, "PATIENCE", 0.05)
-    go_on, begun = threading.Event(), threading.Semaphore(0)
+    def ask(*_: object) -> None:
+        raise happened
 
-    def slow(constraint: Constraint) -> constraint_library.LibraryRule:
-        begun.release()
-        go_on.wait(30)
-        raise OptionError("at last")
+    with monkeypatch.context() as patched:
+        patched.setattr(constraint_library._trial, "ask", ask)
+        patched.setattr(constraint_library, "compile_matcher", None)
+        with pytest.raises(OptionError, match=f"^constraint: {told}$"):
+            compiled(Constraint.regex(type(happened).__name__))
+    # Nothing of it stays in the way.
+    assert compiled(Constraint.regex(type(happened).__name__)).forced() == type(happened).__name__.encode()
 
-    monkeypatch.setattr(constraint_library, "_compile", slow)
-    for pattern in "ab":
-        with pytest.raises(
-            OptionError, match=r"the regex takes more than 0.05 s to compile; make it simpler"
-        ):
-            compiled(Constraint.regex(pattern * 7))
-        assert begun.acquire(timeout=30)
-    with pytest.raises(
-        OptionError, match="others are still being compiled, which take long; try again later"
-    ):
-        compiled(Constraint.regex("ccccccc"))
-    go_on.set()
-    monkeypatch.undo()
-    for thread in threading.enumerate():
-        if thread.name == "constraint":
-            thread.join(30)
-    assert compiled(Constraint.regex("ccccccc")).forced() == b"ccccccc"
+
+def test_one_is_compiled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraint_library, "_QUEUE_PATIENCE", -0.95)
+    with constraint_library._turn, pytest.raises(OptionError, match="others are still being compiled"):
+        compiled(Constraint.regex("d{5}"))
+    assert compiled(Constraint.regex("d{5}")).forced() == b"ddddd"
+
+
+def test_threads_that_ask_for_the_same_compile_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Constraint] = []
+
+    def counted(constraint: Constraint) -> object:
+        asked.append(constraint)
+        return compile_matcher(constraint)
+
+    monkeypatch.setattr(constraint_library, "compile_matcher", counted)
+    with ThreadPoolExecutor(8) as pool:
+        rules = list(pool.map(lambda _: compiled(Constraint.regex("e{6}")), range(16)))
+    assert len(asked) == 1
+    rules[0].advance(ord("e"))
+    assert [len(rule.forced()) for rule in rules] == [5] + [6] * 15
 
 
 def test_rules_are_kept_compiled_and_independent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,8 +171,75 @@ def test_rules_are_kept_compiled_and_independent(monkeypatch: pytest.MonkeyPatch
     first.advance(ord("a"))
     assert second.forced() == b"ab"
     assert first.forced() == b"b"
-    monkeypatch.setattr(constraint_library, "_compile", None)
+    monkeypatch.setattr(constraint_library, "compile_matcher", None)
     assert compiled(Constraint.regex("ab+")).forced() == b"ab"
+
+
+@pytest.mark.parametrize("keep", [prepare, new_guide])
+def test_what_is_in_use_stays_compiled_whatever_comes_between(
+    monkeypatch: pytest.MonkeyPatch, keep: Callable[[GenerationOptions], object]
+) -> None:
+    options = GenerationOptions(constraint=Constraint.regex("fg{3}"))
+    kept = keep(options)
+    for number in range(constraint_library._KEPT + 1):
+        compiled(Constraint.regex(f"other {number}"))
+    assert options.constraint not in constraint_library._recent
+    with monkeypatch.context() as patched:
+        patched.setattr(constraint_library, "compile_matcher", None)
+        guide = new_guide(options)
+        assert guide is not None
+        assert len(guide.forced(9)) == 4
+    del kept, guide
+    assert options.constraint not in constraint_library._in_use
+
+
+def test_what_needs_no_compiling_needs_no_preparing() -> None:
+    for options in (
+        GenerationOptions(utf8=True),
+        GenerationOptions(constraint=Constraint.choice(["a"])),
+    ):
+        assert prepare(options) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_of_a_process_that_is_compiling_compiles() -> None:
+    with constraint_library._turn, constraint_library._lock:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = int(compiled(Constraint.regex("hi")).forced() != b"hi")
+            finally:
+                os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+class PanicException(BaseException):
+    """As pyo3 calls what a panic of Rust's becomes."""
+
+
+def test_a_panic_is_an_error_of_ours() -> None:
+    class Panics:
+        def __getattr__(self, name: str) -> Callable[..., object]:
+            def call(*_: object) -> object:
+                raise PanicException(f"in {name}\nsecond line")
+
+            return call
+
+    rule = LibraryRule(Panics(), "the regex")
+    for step in (rule.allowed, rule.forced, rule.fork, lambda: rule.advance(1), lambda: rule.roll_back(1)):
+        with pytest.raises(OptionError, match=r"^constraint: the regex can't be followed further: in \w+$"):
+            step()
+    with pytest.raises(OptionError, match="in is_accepting"):
+        _ = rule.accepts_end
+    with pytest.raises(KeyboardInterrupt):
+        guarded("", Interrupted())
+
+
+class Interrupted:
+    def __call__(self) -> None:
+        raise KeyboardInterrupt
 
 
 def test_a_broken_rule_says_so_each_time() -> None:
