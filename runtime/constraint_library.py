@@ -33,16 +33,29 @@ MEMORY = 512 << 20
 """Bytes that a compilation may take."""
 
 _QUEUE_PATIENCE = 5.0
-_KEPT = 32
+# A text adds to what its constraint's texts share, and to its memory: who comes later begins anew behind so
+# many bytes, unless others are still at work with it.
+_KEPT = 16
+_MOST_TAKEN = 2048
+
+
+class _Compiled:
+    """A compiled constraint, and what its texts have in common."""
+
+    def __init__(self, constraint: Constraint) -> None:
+        """Raises OptionError."""
+        self.constraint = constraint
+        self.matcher = compile_matcher(constraint)
+        self.taken = 0
+        """Bytes of all its texts."""
 
 
 class LibraryRule:
     """What llguidance says of one text, as a `Rule`. Its methods raise OptionError when it can't go on."""
 
-    def __init__(self, matcher: Any, words: str, origin: LibraryRule | None = None) -> None:
-        """matcher: an LLMatcher of its own. words: what the constraint is, to begin an error with. origin:
-        what this one was forked from, at the beginning of a text; it stays compiled while this is there."""
-        self._matcher, self._words, self._origin = matcher, words, origin
+    def __init__(self, origin: _Compiled, matcher: Any) -> None:
+        """matcher: one of its own, whose states are also those of others with this origin."""
+        self._origin, self._matcher = origin, matcher
 
     @property
     def accepts_end(self) -> bool:
@@ -64,29 +77,31 @@ class LibraryRule:
     def advance(self, byte: int) -> None:
         if not self._asked(self._matcher.consume_token, byte + BYTE_OFFSET):
             self._check()
+        self._origin.taken += 1
 
     def roll_back(self, count: int) -> None:
         if not self._asked(self._matcher.rollback, count):
             self._check()
 
     def fork(self) -> LibraryRule:
-        return LibraryRule(self._asked(self._matcher.deep_copy), self._words, self._origin or self)
+        return LibraryRule(self._origin, self._asked(self._matcher.deep_copy))
 
     @property
     def _cant(self) -> str:
-        return f"constraint: {self._words} can't be followed further"
+        return f"constraint: {self._origin.constraint.words} can't be followed further"
 
     def _asked(self, call: Any, *arguments: Any) -> Any:
         return guarded(self._cant, call, *arguments)
 
     def _check(self) -> None:
         if self._matcher.is_error():
+            _drop(self._origin)  # what its texts share may be full
             raise OptionError(f"{self._cant}: {told_error(self._matcher)}")
 
 
 _trial = Worker("blt_edge.runtime.constraint_compiler:tried", memory=MEMORY)
-_recent: OrderedDict[Constraint, LibraryRule] = OrderedDict()
-_in_use: WeakValueDictionary[Constraint, LibraryRule] = WeakValueDictionary()
+_recent: OrderedDict[Constraint, _Compiled] = OrderedDict()
+_in_use: WeakValueDictionary[Constraint, _Compiled] = WeakValueDictionary()
 _lock = threading.Lock()
 _turn = threading.Lock()
 
@@ -98,20 +113,20 @@ def compiled(constraint: Constraint) -> LibraryRule:
     this. Raises OptionError, one line, where the library is not installed or refuses the constraint, where
     compiling takes longer than `PATIENCE` or more than `MEMORY`, and where others' are in the way for long.
     """
-    rule = _kept(constraint)
-    if rule is not None:
-        return rule.fork()
+    origin = _kept(constraint)
+    if origin is not None:
+        return _rule(origin)
     require_library()
     # One at a time, so that strangers' constraints do not add up.
     if not _turn.acquire(timeout=PATIENCE + _QUEUE_PATIENCE):
         raise OptionError(_BUSY)
     try:
-        rule = _kept(constraint)  # by who was waited for
-        if rule is None:
+        origin = _kept(constraint)  # by who was waited for
+        if origin is None:
             _try(constraint)
-            rule = LibraryRule(compile_matcher(constraint), constraint.words)
-            _keep(constraint, rule)
-        return rule.fork()
+            origin = _Compiled(constraint)
+            _keep(origin)
+        return _rule(origin)
     finally:
         _turn.release()
 
@@ -136,18 +151,31 @@ def _try(constraint: Constraint) -> None:
         ) from None
 
 
-def _kept(constraint: Constraint) -> LibraryRule | None:
+def _rule(origin: _Compiled) -> LibraryRule:
+    return LibraryRule(origin, origin.matcher).fork()
+
+
+def _kept(constraint: Constraint) -> _Compiled | None:
     with _lock:
         if constraint in _recent:
             _recent.move_to_end(constraint)
+            if _recent[constraint].taken > _MOST_TAKEN:
+                del _recent[constraint]
         return _in_use.get(constraint)
 
 
-def _keep(constraint: Constraint, rule: LibraryRule) -> None:
+def _keep(origin: _Compiled) -> None:
     with _lock:
-        _recent[constraint] = _in_use[constraint] = rule
+        _recent[origin.constraint] = _in_use[origin.constraint] = origin
         while len(_recent) > _KEPT:
             _recent.popitem(last=False)
+
+
+def _drop(origin: _Compiled) -> None:
+    with _lock:
+        for kept in (_recent, _in_use):
+            if kept.get(origin.constraint) is origin:
+                del kept[origin.constraint]
 
 
 def _forked() -> None:

@@ -7,11 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
 import pytest
-from blt_edge.runtime import Constraint, GenerationOptions, OptionError, constraint_library
+from blt_edge.runtime import (
+    Constraint,
+    GenerationOptions,
+    OptionError,
+    constraint_compiler,
+    constraint_library,
+)
 from blt_edge.runtime.constraint_compiler import compile_matcher, guarded
-from blt_edge.runtime.constraint_library import LibraryRule, compiled
+from blt_edge.runtime.constraint_library import compiled
 from blt_edge.runtime.guide import new_guide, prepare
 from blt_edge.runtime.worker import WorkerBusyError, WorkerDiedError, WorkerTimeoutError
 
@@ -227,7 +234,8 @@ def test_a_panic_is_an_error_of_ours() -> None:
 
             return call
 
-    rule = LibraryRule(Panics(), "the regex")
+    rule = compiled(Constraint.regex("panics"))
+    rule._matcher = Panics()
     for step in (rule.allowed, rule.forced, rule.fork, lambda: rule.advance(1), lambda: rule.roll_back(1)):
         with pytest.raises(OptionError, match=r"^constraint: the regex can't be followed further: in \w+$"):
             step()
@@ -235,6 +243,41 @@ def test_a_panic_is_an_error_of_ours() -> None:
         _ = rule.accepts_end
     with pytest.raises(KeyboardInterrupt):
         guarded("", Interrupted())
+
+
+def walked(constraint: Constraint, seed: int, count: int) -> int:
+    """How many letters of two a text took."""
+    rule, random = compiled(constraint), Random(seed)
+    for number in range(count):
+        try:
+            rule.allowed()
+            rule.advance(random.choice(b"ab"))
+        except OptionError:
+            return number
+    return count
+
+
+def test_one_text_s_end_is_not_the_next_one_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What texts of a constraint have in common fills up; then it is made anew."""
+    monkeypatch.setitem(constraint_compiler._LIMITS, "max_lexer_states", 600)
+    constraint = Constraint.regex("(a|b)*a(a|b){200}")
+    steps = [walked(constraint, seed, 250) for seed in range(6)]
+    assert min(steps[::2]) == 250
+    assert max(steps[1::2]) < 250  # begun with what the one before had left
+
+
+def test_what_many_texts_went_through_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraint_library, "_MOST_TAKEN", 300)
+    constraint = Constraint.regex("(a|b)*a(a|b){201}")
+    taken = []
+    for seed in range(6):
+        walked(constraint, seed, 200)
+        taken.append(constraint_library._recent[constraint].taken)
+    assert taken == [200, 400] * 3
+    first = compiled(constraint)
+    constraint_library._recent[constraint].taken = 301
+    assert compiled(constraint)._origin is first._origin  # not while it is in use
+    assert constraint not in constraint_library._recent
 
 
 class Interrupted:
