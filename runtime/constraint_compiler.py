@@ -9,6 +9,7 @@ than ours.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
@@ -29,12 +30,31 @@ _LIMITS: dict[str, Any] = {
     "max_grammar_size": 30_000,
     "verbose_errors": False,
 }
+_MOST_AHEAD = 64
+_STACK = 768 << 10  # musl's threads have 1 MiB; common schemas need less than 256 KiB
 _JSON: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def tried(request: Mapping[str, str]) -> None:
-    """Compile a constraint of this kind and source, and drop it. Raises OptionError, one line."""
-    compile_matcher(Constraint(request["kind"], request["source"]))
+    """Compile a constraint of this kind and source, and drop it. Raises OptionError, one line.
+
+    The stack is smaller than any thread's of ours: where the library calls itself too deep, as for rules that
+    name each other in a row, it has to end a process here, not there.
+    """
+    raised: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            compile_matcher(Constraint(request["kind"], request["source"]))
+        except BaseException as error:
+            raised.append(error)
+
+    threading.stack_size(_STACK)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
 
 
 def compile_matcher(constraint: Constraint) -> Any:
@@ -44,13 +64,24 @@ def compile_matcher(constraint: Constraint) -> Any:
     """
     cant = f"constraint: {constraint.words} can't be used"
     matcher = guarded(cant, lambda: _matcher(constraint))
-    if not matcher.is_error():
-        # The first step may take longer than all before it, and finds out whether any text fits.
-        guarded(cant, matcher.compute_ff_bytes)
-        flags = guarded(cant, matcher.compute_logit_bias)
-        if not matcher.is_error() and (any(flags[BYTE_OFFSET:]) or matcher.is_accepting()):
-            return matcher
-    raise OptionError(f"{cant}: {told_error(matcher) or 'no text fits it'}")
+    told = told_error(matcher)
+    if not told:
+        # The first steps may take longer than all before them, and find out whether any text fits.
+        told = guarded(cant, _first_steps, guarded(cant, matcher.deep_copy))
+    if told:
+        raise OptionError(f"{cant}: {told}")
+    return matcher
+
+
+def _first_steps(matcher: Any) -> str:
+    """Go on to where there is a choice; what is wrong on the way, empty where nothing is."""
+    ahead = [byte + BYTE_OFFSET for byte in matcher.compute_ff_bytes()[:_MOST_AHEAD]]
+    for step in ([], ahead) if ahead else ([],):
+        matcher.consume_tokens(step)
+        flags = matcher.compute_logit_bias()
+        if matcher.is_error() or not (any(flags[BYTE_OFFSET:]) or matcher.is_accepting()):
+            return told_error(matcher) or "no text fits it"
+    return ""
 
 
 def guarded(cant: str, call: Callable[..., Any], *arguments: Any) -> Any:

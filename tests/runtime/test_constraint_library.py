@@ -67,61 +67,6 @@ def test_a_missing_library_is_one_line_with_the_command() -> None:
     assert told.count("\n") == 1
 
 
-HOSTILE: dict[str, Callable[[], Constraint]] = {
-    "many properties": lambda: Constraint.json_schema(
-        {"type": "object", "properties": {f"k{i}": {} for i in range(900)}}
-    ),
-    "products of choices": lambda: Constraint.json_schema(
-        {
-            "allOf": [
-                {"anyOf": [{"properties": {f"a{i}": {}}}, {"properties": {f"b{i}": {"type": "null"}}}]}
-                for i in range(14)
-            ]
-        }
-    ),
-    "refers to itself": lambda: Constraint.json_schema({"$ref": "#"}),
-    "refers to another host": lambda: Constraint.json_schema({"$ref": "http://127.0.0.1:9/x.json"}),
-    "refers to a file": lambda: Constraint.json_schema({"$ref": "file:///etc/passwd"}),
-    "fits nothing": lambda: Constraint.json_schema({"type": "string", "enum": [1]}),
-    "has what is not done": lambda: Constraint.json_schema({"not": {"type": "string"}}),
-    "many words": lambda: Constraint.grammar("start: " + " | ".join(f'"w{i}"' for i in range(4000))),
-    "no end": lambda: Constraint.grammar("start: start"),
-    "doubled terminals": lambda: Constraint.grammar(
-        "start: A0\n" + "\n".join(f"A{i}: A{i + 1} A{i + 1}" for i in range(30)) + '\nA30: "x" | "y"'
-    ),
-    "doubled rules": lambda: Constraint.grammar(
-        "start: a0\n" + "\n".join(f"a{i}: a{i + 1} a{i + 1}" for i in range(40)) + '\na40: "x"'
-    ),
-    "deep brackets": lambda: Constraint.grammar("start: " + "(" * 9000 + '"a"' + ")" * 9000),
-    "deep brackets of GBNF": lambda: Constraint.grammar("root ::= " + "(" * 9000 + '"a"' + ")" * 9000),
-    "no rule": lambda: Constraint.grammar("hello"),
-    "an import": lambda: Constraint.grammar('%import "/etc/passwd"\nstart: A'),
-    "deep groups": lambda: Constraint.regex("(" * 9000 + "a" + ")" * 9000),
-    "look-around": lambda: Constraint.regex("(?=a)b"),
-    "a reference": lambda: Constraint.regex(r"(a)\1"),
-    "no class": lambda: Constraint.regex("[a"),
-}
-
-
-def followed(constraint: Constraint) -> None:
-    """What is refused is refused at once, or a few bytes later."""
-    guide = new_guide(GenerationOptions(constraint=constraint))
-    assert guide is not None
-    for _ in range(20):
-        guide.advance(guide.forced(1) or [int(guide.mask()[4:].argmax()) + 4])
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_hostile_is_refused_in_a_line(name: str) -> None:
-    with pytest.raises(OptionError, match=r"^constraint: ") as caught:
-        followed(HOSTILE[name]())
-    told = str(caught.value)
-    assert "\n" not in told
-    assert len(told) < 400
-    # Nothing of it stays in the way of the next one.
-    assert compiled(Constraint.regex("a")).allowed()[ord("a")]
-
-
 @pytest.mark.parametrize(
     ("happened", "told"),
     [
