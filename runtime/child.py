@@ -1,13 +1,11 @@
 """A function in a process of its own, so that its memory, crash or hang is not ours: the one protocol for it.
 
-The child gets one JSON request on stdin and writes JSON lines: {"event": ...} as often as it likes,
-{"warning": ...} for each BltWarning, which the parent gives again, at the end {"result": ...}, or
-{"error": ...} for an error that was foreseen. It ends when its parent does.
+The child's end is `child_main`. Here are its start, requests and messages, deadlines and deaths; and one call
+of a module's `work` in a process that is gone afterwards (`run_child`). `worker` keeps a process for many.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -22,16 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import BltError, BltWarning, OptionError
+from .errors import BltError, BltWarning, OptionError, ran_out_of_memory
 from .files import uninterrupted
 
-__all__ = ["Outcome", "Tell", "run_child", "serve"]
+__all__ = ["ChildProcess", "Deadline", "Outcome", "Tell", "run_child", "told_error"]
 
 Tell = Callable[[Mapping[str, Any]], None]
 """Sends an event to the parent; may be called from any thread."""
 
-_START = "import sys; from blt_edge.runtime.child import serve; serve(sys.argv[1])"
-_ORPHANED = 3
+_SERVE = "import sys; from blt_edge.runtime import child_main as m; getattr(m, sys.argv[1])(*sys.argv[2:])"
 
 
 @dataclass(frozen=True)
@@ -62,130 +59,158 @@ def run_child(
     folder: the directory it runs in, and may write to; None is ours.
     Raises what `listen` raises; Ctrl-C and termination pass through.
     """
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", _START, module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            cwd=folder,
-            # The current directory is no place for Python to look for modules.
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
-        )
-        timer = threading.Timer(patience or 0, process.kill)
-        timer.daemon = True
-        if patience is not None:
-            timer.start()
-        try:
-            last = _follow(process, request, listen)
-            status = process.wait() if last is None else 0
-            expired = patience is not None and not timer.is_alive()
-        finally:
-            timer.cancel()
-            with uninterrupted():
-                process.kill()
-                process.wait()
-                for pipe in (process.stdin, process.stdout):
-                    assert pipe is not None
-                    with suppress(OSError):
-                        pipe.close()
-        log.seek(0)
-        text = log.read().decode("utf-8", "replace")
+    with ChildProcess(["serve_once", module], folder) as process, process.deadline(patience) as deadline:
+        process.send(request)
+        last = process.receive(listen)
     if last is None:
-        death = f"gave no answer within {patience:g} s" if expired else _death(status, text)
-        return Outcome(death=death, log=text)
-    return Outcome(last.get("result"), _error(last.get("error")), log=text)
+        death = f"gave no answer within {patience:g} s" if deadline.expired else process.death
+        return Outcome(death=death, log=process.log)
+    return Outcome(last.get("result"), told_error(last.get("error")), log=process.log)
 
 
-def _follow(
-    process: subprocess.Popen[bytes],
-    request: Mapping[str, Any],
-    listen: Callable[[dict[str, Any]], None] | None,
-) -> dict[str, Any] | None:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with suppress(BrokenPipeError):
-        process.stdin.write(json.dumps(request).encode() + b"\n")
-        process.stdin.flush()
-    for line in process.stdout:
-        message: dict[str, Any] = json.loads(line)
-        if "warning" in message:
-            warnings.warn(message["warning"], BltWarning, stacklevel=3)
-        elif "event" not in message:
-            return message
-        elif listen is not None:
-            listen(message["event"])
-    return None
+class Deadline:
+    """A context after which something is done to what takes too long."""
+
+    def __init__(self, seconds: float | None, expire: Callable[[], None]) -> None:
+        """seconds: None waits for ever. expire: called in a thread of its own."""
+        self.expired = False
+        self._expire = expire
+        self._timer = None if seconds is None else threading.Timer(seconds, self._late)
+
+    def _late(self) -> None:
+        self.expired = True
+        self._expire()
+
+    def __enter__(self) -> Deadline:
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer.join()  # whether it expired is certain afterwards
 
 
-def _death(status: int, log: str) -> str:
-    if status == -getattr(signal, "SIGKILL", 9):
-        return "was killed, most likely because memory ran out"
-    if status < 0:
-        known = -status in set(signal.Signals)
-        return f"crashed ({signal.Signals(-status).name if known else f'signal {-status}'})"
-    lines = log.strip().splitlines()
-    return f"ended early with code {status}" + (f": {lines[-1]}" if lines else "")
+class ChildProcess:
+    """The parent's end of a process that serves requests, in a context at whose end it is gone.
+
+    One thread at a time may use it, but for a deadline's.
+    """
+
+    def __init__(self, arguments: list[str], folder: Path | None = None) -> None:
+        """arguments: a function of `child_main`, and what that takes. folder: the directory it runs in, and
+        may write to; None is ours. Raises OSError."""
+        self.log = ""
+        """What it and its libraries wrote on stderr, once it has ended."""
+        self._log = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - as long as the process
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _SERVE, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                cwd=folder,
+                # The current directory is no place for Python to look for modules.
+                env={**os.environ, "PYTHONSAFEPATH": "1"},
+            )
+        except BaseException:
+            self._log.close()
+            raise
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._requests, self._messages = self._process.stdin, self._process.stdout
+
+    def __enter__(self) -> ChildProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def deadline(self, seconds: float | None) -> Deadline:
+        """A context that kills the process when it takes longer."""
+        return Deadline(seconds, self._process.kill)
+
+    def send(self, request: Any) -> None:
+        """Write a request; what is gone takes none."""
+        line = json.dumps(request).encode() + b"\n"
+        with suppress(BrokenPipeError):
+            self._requests.write(line)
+            self._requests.flush()
+
+    def receive(
+        self, listen: Callable[[dict[str, Any]], None] | None = None, most: int = -1
+    ) -> dict[str, Any] | None:
+        """The message that ends a request; None where the process died, or wrote a line of `most` bytes.
+
+        listen: gets the events before it.
+        """
+        while (line := self._messages.readline(most)).endswith(b"\n"):
+            message: dict[str, Any] = json.loads(line)
+            if "warning" in message:
+                warnings.warn(message["warning"], BltWarning, stacklevel=4)
+            elif "event" not in message:
+                return message
+            elif listen is not None:
+                listen(message["event"])
+        if most < 0 or len(line) < most:
+            self._process.wait()
+        return None
+
+    def forget_log(self) -> None:
+        """Drop what was written on stderr; only between requests."""
+        if self._log.seek(0, os.SEEK_END):
+            self._log.truncate(0)
+            self._log.seek(0)  # its place is the process's, too
+
+    def end(self) -> None:
+        """Kill it, if it runs, and read its log. Again, it does nothing."""
+        if self._log.closed:
+            return
+        with uninterrupted():
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._requests, self._messages):
+                with suppress(OSError):
+                    pipe.close()
+            self._log.seek(0)
+            self.log = self._log.read().decode("utf-8", "replace")
+            self._log.close()
+
+    def abandon(self) -> None:
+        """Let go of a process that is another's, because this one is a fork of that."""
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        # Not closed: their locks may be held by threads that are not here.
+        for file in (self._requests, self._messages, self._log):
+            os.dup2(nowhere, file.fileno(), inheritable=False)
+        os.close(nowhere)
+        self._process.returncode = 0
+
+    @property
+    def death(self) -> str:
+        """How it died, once it has ended, in words that follow "its process"."""
+        status, log = self._process.returncode, self.log
+        if status == -getattr(signal, "SIGKILL", 9):
+            return "was killed, most likely because memory ran out"
+        if status < 0 and ran_out_of_memory(RuntimeError(log)):
+            return "ran out of memory"
+        if status < 0:
+            known = -status in set(signal.Signals)
+            return f"crashed ({signal.Signals(-status).name if known else f'signal {-status}'})"
+        lines = log.strip().splitlines()
+        return f"ended early with code {status}" + (f": {lines[-1]}" if lines else "")
 
 
-def _error(told: Mapping[str, Any] | None) -> Exception | None:
+def told_error(told: Mapping[str, Any] | None) -> Exception | None:
+    """The error that a message tells of."""
     if told is None:
         return None
     if told["kind"] == "system":
         return OSError(*told["arguments"])
     kinds: dict[str, type[Exception]] = {"usage": OptionError, "memory": MemoryError}
     return kinds.get(told["kind"], BltError)(told["message"])
-
-
-# The child's side.
-
-
-def serve(module: str) -> None:
-    """Read a request from stdin, call the module's `work`, report, and end the process."""
-    # Ctrl-C reaches the whole terminal; the parent decides what becomes of us.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Libraries may print: the messages have a descriptor that nobody else knows.
-    messages = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    request = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    lock = threading.Lock()
-
-    def send(kind: str, content: Any) -> None:
-        with lock:
-            messages.write(json.dumps({kind: content}) + "\n")
-            messages.flush()
-
-    def end(kind: str, content: Any) -> None:
-        for stream in (sys.stdout, sys.stderr):  # once it has this, the parent ends us and reads the log
-            stream.flush()
-        send(kind, content)
-
-    usual = warnings.showwarning
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if issubclass(category, BltWarning):
-            send("warning", str(message))
-        else:
-            usual(message, category, *where, **more)
-
-    warnings.showwarning = show
-    try:
-        result = importlib.import_module(module).work(request, lambda event: send("event", event))
-    except BltError as error:
-        end("error", {"kind": "usage" if isinstance(error, OptionError) else "run", "message": str(error)})
-    except MemoryError as error:
-        end("error", {"kind": "memory", "message": str(error)})
-    except OSError as error:
-        end("error", {"kind": "system", "arguments": [error.errno, error.strerror, error.filename]})
-    else:
-        end("result", result)
-    # What engines would do on the way out is of no use to anybody.
-    os._exit(0)
-
-
-def _end_with_parent() -> None:
-    # Not through sys.stdin, whose lock would keep the interpreter from ending.
-    while os.read(0, 4096):
-        pass
-    os._exit(_ORPHANED)

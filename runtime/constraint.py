@@ -212,7 +212,7 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
         yield from _members(inner)
 
 
-_PIECES = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(\d+)(?:,(\d*))?\}|\(|\)|\\$", re.DOTALL)
+_PIECES = re.compile(r"\\[xuUpP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\{(\d+)(?:,(\d*))?\}|\(|\)|\\$", re.DOTALL)
 
 
 def _check_pattern(pattern: str) -> None:

@@ -28,7 +28,10 @@ __all__ = [
 ]
 
 _LONGEST = 240
-_NO_MEMORY = re.compile(r"bad.?alloc|out ?of ?memory|failed to allocate|unable to allocate", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"bad.?alloc|out ?of ?memory|failed to allocate|unable to allocate|memory allocation of \d+ bytes failed",
+    re.IGNORECASE,
+)
 _CLONE = Path(__file__).resolve().parents[1]
 
 

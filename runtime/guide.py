@@ -17,7 +17,24 @@ from .errors import OptionError
 from .options import GenerationOptions
 from .vocabulary import BYTE_OFFSET, EOS, VOCAB_SIZE
 
-__all__ = ["Guide", "new_guide"]
+__all__ = ["Guide", "Prepared", "new_guide", "prepare"]
+
+
+class Prepared:
+    """Keeps what `prepare` compiled, for as long as it is there itself."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+
+
+def prepare(options: GenerationOptions) -> Prepared | None:
+    """Compile the options' constraint, which may take a second: `new_guide` is quick while what is returned
+    is kept, whatever else is compiled meanwhile. Any thread may call it.
+
+    None where nothing needs compiling; that costs nothing. Raises OptionError as `new_guide` does.
+    """
+    constraint = options.constraint
+    return None if constraint is None or constraint.kind == "choice" else Prepared(compiled(constraint))
 
 
 def new_guide(

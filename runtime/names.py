@@ -7,6 +7,15 @@ MANIFEST_NAME = "manifest.json"
 VOCAB_SIZE = 260
 """Number of ids: four special ones, then the 256 bytes."""
 
+BOS = 1
+"""The id that every text begins with."""
+
+EOS = 2
+"""The id that ends a text, of every model."""
+
+BYTE_OFFSET = 4
+"""The id of byte 0; the ids below it are special."""
+
 STAGES = ("patcher", "encoder", "latent", "decoder")
 """The stage graphs, in the order in which they run."""
 

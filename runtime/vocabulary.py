@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import OptionError
 from .fields import checked_bytes, shown
-from .names import VOCAB_SIZE
+from .names import BOS, BYTE_OFFSET, EOS, VOCAB_SIZE
 
 __all__ = [
     "BOS",
@@ -28,15 +28,6 @@ __all__ = [
     "decode",
     "encode",
 ]
-
-BOS = 1
-"""The id that every text begins with."""
-
-EOS = 2
-"""The id that ends a text, of every model."""
-
-BYTE_OFFSET = 4
-"""The id of byte 0; the ids below it are special."""
 
 SUPPRESSED = (0, BOS, 3)
 """The special ids but `EOS`: never generated, unless a model ends texts with one."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from blt_edge.runtime import child as module
+from blt_edge.runtime import child_main as module
 from blt_edge.runtime.child import Outcome, run_child
 from blt_edge.runtime.errors import BltError, BltWarning, OptionError
 
@@ -78,6 +78,7 @@ def test_foreseen_errors(child: Any, raised: str, kind: type[Exception], text: s
         ("os.write(2, b'bad driver\\n'); os.kill(os.getpid(), 11)", "crashed (SIGSEGV)"),
         ("raise ImportError('no such library')", "ended early with code 1: ImportError: no such library"),
         ("os._exit(7)", "ended early with code 7"),
+        ("os.write(2, b'memory allocation of 99 bytes failed'); os.abort()", "ran out of memory"),
     ],
 )
 def test_deaths(child: Any, body: str, death: str) -> None:
@@ -133,23 +134,25 @@ def test_the_childs_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: 
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "own_work", raising=False)
     messages = tmp_path / "messages"
+    coming = iter([b'{"a"', b": 1}\n", b""])
     monkeypatch.setattr(module.os, "dup", lambda _: os.open(messages, os.O_WRONLY | os.O_CREAT))
     monkeypatch.setattr(module.os, "dup2", lambda *_: None)
-    monkeypatch.setattr(module.os, "read", lambda *_: b"")
+    monkeypatch.setattr(module.os, "read", lambda *_: next(coming))
     monkeypatch.setattr(module.os, "_exit", end)
     monkeypatch.setattr(module.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(module.threading, "Thread", Quiet)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"a": 1}\n')))
+    monkeypatch.setattr(module.threading, "Thread", AtOnce)
+    monkeypatch.setattr(module.warnings, "showwarning", module.warnings.showwarning)  # back afterwards
     with pytest.raises(Ended, match="0"):
-        module.serve("own_work")
+        module.serve_once("own_work")
     assert [json.loads(line) for line in messages.read_text().splitlines()] == [{"event": {"a": 1}}, last]
-    with pytest.raises(Ended, match="3"):
-        module._end_with_parent()
 
 
-class Quiet:
-    """A thread that does not run."""
+class AtOnce:
+    """A thread that has run when it was started; it ends the process with the code for orphans."""
 
-    def __init__(self, **_: Any) -> None: ...
+    def __init__(self, target: Callable[[], None], **_: Any) -> None:
+        self._target = target
 
-    def start(self) -> None: ...
+    def start(self) -> None:
+        with pytest.raises(Ended, match="3"):
+            self._target()

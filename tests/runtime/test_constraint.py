@@ -87,6 +87,7 @@ def test_what_is_wrong_is_told_in_a_line(told: str) -> None:
         "(a{10}){10}(b{1000}){10}",
         "a{,3}",
         "x)y{3}",
+        r"[a-z]\u{100000}\x{99999}",
     ],
 )
 def test_repeats_that_are_none_or_few_are_allowed(pattern: str) -> None:

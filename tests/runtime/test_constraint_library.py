@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
 
 import pytest
-from blt_edge.runtime import Constraint, GenerationOptions, OptionError, constraint_library
+from blt_edge.runtime import (
+    Constraint,
+    GenerationOptions,
+    OptionError,
+    constraint_compiler,
+    constraint_library,
+)
+from blt_edge.runtime.constraint_compiler import compile_matcher, guarded
 from blt_edge.runtime.constraint_library import compiled
-from blt_edge.runtime.guide import new_guide
+from blt_edge.runtime.guide import new_guide, prepare
+from blt_edge.runtime.worker import WorkerBusyError, WorkerDiedError, WorkerTimeoutError
 
 pytest.importorskip("llguidance")
 QUIET = """
 import sys
 from blt_edge.runtime import Constraint, GenerationOptions
-from blt_edge.runtime.guide import new_guide
+from blt_edge.runtime.guide import new_guide, prepare
 for options in (
     GenerationOptions(),
     GenerationOptions(utf8=True, logit_bias={5: 1}),
@@ -24,6 +34,7 @@ for options in (
 ):
     guide = new_guide(options)
     assert guide is None or guide.mask().any()
+    assert prepare(options) is None
 Constraint.regex("a"), Constraint.json_schema({}), Constraint.grammar('start: "a"')
 assert "llguidance" not in sys.modules
 """
@@ -56,89 +67,55 @@ def test_a_missing_library_is_one_line_with_the_command() -> None:
     assert told.count("\n") == 1
 
 
-HOSTILE: dict[str, Callable[[], Constraint]] = {
-    "many properties": lambda: Constraint.json_schema(
-        {"type": "object", "properties": {f"k{i}": {} for i in range(900)}}
-    ),
-    "products of choices": lambda: Constraint.json_schema(
-        {
-            "allOf": [
-                {"anyOf": [{"properties": {f"a{i}": {}}}, {"properties": {f"b{i}": {"type": "null"}}}]}
-                for i in range(14)
-            ]
-        }
-    ),
-    "refers to itself": lambda: Constraint.json_schema({"$ref": "#"}),
-    "refers to another host": lambda: Constraint.json_schema({"$ref": "http://127.0.0.1:9/x.json"}),
-    "refers to a file": lambda: Constraint.json_schema({"$ref": "file:///etc/passwd"}),
-    "fits nothing": lambda: Constraint.json_schema({"type": "string", "enum": [1]}),
-    "has what is not done": lambda: Constraint.json_schema({"not": {"type": "string"}}),
-    "many words": lambda: Constraint.grammar("start: " + " | ".join(f'"w{i}"' for i in range(4000))),
-    "no end": lambda: Constraint.grammar("start: start"),
-    "doubled terminals": lambda: Constraint.grammar(
-        "start: A0\n" + "\n".join(f"A{i}: A{i + 1} A{i + 1}" for i in range(30)) + '\nA30: "x" | "y"'
-    ),
-    "doubled rules": lambda: Constraint.grammar(
-        "start: a0\n" + "\n".join(f"a{i}: a{i + 1} a{i + 1}" for i in range(40)) + '\na40: "x"'
-    ),
-    "deep brackets": lambda: Constraint.grammar("start: " + "(" * 9000 + '"a"' + ")" * 9000),
-    "deep brackets of GBNF": lambda: Constraint.grammar("root ::= " + "(" * 9000 + '"a"' + ")" * 9000),
-    "no rule": lambda: Constraint.grammar("hello"),
-    "an import": lambda: Constraint.grammar('%import "/etc/passwd"\nstart: A'),
-    "deep groups": lambda: Constraint.regex("(" * 9000 + "a" + ")" * 9000),
-    "look-around": lambda: Constraint.regex("(?=a)b"),
-    "a reference": lambda: Constraint.regex(r"(a)\1"),
-    "no class": lambda: Constraint.regex("[a"),
-}
-
-
-def followed(constraint: Constraint) -> None:
-    """What is refused is refused at once, or a few bytes later."""
-    guide = new_guide(GenerationOptions(constraint=constraint))
-    assert guide is not None
-    for _ in range(20):
-        guide.advance(guide.forced(1) or [int(guide.mask()[4:].argmax()) + 4])
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_hostile_is_refused_in_a_line(name: str) -> None:
-    with pytest.raises(OptionError, match=r"^constraint: ") as caught:
-        followed(HOSTILE[name]())
-    told = str(caught.value)
-    assert "\n" not in told
-    assert len(told) < 400
-    # Nothing of it stays in the way of the next one.
-    assert compiled(Constraint.regex("a")).allowed()[ord("a")]
-
-
-def test_what_takes_too_long_is_left_behind_and_of_those_there_are_few(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("happened", "told"),
+    [
+        (
+            WorkerTimeoutError("takes more than 1 s"),
+            "the regex takes more than 1 s to compile; make it simpler",
+        ),
+        (
+            WorkerDiedError("crashed (SIGSEGV)"),
+            r"the regex can't be used: its compilation crashed \(SIGSEGV\); make it simpler",
+        ),
+        (WorkerBusyError("is busy"), "others are still being compiled, which take long; try again later"),
+    ],
+)
+def test_what_happens_to_the_trial_is_told_and_nothing_is_compiled_here(
+    monkeypatch: pytest.MonkeyPatch, happened: Exception, told: str
 ) -> None:
-    monkeypatch.setattr(constraint_library, "PATIENCE", 0.05)
-    go_on, begun = threading.Event(), threading.Semaphore(0)
+    def ask(*_: object) -> None:
+        raise happened
 
-    def slow(constraint: Constraint) -> constraint_library.LibraryRule:
-        begun.release()
-        go_on.wait(30)
-        raise OptionError("at last")
+    with monkeypatch.context() as patched:
+        patched.setattr(constraint_library._trial, "ask", ask)
+        patched.setattr(constraint_library, "compile_matcher", None)
+        with pytest.raises(OptionError, match=f"^constraint: {told}$"):
+            compiled(Constraint.regex(type(happened).__name__))
+    # Nothing of it stays in the way.
+    assert compiled(Constraint.regex(type(happened).__name__)).forced() == type(happened).__name__.encode()
 
-    monkeypatch.setattr(constraint_library, "_compile", slow)
-    for pattern in "ab":
-        with pytest.raises(
-            OptionError, match=r"the regex takes more than 0.05 s to compile; make it simpler"
-        ):
-            compiled(Constraint.regex(pattern * 7))
-        assert begun.acquire(timeout=30)
-    with pytest.raises(
-        OptionError, match="others are still being compiled, which take long; try again later"
-    ):
-        compiled(Constraint.regex("ccccccc"))
-    go_on.set()
-    monkeypatch.undo()
-    for thread in threading.enumerate():
-        if thread.name == "constraint":
-            thread.join(30)
-    assert compiled(Constraint.regex("ccccccc")).forced() == b"ccccccc"
+
+def test_one_is_compiled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraint_library, "_QUEUE_PATIENCE", -0.95)
+    with constraint_library._turn, pytest.raises(OptionError, match="others are still being compiled"):
+        compiled(Constraint.regex("d{5}"))
+    assert compiled(Constraint.regex("d{5}")).forced() == b"ddddd"
+
+
+def test_threads_that_ask_for_the_same_compile_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Constraint] = []
+
+    def counted(constraint: Constraint) -> object:
+        asked.append(constraint)
+        return compile_matcher(constraint)
+
+    monkeypatch.setattr(constraint_library, "compile_matcher", counted)
+    with ThreadPoolExecutor(8) as pool:
+        rules = list(pool.map(lambda _: compiled(Constraint.regex("e{6}")), range(16)))
+    assert len(asked) == 1
+    rules[0].advance(ord("e"))
+    assert [len(rule.forced()) for rule in rules] == [5] + [6] * 15
 
 
 def test_rules_are_kept_compiled_and_independent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,8 +123,111 @@ def test_rules_are_kept_compiled_and_independent(monkeypatch: pytest.MonkeyPatch
     first.advance(ord("a"))
     assert second.forced() == b"ab"
     assert first.forced() == b"b"
-    monkeypatch.setattr(constraint_library, "_compile", None)
+    monkeypatch.setattr(constraint_library, "compile_matcher", None)
     assert compiled(Constraint.regex("ab+")).forced() == b"ab"
+
+
+@pytest.mark.parametrize("keep", [prepare, new_guide])
+def test_what_is_in_use_stays_compiled_whatever_comes_between(
+    monkeypatch: pytest.MonkeyPatch, keep: Callable[[GenerationOptions], object]
+) -> None:
+    options = GenerationOptions(constraint=Constraint.regex("fg{3}"))
+    kept = keep(options)
+    for number in range(constraint_library._KEPT + 1):
+        compiled(Constraint.regex(f"other {number}"))
+    assert options.constraint not in constraint_library._recent
+    with monkeypatch.context() as patched:
+        patched.setattr(constraint_library, "compile_matcher", None)
+        guide = new_guide(options)
+        assert guide is not None
+        assert len(guide.forced(9)) == 4
+    del kept, guide
+    assert options.constraint not in constraint_library._in_use
+
+
+def test_what_needs_no_compiling_needs_no_preparing() -> None:
+    for options in (
+        GenerationOptions(utf8=True),
+        GenerationOptions(constraint=Constraint.choice(["a"])),
+    ):
+        assert prepare(options) is None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no forks here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_of_a_process_that_is_compiling_compiles() -> None:
+    with constraint_library._turn, constraint_library._lock:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                code = int(compiled(Constraint.regex("hi")).forced() != b"hi")
+            finally:
+                os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+class PanicException(BaseException):
+    """As pyo3 calls what a panic of Rust's becomes."""
+
+
+def test_a_panic_is_an_error_of_ours() -> None:
+    class Panics:
+        def __getattr__(self, name: str) -> Callable[..., object]:
+            def call(*_: object) -> object:
+                raise PanicException(f"in {name}\nsecond line")
+
+            return call
+
+    rule = compiled(Constraint.regex("panics"))
+    rule._matcher = Panics()
+    for step in (rule.allowed, rule.forced, rule.fork, lambda: rule.advance(1), lambda: rule.roll_back(1)):
+        with pytest.raises(OptionError, match=r"^constraint: the regex can't be followed further: in \w+$"):
+            step()
+    with pytest.raises(OptionError, match="in is_accepting"):
+        _ = rule.accepts_end
+    with pytest.raises(KeyboardInterrupt):
+        guarded("", Interrupted())
+
+
+def walked(constraint: Constraint, seed: int, count: int) -> int:
+    """How many letters of two a text took."""
+    rule, random = compiled(constraint), Random(seed)
+    for number in range(count):
+        try:
+            rule.allowed()
+            rule.advance(random.choice(b"ab"))
+        except OptionError:
+            return number
+    return count
+
+
+def test_one_text_s_end_is_not_the_next_one_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What texts of a constraint have in common fills up; then it is made anew."""
+    monkeypatch.setitem(constraint_compiler._LIMITS, "max_lexer_states", 600)
+    constraint = Constraint.regex("(a|b)*a(a|b){200}")
+    steps = [walked(constraint, seed, 250) for seed in range(6)]
+    assert min(steps[::2]) == 250
+    assert max(steps[1::2]) < 250  # begun with what the one before had left
+
+
+def test_what_many_texts_went_through_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraint_library, "_MOST_TAKEN", 300)
+    constraint = Constraint.regex("(a|b)*a(a|b){201}")
+    taken = []
+    for seed in range(6):
+        walked(constraint, seed, 200)
+        taken.append(constraint in constraint_library._in_use)
+    assert taken == [True, False] * 3
+    first = compiled(constraint)
+    walked(constraint, 7, 301)
+    assert constraint not in constraint_library._recent
+    assert compiled(constraint)._origin is first._origin  # while that is at work
+
+
+class Interrupted:
+    def __call__(self) -> None:
+        raise KeyboardInterrupt
 
 
 def test_a_broken_rule_says_so_each_time() -> None:

@@ -51,6 +51,8 @@ class Target:
     """Bytes by which an input may raise the largest resident memory."""
     sockets = False
     """Whether the attack itself connects to something."""
+    processes = False
+    """Whether the attack itself starts processes."""
     refusals: tuple[type[Exception], ...] = (BltError,)
     """Errors that say on purpose what is wrong."""
     valid: Files

@@ -215,7 +215,7 @@ def _serve(job: _Job, folder: Path, shared: Any, pipe: Connection) -> None:
             pipe.send((number, target.make(random_of(target, job.seed, number))))
         pipe.send(None)
         return
-    guard = _Guard(folder, log, sockets=target.sockets)
+    guard = _Guard(folder, log, target)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 8 * target.memory,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -243,9 +243,10 @@ def _peak() -> int:
 class _Guard:
     """Watches what an attack does beside what it answers."""
 
-    def __init__(self, folder: Path, log: int, *, sockets: bool) -> None:
+    def __init__(self, folder: Path, log: int, target: Target) -> None:
         self._inside, self._log = (f"{folder}/input", f"{folder}/tmp"), log
-        self._forbidden = _STARTS if sockets else (*_STARTS, *_SOCKETS)
+        starts = () if target.processes else _STARTS
+        self._forbidden = starts if target.sockets else (*starts, *_SOCKETS)
         self._active, self._seen = False, list[tuple[str, str]]()
         sys.addaudithook(self._hook)
         # Engines open files without Python.
