@@ -52,6 +52,12 @@ class Metrics:
             "Bytes that were generated, for clients that left, too.",
             registry=registry,
         )
+        self.constrained = Counter(
+            "blt_edge_constrained_requests",
+            "Requests whose texts must fit something, by its kind; those that were refused left out.",
+            ["kind"],
+            registry=registry,
+        )
         self.first_byte = Histogram(
             "blt_edge_first_byte_seconds",
             "From a completion request's arrival to its first byte of text, the queue included.",
