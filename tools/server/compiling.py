@@ -21,7 +21,7 @@ from starlette.types import Receive
 
 from ...runtime import GenerationOptions, OptionError
 from ...runtime.constraint import Constraint
-from ...runtime.guide import new_guide as prepare
+from ...runtime.guide import prepare
 from .constraints import refused_constraint
 from .refusals import ApiError, ClientGoneError, retry_after, server_stops
 
@@ -78,7 +78,7 @@ class Compiler:
     ) -> object:
         if importlib.util.find_spec(_LIBRARY) is None:
             raise _not_installed(field)
-        gone = False
+        gone, held = False, None
 
         async def watch() -> None:
             nonlocal gone
@@ -94,7 +94,7 @@ class Compiler:
                 async with self._turns.turn(client):
                     # It can't be stopped, and is over soon: what is waited for is the turn.
                     work = partial(prepare, GenerationOptions(constraint=constraint))
-                    return await anyio.to_thread.run_sync(work)
+                    held = await anyio.to_thread.run_sync(work)
             except OptionError as error:
                 raise refused_constraint(error, field) from None
             except _TooManyError as error:
@@ -110,6 +110,8 @@ class Compiler:
             raise ClientGoneError
         if self._cut:
             raise server_stops()
+        if held is not None:
+            return held
         message = f"what the text must fit was not compiled within {self._patience:g} s; come again later"
         raise ApiError(503, message, "queue_timeout", param=field, headers=retry_after(self._patience))
 
