@@ -32,6 +32,8 @@ class Requests(Target):
     """Bodies of completions, up to what the model would be asked."""
 
     name = "requests"
+    fitting = 0.5
+    """Share of those that ask for a text that must fit."""
 
     def prepare(self, folder: Path) -> None:
         super().prepare(folder)
@@ -44,7 +46,8 @@ class Requests(Target):
         self.valid = {"body": _BODY}
 
     def make(self, random: Random) -> Files:
-        return {"body": spoil_json(random, VALID["request"], keys=VALID["request_keys"].split())}
+        asked = {**VALID["request"], **VALID["fitting"]} if random.random() < self.fitting else VALID["request"]
+        return {"body": spoil_json(random, asked, keys=VALID["request_keys"].split())}
 
     def attack(self, files: Files) -> None:
         try:
@@ -60,6 +63,7 @@ class Connections(Requests):
     """Bytes that a running server gets, whole requests and pieces of them; then it has to answer another."""
 
     name = "connections"
+    fitting = 0.0  # a program is started to try what must fit
     count, quick, seconds, sockets = 10_000, 60, 10.0, True
 
     def prepare(self, folder: Path) -> None:
