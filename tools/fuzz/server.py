@@ -46,7 +46,9 @@ class Requests(Target):
         self.valid = {"body": _BODY}
 
     def make(self, random: Random) -> Files:
-        asked = {**VALID["request"], **VALID["fitting"]} if random.random() < self.fitting else VALID["request"]
+        asked = (
+            {**VALID["request"], **VALID["fitting"]} if random.random() < self.fitting else VALID["request"]
+        )
         return {"body": spoil_json(random, asked, keys=VALID["request_keys"].split())}
 
     def attack(self, files: Files) -> None:
