@@ -65,8 +65,8 @@ class Connections(Requests):
     """Bytes that a running server gets, whole requests and pieces of them; then it has to answer another."""
 
     name = "connections"
-    fitting = 0.0  # a program is started to try what must fit
     count, quick, seconds, sockets = 10_000, 60, 10.0, True
+    processes = True  # what must fit is tried in one
 
     def prepare(self, folder: Path) -> None:
         super().prepare(folder)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from blt_edge.runtime import BltModel, Constraint, GenerationOptions
 from blt_edge.runtime.vocabulary import BYTE_OFFSET, EOS
+from blt_edge.tools.fuzz.hostile_constraints import COSTLY
 from support.fitting_texts import check_fits_pattern, check_fits_schema
 
 from .conftest import Running, running
@@ -252,3 +254,22 @@ def test_what_is_hostile_is_a_line_and_nothing_else(server: Running, name: str) 
     assert told["message"].isprintable()
     assert len(told["message"]) < 400
     assert server.post({}).status_code == 200
+
+
+def test_others_are_answered_beside_what_is_costly(server: Running, model: BltModel) -> None:
+    fields = {"json_schema": "guided_json", "regex": "guided_regex", "grammar": "guided_grammar"}
+    costly = [make() for make in [*COSTLY.values()][::3]]
+    hostile = [{fields[one.kind]: one.source, "max_tokens": 12, "seed": 1} for one in costly]
+    plain = {"prompt": PROMPT, "max_tokens": 12, "temperature": 1, "seed": 4}
+    expected = model.generate(PROMPT, GenerationOptions(12, temperature=1.0, seed=4)).text
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(server.post, asked) for asked in hostile]
+        while not all(answer.done() for answer in answers):
+            assert server.post(plain).json()["choices"][0]["text"] == expected
+            assert server.get("/healthz").status_code == 200
+    assert {answer.result().status_code for answer in answers} <= {200, 400}
+    for asked, answer in zip(hostile, answers, strict=True):
+        if answer.result().status_code == 400:
+            told = answer.result().json()["error"]
+            assert told["param"] in asked
+            assert told["message"].isprintable()
