@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import MutableMapping
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -29,12 +30,12 @@ __all__ = ["MEMORY", "PATIENCE", "LibraryRule", "compiled"]
 PATIENCE = 1.0
 """Seconds that a compilation may take."""
 
-MEMORY = 512 << 20
+MEMORY = 256 << 20
 """Bytes that a compilation may take."""
 
 _QUEUE_PATIENCE = 5.0
-# A text adds to what its constraint's texts share, and to its memory: who comes later begins anew behind so
-# many bytes, unless others are still at work with it.
+# A text adds to what its constraint's texts share, and to its memory: after so many bytes it goes with the
+# last text that is at work with it, and who comes later begins anew.
 _KEPT = 16
 _MOST_TAKEN = 2048
 
@@ -48,6 +49,8 @@ class _Compiled:
         self.matcher = compile_matcher(constraint)
         self.taken = 0
         """Bytes of all its texts."""
+        self.retired = False
+        """Whether it goes when its texts do."""
 
 
 class LibraryRule:
@@ -77,7 +80,11 @@ class LibraryRule:
     def advance(self, byte: int) -> None:
         if not self._asked(self._matcher.consume_token, byte + BYTE_OFFSET):
             self._check()
-        self._origin.taken += 1
+        origin = self._origin
+        origin.taken += 1
+        if origin.taken > _MOST_TAKEN and not origin.retired:
+            origin.retired = True
+            _drop(origin, _recent)
 
     def roll_back(self, count: int) -> None:
         if not self._asked(self._matcher.rollback, count):
@@ -95,7 +102,7 @@ class LibraryRule:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            _drop(self._origin)  # what its texts share may be full
+            _drop(self._origin, _recent, _in_use)  # what its texts share may be full
             raise OptionError(f"{self._cant}: {told_error(self._matcher)}")
 
 
@@ -159,8 +166,6 @@ def _kept(constraint: Constraint) -> _Compiled | None:
     with _lock:
         if constraint in _recent:
             _recent.move_to_end(constraint)
-            if _recent[constraint].taken > _MOST_TAKEN:
-                del _recent[constraint]
         return _in_use.get(constraint)
 
 
@@ -171,9 +176,9 @@ def _keep(origin: _Compiled) -> None:
             _recent.popitem(last=False)
 
 
-def _drop(origin: _Compiled) -> None:
+def _drop(origin: _Compiled, *places: MutableMapping[Constraint, _Compiled]) -> None:
     with _lock:
-        for kept in (_recent, _in_use):
+        for kept in places:
             if kept.get(origin.constraint) is origin:
                 del kept[origin.constraint]
 

@@ -217,12 +217,12 @@ def test_what_many_texts_went_through_is_made_anew(monkeypatch: pytest.MonkeyPat
     taken = []
     for seed in range(6):
         walked(constraint, seed, 200)
-        taken.append(constraint_library._recent[constraint].taken)
-    assert taken == [200, 400] * 3
+        taken.append(constraint in constraint_library._in_use)
+    assert taken == [True, False] * 3
     first = compiled(constraint)
-    constraint_library._recent[constraint].taken = 301
-    assert compiled(constraint)._origin is first._origin  # not while it is in use
+    walked(constraint, 7, 301)
     assert constraint not in constraint_library._recent
+    assert compiled(constraint)._origin is first._origin  # while that is at work
 
 
 class Interrupted:

@@ -41,7 +41,7 @@ def fitting(model: BltModel, options: GenerationOptions, prompt: bytes = b"Once"
     return result.data.decode()  # strictly
 
 
-@settings(deadline=None, max_examples=200, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
 @given(SCHEMAS, st.sampled_from([0.0, 1.0]), st.sampled_from(["none", "auto", "decoder"]), st.integers(0, 3))
 def test_any_schema_is_kept(model: BltModel, schema: Any, temperature: float, draft: str, seed: int) -> None:
     constraint = Constraint.json_schema(schema)
@@ -64,7 +64,7 @@ def test_what_schemas_can_say_is_kept(model: BltModel, name: str) -> None:
     assert ended
 
 
-@settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=60, suppress_health_check=list(HealthCheck))
 @given(PATTERNS, st.sampled_from([0.0, 1.0]), st.sampled_from(["none", "auto", "decoder"]), st.integers(0, 3))
 def test_any_pattern_is_kept(
     model: BltModel, pattern: str, temperature: float, draft: str, seed: int
@@ -100,7 +100,8 @@ CASES: dict[str, dict[str, Any]] = {
     ids=["greedy", "warm", "filtered", "greedy-penalised"],
 )
 def test_drafts_change_no_text_that_must_fit(model: BltModel, name: str, how: dict[str, Any]) -> None:
-    options = GenerationOptions(90, seed=1, draft="none", **how, **CASES[name])
+    length = 90 if name in ("record", "both") else 50  # of which other texts have no end anyway
+    options = GenerationOptions(length, seed=1, draft="none", **how, **CASES[name])
     plain = model.generate(b"Once upon", options)
     assert plain.stats.forced == plain.stats.drafted == 0
     for draft, length in (("auto", None), ("decoder", 5), ("patcher", None), ("lookup", None)):
@@ -150,8 +151,8 @@ def test_the_sequence_stands_behind_the_text(model: BltModel, draft: str) -> Non
 
 
 def test_without_a_constraint_a_text_is_what_it_was(model: BltModel) -> None:
-    for seed in range(5):
-        options = GenerationOptions(60, temperature=1.0, seed=seed)
+    for seed in range(3):
+        options = GenerationOptions(40, temperature=1.0, seed=seed)
         allowed = np.ones(260, np.bool_)
         result = model.generate(b"Once", options)
         sampler, sequence = Sampler(options), model.sequence()

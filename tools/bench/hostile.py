@@ -1,6 +1,6 @@
 """What do constraints that somebody wrote to hurt cost: until they are refused, and for each byte of a text?
 
-Theory: a constraint is compiled in a process that has a second and 512 MiB, then here, once more; what a byte
+Theory: a constraint is compiled in a process that has a second and 256 MiB, then here, once more; what a byte
 takes is bounded by llguidance's limits of a step, which are lowered (`runtime.constraint_compiler`). Each
 constraint of `tools.fuzz.hostile_constraints` is followed in a process of its own, wherever its letters a and
 b go, or anything allowed where they can't come. Steps are in the processor's time of the thread that decodes;
