@@ -36,7 +36,14 @@ _LARGEST_MULTIPLE = 20000
 _MOST_PROPERTIES = 1000
 _MULTIPLE = re.compile(r'"multipleOf"\s*:\s*([0-9.eE+-]+)')
 
-_TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])*/|(<[^\s>]*>)')
+_COMMENT = re.compile(r"(?://|#)[^\n]*")
+# Up to where each ends, or could not go on; the group says that it ends.
+_SPANS = {
+    '"': re.compile(r'"(?:\\.|[^"\\\n])*("?)'),
+    "/": re.compile(r"/(?:\\.|[^/\\\n])*(/?)"),
+    "<": re.compile(r"<[^\s>]*(>?)"),
+}
+_OPENS = re.compile('["/<#]')
 
 
 @dataclass(frozen=True)
@@ -145,11 +152,33 @@ def _checked_source(kind: str, source: object) -> str:
     elif _MULTIPLE.search(source):
         raise OptionError('constraint: the grammar has "multipleOf"; give a JSON schema by itself for that')
     else:
-        for token in filter(None, _TOKEN.findall(source)):
+        for token in _tokens(source):
             raise OptionError(
                 f"constraint: the grammar names a token, {shown(token)}; here are bytes only; give a string"
             )
     return source
+
+
+def _tokens(grammar: str) -> Iterator[str]:
+    """What is written like a token's name, outside of strings, patterns and comments.
+
+    What opens and is not closed is looked along once, as nothing that opens inside of it is closed either:
+    else a grammar of 64 KB takes a minute.
+    """
+    at, open_until = 0, dict.fromkeys(_SPANS, 0)
+    while opening := _OPENS.search(grammar, at):
+        at, kind = opening.end(), opening[0]
+        if comment := _COMMENT.match(grammar, opening.start()):
+            at = comment.end()
+        elif opening.start() >= open_until[kind]:
+            span = _SPANS[kind].match(grammar, opening.start())
+            assert span is not None
+            if not span[1]:
+                open_until[kind] = span.end()
+                continue
+            at = span.end()
+            if kind == "<":
+                yield span[0]
 
 
 def _checked_texts(texts: object) -> tuple[bytes, ...]:
@@ -212,14 +241,27 @@ def _members(value: Any) -> Iterator[tuple[str, Any]]:
         yield from _members(inner)
 
 
-_PIECES = re.compile(r"\\[xuUpP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\{(\d+)(?:,(\d*))?\}|\(|\)|\\$", re.DOTALL)
+_PLAIN = r"\\[xuUpP]\{[^}]{0,99}\}|\\.|\{(\d+)(?:,(\d*))?\}|\(|\)|\\$"
+_PLAIN_PIECES = re.compile(_PLAIN, re.DOTALL)
+_PIECES = re.compile(_PLAIN + r"|\[(?:\\.|[^\]\\])*(\]?)", re.DOTALL)
+
+
+def _pieces(pattern: str) -> Iterator[re.Match[str]]:
+    """Escapes, classes, counts and groups. Behind a class that nothing closes there are no others."""
+    at, pieces = 0, _PIECES
+    while piece := pieces.search(pattern, at):
+        if piece[0][0] == "[" and not piece[3]:
+            at, pieces = piece.start() + 1, _PLAIN_PIECES
+            continue
+        yield piece
+        at = piece.end()
 
 
 def _check_pattern(pattern: str) -> None:
     """Refuse what repeats a part too often, repeats of repeats multiplied."""
     groups: list[int] = [1]  # how often what stands in each open group is repeated inside of it, at most
     last, end = 1, 0  # the same of what a count would repeat, which stands directly before it
-    for piece in _PIECES.finditer(pattern):
+    for piece in _pieces(pattern):
         text, last, end = piece[0], last if piece.start() == end else 1, piece.end()
         if text == "\\":
             raise OptionError(f"constraint: the pattern {shown(pattern)} ends with a backslash")

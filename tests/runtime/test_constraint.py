@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from blt_edge.runtime import Constraint, GenerationOptions, OptionError
+from blt_edge.runtime.constraint import LONGEST_SOURCE, _pieces, _tokens
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def test_a_constraint_is_a_value() -> None:
@@ -103,6 +107,38 @@ def test_multiples_of_few_digits_are_allowed() -> None:
 def test_a_token_in_a_string_a_pattern_or_a_comment_is_text() -> None:
     for grammar in ('start: "<[5]>"', "start: /<a>/", 'start: "a" // <b>', 'root ::= "a" # <b>'):
         Constraint.grammar(grammar)
+
+
+GRAMMARS = st.lists(st.sampled_from(['"', "/", "//", "<", ">", "#", "\\", "\n", " ", "a"]), max_size=14)
+
+
+@given(GRAMMARS.map("".join))
+def test_tokens_are_those_outside_of_strings_patterns_and_comments(grammar: str) -> None:
+    simple = r'"(?:\\.|[^"\\\n])*"|//[^\n]*|#[^\n]*|/(?:\\.|[^/\\\n])*/|(<[^\s>]*>)'
+    assert [*_tokens(grammar)] == [*filter(None, re.findall(simple, grammar))]
+
+
+@given(
+    st.lists(
+        st.sampled_from(["[", "]", "\\", "(", ")", "{", "}", "1", ",", "a", "x", "{3}", "{20,}"]), max_size=14
+    ).map("".join)
+)
+def test_pieces_of_a_pattern_are_found_where_they_are(pattern: str) -> None:
+    simple = re.compile(
+        r"\\[xuUpP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\{(\d+)(?:,(\d*))?\}|\(|\)|\\$", re.DOTALL
+    )
+    assert [piece.span() for piece in _pieces(pattern)] == [
+        piece.span() for piece in simple.finditer(pattern)
+    ]
+
+
+def test_what_opens_again_and_again_is_looked_along_once() -> None:  # it took minutes
+    most = LONGEST_SOURCE - 20
+    for opening in ("<", '\\"', "\\/", "/\\"):
+        for before in ("", '"', "/"):
+            Constraint.grammar(f"root ::= {before}{opening * (most // len(opening))}")
+    for opening in ("[", "[\\]", "[(", "\\p{"):
+        Constraint.regex(opening * (most // len(opening)))
 
 
 def test_biases_are_kept_sorted_and_hashable() -> None:

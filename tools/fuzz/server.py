@@ -32,6 +32,8 @@ class Requests(Target):
     """Bodies of completions, up to what the model would be asked."""
 
     name = "requests"
+    fitting = 0.5
+    """Share of those that ask for a text that must fit."""
 
     def prepare(self, folder: Path) -> None:
         super().prepare(folder)
@@ -44,7 +46,10 @@ class Requests(Target):
         self.valid = {"body": _BODY}
 
     def make(self, random: Random) -> Files:
-        return {"body": spoil_json(random, VALID["request"], keys=VALID["request_keys"].split())}
+        asked = (
+            {**VALID["request"], **VALID["fitting"]} if random.random() < self.fitting else VALID["request"]
+        )
+        return {"body": spoil_json(random, asked, keys=VALID["request_keys"].split())}
 
     def attack(self, files: Files) -> None:
         try:
@@ -61,6 +66,7 @@ class Connections(Requests):
 
     name = "connections"
     count, quick, seconds, sockets = 10_000, 60, 10.0, True
+    processes = True  # what must fit is tried in one
 
     def prepare(self, folder: Path) -> None:
         super().prepare(folder)

@@ -74,16 +74,19 @@ class _Answer:
         request = parse_completion(document, service.facts)
         self.parsed = True
         address = self._scope["client"]
-        client = client_of(address) if address else None
-        exchange = Exchange(service, request, key_number(self._scope), self._receive, client)
-        completion = Completion(request, service.facts.name)
-        try:
-            if request.stream:
-                await self._stream(exchange, completion, request.include_usage)
-            else:
-                await self._whole(exchange, completion)
-        finally:
-            exchange.close()
+        client, key = client_of(address) if address else None, key_number(self._scope)
+        async with service.compiler.compiled(
+            request.options, request.constraint_field, self._receive, (key, client)
+        ):
+            exchange = Exchange(service, request, key, self._receive, client)
+            completion = Completion(request, service.facts.name)
+            try:
+                if request.stream:
+                    await self._stream(exchange, completion, request.include_usage)
+                else:
+                    await self._whole(exchange, completion)
+            finally:
+                exchange.close()
         service.metrics.whole.observe(self._seconds)
 
     async def _whole(self, exchange: Exchange, completion: Completion) -> None:

@@ -9,6 +9,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.registry import Collector
@@ -33,6 +34,7 @@ class Metrics:
         """waiting: the length of the queue now. at_work: texts being made now. stores: tells of what is
         remembered."""
         registry = self._registry = CollectorRegistry()
+        seconds_of = partial(Histogram, buckets=_SECONDS, registry=registry)
         self.requests = Counter(
             "blt_edge_http_requests",
             "Requests answered, by route and status; 499 is a client that left before.",
@@ -52,27 +54,27 @@ class Metrics:
             "Bytes that were generated, for clients that left, too.",
             registry=registry,
         )
-        self.first_byte = Histogram(
-            "blt_edge_first_byte_seconds",
-            "From a completion request's arrival to its first byte of text, the queue included.",
-            buckets=_SECONDS,
+        self.constrained = Counter(
+            "blt_edge_constrained_requests",
+            "Requests whose texts must fit something, by its kind; those that were refused left out.",
+            ["kind"],
             registry=registry,
         )
-        self.whole = Histogram(
+        self.first_byte = seconds_of(
+            "blt_edge_first_byte_seconds",
+            "From a completion request's arrival to its first byte of text, the queue included.",
+        )
+        self.whole = seconds_of(
             "blt_edge_completion_seconds",
             "From a completion request's arrival to its end, of those answered 200.",
-            buckets=_SECONDS,
-            registry=registry,
         )
         queue = Gauge("blt_edge_queue_length", "Requests whose turn has not come.", registry=registry)
         queue.set_function(waiting)
         texts = Gauge("blt_edge_texts_at_work", "Texts that are being made.", registry=registry)
         texts.set_function(at_work)
-        self.waited = Histogram(
+        self.waited = seconds_of(
             "blt_edge_queue_seconds",
             "From a completion request's place in the queue to its turn.",
-            buckets=_SECONDS,
-            registry=registry,
         )
         passes = Histogram(
             "blt_edge_pass_texts",

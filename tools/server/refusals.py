@@ -64,3 +64,9 @@ def late_body(seconds: float) -> ApiError:
 def retry_after(seconds: float) -> dict[str, str]:
     """The header that says when to come again: whole seconds, 1 to 60 (clients ignore more)."""
     return {"Retry-After": str(max(1, min(60, round(seconds))))}
+
+
+def server_stops() -> ApiError:
+    """A 503: nothing is begun any more."""
+    headers = {**retry_after(5), "Connection": "close"}
+    return ApiError(503, "the server is stopping", "stopping", headers=headers)

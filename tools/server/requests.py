@@ -12,6 +12,7 @@ from typing import Any
 
 from ...runtime import GenerationOptions
 from ...runtime.fields import shown
+from . import constraints
 from .refusals import ApiError, invalid, unknown_model
 from .values import flag, option, text_bytes, whole
 
@@ -33,7 +34,6 @@ _SAMPLING = (
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
-    "logit_bias": ({},),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
 }
@@ -42,6 +42,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _ALLOWED = (
     *("model", "prompt", "max_tokens", *_SAMPLING, "n", "stop"),
     *("echo", "stream", "stream_options", "user", "blt_details"),
+    *constraints.NAMES,
 )
 
 _STREAM_OPTIONS = ("include_usage", "include_obfuscation")
@@ -79,6 +80,8 @@ class CompletionRequest:
     """One more event with the counts."""
     blt_details: bool = False
     """Tell of patches, entropies and times."""
+    constraint_field: str | None = None
+    """The parameter that the options' constraint is from."""
 
 
 def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> CompletionRequest:
@@ -112,7 +115,9 @@ def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> Completi
         raise invalid("max_tokens is 0, which needs echo: there would be no text at all", "max_tokens")
     blt_details = flag("blt_details", given)
     details = blt_details or (echo and "logprobs" in given)
-    options = _options(given, facts.defaults, max_new_bytes=new, details=blt_details, prompt_details=details)
+    rules = constraints.text_rules(given)
+    told = {"details": blt_details, "prompt_details": details}
+    options = _options(given, facts.defaults, max_new_bytes=new, **told, **rules.options)
     request = CompletionRequest(
         prompts=prompts,
         options=options,
@@ -121,6 +126,7 @@ def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> Completi
         stream=stream,
         include_usage=_include_usage(given.get("stream_options"), stream),
         blt_details=blt_details,
+        constraint_field=rules.constraint_field,
     )
     _check_told(request, facts)
     return request

@@ -23,10 +23,12 @@ from ...runtime.batch import Batch
 from ...runtime.host import release_memory
 from ...runtime.prefix_store import StoredChoices
 from ...runtime.prefix_tree import common_prefix
+from .compiling import Compiler
+from .constraints import refused_constraint
 from .jobs import Job, JobQueue, QueueFullError, Text, pause
 from .metrics import Metrics
 from .parallel import usual_parallel
-from .refusals import ApiError, ClientGoneError, invalid, retry_after
+from .refusals import ApiError, ClientGoneError, invalid, retry_after, server_stops
 from .requests import CompletionRequest, ModelFacts
 from .settings import ServerSettings, request_defaults
 from .stores import StoreMetrics, Stores
@@ -68,6 +70,11 @@ class Service:
             waited=self.metrics.waited.observe,
             name="generating",
         )
+        self.compiler = Compiler(
+            settings.queue + self.parallel,
+            settings.queue_timeout,
+            lambda kind: self.metrics.constrained.labels(kind).inc(),
+        )
         self.facts = ModelFacts(settings.name, model.limits.max_positions, request_defaults(model, settings))
         self.created = int(time.time())
         self.exchanges: set[Exchange] = set()
@@ -99,8 +106,9 @@ class Service:
 
     def cut(self) -> None:
         """End whatever still goes on."""
+        self.compiler.cut()
         for exchange in self.exchanges:
-            exchange.fail(_stopped())
+            exchange.fail(server_stops())
 
     def texts(
         self,
@@ -181,13 +189,14 @@ class Exchange:
         key: the number of the one that was sent. client: who sends from there, None where that can't be told.
         """
         if service.stopping:
-            raise _stopped()
+            raise server_stops()
         self._service, self._loop = service, asyncio.get_running_loop()
         self._arrivals: asyncio.Queue[list[ChoiceChunk] | Exception | None] = asyncio.Queue()
         self._held: list[ChoiceChunk] = []  # until the loop is told of them; the queue's thread alone has it
         self._hold = 0  # bytes that are held at most
         self._holds = 0 if request.stream else MOST_UNSENT // 4  # behind the first piece, which is timed
         self._unsent, self._counting = 0, threading.Lock()
+        self._constraint_field = request.constraint_field
         self._job = Job(partial(service.texts, request, key, self._step), self._end, (key, client))
         try:
             service.queue.submit(self._job)
@@ -293,7 +302,9 @@ class Exchange:
     def _told(self, error: Exception) -> ApiError | ClientGoneError:
         if isinstance(error, (ApiError, ClientGoneError)):
             return error
-        if isinstance(error, (OptionError, PromptTooLongError)):
+        if isinstance(error, OptionError):  # a constraint, which can't be followed further
+            return refused_constraint(error, self._constraint_field)
+        if isinstance(error, PromptTooLongError):
             return invalid(str(error))
         if isinstance(error, BltError):
             return ApiError(500, str(error), "model_error")
@@ -309,8 +320,3 @@ def _size(piece: ChoiceChunk) -> int:
 def server_failed() -> ApiError:
     """What is told of an error that nobody foresaw."""
     return ApiError(500, "the server failed", "internal_error")
-
-
-def _stopped() -> ApiError:
-    headers = {**retry_after(5), "Connection": "close"}
-    return ApiError(503, "the server is stopping", "stopping", headers=headers)

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from blt_edge.export import export_checkpoint
 from blt_edge.export.build_ort import build_engine
-from blt_edge.runtime import BltModel, GenerationOptions
+from blt_edge.runtime import BltModel, Constraint, GenerationOptions
 from blt_edge.runtime.errors import BackendError, OutOfMemoryError
 from blt_edge.runtime.prefix_store import StoredChoices
 from blt_edge.tools.server import completions, service
@@ -153,6 +153,25 @@ def test_choices_and_prompts_go_side_by_side(start, packed, memory: int | None) 
         most = sum(map(len, prompts)) - 100
         assert server.metric("blt_edge_prompt_bytes_total") <= most
     assert server.metric('blt_edge_pass_texts_count{stage="decoder"}') < 9 * 24
+
+
+def test_each_of_several_fits_what_it_was_asked_to(start, packed, behind) -> None:
+    pytest.importorskip("llguidance")
+    server = start()
+    kinds: list[tuple[dict[str, Any], Constraint | None]] = [
+        ({"guided_regex": "[ab]{40}"}, Constraint.regex("[ab]{40}")),
+        ({"guided_regex": "[0-9]{40}"}, Constraint.regex("[0-9]{40}")),
+        ({"guided_choice": ["x" * 40, "x" * 39 + "y"]}, Constraint.choice(["x" * 40, "x" * 39 + "y"])),
+        ({}, None),
+    ]
+    asked = [ask(number, 48, **kinds[number % 4][0]) for number in range(8)]
+    answers = [behind(server, one) for one in asked]
+    for number, answer in enumerate(answers):
+        options = GenerationOptions(48, temperature=1.0, seed=number, constraint=kinds[number % 4][1])
+        assert texts(answer.result()) == [packed.generate(asked[number]["prompt"], options).text]
+    counts = [server.metric(f'blt_edge_pass_texts_{name}{{stage="decoder"}}') for name in ("count", "sum")]
+    assert counts[1] > counts[0]  # some passes took several
+    assert server.errors == []
 
 
 def test_a_prompt_that_another_one_reads_just_now_is_waited_for(start, packed, behind) -> None:
