@@ -1,12 +1,14 @@
 """A completion request: what its JSON object may say, OpenAI's parameters and ours, each checked or refused.
 
-The rules of a value are those of `GenerationOptions`; only the names and defaults are OpenAI's.
+The rules of a value are those of `GenerationOptions`; only the names and defaults are OpenAI's. What chats
+(`chat_requests`) share with completions is in sections 2 and 3.
 What it does not know: routes, the model, how an answer is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,10 +41,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """OpenAI's parameters that are not there, and what they may be because it means nothing."""
 
-_ALLOWED = (
-    *("model", "prompt", "max_tokens", *_SAMPLING, "n", "stop"),
-    *("echo", "stream", "stream_options", "user", "blt_details"),
-)
+SHARED = ("model", "max_tokens", *_SAMPLING, "n", "stop", "stream", "stream_options", "user", "blt_details")
+"""Parameters of completions and of chats."""
+_ALLOWED = ("prompt", *SHARED, "echo")
 
 _STREAM_OPTIONS = ("include_usage", "include_obfuscation")
 """The second has no effect: what a network sees of the events' lengths is a matter for who encrypts them."""
@@ -59,6 +60,8 @@ class ModelFacts:
     defaults: GenerationOptions
     """Of a request that says nothing. Length: as `blt-edge generate` makes; OpenAI's 16 tokens would be 16
     bytes."""
+    chat_stop: tuple[bytes, ...] = ()
+    """Strings that end a chat's answer, beside those that are asked for."""
 
 
 @dataclass(frozen=True)
@@ -84,67 +87,42 @@ class CompletionRequest:
 def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> CompletionRequest:
     """Check a request's JSON object. Any parameter that is null counts as not given. Raises ApiError."""
     given = {name: value for name, value in document.items() if value is not None}
-    _check_names(given)
+    check_names(given, _ALLOWED, (*_NEUTRAL, "best_of"))
     if given.get("logprobs") is False:
         del given["logprobs"]
-    if given.get("model", facts.name) != facts.name:
-        raise unknown_model(given["model"], facts.name)
-    for name, neutral in _NEUTRAL.items():
-        if name in given and (isinstance(given[name], bool) or given[name] not in neutral):
-            raise _unsupported(name, given[name], f"leave it out, or give {neutral[0]!r}")
-    if not isinstance(given.get("user", ""), str):
-        raise invalid(f"user is {shown(given['user'])}; allowed is a string", "user", "invalid_type")
-    prompts, most = _prompts(given.get("prompt")), facts.max_positions - 1
+    check_shared(given, facts, _NEUTRAL)
+    prompts = _prompts(given.get("prompt"))
     for prompt in prompts:
-        if len(prompt) > most:
-            message = f"prompt has {len(prompt)} bytes, the model reads at most {most}; shorten it"
-            raise invalid(message, "prompt", "context_length_exceeded")
+        check_length("prompt has", prompt, facts, "prompt")
     n = whole("n", given.get("n", 1), 1, MOST_CHOICES)
     if n * len(prompts) > MOST_CHOICES:
         raise invalid(f"{len(prompts)} prompts times n = {n}; allowed are {MOST_CHOICES} choices", "n")
     if "best_of" in given and whole("best_of", given["best_of"], 1, None) != n:
-        raise _unsupported("best_of", given["best_of"], f"leave it out, or give n, which is {n}")
+        raise unsupported("best_of", given["best_of"], f"leave it out, or give n, which is {n}")
     stream = flag("stream", given)
     echo = flag("echo", given)
-    usual = min(facts.defaults.max_new_bytes, facts.max_positions)
-    new = whole("max_tokens", given.get("max_tokens", usual), 0, facts.max_positions)
+    new = new_bytes("max_tokens", given, facts)
     if new == 0 and not echo:
         raise invalid("max_tokens is 0, which needs echo: there would be no text at all", "max_tokens")
     blt_details = flag("blt_details", given)
     details = blt_details or (echo and "logprobs" in given)
-    options = _options(given, facts.defaults, max_new_bytes=new, details=blt_details, prompt_details=details)
+    options = asked_options(
+        given, facts.defaults, max_new_bytes=new, details=blt_details, prompt_details=details
+    )
     request = CompletionRequest(
         prompts=prompts,
         options=options,
         n=n,
         echo=echo,
         stream=stream,
-        include_usage=_include_usage(given.get("stream_options"), stream),
+        include_usage=include_usage(given.get("stream_options"), stream),
         blt_details=blt_details,
     )
-    _check_told(request, facts)
+    check_told(request, facts)
     return request
 
 
-# 1. Names.
-
-
-def _check_names(given: Mapping[str, Any]) -> None:
-    known = {*_ALLOWED, *_NEUTRAL, "best_of"}
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        names = ", ".join(map(shown, unknown[:5]))
-        message = f"there is no parameter {names}; allowed are {', '.join(_ALLOWED)}"
-        raise invalid(message, unknown[0], "unknown_parameter")
-
-
-def _unsupported(name: str, value: Any, advice: str) -> ApiError:
-    return invalid(
-        f"{name} is {shown(value)}, which is not supported; {advice}", name, "unsupported_parameter"
-    )
-
-
-# 2. The prompt.
+# 1. The prompt.
 
 
 def _prompts(prompt: Any) -> tuple[bytes, ...]:
@@ -186,7 +164,57 @@ def _no_prompt(value: Any) -> ApiError:
     )
 
 
-def _check_told(request: CompletionRequest, facts: ModelFacts) -> None:
+# 2. What chats have, too: names, and how much.
+
+
+def check_names(given: Mapping[str, Any], allowed: Sequence[str], others: Iterable[str]) -> None:
+    """Raises ApiError for a name that is neither allowed nor one of the others, which are not advertised."""
+    known = {*allowed, *others}
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        names = ", ".join(map(shown, unknown[:5]))
+        message = f"there is no parameter {names}; allowed are {', '.join(allowed)}"
+        raise invalid(message, unknown[0], "unknown_parameter")
+
+
+def check_shared(given: Mapping[str, Any], facts: ModelFacts, neutral: Mapping[str, tuple[Any, ...]]) -> None:
+    """The model's name, what may mean nothing only, and the user. Raises ApiError."""
+    if given.get("model", facts.name) != facts.name:
+        raise unknown_model(given["model"], facts.name)
+    for name, values in neutral.items():
+        if name in given and not any(_same(given[name], value) for value in values):
+            raise unsupported(name, given[name], f"leave it out, or give {json.dumps(values[0])}")
+    if not isinstance(given.get("user", ""), str):
+        raise invalid(f"user is {shown(given['user'])}; allowed is a string", "user", "invalid_type")
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
+
+
+def unsupported(name: str, value: Any, advice: str) -> ApiError:
+    """A 400 for a parameter that is known, and whose value is not supported."""
+    return invalid(
+        f"{name} is {shown(value)}, which is not supported; {advice}", name, "unsupported_parameter"
+    )
+
+
+def check_length(what: str, prompt: bytes, facts: ModelFacts, param: str) -> None:
+    """Raises ApiError for a prompt that the model has no positions for. what: how the message begins."""
+    most = facts.max_positions - 1
+    if len(prompt) > most:
+        message = f"{what} {len(prompt)} bytes, the model reads at most {most}; shorten it"
+        raise invalid(message, param, "context_length_exceeded")
+
+
+def new_bytes(name: str, given: Mapping[str, Any], facts: ModelFacts, least: int = 0) -> int:
+    """How many bytes to make at most, by the parameter of that name. Raises ApiError."""
+    usual = max(least, min(facts.defaults.max_new_bytes, facts.max_positions))
+    return whole(name, given.get(name, usual), least, facts.max_positions)
+
+
+def check_told(request: CompletionRequest, facts: ModelFacts) -> None:
+    """Raises ApiError where more would be told byte by byte than may be."""
     options = request.options
     if not options.details:
         return
@@ -204,10 +232,12 @@ def _check_told(request: CompletionRequest, facts: ModelFacts) -> None:
         )
 
 
-# 3. Values.
+# 3. What chats have, too: values.
 
 
-def _options(given: Mapping[str, Any], defaults: GenerationOptions, **fields: Any) -> GenerationOptions:
+def asked_options(given: Mapping[str, Any], defaults: GenerationOptions, **fields: Any) -> GenerationOptions:
+    """The options of a completion or a chat: `fields`, and the parameters that say how its text is chosen
+    and where it ends. Raises ApiError."""
     if "stop" in given:
         fields["stop"] = _stops(given["stop"])
     given = {**given, **_translated(given)}
@@ -242,7 +272,8 @@ def _stops(stop: Any) -> tuple[bytes, ...]:
     return found
 
 
-def _include_usage(options: Any, stream: bool) -> bool:
+def include_usage(options: Any, stream: bool) -> bool:
+    """What `stream_options` asks for. Raises ApiError."""
     if options is None:
         return False
     if not stream:
