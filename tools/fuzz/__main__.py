@@ -11,7 +11,7 @@ from pathlib import Path
 
 from . import __doc__ as about
 from .bundles import Engines, Graphs, ManifestFile
-from .server import Connections, Requests
+from .server import Chats, Connections, Requests
 from .states import States
 from .targets import Calibration, Config, Files, Generation, Golden, Index, Meta, Pickle, Safetensors, Target
 from .worker import Outcome, make, run
@@ -20,7 +20,7 @@ TARGETS: dict[str, type[Target]] = {
     kind.name: kind
     for kind in (
         *(ManifestFile, Graphs, Engines, Config, Generation, Safetensors, Index, Golden, Meta, Pickle),
-        *(Calibration, Requests, Connections, States),
+        *(Calibration, Requests, Chats, Connections, States),
     )
 }
 _ROW = "{:12} {:>8} {:>9} {:>8} {:>7} {:>8} {:>8}"

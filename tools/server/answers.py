@@ -1,6 +1,6 @@
 """Pieces of text as OpenAI's completion objects, whole or as server-sent events; usage counts bytes.
 
-Those of chats are in `chat_answers`; what both have is `Answer`.
+Those of chats are in `chat_answers`; what both have is `AnswerDocument`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def token_text(number: int) -> str:
     return chr(byte) if byte < 0x80 else f"bytes:\\x{byte:02x}"
 
 
-class Answer:
+class AnswerDocument:
     """An object of OpenAI's while it is made."""
 
     def __init__(self, request: CompletionRequest, head: dict[str, Any]) -> None:
@@ -91,7 +91,7 @@ class Answer:
         return {**self._head, "choices": [], "usage": self.usage}
 
 
-class Completion(Answer):
+class Completion(AnswerDocument):
     """OpenAI's completion object while it is made."""
 
     def __init__(self, request: CompletionRequest, model: str) -> None:

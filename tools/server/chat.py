@@ -13,7 +13,7 @@ import anyio
 from ...runtime import OptionError
 from ...runtime.chat_template import ChatTemplate, MessagesRefusedError, TemplateError
 from ...runtime.worker import WorkerBusyError
-from .answers import Answer
+from .answers import AnswerDocument
 from .chat_answers import ChatCompletion
 from .chat_requests import ChatRequest, parse_chat
 from .refusals import ApiError, invalid, retry_after
@@ -24,7 +24,7 @@ _NOT_AGAIN = {"x-should-retry": "false"}
 """OpenAI's client would ask again, to no other end."""
 
 
-async def begin_chat(document: dict[str, Any], service: Service) -> tuple[CompletionRequest, Answer]:
+async def begin_chat(document: dict[str, Any], service: Service) -> tuple[CompletionRequest, AnswerDocument]:
     """A chat; its messages are rendered in another thread, where a template may take its time."""
     assert service.chat is not None
     asked = parse_chat(document, service.facts)

@@ -6,12 +6,12 @@ from typing import Any
 
 from ...runtime import ByteDetail
 from ...runtime.vocabulary import BYTE_OFFSET
-from .answers import Answer, blt_part, joined_blt, new_head, reason_of, token_text
+from .answers import AnswerDocument, blt_part, joined_blt, new_head, reason_of, token_text
 from .requests import CompletionRequest
 from .service import ChoiceChunk
 
 
-class ChatCompletion(Answer):
+class ChatCompletion(AnswerDocument):
     """OpenAI's chat completion object while it is made."""
 
     def __init__(self, request: CompletionRequest, model: str) -> None:

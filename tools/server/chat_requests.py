@@ -15,15 +15,15 @@ from .refusals import invalid
 from .requests import (
     MOST_CHOICES,
     SHARED,
+    SHARED_NEUTRAL,
     CompletionRequest,
     ModelFacts,
-    asked_options,
     check_length,
     check_names,
     check_shared,
     check_told,
-    include_usage,
     new_bytes,
+    shared_request,
 )
 from .values import flag, text_bytes, whole
 
@@ -37,9 +37,7 @@ _UNUSED = ("safety_identifier", "prompt_cache_key", "prompt_cache_retention")
 """Accepted like `user`, and without effect: what is kept of prompts is the server's matter."""
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
+    **SHARED_NEUTRAL,
     "parallel_tool_calls": (True, False),
     "modalities": (["text"],),
     "store": (False,),
@@ -92,21 +90,11 @@ def parse_chat(document: Mapping[str, Any], facts: ModelFacts) -> ChatRequest:
         if not isinstance(given.get(name, ""), str):
             raise invalid(f"{name} is {shown(given[name])}; allowed is a string", name, "invalid_type")
     messages = _messages(given.get("messages"))
-    stream, blt_details = flag("stream", given), flag("blt_details", given)
-    new = _new_bytes(given, facts)
     given["logprobs"] = _logprobs(given)
-    options = asked_options(
-        given, facts.defaults, max_new_bytes=new, details=blt_details, prompt_details=blt_details
-    )
-    completion = CompletionRequest(
-        prompts=(b"",),
-        options=replace(options, stop=tuple(dict.fromkeys((*options.stop, *facts.chat_stop)))),
-        n=whole("n", given.get("n", 1), 1, MOST_CHOICES),
-        stream=stream,
-        include_usage=include_usage(given.get("stream_options"), stream),
-        blt_details=blt_details,
-    )
-    return ChatRequest(messages, completion)
+    n, new = whole("n", given.get("n", 1), 1, MOST_CHOICES), _new_bytes(given, facts)
+    completion = shared_request(given, facts, (b"",), n=n, new=new)
+    stop = tuple(dict.fromkeys((*completion.options.stop, *facts.chat_stop)))
+    return ChatRequest(messages, replace(completion, options=replace(completion.options, stop=stop)))
 
 
 def _new_bytes(given: Mapping[str, Any], facts: ModelFacts) -> int:

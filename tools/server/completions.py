@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
-from .answers import DONE, Answer, Completion, event
+from .answers import DONE, AnswerDocument, Completion, event
 from .body import read_json
 from .connections import client_of
 from .metrics import request_record
@@ -31,11 +31,13 @@ _STREAM_HEADERS = [
 ]
 
 
-Begin = Callable[[dict[str, Any], Service], Awaitable[tuple[CompletionRequest, Answer]]]
+Begin = Callable[[dict[str, Any], Service], Awaitable[tuple[CompletionRequest, AnswerDocument]]]
 """Makes of a request's JSON object what is to be run, and what is made of it. Raises ApiError."""
 
 
-async def begin_completion(document: dict[str, Any], service: Service) -> tuple[CompletionRequest, Answer]:
+async def begin_completion(
+    document: dict[str, Any], service: Service
+) -> tuple[CompletionRequest, AnswerDocument]:
     """A completion: nothing is waited for."""
     request = parse_completion(document, service.facts)
     return request, Completion(request, service.facts.name)
@@ -49,7 +51,7 @@ class CompletionsEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises ApiError as long as nothing was sent."""
-        answer = _Exchanged(self._service, self._begin, scope, receive, send)
+        answer = _Answer(self._service, self._begin, scope, receive, send)
         limit = self._service.settings.timeout
         try:
             with anyio.fail_after(limit):
@@ -69,7 +71,7 @@ class CompletionsEndpoint:
             request_record(scope).gone = True
 
 
-class _Exchanged:
+class _Answer:
     # One request, and how far its answer is.
 
     def __init__(self, service: Service, begin: Begin, scope: Scope, receive: Receive, send: Send) -> None:
@@ -98,7 +100,7 @@ class _Exchanged:
             exchange.close()
         service.metrics.whole.observe(self._seconds)
 
-    async def _whole(self, exchange: Exchange, completion: Answer) -> None:
+    async def _whole(self, exchange: Exchange, completion: AnswerDocument) -> None:
         async for pieces in self._pieces(exchange):
             for piece in pieces:
                 completion.chunks(piece)
@@ -109,7 +111,7 @@ class _Exchanged:
         self._sending = True
         await response(self._scope, self._receive, self._send)
 
-    async def _stream(self, exchange: Exchange, completion: Answer, include_usage: bool) -> None:
+    async def _stream(self, exchange: Exchange, completion: AnswerDocument, include_usage: bool) -> None:
         async for pieces in self._pieces(exchange):
             await self._send_part(
                 b"".join(event(one) for piece in pieces for one in completion.chunks(piece))

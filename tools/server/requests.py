@@ -1,7 +1,7 @@
 """A completion request: what its JSON object may say, OpenAI's parameters and ours, each checked or refused.
 
 The rules of a value are those of `GenerationOptions`; only the names and defaults are OpenAI's. What chats
-(`chat_requests`) share with completions is in sections 2 and 3.
+(`chat_requests`) share with completions is in section 2.
 What it does not know: routes, the model, how an answer is made.
 """
 
@@ -41,9 +41,16 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """OpenAI's parameters that are not there, and what they may be because it means nothing."""
 
-SHARED = ("model", "max_tokens", *_SAMPLING, "n", "stop", "stream", "stream_options", "user", "blt_details")
+_ALLOWED = (
+    *("model", "prompt", "max_tokens", *_SAMPLING, "n", "stop"),
+    *("echo", "stream", "stream_options", "user", "blt_details"),
+)
+
+_OWN = ("prompt", "echo", "suffix")
+SHARED = tuple(name for name in _ALLOWED if name not in _OWN)
 """Parameters of completions and of chats."""
-_ALLOWED = ("prompt", *SHARED, "echo")
+SHARED_NEUTRAL = {name: values for name, values in _NEUTRAL.items() if name not in _OWN}
+"""Those of both that are not there, and what they may be."""
 
 _STREAM_OPTIONS = ("include_usage", "include_obfuscation")
 """The second has no effect: what a network sees of the events' lengths is a matter for who encrypts them."""
@@ -99,25 +106,11 @@ def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> Completi
         raise invalid(f"{len(prompts)} prompts times n = {n}; allowed are {MOST_CHOICES} choices", "n")
     if "best_of" in given and whole("best_of", given["best_of"], 1, None) != n:
         raise unsupported("best_of", given["best_of"], f"leave it out, or give n, which is {n}")
-    stream = flag("stream", given)
     echo = flag("echo", given)
     new = new_bytes("max_tokens", given, facts)
     if new == 0 and not echo:
         raise invalid("max_tokens is 0, which needs echo: there would be no text at all", "max_tokens")
-    blt_details = flag("blt_details", given)
-    details = blt_details or (echo and "logprobs" in given)
-    options = asked_options(
-        given, facts.defaults, max_new_bytes=new, details=blt_details, prompt_details=details
-    )
-    request = CompletionRequest(
-        prompts=prompts,
-        options=options,
-        n=n,
-        echo=echo,
-        stream=stream,
-        include_usage=include_usage(given.get("stream_options"), stream),
-        blt_details=blt_details,
-    )
+    request = shared_request(given, facts, prompts, n=n, new=new, echo=echo)
     check_told(request, facts)
     return request
 
@@ -164,7 +157,7 @@ def _no_prompt(value: Any) -> ApiError:
     )
 
 
-# 2. What chats have, too: names, and how much.
+# 2. What chats have, too.
 
 
 def check_names(given: Mapping[str, Any], allowed: Sequence[str], others: Iterable[str]) -> None:
@@ -213,6 +206,33 @@ def new_bytes(name: str, given: Mapping[str, Any], facts: ModelFacts, least: int
     return whole(name, given.get(name, usual), least, facts.max_positions)
 
 
+def shared_request(
+    given: Mapping[str, Any],
+    facts: ModelFacts,
+    prompts: tuple[bytes, ...],
+    *,
+    n: int,
+    new: int,
+    echo: bool = False,
+) -> CompletionRequest:
+    """The request for so many choices of so many new bytes: all that completions and chats read alike.
+
+    Raises ApiError.
+    """
+    stream, blt_details = flag("stream", given), flag("blt_details", given)
+    details = blt_details or (echo and "logprobs" in given)
+    options = _options(given, facts.defaults, max_new_bytes=new, details=blt_details, prompt_details=details)
+    return CompletionRequest(
+        prompts=prompts,
+        options=options,
+        n=n,
+        echo=echo,
+        stream=stream,
+        include_usage=_include_usage(given.get("stream_options"), stream),
+        blt_details=blt_details,
+    )
+
+
 def check_told(request: CompletionRequest, facts: ModelFacts) -> None:
     """Raises ApiError where more would be told byte by byte than may be."""
     options = request.options
@@ -232,12 +252,10 @@ def check_told(request: CompletionRequest, facts: ModelFacts) -> None:
         )
 
 
-# 3. What chats have, too: values.
+# 3. Values.
 
 
-def asked_options(given: Mapping[str, Any], defaults: GenerationOptions, **fields: Any) -> GenerationOptions:
-    """The options of a completion or a chat: `fields`, and the parameters that say how its text is chosen
-    and where it ends. Raises ApiError."""
+def _options(given: Mapping[str, Any], defaults: GenerationOptions, **fields: Any) -> GenerationOptions:
     if "stop" in given:
         fields["stop"] = _stops(given["stop"])
     given = {**given, **_translated(given)}
@@ -272,8 +290,7 @@ def _stops(stop: Any) -> tuple[bytes, ...]:
     return found
 
 
-def include_usage(options: Any, stream: bool) -> bool:
-    """What `stream_options` asks for. Raises ApiError."""
+def _include_usage(options: Any, stream: bool) -> bool:
     if options is None:
         return False
     if not stream:
