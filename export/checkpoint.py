@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from ..runtime.errors import first_line, requirement
+from ..runtime.names import CHAT_TEMPLATE_NAME
 from ..runtime.paths import folder_name
 from .checkpoint_base import Checkpoint, CheckpointError, one_line, read_json
 from .generation_config import read_generation
@@ -19,6 +20,9 @@ _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w.-]+(?:/[\w.-]+)*))?"
 _HUB_FILES = (
     "config.json",
     "generation_config.json",
+    CHAT_TEMPLATE_NAME,
+    "tokenizer_config.json",
+    "tokenizer.json",
     "*.safetensors",
     "*.safetensors.index.json",
     "params.json",

@@ -17,7 +17,9 @@ from ..runtime.errors import OptionError
 from ..runtime.files import scratch
 from ..runtime.generation_spec import GenerationSpec
 from ..runtime.manifest import Manifest, ModelSpec, Source, StageSpec
+from ..runtime.names import CHAT_TEMPLATE_NAME
 from .bundle import Meter, Progress, checkpoint_stage, data_name, finish, graph_name, new_bundle
+from .chat_template import NO_TEMPLATE, ChatPlan, find_chat_template
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint_base import EMBEDDING, HASH_EMBEDDING, check_tensors, parameter_counts
 from .packed import check_rows, write_packed
@@ -41,6 +43,8 @@ class ExportPlan:
     """"huggingface" or "meta"."""
     generation: GenerationSpec
     """How it is meant to generate."""
+    chat: ChatPlan | None
+    """Its chat template, None where it gets none."""
     folder: Path
     """The checkpoint's: of a hub id, the fetched files'."""
     config: ModelConfig
@@ -71,10 +75,11 @@ def plan_export(
     precision: str = "fp32",
     tables: str = "auto",
     quantization: QuantizationOptions | None = None,
+    chat_template: str | Path | None = None,
 ) -> ExportPlan:
     """What exporting `source` would write; nothing is written. Raises like `export_checkpoint`."""
     with open_checkpoint(source) as checkpoint:
-        return _plan(checkpoint, precision, tables, quantization or QuantizationOptions())
+        return _plan(checkpoint, precision, tables, quantization or QuantizationOptions(), chat_template)
 
 
 def export_checkpoint(
@@ -86,6 +91,7 @@ def export_checkpoint(
     context: int | None = None,
     quantization: QuantizationOptions | None = None,
     rows: tuple[int, ...] = (),
+    chat_template: str | Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -96,8 +102,9 @@ def export_checkpoint(
     calibrated, and removed.
     tables: fp32, fp16, int8, int4, or auto = int8 where a stage becomes integers, else fp16 unless the
     checkpoint's own tables are float32. context: ids of a scoring window, None takes the config's. rows: for
-    how many texts at once to write packed graphs, each 2 to MOST_ROWS. force: replace an existing
-    bundle. progress(what, bytes done, bytes in all), of the writing and then of the
+    how many texts at once to write packed graphs, each 2 to MOST_ROWS. chat_template: a file that becomes the
+    bundle's, "none" for a bundle without one; None takes the checkpoint's own where there is one. force:
+    replace an existing bundle. progress(what, bytes done, bytes in all), of the writing and then of the
     hashing. The directory appears whole or not at all.
 
     Raises CheckpointError, ConfigError, OptionError, or BltError (existing output, disk full).
@@ -105,14 +112,16 @@ def export_checkpoint(
     options, rows = quantization or QuantizationOptions(), check_rows(rows)
     with ExitStack() as stack:
         checkpoint = stack.enter_context(open_checkpoint(source))
-        plan = _plan(checkpoint, precision, tables, options)
+        plan = _plan(checkpoint, precision, tables, options, chat_template)
         trained = _context(context, plan.config)
         directory = stack.enter_context(new_bundle(output, force=force, needed=plan.total_bytes))
         if needs_ranges(plan.precisions) and options.ranges is None:
             # On the output's disk: a bundle of gigabytes may not fit where temporary files usually go.
             with scratch(Path(output).absolute(), "calibration") as folder:
                 # With the checkpoint's own tables, as a float32 bundle that `quantize` starts from has.
-                bundle = export_checkpoint(source, folder / "fp32", progress=progress)
+                bundle = export_checkpoint(
+                    source, folder / "fp32", chat_template=NO_TEMPLATE, progress=progress
+                )
                 options = calibrated(bundle, plan.precisions, options, progress)
         meter = Meter(progress, plan.total_bytes)
         open_stage = partial(checkpoint_stage, checkpoint, plan.config)
@@ -120,12 +129,20 @@ def export_checkpoint(
         write_packed(directory, plan.precisions, rows)
         written, dtype = meter.up_to("embedding tables"), table_dtype(plan.tables)
         spec = write_tables(directory / "tables.bin", checkpoint, plan.config, dtype, written)
+        if plan.chat is not None:
+            (directory / CHAT_TEMPLATE_NAME).write_bytes(plan.chat.text.encode())
         manifest = replace(_manifest(checkpoint, plan, trained, spec, options), rows=rows)
         finish(directory, manifest, partial(progress, "hashes") if progress else None)
     return Path(output)
 
 
-def _plan(checkpoint: Checkpoint, precision: str, tables: str, options: QuantizationOptions) -> ExportPlan:
+def _plan(
+    checkpoint: Checkpoint,
+    precision: str,
+    tables: str,
+    options: QuantizationOptions,
+    chat_template: str | Path | None,
+) -> ExportPlan:
     config = parse_config(checkpoint.config)
     precisions = parse_precision(precision, stage_names(config))
     options.check()
@@ -140,6 +157,7 @@ def _plan(checkpoint: Checkpoint, precision: str, tables: str, options: Quantiza
         name=checkpoint.name,
         layout=checkpoint.layout,
         generation=checkpoint.generation,
+        chat=find_chat_template(checkpoint.folder, chat_template),
         folder=checkpoint.folder,
         config=config,
         parameters=parameter_counts(config),
@@ -211,6 +229,7 @@ def _manifest(
         embedding=tables,
         stages=stages,
         generation=plan.generation,
+        chat=None if plan.chat is None else plan.chat.spec,
         axes=axis_ranges(config),
         files={},
         quantization=options.spec(plan.precisions),

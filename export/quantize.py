@@ -26,9 +26,10 @@ from ..graphs.precision import check_block_size, format_precision, parse_precisi
 from ..graphs.quantize import ActivationRanges, Recipe, WeightFactors, rewrite_stage
 from ..graphs.surgery import foreign_graph
 from ..runtime.errors import OptionError
+from ..runtime.files import read_plain
 from ..runtime.integrity import check_files
 from ..runtime.manifest import CalibrationSpec, Manifest, QuantizationSpec, load_manifest
-from ..runtime.names import BLOCK_PRECISIONS, SEARCHES
+from ..runtime.names import BLOCK_PRECISIONS, CHAT_TEMPLATE_NAME, SEARCHES
 from .bundle import (
     Meter,
     Progress,
@@ -207,6 +208,8 @@ def quantize_bundle(
         meter = Meter(progress, total)
         write_stages(directory, precisions, options, open_stage, meter)
         write_packed(directory, precisions, manifest.rows)
+        if manifest.chat is not None:
+            (directory / CHAT_TEMPLATE_NAME).write_bytes(read_plain(source / CHAT_TEMPLATE_NAME))
         written = meter.up_to("embedding tables")
         embedding = requantize_tables(source, manifest.embedding, directory / "tables.bin", dtype, written)
         stages = {

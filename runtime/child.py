@@ -104,7 +104,7 @@ class ChildProcess:
         may write to; None is ours. Raises OSError."""
         self.log = ""
         """What it and its libraries wrote on stderr, once it has ended."""
-        self._log = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - as long as the process
+        self._log = _new_log()
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _SERVE, *arguments],
@@ -204,6 +204,16 @@ class ChildProcess:
             return f"crashed ({signal.Signals(-status).name if known else f'signal {-status}'})"
         lines = log.strip().splitlines()
         return f"ended early with code {status}" + (f": {lines[-1]}" if lines else "")
+
+
+def _new_log() -> Any:
+    """A file without a name; in memory where nothing can be written, as in many a container."""
+    try:
+        return tempfile.TemporaryFile(buffering=0)
+    except OSError:
+        if not hasattr(os, "memfd_create"):
+            raise
+        return os.fdopen(os.memfd_create("log"), "w+b", buffering=0)
 
 
 def told_error(told: Mapping[str, Any] | None) -> Exception | None:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from .chat_spec import ChatSpec
 from .embedding_spec import EmbeddingSpec
 from .errors import BundleError, OptionError
 from .fields import (
@@ -35,6 +36,7 @@ from .fields import (
 from .files import read_plain, write_whole
 from .generation_spec import GenerationSpec
 from .names import (
+    CHAT_TEMPLATE_NAME,
     MANIFEST_NAME,
     MOST_ROWS,
     PATCHING_MODES,
@@ -265,6 +267,8 @@ class Manifest:
     """How integers were found; None when no stage has any."""
     generation: Annotated[GenerationSpec, _generation] = _NO_WISHES
     """Which ids end a text, and defaults of sampling; left out where the model names none."""
+    chat: Annotated[ChatSpec | None, if_there(by(Fields.part, record(ChatSpec)))] = None
+    """Of its chat template; None where it has none."""
     validation: Annotated[tuple[ValidationRecord, ...], read_records] = ()
     """The last validation on each family of kernels, the newest last; null in the JSON = never validated."""
     files: Annotated[dict[str, FileRecord], by(Fields.parts, file_name, record(FileRecord))]
@@ -286,7 +290,8 @@ class Manifest:
         data["stages"] = {stage: data["stages"][stage] for stage in STAGES if stage in self.stages}
         data["files"] = dict(sorted(data["files"].items()))
         data["validation"] = data["validation"] or None
-        optional = [(data, "quantization"), *((stage, "patch_values") for stage in data["stages"].values())]
+        absent = ((data, name) for name in ("quantization", "chat"))
+        optional = [*absent, *((stage, "patch_values") for stage in data["stages"].values())]
         for fields, key in optional:
             if fields[key] is None:
                 del fields[key]
@@ -310,13 +315,13 @@ class Manifest:
     def fingerprint(self) -> str:
         """sha256 of what decides the numbers that this bundle computes: shapes, and every file's contents.
 
-        Where patches begin, how the model is sampled, how it was validated and for how many texts at once it
-        has graphs are no part of it.
+        Where patches begin, how the model is sampled, how it was validated, for how many texts at once it has
+        graphs and how it chats are no part of it.
         """
         data = self.to_dict()
         parts = {name: data[name] for name in ("model", "embedding", "stages")}
-        packed = self.packed_files
-        parts["files"] = {name: file.sha256 for name, file in self.files.items() if name not in packed}
+        others = {*self.packed_files, *[CHAT_TEMPLATE_NAME] * (self.chat is not None)}
+        parts["files"] = {name: file.sha256 for name, file in self.files.items() if name not in others}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -388,6 +393,8 @@ def _check_references(manifest: Manifest) -> None:
         raise fault("rows", list(manifest.rows), "a list of numbers that ascend")
     for name in manifest.packed_files:
         _check_listed(manifest, name, "rows")
+    if manifest.chat is not None:
+        _check_listed(manifest, CHAT_TEMPLATE_NAME, "chat")
     latent, decoder = stages["latent"], stages["decoder"]
     if latent.patch_values != decoder.patch_values:
         needed_values = "the same value as in the latent stage"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 MANIFEST_NAME = "manifest.json"
 
+CHAT_TEMPLATE_NAME = "chat_template.jinja"
+"""What turns a conversation into a text, in checkpoints and in bundles."""
+
 VOCAB_SIZE = 260
 """Number of ids: four special ones, then the 256 bytes."""
 

@@ -34,7 +34,7 @@ _EXTRAS = {
     "cpu": ("onnxruntime",),
     "export": ("onnx", "onnx_ir", "onnxscript", "safetensors", "ml_dtypes", "huggingface_hub"),
     "validate": ("torch", "transformers"),
-    "serve": ("starlette", "uvicorn", "prometheus_client"),
+    "serve": ("starlette", "uvicorn", "prometheus_client", "jinja2"),
     "eval": ("lm_eval",),
 }
 """Optional packages, by the extra that installs them."""

@@ -156,3 +156,12 @@ class AtOnce:
     def start(self) -> None:
         with pytest.raises(Ended, match="3"):
             self._target()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs memory that is a file")
+def test_a_place_to_write_is_not_needed(child: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**options: Any) -> None:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    assert child("print('noise', file=sys.stderr)\nreturn request", a=1) == Outcome({"a": 1}, log="noise\n")

@@ -10,6 +10,7 @@ import pytest
 from blt_edge.export.golden import read_golden
 from blt_edge.runtime.manifest import load_manifest
 from blt_edge.tools.cli import validate
+from support.chat_templates import CHATML
 from support.torch_only import transformers_or_skip
 
 
@@ -115,3 +116,30 @@ def test_a_revision_is_of_a_hub_id(refused, tmp_path: Path) -> None:
     asked = ("--revision", "v1", "-o", tmp_path / "out")
     assert "--revision is of a hub id; demo is none" in refused("export", "demo", *asked)
     assert "names one already" in refused("export", "owner/name@v2", *asked)
+
+
+def test_a_chat_template_is_taken_and_told(cli, refused, bare_checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2", reason="needs jinja2: pip install 'blt-edge[serve]'")
+    given, bundle = tmp_path / "given.jinja", tmp_path / "bundle"
+    given.write_text(CHATML)
+    (bare_checkpoint / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    result = cli("export", bare_checkpoint, "-o", bundle, "--no-validate", "--chat-template", given, code=0)
+    assert f"chat template: {given}; eos_token '<end>' is text that ends an answer\n" in result.stderr
+    assert (bundle / "chat_template.jinja").read_text() == CHATML
+    told = cli("inspect", bundle, code=0).stdout
+    assert re.search(r"^chat +chat_template.jinja, \d+ bytes; '<end>' ends an answer$", told, re.M)
+    plan = cli("export", bare_checkpoint, "--dry-run", "--json", "-", "--chat-template", given, code=0)
+    assert json.loads(plan.stdout)["chat_template"] == {"file": str(given), "eos": "<end>"}
+    plan = cli("export", bare_checkpoint, "--dry-run", "--json", "-", code=0)
+    assert json.loads(plan.stdout)["chat_template"] is None
+    given.write_text("{% if %}")
+    told = refused("export", bare_checkpoint, "-o", tmp_path / "b", "-q", "--chat-template", given, code=1)
+    assert re.search(r"given.jinja: .*TemplateSyntaxError in line 1.*--chat-template none$", told)
+    assert not (tmp_path / "b").exists()
+    for wrong in ("-", tmp_path, tmp_path / "nothing"):
+        assert "--chat-template: " in refused("export", bare_checkpoint, "-o", "b", "--chat-template", wrong)
+
+
+def test_without_a_chat_template_inspect_says_how_to_give_one(cli, tiny_model) -> None:
+    told = cli("inspect", tiny_model.bundle, code=0).stdout
+    assert "no template; blt-edge export --chat-template FILE adds one" in told

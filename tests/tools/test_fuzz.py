@@ -29,7 +29,7 @@ from onnx import helper
     [
         "manifest graphs engines",
         "config generation index safetensors golden meta pth",
-        "calibration requests connections states constraints",
+        "calibration requests chats connections states constraints",
     ],
 )
 def test_a_minute_of_hostile_inputs(targets: str, tmp_path: Path) -> None:

@@ -56,7 +56,8 @@ def command(
 
     Each line typed is added to the text, and the model goes on with it; an empty line lets it go on. The
     state stays from turn to turn, so nothing is read twice; /save and --resume keep it between runs. Lines
-    that begin with a slash are commands; /help lists them. stdout carries the model's text, stderr everything
+    that begin with a slash are commands; /help lists them. A bundle's chat template is not used here (`serve`
+    uses it): what is typed is the text itself. stdout carries the model's text, stderr everything
     else. Lines may come in a pipe; the exit code is then 1 when one of them failed.
     """
     # Not at the top: they import numpy.

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from ...runtime.names import STAGES
-from ..output import Messages, count, echo, progress_bar, size, status
+from ..output import Messages, count, echo, printable, progress_bar, size, status
 from ..tables import print_table
 from .documents import finish_written, write_json
 from .options import (
@@ -20,6 +20,7 @@ from .options import (
     CheckpointSource,
     OneOf,
     Rows,
+    TemplateFile,
     expanded,
     json_option,
     needed,
@@ -67,6 +68,13 @@ if TYPE_CHECKING:
     shown="none",
     help="Write packed graphs, too, for so many texts at once, each 2 to 64. An engine has its own (build).",
 )
+@option(
+    "--chat-template",
+    type=TemplateFile(),
+    metavar="FILE",
+    shown="the checkpoint's own, if any",
+    help="Keep this jinja2 template in the bundle, with which `serve` answers chats; none keeps none.",
+)
 @option("--force", help="Replace a bundle that is there already.")
 @option("--no-validate", help="Don't compare the bundle with the checkpoint.")
 @tolerance_options
@@ -81,6 +89,7 @@ def command(
     tables: str,
     context: int | None,
     rows: tuple[int, ...] | None,
+    chat_template: str | None,
     force: bool,
     no_validate: bool,
     rtol: float | None,
@@ -110,7 +119,7 @@ def command(
             raise click.UsageError("--output is missing; give the name of a new directory")
         check_output(output, force)
     how = quantization(quantizing, precision, STAGES, messages)
-    plan = _plan(messages, source, precision, tables, how)
+    plan = _plan(messages, source, precision, tables, how, chat_template)
     if dry_run:
         write_json(json_file, _document(plan))
         if json_file != STDIN:
@@ -131,6 +140,7 @@ def command(
             context=context,
             quantization=how,
             rows=rows or (),
+            chat_template=chat_template,
             force=force,
             progress=progress,
         )
@@ -149,11 +159,23 @@ def _with_revision(source: str, revision: str) -> str:
 
 
 def _plan(
-    messages: Messages, source: str, precision: str, tables: str, how: QuantizationOptions
+    messages: Messages,
+    source: str,
+    precision: str,
+    tables: str,
+    how: QuantizationOptions,
+    chat_template: str | None,
 ) -> ExportPlan:
     from ...export import plan_export
 
-    plan = partial(plan_export, source, precision=precision, tables=tables, quantization=how)
+    plan = partial(
+        plan_export,
+        source,
+        precision=precision,
+        tables=tables,
+        quantization=how,
+        chat_template=chat_template,
+    )
     if source == "demo" or expanded(source).is_dir():
         with status(messages, f"reading {source}"):
             return plan()
@@ -176,6 +198,7 @@ def _document(plan: ExportPlan) -> dict[str, Any]:
             for part, bytes_ in sizes.items()
         },
         "peak_memory_bytes": plan.peak_memory,
+        "chat_template": plan.chat and {"file": plan.chat.origin, "eos": plan.chat.spec.eos},
     }
 
 
@@ -188,6 +211,8 @@ def _show_plan(plan: ExportPlan, output: Path | None, file: IO[str]) -> None:
     rows.append(("bundle", count(sum(plan.parameters.values())), "", size(plan.total_bytes)))
     echo(f"{plan.name} ({plan.layout} layout)", file)
     print_table(("part", ">parameters", "precision", ">size"), rows, file, total=True)
+    if plan.chat is not None:
+        echo(printable(f"chat template: {plan.chat.origin}; {plan.chat.eos}"), file)
     folder = Path.cwd() if output is None else output.absolute().parent
     while not folder.is_dir():
         folder = folder.parent

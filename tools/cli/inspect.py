@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...runtime.errors import BundleError
+from ...runtime.names import CHAT_TEMPLATE_NAME
 from ..output import Messages, count, counted, echo, escaped, listed, printable, progress_bar, size
 from ..tables import print_fields, print_table
 from .documents import write_json
@@ -186,6 +187,7 @@ def _show(
             ("patches", _rule(manifest.patching)),
             ("positions", f"{model.max_positions:,}, trained on {model.trained_context:,}"),
             ("generation", _generation(manifest.generation)),
+            ("chat", _chat(manifest)),
             *_validations(manifest),
             ("engine", "not looked for, the bundle is damaged" if engine is None else str(engine)),
         ]
@@ -251,6 +253,13 @@ def _generation(spec: GenerationSpec) -> str:
     own = ", ".join(f"{name} {value!r}" for name, value in spec.options.items())
     left_out = f"; without effect: {', '.join(spec.left_out)}" if spec.left_out else ""
     return f"{ends}; defaults: {own or 'greedy'}{left_out}"
+
+
+def _chat(manifest: Manifest) -> str:
+    if manifest.chat is None:
+        return "no template; blt-edge export --chat-template FILE adds one"
+    ends = "" if manifest.chat.eos is None else f"; {manifest.chat.eos!r} ends an answer"
+    return f"{CHAT_TEMPLATE_NAME}, {size(manifest.files[CHAT_TEMPLATE_NAME].bytes)}{ends}"
 
 
 def _validations(manifest: Manifest) -> list[tuple[str, str]]:

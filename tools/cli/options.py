@@ -192,6 +192,19 @@ class InputFile(Value):
         return path
 
 
+class TemplateFile(InputFile):
+    """A chat template's file, or `none`."""
+
+    words = ("none",)
+
+    def read(self, text: str) -> Any:
+        if text == "none":
+            return text
+        if text == "-":
+            raise ValueError("- is no file; give a chat template's, or none")
+        return super().read(text)
+
+
 class TextSource(InputFile):
     """A text file, a folder of them at any depth, or `STDIN` for `-`."""
 

@@ -40,7 +40,7 @@ VERBS = {
     "build": "Prepare a bundle for a device: runs and loads faster, takes less memory.",
     "generate": "Continue a text, printed as it comes.",
     "chat": "Continue a text together, turn by turn.",
-    "serve": "Answer HTTP completions, and show a page.",
+    "serve": "Answer HTTP completions and chats, and show a page.",
     "score": "Measure bits per byte of files.",
     "patches": "Show how a text is cut into patches, and why.",
     "profile": "Measure where time goes, and how near it is to what memory allows.",

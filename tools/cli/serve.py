@@ -128,10 +128,11 @@ def _several(flag: str, name: str, metavar: str, text: str) -> Callable[[F], F]:
 @draft_options
 @engine_options
 def command(messages: Messages, model: Path, engine: EngineOptions, **asked: Any) -> None:
-    """Answer HTTP completions, and show a page.
+    """Answer HTTP completions and chats, and show a page.
 
-    POST /v1/completions as OpenAI's clients send it, bytes in the place of tokens; GET /v1/models, /healthz
-    and /metrics; a page at /. Several texts are generated at a time, others wait. stdout gets the address,
+    POST /v1/completions as OpenAI's clients send it, bytes in the place of tokens; /v1/chat/completions where
+    the bundle has a chat template (export --chat-template); GET /v1/models, /healthz and /metrics; a page at
+    /. Several texts are generated at a time, others wait. stdout gets the address,
     stderr a line for each request. --draft and --draft-length are for requests that name none.
     """
     GenerationOptions(draft=asked["draft"], draft_length=asked["draft_length"])  # raises OptionError
@@ -253,6 +254,8 @@ def _introduce(messages: Messages, model: BltModel, service: Service) -> None:
     body = json.dumps({"prompt": "Once upon a time", "max_tokens": 64, "temperature": 0.7})
     messages.say(f"try: curl {replace(settings, host=host).url}/v1/completions{key} \\")
     messages.say(f"       -H 'Content-Type: application/json' -d '{body}'")
+    if service.chat is not None:
+        messages.say("chats, by the bundle's chat template: the same with messages, at /v1/chat/completions")
     messages.say("a page is at the same address; Ctrl-C ends it")
     if not is_loopback(settings.host) and not settings.api_keys:
         messages.note(

@@ -12,7 +12,7 @@ from pathlib import Path
 from . import __doc__ as about
 from .bundles import Engines, Graphs, ManifestFile
 from .constraints import Constraints
-from .server import Connections, Requests
+from .server import Chats, Connections, Requests
 from .states import States
 from .targets import Calibration, Config, Files, Generation, Golden, Index, Meta, Pickle, Safetensors, Target
 from .worker import Outcome, make, run
@@ -21,7 +21,7 @@ TARGETS: dict[str, type[Target]] = {
     kind.name: kind
     for kind in (
         *(ManifestFile, Graphs, Engines, Config, Generation, Safetensors, Index, Golden, Meta, Pickle),
-        *(Calibration, Requests, Connections, States, Constraints),
+        *(Calibration, Requests, Chats, Connections, States, Constraints),
     )
 }
 _ROW = "{:12} {:>8} {:>9} {:>8} {:>7} {:>8} {:>8}"

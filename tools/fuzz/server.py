@@ -14,6 +14,10 @@ from .bundles import export_tiny
 from .mutate import spoil_bytes, spoil_json
 from .targets import VALID, Files, Target
 
+_TEMPLATE = """{% for message in messages %}
+{{ message.role }}{{ message.name | tojson if 'name' in message }}:
+{{ message.content | trim }}{{ eos_token }}
+{% endfor %}"""
 _BODY = json.dumps(VALID["request"]).encode()
 _HEAD = (
     b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -56,6 +60,35 @@ class Requests(Target):
             document = self._body.parse_json(files["body"])
             if isinstance(document, dict):  # as `read_json` asks
                 self._requests.parse_completion(document, self._facts)
+        except self._refusal as error:
+            json.loads(bytes(error.response.body))
+            raise
+
+
+class Chats(Requests):
+    """Bodies of chats, up to the prompt that a template makes of them."""
+
+    name = "chats"
+
+    def prepare(self, folder: Path) -> None:
+        super().prepare(folder)
+        from ...runtime.chat_render import render
+        from ..server import chat_requests
+
+        self._chats, self._render = chat_requests, render
+        self.valid = {"body": json.dumps(VALID["chat"]).encode()}
+
+    def make(self, random: Random) -> Files:
+        return {"body": spoil_json(random, VALID["chat"], keys=VALID["chat_keys"].split())}
+
+    def attack(self, files: Files) -> None:
+        try:
+            document = self._body.parse_json(files["body"])
+            if not isinstance(document, dict):  # as `read_json` asks
+                return
+            asked = self._chats.parse_chat(document, self._facts)
+            request = {"template": _TEMPLATE, "messages": list(asked.messages), "eos_token": "<end>"}
+            asked.with_prompt(self._render(request)["text"].encode(), self._facts)
         except self._refusal as error:
             json.loads(bytes(error.response.body))
             raise

@@ -223,7 +223,9 @@ class BltEdgeLM(LM):  # type: ignore[misc]
     def chat_template(self, chat_template: bool | str = False) -> str:
         """None: the empty text. Raises OptionError where one is asked for."""
         if chat_template:
-            raise OptionError("a bundle has no chat template; leave out --apply_chat_template")
+            raise OptionError(
+                "chat templates are applied by blt-edge serve alone; leave out --apply_chat_template"
+            )
         return ""
 
     def apply_chat_template(self, chat_history: Iterable[Any], add_generation_prompt: bool = True) -> str:

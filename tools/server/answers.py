@@ -1,11 +1,14 @@
-"""Pieces of text as OpenAI's completion objects, whole or as server-sent events; usage counts bytes."""
+"""Pieces of text as OpenAI's completion objects, whole or as server-sent events; usage counts bytes.
+
+Those of chats are in `chat_answers`; what both have is `AnswerDocument`.
+"""
 
 from __future__ import annotations
 
 import json
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...runtime import ByteDetail, GenerationChunk
@@ -36,31 +39,33 @@ def token_text(number: int) -> str:
     return chr(byte) if byte < 0x80 else f"bytes:\\x{byte:02x}"
 
 
-class Completion:
-    """OpenAI's completion object while it is made."""
+class AnswerDocument:
+    """An object of OpenAI's while it is made."""
 
-    def __init__(self, request: CompletionRequest, model: str) -> None:
-        """model: its id."""
-        self._request = request
-        self._head = {
-            "id": f"cmpl-{secrets.token_hex(12)}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": model,
-        }
-        self._choices = [_Choice(request, prompt) for prompt in request.prompts for _ in range(request.n)]
+    def __init__(self, request: CompletionRequest, head: dict[str, Any]) -> None:
+        """head: what all of its chunks begin with."""
+        self._request, self._head = request, head
         self._new_bytes = self._reused_bytes = 0
 
-    def add(self, piece: ChoiceChunk) -> dict[str, Any]:
-        """Take the next piece in; returns its chunk of a stream."""
-        said = self._choices[piece.choice].add(piece)
+    def chunks(self, piece: ChoiceChunk) -> list[dict[str, Any]]:
+        """Take the next piece in; returns its chunks of a stream."""
+        raise NotImplementedError
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The whole answer, when every piece was taken in."""
+        raise NotImplementedError
+
+    def _count(self, piece: ChoiceChunk) -> None:
         stats = piece.chunk.stats
         if stats is not None:
             self._new_bytes += stats.new_bytes
             if piece.choice % self._request.n == 0:  # the others go on from it
                 self._reused_bytes += stats.reused_bytes
+
+    def _chunk(self, index: int, said: dict[str, Any]) -> dict[str, Any]:
         told = said.pop("blt", None)
-        document = {**self._head, "choices": [{"index": piece.choice, **said}]}
+        document = {**self._head, "choices": [{"index": index, **said}]}
         if self._request.include_usage:
             document["usage"] = None
         if told is not None:
@@ -85,11 +90,37 @@ class Completion:
         """The stream's chunk that has no choice, only the counts."""
         return {**self._head, "choices": [], "usage": self.usage}
 
+
+class Completion(AnswerDocument):
+    """OpenAI's completion object while it is made."""
+
+    def __init__(self, request: CompletionRequest, model: str) -> None:
+        """model: its id."""
+        super().__init__(request, new_head("cmpl", "text_completion", model))
+        self._choices = [_Choice(request, prompt) for prompt in request.prompts for _ in range(request.n)]
+
+    def chunks(self, piece: ChoiceChunk) -> list[dict[str, Any]]:
+        """Take the next piece in; returns its chunk of a stream."""
+        self._count(piece)
+        return [self._chunk(piece.choice, self._choices[piece.choice].add(piece))]
+
     @property
     def document(self) -> dict[str, Any]:
         """The whole answer, when every piece was taken in."""
         choices = [{"index": index, **choice.whole} for index, choice in enumerate(self._choices)]
         return {**self._head, "choices": choices, "usage": self.usage}
+
+
+def new_head(prefix: str, kind: str, model: str) -> dict[str, Any]:
+    """How an object begins. prefix: of its id. kind: what OpenAI calls it. model: the model's id."""
+    identity = f"{prefix}-{secrets.token_hex(12)}"
+    return {"id": identity, "object": kind, "created": int(time.time()), "model": model}
+
+
+def reason_of(piece: ChoiceChunk) -> str | None:
+    """Why the choice has ended, in OpenAI's words; None while it goes on."""
+    reason = piece.chunk.finish_reason
+    return None if reason is None else _REASONS.get(reason, "stop")
 
 
 class _Choice:
@@ -115,10 +146,9 @@ class _Choice:
             _add_logprobs(logprobs, chunk.details, self._offsets)
         if first and request.echo:
             text = self._prompt.decode("utf-8", "replace") + text
-        reason = None if chunk.finish_reason is None else _REASONS.get(chunk.finish_reason, "stop")
-        said: dict[str, Any] = {"text": text, "logprobs": logprobs, "finish_reason": reason}
+        said: dict[str, Any] = {"text": text, "logprobs": logprobs, "finish_reason": reason_of(piece)}
         if request.blt_details:
-            said["blt"] = _blt(chunk, first)
+            said["blt"] = blt_part(chunk, first)
         if not request.stream:
             self._said.append(said)
         return dict(said)
@@ -137,11 +167,7 @@ class _Choice:
                 for name in said[0]["logprobs"]
             }
         if self._request.blt_details:
-            whole["blt"] = {
-                **said[0]["blt"],
-                **said[-1]["blt"],
-                "bytes": [byte for one in said for byte in one["blt"]["bytes"]],
-            }
+            whole["blt"] = joined_blt([one["blt"] for one in said])
         return whole
 
 
@@ -183,7 +209,8 @@ def _add_logprobs(logprobs: dict[str, list[Any]], details: Iterable[ByteDetail],
 # 2. What only this server tells.
 
 
-def _blt(chunk: GenerationChunk, first: bool) -> dict[str, Any]:
+def blt_part(chunk: GenerationChunk, first: bool) -> dict[str, Any]:
+    """Of one piece. first: whether it is its choice's first."""
     told: dict[str, Any] = {"bytes": [_byte(detail) for detail in chunk.details]}
     if first:
         told["prompt"] = [_byte(detail) for detail in chunk.prompt_details]
@@ -193,6 +220,11 @@ def _blt(chunk: GenerationChunk, first: bool) -> dict[str, Any]:
         # The runtime's reason, which tells eos from stop and context from length.
         told["finish_reason"] = chunk.finish_reason
     return told
+
+
+def joined_blt(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of a whole choice."""
+    return {**parts[0], **parts[-1], "bytes": [byte for part in parts for byte in part["bytes"]]}
 
 
 def _byte(detail: ByteDetail) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 
 from starlette.applications import Starlette
@@ -21,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ...runtime.fields import shown
+from .chat import begin_chat
 from .completions import CompletionsEndpoint
 from .metrics import CONTENT_TYPE, accounted
 from .refusals import ApiError, unknown_model
@@ -29,6 +31,7 @@ from .settings import KEY_NUMBER, ServerSettings, is_loopback
 
 _MODEL = "/v1/models/"
 _HEALTH = ("/healthz", "/health")
+_CHATS = "/v1/chat/completions"
 _PATHS = ("/v1/completions", "/v1/models", *_HEALTH, "/metrics")
 _CHAT = re.compile(r"/(chat/completions|responses|messages|chat)/?$")
 _COMPLETIONS = re.compile(r"/(completions?|generate)/?$")
@@ -83,6 +86,7 @@ def _page_route(path: str, content: bytes) -> Route:
 def create_app(service: Service, say: Callable[[str], None]) -> ASGIApp:
     """The application. say: gets a line for each request."""
     settings, page = service.settings, page_files()
+    paths = _paths(service)
     around = [Middleware(_host_guard, settings=settings)]
     if settings.cors_origins:
         cors = Middleware(
@@ -98,16 +102,25 @@ def create_app(service: Service, say: Callable[[str], None]) -> ASGIApp:
     app = Starlette(
         routes=[*_routes(service), *page_routes(page)],
         middleware=around,
-        exception_handlers={ApiError: _refused, HTTPException: _not_routed, Exception: _failed},
+        exception_handlers={
+            ApiError: _refused,
+            HTTPException: partial(_not_routed, paths),
+            Exception: _failed,
+        },
     )
     app.router.redirect_slashes = False
 
     def route(path: str) -> str:
-        if path in _PATHS or path in page:
+        if path in paths or path in page:
             return path
         return _MODEL + "{id}" if path.startswith(_MODEL) else "other"
 
     return accounted(app, service.metrics, say, service.report, route)
+
+
+def _paths(service: Service) -> tuple[str, ...]:
+    """Those of the API, chats only where there are any."""
+    return (*_PATHS[:1], *[_CHATS] * (service.chat is not None), *_PATHS[1:])
 
 
 def _routes(service: Service) -> list[Route]:
@@ -130,8 +143,10 @@ def _routes(service: Service) -> list[Route]:
     async def metrics(request: Request) -> Response:
         return Response(service.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
 
+    chats = Route(_CHATS, CompletionsEndpoint(service, begin_chat), methods=["POST"])
     return [
         Route("/v1/completions", CompletionsEndpoint(service), methods=["POST"]),
+        *[chats] * (service.chat is not None),
         Route("/v1/models", models, methods=["GET"]),
         Route(_MODEL + "{name:path}", one_model, methods=["GET"]),
         *(Route(path, health, methods=["GET"]) for path in _HEALTH),
@@ -151,6 +166,7 @@ def _model_document(service: Service) -> dict[str, object]:
         "blt": {
             "source": manifest.source.name,
             "max_positions": service.model.limits.max_positions,
+            "chat": service.chat is not None,
             "patching": rule.mode,
             "threshold": rule.threshold if simple else None,
             "defaults": {
@@ -166,19 +182,27 @@ async def _refused(request: Request, error: Exception) -> Response:
     return error.response
 
 
-async def _not_routed(request: Request, error: Exception) -> Response:
+async def _not_routed(paths: Sequence[str], request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     method, path = request.method, shown(request.url.path)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         message, code = f"{method} {path} is not allowed; allowed is {allowed}", "method_not_allowed"
     else:
-        message, code = f"there is nothing at {path}; {_instead(request.url.path)}", "not_found"
+        message, code = f"there is nothing at {path}; {_instead(request.url.path, paths)}", "not_found"
     return ApiError(error.status_code, message, code, headers=error.headers).response
 
 
-def _instead(path: str) -> str:
-    """What to ask for by who asked for the path in vain."""
+def _instead(path: str, paths: Sequence[str]) -> str:
+    """What to ask for by who asked for the path in vain. paths: those that there are."""
+    if _CHAT.search(path) and _CHATS in paths:
+        return f"chats are at {_CHATS}: OpenAI's clients want a base URL that ends in /v1"
+    if path == _CHATS:
+        return (
+            "this model's bundle has no chat template: send a text as prompt to /v1/completions "
+            "(completions.create in OpenAI's clients, a completion model in other tools), or give the bundle "
+            "the template that the model was trained with: blt-edge export --chat-template FILE"
+        )
     if _CHAT.search(path):
         return (
             "this model continues a text and knows no chat: send the text as prompt to /v1/completions "
@@ -186,7 +210,7 @@ def _instead(path: str) -> str:
         )
     if _COMPLETIONS.search(path):
         return "completions are at /v1/completions: OpenAI's clients want a base URL that ends in /v1"
-    return f"there are {', '.join(_PATHS)}"
+    return f"there are {', '.join(paths)}"
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -1,12 +1,14 @@
 """A completion request: what its JSON object may say, OpenAI's parameters and ours, each checked or refused.
 
-The rules of a value are those of `GenerationOptions`; only the names and defaults are OpenAI's.
+The rules of a value are those of `GenerationOptions`; only the names and defaults are OpenAI's. What chats
+(`chat_requests`) share with completions is in section 2.
 What it does not know: routes, the model, how an answer is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,6 +47,12 @@ _ALLOWED = (
     *constraints.NAMES,
 )
 
+_OWN = ("prompt", "echo", "suffix")
+SHARED = tuple(name for name in _ALLOWED if name not in _OWN)
+"""Parameters of completions and of chats."""
+SHARED_NEUTRAL = {name: values for name, values in _NEUTRAL.items() if name not in _OWN}
+"""Those of both that are not there, and what they may be."""
+
 _STREAM_OPTIONS = ("include_usage", "include_obfuscation")
 """The second has no effect: what a network sees of the events' lengths is a matter for who encrypts them."""
 
@@ -60,6 +68,8 @@ class ModelFacts:
     defaults: GenerationOptions
     """Of a request that says nothing. Length: as `blt-edge generate` makes; OpenAI's 16 tokens would be 16
     bytes."""
+    chat_stop: tuple[bytes, ...] = ()
+    """Strings that end a chat's answer, beside those that are asked for."""
 
 
 @dataclass(frozen=True)
@@ -87,70 +97,28 @@ class CompletionRequest:
 def parse_completion(document: Mapping[str, Any], facts: ModelFacts) -> CompletionRequest:
     """Check a request's JSON object. Any parameter that is null counts as not given. Raises ApiError."""
     given = {name: value for name, value in document.items() if value is not None}
-    _check_names(given)
+    check_names(given, _ALLOWED, (*_NEUTRAL, "best_of"))
     if given.get("logprobs") is False:
         del given["logprobs"]
-    if given.get("model", facts.name) != facts.name:
-        raise unknown_model(given["model"], facts.name)
-    for name, neutral in _NEUTRAL.items():
-        if name in given and (isinstance(given[name], bool) or given[name] not in neutral):
-            raise _unsupported(name, given[name], f"leave it out, or give {neutral[0]!r}")
-    if not isinstance(given.get("user", ""), str):
-        raise invalid(f"user is {shown(given['user'])}; allowed is a string", "user", "invalid_type")
-    prompts, most = _prompts(given.get("prompt")), facts.max_positions - 1
+    check_shared(given, facts, _NEUTRAL)
+    prompts = _prompts(given.get("prompt"))
     for prompt in prompts:
-        if len(prompt) > most:
-            message = f"prompt has {len(prompt)} bytes, the model reads at most {most}; shorten it"
-            raise invalid(message, "prompt", "context_length_exceeded")
+        check_length("prompt has", prompt, facts, "prompt")
     n = whole("n", given.get("n", 1), 1, MOST_CHOICES)
     if n * len(prompts) > MOST_CHOICES:
         raise invalid(f"{len(prompts)} prompts times n = {n}; allowed are {MOST_CHOICES} choices", "n")
     if "best_of" in given and whole("best_of", given["best_of"], 1, None) != n:
-        raise _unsupported("best_of", given["best_of"], f"leave it out, or give n, which is {n}")
-    stream = flag("stream", given)
+        raise unsupported("best_of", given["best_of"], f"leave it out, or give n, which is {n}")
     echo = flag("echo", given)
-    usual = min(facts.defaults.max_new_bytes, facts.max_positions)
-    new = whole("max_tokens", given.get("max_tokens", usual), 0, facts.max_positions)
+    new = new_bytes("max_tokens", given, facts)
     if new == 0 and not echo:
         raise invalid("max_tokens is 0, which needs echo: there would be no text at all", "max_tokens")
-    blt_details = flag("blt_details", given)
-    details = blt_details or (echo and "logprobs" in given)
-    rules = constraints.text_rules(given)
-    told = {"details": blt_details, "prompt_details": details}
-    options = _options(given, facts.defaults, max_new_bytes=new, **told, **rules.options)
-    request = CompletionRequest(
-        prompts=prompts,
-        options=options,
-        n=n,
-        echo=echo,
-        stream=stream,
-        include_usage=_include_usage(given.get("stream_options"), stream),
-        blt_details=blt_details,
-        constraint_field=rules.constraint_field,
-    )
-    _check_told(request, facts)
+    request = shared_request(given, facts, prompts, n=n, new=new, echo=echo)
+    check_told(request, facts)
     return request
 
 
-# 1. Names.
-
-
-def _check_names(given: Mapping[str, Any]) -> None:
-    known = {*_ALLOWED, *_NEUTRAL, "best_of"}
-    unknown = [name for name in given if name not in known]
-    if unknown:
-        names = ", ".join(map(shown, unknown[:5]))
-        message = f"there is no parameter {names}; allowed are {', '.join(_ALLOWED)}"
-        raise invalid(message, unknown[0], "unknown_parameter")
-
-
-def _unsupported(name: str, value: Any, advice: str) -> ApiError:
-    return invalid(
-        f"{name} is {shown(value)}, which is not supported; {advice}", name, "unsupported_parameter"
-    )
-
-
-# 2. The prompt.
+# 1. The prompt.
 
 
 def _prompts(prompt: Any) -> tuple[bytes, ...]:
@@ -192,7 +160,87 @@ def _no_prompt(value: Any) -> ApiError:
     )
 
 
-def _check_told(request: CompletionRequest, facts: ModelFacts) -> None:
+# 2. What chats have, too.
+
+
+def check_names(given: Mapping[str, Any], allowed: Sequence[str], others: Iterable[str]) -> None:
+    """Raises ApiError for a name that is neither allowed nor one of the others, which are not advertised."""
+    known = {*allowed, *others}
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        names = ", ".join(map(shown, unknown[:5]))
+        message = f"there is no parameter {names}; allowed are {', '.join(allowed)}"
+        raise invalid(message, unknown[0], "unknown_parameter")
+
+
+def check_shared(given: Mapping[str, Any], facts: ModelFacts, neutral: Mapping[str, tuple[Any, ...]]) -> None:
+    """The model's name, what may mean nothing only, and the user. Raises ApiError."""
+    if given.get("model", facts.name) != facts.name:
+        raise unknown_model(given["model"], facts.name)
+    for name, values in neutral.items():
+        if name in given and not any(_same(given[name], value) for value in values):
+            raise unsupported(name, given[name], f"leave it out, or give {json.dumps(values[0])}")
+    if not isinstance(given.get("user", ""), str):
+        raise invalid(f"user is {shown(given['user'])}; allowed is a string", "user", "invalid_type")
+
+
+def _same(value: Any, neutral: Any) -> bool:
+    return isinstance(value, bool) == isinstance(neutral, bool) and bool(value == neutral)
+
+
+def unsupported(name: str, value: Any, advice: str) -> ApiError:
+    """A 400 for a parameter that is known, and whose value is not supported."""
+    return invalid(
+        f"{name} is {shown(value)}, which is not supported; {advice}", name, "unsupported_parameter"
+    )
+
+
+def check_length(what: str, prompt: bytes, facts: ModelFacts, param: str) -> None:
+    """Raises ApiError for a prompt that the model has no positions for. what: how the message begins."""
+    most = facts.max_positions - 1
+    if len(prompt) > most:
+        message = f"{what} {len(prompt)} bytes, the model reads at most {most}; shorten it"
+        raise invalid(message, param, "context_length_exceeded")
+
+
+def new_bytes(name: str, given: Mapping[str, Any], facts: ModelFacts, least: int = 0) -> int:
+    """How many bytes to make at most, by the parameter of that name. Raises ApiError."""
+    usual = max(least, min(facts.defaults.max_new_bytes, facts.max_positions))
+    return whole(name, given.get(name, usual), least, facts.max_positions)
+
+
+def shared_request(
+    given: Mapping[str, Any],
+    facts: ModelFacts,
+    prompts: tuple[bytes, ...],
+    *,
+    n: int,
+    new: int,
+    echo: bool = False,
+) -> CompletionRequest:
+    """The request for so many choices of so many new bytes: all that completions and chats read alike.
+
+    Raises ApiError.
+    """
+    stream, blt_details = flag("stream", given), flag("blt_details", given)
+    details = blt_details or (echo and "logprobs" in given)
+    rules = constraints.text_rules(given)
+    told = {"details": blt_details, "prompt_details": details}
+    options = _options(given, facts.defaults, max_new_bytes=new, **told, **rules.options)
+    return CompletionRequest(
+        prompts=prompts,
+        options=options,
+        n=n,
+        echo=echo,
+        stream=stream,
+        include_usage=_include_usage(given.get("stream_options"), stream),
+        blt_details=blt_details,
+        constraint_field=rules.constraint_field,
+    )
+
+
+def check_told(request: CompletionRequest, facts: ModelFacts) -> None:
+    """Raises ApiError where more would be told byte by byte than may be."""
     options = request.options
     if not options.details:
         return

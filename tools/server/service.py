@@ -20,6 +20,7 @@ from starlette.types import Receive
 
 from ...runtime import BltError, BltModel, GenerationChunk, OptionError, PromptTooLongError
 from ...runtime.batch import Batch
+from ...runtime.chat_template import load_chat_template
 from ...runtime.host import release_memory
 from ...runtime.prefix_store import StoredChoices
 from ...runtime.prefix_tree import common_prefix
@@ -54,8 +55,11 @@ class Service:
     def __init__(
         self, model: BltModel, settings: ServerSettings, report: Callable[[Exception], None]
     ) -> None:
-        """report: told of errors that nobody foresaw. Raises OptionError where greenlet is not installed."""
+        """report: told of errors that nobody foresaw. Raises OptionError where greenlet is not installed, or
+        jinja2 for a chat template; BundleError for one that does not work."""
         self.model, self.settings, self.report = model, settings, report
+        self.chat = load_chat_template(model.path, model.manifest)
+        """What makes texts of conversations; None in a bundle without a chat template."""
         self.stores = Stores(model, settings.cache_memory, settings.api_keys)
         self.parallel = settings.parallel or usual_parallel(model, self.stores.memory)
         """Texts at work at a time."""
@@ -75,7 +79,12 @@ class Service:
             settings.queue_timeout,
             lambda kind: self.metrics.constrained.labels(kind).inc(),
         )
-        self.facts = ModelFacts(settings.name, model.limits.max_positions, request_defaults(model, settings))
+        self.facts = ModelFacts(
+            settings.name,
+            model.limits.max_positions,
+            request_defaults(model, settings),
+            () if self.chat is None else self.chat.stop,
+        )
         self.created = int(time.time())
         self.exchanges: set[Exchange] = set()
         """Requests that are being answered."""

@@ -183,10 +183,10 @@ def test_arguments_that_are_refused(tiny_model, wrong: dict, said: str) -> None:
         BltEdgeLM()
 
 
-def test_a_bundle_has_no_chat_template(lm: BltEdgeLM) -> None:
+def test_no_chat_template_is_applied(lm: BltEdgeLM) -> None:
     assert lm.chat_template() == ""
     for ask in (lambda: lm.chat_template(True), lambda: lm.apply_chat_template([])):
-        with pytest.raises(OptionError, match="no chat template"):
+        with pytest.raises(OptionError, match="chat templates are applied by blt-edge serve alone"):
             ask()
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from blt_edge.runtime import BltModel, generation
 from blt_edge.tools.server.run import bind, run_server
 from blt_edge.tools.server.service import Service
 from blt_edge.tools.server.settings import ServerSettings
+from support.chat_bundles import chat_bundle
 
 Slow = Callable[[float], None]
 
@@ -44,6 +46,11 @@ class Running:
         if document is not None:
             options["json"] = {"prompt": "Once", "max_tokens": 4, **document}
         return httpx.post(f"{self.url}/v1/completions", timeout=60, **options)
+
+    def chat(self, document: Any) -> httpx.Response:
+        """POST a chat; of a conversation and a length of its own where none is given."""
+        asked = {"messages": [{"role": "user", "content": "Once"}], "max_tokens": 4, **document}
+        return httpx.post(f"{self.url}/v1/chat/completions", timeout=60, json=asked)
 
     def get(self, path: str, **options: Any) -> httpx.Response:
         return httpx.get(self.url + path, timeout=60, **options)
@@ -103,10 +110,33 @@ def running(model: BltModel, **settings: Any) -> Iterator[Running]:
 
 
 @pytest.fixture
-def start(model: BltModel) -> Iterator[Callable[..., Running]]:
-    """`start(queue=1, ...)` -> a server with these settings, until the test ends."""
+def serve() -> Iterator[Callable[..., Running]]:
+    """`serve(model, queue=1, ...)` -> a server of it with these settings, until the test ends."""
     with ExitStack() as stack:
-        yield lambda **settings: stack.enter_context(running(model, **settings))
+        yield lambda model, **settings: stack.enter_context(running(model, **settings))
+
+
+@pytest.fixture
+def start(serve: Callable[..., Running], model: BltModel) -> Callable[..., Running]:
+    """The same of the tiny model."""
+    return partial(serve, model)
+
+
+@pytest.fixture(scope="session")
+def chat_model(tiny_model: Any, tmp_path_factory: pytest.TempPathFactory) -> BltModel:
+    """The tiny model with a chat template, whose turns begin with what has become of their role."""
+    pytest.importorskip("jinja2", reason="needs jinja2: pip install 'blt-edge[serve]'")
+    return BltModel.load(
+        chat_bundle(tiny_model.bundle, tmp_path_factory.mktemp("chat") / "bundle"), threads=1
+    )
+
+
+@pytest.fixture(scope="module")
+def chats(chat_model: BltModel) -> Iterator[Running]:
+    """A server of that, shared by a module's tests."""
+    with running(chat_model) as one:
+        yield one
+        assert one.errors == []
 
 
 @pytest.fixture(scope="module")

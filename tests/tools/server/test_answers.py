@@ -46,7 +46,7 @@ def pieces(data: bytes, cuts: Sequence[int]) -> list[ChoiceChunk]:
 
 def answered(logprobs: int, parts: list[ChoiceChunk]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     answer = Completion(CompletionRequest((b"",), GenerationOptions(logprobs=logprobs)), "tiny")
-    return [answer.add(piece) for piece in parts], answer.document
+    return [answer.chunks(piece)[0] for piece in parts], answer.document
 
 
 @given(st.binary(max_size=20) | st.text(max_size=9).map(str.encode), st.lists(st.integers(0, 20), max_size=5))
@@ -76,7 +76,7 @@ def test_tokens_and_top_logprobs() -> None:
 def test_reasons() -> None:
     for reason, told in {"eos": "stop", "stop": "stop", "length": "length", "context": "length"}.items():
         answer = Completion(CompletionRequest((b"",), GenerationOptions()), "tiny")
-        chunk = answer.add(ChoiceChunk(0, GenerationChunk("", b"", reason, STATS)))
+        (chunk,) = answer.chunks(ChoiceChunk(0, GenerationChunk("", b"", reason, STATS)))
         assert chunk["choices"][0]["finish_reason"] == told
 
 

@@ -194,7 +194,7 @@ def test_models(client) -> None:
         (
             "POST /v1/chat/completions",
             (404, "not_found"),
-            "knows no chat: send the text as prompt to /v1/completions",
+            "this model's bundle has no chat template: send a text as prompt to /v1/completions",
         ),
         ("POST /v1/responses", (404, "not_found"), "knows no chat"),
         ("POST /completions", (404, "not_found"), "a base URL that ends in /v1"),
