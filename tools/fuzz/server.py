@@ -79,7 +79,8 @@ class Chats(Requests):
         self.valid = {"body": json.dumps(VALID["chat"]).encode()}
 
     def make(self, random: Random) -> Files:
-        return {"body": spoil_json(random, VALID["chat"], keys=VALID["chat_keys"].split())}
+        asked = VALID["chat"] | (VALID["fitting"] if random.random() < self.fitting else {})
+        return {"body": spoil_json(random, asked, keys=VALID["chat_keys"].split())}
 
     def attack(self, files: Files) -> None:
         try:
