@@ -23,12 +23,13 @@ from ..calibration.collect import (
 from ..calibration.observers import Ranges
 from ..calibration.smooth import check_strength, find_smoothing
 from ..graphs.precision import check_block_size, format_precision, parse_precision
-from ..graphs.quantize import ActivationRanges, Recipe, WeightFactors, rewrite_stage
+from ..graphs.quantize import ActivationRanges, Recipe, WeightFactors, block_sizes, rewrite_stage
 from ..graphs.surgery import foreign_graph
 from ..runtime.errors import OptionError
 from ..runtime.integrity import check_files
-from ..runtime.manifest import CalibrationSpec, Manifest, QuantizationSpec, load_manifest
+from ..runtime.manifest import Manifest, load_manifest
 from ..runtime.names import BLOCK_PRECISIONS, SEARCHES
+from ..runtime.quantization_spec import CalibrationSpec, QuantizationSpec
 from .bundle import (
     Meter,
     Progress,
@@ -43,7 +44,15 @@ from .bundle import (
 from .packed import write_packed
 from .tables import requantize_tables, table_dtype
 
-__all__ = ["OpenStage", "QuantizationOptions", "calibrated", "plan_stages", "quantize_bundle", "write_stages"]
+__all__ = [
+    "OpenStage",
+    "QuantizationOptions",
+    "StagePlan",
+    "calibrated",
+    "plan_stages",
+    "quantize_bundle",
+    "write_stages",
+]
 
 OpenStage = Callable[[str], ir.Model]
 """A stage's float32 graph, new each time, over weights that are read when they are written."""
@@ -53,8 +62,9 @@ OpenStage = Callable[[str], ir.Model]
 class QuantizationOptions:
     """How weights and activations become integers."""
 
-    block_size: int = 32
-    """Inputs that share a weight scale in int8w and int4 stages."""
+    block_size: int | None = None
+    """Inputs that share a weight scale in int8w and int4 stages; None goes by the matrix
+    (`precision.block_size_for`)."""
     search: str = "mse"
     """How weight scales are found: one of `names.SEARCHES`."""
     texts: Sequence[str | Path] | None = None
@@ -88,7 +98,7 @@ class QuantizationOptions:
         factors = self.factors if precision == "int8" else {}
         return Recipe(precision, self.block_size, self.search, self.ranges or ranges, factors)
 
-    def spec(self, precisions: Mapping[str, str]) -> QuantizationSpec | None:
+    def spec(self, precisions: Mapping[str, str], plans: Mapping[str, StagePlan]) -> QuantizationSpec | None:
         """What the manifest says of it; None when no stage holds integers."""
         words = set(precisions.values())
         if not words & {"int8", *BLOCK_PRECISIONS}:
@@ -96,7 +106,20 @@ class QuantizationOptions:
         calibration = None
         if "int8" in words and self.ranges is not None:
             calibration = CalibrationSpec(self.ranges.method, **asdict(self.ranges.run), smooth=self.smooth)
-        return QuantizationSpec(self.search, self.block_size, calibration)
+        sizes = {stage: plan.block_sizes for stage, plan in plans.items() if plan.block_sizes}
+        return QuantizationSpec.of(self.search, sizes, calibration)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage will be at its precision."""
+
+    bytes: int
+    """Weights on disk."""
+    largest: int
+    """Bytes of its largest float32 weight."""
+    block_sizes: tuple[int, ...]
+    """How many inputs share a scale in its matrices, each number once, ascending; empty without blocks."""
 
 
 class _AnyRange:
@@ -136,15 +159,17 @@ def calibrated(
 
 def plan_stages(
     precisions: Mapping[str, str], options: QuantizationOptions, open_stage: OpenStage
-) -> dict[str, tuple[int, int]]:
-    """(bytes on disk, bytes of the largest float32 weight) of each stage at these precisions.
+) -> dict[str, StagePlan]:
+    """What each stage will be at these precisions.
 
     Raises OptionError for a graph that can't be rewritten so: before minutes of calibration.
     """
-    return {
-        stage: planned_bytes(open_stage(stage), options.recipe(precision, _AnyRange()))
-        for stage, precision in precisions.items()
-    }
+    plans = {}
+    for stage, precision in precisions.items():
+        model, recipe = open_stage(stage), options.recipe(precision, _AnyRange())
+        sizes = tuple(sorted(set(block_sizes(model.graph, recipe).values())))
+        plans[stage] = StagePlan(*planned_bytes(model, recipe), sizes)
+    return plans
 
 
 def write_stages(
@@ -201,7 +226,7 @@ def quantize_bundle(
 
     with foreign_graph(f"{source}: a stage"):
         planned = plan_stages(precisions, options, open_stage)
-    total = sum(size for size, _ in planned.values()) + replace(manifest.embedding, dtype=dtype).bytes
+    total = sum(plan.bytes for plan in planned.values()) + replace(manifest.embedding, dtype=dtype).bytes
     with new_bundle(output, force=force, needed=total) as directory:
         options = calibrated(source, precisions, options, progress)
         meter = Meter(progress, total)
@@ -219,7 +244,7 @@ def quantize_bundle(
             embedding=embedding,
             validation=(),
             files={},
-            quantization=options.spec(precisions),
+            quantization=options.spec(precisions, planned),
         )
         finish(directory, changed, partial(progress, "hashes") if progress else None)
     return Path(output)

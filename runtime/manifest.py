@@ -39,22 +39,20 @@ from .names import (
     MOST_ROWS,
     PATCHING_MODES,
     PRECISIONS,
-    SEARCHES,
     STAGES,
     packed_graph_file,
 )
 from .patching import PatchingRule
+from .quantization_spec import QuantizationSpec
 from .validation import ValidationRecord, read_records, with_record
 from .vocabulary import VOCAB_SIZE
 
 __all__ = [
     "SCHEMA",
     "Axis",
-    "CalibrationSpec",
     "FileRecord",
     "Manifest",
     "ModelSpec",
-    "QuantizationSpec",
     "Source",
     "StageSpec",
     "load_manifest",
@@ -189,35 +187,6 @@ class StageSpec:
 
 
 @dataclass(frozen=True)
-class CalibrationSpec:
-    """Where the ranges of int8 activations come from."""
-
-    method: _Text
-    """How a range was read from what was seen, such as "minmax" or "mse"."""
-    texts: Annotated[tuple[str, ...], by(Fields.texts, 10_000)]
-    """Names of the texts; the package's own begin with "bundled:"."""
-    windows: _Positive
-    """Windows that were read, each from BOS."""
-    window_bytes: _Positive
-    seed: _Count
-    """What chose them."""
-    smooth: Annotated[float | None, Fields.number_or_none] = None
-    """Strength with which activations' ranges were moved into weights before; None = not."""
-
-
-@dataclass(frozen=True)
-class QuantizationSpec:
-    """How the integers in the graphs were found."""
-
-    search: Annotated[str, by(Fields.choice, SEARCHES)]
-    """How weight scales were found: "mse" or "rtn"."""
-    block_size: _Width
-    """Inputs that share a weight scale in int8w and int4 stages."""
-    calibration: Annotated[CalibrationSpec | None, by(Fields.part_or_none, record(CalibrationSpec))]
-    """None when no stage has int8 activations."""
-
-
-@dataclass(frozen=True)
 class Axis:
     """Sizes of one dynamic axis: the smallest, the one to tune for, and the largest that is not refused."""
 
@@ -287,6 +256,8 @@ class Manifest:
         data["files"] = dict(sorted(data["files"].items()))
         data["validation"] = data["validation"] or None
         optional = [(data, "quantization"), *((stage, "patch_values") for stage in data["stages"].values())]
+        if self.quantization is not None:
+            optional.append((data["quantization"], "block_sizes"))
         for fields, key in optional:
             if fields[key] is None:
                 del fields[key]

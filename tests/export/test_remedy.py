@@ -8,8 +8,8 @@ import pytest
 from blt_edge.export.remedy import next_step
 from blt_edge.export.validate import ValidationReport, ValidationRow
 from blt_edge.graphs.precision import parse_precision
-from blt_edge.runtime.manifest import CalibrationSpec, QuantizationSpec
 from blt_edge.runtime.names import STAGES
+from blt_edge.runtime.quantization_spec import CalibrationSpec, QuantizationSpec
 from support.profiles import demo_manifest
 
 

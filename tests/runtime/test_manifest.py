@@ -13,14 +13,13 @@ import pytest
 from blt_edge.runtime.errors import BundleError
 from blt_edge.runtime.hashing import HashSpec
 from blt_edge.runtime.manifest import (
-    CalibrationSpec,
     Manifest,
-    QuantizationSpec,
     Source,
     load_manifest,
     write_manifest,
 )
 from blt_edge.runtime.patching import PatchingRule
+from blt_edge.runtime.quantization_spec import CalibrationSpec, QuantizationSpec
 from support.bundles import SPEC, describe, seal, write_bundle
 from support.processors import elsewhere
 
@@ -133,6 +132,8 @@ FAULTS = [
     ("axes.batch.max", 0, "a whole number from 1"),
     ("quantization.search", "best", "one of mse, rtn"),
     ("quantization.block_size", 0, "a whole number from 1"),
+    ("quantization.block_sizes", {"latent": [0]}, "from 1"),
+    ("quantization.block_sizes", {"middle": [32]}, "'middle'"),
     ("quantization.calibration.texts", ["mine.txt", 5], "printable text"),
     ("quantization.calibration.windows", 0, "a whole number from 1"),
     ("quantization.calibration.seed", -1, "a whole number from 0"),
@@ -272,6 +273,8 @@ def test_seal_makes_what_write_makes(bundle: Path, payload: dict[str, Any]) -> N
     [
         QuantizationSpec("rtn", 64, None),
         QuantizationSpec("mse", 32, CALIBRATION),
+        QuantizationSpec("mse", None, CALIBRATION),
+        QuantizationSpec("mse", 128, None, {"encoder": (32,), "latent": (64, 128)}),
         QuantizationSpec("mse", 32, CalibrationSpec("minmax", (), 1, 1, 0)),
     ],
 )

@@ -70,7 +70,7 @@ REFUSED_BY_BOTH = [
     ("--precision int3", "--precision: got 'int3'"),
     ("--precision middle=int8", "--precision: got stage 'middle'"),
     ("--precision decoder=int9", "--precision: got 'int9' for decoder"),
-    ("--precision int4 --block-size 31", "--block-size: got 31"),
+    ("--precision int4 --block-size 31", "--block-size: got '31'"),
     ("--precision int4 --block-size 128", "128 does not divide"),
     ("--precision int4 --calibration empty.txt", "empty.txt is empty"),
     ("--tables int2", "--tables: got 'int2'"),

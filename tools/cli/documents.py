@@ -20,7 +20,7 @@ import click
 
 from ...runtime.errors import requirement
 from ...runtime.files import write_whole
-from ..output import Messages, echo, is_terminal
+from ..output import Messages, echo, is_terminal, listed
 from .options import STDIN, F, OutputFile, options
 
 if TYPE_CHECKING:
@@ -154,6 +154,17 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_finite(item) for item in value]
     return value
+
+
+def blocks_told(block_size: int | None, by_stage: Mapping[str, Sequence[int]] | None) -> str | None:
+    """How many weights share a scale, of what a bundle's manifest says of it; None without blocks."""
+    if block_size is None:
+        return None
+    stages: dict[tuple[int, ...], list[str]] = {}
+    for stage, sizes in (by_stage or {}).items():
+        stages.setdefault(tuple(sizes), []).append(stage)
+    parts = [f"{listed(sizes)} in {', '.join(names)}" for sizes, names in stages.items()]
+    return f"{'; '.join(parts) or block_size} weights share a scale"
 
 
 def finish_written(

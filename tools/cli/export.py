@@ -14,7 +14,7 @@ import click
 from ...runtime.names import STAGES
 from ..output import Messages, count, echo, progress_bar, size, status
 from ..tables import print_table
-from .documents import finish_written, write_json
+from .documents import blocks_told, finish_written, write_json
 from .options import (
     STDIN,
     CheckpointSource,
@@ -188,6 +188,10 @@ def _show_plan(plan: ExportPlan, output: Path | None, file: IO[str]) -> None:
     rows.append(("bundle", count(sum(plan.parameters.values())), "", size(plan.total_bytes)))
     echo(f"{plan.name} ({plan.layout} layout)", file)
     print_table(("part", ">parameters", "precision", ">size"), rows, file, total=True)
+    spec = plan.quantization
+    blocks = spec and blocks_told(spec.block_size, spec.block_sizes)
+    if blocks:
+        echo(blocks, file)
     folder = Path.cwd() if output is None else output.absolute().parent
     while not folder.is_dir():
         folder = folder.parent

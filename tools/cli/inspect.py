@@ -14,7 +14,7 @@ import click
 from ...runtime.errors import BundleError
 from ..output import Messages, count, counted, echo, escaped, listed, printable, progress_bar, size
 from ..tables import print_fields, print_table
-from .documents import write_json
+from .documents import blocks_told, write_json
 from .model_options import check_bundle_files
 from .options import STDIN, BundleDirectory, OneOf, json_option, option, verb, verify_option
 from .verbs import DemoBundle
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ...runtime.generation_spec import GenerationSpec
     from ...runtime.manifest import Manifest
     from ...runtime.patching import PatchingRule
+    from ...runtime.quantization_spec import QuantizationSpec
     from ...runtime.validation import ValidationRecord
     from ..memory import StateMemory
 
@@ -183,6 +184,7 @@ def _show(
             ("files", f"{files}: {'DAMAGED' if fault else f'ok ({_checked(verify)})'}"),
             ("model", f"{widths}, vocabulary {model.vocab_size}"),
             ("tables", _tables(manifest.embedding)),
+            *_integers(manifest.quantization),
             ("patches", _rule(manifest.patching)),
             ("positions", f"{model.max_positions:,}, trained on {model.trained_context:,}"),
             ("generation", _generation(manifest.generation)),
@@ -251,6 +253,18 @@ def _generation(spec: GenerationSpec) -> str:
     own = ", ".join(f"{name} {value!r}" for name, value in spec.options.items())
     left_out = f"; without effect: {', '.join(spec.left_out)}" if spec.left_out else ""
     return f"{ends}; defaults: {own or 'greedy'}{left_out}"
+
+
+def _integers(spec: QuantizationSpec | None) -> list[tuple[str, str]]:
+    if spec is None:
+        return []
+    found = {"mse": "scales by squared error", "rtn": "scales by the largest weight"}[spec.search]
+    parts = [found, blocks_told(spec.block_size, spec.block_sizes)]
+    ranges = spec.calibration
+    if ranges is not None:
+        texts = f"{ranges.windows} windows of {counted(len(ranges.texts), 'text')}"
+        parts.append(f"ranges by {ranges.method} of {texts}")
+    return [("integers", ", ".join(filter(None, parts)))]
 
 
 def _validations(manifest: Manifest) -> list[tuple[str, str]]:

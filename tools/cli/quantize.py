@@ -14,11 +14,12 @@ from click.core import ParameterSource
 
 from ...runtime.names import BLOCK_PRECISIONS, CALIBRATION_METHODS, SEARCHES
 from ..memory import running_memory
-from ..output import Messages, progress_bar, size
+from ..output import Messages, echo, progress_bar, size
 from ..tables import print_table
-from .documents import finish_written
+from .documents import blocks_told, finish_written
 from .options import (
     STDIN,
+    BlockSize,
     F,
     MemorySize,
     OneOf,
@@ -56,9 +57,11 @@ _FOR = {
 quantization_options = options(
     option(
         "--block-size",
-        type=int,
-        default=32,
-        help="Weights that share a scale in int8w and int4 stages: 32, 64 or 128.",
+        type=BlockSize(),
+        metavar="N|auto",
+        shown="auto",
+        help="Weights that share a scale in int8w and int4 stages: 32, 64 or 128. auto takes for "
+        "matrices of 524,288 weights or more the most that divide their inputs, else 32.",
     ),
     option(
         "--search",
@@ -232,9 +235,9 @@ def planned_memory(bundle: Path, manifest: Manifest, precision: str) -> int:
         words, QuantizationOptions(), lambda stage: bundle_stage(bundle, manifest.stages[stage])
     )
     files = dict(manifest.files)
-    for stage, (planned_bytes, _) in planned.items():
+    for stage, plan in planned.items():
         data = manifest.stages[stage].data
-        files[data] = replace(files[data], bytes=planned_bytes)
+        files[data] = replace(files[data], bytes=plan.bytes)
     stages = {name: replace(spec, precision=words[name]) for name, spec in manifest.stages.items()}
     changed = replace(manifest, stages=stages, files=files)
     return sum(running_memory(changed, prepared=False, positions=manifest.model.trained_context).values())
@@ -260,3 +263,7 @@ def _show(before: Manifest, after: Manifest) -> None:
     rows.append(("embedding tables", after.embedding.precision, *tables))
     rows.append(("bundle", "", *(size(one.total_bytes) for one in pair)))
     print_table(("part", "precision", ">before", ">after"), rows, sys.stderr, total=True)
+    how = after.quantization
+    blocks = how and blocks_told(how.block_size, how.block_sizes)
+    if blocks:
+        echo(blocks, sys.stderr)
