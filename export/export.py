@@ -137,6 +137,10 @@ def _plan(checkpoint: Checkpoint, precision: str, tables: str, options: Quantiza
     config = parse_config(checkpoint.config)
     precisions = parse_precision(precision, stage_names(config))
     options.check()
+    if options.target_boundaries is not None:
+        raise OptionError(
+            "target boundaries: a mix is searched in a float32 bundle; export one, and quantize that"
+        )
     if options.ranges is None:
         check_texts(options.texts, options.windows, _context(None, config), options.seed)
     check_tensors(checkpoint, config)

@@ -184,6 +184,13 @@ class Recipe:
     """Needed by int8."""
     factors: Mapping[str, WeightFactors] = field(default_factory=dict)
     """By the name of a weight or norm: what smoothing multiplies it with first."""
+    wider: frozenset[str] = frozenset()
+    """Weights that an int4 stage keeps in int8w."""
+
+    def of(self, weight: str, block_size: int | None) -> Recipe:
+        """The recipe of one product."""
+        wider = self.precision == "int4" and weight in self.wider
+        return replace(self, precision="int8w" if wider else self.precision, block_size=block_size)
 
 
 def linear_products(graph: ir.Graph) -> list[ir.Node]:
@@ -223,8 +230,8 @@ def rewrite_stage(model: ir.Model, recipe: Recipe) -> None:
     if sizes:
         graph.opset_imports[""] = max(_BLOCK_OPSET, graph.opset_imports[""])
     for product in products:
-        own = replace(recipe, block_size=sizes.get(product.name))
-        _REWRITES[recipe.precision](product, own)
+        own = recipe.of(product.name, sizes.get(product.name))
+        _REWRITES[own.precision](product, own)
 
 
 def block_sizes(graph: ir.Graph, recipe: Recipe) -> dict[str, int]:

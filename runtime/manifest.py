@@ -257,7 +257,7 @@ class Manifest:
         data["validation"] = data["validation"] or None
         optional = [(data, "quantization"), *((stage, "patch_values") for stage in data["stages"].values())]
         if self.quantization is not None:
-            optional.append((data["quantization"], "block_sizes"))
+            optional += [(data["quantization"], key) for key in ("block_sizes", "mix")]
         for fields, key in optional:
             if fields[key] is None:
                 del fields[key]
@@ -304,6 +304,11 @@ class Manifest:
         """Size of a stage's graph and weights."""
         spec = self.stages[stage]
         return self.files[spec.file].bytes + self.files[spec.data].bytes
+
+    def precisions_of(self, stage: str) -> tuple[str, ...]:
+        """What a stage's matrices are in: its precision, or int4 and int8w in a patcher that has both."""
+        mix = self.quantization.mix if self.quantization and stage == "patcher" else None
+        return ("int4", "int8w") if mix and mix.int4 and mix.int8w else (self.stages[stage].precision,)
 
     def with_files(self, files: Mapping[str, FileRecord]) -> Manifest:
         """The same description with the files' final sizes and hashes."""
@@ -359,6 +364,7 @@ def _check_references(manifest: Manifest) -> None:
         raise fault("rows", list(manifest.rows), "a list of numbers that ascend")
     for name in manifest.packed_files:
         _check_listed(manifest, name, "rows")
+    _check_mix(manifest)
     latent, decoder = stages["latent"], stages["decoder"]
     if latent.patch_values != decoder.patch_values:
         needed_values = "the same value as in the latent stage"
@@ -378,6 +384,14 @@ def _check_references(manifest: Manifest) -> None:
     size = manifest.files[embedding.file].bytes
     if size != embedding.bytes:
         raise fault(f"files.{embedding.file}.bytes", size, f"{embedding.bytes} for tables of this shape")
+
+
+def _check_mix(manifest: Manifest) -> None:
+    mix, patcher = manifest.quantization and manifest.quantization.mix, manifest.stages.get("patcher")
+    if mix:
+        precision = "int4" if mix.int4 else "int8w"
+        if patcher is None or patcher.precision != precision:
+            raise fault("quantization.mix.int4", list(mix.int4), f"a patcher in {precision} for it")
 
 
 def _check_listed(manifest: Manifest, name: str, where: str) -> None:

@@ -5,16 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from .fields import Fields, by, if_there, record
+from .fields import Fields, by, fault, if_there, record
 from .names import SEARCHES, STAGES
 
-__all__ = ["CalibrationSpec", "QuantizationSpec"]
+__all__ = ["CalibrationSpec", "MixSpec", "QuantizationSpec"]
 
 _COUNT = 2**63 - 1
 _WIDTH = 1_000_000
 _MOST_SIZES = 16
+_MOST_MATRICES = 100_000
 
 _Positive = Annotated[int, by(Fields.whole, 1, _COUNT)]
+
+
+def _share(fields: Fields, key: str) -> float:
+    value = fields.number(key)
+    if not 0 <= value <= 1:
+        raise fault(fields.path(key), value, "a number from 0 to 1")
+    return value
+
+
+_Share = Annotated[float, _share]
 
 
 def _block_sizes(fields: Fields) -> dict[str, tuple[int, ...]]:
@@ -39,6 +50,27 @@ class CalibrationSpec:
 
 
 @dataclass(frozen=True)
+class MixSpec:
+    """Which matrices of a patcher a search put in 4 bits, and what that was found by."""
+
+    int4: Annotated[tuple[str, ...], by(Fields.texts, _MOST_MATRICES)]
+    """Names of the weights in 4 bits, in the graph's order; with any the patcher is int4, else int8w."""
+    int8w: Annotated[tuple[str, ...], by(Fields.texts, _MOST_MATRICES)]
+    """Those in 8."""
+    target: _Share
+    """Share of patch boundaries that was asked for."""
+    boundaries: _Share
+    """Share that float32 has, too, in the windows of the texts that had no say."""
+    texts: Annotated[tuple[str, ...], by(Fields.texts, 10_000)]
+    """Names of the texts; the package's own begin with "bundled:"."""
+    windows: _Positive
+    """Windows that were read, each from BOS: one half found the mix, the other confirmed it."""
+    window_bytes: _Positive
+    seed: Annotated[int, by(Fields.whole, 0, _COUNT)]
+    """What chose them."""
+
+
+@dataclass(frozen=True)
 class QuantizationSpec:
     """How the integers in the graphs were found."""
 
@@ -52,10 +84,17 @@ class QuantizationSpec:
     block_sizes: Annotated[dict[str, tuple[int, ...]] | None, if_there(by(Fields.part, _block_sizes))] = None
     """The sizes by stage, ascending; None when `block_size` is that of every matrix in blocks."""
 
+    mix: Annotated[MixSpec | None, if_there(by(Fields.part, record(MixSpec)))] = None
+    """Of a patcher that was searched; None where each stage has one precision throughout."""
+
     @classmethod
     def of(
-        cls, search: str, sizes: dict[str, tuple[int, ...]], calibration: CalibrationSpec | None
+        cls,
+        search: str,
+        sizes: dict[str, tuple[int, ...]],
+        calibration: CalibrationSpec | None,
+        mix: MixSpec | None,
     ) -> QuantizationSpec:
         """Of stages whose matrices have blocks of these sizes."""
         used = {size for each in sizes.values() for size in each}
-        return cls(search, max(used, default=None), calibration, sizes if len(used) > 1 else None)
+        return cls(search, max(used, default=None), calibration, sizes if len(used) > 1 else None, mix)

@@ -289,6 +289,25 @@ def test_where_nobody_chose_a_large_matrix_has_the_largest_blocks(
             assert np.linalg.norm(rounded - weight) < 0.12 * np.linalg.norm(weight)
 
 
+def test_an_int4_stage_can_keep_some_matrices_in_8_bits() -> None:
+    plain = build(CONFIG, "patcher", FLOAT32)
+    names = [node.inputs[1].name for node in linear_products(plain.graph)]
+    wider = frozenset(names[::3])
+    mixed, wide, narrow = (
+        build(CONFIG, "patcher", one)
+        for one in (Recipe("int4", wider=wider), Recipe("int8w"), Recipe("int4"))
+    )
+    for name in names:
+        word, other = ("int8w", wide) if name in wider else ("int4", narrow)
+        found, wanted = initializers(mixed), initializers(other)
+        for suffix in (word, "scales"):
+            np.testing.assert_array_equal(found[f"{name}.{suffix}"], wanted[f"{name}.{suffix}"])
+    # Only int4 stages have a mix.
+    assert set(initializers(build(CONFIG, "patcher", Recipe("int8w", wider=wider)))) == set(
+        initializers(wide)
+    )
+
+
 def test_a_block_size_that_was_chosen_counts_whatever_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("blt_edge.graphs.precision.LARGE_MATRIX", 1)
     graph = build(CONFIG, "latent", FLOAT32).graph

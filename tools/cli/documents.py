@@ -24,6 +24,7 @@ from ..output import Messages, echo, is_terminal, listed
 from .options import STDIN, F, OutputFile, options
 
 if TYPE_CHECKING:
+    from ...runtime.quantization_spec import MixSpec
     from ...runtime.validation import ValidationRecord
 
 MOST_READ = 1_000_000_000
@@ -167,6 +168,13 @@ def blocks_told(block_size: int | None, by_stage: Mapping[str, Sequence[int]] | 
     return f"{'; '.join(parts) or block_size} weights share a scale"
 
 
+def mix_told(mix: MixSpec) -> str:
+    """What a bundle's manifest says of a patcher that was searched."""
+    narrow, matrices = len(mix.int4), len(mix.int4) + len(mix.int8w)
+    kept = f"{mix.boundaries:.2%} of boundaries as in float32, {mix.target:.2%} asked for"
+    return f"patcher: {narrow} of {matrices} matrices in 4 bits, {kept}"
+
+
 def finish_written(
     messages: Messages, bundle: Path, json_file: Path | None, check: Callable[[], object] | None
 ) -> None:
@@ -194,7 +202,7 @@ def _document(bundle: Path) -> dict[str, Any]:
     manifest = load_manifest(bundle)
     parts: dict[str, dict[str, Any]] = {
         stage: {
-            "precision": spec.precision,
+            "precision": "+".join(manifest.precisions_of(stage)),
             "parameters": spec.parameters,
             "bytes": sum(manifest.files[file].bytes for file in (spec.file, spec.data)),
         }

@@ -14,7 +14,7 @@ import click
 from ...runtime.errors import BundleError
 from ..output import Messages, count, counted, echo, escaped, listed, printable, progress_bar, size
 from ..tables import print_fields, print_table
-from .documents import blocks_told, write_json
+from .documents import blocks_told, mix_told, write_json
 from .model_options import check_bundle_files
 from .options import STDIN, BundleDirectory, OneOf, json_option, option, verb, verify_option
 from .verbs import DemoBundle
@@ -215,7 +215,7 @@ def _show_stages(manifest: Manifest) -> None:
     rows = [
         (
             name,
-            spec.precision,
+            "+".join(manifest.precisions_of(name)),
             str(spec.layers),
             f"{spec.kv_heads} x {spec.head_dim}",
             "all" if spec.window is None else str(spec.window),
@@ -264,7 +264,8 @@ def _integers(spec: QuantizationSpec | None) -> list[tuple[str, str]]:
     if ranges is not None:
         texts = f"{ranges.windows} windows of {counted(len(ranges.texts), 'text')}"
         parts.append(f"ranges by {ranges.method} of {texts}")
-    return [("integers", ", ".join(filter(None, parts)))]
+    mix = [("", mix_told(spec.mix))] if spec.mix else []
+    return [("integers", ", ".join(filter(None, parts))), *mix]
 
 
 def _validations(manifest: Manifest) -> list[tuple[str, str]]:
