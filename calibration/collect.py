@@ -40,7 +40,14 @@ from ..runtime.vocabulary import encode
 from .data import Window, bundled_texts, choose_windows, open_texts
 from .observers import ActivationObserver, CalibrationError, CalibrationRun, Observations
 
-__all__ = ["DEFAULT_METHOD", "DEFAULT_WINDOWS", "check_method", "check_texts", "collect_observations"]
+__all__ = [
+    "DEFAULT_METHOD",
+    "DEFAULT_WINDOWS",
+    "check_method",
+    "check_texts",
+    "collect_observations",
+    "window_ids",
+]
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -93,7 +100,7 @@ def collect_observations(
             raise OptionError(
                 f"{directory}: its {stage} stage is {spec.precision}; calibration needs the float32 bundle"
             )
-    size = min(_WINDOW_IDS, manifest.model.trained_context) - 1 if window_bytes is None else window_bytes
+    size = window_ids(manifest.model.trained_context) - 1 if window_bytes is None else window_bytes
     size = checked_int("window_bytes", size, 1, manifest.model.max_positions - 1)
     opened = bundled_texts() if texts is None else open_texts(texts, size)
     chosen = choose_windows(opened, windows, size, seed)
@@ -118,11 +125,16 @@ def collect_observations(
     return Observations(CalibrationRun(names, len(chosen), size, seed), observers)
 
 
+def window_ids(trained_context: int) -> int:
+    """Ids of a window of a model of this trained context, BOS included."""
+    return min(_WINDOW_IDS, trained_context)
+
+
 def check_texts(
     texts: Sequence[str | Path] | None, windows: int, trained_context: int, seed: int = 0
 ) -> None:
     """Raise OptionError when `collect_observations` would refuse the texts for a model of this context."""
-    size = min(_WINDOW_IDS, trained_context) - 1
+    size = window_ids(trained_context) - 1
     choose_windows(bundled_texts() if texts is None else open_texts(texts, size), windows, size, seed)
 
 

@@ -124,12 +124,17 @@ def spelled_out(manifest: Manifest) -> tuple[str, ...]:
     found = []
     if any(spec.fusable for spec in manifest.stages.values()) and window_offset() is None:
         found.append(f"attention: the fused operator of {here} computes something else")
-    for bits in sorted({BLOCK_BITS.get(spec.precision, 0) for spec in manifest.stages.values()} - {0}):
+    for bits in sorted({bits for stage in manifest.stages for bits in block_bits(manifest, stage)}):
         if not multiplies_blocks(bits):
             found.append(
                 f"products over {bits}-bit blocks: the operator of {here} can't be saved or is wrong"
             )
     return tuple(found)
+
+
+def block_bits(manifest: Manifest, stage: str) -> tuple[int, ...]:
+    """Bits of a stage's weights in blocks, ascending: none, one number, or both of a mix."""
+    return tuple(sorted(BLOCK_BITS[word] for word in manifest.precisions_of(stage) if word in BLOCK_BITS))
 
 
 def _saved_and_run(model: ir.Model, folder: Path, precision: str, x: Floats) -> Floats:
@@ -330,15 +335,13 @@ def _build_stage(directory: Path, manifest: Manifest, stage: str, engine: Path) 
     spec, graph = manifest.stages[stage], engine / graph_file(stage)
     model = load_stage(directory, spec)
     offset = window_offset()
-    bits = BLOCK_BITS.get(spec.precision)
-    if bits is not None and not multiplies_blocks(bits):
-        bits = None
+    widths = [bits for bits in block_bits(manifest, stage) if multiplies_blocks(bits)]
     with foreign_graph(directory / spec.file):
         # Where the operator is of no use, the portable graph's attention is optimized like the rest.
         if spec.fusable and offset is not None:
             fuse_attention(model, spec, offset)
         # Likewise: what is spelled out is right, if slow.
-        blocks = bits is not None and write_block_products(model, bits)
+        blocks = sum(write_block_products(model, bits) for bits in widths)
     if blocks:
         with TemporaryDirectory(dir=engine) as weights:
             save_stage(Path(weights), stage, model, lambda _count: None)

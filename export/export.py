@@ -18,12 +18,13 @@ from ..runtime.files import scratch
 from ..runtime.generation_spec import GenerationSpec
 from ..runtime.manifest import Manifest, ModelSpec, Source, StageSpec
 from ..runtime.names import CHAT_TEMPLATE_NAME
+from ..runtime.quantization_spec import QuantizationSpec
 from .bundle import Meter, Progress, checkpoint_stage, data_name, finish, graph_name, new_bundle
 from .chat_template import NO_TEMPLATE, ChatPlan, find_chat_template
 from .checkpoint import Checkpoint, open_checkpoint
 from .checkpoint_base import EMBEDDING, HASH_EMBEDDING, check_tensors, parameter_counts
 from .packed import check_rows, write_packed
-from .quantize import QuantizationOptions, calibrated, plan_stages, write_stages
+from .quantize import QuantizationOptions, StagePlan, calibrated, plan_stages, write_stages
 from .tables import table_dtype, table_spec, write_tables
 
 __all__ = ["ExportPlan", "export_checkpoint", "plan_export"]
@@ -56,12 +57,19 @@ class ExportPlan:
     """Precision of each stage's graph."""
     tables: str
     """Precision of the embedding tables: "fp16", "fp32", "int8" or "int4"."""
-    graph_bytes: dict[str, int]
-    """Weights on disk by stage."""
+    stages: dict[str, StagePlan]
+    """What each stage's graph will be."""
     table_bytes: int
     """Embedding tables on disk."""
     peak_memory: int
     """Estimated peak of resident memory while exporting, in bytes; mapped files not counted."""
+    quantization: QuantizationSpec | None
+    """How its integers will be found, but for ranges that are still to be collected."""
+
+    @property
+    def graph_bytes(self) -> dict[str, int]:
+        """Weights on disk by stage."""
+        return {stage: plan.bytes for stage, plan in self.stages.items()}
 
     @property
     def total_bytes(self) -> int:
@@ -146,13 +154,17 @@ def _plan(
     config = parse_config(checkpoint.config)
     precisions = parse_precision(precision, stage_names(config))
     options.check()
+    if options.target_boundaries is not None:
+        raise OptionError(
+            "target boundaries: a mix is searched in a float32 bundle; export one, and quantize that"
+        )
     if options.ranges is None:
         check_texts(options.texts, options.windows, _context(None, config), options.seed)
     check_tensors(checkpoint, config)
     kind = _table_kind(checkpoint, tables, set(precisions.values()))
-    sizes = plan_stages(precisions, options, partial(checkpoint_stage, checkpoint, config))
+    stages = plan_stages(precisions, options, partial(checkpoint_stage, checkpoint, config))
     # The largest weight is held as it is read, joined and transposed, and once more as it is written.
-    peak = _BASE_MEMORY + max(_TABLE_BLOCK_MEMORY, 3 * max(largest for _, largest in sizes.values()))
+    peak = _BASE_MEMORY + max(_TABLE_BLOCK_MEMORY, 3 * max(plan.largest for plan in stages.values()))
     return ExportPlan(
         name=checkpoint.name,
         layout=checkpoint.layout,
@@ -164,9 +176,10 @@ def _plan(
         precision=precision,
         precisions=precisions,
         tables=kind,
-        graph_bytes={stage: total for stage, (total, _) in sizes.items()},
+        stages=stages,
         table_bytes=table_spec(config, table_dtype(kind)).bytes,
         peak_memory=peak,
+        quantization=options.spec(precisions, stages),
     )
 
 
@@ -232,5 +245,5 @@ def _manifest(
         chat=None if plan.chat is None else plan.chat.spec,
         axes=axis_ranges(config),
         files={},
-        quantization=options.spec(plan.precisions),
+        quantization=options.spec(plan.precisions, plan.stages),
     )

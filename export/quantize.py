@@ -23,13 +23,15 @@ from ..calibration.collect import (
 from ..calibration.observers import Ranges
 from ..calibration.smooth import check_strength, find_smoothing
 from ..graphs.precision import check_block_size, format_precision, parse_precision
-from ..graphs.quantize import ActivationRanges, Recipe, WeightFactors, rewrite_stage
+from ..graphs.quantize import ActivationRanges, Recipe, WeightFactors, block_sizes, rewrite_stage
 from ..graphs.surgery import foreign_graph
+from ..runtime.embedding_spec import EmbeddingSpec
 from ..runtime.errors import OptionError
-from ..runtime.files import read_plain
+from ..runtime.files import read_plain, scratch
 from ..runtime.integrity import check_files
-from ..runtime.manifest import CalibrationSpec, Manifest, QuantizationSpec, load_manifest
+from ..runtime.manifest import Manifest, load_manifest
 from ..runtime.names import BLOCK_PRECISIONS, CHAT_TEMPLATE_NAME, SEARCHES
+from ..runtime.quantization_spec import CalibrationSpec, MixSpec, QuantizationSpec
 from .bundle import (
     Meter,
     Progress,
@@ -42,9 +44,18 @@ from .bundle import (
     save_stage,
 )
 from .packed import write_packed
+from .patcher_mix import MixTexts, Tell, check_mix, check_target, find_mix
 from .tables import requantize_tables, table_dtype
 
-__all__ = ["OpenStage", "QuantizationOptions", "calibrated", "plan_stages", "quantize_bundle", "write_stages"]
+__all__ = [
+    "OpenStage",
+    "QuantizationOptions",
+    "StagePlan",
+    "calibrated",
+    "plan_stages",
+    "quantize_bundle",
+    "write_stages",
+]
 
 OpenStage = Callable[[str], ir.Model]
 """A stage's float32 graph, new each time, over weights that are read when they are written."""
@@ -54,8 +65,9 @@ OpenStage = Callable[[str], ir.Model]
 class QuantizationOptions:
     """How weights and activations become integers."""
 
-    block_size: int = 32
-    """Inputs that share a weight scale in int8w and int4 stages."""
+    block_size: int | None = None
+    """Inputs that share a weight scale in int8w and int4 stages; None goes by the matrix
+    (`precision.block_size_for`)."""
     search: str = "mse"
     """How weight scales are found: one of `names.SEARCHES`."""
     texts: Sequence[str | Path] | None = None
@@ -72,6 +84,16 @@ class QuantizationOptions:
     """Ranges collected before; None collects them where they are needed."""
     factors: Mapping[str, WeightFactors] = field(default_factory=dict)
     """What smoothing multiplies weights and norms with; belongs to `ranges`."""
+    target_boundaries: float | None = None
+    """Share of patch boundaries that a patcher in int8w or int4 must have in common with float32, from the
+    texts: a search puts as much of it in 4 bits as that allows. None does not search."""
+    mix: MixSpec | None = None
+    """What that search found."""
+
+    @property
+    def mix_texts(self) -> MixTexts:
+        """What a search for a mix reads."""
+        return MixTexts(self.texts, self.windows, self.seed)
 
     def check(self) -> None:
         """Raises OptionError for a value that is not allowed."""
@@ -79,6 +101,8 @@ class QuantizationOptions:
         if self.search not in SEARCHES:
             raise OptionError(f"search: got {self.search!r}, allowed are {', '.join(SEARCHES)}")
         check_method(self.method)
+        if self.target_boundaries is not None:
+            check_target(self.target_boundaries)
         if self.smooth is not None:
             check_strength(self.smooth)
             if self.ranges is not None and not self.factors:
@@ -87,9 +111,10 @@ class QuantizationOptions:
     def recipe(self, precision: str, ranges: ActivationRanges | None = None) -> Recipe:
         """The recipe for a stage of this precision; `ranges` stand in where none were collected."""
         factors = self.factors if precision == "int8" else {}
-        return Recipe(precision, self.block_size, self.search, self.ranges or ranges, factors)
+        wider = frozenset(self.mix.int8w) if self.mix is not None else frozenset()
+        return Recipe(precision, self.block_size, self.search, self.ranges or ranges, factors, wider)
 
-    def spec(self, precisions: Mapping[str, str]) -> QuantizationSpec | None:
+    def spec(self, precisions: Mapping[str, str], plans: Mapping[str, StagePlan]) -> QuantizationSpec | None:
         """What the manifest says of it; None when no stage holds integers."""
         words = set(precisions.values())
         if not words & {"int8", *BLOCK_PRECISIONS}:
@@ -97,7 +122,20 @@ class QuantizationOptions:
         calibration = None
         if "int8" in words and self.ranges is not None:
             calibration = CalibrationSpec(self.ranges.method, **asdict(self.ranges.run), smooth=self.smooth)
-        return QuantizationSpec(self.search, self.block_size, calibration)
+        sizes = {stage: plan.block_sizes for stage, plan in plans.items() if plan.block_sizes}
+        return QuantizationSpec.of(self.search, sizes, calibration, self.mix)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage will be at its precision."""
+
+    bytes: int
+    """Weights on disk."""
+    largest: int
+    """Bytes of its largest float32 weight."""
+    block_sizes: tuple[int, ...]
+    """How many inputs share a scale in its matrices, each number once, ascending; empty without blocks."""
 
 
 class _AnyRange:
@@ -137,15 +175,17 @@ def calibrated(
 
 def plan_stages(
     precisions: Mapping[str, str], options: QuantizationOptions, open_stage: OpenStage
-) -> dict[str, tuple[int, int]]:
-    """(bytes on disk, bytes of the largest float32 weight) of each stage at these precisions.
+) -> dict[str, StagePlan]:
+    """What each stage will be at these precisions.
 
     Raises OptionError for a graph that can't be rewritten so: before minutes of calibration.
     """
-    return {
-        stage: planned_bytes(open_stage(stage), options.recipe(precision, _AnyRange()))
-        for stage, precision in precisions.items()
-    }
+    plans = {}
+    for stage, precision in precisions.items():
+        model, recipe = open_stage(stage), options.recipe(precision, _AnyRange())
+        sizes = tuple(sorted(set(block_sizes(model.graph, recipe).values())))
+        plans[stage] = StagePlan(*planned_bytes(model, recipe), sizes)
+    return plans
 
 
 def write_stages(
@@ -171,18 +211,20 @@ def quantize_bundle(
     quantization: QuantizationOptions | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    tell: Tell | None = None,
 ) -> Path:
     """Write `output`, the float32 bundle `bundle` at another precision; returns it.
 
     precision: see `precision.parse_precision`. tables: fp32, fp16, int8 or int4; None keeps what they are.
     Packed graphs are written for as many texts at once as the bundle has them.
     quantization: how integers are found, None takes the defaults. force: replace an existing bundle.
-    progress(what, done, in all). The directory appears whole or not at all; peak memory is a few times the
-    largest weight.
+    progress(what, done, in all); tell(figures) of each mix that a search for `target_boundaries` measured.
+    The directory appears whole or not at all; peak memory is a few times the largest weight, and with such a
+    search the patcher's own, twice.
 
     Raises OptionError (options, texts, a bundle whose stages are quantized already, nothing to change, an
     output that is the bundle itself), BundleError, or BltError (existing output, disk full, a weight beyond
-    float16, no usable range).
+    float16, no usable range, a target out of reach).
     """
     options = quantization or QuantizationOptions()
     options.check()
@@ -195,6 +237,8 @@ def quantize_bundle(
         raise OptionError(f"{source} has this precision and these tables already: nothing to change")
     if options.ranges is None:
         check_texts(options.texts, options.windows, manifest.model.trained_context, options.seed)
+    if options.target_boundaries is not None:
+        check_mix(manifest, precisions, options.mix_texts)
     check_files(source, manifest)
 
     def open_stage(stage: str) -> ir.Model:
@@ -202,9 +246,15 @@ def quantize_bundle(
 
     with foreign_graph(f"{source}: a stage"):
         planned = plan_stages(precisions, options, open_stage)
-    total = sum(size for size, _ in planned.values()) + replace(manifest.embedding, dtype=dtype).bytes
-    with new_bundle(output, force=force, needed=total) as directory:
+    total = sum(plan.bytes for plan in planned.values()) + replace(manifest.embedding, dtype=dtype).bytes
+    # A search has the patcher in both precisions, and a candidate, beside the bundle while it lasts.
+    search = 3 * planned["patcher"].bytes if options.target_boundaries is not None else 0
+    with new_bundle(output, force=force, needed=total + search) as directory:
         options = calibrated(source, precisions, options, progress)
+        if options.target_boundaries is not None:
+            precisions, options = _mixed(source, manifest, precisions, options, Path(output), progress, tell)
+            with foreign_graph(f"{source}: a stage"):
+                planned = plan_stages(precisions, options, open_stage)
         meter = Meter(progress, total)
         write_stages(directory, precisions, options, open_stage, meter)
         write_packed(directory, precisions, manifest.rows)
@@ -212,20 +262,51 @@ def quantize_bundle(
             (directory / CHAT_TEMPLATE_NAME).write_bytes(read_plain(source / CHAT_TEMPLATE_NAME))
         written = meter.up_to("embedding tables")
         embedding = requantize_tables(source, manifest.embedding, directory / "tables.bin", dtype, written)
-        stages = {
-            stage: replace(spec, file=graph_name(stage), data=data_name(stage), precision=precisions[stage])
-            for stage, spec in manifest.stages.items()
-        }
-        changed = replace(
-            manifest,
-            stages=stages,
-            embedding=embedding,
-            validation=(),
-            files={},
-            quantization=options.spec(precisions),
-        )
+        changed = _described(manifest, precisions, embedding, options.spec(precisions, planned))
         finish(directory, changed, partial(progress, "hashes") if progress else None)
     return Path(output)
+
+
+def _described(
+    manifest: Manifest,
+    precisions: Mapping[str, str],
+    embedding: EmbeddingSpec,
+    quantization: QuantizationSpec | None,
+) -> Manifest:
+    """The manifest of the new bundle, but for its files."""
+    stages = {
+        stage: replace(spec, file=graph_name(stage), data=data_name(stage), precision=precisions[stage])
+        for stage, spec in manifest.stages.items()
+    }
+    return replace(
+        manifest, stages=stages, embedding=embedding, validation=(), files={}, quantization=quantization
+    )
+
+
+def _mixed(
+    source: Path,
+    manifest: Manifest,
+    precisions: Mapping[str, str],
+    options: QuantizationOptions,
+    output: Path,
+    progress: Progress | None,
+    tell: Tell | None,
+) -> tuple[dict[str, str], QuantizationOptions]:
+    """The precisions and the options with what a search found for the patcher."""
+    target, silent = options.target_boundaries, lambda *_: None
+    assert target is not None
+    with scratch(output.absolute(), "mix") as folder:
+        mix = find_mix(
+            source,
+            manifest,
+            options.recipe("int4"),
+            target,
+            options.mix_texts,
+            folder,
+            tell=tell or silent,
+            progress=progress or silent,
+        )
+    return {**precisions, "patcher": "int4" if mix.int4 else "int8w"}, replace(options, mix=mix)
 
 
 def _check_source(source: Path, manifest: Manifest, output: Path) -> None:

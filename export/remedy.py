@@ -30,9 +30,14 @@ def next_step(manifest: Manifest, report: ValidationReport) -> str:
     blamed = [first] if first and stages[first] in _BETTER else [s for s in stages if stages[s] == worst]
     if not blamed:
         return ""
-    step = (
-        f"--precision {format_precision({**stages, **{stage: _BETTER[stages[stage]] for stage in blamed}})}"
-    )
+    mix = manifest.quantization.mix if manifest.quantization else None
+    better = {**stages, **{stage: _BETTER[stages[stage]] for stage in blamed}}
+    kept = mix is not None and "patcher" not in blamed
+    if kept:  # the search makes of 8 bits what it can
+        better["patcher"] = "int8w"
+    step = f"--precision {format_precision(better)}"
+    if mix is not None and kept:
+        step += f" --target-boundaries {mix.target:g}"
     calibration = manifest.quantization and manifest.quantization.calibration
     if calibration and calibration.smooth is None and "int8" in {stages[stage] for stage in blamed}:
         step = f"--smooth {_SMOOTH}, or {step}"

@@ -24,7 +24,7 @@ What it does not know: checkpoints, bundles, where ranges come from.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,6 +33,7 @@ import onnx_ir as ir
 
 from ..runtime.errors import BltError, OptionError
 from ..runtime.names import BLOCK_PRECISIONS, PRECISIONS, SEARCHES
+from .precision import BLOCK_SIZES, block_size_for
 from .surgery import add_constant, input_of
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "Quantized",
     "Recipe",
     "WeightFactors",
+    "block_sizes",
     "linear_products",
     "quantize_weight",
     "rewrite_stage",
@@ -173,14 +175,22 @@ class Recipe:
 
     precision: str
     """One of `names.PRECISIONS`."""
-    block_size: int = 32
-    """Inputs that share a weight scale in int8w and int4."""
+    block_size: int | None = None
+    """Inputs that share a weight scale in int8w and int4; None goes by the matrix
+    (`precision.block_size_for`)."""
     search: str = "mse"
     """How weight scales are found: one of `names.SEARCHES`."""
     ranges: ActivationRanges | None = None
     """Needed by int8."""
     factors: Mapping[str, WeightFactors] = field(default_factory=dict)
     """By the name of a weight or norm: what smoothing multiplies it with first."""
+    wider: frozenset[str] = frozenset()
+    """Weights that an int4 stage keeps in int8w."""
+
+    def of(self, weight: str, block_size: int | None) -> Recipe:
+        """The recipe of one product."""
+        wider = self.precision == "int4" and weight in self.wider
+        return replace(self, precision="int8w" if wider else self.precision, block_size=block_size)
 
 
 def linear_products(graph: ir.Graph) -> list[ir.Node]:
@@ -216,16 +226,39 @@ def rewrite_stage(model: ir.Model, recipe: Recipe) -> None:
     if recipe.precision == "fp32":
         return
     products = [_Product(graph, node) for node in linear_products(graph)]
-    if recipe.precision in BLOCK_PRECISIONS:
-        for product in products:
-            if product.shape[0] % recipe.block_size:
-                raise OptionError(
-                    f"block size: {recipe.block_size} does not divide the {product.shape[0]} inputs of "
-                    f"{product.name}; choose a smaller block size, or another precision for this stage"
-                )
+    sizes = block_sizes(graph, recipe)
+    if sizes:
         graph.opset_imports[""] = max(_BLOCK_OPSET, graph.opset_imports[""])
     for product in products:
-        _REWRITES[recipe.precision](product, recipe)
+        own = recipe.of(product.name, sizes.get(product.name))
+        _REWRITES[own.precision](product, own)
+
+
+def block_sizes(graph: ir.Graph, recipe: Recipe) -> dict[str, int]:
+    """By weight, how many of its inputs would share a scale; empty where nothing is in blocks.
+
+    Of a float32 stage graph. Raises OptionError naming a weight whose inputs the block size does not divide.
+    """
+    if recipe.precision not in BLOCK_PRECISIONS:
+        return {}
+    shapes = {str(input_of(node, 1).name): _shape(input_of(node, 1)) for node in linear_products(graph)}
+    sizes = {}
+    for name, (inputs, outputs) in shapes.items():
+        size = recipe.block_size or block_size_for(inputs, outputs)
+        if size is None or inputs % size:
+            smaller = "choose a smaller block size, or" if recipe.block_size else "choose"
+            raise OptionError(
+                f"block size: {size or BLOCK_SIZES[0]} does not divide the {inputs} inputs of {name}; "
+                f"{smaller} another precision for this stage"
+            )
+        sizes[name] = size
+    return sizes
+
+
+def _shape(weight: ir.Value) -> tuple[int, int]:
+    assert weight.shape is not None
+    inputs, outputs = (int(size) for size in weight.shape.numpy())
+    return inputs, outputs
 
 
 def _apply_factors(value: ir.Value, factors: WeightFactors) -> None:
@@ -335,6 +368,7 @@ def _to_float16(product: _Product, recipe: Recipe) -> None:
 
 def _to_blocks(product: _Product, recipe: Recipe) -> None:
     (rows, columns), size = product.shape, recipe.block_size
+    assert size is not None
     bits = 4 if recipe.precision == "int4" else 8
     pair = product.integers(recipe.precision, bits, size, recipe.search, (rows // size, columns))
     blocks = product.before("DequantizeLinear", pair, "blocks", axis=0, block_size=size)

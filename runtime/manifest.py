@@ -41,22 +41,20 @@ from .names import (
     MOST_ROWS,
     PATCHING_MODES,
     PRECISIONS,
-    SEARCHES,
     STAGES,
     packed_graph_file,
 )
 from .patching import PatchingRule
+from .quantization_spec import QuantizationSpec
 from .validation import ValidationRecord, read_records, with_record
 from .vocabulary import VOCAB_SIZE
 
 __all__ = [
     "SCHEMA",
     "Axis",
-    "CalibrationSpec",
     "FileRecord",
     "Manifest",
     "ModelSpec",
-    "QuantizationSpec",
     "Source",
     "StageSpec",
     "load_manifest",
@@ -191,35 +189,6 @@ class StageSpec:
 
 
 @dataclass(frozen=True)
-class CalibrationSpec:
-    """Where the ranges of int8 activations come from."""
-
-    method: _Text
-    """How a range was read from what was seen, such as "minmax" or "mse"."""
-    texts: Annotated[tuple[str, ...], by(Fields.texts, 10_000)]
-    """Names of the texts; the package's own begin with "bundled:"."""
-    windows: _Positive
-    """Windows that were read, each from BOS."""
-    window_bytes: _Positive
-    seed: _Count
-    """What chose them."""
-    smooth: Annotated[float | None, Fields.number_or_none] = None
-    """Strength with which activations' ranges were moved into weights before; None = not."""
-
-
-@dataclass(frozen=True)
-class QuantizationSpec:
-    """How the integers in the graphs were found."""
-
-    search: Annotated[str, by(Fields.choice, SEARCHES)]
-    """How weight scales were found: "mse" or "rtn"."""
-    block_size: _Width
-    """Inputs that share a weight scale in int8w and int4 stages."""
-    calibration: Annotated[CalibrationSpec | None, by(Fields.part_or_none, record(CalibrationSpec))]
-    """None when no stage has int8 activations."""
-
-
-@dataclass(frozen=True)
 class Axis:
     """Sizes of one dynamic axis: the smallest, the one to tune for, and the largest that is not refused."""
 
@@ -292,6 +261,8 @@ class Manifest:
         data["validation"] = data["validation"] or None
         absent = ((data, name) for name in ("quantization", "chat"))
         optional = [*absent, *((stage, "patch_values") for stage in data["stages"].values())]
+        if self.quantization is not None:
+            optional += [(data["quantization"], key) for key in ("block_sizes", "mix")]
         for fields, key in optional:
             if fields[key] is None:
                 del fields[key]
@@ -338,6 +309,11 @@ class Manifest:
         """Size of a stage's graph and weights."""
         spec = self.stages[stage]
         return self.files[spec.file].bytes + self.files[spec.data].bytes
+
+    def precisions_of(self, stage: str) -> tuple[str, ...]:
+        """What a stage's matrices are in: its precision, or int4 and int8w in a patcher that has both."""
+        mix = self.quantization.mix if self.quantization and stage == "patcher" else None
+        return ("int4", "int8w") if mix and mix.int4 and mix.int8w else (self.stages[stage].precision,)
 
     def with_files(self, files: Mapping[str, FileRecord]) -> Manifest:
         """The same description with the files' final sizes and hashes."""
@@ -395,6 +371,7 @@ def _check_references(manifest: Manifest) -> None:
         _check_listed(manifest, name, "rows")
     if manifest.chat is not None:
         _check_listed(manifest, CHAT_TEMPLATE_NAME, "chat")
+    _check_mix(manifest)
     latent, decoder = stages["latent"], stages["decoder"]
     if latent.patch_values != decoder.patch_values:
         needed_values = "the same value as in the latent stage"
@@ -414,6 +391,14 @@ def _check_references(manifest: Manifest) -> None:
     size = manifest.files[embedding.file].bytes
     if size != embedding.bytes:
         raise fault(f"files.{embedding.file}.bytes", size, f"{embedding.bytes} for tables of this shape")
+
+
+def _check_mix(manifest: Manifest) -> None:
+    mix, patcher = manifest.quantization and manifest.quantization.mix, manifest.stages.get("patcher")
+    if mix:
+        precision = "int4" if mix.int4 else "int8w"
+        if patcher is None or patcher.precision != precision:
+            raise fault("quantization.mix.int4", list(mix.int4), f"a patcher in {precision} for it")
 
 
 def _check_listed(manifest: Manifest, name: str, where: str) -> None:

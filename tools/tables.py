@@ -64,20 +64,25 @@ def print_fields(
 
 
 class GrowingTable:
-    """A table on stdout whose rows come one by one, each shown at once. A column is as wide as its header and
-    its cell of `widest`, or a longer one from there on; the first, of names, gives way where a terminal is
-    narrow.
+    """A table on stdout, or with `err` on stderr, whose rows come one by one, each shown at once. A column is
+    as wide as its header and its cell of `widest`, or a longer one from there on; the first, of names, gives
+    way where a terminal is narrow.
     """
 
-    def __init__(self, columns: Sequence[str], widest: Sequence[str]) -> None:
-        self._columns, self._begun = columns, False
+    def __init__(self, columns: Sequence[str], widest: Sequence[str], *, err: bool = False) -> None:
+        self._columns, self._begun, self._err = columns, False, err
         pairs = zip(columns, widest, strict=True)
         self._widths = [max(_length(name.lstrip(">")), _length(cell)) for name, cell in pairs]
         self._fold()
 
+    @property
+    def _target(self) -> IO[str] | None:
+        # Asked for anew: a progress bar stands in for the streams while it is shown.
+        return sys.stderr if self._err else sys.stdout
+
     def _fold(self) -> None:
         least = [min(_NAME, self._widths[0]), *self._widths[1:]]
-        self._widths, self._fits = _fit(self._widths, least, _width(sys.stdout))
+        self._widths, self._fits = _fit(self._widths, least, _width(self._target))
 
     def row(self, cells: Sequence[str], *, total: bool = False) -> None:
         """Print a row, before the first the header; a total is set apart. A row may end early."""
@@ -85,12 +90,12 @@ class GrowingTable:
         self._widths[1 : 1 + len(longer)] = longer
         self._fold()
         if total:
-            echo("\u2500" * (sum(self._widths) + 2 * len(self._widths) - 2))
+            echo("\u2500" * (sum(self._widths) + 2 * len(self._widths) - 2), self._target)
         table = _table(self._columns, self._widths, header=not self._begun)
         table.add_row(*map(_text, cells))
-        _print(table, sys.stdout, self._fits)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        _print(table, self._target, self._fits)
+        if self._target is not None:
+            self._target.flush()
         self._begun = True
 
 

@@ -82,8 +82,8 @@ def session_options(ort: Any, precision: str, threads: int | None) -> Any:
     # An arena keeps what the largest chunk of a prompt took, four times over, for steps that need next to
     # nothing; without it a step takes as long.
     options.enable_cpu_mem_arena = False
-    # It would keep a plan of memory for each combination of shapes that ever ran, for good: prompts and packed
-    # texts are of other sizes each time, and a server's heap grew by 3 MB in 1,200 texts.
+    # It would keep a plan of memory for each combination of shapes that ever ran, for good: prompts and
+    # packed texts are of other sizes each time, and a server's heap grew by 3 MB in 1,200 texts.
     options.enable_mem_pattern = False
     if threads is not None:
         options.intra_op_num_threads = threads

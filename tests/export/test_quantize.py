@@ -140,6 +140,26 @@ def test_manifest_tells_how(quantized: dict[str, Path]) -> None:
     assert load_manifest(quantized["fp16"]).quantization is None
 
 
+def test_blocks_of_several_sizes_run_and_are_told(
+    bundle: Path, quantized: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("blt_edge.graphs.precision.LARGE_MATRIX", 1)
+    output = quantize_bundle(bundle, tmp_path / "out", precision="int4,encoder=fp32")
+    manifest = load_manifest(output)
+    assert manifest.quantization is not None
+    assert manifest.quantization.block_size == 64
+    assert manifest.quantization.block_sizes == {"patcher": (32, 64), "latent": (32, 64), "decoder": (32,)}
+    for stage in ("patcher", "latent"):
+        before = load_manifest(quantized["int4"]).stage_bytes(stage)
+        assert manifest.stage_bytes(stage) < before, stage
+    ours, theirs = BltModel.load(output, threads=1), BltModel.load(bundle, threads=1)
+    assert np.corrcoef(ours.entropies(TEXT), theirs.entropies(TEXT))[0, 1] > 0.98
+    chosen = QuantizationOptions(block_size=32)
+    again = quantize_bundle(bundle, tmp_path / "again", precision="int4", quantization=chosen)
+    files = (load_manifest(one).files["latent.onnx.data"] for one in (again, quantized["int4"]))
+    assert len({file.sha256 for file in files}) == 1
+
+
 def test_tables_alone_can_change(bundle: Path, tmp_path: Path) -> None:
     done: list[tuple[str, int, int]] = []
     output = quantize_bundle(
@@ -196,6 +216,7 @@ def test_smoothing_changes_no_more_than_rounding(bundle: Path, tmp_path: Path, t
         ({"precision": "latnt=int4"}, {}, "precision: got stage 'latnt'"),
         ({"precision": "int4"}, {"block_size": 48}, "block size: got 48, allowed are 32, 64, 128"),
         ({"precision": "int4"}, {"block_size": 128}, "block size: 128 does not divide the 64 inputs of"),
+        ({"precision": "int4"}, {"block_size": True}, "block size: got True, allowed are 32, 64, 128"),
         ({"precision": "int4"}, {"search": "best"}, "search: got 'best', allowed are mse, rtn"),
         ({"precision": "int8"}, {"method": "guess"}, "calibration method: got 'guess'"),
         ({"precision": "int8"}, {"smooth": 2.0}, "smooth: got 2.0"),

@@ -8,8 +8,8 @@ import pytest
 from blt_edge.export.remedy import next_step
 from blt_edge.export.validate import ValidationReport, ValidationRow
 from blt_edge.graphs.precision import parse_precision
-from blt_edge.runtime.manifest import CalibrationSpec, QuantizationSpec
 from blt_edge.runtime.names import STAGES
+from blt_edge.runtime.quantization_spec import CalibrationSpec, MixSpec, QuantizationSpec
 from support.profiles import demo_manifest
 
 
@@ -45,3 +45,23 @@ def test_the_first_stage_that_fails_is_blamed(precision: str, tables: str, faile
     calibration = CalibrationSpec("mse", ("a",), 1, 1, 0, 0.5)
     smoothed = replace(manifest, quantization=QuantizationSpec("mse", 32, calibration))
     assert "--smooth" not in next_step(smoothed, ValidationReport("x", "int4", 10, rows))
+
+
+@pytest.mark.parametrize(
+    ("failed", "step"),
+    [
+        ("decoder: logits", "--precision int8w,latent=int4 --target-boundaries 0.99: the decoder is"),
+        ("patcher: logits", "--precision int4: the patcher is"),
+    ],
+)
+def test_a_mix_is_searched_again_where_it_is_not_to_blame(failed: str, step: str) -> None:
+    manifest = demo_manifest()
+    words = parse_precision("int4,patcher=int4", STAGES)
+    mix = MixSpec(("a",), ("b",), 0.99, 0.995, ("c",), 2, 511, 0)
+    manifest = replace(
+        manifest,
+        stages={name: replace(spec, precision=words[name]) for name, spec in manifest.stages.items()},
+        quantization=QuantizationSpec("mse", 32, None, mix=mix),
+    )
+    report = ValidationReport("x", "int4", 10, (ValidationRow(failed, 1, "==", 0),))
+    assert next_step(manifest, report).startswith(step)

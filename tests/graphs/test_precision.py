@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from blt_edge.graphs.precision import MIXES, check_block_size, format_precision, needs_ranges, parse_precision
+from blt_edge.graphs.precision import (
+    BLOCK_SIZES,
+    LARGE_MATRIX,
+    MIXES,
+    block_size_for,
+    check_block_size,
+    format_precision,
+    needs_ranges,
+    parse_precision,
+)
 from blt_edge.runtime.errors import OptionError
 from blt_edge.runtime.names import PRECISIONS
 from hypothesis import given
@@ -76,3 +85,36 @@ def test_mixes_are_formatted_as_words(word: str) -> None:
 def test_block_sizes(size: int) -> None:
     with pytest.raises(OptionError, match=r"block size: got .*, allowed are 32, 64, 128"):
         check_block_size(size)
+    for allowed in (None, *BLOCK_SIZES):
+        check_block_size(allowed)
+
+
+@given(st.integers(1, 20_000), st.integers(1, 20_000))
+def test_block_sizes_are_the_largest_of_a_large_matrix_and_the_smallest_of_others(
+    inputs: int, outputs: int
+) -> None:
+    found = block_size_for(inputs, outputs)
+    allowed = [size for size in BLOCK_SIZES if inputs // size * size == inputs]
+    if not allowed:
+        assert found is None
+        assert inputs % 32
+    else:
+        assert found == (max(allowed) if inputs * outputs >= LARGE_MATRIX else 32)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "size"),
+    [
+        (2048, 6144, 128),
+        (768, 768, 128),
+        (2816, 1024, 128),
+        (1984, 1024, 64),
+        (2080, 1024, 32),
+        (1024, 512, 128),
+        (1024, 511, 32),
+        (512, 512, 32),
+        (2050, 1024, None),
+    ],
+)
+def test_block_sizes_of_some_matrices(inputs: int, outputs: int, size: int | None) -> None:
+    assert block_size_for(inputs, outputs) == size

@@ -12,6 +12,7 @@ from blt_edge.graphs.quantize import (
     Quantized,
     Recipe,
     WeightFactors,
+    block_sizes,
     linear_products,
     quantize_weight,
     rewrite_stage,
@@ -267,6 +268,51 @@ def test_factors_change_weights_before_they_are_quantized() -> None:
 def test_block_that_does_not_divide_is_refused_by_name() -> None:
     with pytest.raises(OptionError, match=r"64 does not divide the 32 inputs of encoder\.stack"):
         build(CONFIG, "encoder", recipe("int4", block_size=64))
+
+
+@pytest.mark.parametrize("precision", BLOCK_PRECISIONS)
+def test_where_nobody_chose_a_large_matrix_has_the_largest_blocks(
+    monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    plain = build(CONFIG, "latent", FLOAT32)
+    assert set(block_sizes(plain.graph, Recipe(precision)).values()) == {32}
+    monkeypatch.setattr("blt_edge.graphs.precision.LARGE_MATRIX", 1)
+    sizes = block_sizes(plain.graph, Recipe(precision))
+    assert set(sizes.values()) == {32, 64}
+    found = initializers(build(CONFIG, "latent", Recipe(precision)))
+    for name, weight in initializers(plain).items():
+        if name in sizes:
+            size = 64 if len(weight) % 64 == 0 else 32
+            assert sizes[name] == size
+            assert found[f"{name}.scales"].shape == (len(weight) // size, weight.shape[1])
+            rounded = found[f"{name}.{precision}"] * found[f"{name}.scales"].repeat(size, axis=0)
+            assert np.linalg.norm(rounded - weight) < 0.12 * np.linalg.norm(weight)
+
+
+def test_an_int4_stage_can_keep_some_matrices_in_8_bits() -> None:
+    plain = build(CONFIG, "patcher", FLOAT32)
+    names = [node.inputs[1].name for node in linear_products(plain.graph)]
+    wider = frozenset(names[::3])
+    mixed, wide, narrow = (
+        build(CONFIG, "patcher", one)
+        for one in (Recipe("int4", wider=wider), Recipe("int8w"), Recipe("int4"))
+    )
+    for name in names:
+        word, other = ("int8w", wide) if name in wider else ("int4", narrow)
+        found, wanted = initializers(mixed), initializers(other)
+        for suffix in (word, "scales"):
+            np.testing.assert_array_equal(found[f"{name}.{suffix}"], wanted[f"{name}.{suffix}"])
+    # Only int4 stages have a mix.
+    assert set(initializers(build(CONFIG, "patcher", Recipe("int8w", wider=wider)))) == set(
+        initializers(wide)
+    )
+
+
+def test_a_block_size_that_was_chosen_counts_whatever_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blt_edge.graphs.precision.LARGE_MATRIX", 1)
+    graph = build(CONFIG, "latent", FLOAT32).graph
+    assert set(block_sizes(graph, recipe("int4", block_size=32)).values()) == {32}
+    assert block_sizes(graph, recipe("int8")) == block_sizes(graph, FLOAT32) == {}
 
 
 def test_weight_beyond_float16_is_refused_by_name() -> None:

@@ -17,7 +17,8 @@ import pytest
 from blt_edge.runtime.embedding import EmbeddingTable
 from blt_edge.runtime.errors import BundleError
 from blt_edge.runtime.integrity import check_files
-from blt_edge.runtime.manifest import CalibrationSpec, FileRecord, Manifest, QuantizationSpec, load_manifest
+from blt_edge.runtime.manifest import FileRecord, Manifest, load_manifest
+from blt_edge.runtime.quantization_spec import CalibrationSpec, QuantizationSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.bundles import SPEC, describe, seal
@@ -222,7 +223,9 @@ class TestSealedManifests:
 
 # Mutations: whatever is changed, the answer is a manifest or a BundleError, never another exception.
 
-QUANTIZED = QuantizationSpec("mse", 32, CalibrationSpec("mse", ("bundled:english.txt",), 96, 511, 3, 0.5))
+QUANTIZED = QuantizationSpec(
+    "mse", 64, CalibrationSpec("mse", ("bundled:english.txt",), 96, 511, 3, 0.5), {"latent": (32, 64)}
+)
 FILES = {name: FileRecord(SPEC.bytes if name == SPEC.file else 300, "0" * 64, "1" * 64) for name in NAMES}
 RECORDS = (elsewhere(), elsewhere("a family", "logits"))
 VALID: Payload = replace(describe(), quantization=QUANTIZED, validation=RECORDS, files=FILES).to_dict()
@@ -320,6 +323,7 @@ NULLABLE = {
     "kernels",
     "processor",
     "onnxruntime",
+    "block_size",
     "calibration",
     "smooth",
 }

@@ -13,14 +13,13 @@ import pytest
 from blt_edge.runtime.errors import BundleError
 from blt_edge.runtime.hashing import HashSpec
 from blt_edge.runtime.manifest import (
-    CalibrationSpec,
     Manifest,
-    QuantizationSpec,
     Source,
     load_manifest,
     write_manifest,
 )
 from blt_edge.runtime.patching import PatchingRule
+from blt_edge.runtime.quantization_spec import CalibrationSpec, MixSpec, QuantizationSpec
 from support.bundles import SPEC, describe, seal, write_bundle
 from support.processors import elsewhere
 
@@ -133,6 +132,8 @@ FAULTS = [
     ("axes.batch.max", 0, "a whole number from 1"),
     ("quantization.search", "best", "one of mse, rtn"),
     ("quantization.block_size", 0, "a whole number from 1"),
+    ("quantization.block_sizes", {"latent": [0]}, "from 1"),
+    ("quantization.block_sizes", {"middle": [32]}, "'middle'"),
     ("quantization.calibration.texts", ["mine.txt", 5], "printable text"),
     ("quantization.calibration.windows", 0, "a whole number from 1"),
     ("quantization.calibration.seed", -1, "a whole number from 0"),
@@ -279,6 +280,8 @@ def test_seal_makes_what_write_makes(bundle: Path, payload: dict[str, Any]) -> N
     [
         QuantizationSpec("rtn", 64, None),
         QuantizationSpec("mse", 32, CALIBRATION),
+        QuantizationSpec("mse", None, CALIBRATION),
+        QuantizationSpec("mse", 128, None, {"encoder": (32,), "latent": (64, 128)}),
         QuantizationSpec("mse", 32, CalibrationSpec("minmax", (), 1, 1, 0)),
     ],
 )
@@ -286,3 +289,49 @@ def test_quantization_is_read_back(bundle: Path, spec: QuantizationSpec) -> None
     manifest = dataclasses.replace(load_manifest(bundle), quantization=spec)
     write_manifest(bundle, manifest)
     assert load_manifest(bundle) == manifest
+
+
+MIX = MixSpec(("a", "b"), ("c",), 0.99, 0.9913, ("bundled:english.txt",), 96, 511, 0)
+
+
+def with_mix(bundle: Path, mix: MixSpec, precision: str = "int4") -> Manifest:
+    manifest = load_manifest(bundle)
+    patcher = dataclasses.replace(manifest.stages["patcher"], precision=precision)
+    return dataclasses.replace(
+        manifest,
+        stages={**manifest.stages, "patcher": patcher},
+        quantization=QuantizationSpec("mse", 32, None, mix=mix),
+    )
+
+
+def test_a_mix_is_read_back_and_told(bundle: Path) -> None:
+    manifest = with_mix(bundle, MIX)
+    write_manifest(bundle, manifest)
+    assert load_manifest(bundle) == manifest
+    assert [manifest.precisions_of(stage) for stage in ("patcher", "encoder")] == [
+        ("int4", "int8w"),
+        (manifest.stages["encoder"].precision,),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "precision", "said"),
+    [
+        ({}, "int8w", "a patcher in int4 for it"),
+        ({"int4": ()}, "int4", "a patcher in int8w for it"),
+        ({"target": 1.01}, "int4", "a number from 0 to 1"),
+        ({"boundaries": -0.1}, "int4", "a number from 0 to 1"),
+    ],
+)
+def test_a_mix_that_can_not_be_is_refused(
+    bundle: Path, changes: dict[str, Any], precision: str, said: str
+) -> None:
+    with pytest.raises(BundleError, match=f"quantization.mix.*{said}"):
+        write_manifest(bundle, with_mix(bundle, dataclasses.replace(MIX, **changes), precision))
+
+
+@pytest.mark.parametrize(("names", "precision"), [("int4", "int8w"), ("int8w", "int4")])
+def test_a_search_may_end_with_one_kind(bundle: Path, names: str, precision: str) -> None:
+    manifest = with_mix(bundle, dataclasses.replace(MIX, **{names: ()}), precision)
+    write_manifest(bundle, manifest)
+    assert load_manifest(bundle).precisions_of("patcher") == (precision,)

@@ -70,7 +70,7 @@ REFUSED_BY_BOTH = [
     ("--precision int3", "--precision: got 'int3'"),
     ("--precision middle=int8", "--precision: got stage 'middle'"),
     ("--precision decoder=int9", "--precision: got 'int9' for decoder"),
-    ("--precision int4 --block-size 31", "--block-size: got 31"),
+    ("--precision int4 --block-size 31", "--block-size: got '31'"),
     ("--precision int4 --block-size 128", "128 does not divide"),
     ("--precision int4 --calibration empty.txt", "empty.txt is empty"),
     ("--tables int2", "--tables: got 'int2'"),
@@ -93,6 +93,14 @@ REFUSED_BY_BOTH = [
     [
         *((verb, flags, line) for flags, line in REFUSED_BY_BOTH for verb in ("quantize", "export")),
         ("quantize", "-o out --precision fp32", "nothing to change"),
+        ("quantize", "-o out --target-boundaries 2", "--target-boundaries is 2.0; allowed is"),
+        ("quantize", "-o out --target-boundaries most", "'most'"),
+        (
+            "quantize",
+            "-o out --precision fp16 --target-boundaries 0.9",
+            "the patcher is fp16; drop the target",
+        ),
+        ("quantize", "-o out --target-boundaries 0.9 --windows 1", "--windows: got 1"),
         ("export", "--precision int8 --dry-run --calibration empty.txt", "empty.txt is empty"),
     ],
 )
@@ -128,6 +136,28 @@ def test_options_that_change_nothing_are_named(
     assert result.stderr == planned.stderr
     assert result.stderr.startswith(unused)
     assert result.stderr.count("\n") == bool(unused)
+
+
+def test_a_mix_is_searched_row_by_row(cli, even_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("This is some text, to be read in windows. " * 100)
+    flags = ("--target-boundaries", "0.01", "--windows", 2, "--seed", 1, "--calibration", tmp_path / "a.txt")
+    result = cli("quantize", even_bundle, "-o", tmp_path / "out", *flags, "--no-validate", code=0)
+    assert result.stdout == f"{tmp_path / 'out'}\n"
+    lines = result.stderr.splitlines()
+    rows = [line.split()[:3] for line in lines if line[:1].isdecimal() and "%" in line]
+    assert rows[0] == ["0", "of", "8"]
+    assert rows[-1] == ["8", "of", "8"]
+    assert any(line.split()[:2] == ["4-bit", "matrices"] for line in lines)
+    assert "changes nothing" not in result.stderr
+    assert any(line.startswith("patcher: 8 of 8 matrices in 4 bits, ") for line in lines)
+    assert load_manifest(tmp_path / "out").stages["patcher"].precision == "int4"
+
+
+def test_a_target_out_of_reach_is_no_wrong_usage(refused, even_bundle: Path, tmp_path: Path) -> None:
+    flags = ("--target-boundaries", "1", "--windows", "40", "-q")
+    line = refused("quantize", even_bundle, "-o", tmp_path / "out", *flags, code=1)
+    assert "target boundaries: 1 is out of reach" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_quantized_bundle_and_no_output_are_refused(

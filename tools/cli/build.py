@@ -198,8 +198,8 @@ def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
     check_version("building an engine")
     manifest = load_manifest(bundle)
     rows = [
-        (f"{stage} graph", spec.precision, size(manifest.stage_bytes(stage)))
-        for stage, spec in manifest.stages.items()
+        (f"{stage} graph", "+".join(manifest.precisions_of(stage)), size(manifest.stage_bytes(stage)))
+        for stage in manifest.stages
     ]
     print_table(("part", "precision", ">portable"), rows, sys.stdout)
     engine = engine_path(bundle, describe_engine(manifest))
@@ -231,9 +231,10 @@ def _build_onnxruntime(messages: Messages, bundle: Path, rows: tuple[int, ...] |
         messages.say(f"fastest here with {counted(engine.threads, 'thread')}, which is now the default")
     if not messages.quiet and sys.stderr is not None:
         table = []
-        for stage, spec in manifest.stages.items():
+        for stage in manifest.stages:
             own = sum((directory / file(stage)).stat().st_size for file in (graph_file, data_file))
-            table.append((f"{stage} graph", spec.precision, size(manifest.stage_bytes(stage)), size(own)))
+            words = "+".join(manifest.precisions_of(stage))
+            table.append((f"{stage} graph", words, size(manifest.stage_bytes(stage)), size(own)))
         print_table(("part", "precision", ">portable", ">this engine"), table, sys.stderr)
     return directory
 

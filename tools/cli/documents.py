@@ -20,10 +20,11 @@ import click
 
 from ...runtime.errors import requirement
 from ...runtime.files import write_whole
-from ..output import Messages, echo, is_terminal
+from ..output import Messages, echo, is_terminal, listed
 from .options import STDIN, F, OutputFile, options
 
 if TYPE_CHECKING:
+    from ...runtime.quantization_spec import MixSpec
     from ...runtime.validation import ValidationRecord
 
 MOST_READ = 1_000_000_000
@@ -156,6 +157,24 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def blocks_told(block_size: int | None, by_stage: Mapping[str, Sequence[int]] | None) -> str | None:
+    """How many weights share a scale, of what a bundle's manifest says of it; None without blocks."""
+    if block_size is None:
+        return None
+    stages: dict[tuple[int, ...], list[str]] = {}
+    for stage, sizes in (by_stage or {}).items():
+        stages.setdefault(tuple(sizes), []).append(stage)
+    parts = [f"{listed(sizes)} in {', '.join(names)}" for sizes, names in stages.items()]
+    return f"{'; '.join(parts) or block_size} weights share a scale"
+
+
+def mix_told(mix: MixSpec) -> str:
+    """What a bundle's manifest says of a patcher that was searched."""
+    narrow, matrices = len(mix.int4), len(mix.int4) + len(mix.int8w)
+    kept = f"{mix.boundaries:.2%} of boundaries as in float32, {mix.target:.2%} asked for"
+    return f"patcher: {narrow} of {matrices} matrices in 4 bits, {kept}"
+
+
 def finish_written(
     messages: Messages, bundle: Path, json_file: Path | None, check: Callable[[], object] | None
 ) -> None:
@@ -183,7 +202,7 @@ def _document(bundle: Path) -> dict[str, Any]:
     manifest = load_manifest(bundle)
     parts: dict[str, dict[str, Any]] = {
         stage: {
-            "precision": spec.precision,
+            "precision": "+".join(manifest.precisions_of(stage)),
             "parameters": spec.parameters,
             "bytes": sum(manifest.files[file].bytes for file in (spec.file, spec.data)),
         }

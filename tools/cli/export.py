@@ -14,7 +14,7 @@ import click
 from ...runtime.names import STAGES
 from ..output import Messages, count, echo, printable, progress_bar, size, status
 from ..tables import print_table
-from .documents import finish_written, write_json
+from .documents import blocks_told, finish_written, write_json
 from .options import (
     STDIN,
     CheckpointSource,
@@ -211,6 +211,10 @@ def _show_plan(plan: ExportPlan, output: Path | None, file: IO[str]) -> None:
     rows.append(("bundle", count(sum(plan.parameters.values())), "", size(plan.total_bytes)))
     echo(f"{plan.name} ({plan.layout} layout)", file)
     print_table(("part", ">parameters", "precision", ">size"), rows, file, total=True)
+    spec = plan.quantization
+    blocks = spec and blocks_told(spec.block_size, spec.block_sizes)
+    if blocks:
+        echo(blocks, file)
     if plan.chat is not None:
         echo(printable(f"chat template: {plan.chat.origin}; {plan.chat.eos}"), file)
     folder = Path.cwd() if output is None else output.absolute().parent

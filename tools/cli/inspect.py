@@ -15,7 +15,7 @@ from ...runtime.errors import BundleError
 from ...runtime.names import CHAT_TEMPLATE_NAME
 from ..output import Messages, count, counted, echo, escaped, listed, printable, progress_bar, size
 from ..tables import print_fields, print_table
-from .documents import write_json
+from .documents import blocks_told, mix_told, write_json
 from .model_options import check_bundle_files
 from .options import STDIN, BundleDirectory, OneOf, json_option, option, verb, verify_option
 from .verbs import DemoBundle
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ...runtime.generation_spec import GenerationSpec
     from ...runtime.manifest import Manifest
     from ...runtime.patching import PatchingRule
+    from ...runtime.quantization_spec import QuantizationSpec
     from ...runtime.validation import ValidationRecord
     from ..memory import StateMemory
 
@@ -184,6 +185,7 @@ def _show(
             ("files", f"{files}: {'DAMAGED' if fault else f'ok ({_checked(verify)})'}"),
             ("model", f"{widths}, vocabulary {model.vocab_size}"),
             ("tables", _tables(manifest.embedding)),
+            *_integers(manifest.quantization),
             ("patches", _rule(manifest.patching)),
             ("positions", f"{model.max_positions:,}, trained on {model.trained_context:,}"),
             ("generation", _generation(manifest.generation)),
@@ -215,7 +217,7 @@ def _show_stages(manifest: Manifest) -> None:
     rows = [
         (
             name,
-            spec.precision,
+            "+".join(manifest.precisions_of(name)),
             str(spec.layers),
             f"{spec.kv_heads} x {spec.head_dim}",
             "all" if spec.window is None else str(spec.window),
@@ -260,6 +262,19 @@ def _chat(manifest: Manifest) -> str:
         return "no template; blt-edge export --chat-template FILE adds one"
     ends = "" if manifest.chat.eos is None else f"; {manifest.chat.eos!r} ends an answer"
     return f"{CHAT_TEMPLATE_NAME}, {size(manifest.files[CHAT_TEMPLATE_NAME].bytes)}{ends}"
+
+
+def _integers(spec: QuantizationSpec | None) -> list[tuple[str, str]]:
+    if spec is None:
+        return []
+    found = {"mse": "scales by squared error", "rtn": "scales by the largest weight"}[spec.search]
+    parts = [found, blocks_told(spec.block_size, spec.block_sizes)]
+    ranges = spec.calibration
+    if ranges is not None:
+        texts = f"{ranges.windows} windows of {counted(len(ranges.texts), 'text')}"
+        parts.append(f"ranges by {ranges.method} of {texts}")
+    mix = [("", mix_told(spec.mix))] if spec.mix else []
+    return [("integers", ", ".join(filter(None, parts))), *mix]
 
 
 def _validations(manifest: Manifest) -> list[tuple[str, str]]:

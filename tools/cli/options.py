@@ -174,6 +174,20 @@ class Rows(Value):
         return tuple(sorted(set(numbers)))
 
 
+class BlockSize(Value):
+    """A number of weights that share a scale; None for auto."""
+
+    name = "block size"
+    words = ("auto", "32", "64", "128")
+
+    def read(self, text: str) -> int | None:
+        if text == "auto":
+            return None
+        if text not in self.words:
+            raise ValueError(f"got {printable(text)!r}, this version has {' or '.join(self.words)}")
+        return int(text)
+
+
 class InputFile(Value):
     """A file that can be read, or `STDIN` for `-`."""
 

@@ -14,11 +14,12 @@ from click.core import ParameterSource
 
 from ...runtime.names import BLOCK_PRECISIONS, CALIBRATION_METHODS, SEARCHES
 from ..memory import running_memory
-from ..output import Messages, progress_bar, size
-from ..tables import print_table
-from .documents import finish_written
+from ..output import Messages, echo, progress_bar, size
+from ..tables import GrowingTable, print_table
+from .documents import blocks_told, finish_written, mix_told
 from .options import (
     STDIN,
+    BlockSize,
     F,
     MemorySize,
     OneOf,
@@ -34,6 +35,7 @@ from .options import (
 from .validate import bundle_reference, check_tolerances, validate_written
 
 if TYPE_CHECKING:
+    from ...export.patcher_mix import MixFigures
     from ...export.quantize import QuantizationOptions
     from ...runtime.manifest import Manifest
 
@@ -53,12 +55,17 @@ _FOR = {
 }
 """Fields of `QuantizationOptions` by option, and the precisions of a stage for which each says something."""
 
+_SEARCHED = ("texts", "windows", "seed")
+"""Those that a search for --target-boundaries reads."""
+
 quantization_options = options(
     option(
         "--block-size",
-        type=int,
-        default=32,
-        help="Weights that share a scale in int8w and int4 stages: 32, 64 or 128.",
+        type=BlockSize(),
+        metavar="N|auto",
+        shown="auto",
+        help="Weights that share a scale in int8w and int4 stages: 32, 64 or 128. auto takes for "
+        "matrices of 524,288 weights or more the most that divide their inputs, else 32.",
     ),
     option(
         "--search",
@@ -117,9 +124,9 @@ def quantization(
 
     found = QuantizationOptions(**{name: value for name, value in given.items() if value not in (None, ())})
     precisions = set(parse_precision(precision, stages).values())
-    context = click.get_current_context()
+    context, searching = click.get_current_context(), found.target_boundaries is not None
     for one in context.command.params:
-        needed = _FOR.get(str(one.name), ())
+        needed = () if searching and one.name in _SEARCHED else _FOR.get(str(one.name), ())
         typed = context.get_parameter_source(str(one.name)) is ParameterSource.COMMANDLINE
         if typed and needed and not set(needed) & precisions:
             messages.note(f"note: {one.opts[0]} changes nothing: no stage is {' or '.join(needed)}")
@@ -145,6 +152,13 @@ def quantization(
     "estimate, such as 800MB; the memory-mapped tables are not counted.",
 )
 @quantization_options
+@option(
+    "--target-boundaries",
+    type=float,
+    shown="off",
+    help="Search for the most of an int8w or int4 patcher that can be in 4 bits while this share of patch "
+    "boundaries, 0 to 1, stays where float32 has them, on --calibration.",
+)
 @option("--force", help="Replace a bundle that is there already.")
 @option("--no-validate", help="Don't compare the new bundle with BUNDLE.")
 @tolerance_options
@@ -199,6 +213,7 @@ def command(
             quantization=how,
             force=force,
             progress=progress,
+            tell=None if messages.quiet or sys.stderr is None else _MixTable().row,
         )
     if why is not None:  # said when it is true: the bundle or the output might have been refused
         messages.say(f"took --precision {precision}: {why}")
@@ -207,6 +222,29 @@ def command(
     messages.say(f"wrote {path}; blt-edge compare {bundle} {path} --text FILE measures the loss")
     check = partial(validate_written, path, bundle_reference(bundle, before), messages, rtol, atol)
     finish_written(messages, path, json_file, None if no_validate else check)
+
+
+class _MixTable:
+    """What a search for a mix measures, row by row."""
+
+    def __init__(self) -> None:
+        columns = ("4-bit matrices", ">patcher", ">boundaries kept", ">confirmed", ">its bits per byte")
+        self._table = GrowingTable(
+            columns, ("100 of 100", "100.0 MB", "99.99 %", "99.99 %", "0.0000"), err=True
+        )
+
+    def row(self, figures: MixFigures) -> None:
+        """Show one candidate."""
+        confirmed = "" if figures.confirmed is None else f"{figures.confirmed:.2%}"
+        self._table.row(
+            (
+                f"{figures.narrow} of {figures.matrices}",
+                size(figures.bytes),
+                f"{figures.boundaries:.2%}",
+                confirmed,
+                f"{figures.bits_per_byte:.4f}",
+            )
+        )
 
 
 def _fitting(bundle: Path, manifest: Manifest, limit: int) -> tuple[str, str]:
@@ -232,9 +270,9 @@ def planned_memory(bundle: Path, manifest: Manifest, precision: str) -> int:
         words, QuantizationOptions(), lambda stage: bundle_stage(bundle, manifest.stages[stage])
     )
     files = dict(manifest.files)
-    for stage, (planned_bytes, _) in planned.items():
+    for stage, plan in planned.items():
         data = manifest.stages[stage].data
-        files[data] = replace(files[data], bytes=planned_bytes)
+        files[data] = replace(files[data], bytes=plan.bytes)
     stages = {name: replace(spec, precision=words[name]) for name, spec in manifest.stages.items()}
     changed = replace(manifest, stages=stages, files=files)
     return sum(running_memory(changed, prepared=False, positions=manifest.model.trained_context).values())
@@ -253,10 +291,16 @@ def _tables(word: str, precision: str, manifest: Manifest) -> str | None:
 def _show(before: Manifest, after: Manifest) -> None:
     pair = (before, after)
     rows = [
-        (f"{name} graph", stage.precision, *(size(one.stage_bytes(name)) for one in pair))
-        for name, stage in after.stages.items()
+        (f"{name} graph", "+".join(after.precisions_of(name)), *(size(one.stage_bytes(name)) for one in pair))
+        for name in after.stages
     ]
     tables = (size(one.embedding.bytes) for one in pair)
     rows.append(("embedding tables", after.embedding.precision, *tables))
     rows.append(("bundle", "", *(size(one.total_bytes) for one in pair)))
     print_table(("part", "precision", ">before", ">after"), rows, sys.stderr, total=True)
+    how = after.quantization
+    blocks = how and blocks_told(how.block_size, how.block_sizes)
+    if blocks:
+        echo(blocks, sys.stderr)
+    if how and how.mix:
+        echo(mix_told(how.mix), sys.stderr)

@@ -109,7 +109,13 @@ def cost_of_a_byte(
             cache += _FLOAT * (spec.patch_values or 0)
         calls = calls_per_byte[name]
         stages[name] = StageCost(
-            name, spec.precision, weights, left_out, cache, calls, calls * (weights + cache)
+            name,
+            "+".join(manifest.precisions_of(name)),
+            weights,
+            left_out,
+            cache,
+            calls,
+            calls * (weights + cache),
         )
     table_rows, row_bytes = manifest.embedding.hash.tables + 1, manifest.embedding.row_bytes
     read_per_byte = sum(stage.per_byte for stage in stages.values()) + table_rows * row_bytes
