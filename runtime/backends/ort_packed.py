@@ -53,8 +53,9 @@ def _of_cache(cache: StageCache) -> tuple[_Values, _Values]:
     return known[1], known[2]
 
 
-# How many sizes of passes have buffers that stay.
+# How many sizes of passes have buffers that stay, and in how many bytes; an engine has a dozen such graphs.
 _KEPT = 32
+_KEPT_BYTES = 2 << 20
 # Of larger ones, in bytes, only the last: a prompt's chunk is of another size each time.
 _SMALL = 1 << 20
 
@@ -107,6 +108,7 @@ class OrtPackedStage:
         self._counts = _Value(np.zeros(rows, np.int64))
         self._native.bind_ortvalue_input("rows", self._counts.native)
         self._buffers: dict[tuple[int, int], tuple[_Values, _Values]] = {}
+        self._kept_bytes = 0
         self._bound: tuple[int, int] | None = None
         self._now: tuple[_Values, _Values] = ({}, {})  # the buffers that are bound
         # In the midst of a pass Python may collect a batch that nobody closed, which calls `release`.
@@ -170,9 +172,12 @@ class OrtPackedStage:
                 },
                 {name: _Value(zeros(_sized(axes, sizes))) for name, axes in self._made.items()},
             )
-            if sum(value.array.nbytes for values in found for value in values.values()) <= _SMALL:
-                if len(self._buffers) >= _KEPT:
+            size = sum(value.array.nbytes for values in found for value in values.values())
+            if size <= _SMALL:
+                self._kept_bytes += size
+                if len(self._buffers) >= _KEPT or self._kept_bytes > _KEPT_BYTES:
                     self._buffers.clear()
+                    self._kept_bytes = size
                 self._buffers[key] = found
         inputs, outputs = found
         for name, value in inputs.items():

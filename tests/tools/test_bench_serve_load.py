@@ -97,7 +97,7 @@ def test_a_soak_of_some_seconds(tiny_model) -> None:
     assert done.returncode == (not document["levelled_off"])
     assert 0 < document["most_kept_bytes"] <= 50_000_000
     assert lines[-2].startswith("kept of texts: at most ")
-    assert len(document["resident_mb"]) == document["requests"]
+    assert len(document["own_mb"]) == len(document["resident_mb"]) == document["requests"]
     assert [line.split()[0] for line in lines[1:-2]] == [
         str(20 * (number + 1)) for number in range(document["requests"] // 20)
     ]
@@ -128,7 +128,7 @@ def test_a_line_for_each_so_many_whatever_else_is_counted_meanwhile(monkeypatch,
     monkeypatch.setattr(soak, "_KINDS", (("any", ask),))
     monkeypatch.setattr(soak, "figures", look)
     monkeypatch.setattr(soak, "_RELEASE_SECONDS", 0)
-    done = asyncio.run(soak._soak("http://server", soak.Plan(2 / 60, 5, 8, busy=busy)))
+    done = asyncio.run(soak._soak("http://server", soak.Plan(2 / 60, 5, 8, busy=busy), lambda: 1))
     told = [int(line.split()[0]) for line in capsys.readouterr().out.splitlines()]
     assert told == [*range(5, done.requests + 1, 5)]
     assert len(told) > 2

@@ -1,21 +1,22 @@
 """Does a server's memory level off, whatever is asked of it for half an hour?
 
 Theory: a request may leave something behind for good (a leak), or only until its kind has been seen at its
-largest (caches, the allocator's free lists). The second ends, the first does not: so the resident memory of
-the last third of the run is held against that of the third before it, medians of both. What grows by more
-than 1 % (1 MB at least) from one to the other has not levelled off. What requests take while they are
-answered would hide that, tens of megabytes that come and go: so nobody asks for anything when memory is
-looked at, and the server has given back what it had to give (`--busy` looks at it in full work instead). What
-the server keeps of texts fills its budget first (`--cache-memory`, a small one by default), and must never be
-more.
+largest (caches, the allocator's free lists). The second ends, the first does not: so the server's own memory
+in the last third of the run is held against that of the third before it, medians of both. What grows by more
+than 1 % (1 MB at least) from one to the other has not levelled off. Its own is what belongs to no file: pages
+of weights are in memory once they were read, as many as the files have and no more. What requests take while
+they are answered would hide that, tens of megabytes that come and go: so nobody asks for anything when memory
+is looked at, and the server has given back what it had to give (`--busy` looks at it in full work instead).
+What the server keeps of texts fills its budget first (`--cache-memory`, a small one by default), and must
+never be more.
 
 Requests are of random kinds and lengths: whole and streamed texts, long prompts, stop strings, logprobs,
 several choices, conversations that send everything again; clients that leave midway, never read, send half a
 body, end their half, or connect and say nothing; bodies that are no requests, paths that are none, and the
 page. `--clients` of them at a time, over loopback, the same ones for the same `--seed`. Statuses are checked,
 texts are not: `serve_load` does that.
-Prints the server's resident memory after each `--every` requests, then a verdict, and exits 1 when memory has
-not levelled off or a status was wrong. `--parallel` is the server's.
+Prints the server's own and resident memory after each `--every` requests, then a verdict, and exits 1 when
+memory has not levelled off or a status was wrong. `--parallel` is the server's.
 
     python -m blt_edge.tools.bench.soak --bundle demo-bundle --minutes 30
 """
@@ -31,6 +32,8 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 from urllib.parse import quote
@@ -38,6 +41,7 @@ from urllib.parse import quote
 import anyio
 import httpx
 
+from ...runtime.host import size_in
 from ..profile.statistics import machine
 from .common import options, print_json
 from .serve_load import COMPLETIONS, MALFORMED, figures, serving
@@ -67,8 +71,9 @@ def main() -> None:
     plan = Plan(args.minutes, args.every, args.clients, args.seed, args.requests, args.busy)
     asked = ["--cache-memory", args.cache_memory]
     asked += [] if args.parallel is None else ["--parallel", str(args.parallel)]
-    with serving(args.bundle, args.threads, *asked) as url:
-        soak = asyncio.run(_soak(url, plan))
+    process: list[int] = []
+    with serving(args.bundle, args.threads, *asked, started=process.append) as url:
+        soak = asyncio.run(_soak(url, plan, partial(_own_memory, process[0])))
     verdict, level = judged(soak.memory)
     wrong = f"{soak.wrong} answered wrongly"
     print(
@@ -81,14 +86,15 @@ def main() -> None:
             **{"benchmark": "soak", "bundle": str(args.bundle), "seed": args.seed, "requests": soak.requests},
             **{"busy": args.busy, "parallel": args.parallel, "cache_memory": args.cache_memory},
             **{"seconds": soak.seconds, "kinds": dict(soak.kinds), "wrong": soak.wrong},
-            **{"resident_mb": soak.memory, "levelled_off": level, "most_kept_bytes": max(soak.kept)},
+            **{"own_mb": soak.memory, "resident_mb": soak.resident},
+            **{"levelled_off": level, "most_kept_bytes": max(soak.kept)},
         }
     )
     sys.exit(0 if level and not soak.wrong and max(soak.kept) <= soak.budget else 1)
 
 
 def judged(memory: list[float]) -> tuple[str, bool]:
-    """A line about samples of resident memory, in MB, and whether they have levelled off."""
+    """A line about samples of memory, in MB, and whether they have levelled off."""
     if len(memory) < _FEWEST:
         return f"too short to tell whether memory levels off ({len(memory)} samples of {_FEWEST})", False
     third = len(memory) // 3
@@ -164,7 +170,9 @@ class Soak:
     seconds: float = 0.0
     kinds: Counter[str] = field(default_factory=Counter)
     memory: list[float] = field(default_factory=list)
-    """Resident, in MB, at equal distances in requests."""
+    """Of the server's own, in MB, at equal distances in requests."""
+    resident: list[float] = field(default_factory=list)
+    """With pages of files, likewise."""
     kept: list[float] = field(default_factory=lambda: [0.0])
     """Bytes that the server says its states take, at the same moments."""
     budget: float = 0.0
@@ -172,15 +180,25 @@ class Soak:
     reused: float = 0.0
     """Bytes of prompts that were not read again, in the end."""
 
-    def look(self, now: dict[str, float]) -> None:
-        """Take in what /metrics says."""
-        self.memory.append(now["process_resident_memory_bytes"] / 1e6)
+    def look(self, now: dict[str, float], own: int) -> None:
+        """Take in what /metrics says, and the bytes of the server's own memory."""
+        self.memory.append(own / 1e6)
+        self.resident.append(now["process_resident_memory_bytes"] / 1e6)
         self.kept.append(now["blt_edge_prefix_memory_bytes"])
         self.budget = now["blt_edge_prefix_memory_limit_bytes"]
         self.reused = now["blt_edge_prefix_reused_bytes_total"]
 
 
-async def _soak(url: str, plan: Plan) -> Soak:
+def _own_memory(process: int) -> int:
+    """Bytes that a process has in memory and that belong to no file."""
+    size = size_in(Path(f"/proc/{process}/status"), "RssAnon:")
+    if size is None:
+        raise SystemExit("the server's memory can't be seen here: this needs Linux")
+    return size
+
+
+async def _soak(url: str, plan: Plan, own: Callable[[], int]) -> Soak:
+    """own: the server's own memory in bytes."""
     soak, source, started, pause = Soak(), random.Random(plan.seed), time.monotonic(), Pause()
     # The server closes what says nothing for five seconds, which should not meet a request on its way.
     limits = httpx.Limits(keepalive_expiry=2.0)
@@ -189,10 +207,11 @@ async def _soak(url: str, plan: Plan) -> Soak:
 
         async def look(number: int) -> None:
             async with contextlib.nullcontext() if plan.busy else pause.nobody():
-                soak.look(await (figures if plan.busy else _at_rest)(client))
+                soak.look(await (figures if plan.busy else _at_rest)(client), own())
                 if number % plan.every == 0:
                     said = f"{number:>7} requests, {(time.monotonic() - started) / 60:5.1f} minutes"
-                    print(f"{said}: {soak.memory[-1]:.1f} MB resident", flush=True)
+                    memory = f"{soak.memory[-1]:.1f} MB, with pages of files {soak.resident[-1]:.1f} MB"
+                    print(f"{said}: {memory}", flush=True)
 
         async def work() -> None:
             while time.monotonic() < started + 60 * plan.minutes and (
