@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import mmap
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 __all__ = ["duplicate", "zeros"]
 
-Floats = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 
 _LEAST = 1 << 15
 """Bytes of an array that gets pages of its own: of the last of them, half is unused on average."""
@@ -25,22 +26,22 @@ _HUGE = 1 << 22
 _FLAGS = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
-def zeros(shape: tuple[int, ...]) -> Floats:
-    """A new C-contiguous float32 array of zeros. Raises MemoryError."""
-    size = 4 * math.prod(shape)
+def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
+    """A new C-contiguous array of zeros. Raises MemoryError."""
+    size = np.dtype(dtype).itemsize * math.prod(shape)
     if size < _LEAST:
-        return np.zeros(shape, np.float32)
+        return np.zeros(shape, dtype)
     try:
         pages = mmap.mmap(-1, size, **_FLAGS)
     except OSError:  # no memory, or no more mappings for this process
-        return np.zeros(shape, np.float32)
+        return np.zeros(shape, dtype)
     if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):  # as numpy does
         pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, np.float32).reshape(shape)
+    return np.frombuffer(pages, dtype).reshape(shape)
 
 
-def duplicate(values: Floats) -> Floats:
+def duplicate(values: Array) -> Array:
     """A copy, C-contiguous. Raises MemoryError."""
-    copied = zeros(values.shape)
+    copied = zeros(values.shape, values.dtype)
     copied[...] = values
     return copied
