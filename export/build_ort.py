@@ -64,6 +64,9 @@ __all__ = ["DEFAULT_ROWS", "build_engine", "check_version", "engine_bytes", "new
 OLDEST = (1, 22)
 """ONNX Runtime's first version whose fused attention takes positions."""
 
+OLDEST_NARROW = (1, 27)
+"""The first whose fused attention takes caches in 8 bits on a processor."""
+
 DEFAULT_ROWS = (2, 4, 8)
 """For how many texts at once an engine has packed graphs."""
 
@@ -77,15 +80,22 @@ _GROWTH = 3.5
 _ALIGNMENT = 64
 
 
-def check_version(what: str) -> None:
-    """Raise BackendError in one line when ONNX Runtime is older than `OLDEST`; what: needs a newer one."""
+def check_version(
+    what: str,
+    first: tuple[int, int] = OLDEST,
+    otherwise: str = "run the portable graphs, which need no engine",
+) -> None:
+    """Raise BackendError in one line when ONNX Runtime is older than `first`.
+
+    what: needs a newer one. otherwise: what to do where there is none.
+    """
     version = import_onnxruntime().__version__
     parts = [int(part) for part in version.split(".")[:2] if part.isdecimal()]
-    if len(parts) == 2 and tuple(parts) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
+    if len(parts) == 2 and tuple(parts) < first:
+        oldest = ".".join(map(str, first))
         raise BackendError(
             f"{what} needs ONNX Runtime {oldest} or newer, here it is {version}; pip install "
-            f"'onnxruntime>={oldest}', or run the portable graphs, which need no engine"
+            f"'onnxruntime>={oldest}', or {otherwise}"
         )
 
 
@@ -275,6 +285,8 @@ def build_engine(
     check_files(directory, manifest)
     found = find_engine(directory, manifest)
     caches = caches or found.caches
+    if caches != "float32":
+        check_version(f"keeping caches in {caches}", OLDEST_NARROW, "leave them float32")
     if found.directory is not None and not force:
         meter = Meter(progress, sum(spec.parameters for spec in manifest.stages.values()))
         engine = _with_rows(directory, manifest, found, rows, warn)

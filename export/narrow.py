@@ -64,7 +64,14 @@ def add_narrow_caches(
         prove_engine(
             directory,
             manifest,
-            lambda stage: _narrow_stage(directory, manifest, stage, engine, scales[stage]),
+            lambda stage: OrtStage(
+                directory,
+                manifest,
+                stage,
+                None,
+                optimized=engine / graph_file(stage),
+                narrow=NarrowGraph(engine / graph_file(stage, CACHES), scales[stage]),
+            ),
             engine_limits(manifest),
             engine / NARROW_SELF_TEST_NAME,
             name=f"ONNX Runtime {import_onnxruntime().__version__} with {CACHES} caches",
@@ -80,21 +87,3 @@ def add_narrow_caches(
         for file in cache_files(manifest.stages, rows, CACHES):
             (engine / file).unlink(missing_ok=True)
         raise
-
-
-def _narrow_stage(directory: Path, manifest: Manifest, stage: str, engine: Path, scales: Floats) -> OrtStage:
-    path = engine / graph_file(stage, CACHES)
-    try:
-        return OrtStage(
-            directory,
-            manifest,
-            stage,
-            None,
-            optimized=engine / graph_file(stage),
-            narrow=NarrowGraph(path, scales),
-        )
-    except BackendError as error:
-        raise BackendError(
-            f"{stage}: no attention over {CACHES} caches here ({error}); upgrade ONNX Runtime, or build with "
-            "--cache-precision float32"
-        ) from error
