@@ -72,7 +72,7 @@ def read(model: BltModel, sizes: tuple[int, ...]) -> tuple[np.ndarray, list[int]
         for chunk in sequence.extend(IDS[done : done + size]):
             found.append(np.array(chunk.logits))
         done += size
-    return np.concatenate(found), list(sequence._state.boundaries.starts)
+    return np.concatenate(found), list(sequence.boundaries.starts)
 
 
 def step(sequence: Sequence, place: int) -> np.ndarray:
@@ -114,7 +114,7 @@ def test_a_text_takes_less_memory_once_it_goes_on(whole: Path, built: Path) -> N
         sequence = load(bundle).sequence()
         sequence.append(IDS[:-1])
         sequence.append(IDS[-1:])
-        sizes.append(sum(cache.bytes for cache in sequence._state.caches.values()))
+        sizes.append(sum(cache.bytes for cache in sequence.state.caches.values()))
     assert 4 * sizes[1] == sizes[0]
 
 
@@ -296,7 +296,7 @@ def test_scales_are_those_of_texts(built: Path) -> None:
     sequence = load(built).sequence()
     for place in range(len(IDS)):
         sequence.append(IDS[place : place + 1])
-    for cache in sequence._state.caches.values():
+    for cache in sequence.state.caches.values():
         assert isinstance(cache, NarrowCache)
         filled = np.abs(cache.buffer.astype(np.int16)[:, :, :, : cache.length - cache.first])
         assert (filled >= 127).mean() < 0.01
