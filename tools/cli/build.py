@@ -82,7 +82,8 @@ _tensorrt_options = options(
     shown="as the engine has them; a new one: float32",
     help="onnxruntime: what keys and values are kept as while a text goes on. int8 reads a quarter of the "
     "bytes at each step, and a text takes less memory; results are rounded further, by scales that are "
-    "measured on texts now. Prompts are read in float32.",
+    "measured on texts now: a bundle of float32 weights no longer passes validate. Prompts are read in "
+    "float32.",
 )
 @option("--force", help="Build again what is there already.")
 @option(
