@@ -31,6 +31,7 @@ from ..runtime.backends.ort_session import import_onnxruntime, save_optimized, s
 from ..runtime.engines import (
     ENGINE_NAME,
     Engine,
+    cache_files,
     data_file,
     describe_engine,
     engine_limits,
@@ -39,16 +40,21 @@ from ..runtime.engines import (
     graph_file,
     packed_graph_file,
     render_engine,
+    with_caches,
     with_rows,
     with_threads,
 )
-from ..runtime.errors import BackendError
+from ..runtime.errors import BackendError, OptionError
+from ..runtime.fields import shown
 from ..runtime.files import OutputError, WriteError, new_directory, write_whole
 from ..runtime.integrity import check_files, file_record
 from ..runtime.manifest import Manifest, load_manifest
+from ..runtime.names import CACHES
+from ..runtime.narrow_cache import SCALES_NAME, read_scales
 from ..runtime.processors import usable_cores
 from ..runtime.self_test import SELF_TEST_NAME
 from .bundle import Meter, Progress, graph_name, load_stage, save_stage
+from .narrow import add_narrow_caches
 from .packed import check_rows, pack_engine
 from .proof import prove_engine
 from .threads import measure_threads
@@ -57,6 +63,9 @@ __all__ = ["DEFAULT_ROWS", "build_engine", "check_version", "engine_bytes", "new
 
 OLDEST = (1, 22)
 """ONNX Runtime's first version whose fused attention takes positions."""
+
+OLDEST_NARROW = (1, 27)
+"""The first whose fused attention takes caches in 8 bits on a processor."""
 
 DEFAULT_ROWS = (2, 4, 8)
 """For how many texts at once an engine has packed graphs."""
@@ -71,15 +80,22 @@ _GROWTH = 3.5
 _ALIGNMENT = 64
 
 
-def check_version(what: str) -> None:
-    """Raise BackendError in one line when ONNX Runtime is older than `OLDEST`; what: needs a newer one."""
+def check_version(
+    what: str,
+    first: tuple[int, int] = OLDEST,
+    otherwise: str = "run the portable graphs, which need no engine",
+) -> None:
+    """Raise BackendError in one line when ONNX Runtime is older than `first`.
+
+    what: needs a newer one. otherwise: what to do where there is none.
+    """
     version = import_onnxruntime().__version__
     parts = [int(part) for part in version.split(".")[:2] if part.isdecimal()]
-    if len(parts) == 2 and tuple(parts) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
+    if len(parts) == 2 and tuple(parts) < first:
+        oldest = ".".join(map(str, first))
         raise BackendError(
             f"{what} needs ONNX Runtime {oldest} or newer, here it is {version}; pip install "
-            f"'onnxruntime>={oldest}', or run the portable graphs, which need no engine"
+            f"'onnxruntime>={oldest}', or {otherwise}"
         )
 
 
@@ -241,6 +257,7 @@ def build_engine(
     bundle: str | Path,
     *,
     rows: tuple[int, ...] = DEFAULT_ROWS,
+    caches: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
     warn: Callable[[str], None] = lambda line: None,
@@ -256,17 +273,29 @@ def build_engine(
     those that it lacks, and loses others. Where they can't be had the engine has none, and
     warn(line) says why.
 
-    Raises OptionError (rows), BundleError, BackendError (no ONNX Runtime, one that is too old, or it refuses
-    a graph), WrongEngineError (it computes something else than the portable graphs), WriteError (disk full).
+    caches: what it keeps keys and values as while a text goes on, one of `CACHES`; an engine that is there
+    gets what it lacks for that, and loses what it does not need. None: as it has them, float32 where it is
+    new. "int8" costs accuracy, and its scales are measured on the package's own texts.
+
+    Raises OptionError (rows, caches), BundleError, BackendError (no ONNX Runtime, one that is too old, or it
+    refuses a graph), WrongEngineError (it computes something else than the portable graphs), WriteError (disk
+    full).
     """
     rows = check_rows(rows)
+    if caches is not None and caches not in CACHES:
+        raise OptionError(f"caches: got {shown(caches)}, allowed are {' and '.join(CACHES)}")
     check_version("building an engine")
     directory = Path(bundle)
     manifest = load_manifest(directory)
     check_files(directory, manifest)
     found = find_engine(directory, manifest)
+    caches = caches or found.caches
+    if caches != "float32":
+        check_version(f"keeping caches in {caches}", OLDEST_NARROW, "leave them float32")
     if found.directory is not None and not force:
-        return _with_rows(directory, manifest, found, rows, warn)
+        meter = Meter(progress, sum(spec.parameters for spec in manifest.stages.values()))
+        engine = _with_rows(directory, manifest, found, rows, warn)
+        return _with_caches(directory, manifest, engine, caches, lambda what: meter.of(what)(0))
     description = describe_engine(manifest)
     final = engine_path(directory, description)
     weights = {stage: manifest.files[spec.data].bytes for stage, spec in manifest.stages.items()}
@@ -298,7 +327,8 @@ def build_engine(
     if best is not None:
         text = with_threads(final, best, usable_cores())
         write_whole(final / ENGINE_NAME, lambda path: path.write_text(text, encoding="ascii"))
-    return replace(Engine.at(directory, final), threads=best)
+    engine = replace(Engine.at(directory, final), threads=best)
+    return _with_caches(directory, manifest, engine, caches, lambda what: meter.of(what)(0))
 
 
 def _with_rows(
@@ -314,16 +344,44 @@ def _with_rows(
     if engine.rows == rows:
         return engine
     missing = tuple(count for count in rows if count not in engine.rows)
+    kinds: dict[str, dict[str, Floats] | None] = {"float32": None}
+    if engine.caches != "float32":
+        kinds[engine.caches] = read_scales(path / SCALES_NAME, manifest)
     with _writing(path):
-        if not pack_engine(directory, manifest, path, missing, warn):
+        if not all(pack_engine(directory, manifest, path, missing, warn, each) for each in kinds.values()):
             return engine
-        files = [packed_graph_file(stage, count) for stage in manifest.stages for count in rows]
+        files = [
+            packed_graph_file(stage, count, kind)
+            for stage in manifest.stages
+            for count in rows
+            for kind in kinds
+        ]
         text = with_rows(path, rows, {name: file_record(path / name) for name in files})
         write_whole(path / ENGINE_NAME, lambda file: file.write_text(text, encoding="ascii"))
         for count in set(engine.rows) - set(rows):
             for stage in manifest.stages:
-                (path / packed_graph_file(stage, count)).unlink(missing_ok=True)
+                for kind in kinds:
+                    (path / packed_graph_file(stage, count, kind)).unlink(missing_ok=True)
     return replace(engine, rows=rows)
+
+
+def _with_caches(
+    directory: Path, manifest: Manifest, engine: Engine, caches: str, watch: Callable[[str], None]
+) -> Engine:
+    """An engine that is there, with caches of this kind; where they can't be had, as it was, and an error."""
+    path = engine.directory
+    assert path is not None
+    if engine.caches == caches:
+        return engine
+    with _writing(path):
+        if caches != "float32":
+            add_narrow_caches(directory, manifest, path, engine.rows, watch)
+        files = cache_files(manifest.stages, engine.rows, caches)
+        text = with_caches(path, caches, {name: file_record(path / name) for name in files})
+        write_whole(path / ENGINE_NAME, lambda file: file.write_text(text, encoding="ascii"))
+        for name in cache_files(manifest.stages, engine.rows, engine.caches):
+            (path / name).unlink(missing_ok=True)
+    return replace(engine, caches=caches)
 
 
 def engine_bytes(manifest: Manifest) -> int:

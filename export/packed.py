@@ -7,7 +7,7 @@ engine's own graph: in chunks and single steps, from nothing, after a few positi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 
 from ..graphs.packing import pack_rows
-from ..runtime.backends.base import CacheLimits, EngineLimits, ordered_cache, ring_cache
+from ..runtime.backends.base import CacheLimits, EngineLimits, narrow_cache, ordered_cache, ring_cache
 from ..runtime.backends.ort_session import import_onnxruntime, new_session, session_options
 from ..runtime.backends.signatures import ROWS, row_name, stage_outputs
 from ..runtime.cache import StageCache
@@ -37,6 +37,7 @@ from ..runtime.self_test import (
     first_breach,
     keys_values,
     read_self_test,
+    rounds_as,
     state_inputs,
     text_inputs,
 )
@@ -44,6 +45,7 @@ from ..runtime.self_test import (
 __all__ = ["check_rows", "pack_engine", "write_packed"]
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
 
 # Positions that each text adds in the passes that are compared, the texts in turn.
 _PASSES = ((5, 1, 3, 2), (1, 1, 1, 1), (1, 7, 1, 2))
@@ -56,18 +58,21 @@ def pack_engine(
     engine: Path,
     rows: tuple[int, ...],
     warn: Callable[[str], None],
+    scales: Mapping[str, Floats] | None = None,
 ) -> bool:
     """Write packed graphs beside the stage graphs of an engine, proven; returns whether they are there.
 
-    Where one of them can't be had there are none, and warn(line) says why. Raises OSError (disk full).
+    scales: make them of the graphs for caches in 8 bits, whose scales these are. Where one of them can't be
+    had there are none, and warn(line) says why. Raises OSError (disk full).
     """
     if not rows:
         return True
-    files = [packed_graph_file(stage, count) for stage in manifest.stages for count in rows]
+    caches = "float32" if scales is None else "int8"
+    files = [packed_graph_file(stage, count, caches) for stage in manifest.stages for count in rows]
     try:
-        write_packed(engine, manifest.stages, rows)
+        write_packed(engine, manifest.stages, rows, caches)
         table = EmbeddingTable.open(directory, manifest.embedding)
-        _prove(engine, manifest, table, engine_limits(manifest), rows)
+        _prove(engine, manifest, table, engine_limits(manifest), rows, scales)
     except BaseException as error:
         for name in files:
             (engine / name).unlink(missing_ok=True)
@@ -83,20 +88,28 @@ def check_rows(rows: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({checked_int("rows", count, 2, MOST_ROWS) for count in rows}))
 
 
-def write_packed(directory: Path, stages: Iterable[str], rows: Sequence[int]) -> None:
+def write_packed(
+    directory: Path, stages: Iterable[str], rows: Sequence[int], caches: str = "float32"
+) -> None:
     """Write packed graphs of the stage graphs in a bundle's or an engine's directory, beside them.
 
-    Raises BltError when one is not what this version writes, OSError (disk full).
+    caches: what those read. Raises BltError when one is not what this version writes, OSError (disk full).
     """
     for stage in stages if rows else ():
-        model = onnx.load(directory / graph_file(stage), load_external_data=False)
+        name = graph_file(stage, caches)
+        model = onnx.load(directory / name, load_external_data=False)
         for count in rows:
-            packed = pack_rows(model, count, graph_file(stage))
-            (directory / packed_graph_file(stage, count)).write_bytes(packed.SerializeToString())
+            packed = pack_rows(model, count, name)
+            (directory / packed_graph_file(stage, count, caches)).write_bytes(packed.SerializeToString())
 
 
 def _prove(
-    engine: Path, manifest: Manifest, table: EmbeddingTable, reach: EngineLimits, rows: Sequence[int]
+    engine: Path,
+    manifest: Manifest,
+    table: EmbeddingTable,
+    reach: EngineLimits,
+    rows: Sequence[int],
+    scales: Mapping[str, Floats] | None,
 ) -> None:
     """Compare an engine's packed graphs with its graphs for one text. Peak memory is one stage, loaded twice.
 
@@ -108,13 +121,17 @@ def _prove(
     inputs["decoder"]["patch_values"] = kept["patch_values"]
     for stage, spec in manifest.stages.items():
         texts = _texts(max(rows), spec, reach.positions(stage, spec), reach.rollback)
-        alone = _Graph(engine / graph_file(stage), manifest, stage, reach)
+        own = None if scales is None else scales[stage]
+        caches = "float32" if own is None else "int8"
+        precision = rounds_as(spec.precision, own is not None)
+        alone = _Graph(engine / graph_file(stage, caches), manifest, stage, reach, own)
         expected = [run for text in texts for run in alone.runs([text], inputs[stage])]
         for count in rows:
-            packed = _Graph(engine / packed_graph_file(stage, count), manifest, stage, reach, packed=True)
+            path = engine / packed_graph_file(stage, count, caches)
+            packed = _Graph(path, manifest, stage, reach, own, packed=True)
             found = packed.runs(texts[:count], inputs[stage])
             wanted = [run.outputs for run in expected[: len(found)]]
-            breach = first_breach(spec.precision, found, wanted, allowed(spec.precision, alike=True))
+            breach = first_breach(precision, found, wanted, allowed(precision, alike=True))
             if breach is not None:
                 raise BackendError(f"{stage}, {count} texts packed: {breach.told('what each alone gives')}")
 
@@ -155,9 +172,17 @@ class _Graph:
     """A loaded graph of a stage, for one text or several packed ones."""
 
     def __init__(
-        self, path: Path, manifest: Manifest, stage: str, reach: EngineLimits, *, packed: bool = False
+        self,
+        path: Path,
+        manifest: Manifest,
+        stage: str,
+        reach: EngineLimits,
+        scales: Floats | None,
+        *,
+        packed: bool = False,
     ) -> None:
         self._name, self._spec, self._packed = path.name, manifest.stages[stage], packed
+        self._scales = scales
         ort = import_onnxruntime()
         options = session_options(ort, self._spec.precision, None)
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -186,7 +211,11 @@ class _Graph:
         return [run for runs in traced for run in runs]
 
     def _cache(self, text: _Text) -> StageCache:
-        cache = (ordered_cache if self._fused else ring_cache)(self._spec, self._limits)
+        cache: StageCache
+        if self._scales is not None:
+            cache = narrow_cache(self._spec, self._limits, self._scales)
+        else:
+            cache = (ordered_cache if self._fused else ring_cache)(self._spec, self._limits)
         if text.held:
             held = Hold(text.first, text.held, edge=False, unseen=False)
             cache.place(text.first, keys_values(self._spec, held))

@@ -9,7 +9,7 @@ What this does not know: how engines are built or loaded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from ..runtime.self_test import (
     first_breach,
     load_steps,
     patch_slots,
+    rounds_as,
     run_steps,
     state_inputs,
     text_inputs,
@@ -67,12 +68,16 @@ def prove_engine(
     name: str,
     alike: bool,
     watch: Callable[[str], None] = lambda stage: None,
+    scales: Mapping[str, Floats] | None = None,
+    reference: OpenStage | None = None,
 ) -> None:
     """Compare an engine of the bundle in `directory` with its portable graphs, and write its `self_test`.
 
     open_stage: None when the engine can't run here. reach: what it takes. name: what built it, for the error.
     alike: it rounds activations where the portable graphs do, and is held to more than its precision asks.
-    watch: called as each stage begins. Peak memory is that of one stage, loaded twice.
+    watch: called as each stage begins. scales: of the engine's caches in 8 bits, None where they are float32.
+    reference: what it is compared with in the place of the portable graphs. Peak memory is that of one stage,
+    loaded twice.
 
     Raises WrongEngineError naming stage and figure, BackendError when it can't run, OSError (disk full).
     """
@@ -84,7 +89,9 @@ def prove_engine(
     for stage in manifest.stages:
         watch(stage)
         # The portable stage comes first: what it gives is the next one's input.
-        portable = _Stage(directory, manifest, stage, OrtStage(directory, manifest, stage, None), reach)
+        own = None if scales is None else scales[stage]
+        backend = OrtStage(directory, manifest, stage, None) if reference is None else reference(stage)
+        portable = _Stage(manifest, stage, backend, reach, own)
         if stage == "encoder":
             states = np.resize(portable.chunk(inputs[stage])["byte_states"], (_ROWS, manifest.model.width))
             kept["states"] = states[:LOAD_ROWS]
@@ -96,7 +103,7 @@ def prove_engine(
                 each["decoder"]["patch_values"] = kept["patch_values"]
         engine = portable
         if open_stage is not None:
-            engine = _Stage(directory, manifest, stage, open_stage(stage), reach)
+            engine = _Stage(manifest, stage, open_stage(stage), reach, own)
             engine.compare(portable, inputs[stage], name, alike)
             engine.check_window(inputs[stage], name)
         traced[stage] = engine.repeatable(repeated[stage])
@@ -107,13 +114,18 @@ class _Stage:
     """A loaded stage, and the runs that it is put through."""
 
     def __init__(
-        self, directory: Path, manifest: Manifest, stage: str, backend: StageBackend, reach: EngineLimits
+        self,
+        manifest: Manifest,
+        stage: str,
+        backend: StageBackend,
+        reach: EngineLimits,
+        scales: Floats | None,
     ) -> None:
         self._manifest, self._stage, self._backend, self._reach = manifest, stage, backend, reach
-        self._spec = manifest.stages[stage]
+        self._spec, self._scales = manifest.stages[stage], scales
 
     def _run(self, inputs: Inputs, steps: Sequence[Step]) -> list[Traced]:
-        return run_steps(self._manifest, self._stage, self._backend, self._reach, inputs, steps)
+        return run_steps(self._manifest, self._stage, self._backend, self._reach, inputs, steps, self._scales)
 
     def chunk(self, inputs: Inputs) -> dict[str, Floats]:
         """Outputs of one pass over a chunk of the inputs."""
@@ -128,15 +140,18 @@ class _Stage:
         """Raise WrongEngineError where this stage and the portable one are too far apart."""
         steps = build_steps(self._stage, self._spec, self._reach)
         expected = [run.outputs for run in portable._run(inputs, steps)]
-        most = allowed(self._spec.precision, alike)
-        breach = first_breach(self._spec.precision, self._run(inputs, steps), expected, most)
+        precision = rounds_as(self._spec.precision, self._scales is not None)
+        most = allowed(precision, alike)
+        breach = first_breach(precision, self._run(inputs, steps), expected, most)
         if breach is not None:
-            raise self._wrong(name, breach.told("the portable graph's"))
+            other = "the portable graph's" if self._scales is None else "what float32 caches give"
+            raise self._wrong(name, breach.told(other))
 
     def _wrong(self, name: str, what: str) -> WrongEngineError:
+        right = "portable graphs" if self._scales is None else "float32 caches"
         return WrongEngineError(
             f"{self._stage}: the engine that {name} made is wrong: {what}; nothing was kept, and the "
-            "portable graphs, which are right, go on running; try another version"
+            f"{right}, which are right, go on running; try another version"
         )
 
     def check_window(self, inputs: Inputs, name: str) -> None:

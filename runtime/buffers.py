@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 __all__ = ["duplicate", "zeros"]
 
-Floats = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 
 _LEAST = 1 << 15
 """Bytes of an array that gets pages of its own: of the last of them, half is unused on average."""
@@ -27,7 +27,7 @@ _HUGE = 1 << 22
 _FLAGS = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
 
 
-def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
     """A new C-contiguous array of zeros. Raises MemoryError."""
     kind = np.dtype(dtype)
     size = kind.itemsize * math.prod(shape)
@@ -42,8 +42,8 @@ def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> npt.NDAr
     return np.frombuffer(pages, kind, math.prod(shape)).reshape(shape)
 
 
-def duplicate(values: Floats) -> Floats:
+def duplicate(values: Array) -> Array:
     """A copy, C-contiguous. Raises MemoryError."""
-    copied = zeros(values.shape)
+    copied = zeros(values.shape, values.dtype)
     copied[...] = values
     return copied

@@ -5,7 +5,7 @@
   graph hands out new keys and values, which are written into the ring.
 - `OrderedCache`, for graphs with fused attention: positions lie in order, and the graph writes new keys and
   values behind them itself. A window slides through a buffer somewhat larger than it, and is moved to the
-  buffer's start when it gets to the end. Rolling back moves a counter.
+  buffer's start when it gets to the end. Rolling back moves a counter. `narrow_cache` has it in 8 bits.
 
 A cache that is forked shares its buffers until one of the two writes where the other's slots are
 (`sharing`): positions that are added behind what both have in common go in place for whoever comes first,
@@ -41,7 +41,8 @@ _SLIDE = 64
 
 
 class StageCache(ABC):
-    """Keys and values [2 * layers, 1, Hkv, C, head_dim] float32 of a stage, in C slots.
+    """Keys and values [2 * layers, 1, Hkv, C, head_dim] of a stage, in C slots; float32 but where a layout
+    says otherwise.
 
     C starts small, so that a short text neither allocates nor reads a full window. With a window it stops
     growing at what the next byte can see after taking back up to `rollback` positions (and what the layout
@@ -314,6 +315,9 @@ class OrderedCache(StageCache):
         self.buffer = buffers.zeros((2 * layers, 1, kv_heads, self.capacity, head_dim))
 
     def reserve(self, count: int) -> None:
+        self._make_room(count)
+
+    def _make_room(self, count: int) -> None:
         held = self.length - self._oldest
         shift = held - self._kept
         if shift <= 0 or (shift < _SLIDE and held + count <= self._largest):
@@ -327,7 +331,7 @@ class OrderedCache(StageCache):
         old = self.buffer
         if capacity > self.capacity or not self.lease.claim(0 if shift else held, needed):
             # A capacity without its buffer would let the graph write past the end of the old one.
-            self.buffer = buffers.zeros((*old.shape[:3], capacity, old.shape[4]))
+            self.buffer = buffers.zeros((*old.shape[:3], capacity, old.shape[4]), old.dtype)
             self.capacity = capacity
             self.buffer[:, :, :, :kept] = old[:, :, :, shift:held]
             self._renewed()
@@ -381,7 +385,7 @@ class OrderedCache(StageCache):
         if count > self._kept:
             return None
         self.length = self._oldest = first
-        self.reserve(count)  # nothing is held: slots from 0 on become this cache's own
+        self._make_room(count)  # nothing is held: slots from 0 on become this cache's own
         self.length += count
         there: Floats = self.buffer[:, 0, :, :count]
         return there

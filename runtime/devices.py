@@ -25,7 +25,7 @@ from pathlib import Path
 from .backends.base import EngineLimits, StageBackend
 from .backends.cuda import CudaDriver
 from .backends.gpu import Gpu
-from .backends.ort import OrtStage
+from .backends.ort import NarrowGraph, OrtStage
 from .backends.ort_gpu import PROVIDERS, OrtGpuStage, check_available
 from .backends.ort_session import import_onnxruntime
 from .backends.tensorrt import TENSORRT_TARGETS, load_tensorrt
@@ -52,10 +52,11 @@ from .host import MOST_NAME
 from .integrity import Progress, check_files
 from .manifest import Manifest
 from .names import DEVICES
+from .narrow_cache import SCALES_NAME, read_scales
 from .processors import free_cores
 from .self_test import check_engine
 
-__all__ = ["LoadRequest", "open_device", "open_gpu", "portable_stages"]
+__all__ = ["LoadRequest", "narrow_graphs", "open_device", "open_gpu", "portable_stages"]
 
 # Where a byte reads less than this, a second thread gains nothing while bytes are added one by one: its part
 # of a product is done before the threads have met (docs/results.md, "Beside other work").
@@ -178,6 +179,7 @@ def _open_cpu(request: LoadRequest) -> tuple[Stages, Engine]:
     threads = _threads(request, engine.directory)
     if engine.directory is not None:
         try:
+            narrow = narrow_graphs(manifest, engine)
             stages: Stages = {
                 stage: OrtStage(
                     directory,
@@ -185,15 +187,33 @@ def _open_cpu(request: LoadRequest) -> tuple[Stages, Engine]:
                     stage,
                     threads,
                     optimized=engine.directory / graph_file(stage),
-                    packed={rows: engine.directory / packed_graph_file(stage, rows) for rows in engine.rows},
+                    packed={
+                        rows: engine.directory / packed_graph_file(stage, rows, engine.caches)
+                        for rows in engine.rows
+                    },
+                    narrow=narrow.get(stage),
                 )
                 for stage in manifest.stages
             }
-            _check(request, stages, engine.directory, engine_limits(manifest))
+            _check(request, stages, engine.directory, engine_limits(manifest), narrow)
             return stages, replace(engine, threads=threads)
         except BltError as error:  # an engine that is refused, or computes something else, is passed over
             engine = Engine(PORTABLE.name, f"{engine.name}: {error}")
     return _open_portable(request, threads), replace(engine, threads=threads)
+
+
+def narrow_graphs(manifest: Manifest, engine: Engine) -> dict[str, NarrowGraph]:
+    """What an engine for ONNX Runtime has for caches in 8 bits, by stage; {} when it has float32 ones.
+
+    Raises BundleError when their scales are damaged.
+    """
+    if engine.directory is None or engine.caches == "float32":
+        return {}
+    path = engine.directory
+    scales = read_scales(path / SCALES_NAME, manifest)
+    return {
+        stage: NarrowGraph(path / graph_file(stage, engine.caches), each) for stage, each in scales.items()
+    }
 
 
 def _open_portable(request: LoadRequest, threads: int) -> Stages:
@@ -227,12 +247,22 @@ def _bytes_read(manifest: Manifest) -> float:
     return sum(manifest.stage_bytes(name) * shares.get(name, 1.0) for name in manifest.stages)
 
 
-def _check(request: LoadRequest, stages: Stages, path: Path, limits: EngineLimits) -> None:
-    """Raise BackendError when the engine in `path` does not compute what it did when it was built."""
+def _check(
+    request: LoadRequest,
+    stages: Stages,
+    path: Path,
+    limits: EngineLimits,
+    narrow: Mapping[str, NarrowGraph] | None = None,
+) -> None:
+    """Raise BackendError when the engine in `path` does not compute what it did when it was built.
+
+    narrow: what its stages have for caches in 8 bits, which are then in use.
+    """
     if not request.probe:
         return
+    scales = {stage: graph.scales for stage, graph in (narrow or {}).items()}
     try:
-        check_engine(request.manifest, stages, request.table, path, limits, alike=was_proven(path))
+        check_engine(request.manifest, stages, request.table, path, limits, scales, alike=was_proven(path))
     except BltError as error:
         raise BackendError(f"{error}; build it again") from error
 

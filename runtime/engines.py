@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,9 @@ from .files import read_plain
 from .host import describe_processor
 from .integrity import Progress, check_records
 from .manifest import FileRecord, Manifest
-from .names import MOST_ROWS, packed_graph_file
-from .self_test import SELF_TEST_NAME
+from .names import CACHES, MOST_ROWS, graph_file, packed_graph_file
+from .narrow_cache import SCALES_NAME
+from .self_test import NARROW_SELF_TEST_NAME, SELF_TEST_NAME
 
 __all__ = [
     "ENGINE_NAME",
@@ -36,6 +38,8 @@ __all__ = [
     "PORTABLE",
     "Engine",
     "best_threads",
+    "cache_files",
+    "caches_of",
     "check_engine_files",
     "data_file",
     "describe_engine",
@@ -52,6 +56,7 @@ __all__ = [
     "render_engine",
     "rows_of",
     "was_proven",
+    "with_caches",
     "with_rows",
     "with_threads",
 ]
@@ -98,15 +103,20 @@ class Engine:
     rows: tuple[int, ...] = ()
     """For how many texts at once it has packed graphs (`packed_graph_file`), or plans, ascending; () = for
     none."""
+    caches: str = "float32"
+    """What it keeps keys and values as while a text goes on, one of `CACHES`."""
 
     def __str__(self) -> str:
         where = self.name if self.device == "CPU" else f"{self.name} on {self.device}"
+        if self.caches != "float32":
+            where += f" with {self.caches} caches"
         return where if self.reason is None else f"{where}: {self.reason}"
 
     @classmethod
     def at(cls, bundle: Path, path: Path) -> Engine:
         """The engine in a directory of the bundle."""
-        return cls(path.relative_to(bundle).as_posix(), directory=path, rows=rows_of(path))
+        name = path.relative_to(bundle).as_posix()
+        return cls(name, directory=path, rows=rows_of(path), caches=caches_of(path))
 
 
 PORTABLE = Engine("portable graphs")
@@ -116,13 +126,8 @@ PORTABLE = Engine("portable graphs")
 # 1. What an engine's directory holds.
 
 
-def graph_file(stage: str) -> str:
-    """Name of a stage's graph in an engine for ONNX Runtime."""
-    return f"{stage}.onnx"
-
-
 def data_file(stage: str) -> str:
-    """Name of a stage's weights in an engine for ONNX Runtime, those of its packed graphs included."""
+    """Name of a stage's weights in an engine for ONNX Runtime, which all of its graphs read."""
     return f"{stage}.onnx.data"
 
 
@@ -208,10 +213,30 @@ def with_rows(path: Path, rows: tuple[int, ...], packed: dict[str, FileRecord]) 
     """The text of the `engine.json` in this sound directory, with these packed graphs, or plans, instead of
     its own."""
     payload = _read(path)
-    old = _packed_files(payload["description"], rows_of(path))
-    records = {name: each for name, each in payload["files"].items() if name not in old}
-    records.update({name: asdict(each) for name, each in packed.items()})
-    return _text({**payload, "rows": list(rows), "files": dict(sorted(records.items()))})
+    old = _packed_files(payload["description"], rows_of(path), caches_of(path))
+    return _text({**payload, "rows": list(rows), "files": _replaced(payload["files"], old, packed)})
+
+
+def with_caches(path: Path, caches: str, narrow: dict[str, FileRecord]) -> str:
+    """The text of the `engine.json` in this sound directory, with these files for caches that are not
+    float32 instead of its own; caches: one of `CACHES`."""
+    payload = _read(path)
+    old = cache_files(payload["description"]["stages"], rows_of(path), caches_of(path))
+    return _text({**payload, "caches": caches, "files": _replaced(payload["files"], old, narrow)})
+
+
+def _replaced(records: dict[str, Any], old: Iterable[str], new: Mapping[str, FileRecord]) -> dict[str, Any]:
+    kept = {name: each for name, each in records.items() if name not in old}
+    return dict(sorted({**kept, **{name: asdict(each) for name, each in new.items()}}.items()))
+
+
+def cache_files(stages: Iterable[str], rows: Iterable[int], caches: str) -> set[str]:
+    """Files that an engine for ONNX Runtime has for its caches, beside those of a float32 engine."""
+    if caches == "float32":
+        return set()
+    stages, rows = tuple(stages), tuple(rows)
+    packed = {packed_graph_file(stage, count, caches) for stage in stages for count in rows}
+    return {SCALES_NAME, NARROW_SELF_TEST_NAME, *(graph_file(stage, caches) for stage in stages), *packed}
 
 
 def _text(payload: dict[str, Any]) -> str:
@@ -227,6 +252,12 @@ def rows_of(path: Path) -> tuple[int, ...]:
     ):
         return ()
     return tuple(rows) if sorted(set(rows)) == rows else ()
+
+
+def caches_of(path: Path) -> str:
+    """What an engine's directory keeps keys and values as; float32 where that is damaged."""
+    caches = _read(path).get("caches")
+    return str(caches) if caches in CACHES else CACHES[0]
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
@@ -273,6 +304,8 @@ def check_engine_files(
     makes = (plan_file,) if "profiles" in description else (graph_file, data_file)
     names = {SELF_TEST_NAME, *(make(stage) for stage in description["stages"] for make in makes)}
     names |= _packed_files(description, rows_of(path))
+    if "profiles" not in description:
+        names |= cache_files(description["stages"], rows_of(path), caches_of(path))
     try:
         files = Fields(payload, "").parts("files", lambda name, _: str(name), record(FileRecord))
     except BundleError:
@@ -285,9 +318,14 @@ def check_engine_files(
     check_records(path, files, full=full, progress=progress, remedy=again)
 
 
-def _packed_files(description: dict[str, Any], rows: tuple[int, ...]) -> set[str]:
+def _packed_files(description: dict[str, Any], rows: tuple[int, ...], caches: str = "float32") -> set[str]:
     make = packed_plan_file if "profiles" in description else packed_graph_file
-    return {make(stage, count) for stage in description["stages"] for count in rows}
+    names = {make(stage, count) for stage in description["stages"] for count in rows}
+    if caches != "float32":
+        names |= {
+            packed_graph_file(stage, count, caches) for stage in description["stages"] for count in rows
+        }
+    return names
 
 
 # 2. Where they are.

@@ -49,7 +49,18 @@ DRAFTS = ("auto", "none", "decoder", "patcher", "lookup")
 MOST_ROWS = 64
 """Texts that one packed graph may take: attention is there once for each of them."""
 
+CACHES = ("float32", "int8")
+"""What an engine for ONNX Runtime keeps keys and values as, while a text goes on."""
 
-def packed_graph_file(stage: str, rows: int) -> str:
-    """Name of a stage's graph for so many texts at once, in a bundle and in an engine for ONNX Runtime."""
-    return f"{stage}.rows{rows}.onnx"
+
+def graph_file(stage: str, caches: str = "float32") -> str:
+    """Name of a stage's graph in an engine for ONNX Runtime. caches: what it reads, one of `CACHES`."""
+    return f"{stage}.onnx" if caches == "float32" else f"{stage}.{caches}.onnx"
+
+
+def packed_graph_file(stage: str, rows: int, caches: str = "float32") -> str:
+    """Name of a stage's graph for so many texts at once, in a bundle and in an engine for ONNX Runtime.
+
+    caches: as for `graph_file`.
+    """
+    return f"{graph_file(stage, caches).removesuffix('.onnx')}.rows{rows}.onnx"

@@ -28,11 +28,13 @@ from .embedding import EmbeddingTable
 from .errors import BackendError, BundleError
 from .files import open_plain
 from .manifest import Manifest, StageSpec
+from .narrow_cache import narrowed
 from .stages import CachedStage, next_power_of_two
 from .vocabulary import encode
 
 __all__ = [
     "LOAD_ROWS",
+    "NARROW_SELF_TEST_NAME",
     "SELF_TEST_NAME",
     "STAGE_TOLERANCES",
     "TEXT",
@@ -49,6 +51,7 @@ __all__ = [
     "keys_values",
     "load_steps",
     "read_self_test",
+    "rounds_as",
     "run_steps",
     "state_inputs",
     "text_inputs",
@@ -62,6 +65,9 @@ Inputs = dict[str, Array]
 
 SELF_TEST_NAME = "self_test.bin"
 """Float32 values beside an engine's `engine.json`: inputs that cannot be had otherwise, then outputs."""
+
+NARROW_SELF_TEST_NAME = "self_test.int8.bin"
+"""The same of graphs whose caches are in 8 bits."""
 
 TEXT = (
     "Boats came in at dusk, and the lamp was lit: 3 short, 1 long. Ήταν αργά; 夜が来た。 Ночь — "
@@ -164,8 +170,13 @@ def run_steps(
     limits: EngineLimits,
     inputs: Inputs,
     steps: Sequence[Step],
+    scales: Floats | None = None,
 ) -> list[Traced]:
-    """What a stage gives in each `Run`, rows of `inputs` taken in turn. Raises BackendError."""
+    """What a stage gives in each `Run`, rows of `inputs` taken in turn. Raises BackendError.
+
+    scales: of caches in 8 bits, the stage's own or another's that it is compared with: what is held is then
+    what such a cache can hold.
+    """
     spec = manifest.stages[stage]
     rows = dict(inputs)
     shared: dict[str, Any] = {}
@@ -179,7 +190,8 @@ def run_steps(
     traced, done = [], 0
     for step in steps:
         if isinstance(step, Hold):
-            cached.cache.place(step.first, keys_values(spec, step))
+            held = keys_values(spec, step)
+            cached.cache.place(step.first, held if scales is None else narrowed(held, scales))
         elif isinstance(step, TakeBack):
             assert cached.cache.can_roll_back(cached.cache.length - step.count)
             cached.cache.roll_back(cached.cache.length - step.count)
@@ -306,6 +318,14 @@ def allowed(precision: str, alike: bool) -> float:
     return min(STAGE_TOLERANCES[precision], _ALIKE) if alike else STAGE_TOLERANCES[precision]
 
 
+def rounds_as(precision: str, narrow: bool) -> str:
+    """The precision whose measure and tolerance a stage's outputs are held to.
+
+    narrow: its cache is in 8 bits, which rounds about as much as weights in 8 bits do.
+    """
+    return "int8w" if narrow and precision in ("fp32", "fp16") else precision
+
+
 @dataclass(frozen=True)
 class Breach:
     """An output that is too far from what it should be."""
@@ -356,26 +376,30 @@ def check_engine(
     table: EmbeddingTable,
     path: Path,
     limits: EngineLimits,
+    scales: Mapping[str, Floats],
     *,
     alike: bool,
 ) -> None:
     """Repeat the runs that an engine's directory `path` keeps, and compare.
 
-    alike: what it keeps came from the engine itself. Raises BackendError naming the stage that computes
+    scales: of each stage's cache in 8 bits; {} where they are float32. alike: what it keeps came from the
+    engine itself. Raises BackendError naming the stage that computes
     something else, BundleError for a damaged file.
     """
-    kept = read_self_test(path / SELF_TEST_NAME, manifest, limits)
+    name = NARROW_SELF_TEST_NAME if scales else SELF_TEST_NAME
+    kept = read_self_test(path / name, manifest, limits)
     inputs = text_inputs(manifest, table, LOAD_ROWS)
     inputs["latent"], inputs["decoder"] = state_inputs(kept["states"], limits.max_patch_length)
     inputs["decoder"]["patch_values"] = kept["patch_values"]
     for stage, spec in manifest.stages.items():
         steps = load_steps(stage, spec, limits)
-        runs = run_steps(manifest, stage, backends[stage], limits, inputs[stage], steps)
+        runs = run_steps(manifest, stage, backends[stage], limits, inputs[stage], steps, scales.get(stage))
         expected = [
             {name: kept[f"{stage}.{number}.{name}"] for name in run.outputs}
             for number, run in enumerate(runs)
         ]
-        breach = first_breach(spec.precision, runs, expected, allowed(spec.precision, alike))
+        precision = rounds_as(spec.precision, stage in scales)
+        breach = first_breach(precision, runs, expected, allowed(precision, alike))
         if breach is not None:
             told = breach.told("what was recorded when it was built")
             raise BackendError(f"{stage}: its self-test failed, {told}")

@@ -10,6 +10,7 @@ What this does not know: how a byte is read, files.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
@@ -301,11 +302,9 @@ class TextState:
             + (length - states.base) * states.buffer.shape[1]
             + (length - logits.oldest) * logits.rows.shape[1]
         )
-        caches = sum(
-            cache.buffer.nbytes // cache.capacity * (cache.length - cache.first)
-            for cache in self.caches.values()
-        )
-        return int(2 * length + 4 * len(starts) + 4 * numbers + caches)
+        for cache in self.caches.values():
+            numbers += math.prod(cache.buffer.shape) // cache.capacity * (cache.length - cache.first)
+        return int(2 * length + 4 * len(starts) + 4 * numbers)
 
     def parts(self) -> Iterator[tuple[object, int, bool]]:
         """(what it is, bytes, whether nobody else holds it) of each part; forks share objects."""

@@ -23,6 +23,7 @@ from .. import buffers
 from ..cache import OrderedCache, RingCache, StageCache
 from ..host import available_memory
 from ..manifest import StageSpec
+from ..narrow_cache import NarrowCache
 
 __all__ = [
     "HOST",
@@ -37,6 +38,7 @@ __all__ = [
     "StageBackend",
     "StageCall",
     "Tensor",
+    "narrow_cache",
     "ordered_cache",
     "placed",
     "ring_cache",
@@ -148,6 +150,20 @@ def ordered_cache(spec: StageSpec, limits: CacheLimits) -> OrderedCache:
     sizes = (spec.layers, spec.kv_heads, spec.head_dim)
     return OrderedCache(
         *sizes, window=spec.window, rollback=limits.rollback, limit=limits.positions, chunk=limits.chunk
+    )
+
+
+def narrow_cache(spec: StageSpec, limits: CacheLimits, scales: npt.NDArray[np.float32]) -> NarrowCache:
+    """What a stage's two graphs with fused attention read, one of them in 8 bits; scales: `NarrowCache`'s."""
+    return NarrowCache(
+        spec.layers,
+        spec.kv_heads,
+        spec.head_dim,
+        scales,
+        window=spec.window,
+        rollback=limits.rollback,
+        limit=limits.positions,
+        chunk=limits.chunk,
     )
 
 

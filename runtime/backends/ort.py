@@ -5,30 +5,42 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from ..buffers import zeros
 from ..cache import StageCache
 from ..manifest import Manifest
-from .base import HOST, CacheLimits, Done, PackedStage, ordered_cache, ring_cache
+from ..narrow_cache import STEP_POSITIONS
+from .base import HOST, CacheLimits, Done, PackedStage, narrow_cache, ordered_cache, ring_cache
 from .ort_packed import OrtPackedStage
 from .ort_session import import_onnxruntime, input_types, new_session, session_options, session_signature
 from .signatures import check_signature, check_weights_file, output_shapes, stage_signature
 
-__all__ = ["OrtCall", "OrtStage"]
+__all__ = ["NarrowGraph", "OrtCall", "OrtStage"]
 
 Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class NarrowGraph:
+    """What an engine has beside a stage's graph to keep its cache in 8 bits."""
+
+    path: Path
+    """The graph that reads such a cache, over the same weights."""
+    scales: npt.NDArray[np.float32]
+    """Of the cache's numbers, [2 * layers, Hkv, head_dim]."""
 
 
 class OrtStage:
     """A stage graph in an ONNX Runtime session: a `StageBackend`."""
 
     memory = HOST
-    packed_positions = None
 
     def __init__(
         self,
@@ -39,36 +51,55 @@ class OrtStage:
         *,
         optimized: Path | None = None,
         packed: Mapping[int, Path] | None = None,
+        narrow: NarrowGraph | None = None,
     ) -> None:
         """Load a stage of the bundle in `directory`; threads None leaves the choice to ONNX Runtime.
 
         optimized: a graph that `save_optimized` wrote from it, to load instead; with fused attention it reads
-        an ordered cache. packed: the same graph's forms for several texts, by how many.
+        an ordered cache. packed: the same graph's forms for several texts, by how many. narrow: its form for
+        caches in 8 bits, which runs steps; `packed` are then made of that one.
 
         Raises BackendError when ONNX Runtime is missing or refuses the graph, BundleError when the graph is
         not what the manifest says.
         """
         path = directory / manifest.stages[stage].file if optimized is None else optimized
         check_weights_file(path, manifest.stages[stage].data if optimized is None else f"{path.name}.data")
-        ort = import_onnxruntime()
-        options = session_options(ort, manifest.stages[stage].precision, threads)
-        if optimized is not None:
-            # Nothing is left to do, and whatever was folded again would leave the mapped file.
-            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = new_session(ort, path.name, path, options)
-        self._spec, self._signature = manifest.stages[stage], session_signature(self._session)
+        session = self._open(path, manifest.stages[stage].precision, threads, optimized=optimized is not None)
+        self._spec, self._signature = manifest.stages[stage], session_signature(session)
         self._fused = optimized is not None and "past_length" in self._signature[0]
-        check_signature(path.name, stage_signature(manifest, stage, fused=self._fused), self._signature)
-        self._input_types = input_types(path.name, self._session)
+        wanted = stage_signature(manifest, stage, fused=self._fused)
+        check_signature(path.name, wanted, self._signature)
+        self._input_types = input_types(path.name, session)
+        self._sessions: dict[np.dtype[Any], Any] = {np.dtype(np.float32): session}
+        self._narrow = narrow
+        if narrow is not None:
+            check_weights_file(narrow.path, f"{path.name}.data")
+            session = self._open(narrow.path, self._spec.precision, threads, optimized=True)
+            check_signature(narrow.path.name, wanted, session_signature(session))
+            self._sessions[np.dtype(np.int8)] = session
         self._files = dict(sorted((packed or {}).items()))
         self._packed: dict[int, PackedStage] = {}
         self._loading = threading.Lock()
         self._manifest, self._stage, self._threads = manifest, stage, threads
         self._optimized = optimized is not None
 
+    @staticmethod
+    def _open(path: Path, precision: str, threads: int | None, *, optimized: bool) -> Any:
+        ort = import_onnxruntime()
+        options = session_options(ort, precision, threads)
+        if optimized:
+            # Nothing is left to do, and whatever was folded again would leave the mapped file.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        return new_session(ort, path.name, path, options)
+
     @property
     def rows(self) -> tuple[int, ...]:
         return tuple(self._files)
+
+    @property
+    def packed_positions(self) -> int | None:
+        # More may be a chunk, whose cache is not what packed graphs read.
+        return None if self._narrow is None else STEP_POSITIONS
 
     def packed(self, texts: int) -> PackedStage:
         rows = next(rows for rows in self._files if rows >= texts)
@@ -80,12 +111,15 @@ class OrtStage:
                     self._threads,
                     self._files[rows],
                     rows,
+                    self.new_cache,
                     optimized=self._optimized,
                     fused=self._fused,
                 )
         return self._packed[rows]
 
     def new_cache(self, limits: CacheLimits) -> StageCache:
+        if self._narrow is not None:
+            return narrow_cache(self._spec, limits, self._narrow.scales)
         return ordered_cache(self._spec, limits) if self._fused else ring_cache(self._spec, limits)
 
     def bind(
@@ -98,7 +132,7 @@ class OrtStage:
         own = {name: axes for name, axes in made.items() if not name.startswith("present.")}
         shaped = output_shapes((given, own), shapes)
         outputs = {name: zeros(shape) for name, shape in shaped.items()}
-        return OrtCall(self._session, cache, shared, inputs, outputs)
+        return OrtCall(self._sessions[cache.buffer.dtype], cache, shared, inputs, outputs)
 
 
 class OrtCall:

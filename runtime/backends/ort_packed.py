@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..buffers import zeros
 from ..cache import StageCache
 from ..manifest import Manifest
-from .base import CacheLimits, PackedPart, ordered_cache, placed, ring_cache
+from .base import CacheLimits, PackedPart, placed
 from .ort_session import import_onnxruntime, input_types, new_session, session_options, session_signature
 from .signatures import check_signature, check_weights_file, is_of_a_row, packed_signature, row_name
 
@@ -75,11 +75,13 @@ class OrtPackedStage:
         threads: int | None,
         path: Path,
         rows: int,
+        new_cache: Callable[[CacheLimits], StageCache],
         *,
         optimized: bool,
         fused: bool,
     ) -> None:
-        """Load the graph at `path`. optimized, fused: what the graph for one text is.
+        """Load the graph at `path`. new_cache: makes one of the kind that it reads. optimized, fused: what
+        the graph for one text is.
 
         Raises BackendError when ONNX Runtime refuses the graph, BundleError when it is not what the manifest
         says.
@@ -98,8 +100,7 @@ class OrtPackedStage:
         self._made = {name: axes for name, axes in outputs.items() if not is_of_a_row(name)}
         self._types = types
         self._native = self._session.io_binding()
-        made = ordered_cache if fused else ring_cache
-        idle = made(spec, CacheLimits(rollback=0, positions=1, chunk=1))
+        idle = new_cache(CacheLimits(rollback=0, positions=1, chunk=1))
         idle.reserve(1)
         shared = {}
         if stage == "decoder":

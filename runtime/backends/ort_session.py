@@ -37,6 +37,7 @@ _DTYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
     "tensor(float)": np.float32,
+    "tensor(int8)": np.int8,
 }
 
 

@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from ...runtime.host import available_memory
+from ...runtime.names import CACHES
 from ..output import Messages, counted, echo, is_terminal, listed, printable, progress_bar, size, status
 from ..tables import print_table
 from .documents import write_json
@@ -75,6 +76,15 @@ _tensorrt_options = options(
     "share its weights and take kilobytes; TensorRT's are plans, which hold the weights once more each, on "
     "disk and on the GPU, and take minutes to build.",
 )
+@option(
+    "--cache-precision",
+    type=OneOf(CACHES),
+    shown="as the engine has them; a new one: float32",
+    help="onnxruntime: what keys and values are kept as while a text goes on. int8 reads a quarter of the "
+    "bytes at each step, and a text takes less memory; results are rounded further, by scales that are "
+    "measured on texts now: a bundle of float32 weights no longer passes validate. Prompts are read in "
+    "float32.",
+)
 @option("--force", help="Build again what is there already.")
 @option(
     "--prune",
@@ -89,6 +99,7 @@ def command(
     bundle: Path,
     target: str,
     rows: tuple[int, ...] | None,
+    cache_precision: str | None,
     force: bool,
     prune: bool,
     dry_run: bool,
@@ -115,6 +126,8 @@ def command(
     if target == "onnxruntime" and given:
         flag = "--" + next(iter(given)).replace("_", "-")
         raise click.UsageError(f"{flag} is for --target tensorrt and tensorrt-rtx; leave it out")
+    if target != "onnxruntime" and cache_precision is not None:
+        raise click.UsageError("--cache-precision is for --target onnxruntime; leave it out")
     if dry_run and json_file is not None:
         raise click.UsageError("--json is for what was built; leave it or --dry-run out")
     options = None
@@ -132,7 +145,7 @@ def command(
     if options:
         engine = _build_tensorrt(messages, bundle, options, force)
     else:
-        engine = _build_onnxruntime(messages, bundle, rows, force)
+        engine = _build_onnxruntime(messages, bundle, rows, cache_precision, force)
     _tidy(messages, bundle, engine, prune)
     slower = _spelled_out(bundle) if target == "onnxruntime" else ()
     for what in slower:
@@ -206,7 +219,9 @@ def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
     return engine, _would_write(engine, f"at most {size(engine_bytes(manifest))}")
 
 
-def _build_onnxruntime(messages: Messages, bundle: Path, rows: tuple[int, ...] | None, force: bool) -> Path:
+def _build_onnxruntime(
+    messages: Messages, bundle: Path, rows: tuple[int, ...] | None, caches: str | None, force: bool
+) -> Path:
     from ...export.build_ort import DEFAULT_ROWS, build_engine
     from ...runtime.engines import data_file, find_engine, graph_file
     from ...runtime.manifest import load_manifest
@@ -216,7 +231,9 @@ def _build_onnxruntime(messages: Messages, bundle: Path, rows: tuple[int, ...] |
     wanted = DEFAULT_ROWS if rows is None else rows
     refused: list[str] = []
     with progress_bar(messages) as progress:
-        engine = build_engine(bundle, rows=wanted, force=force, progress=progress, warn=refused.append)
+        engine = build_engine(
+            bundle, rows=wanted, caches=caches, force=force, progress=progress, warn=refused.append
+        )
     for line in refused:
         messages.note(f"warning: {line}")
     directory = engine.directory
@@ -225,8 +242,12 @@ def _build_onnxruntime(messages: Messages, bundle: Path, rows: tuple[int, ...] |
         messages.say("it is there already, and sound; --force builds it again")
         if engine.rows != before.rows:
             messages.say(_packed(engine, manifest))
+        if engine.caches != before.caches:
+            messages.say(_caches(engine, manifest))
         return directory
     messages.say(_packed(engine, manifest))
+    if engine.caches != "float32":
+        messages.say(_caches(engine, manifest))
     if engine.threads is not None:
         messages.say(f"fastest here with {counted(engine.threads, 'thread')}, which is now the default")
     if not messages.quiet and sys.stderr is not None:
@@ -249,6 +270,21 @@ def _packed(engine: Engine, manifest: Manifest) -> str:
     files = [packed_graph_file(stage, count) for stage in manifest.stages for count in engine.rows]
     total = sum((engine.directory / name).stat().st_size for name in files)
     return f"packed graphs for {listed(engine.rows)} texts at once: {size(total)}"
+
+
+def _caches(engine: Engine, manifest: Manifest) -> str:
+    """A line about what an engine keeps keys and values as."""
+    from ...runtime.engines import cache_files
+
+    assert engine.directory is not None
+    files = cache_files(manifest.stages, engine.rows, engine.caches)
+    if not files:
+        return f"caches are {engine.caches} again"
+    total = sum((engine.directory / name).stat().st_size for name in files)
+    return (
+        f"caches are {engine.caches} while a text goes on: {size(total)} of graphs and scales; "
+        "--cache-precision float32 goes back"
+    )
 
 
 def _plan_tensorrt(

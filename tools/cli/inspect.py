@@ -204,6 +204,8 @@ def _show(
     echo()
     patch = f"{state.bytes_per_patch:g} byte{'s' * (state.bytes_per_patch != 1)}"
     growth = f"{size(state.per_byte)} a byte within the windows, {size(state.per_patch)} a patch"
+    if engine is not None and engine.caches == "int8":
+        growth += "; a quarter of it while a text goes on"
     longest = f"up to {size(state.open_patch)} more, if one patch had {state.longest_patch:,} bytes"
     full = f"about {size(state.at_full_length)} for {state.positions:,} positions, at {patch} a patch"
     print_fields([("state memory", growth), ("at full length", full), ("open patch", longest)])

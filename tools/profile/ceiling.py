@@ -28,7 +28,10 @@ from ...runtime.manifest import Manifest
 from ...runtime.processors import usable_cores
 
 _FLOAT = 4
-"""Bytes: caches, patch values and the patcher's embedding are float32 at every precision."""
+"""Bytes: patch values and the patcher's embedding are float32 at every precision."""
+
+_CACHED = {"float32": 4, "int8": 1}
+"""Bytes of a key or value, by an engine's caches."""
 
 
 # 1. What a byte reads.
@@ -93,8 +96,10 @@ def cost_of_a_byte(
     calls_per_byte: Mapping[str, float],
     state_bytes: int,
     bandwidth: float,
+    caches: str = "float32",
 ) -> Cost:
-    """The cost of a bundle. calls_per_byte: measured runs of each stage; those not in it never run."""
+    """The cost of a bundle. calls_per_byte: measured runs of each stage; those not in it never run. caches:
+    what its engine keeps keys and values as."""
     patches = positions / bytes_per_patch if bytes_per_patch else 0.0
     stages = {}
     for name, spec in manifest.stages.items():
@@ -104,7 +109,7 @@ def cost_of_a_byte(
         weights = manifest.files[spec.data].bytes - left_out
         context = patches if name == "latent" else positions
         seen = context if spec.window is None else min(context, spec.window)
-        cache = round(_FLOAT * 2 * spec.layers * spec.kv_heads * spec.head_dim * seen)
+        cache = round(_CACHED[caches] * 2 * spec.layers * spec.kv_heads * spec.head_dim * seen)
         if name == "decoder":  # a byte also reads the keys and values of its patch, in every layer
             cache += _FLOAT * (spec.patch_values or 0)
         calls = calls_per_byte[name]

@@ -151,7 +151,7 @@ def profile(
         bandwidth = (
             measure_bandwidth(setting.runs[0].threads) if setting.on_cpu else measure_device_bandwidth()
         )
-        cases += [summarize(run, manifest, bandwidth) for run in setting.runs]
+        cases += [summarize(run, manifest, bandwidth, setting.caches) for run in setting.runs]
     return Profile(
         path=str(bundle),
         manifest=manifest,
@@ -175,6 +175,7 @@ class _Setting(NamedTuple):
     engine: str
     prefill_chunk: int
     on_cpu: bool
+    caches: str
 
 
 def _measure(
@@ -207,7 +208,8 @@ def _measure(
             first_run = None if runs or len(seconds) < 2 else seconds[0] / median(seconds[1:])
             used = model.engine.threads
             runs.append(Run(used, draft, loaded, first_run, other.cores, peak, most_private, rounds))
-    return _Setting(runs, str(model.engine), model.limits.prefill_chunk, model.engine.device == "CPU")
+    used_engine, chunk = model.engine, model.limits.prefill_chunk
+    return _Setting(runs, str(used_engine), chunk, used_engine.device == "CPU", used_engine.caches)
 
 
 def _rounds(

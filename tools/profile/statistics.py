@@ -209,8 +209,8 @@ class Case(Run):
         return document
 
 
-def summarize(run: Run, manifest: Manifest, bandwidth: Bandwidth) -> Case:
-    """The figures of at least one round, each with a decoding step or more."""
+def summarize(run: Run, manifest: Manifest, bandwidth: Bandwidth, caches: str = "float32") -> Case:
+    """The figures of at least one round, each with a decoding step or more. caches: the engine's."""
     rounds, first = run.rounds, run.rounds[0]
     decode = _decode(run, list(manifest.stages))
     new_bytes = min(one.stats.new_bytes for one in rounds)
@@ -223,6 +223,7 @@ def summarize(run: Run, manifest: Manifest, bandwidth: Bandwidth) -> Case:
         calls_per_byte={name: stage.calls_per_byte for name, stage in decode.stages.items()},
         state_bytes=state_bytes,
         bandwidth=bandwidth.bytes_per_second,
+        caches=caches,
     )
     return Case(
         **vars(run),

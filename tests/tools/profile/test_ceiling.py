@@ -52,6 +52,24 @@ def test_the_demo_by_hand() -> None:
     assert found.ceiling_bytes_per_second == pytest.approx(20e9 / 14_769_984)
 
 
+def test_caches_in_8_bits_are_a_quarter() -> None:
+    whole, narrow = (
+        cost_of_a_byte(
+            demo_manifest(),
+            calls_per_byte=ONCE,
+            bandwidth=20e9,
+            positions=577,
+            bytes_per_patch=4.0,
+            state_bytes=123,
+            caches=caches,
+        )
+        for caches in ("float32", "int8")
+    )
+    for name in ("patcher", "encoder", "latent"):
+        assert whole.stages[name].cache == 4 * narrow.stages[name].cache
+    assert narrow.stages["decoder"].cache == 2 * 4 * 3 * 32 * 128 + 4 * 1536
+
+
 def test_what_reads_less() -> None:
     """Windows that are not full, texts without a patch, stages that never ran, drafts."""
     assert cost(positions=10).stages["encoder"].cache == 2 * 4 * 1 * 3 * 32 * 10
