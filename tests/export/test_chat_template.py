@@ -91,6 +91,12 @@ def test_what_is_none_is_refused_and_how_to_go_on_told(tmp_path: Path, value: An
     assert find_chat_template(tmp_path, "none") is None
 
 
+def test_a_mark_of_the_encoding_is_no_part_of_it(tmp_path: Path) -> None:
+    """As editors on Windows write it; else each prompt would begin with it."""
+    (tmp_path / CHAT_TEMPLATE_NAME).write_bytes(b"\xef\xbb\xbf" + CHATML.encode())
+    assert find_chat_template(tmp_path).text == CHATML
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff")
     for given, words in (
