@@ -143,7 +143,7 @@ class ChildProcess:
     def send(self, request: Any) -> None:
         """Write a request; what is gone takes none."""
         line = json.dumps(request).encode() + b"\n"
-        with suppress(BrokenPipeError):
+        with suppress(OSError):  # BrokenPipeError, or on Windows another
             self._requests.write(line)
             self._requests.flush()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -9,11 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from blt_edge.runtime import child_main as module
-from blt_edge.runtime.child import _SERVE, Outcome, run_child
+from blt_edge.runtime.child import _SERVE, ChildProcess, Outcome, run_child
 from blt_edge.runtime.errors import BltError, BltWarning, OptionError
 
 
@@ -116,6 +118,19 @@ def test_nor_where_python_has_no_variable_that_says_so(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=tmp_path, env=environment) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b'{"result": null}\n'
+
+
+def test_what_is_gone_takes_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(data: bytes) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")  # as Windows says it
+
+    with ChildProcess(["serve_once", "some_work"]) as process:
+        with monkeypatch.context() as patched:
+            patched.setattr(process, "_requests", SimpleNamespace(write=broken))
+            process.send({})
+        process._process.kill()
+        process.send({})
+        assert process.receive() is None
 
 
 class Ended(BaseException):
