@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from blt_edge.runtime import GenerationOptions, OptionError, constraint_compiler, constraint_library, guide
+from blt_edge.runtime import GenerationOptions, OptionError, constraint_library, guide
 from blt_edge.tools.server import compiling
 from blt_edge.tools.server.compiling import _TooManyError, _Turns
 
@@ -156,14 +156,17 @@ def test_what_its_texts_filled_goes_with_them(start, gate: Gate, monkeypatch: py
         assert compiling.Constraint.regex(asked["guided_regex"]) not in constraint_library._in_use
 
 
-def test_what_reached_a_limit_is_compiled_anew_before_a_turn(start, gate: Gate, monkeypatch) -> None:
-    monkeypatch.setitem(constraint_compiler._LIMITS, "max_lexer_states", 600)
+def test_what_broke_is_compiled_anew_before_a_turn(start, gate: Gate, monkeypatch) -> None:
+    """As it does where its texts have reached a limit of the library's; else the queue's thread compiles."""
     gate.opened.set()
-    server, asked = start(), {"guided_regex": "(a|b)*a(a|b){200}", "max_tokens": 250, "temperature": 2}
-    told = [server.post({**asked, "seed": seed}).status_code for seed in range(6)]
-    assert told[0] == 200
-    assert 400 in told  # begun with what others had left
-    assert len(gate.began) == 1 + told[:-1].count(400)
+    server, asked = start(), {"guided_regex": "only here, 61: [ab]{4}", "max_tokens": 60}
+    assert server.post(asked).status_code == 200
+    with monkeypatch.context() as patched:
+        patched.setattr(constraint_library.LibraryRule, "allowed", lambda rule: rule.advance(0))
+        assert error(server.post(asked)) == (400, "invalid_value", "guided_regex")
+    for _ in range(2):
+        assert server.post(asked).status_code == 200
+        assert len(gate.began) == 2
 
 
 def test_without_the_library(start, monkeypatch: pytest.MonkeyPatch) -> None:
