@@ -51,7 +51,7 @@ def find_chat_template(folder: Path, given: str | Path | None = None) -> ChatPla
     """
     if given == NO_TEMPLATE:
         return None
-    config = read_json(folder / _CONFIG) if (folder / _CONFIG).is_file() else {}
+    config = _json(folder / _CONFIG)
     path = folder / CHAT_TEMPLATE_NAME if given is None else Path(given)
     if given is not None or path.is_file():
         found, origin = _read(path), str(path)
@@ -68,6 +68,14 @@ def find_chat_template(folder: Path, given: str | Path | None = None) -> ChatPla
     except OptionError as error:
         raise OptionError(f"{error}; or leave the template out with --chat-template none") from None
     return ChatPlan(template.text, spec, origin, told)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """What a tokenizer's file says, nothing where there is none; nothing else is read from it."""
+    try:
+        return read_json(path) if path.is_file() else {}
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; or leave the chat template out with --chat-template none") from None
 
 
 def _read(path: Path) -> bytes:
@@ -122,7 +130,7 @@ def _special(folder: Path, config: dict[str, Any]) -> set[str]:
     """Texts that the tokenizer has as one of the ids before the bytes'."""
     found: set[str] = set()
     decoder = config.get("added_tokens_decoder")
-    tokenizer = read_json(folder / _TOKENIZER) if (folder / _TOKENIZER).is_file() else {}
+    tokenizer = _json(folder / _TOKENIZER)
     added, model = tokenizer.get("added_tokens"), tokenizer.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     pairs: list[tuple[Any, Any]] = []

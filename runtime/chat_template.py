@@ -121,11 +121,12 @@ def load_chat_template(directory: str | os.PathLike[str], manifest: Manifest) ->
 
 
 def template_text(data: bytes) -> str:
-    """A template's file as text. Raises TemplateError for what is too long or no UTF-8."""
+    """A template's file as text, without a mark of its encoding. Raises TemplateError for what is too long or
+    no UTF-8."""
     if len(data) > MOST_TEMPLATE_BYTES:
         raise TemplateError(f"a chat template has at most {MOST_TEMPLATE_BYTES} bytes, this one has more")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise TemplateError(f"a chat template is UTF-8, this one is not at byte {error.start}") from None
 

@@ -28,7 +28,11 @@ __all__ = ["ChildProcess", "Deadline", "Outcome", "Tell", "run_child", "told_err
 Tell = Callable[[Mapping[str, Any]], None]
 """Sends an event to the parent; may be called from any thread."""
 
-_SERVE = "import sys; from blt_edge.runtime import child_main as m; getattr(m, sys.argv[1])(*sys.argv[2:])"
+# The current directory is no place for Python to look for modules; 3.10 has no variable that says so.
+_SERVE = (
+    "import sys; sys.path[0] or sys.path.pop(0); "
+    "from blt_edge.runtime import child_main as m; getattr(m, sys.argv[1])(*sys.argv[2:])"
+)
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class ChildProcess:
                 stdout=subprocess.PIPE,
                 stderr=self._log,
                 cwd=folder,
-                # The current directory is no place for Python to look for modules.
+                # Also for what it starts.
                 env={**os.environ, "PYTHONSAFEPATH": "1"},
             )
         except BaseException:
@@ -139,7 +143,7 @@ class ChildProcess:
     def send(self, request: Any) -> None:
         """Write a request; what is gone takes none."""
         line = json.dumps(request).encode() + b"\n"
-        with suppress(BrokenPipeError):
+        with suppress(OSError):  # BrokenPipeError, or on Windows another
             self._requests.write(line)
             self._requests.flush()
 

@@ -109,7 +109,8 @@ def serve_many(function: str, memory: str) -> None:
     """
     channel = Channel()
     module, _, name = function.partition(":")
-    channel.answer(lambda: importlib.import_module(module) and None)
+    # Found before it is told of: what is on stderr by then may be dropped.
+    channel.answer(lambda: getattr(importlib.import_module(module), name) and None)
     call = getattr(sys.modules[module], name)
     _limit(int(memory))
     while True:

@@ -94,6 +94,11 @@ class LibraryRule:
         return LibraryRule(self._origin, self._asked(self._matcher.deep_copy))
 
     @property
+    def spent(self) -> bool:
+        """Whether what its texts share is to go with them."""
+        return self._origin.retired
+
+    @property
     def _cant(self) -> str:
         return f"constraint: {self._origin.constraint.words} can't be followed further"
 
@@ -102,6 +107,7 @@ class LibraryRule:
 
     def _check(self) -> None:
         if self._matcher.is_error():
+            self._origin.retired = True
             _drop(self._origin, _recent, _in_use)  # what its texts share may be full
             raise OptionError(f"{self._cant}: {told_error(self._matcher)}")
 

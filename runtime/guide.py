@@ -12,7 +12,7 @@ import numpy as np
 
 from .constraint import Constraint
 from .constraint_automata import ChoiceRule, Flags, Rule, Utf8Rule, cut_character
-from .constraint_library import compiled
+from .constraint_library import LibraryRule, compiled
 from .errors import OptionError
 from .options import GenerationOptions
 from .vocabulary import BYTE_OFFSET, EOS, VOCAB_SIZE
@@ -23,8 +23,14 @@ __all__ = ["Guide", "Prepared", "new_guide", "prepare"]
 class Prepared:
     """Keeps what `prepare` compiled, for as long as it is there itself."""
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: LibraryRule) -> None:
         self._rule = rule
+
+    @property
+    def spent(self) -> bool:
+        """Whether its texts have filled up so much of what they share that others should begin anew: it goes
+        with who keeps it."""
+        return self._rule.spent
 
 
 def prepare(options: GenerationOptions) -> Prepared | None:

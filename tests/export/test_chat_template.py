@@ -91,6 +91,24 @@ def test_what_is_none_is_refused_and_how_to_go_on_told(tmp_path: Path, value: An
     assert find_chat_template(tmp_path, "none") is None
 
 
+def test_a_mark_of_the_encoding_is_no_part_of_it(tmp_path: Path) -> None:
+    """As editors on Windows write it; else each prompt would begin with it."""
+    (tmp_path / CHAT_TEMPLATE_NAME).write_bytes(b"\xef\xbb\xbf" + CHATML.encode())
+    assert find_chat_template(tmp_path).text == CHATML
+
+
+def test_of_a_tokenizer_that_can_t_be_read_it_is_told_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{")
+    configure(tmp_path, eos_token="</s>")
+    assert find_chat_template(tmp_path) is None
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        configure(tmp_path, eos_token="</s>", chat_template=CHATML)
+        (tmp_path / name).write_text("{")
+        with pytest.raises(CheckpointError, match=rf"{name}: not valid JSON.*--chat-template none$"):
+            find_chat_template(tmp_path)
+        assert find_chat_template(tmp_path, "none") is None
+
+
 def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff")
     for given, words in (

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from blt_edge.runtime import child_main as module
-from blt_edge.runtime.child import Outcome, run_child
+from blt_edge.runtime.child import _SERVE, ChildProcess, Outcome, run_child
 from blt_edge.runtime.errors import BltError, BltWarning, OptionError
 
 
@@ -105,6 +108,29 @@ def test_the_folder_is_not_imported_from(child: Any, tmp_path: Path, monkeypatch
     (hostile / "json.py").write_text("raise SystemExit(3)")
     monkeypatch.chdir(hostile)
     assert run_child("some_work", {}, folder=hostile).death != "ended early with code 3"
+
+
+def test_nor_where_python_has_no_variable_that_says_so(tmp_path: Path) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(3)")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    command = [sys.executable, "-c", _SERVE, "serve_many", "blt_edge.runtime.errors:first_line", "1000000"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=tmp_path, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b'{"result": null}\n'
+
+
+def test_what_is_gone_takes_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(data: bytes) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")  # as Windows says it
+
+    with ChildProcess(["serve_once", "some_work"]) as process:
+        with monkeypatch.context() as patched:
+            patched.setattr(process, "_requests", SimpleNamespace(write=broken))
+            process.send({})
+        process._process.kill()
+        process.send({})
+        assert process.receive() is None
 
 
 class Ended(BaseException):

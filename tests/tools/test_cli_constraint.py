@@ -82,6 +82,13 @@ def test_a_file_that_is_no_text(refused, tiny_model, tmp_path: Path) -> None:
     assert "bytes is no text in UTF-8; give one that is" in line
 
 
+def test_a_mark_of_the_encoding_is_no_part_of_a_file(generate, tmp_path: Path) -> None:
+    for option, content in (("--json-schema", '{"const": 7}'), ("--grammar", 'start: "7"')):
+        file = tmp_path / "marked"
+        file.write_bytes(b"\xef\xbb\xbf" + content.encode())
+        assert json.loads(generate("--json", "-", option, file).stdout)["text"] == "7"
+
+
 def test_every_turn_of_a_chat_fits(cli, tiny_model) -> None:
     result = cli(
         "chat", "-m", tiny_model.bundle, "--regex", "[a-c]{4}!", "--temp", 1, stdin=b"one\ntwo\n", code=0

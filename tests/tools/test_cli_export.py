@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -136,7 +137,7 @@ def test_a_chat_template_is_taken_and_told(cli, refused, bare_checkpoint: Path, 
     told = refused("export", bare_checkpoint, "-o", tmp_path / "b", "-q", "--chat-template", given, code=1)
     assert re.search(r"given.jinja: .*TemplateSyntaxError in line 1.*--chat-template none$", told)
     assert not (tmp_path / "b").exists()
-    for wrong in ("-", tmp_path, tmp_path / "nothing"):
+    for wrong in ("-", os.devnull, tmp_path, tmp_path / "nothing"):
         assert "--chat-template: " in refused("export", bare_checkpoint, "-o", "b", "--chat-template", wrong)
 
 

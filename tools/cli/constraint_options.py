@@ -98,6 +98,6 @@ def _content(path: Path) -> str:
     except OSError as error:
         raise click.ClickException(f"{printable(str(path))} can't be read: {error.strerror}") from None
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise click.ClickException(f"{printable(str(path))} is no text in UTF-8; give one that is") from None

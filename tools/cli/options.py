@@ -216,7 +216,10 @@ class TemplateFile(InputFile):
             return text
         if text == "-":
             raise ValueError("- is no file; give a chat template's, or none")
-        return super().read(text)
+        path = super().read(text)
+        if not path.is_file():  # it is read for the plan, and again for the bundle
+            raise ValueError(f"{text} is no file that can be read twice; give one")
+        return path
 
 
 class TextSource(InputFile):

@@ -21,7 +21,7 @@ from starlette.types import Receive
 
 from ...runtime import GenerationOptions, OptionError
 from ...runtime.constraint import Constraint
-from ...runtime.guide import prepare
+from ...runtime.guide import Prepared, prepare
 from .constraints import refused_constraint
 from .refusals import ApiError, ClientGoneError, retry_after, server_stops
 
@@ -40,7 +40,7 @@ class Compiler:
         """
         self._patience, self._counted = patience, counted
         self._turns = _Turns(most_waiting)
-        self._kept: OrderedDict[Constraint, object] = OrderedDict()  # those of late; what holds them compiled
+        self._kept: OrderedDict[Constraint, Prepared] = OrderedDict()  # those of late
         self._scopes: set[anyio.CancelScope] = set()
         self._cut = False
 
@@ -61,6 +61,7 @@ class Compiler:
         """
         constraint, held = options.constraint, None
         if constraint is not None and constraint.kind != "choice":  # which needs no compiling
+            self._forget_spent(constraint)
             held = self._kept.get(constraint)
             if held is None:
                 held = await self._compile(constraint, field, receive, client)
@@ -70,12 +71,22 @@ class Compiler:
                 self._kept.popitem(last=False)
         if constraint is not None:
             self._counted(constraint.kind)
-        yield
-        del held
+        try:
+            yield
+        finally:
+            del held
+            if constraint is not None:
+                self._forget_spent(constraint)
+
+    def _forget_spent(self, constraint: Constraint) -> None:
+        """What its texts have filled up goes with the last of them, not with those that come later."""
+        held = self._kept.get(constraint)
+        if held is not None and held.spent:
+            del self._kept[constraint]
 
     async def _compile(
         self, constraint: Constraint, field: str | None, receive: Receive, client: Hashable
-    ) -> object:
+    ) -> Prepared:
         if importlib.util.find_spec(_LIBRARY) is None:
             raise _not_installed(field)
         gone, held = False, None
@@ -128,7 +139,7 @@ class _Turns:
     def __init__(self, most_waiting: int) -> None:
         self._most, self._taken = most_waiting, False
         self._waiting: list[_Waiter] = []
-        self._last: dict[Hashable, int] = {}  # turn of clients that wait; by their number
+        self._last: dict[Hashable, int] = {}  # each client's, by its number
         self._number = count(1)
 
     @contextlib.asynccontextmanager
@@ -157,8 +168,14 @@ class _Turns:
             raise
 
     def _pass_on(self) -> None:
-        clients = {waiter.client for waiter in self._waiting}
-        self._last = {client: number for client, number in self._last.items() if client in clients}
+        # Of those who do not wait now, too, or they came first each time that they are back; not those whose
+        # turns are further back than of all who wait, which are first in any case.
+        longest = min((self._last.get(waiter.client, 0) for waiter in self._waiting), default=None)
+        self._last = {
+            client: number
+            for client, number in self._last.items()
+            if longest is not None and number >= longest
+        }
         self._taken = bool(self._waiting)
         if self._waiting:
             following = min(self._waiting, key=lambda waiter: self._last.get(waiter.client, 0))

@@ -19,11 +19,8 @@ def text_bytes(name: str, text: str) -> bytes:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         half = text[error.start].encode("unicode_escape").decode()
-        raise invalid(
-            f"{name} has half a character, {half}, at {error.start}; bytes that are no text go as a list of "
-            "byte values",
-            name,
-        ) from None
+        advice = "bytes that are no text go as a list of byte values" if name == "prompt" else "leave it out"
+        raise invalid(f"{name} has half a character, {half}, at {error.start}; {advice}", name) from None
 
 
 def option(name: str, value: Any, types: _Types) -> Any:

@@ -122,7 +122,11 @@ def test_refusals(code: str, param: str, values: list[Any]) -> None:
         ({"role": "user"}, ".content", "is missing; give a text"),
         ({"role": "assistant", "content": None}, ".content", "is missing; give a text"),
         ({"role": "user", "content": 5}, ".content", "is 5; allowed are a string and a list of text parts"),
-        ({"role": "user", "content": "a\ud800"}, ".content", r"has half a character, \ud800, at 1"),
+        (
+            {"role": "user", "content": "a\ud800"},
+            ".content",
+            r"has half a character, \ud800, at 1; leave it out",
+        ),
         ({"role": "user", "content": ["a"]}, ".content[0]", '\'a\'; allowed is {"type": "text"'),
         ({"role": "user", "content": [{"text": "a"}]}, ".content[0]", 'allowed is {"type": "text"'),
         ({"role": "user", "content": [{"type": "text"}]}, ".content[0].text", "allowed is a string"),

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from blt_edge.runtime import GenerationOptions, OptionError, guide
+from blt_edge.runtime import GenerationOptions, OptionError, constraint_library, guide
 from blt_edge.tools.server import compiling
 from blt_edge.tools.server.compiling import _TooManyError, _Turns
 
@@ -144,6 +144,31 @@ def test_what_is_compiled_stays_so_until_its_texts_have_begun(start, slow, behin
     assert later.result().json()["choices"][0]["text"].startswith("only here, 40: ")
 
 
+def test_what_its_texts_filled_goes_with_them(start, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each text of a constraint would be nearer to the library's limits than the one before."""
+    monkeypatch.setattr(constraint_library, "_MOST_TAKEN", 30)
+    gate.opened.set()
+    server, asked = start(), {"guided_regex": "only here, 60: [ab]{40}", "max_tokens": 60}
+    for number in range(1, 4):
+        assert server.post(asked).status_code == 200
+        server.wait_idle()
+        assert len(gate.began) == number
+        assert compiling.Constraint.regex(asked["guided_regex"]) not in constraint_library._in_use
+
+
+def test_what_broke_is_compiled_anew_before_a_turn(start, gate: Gate, monkeypatch) -> None:
+    """As it does where its texts have reached a limit of the library's; else the queue's thread compiles."""
+    gate.opened.set()
+    server, asked = start(), {"guided_regex": "only here, 61: [ab]{4}", "max_tokens": 60}
+    assert server.post(asked).status_code == 200
+    with monkeypatch.context() as patched:
+        patched.setattr(constraint_library.LibraryRule, "allowed", lambda rule: rule.advance(0))
+        assert error(server.post(asked)) == (400, "invalid_value", "guided_regex")
+    for _ in range(2):
+        assert server.post(asked).status_code == 200
+        assert len(gate.began) == 2
+
+
 def test_without_the_library(start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "_LIBRARY", "a library that is not there")
     server = start()
@@ -189,6 +214,29 @@ def test_clients_take_turns() -> None:
 
     anyio.run(all_at_once)
     assert order == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
+
+
+def test_clients_that_come_again_and_again_keep_nobody_from_a_turn() -> None:
+    order: list[str] = []
+
+    async def take(turns: _Turns, client: str, times: int) -> None:
+        for _ in range(times):
+            async with turns.turn(client):
+                order.append(client)
+                await anyio.sleep(0)
+
+    async def all_at_once() -> None:
+        turns = _Turns(8)
+        async with anyio.create_task_group() as group:
+            for _ in range(3):
+                group.start_soon(take, turns, "many", 1)
+            for client in ("one", "other"):
+                group.start_soon(take, turns, client, 20)
+        assert not turns._last
+
+    anyio.run(all_at_once)
+    assert len(order) == 43
+    assert [order.index("many", at) for at in (0, 1, 4)] == [0, 3, 6]
 
 
 def test_a_turn_that_comes_as_one_leaves_is_passed_on() -> None:
