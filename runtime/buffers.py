@@ -22,6 +22,9 @@ Array = npt.NDArray[Any]
 
 _LEAST = 1 << 15
 """Bytes of an array that gets pages of its own: of the last of them, half is unused on average."""
+_TAIL = 64
+"""Bytes behind an array that may be read: kernels for AVX2 load whole vectors at its end and mask what is too
+much, which an emulated processor takes for an access behind what is mapped."""
 _HUGE = 1 << 22
 # Private, where there is a choice: pages that are shared would stay common to a process and its forks.
 _FLAGS = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
@@ -34,7 +37,7 @@ def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> Array:
     if size < _LEAST:
         return np.zeros(shape, kind)
     try:
-        pages = mmap.mmap(-1, size, **_FLAGS)
+        pages = mmap.mmap(-1, size + _TAIL, **_FLAGS)
     except OSError:  # no memory, or no more mappings for this process
         return np.zeros(shape, kind)
     if size >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):  # as numpy does

@@ -31,6 +31,17 @@ def test_an_array_is_one_of_zeros_that_can_be_written(shape: tuple[int, ...]) ->
     assert made.sum() == made.size
 
 
+@pytest.mark.parametrize("shape", [(8192,), (256, 260), HUGE])
+def test_kernels_may_read_a_vector_behind_an_array_of_whole_pages(shape: tuple[int, ...]) -> None:
+    made = buffers.zeros(shape)
+    assert made.nbytes % mmap.PAGESIZE == 0
+    base: object = made
+    while isinstance(base, np.ndarray):
+        base = base.base
+    assert isinstance(base, memoryview)
+    assert base.nbytes >= made.nbytes + 64
+
+
 def test_a_copy_is_one() -> None:
     source = np.arange(60_000, dtype=np.float32).reshape(3, 4, 5000)[:, :, 100:]
     copied = buffers.duplicate(source)
