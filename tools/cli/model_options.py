@@ -77,7 +77,7 @@ _engine = options(
         "--prefill-chunk",
         type=int,
         default=256,
-        help="Bytes read in one pass; memory grows with it, the result does not change.",
+        help="Bytes read in one pass; memory grows with it, the result does not change but with int8 caches.",
     ),
     option(
         "--max-memory",
