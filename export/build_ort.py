@@ -1,10 +1,7 @@
 """Building an engine for ONNX Runtime, on the device: all of it or nothing, beside portable graphs.
 
-An engine takes the meaning of operators outside the ONNX standard for granted, and versions differ: up to
-1.23 `GroupQueryAttention` lets a window see one key more than from 1.24 on. So the installed version's own
-operators are run on a few numbers first, which finds that for versions that nobody has tried, too. The engine
-is written to a hidden sibling that takes its name at the end, once it has computed what the portable graphs
-compute (`proof`). `runtime.engines` says what it holds.
+The engine is written to a hidden sibling that takes its name at the end, once it has computed what the
+portable graphs compute (`proof`). `operators` says what it may be made of, `runtime.engines` what it holds.
 """
 
 from __future__ import annotations
@@ -13,7 +10,6 @@ import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,11 +19,11 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
-from ..graphs.attention import DOMAIN, attention_node, fuse_attention
-from ..graphs.block_products import BLOCK_BITS, block_product, write_block_products
+from ..graphs.attention import fuse_attention
+from ..graphs.block_products import BLOCK_BITS, write_block_products
 from ..graphs.surgery import foreign_graph
 from ..runtime.backends.ort import OrtStage
-from ..runtime.backends.ort_session import import_onnxruntime, save_optimized, session_options
+from ..runtime.backends.ort_session import import_onnxruntime, save_optimized
 from ..runtime.engines import (
     ENGINE_NAME,
     Engine,
@@ -39,12 +35,14 @@ from ..runtime.engines import (
     find_engine,
     graph_file,
     packed_graph_file,
+    prefill_files,
     render_engine,
     with_caches,
+    with_prefill,
     with_rows,
     with_threads,
 )
-from ..runtime.errors import BackendError, OptionError
+from ..runtime.errors import OptionError
 from ..runtime.fields import shown
 from ..runtime.files import OutputError, WriteError, new_directory, write_whole
 from ..runtime.integrity import check_files, file_record
@@ -55,14 +53,13 @@ from ..runtime.processors import usable_cores
 from ..runtime.self_test import SELF_TEST_NAME
 from .bundle import Meter, Progress, graph_name, load_stage, save_stage
 from .narrow import add_narrow_caches
+from .operators import check_version, multiplies_blocks, window_offset
 from .packed import check_rows, pack_engine
+from .prefill import add_prefill, check_prefill
 from .proof import prove_engine
 from .threads import measure_threads
 
-__all__ = ["DEFAULT_ROWS", "build_engine", "check_version", "engine_bytes", "new_engine", "spelled_out"]
-
-OLDEST = (1, 22)
-"""ONNX Runtime's first version whose fused attention takes positions."""
+__all__ = ["DEFAULT_ROWS", "build_engine", "engine_bytes", "new_engine", "spelled_out"]
 
 OLDEST_NARROW = (1, 27)
 """The first whose fused attention takes caches in 8 bits on a processor."""
@@ -72,63 +69,10 @@ DEFAULT_ROWS = (2, 4, 8)
 
 Floats = npt.NDArray[np.float32]
 
-# Of the operator that is tried.
-_HEADS, _KV_HEADS, _WIDTH, _WINDOW, _CAPACITY = 4, 2, 16, 4, 16
 # Bytes of an engine for each byte of portable weights, at most: both layouts of every weight, or float32, and
 # while a stage is built its weights once more.
 _GROWTH = 3.5
 _ALIGNMENT = 64
-
-
-def check_version(
-    what: str,
-    first: tuple[int, int] = OLDEST,
-    otherwise: str = "run the portable graphs, which need no engine",
-) -> None:
-    """Raise BackendError in one line when ONNX Runtime is older than `first`.
-
-    what: needs a newer one. otherwise: what to do where there is none.
-    """
-    version = import_onnxruntime().__version__
-    parts = [int(part) for part in version.split(".")[:2] if part.isdecimal()]
-    if len(parts) == 2 and tuple(parts) < first:
-        oldest = ".".join(map(str, first))
-        raise BackendError(
-            f"{what} needs ONNX Runtime {oldest} or newer, here it is {version}; pip install "
-            f"'onnxruntime>={oldest}', or {otherwise}"
-        )
-
-
-@cache
-def window_offset() -> int | None:
-    """What `local_window_size` must have added so that a window of w keys sees w keys, the newest included.
-
-    None when fused attention can't be had: the operator refuses our inputs or computes something else.
-    """
-    if not _attends_right(None, -1):
-        return None
-    return next((offset for offset in (0, -1, 1) if _attends_right(_WINDOW, _WINDOW + offset)), None)
-
-
-@cache
-def multiplies_blocks(bits: int) -> bool:
-    """Whether the product over blocks of 4 or 8 bits is right once it was saved and loaded as engines are."""
-    model = block_product(128, 32, bits)
-    weight, scales = (
-        tensor.numpy().astype(np.float32)
-        for name in ("weight", "scales")
-        if (tensor := model.graph.initializers[name].const_value) is not None
-    )
-    x = np.random.default_rng(0).standard_normal((3, len(weight))).astype(np.float32)
-    wanted = x @ (weight * scales.repeat(len(weight) // len(scales), axis=0))
-    write_block_products(model, bits)
-    with TemporaryDirectory() as folder:
-        try:
-            found = _saved_and_run(model, Path(folder), "int4" if bits == 4 else "int8w", x)
-        except Exception:  # ONNX Runtime raises many kinds; whatever it says, it can't be had
-            return False
-    # Inputs are rounded to int8.
-    return bool(np.abs(found - wanted).max() <= 0.05 * np.abs(wanted).max())
 
 
 def spelled_out(manifest: Manifest) -> tuple[str, ...]:
@@ -153,111 +97,12 @@ def block_bits(manifest: Manifest, stage: str) -> tuple[int, ...]:
     return tuple(sorted(BLOCK_BITS[word] for word in manifest.precisions_of(stage) if word in BLOCK_BITS))
 
 
-def _saved_and_run(model: ir.Model, folder: Path, precision: str, x: Floats) -> Floats:
-    ir.save(model, folder / "packed.onnx", external_data="packed.data", size_threshold_bytes=0)
-    graph = folder / "graph.onnx"
-    save_optimized((folder / "packed.onnx").read_bytes(), folder, precision, graph)
-    ort = import_onnxruntime()
-    options = session_options(ort, precision, 1)
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    result: Floats = session.run(None, {"x": x})[0]
-    return result
-
-
-# Attention: the operator beside plain numpy, whose cache is a list of all positions.
-
-
-def _attends_right(window: int | None, attribute: int) -> bool:
-    try:
-        session = _attention(attribute)
-        for past, count in ((0, 1), (0, 6), (7, 1), (7, 3)):
-            random = np.random.default_rng(past + count)
-            shape = (past + count, _HEADS + 2 * _KV_HEADS, _WIDTH)
-            joined = random.standard_normal(shape).astype(np.float32)
-            wanted, keys, values = _attend(joined, window)
-            found = session.run(["mixed"], _feeds(joined[past:], keys[:past], values[:past]))[0][0]
-            if not np.allclose(found, wanted[past:], rtol=0, atol=1e-4):
-                return False
-    except Exception:  # ONNX Runtime raises many kinds; whatever it says, it does not take our inputs
-        return False
-    return True
-
-
-def _feeds(joined: Floats, *cached: Floats) -> dict[str, npt.NDArray[Any]]:
-    """Inputs for `joined` [n, H + 2 Hkv, width], read after `cached` keys and values [past, Hkv, width]."""
-    past, count = len(cached[0]), len(joined)
-    buffers = np.zeros((2, 1, _KV_HEADS, _CAPACITY, _WIDTH), np.float32)
-    for buffer, known in zip(buffers, cached, strict=True):
-        buffer[0, :, :past] = known.transpose(1, 0, 2)
-    cos, sin = _rotation(_CAPACITY)
-    return {
-        "joined": joined.reshape(1, count, -1),
-        "past_key": buffers[0],
-        "past_value": buffers[1],
-        "past_length": np.array([past + count - 1], np.int32),
-        "total_length": np.array(past + count, np.int32),
-        "cos": cos,
-        "sin": sin,
-        "positions": np.arange(past, past + count, dtype=np.int64)[None],
-    }
-
-
-def _rotation(count: int) -> tuple[Floats, Floats]:
-    angles = np.arange(count, dtype=np.float32)[:, None] / 3 ** np.arange(_WIDTH // 2, dtype=np.float32)
-    return np.cos(angles), np.sin(angles)
-
-
-def _attend(joined: Floats, window: int | None) -> tuple[Floats, Floats, Floats]:
-    """Mixed values [n, heads * width], rotated keys and values [n, kv heads, width] of n positions."""
-    count = len(joined)
-    cos, sin = (part[:, None] for part in _rotation(count))
-    first, second = np.split(joined[:, : _HEADS + _KV_HEADS], 2, axis=-1)
-    rotated = np.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1)
-    queries, keys, values = rotated[:, :_HEADS], rotated[:, _HEADS:], joined[:, _HEADS + _KV_HEADS :]
-    group = _HEADS // _KV_HEADS
-    scores = np.einsum("qhd,khd->hqk", queries, keys.repeat(group, 1)) / np.sqrt(_WIDTH)
-    distance = np.arange(count)[:, None] - np.arange(count)
-    seen = (distance >= 0) & (distance < (window or count))
-    weights = np.where(seen, np.exp(scores), 0)
-    weights /= weights.sum(-1, keepdims=True)
-    mixed = np.einsum("hqk,khd->qhd", weights, values.repeat(group, 1))
-    return mixed.reshape(count, -1).astype(np.float32), keys, values
-
-
-def _attention(window: int) -> Any:
-    """A session of nothing but the operator, whose `local_window_size` is `window`."""
-    cached = np.zeros((0, _KV_HEADS, _WIDTH), np.float32)
-    feeds = _feeds(np.zeros((1, _HEADS + 2 * _KV_HEADS, _WIDTH), np.float32), cached, cached)
-    joined, *others = inputs = [
-        ir.Value(
-            name=name,
-            # One position here, more later.
-            shape=ir.Shape(
-                [1, "count", *array.shape[2:]] if name in ("joined", "positions") else array.shape
-            ),
-            type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        )
-        for name, array in feeds.items()
-    ]
-    node = attention_node(joined, others, heads=_HEADS, kv_heads=_KV_HEADS, window=window, name="attention")
-    for output, name in zip(node.outputs, ("mixed", "key", "value"), strict=True):
-        output.name = name
-        output.type = joined.type
-    opsets = {"": 20, DOMAIN: 1}
-    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports=opsets, name="probe")
-    ort = import_onnxruntime()
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    model = ir.to_proto(ir.Model(graph, ir_version=10)).SerializeToString()
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
 def build_engine(
     bundle: str | Path,
     *,
     rows: tuple[int, ...] = DEFAULT_ROWS,
     caches: str | None = None,
+    int8_prefill: tuple[str, ...] | None = None,
     force: bool = False,
     progress: Progress | None = None,
     warn: Callable[[str], None] = lambda line: None,
@@ -277,7 +122,11 @@ def build_engine(
     gets what it lacks for that, and loses what it does not need. None: as it has them, float32 where it is
     new. "int8" costs accuracy, and its scales are measured on the package's own texts.
 
-    Raises OptionError (rows, caches), BundleError, BackendError (no ONNX Runtime, one that is too old, or it
+    int8_prefill: stages that read chunks in products of integers, ("all",) for those that can; an engine that
+    is there gets what it lacks for that, and loses what it does not need. None: as it has them, none where
+    it is new.
+
+    Raises OptionError (rows, caches, int8_prefill), BundleError, BackendError (no ONNX Runtime, one that is too old, or it
     refuses a graph), WrongEngineError (it computes something else than the portable graphs), WriteError (disk
     full).
     """
@@ -290,12 +139,14 @@ def build_engine(
     check_files(directory, manifest)
     found = find_engine(directory, manifest)
     caches = caches or found.caches
+    prefill = check_prefill(manifest, found.int8_prefill if int8_prefill is None else int8_prefill)
     if caches != "float32":
         check_version(f"keeping caches in {caches}", OLDEST_NARROW, "leave them float32")
     if found.directory is not None and not force:
         meter = Meter(progress, sum(spec.parameters for spec in manifest.stages.values()))
         engine = _with_rows(directory, manifest, found, rows, warn)
-        return _with_caches(directory, manifest, engine, caches, lambda what: meter.of(what)(0))
+        engine = _with_caches(directory, manifest, engine, caches, lambda what: meter.of(what)(0))
+        return _with_prefill(directory, manifest, engine, prefill, lambda what: meter.of(what)(0))
     description = describe_engine(manifest)
     final = engine_path(directory, description)
     weights = {stage: manifest.files[spec.data].bytes for stage, spec in manifest.stages.items()}
@@ -328,7 +179,8 @@ def build_engine(
         text = with_threads(final, best, usable_cores())
         write_whole(final / ENGINE_NAME, lambda path: path.write_text(text, encoding="ascii"))
     engine = replace(Engine.at(directory, final), threads=best)
-    return _with_caches(directory, manifest, engine, caches, lambda what: meter.of(what)(0))
+    engine = _with_caches(directory, manifest, engine, caches, lambda what: meter.of(what)(0))
+    return _with_prefill(directory, manifest, engine, prefill, lambda what: meter.of(what)(0))
 
 
 def _with_rows(
@@ -382,6 +234,24 @@ def _with_caches(
         for name in cache_files(manifest.stages, engine.rows, engine.caches):
             (path / name).unlink(missing_ok=True)
     return replace(engine, caches=caches)
+
+
+def _with_prefill(
+    directory: Path, manifest: Manifest, engine: Engine, stages: tuple[str, ...], watch: Callable[[str], None]
+) -> Engine:
+    """An engine that is there, whose `stages` read chunks in products of integers; where these can't be had,
+    as it was, and an error."""
+    path = engine.directory
+    assert path is not None
+    if engine.int8_prefill == stages:
+        return engine
+    with _writing(path):
+        add_prefill(directory, manifest, path, set(stages) - set(engine.int8_prefill), watch)
+        text = with_prefill(path, stages, {name: file_record(path / name) for name in prefill_files(stages)})
+        write_whole(path / ENGINE_NAME, lambda file: file.write_text(text, encoding="ascii"))
+        for name in prefill_files(engine.int8_prefill) - prefill_files(stages):
+            (path / name).unlink(missing_ok=True)
+    return replace(engine, int8_prefill=stages)
 
 
 def engine_bytes(manifest: Manifest) -> int:

@@ -21,7 +21,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from .attention import DOMAIN
 from .surgery import add_constant, input_of, made_by
 
-__all__ = ["BLOCK_BITS", "PRODUCT", "block_product", "write_block_products"]
+__all__ = ["BLOCK_BITS", "PRODUCT", "block_product", "unpacked_blocks", "write_block_products"]
 
 PRODUCT = "MatMulNBits"
 """The operator's name."""
@@ -37,7 +37,7 @@ def write_block_products(model: ir.Model, bits: int) -> int:
     """Change every product over blocks of 4 or 8 `bits` in place; returns how many there were."""
     graph, changed = model.graph, 0
     for node in list(graph):
-        unpack = _unpacked_blocks(node, bits)
+        unpack = unpacked_blocks(node, bits)
         if unpack is not None:
             _replace(graph, node, unpack, bits)
             changed += 1
@@ -47,7 +47,7 @@ def write_block_products(model: ir.Model, bits: int) -> int:
     return changed
 
 
-def _unpacked_blocks(node: ir.Node, bits: int) -> ir.Node | None:
+def unpacked_blocks(node: ir.Node, bits: int) -> ir.Node | None:
     """What unpacks a product's weight, if that lies in blocks of so many bits."""
     weight = node.inputs[1] if node.op_type == "MatMul" else None
     unpack = made_by(weight, "DequantizeLinear") if weight is not None else None

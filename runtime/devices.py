@@ -51,7 +51,7 @@ from .fields import plain_text, shown
 from .host import MOST_NAME
 from .integrity import Progress, check_files
 from .manifest import Manifest
-from .names import DEVICES
+from .names import DEVICES, prefill_graph_file
 from .narrow_cache import SCALES_NAME, read_scales
 from .processors import free_cores
 from .self_test import check_engine
@@ -192,6 +192,9 @@ def _open_cpu(request: LoadRequest) -> tuple[Stages, Engine]:
                         for rows in engine.rows
                     },
                     narrow=narrow.get(stage),
+                    prefill=engine.directory / prefill_graph_file(stage)
+                    if stage in engine.int8_prefill
+                    else None,
                 )
                 for stage in manifest.stages
             }

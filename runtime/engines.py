@@ -28,7 +28,7 @@ from .files import read_plain
 from .host import describe_processor
 from .integrity import Progress, check_records
 from .manifest import FileRecord, Manifest
-from .names import CACHES, MOST_ROWS, graph_file, packed_graph_file
+from .names import CACHES, MOST_ROWS, STAGES, graph_file, packed_graph_file, prefill_graph_file
 from .narrow_cache import SCALES_NAME
 from .self_test import NARROW_SELF_TEST_NAME, SELF_TEST_NAME
 
@@ -52,11 +52,13 @@ __all__ = [
     "find_tensorrt_engine",
     "graph_file",
     "packed_graph_file",
+    "prefill_files",
     "read_description",
     "render_engine",
     "rows_of",
     "was_proven",
     "with_caches",
+    "with_prefill",
     "with_rows",
     "with_threads",
 ]
@@ -105,18 +107,28 @@ class Engine:
     none."""
     caches: str = "float32"
     """What it keeps keys and values as while a text goes on, one of `CACHES`."""
+    int8_prefill: tuple[str, ...] = ()
+    """Stages that read chunks with products of integers (`graphs.prefill_products`)."""
 
     def __str__(self) -> str:
         where = self.name if self.device == "CPU" else f"{self.name} on {self.device}"
         if self.caches != "float32":
             where += f" with {self.caches} caches"
+        if self.int8_prefill:
+            where += f", int8 prefill of {' and '.join(self.int8_prefill)}"
         return where if self.reason is None else f"{where}: {self.reason}"
 
     @classmethod
     def at(cls, bundle: Path, path: Path) -> Engine:
         """The engine in a directory of the bundle."""
         name = path.relative_to(bundle).as_posix()
-        return cls(name, directory=path, rows=rows_of(path), caches=caches_of(path))
+        return cls(
+            name,
+            directory=path,
+            rows=rows_of(path),
+            caches=caches_of(path),
+            int8_prefill=_prefill_of(path),
+        )
 
 
 PORTABLE = Engine("portable graphs")
@@ -127,8 +139,8 @@ PORTABLE = Engine("portable graphs")
 
 
 def data_file(stage: str) -> str:
-    """Name of a stage's weights in an engine for ONNX Runtime, which all of its graphs read."""
-    return f"{stage}.onnx.data"
+    """Name of a stage's weights in an engine for ONNX Runtime, which all of its graphs but one read."""
+    return f"{graph_file(stage)}.data"
 
 
 def describe_engine(manifest: Manifest) -> dict[str, Any]:
@@ -212,22 +224,28 @@ def with_threads(path: Path, best: int, cores: int) -> str:
 def with_rows(path: Path, rows: tuple[int, ...], packed: dict[str, FileRecord]) -> str:
     """The text of the `engine.json` in this sound directory, with these packed graphs, or plans, instead of
     its own."""
-    payload = _read(path)
-    old = _packed_files(payload["description"], rows_of(path), caches_of(path))
-    return _text({**payload, "rows": list(rows), "files": _replaced(payload["files"], old, packed)})
+    old = _packed_files(_read(path)["description"], rows_of(path), caches_of(path))
+    return _exchanged(path, "rows", list(rows), old, packed)
 
 
 def with_caches(path: Path, caches: str, narrow: dict[str, FileRecord]) -> str:
-    """The text of the `engine.json` in this sound directory, with these files for caches that are not
-    float32 instead of its own; caches: one of `CACHES`."""
+    """The same with these files for caches that are not float32; caches: one of `CACHES`."""
+    old = cache_files(_read(path)["description"]["stages"], rows_of(path), caches_of(path))
+    return _exchanged(path, "caches", caches, old, narrow)
+
+
+def with_prefill(path: Path, stages: tuple[str, ...], files: dict[str, FileRecord]) -> str:
+    """The same with these files for `stages` that read chunks in int8."""
+    return _exchanged(path, "int8_prefill", list(stages), prefill_files(_prefill_of(path)), files)
+
+
+def _exchanged(
+    path: Path, key: str, value: str | list[int] | list[str], old: set[str], new: Mapping[str, FileRecord]
+) -> str:
     payload = _read(path)
-    old = cache_files(payload["description"]["stages"], rows_of(path), caches_of(path))
-    return _text({**payload, "caches": caches, "files": _replaced(payload["files"], old, narrow)})
-
-
-def _replaced(records: dict[str, Any], old: Iterable[str], new: Mapping[str, FileRecord]) -> dict[str, Any]:
-    kept = {name: each for name, each in records.items() if name not in old}
-    return dict(sorted({**kept, **{name: asdict(each) for name, each in new.items()}}.items()))
+    kept = {name: each for name, each in payload["files"].items() if name not in old}
+    files = dict(sorted({**kept, **{name: asdict(each) for name, each in new.items()}}.items()))
+    return _text({**payload, key: value, "files": files})
 
 
 def cache_files(stages: Iterable[str], rows: Iterable[int], caches: str) -> set[str]:
@@ -237,6 +255,12 @@ def cache_files(stages: Iterable[str], rows: Iterable[int], caches: str) -> set[
     stages, rows = tuple(stages), tuple(rows)
     packed = {packed_graph_file(stage, count, caches) for stage in stages for count in rows}
     return {SCALES_NAME, NARROW_SELF_TEST_NAME, *(graph_file(stage, caches) for stage in stages), *packed}
+
+
+def prefill_files(stages: Iterable[str]) -> set[str]:
+    """Files that an engine for ONNX Runtime has for stages that read chunks in int8."""
+    graphs = {prefill_graph_file(stage) for stage in stages}
+    return graphs | {f"{name}.data" for name in graphs}
 
 
 def _text(payload: dict[str, Any]) -> str:
@@ -258,6 +282,13 @@ def caches_of(path: Path) -> str:
     """What an engine's directory keeps keys and values as; float32 where that is damaged."""
     caches = _read(path).get("caches")
     return str(caches) if caches in CACHES else CACHES[0]
+
+
+def _prefill_of(path: Path) -> tuple[str, ...]:
+    """Stages that read chunks in int8 from an engine's directory; () where that is damaged."""
+    stages = _read(path).get("int8_prefill", [])
+    named = isinstance(stages, list) and all(isinstance(stage, str) for stage in stages)
+    return tuple(stage for stage in STAGES if stage in stages) if named else ()
 
 
 def read_description(path: Path) -> dict[str, Any] | None:
@@ -306,6 +337,7 @@ def check_engine_files(
     names |= _packed_files(description, rows_of(path))
     if "profiles" not in description:
         names |= cache_files(description["stages"], rows_of(path), caches_of(path))
+        names |= prefill_files(_prefill_of(path))
     try:
         files = Fields(payload, "").parts("files", lambda name, _: str(name), record(FileRecord))
     except BundleError:

@@ -64,3 +64,8 @@ def packed_graph_file(stage: str, rows: int, caches: str = "float32") -> str:
     caches: as for `graph_file`.
     """
     return f"{graph_file(stage, caches).removesuffix('.onnx')}.rows{rows}.onnx"
+
+
+def prefill_graph_file(stage: str) -> str:
+    """Name of the graph with which a stage of an engine for ONNX Runtime reads chunks in int8."""
+    return f"{stage}.prefill.onnx"

@@ -52,12 +52,14 @@ class OrtStage:
         optimized: Path | None = None,
         packed: Mapping[int, Path] | None = None,
         narrow: NarrowGraph | None = None,
+        prefill: Path | None = None,
     ) -> None:
         """Load a stage of the bundle in `directory`; threads None leaves the choice to ONNX Runtime.
 
         optimized: a graph that `save_optimized` wrote from it, to load instead; with fused attention it reads
         an ordered cache. packed: the same graph's forms for several texts, by how many. narrow: its form for
-        caches in 8 bits, which runs steps; `packed` are then made of that one.
+        caches in 8 bits, which runs steps; `packed` are then made of that one. prefill: its form for chunks,
+        which is loaded when the first one comes.
 
         Raises BackendError when ONNX Runtime is missing or refuses the graph, BundleError when the graph is
         not what the manifest says.
@@ -77,6 +79,7 @@ class OrtStage:
             session = self._open(narrow.path, self._spec.precision, threads, optimized=True)
             check_signature(narrow.path.name, wanted, session_signature(session))
             self._sessions[np.dtype(np.int8)] = session
+        self._prefill, self._prefill_session = prefill, None
         self._files = dict(sorted((packed or {}).items()))
         self._packed: dict[int, PackedStage] = {}
         self._loading = threading.Lock()
@@ -98,8 +101,8 @@ class OrtStage:
 
     @property
     def packed_positions(self) -> int | None:
-        # More may be a chunk, whose cache is not what packed graphs read.
-        return None if self._narrow is None else STEP_POSITIONS
+        # More may be a chunk, whose cache is not what packed graphs read, or which has a graph of its own.
+        return STEP_POSITIONS if self._narrow is not None or self._prefill is not None else None
 
     def packed(self, texts: int) -> PackedStage:
         rows = next(rows for rows in self._files if rows >= texts)
@@ -132,7 +135,20 @@ class OrtStage:
         own = {name: axes for name, axes in made.items() if not name.startswith("present.")}
         shaped = output_shapes((given, own), shapes)
         outputs = {name: zeros(shape) for name, shape in shaped.items()}
-        return OrtCall(self._sessions[cache.buffer.dtype], cache, shared, inputs, outputs)
+        return OrtCall(self._session(cache, shapes["positions"][1]), cache, shared, inputs, outputs)
+
+    def _session(self, cache: StageCache, positions: int) -> Any:
+        """What runs so many new positions over a cache as it is now."""
+        if self._prefill is None or positions <= STEP_POSITIONS or cache.buffer.dtype != np.float32:
+            return self._sessions[cache.buffer.dtype]
+        with self._loading:
+            if self._prefill_session is None:
+                check_weights_file(self._prefill, f"{self._prefill.name}.data")
+                session = self._open(self._prefill, "fp32", self._threads, optimized=True)
+                wanted = stage_signature(self._manifest, self._stage, fused=self._fused)
+                check_signature(self._prefill.name, wanted, session_signature(session))
+                self._prefill_session = session
+        return self._prefill_session
 
 
 class OrtCall:
@@ -155,7 +171,8 @@ class OrtCall:
     def run(self, done: Done) -> None:
         started = time.perf_counter()
         binding = self._cache.binding
-        if not isinstance(binding, _Binding):  # one that runs among others only needs none
+        # None is there before the first run, nor where a text runs among others only.
+        if not isinstance(binding, _Binding) or binding.session is not self._session:
             binding = self._cache.binding = _Binding(self._session, self._cache, self._shared)
         if binding.bound is not self.inputs:
             binding.bind(self.inputs, self.outputs)
@@ -167,6 +184,7 @@ class _Binding:
     """One cache's buffers bound to a session, and the buffers of whichever call runs."""
 
     def __init__(self, session: Any, cache: StageCache, shared: Mapping[str, Array]) -> None:
+        self.session = session
         self._native = session.io_binding()
         # The binding holds plain addresses: keep every array alive as long as it is.
         self._kept: list[Array] = [*cache.inputs().values(), *shared.values()]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ...runtime.names import DRAFTS, MANIFEST_NAME, MOST_ROWS
+from ...runtime.names import DRAFTS, MANIFEST_NAME, MOST_ROWS, STAGES
 from ..output import Messages, printable
 from .verbs import GROUPS, NEEDED, DemoBundle, VerbCommand, is_model
 
@@ -172,6 +172,22 @@ class Rows(Value):
         if not all(2 <= number <= MOST_ROWS for number in numbers):
             raise ValueError(f"{text!r}: give numbers from 2 to {MOST_ROWS}, such as 2,4,8, or none")
         return tuple(sorted(set(numbers)))
+
+
+class StageNames(Value):
+    """Stages, such as latent,decoder; ("all",), and () for none."""
+
+    name = "stages"
+    words = (*STAGES, "all", "none")
+
+    def read(self, text: str) -> tuple[str, ...]:
+        parts = [part.strip() for part in text.split(",")]
+        alone = [part for part in parts if part in ("all", "none")]
+        if alone and len(parts) > 1:
+            raise ValueError(f"{alone[0]} stands alone; give it, or stages such as latent,decoder")
+        if not set(parts) <= set(self.words):
+            raise ValueError(f"got {printable(text)!r}, allowed are {', '.join(self.words)}")
+        return () if alone == ["none"] else tuple(dict.fromkeys(parts))
 
 
 class BlockSize(Value):
