@@ -126,9 +126,9 @@ def build_engine(
     is there gets what it lacks for that, and loses what it does not need. None: as it has them, none where
     it is new.
 
-    Raises OptionError (rows, caches, int8_prefill), BundleError, BackendError (no ONNX Runtime, one that is too old, or it
-    refuses a graph), WrongEngineError (it computes something else than the portable graphs), WriteError (disk
-    full).
+    Raises OptionError (rows, caches, int8_prefill), BundleError, BackendError (no ONNX Runtime, one that is
+    too old, or it refuses a graph), WrongEngineError (it computes something else than the portable graphs),
+    WriteError (disk full).
     """
     rows = check_rows(rows)
     if caches is not None and caches not in CACHES:

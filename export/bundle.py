@@ -228,7 +228,13 @@ def load_stage(bundle: Path, spec: StageSpec) -> ir.Model:
     path = bundle / spec.file
     with foreign_graph(path):
         model = ir.load(path)
-        end = (bundle / spec.data).stat().st_size
+        found = (bundle / spec.data).stat()
+        if found.st_nlink > 1:
+            raise BundleError(
+                f"{bundle / spec.data} is one file under {found.st_nlink} names (hard links), from which "
+                "weights are not read; make it a file of its own: copy the bundle without links"
+            )
+        end = found.st_size
         for value in model.graph.initializers.values():
             tensor = value.const_value
             if not isinstance(tensor, ir.ExternalTensor):

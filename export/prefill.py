@@ -71,7 +71,8 @@ def add_prefill(
     watch(what is done). Peak memory is that of the largest matrix in float32, and of a load of the stage.
 
     Raises BackendError where ONNX Runtime has no such products or they are inexact here, WrongEngineError
-    where a stage computes something else than the engine's own graph, OSError (disk full); nothing is left then.
+    where a stage computes something else than the engine's own graph, OSError (disk full); nothing is left
+    then.
     """
     if not stages:
         return
@@ -81,7 +82,7 @@ def add_prefill(
             f"{import_onnxruntime().__version__} on this processor, or missing; leave --int8-prefill out"
         )
     try:
-        for stage in stages:
+        for stage in (each for each in manifest.stages if each in stages):
             watch(f"{stage} graph for chunks")
             _write(directory, manifest, stage, engine)
 

@@ -10,8 +10,8 @@ product becomes one of whole integers, which processors have instructions for:
     output     y = (q - 128) W * s * t  `MatMulIntegerToFloat`
 
 Weights lose to one scale an output what 8 bits lose, a tenth of what 4 bits lost before; inputs are rounded
-to 8 bits by both operators, here a row at a time and there a block of a row. With `bits` = 7 the integers stay
-within -63..63: two products then fit 16 bits whatever the inputs, as x86 without VNNI instructions needs.
+to 8 bits by both operators, here a row at a time and there a block of a row. With `bits` = 7 the integers
+stay within -63..63: two products then fit 16 bits whatever the inputs, as x86 without VNNI needs.
 
 A weight's float32 values are held one matrix at a time, when the graph is written.
 """
@@ -47,7 +47,9 @@ def write_prefill_products(model: ir.Model, bits: int) -> int:
     graph, changed = model.graph, 0
     rounded: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     for node in list(graph):
-        unpack = next((found for width in BLOCK_BITS.values() if (found := unpacked_blocks(node, width))), None)
+        unpack = next(
+            (found for width in BLOCK_BITS.values() if (found := unpacked_blocks(node, width))), None
+        )
         if unpack is None:
             continue
         x = input_of(node, 0)
@@ -75,7 +77,9 @@ def _round_rows(graph: ir.Graph, before: ir.Node, x: ir.Value) -> tuple[ir.Value
         graph.insert_before(before, node)
         return node.outputs[0]
 
-    largest = new("ReduceMax", [new("Abs", [x], "sizes"), _constant(graph, "last", np.array([-1]))], "largest")
+    largest = new(
+        "ReduceMax", [new("Abs", [x], "sizes"), _constant(graph, "last", np.array([-1]))], "largest"
+    )
     above = new("Max", [largest, _constant(graph, "least", np.float32(_LEAST))], "above_zero")
     scale = new("Mul", [above, _constant(graph, "step", np.float32(1 / ROW_STEPS))], "scale")
     one, zero = _constant(graph, "one", np.float32(1)), _constant(graph, "zero", np.uint8(_ZERO))

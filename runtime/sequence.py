@@ -351,9 +351,9 @@ class Sequence:
         # 4. The patches that closed go through the global transformer.
         starts = self.boundaries.starts
         closed = range(self._latent.cache.length, len(starts) - 1)
-        done = closed.start
+        done, budget = closed.start, self._latent.backend.padding * self.limits.prefill_chunk
         while done < closed.stop:
-            group = _patch_group(starts, done, closed.stop, 2 * self.limits.prefill_chunk)
+            group = _patch_group(starts, done, closed.stop, budget)
             self._run_patches(starts[done : done + group + 1])
             done += group
         # 5. Each byte reads the last patch that is complete before the next byte.

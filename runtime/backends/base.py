@@ -27,6 +27,7 @@ from ..narrow_cache import NarrowCache
 
 __all__ = [
     "HOST",
+    "PADDING",
     "RESIDENT",
     "CacheLimits",
     "Done",
@@ -227,11 +228,17 @@ def placed(parts: Sequence[PackedPart], before: Sequence[StageCache | None]) -> 
     return found
 
 
+PADDING = 8
+"""`StageBackend.padding` where any shape can run: a chunk of text in one pass, nearly always. What is padded
+goes through the pooling alone, and costs less than reading the weights of the stage once more."""
+
+
 class OneText:
     """What a `StageBackend` without graphs for several texts has of them."""
 
     rows: tuple[int, ...] = ()
     packed_positions: int | None = None
+    padding: int = PADDING
 
     def packed(self, texts: int) -> PackedStage:
         raise AssertionError(f"there is no graph for {texts} texts")
@@ -248,6 +255,11 @@ class StageBackend(Protocol):
     def packed_positions(self) -> int | None:
         """Most new positions of one text in a pass over several; None = any number. Whoever has more runs
         alone."""
+
+    @property
+    def padding(self) -> int:
+        """A pass over patches takes at most so many bytes for each byte of a chunk, every patch padded to the
+        longest."""
 
     def packed(self, texts: int) -> PackedStage:
         """The graph for so many texts or a few more, at most the largest of `rows`; loaded when it is asked

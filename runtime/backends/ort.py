@@ -17,7 +17,7 @@ from ..buffers import zeros
 from ..cache import StageCache
 from ..manifest import Manifest
 from ..narrow_cache import STEP_POSITIONS
-from .base import HOST, CacheLimits, Done, PackedStage, narrow_cache, ordered_cache, ring_cache
+from .base import HOST, PADDING, CacheLimits, Done, PackedStage, narrow_cache, ordered_cache, ring_cache
 from .ort_packed import OrtPackedStage
 from .ort_session import import_onnxruntime, input_types, new_session, session_options, session_signature
 from .signatures import check_signature, check_weights_file, output_shapes, stage_signature
@@ -41,6 +41,7 @@ class OrtStage:
     """A stage graph in an ONNX Runtime session: a `StageBackend`."""
 
     memory = HOST
+    padding = PADDING
 
     def __init__(
         self,

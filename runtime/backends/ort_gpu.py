@@ -39,7 +39,7 @@ from .signatures import (
     packed_signature,
     stage_signature,
 )
-from .tensorrt_profiles import ProfileAxes, Profiles
+from .tensorrt_profiles import PROFILED_PADDING, ProfileAxes, Profiles
 
 __all__ = ["PROVIDERS", "OrtGpuStage", "Provider", "check_available", "preload_libraries"]
 
@@ -177,6 +177,10 @@ class OrtGpuStage:
     @property
     def rows(self) -> tuple[int, ...]:
         return self._packed.rows
+
+    @property
+    def padding(self) -> int:
+        return PROFILED_PADDING
 
     @property
     def packed_positions(self) -> int:

@@ -22,6 +22,7 @@ from .signatures import new_axis
 __all__ = [
     "DECODE",
     "PREFILL",
+    "PROFILED_PADDING",
     "ProfileAxes",
     "Profiles",
     "build_command",
@@ -34,6 +35,9 @@ __all__ = [
 
 PREFILL, DECODE = 0, 1
 """The profiles' indices in a plan."""
+
+PROFILED_PADDING = 2
+"""`StageBackend.padding` of an engine whose memory is that of the largest pass its profiles allow."""
 
 # Bytes or patches that one pass in the decode profile takes at most: one, or a draft with its guesses.
 _DECODE_POSITIONS = 16
@@ -190,9 +194,9 @@ def _axes(manifest: Manifest, stage: str, limits: EngineLimits, profile: int) ->
         axes["patches"] = Axis(1, min(positions.opt, max(1, chunk // 8)), positions.max)
         longest = 1 << (limits.max_patch_length - 1).bit_length()  # patches are padded to powers of two
         if profile == PREFILL:
-            # A pass holds twice a chunk at most, padding included, or one patch: more patches than the decode
+            # A pass holds so many bytes at most, padding included, or one patch: more patches than the decode
             # profile takes are short ones. Saying so keeps the engine's memory small.
-            share = max(1, 2 * chunk // (few + 1))
+            share = max(1, PROFILED_PADDING * chunk // (few + 1))
             longest = min(longest, 1 << (share.bit_length() - 1))
         axes["patch_length"] = Axis(1, min(8, longest), longest)
         axes["past"] = Axis(1, min(512, limits.max_patches), limits.max_patches)

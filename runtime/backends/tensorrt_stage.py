@@ -25,7 +25,7 @@ from .signatures import stage_signature
 from .tensorrt import TensorRtModule
 from .tensorrt_packed import TensorRtPackedStage
 from .tensorrt_plan import TensorRtPlan
-from .tensorrt_profiles import DECODE, Profiles, build_command, check_shape, choose_profile
+from .tensorrt_profiles import DECODE, PROFILED_PADDING, Profiles, build_command, check_shape, choose_profile
 
 __all__ = ["TensorRtStage"]
 
@@ -66,6 +66,10 @@ class TensorRtStage:
     @property
     def rows(self) -> tuple[int, ...]:
         return self._packed.rows
+
+    @property
+    def padding(self) -> int:
+        return PROFILED_PADDING
 
     @property
     def packed_positions(self) -> int:

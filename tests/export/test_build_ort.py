@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,11 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 from blt_edge.export import build_ort as building
-from blt_edge.export.build_ort import (
-    build_engine,
-    check_version,
-    multiplies_blocks,
-    spelled_out,
-    window_offset,
-)
+from blt_edge.export.build_ort import build_engine, spelled_out
 from blt_edge.export.bundle import load_stage
 from blt_edge.export.quantize import QuantizationOptions, quantize_bundle
 from blt_edge.graphs.attention import fuse_attention
-from blt_edge.runtime import BackendError, BltError, BltModel, BundleError, GenerationOptions, engines
+from blt_edge.runtime import BltError, BltModel, BundleError, GenerationOptions, engines
 from blt_edge.runtime.backends import ort_session as backend
 from blt_edge.runtime.files import WriteError
 from blt_edge.runtime.integrity import file_record
@@ -379,66 +373,6 @@ def test_what_a_killed_build_left_is_cleared(bundle: Path) -> None:
     assert not left.exists()
 
 
-# What the installed version's operators do, and those of versions that do otherwise.
-
-
-@pytest.fixture
-def forgetful() -> Iterator[None]:
-    """The operators are asked anew, and nothing is left for others."""
-    window_offset.cache_clear()
-    multiplies_blocks.cache_clear()
-    yield
-    window_offset.cache_clear()
-    multiplies_blocks.cache_clear()
-
-
-@pytest.mark.usefixtures("forgetful")
-def test_the_window_of_this_version() -> None:
-    # 1.22 and 1.23 let a window see one key more.
-    assert window_offset() == (-1 if VERSION < (1, 24) else 0)
-
-
-@pytest.mark.usefixtures("forgetful")
-@pytest.mark.parametrize("bits", [4, 8])
-def test_this_version_multiplies_blocks(bits: int) -> None:
-    assert multiplies_blocks(bits)
-
-
-@pytest.mark.usefixtures("forgetful")
-@pytest.mark.parametrize(("shift", "found"), [(-1, -1), (0, 0), (1, 1), (-5, None)])
-def test_a_window_of_another_meaning_is_found(
-    monkeypatch: pytest.MonkeyPatch, shift: int, found: int | None
-) -> None:
-    here, attention = window_offset(), building._attention
-    assert here is not None
-    window_offset.cache_clear()
-    shifted = lambda window: attention(window if window < 0 else window + here - shift)  # noqa: E731
-    monkeypatch.setattr(building, "_attention", shifted)
-    assert window_offset() == found
-
-
-@pytest.mark.usefixtures("forgetful")
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda node: node.attributes.update(rotary_interleaved=ir.AttrInt64("rotary_interleaved", 1)),
-        lambda node: setattr(node, "op_type", "AttentionOfTomorrow"),
-    ],
-)
-def test_attention_that_is_wrong_or_refused_is_not_used(
-    monkeypatch: pytest.MonkeyPatch, change: Callable[[ir.Node], None]
-) -> None:
-    make = building.attention_node
-
-    def changed(*args: Any, **options: Any) -> ir.Node:
-        node = make(*args, **options)
-        change(node)
-        return node
-
-    monkeypatch.setattr(building, "attention_node", changed)
-    assert window_offset() is None
-
-
 def test_what_is_not_fused_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = load_manifest(bundle)
     assert spelled_out(manifest) == ()
@@ -451,38 +385,6 @@ def test_what_is_not_fused_is_named(bundle: Path, monkeypatch: pytest.MonkeyPatc
         "attention",
         "products over 4-bit blocks",
     ]
-
-
-@pytest.mark.usefixtures("forgetful")
-@pytest.mark.parametrize("bits", [4, 8])
-def test_blocks_that_are_refused_or_wrong_are_left_alone(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
-    run = building._saved_and_run
-
-    def refuse(*_args: Any) -> None:
-        raise BackendError("graph.onnx: ONNX Runtime 1.22.1 refused it: SystemError : 2")
-
-    monkeypatch.setattr(building, "save_optimized", refuse)
-    assert not multiplies_blocks(bits)
-    monkeypatch.undo()
-    for wrong in (np.nan, 1.2):
-        multiplies_blocks.cache_clear()
-        monkeypatch.setattr(building, "_saved_and_run", lambda *args, by=wrong: by * run(*args))
-        assert not multiplies_blocks(bits)
-
-
-@pytest.mark.parametrize("version", ["1.20.1", "1.21.0", "0.9", "1.21.1+cu12"])
-def test_an_old_version_is_refused(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    monkeypatch.setattr(onnxruntime, "__version__", version)
-    with pytest.raises(
-        BackendError, match=r"ONNX Runtime 1\.22 or newer, here it is .*; pip install '[^\n]*"
-    ):
-        check_version("building an engine")
-
-
-@pytest.mark.parametrize("version", ["1.22.0", "1.32.0", "2.0", "main"])
-def test_a_newer_version_is_taken(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
-    monkeypatch.setattr(onnxruntime, "__version__", version)
-    check_version("building an engine")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from blt_edge.export.build_ort import window_offset
+from blt_edge.export.operators import window_offset
 from blt_edge.graphs.attention import fuse_attention, join_attention
 from blt_edge.graphs.packing import pack_rows
 from blt_edge.graphs.quantize import Recipe

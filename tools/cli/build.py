@@ -15,7 +15,18 @@ from ...runtime.names import CACHES
 from ..output import Messages, counted, echo, is_terminal, listed, printable, progress_bar, size, status
 from ..tables import print_table
 from .documents import write_json
-from .options import STDIN, MemorySize, OneOf, Rows, StageNames, bundle_argument, json_option, option, options, verb
+from .options import (
+    STDIN,
+    MemorySize,
+    OneOf,
+    Rows,
+    StageNames,
+    bundle_argument,
+    json_option,
+    option,
+    options,
+    verb,
+)
 
 if TYPE_CHECKING:
     from ...export.build_tensorrt import BuildPlan, Part, TensorRtBuild, TensorRtOptions
@@ -215,7 +226,8 @@ def _would_write(engine: Path, needed: str) -> str:
 
 def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
     """Print what building would do; returns the engine's directory, and a line about what it would write."""
-    from ...export.build_ort import check_version, engine_bytes
+    from ...export.build_ort import engine_bytes
+    from ...export.operators import check_version
     from ...runtime.engines import describe_engine, engine_path
     from ...runtime.manifest import load_manifest
 
@@ -322,7 +334,8 @@ def _prefill(engine: Engine) -> str:
         return "prompts are read as all else is again"
     total = sum((engine.directory / name).stat().st_size for name in prefill_files(engine.int8_prefill))
     return (
-        f"prompts are read in int8 by {listed(engine.int8_prefill)}: {size(total)}; --int8-prefill none goes back"
+        f"prompts are read in int8 by {listed(engine.int8_prefill)}: {size(total)}; "
+        "--int8-prefill none goes back"
     )
 
 

@@ -77,7 +77,8 @@ _engine = options(
         "--prefill-chunk",
         type=int,
         default=256,
-        help="Bytes read in one pass; memory grows with it, the result does not change but with int8 caches.",
+        help="Bytes read in one pass; memory grows with it, the result does not change but with int8 caches "
+        "or prefill.",
     ),
     option(
         "--max-memory",

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 from blt_edge.runtime.backends.signatures import new_axis, packed_signature
-from blt_edge.runtime.backends.tensorrt_profiles import DECODE, PREFILL, Profiles, check_shape, choose_profile
+from blt_edge.runtime.backends.tensorrt_profiles import (
+    DECODE,
+    PREFILL,
+    PROFILED_PADDING,
+    Profiles,
+    check_shape,
+    choose_profile,
+)
 from blt_edge.runtime.cache import RingCache
 from blt_edge.runtime.errors import BackendError, OptionError
 from blt_edge.runtime.manifest import Axis
@@ -122,7 +129,7 @@ def test_every_pass_of_the_runtime_fits_a_profile(options: dict[str, int], data:
         starts.append(starts[-1] + length)
     done = 0
     while done < len(lengths):
-        group = _patch_group(starts, done, len(lengths), 2 * limits.prefill_chunk)
+        group = _patch_group(starts, done, len(lengths), PROFILED_PADDING * limits.prefill_chunk)
         padded = next_power_of_two(max(lengths[done : done + group]))
         sizes = {"batch": 1, "patches": group, "patch_length": padded, "past": 1}
         choose_profile(table, "latent", sizes, BUILD)
