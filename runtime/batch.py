@@ -169,7 +169,6 @@ class _SharedCosts(CostTable):
     def __init__(self, texts: Callable[[], int]) -> None:
         self._texts = texts
         self._tables: dict[int, CostTable] = {}
-        self.sources = {}
 
     def _table(self) -> CostTable:
         kind = min(self._texts(), 9).bit_length()  # 1, 2 to 3, 4 to 7, 8 and more

@@ -10,8 +10,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from .acceptance import SourceRecord
-
 __all__ = ["CostTable"]
 
 # Without a second point: each further position costs this share of the first.
@@ -38,8 +36,6 @@ class CostTable:
         self._points: dict[str, dict[int, _Point]] = {}
         self.pace = 1.0
         """How much slower than the costs say runs are just now."""
-        self.sources: dict[str, SourceRecord] = {}
-        """What guesses of each source have come to, by the text that was begun last."""
 
     def observe(self, stage: str, started: float, seconds: float, rows: int) -> None:
         """One run over `rows` positions."""

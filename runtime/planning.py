@@ -14,32 +14,64 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .acceptance import LOWEST, Acceptance, SourceRecord, bucket_of
 from .costs import CostTable
 from .drafting import Match
 from .options import LONGEST_DRAFT, GenerationOptions
 
-__all__ = ["PLAIN", "Gate", "Plan", "Planner"]
+__all__ = ["PLAIN", "Acceptance", "Gate", "Plan", "Planner"]
 
 
-# 1. Which guesses pass.
+# 1. How often guesses are right.
+
+# Kinds of confidence that are told apart.
+_BUCKETS = 8
+# What is believed before there is any evidence is worth so many guesses, and the least confident guesses of
+# each source are believed to be right this often: a few wrong rounds are enough to give a source up.
+_PRIOR_WEIGHT = 3.0
+_LOWEST = {"patcher": 0.3, "decoder": 0.5, "lookup": 0.4}
+# Evidence counts for about 50 guesses: acceptance follows the text. An idle source's fades as well.
+_REMEMBER = 0.98
+_FADE = 0.9
+
+
+class Acceptance:
+    """How often guesses are right, as far as recent ones tell."""
+
+    def __init__(self, expected: float) -> None:
+        """expected: what to believe before there is any evidence."""
+        self._expected = expected
+        self._right = self._seen = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Estimated probability that a guess is right when those before it were."""
+        return (self._expected * _PRIOR_WEIGHT + self._right) / (_PRIOR_WEIGHT + self._seen)
+
+    def add(self, right: bool) -> None:
+        """One guess's outcome."""
+        self._right = _REMEMBER * self._right + right
+        self._seen = _REMEMBER * self._seen + 1
+
+    def fade(self) -> None:
+        """Forget some of the evidence."""
+        self._right *= _FADE
+        self._seen *= _FADE
 
 
 class Gate:
     """Lets guesses of a round pass while they are likely enough to be reached and right."""
 
-    def __init__(self, rates: Sequence[Acceptance], floor: float, before: Gate | None = None) -> None:
-        """before: through which guesses of another source passed that come first."""
-        self._rates, self._floor, self._before = rates, floor, before
+    def __init__(self, rates: Sequence[Acceptance], floor: float) -> None:
+        self._rates, self._floor = rates, floor
         self._survival = 1.0
         self.buckets: list[int] = []
         """Of each guess that passed, the kind of confidence it had."""
 
     def admits(self, confidence: float) -> bool:
         """Whether a guess of this confidence, 0 to 1, is worth checking; it counts as made then."""
-        bucket = bucket_of(confidence)
+        bucket = min(_BUCKETS - 1, int(confidence * _BUCKETS))
         survival = self._survival * self._rates[bucket].rate
-        if survival * (1.0 if self._before is None else self._before._survival) < self._floor:
+        if survival < self._floor:
             return False
         self._survival = survival
         self.buckets.append(bucket)
@@ -65,6 +97,8 @@ _TRIALS = 4
 _FREE_TRIALS = 12
 # For the same reason it need not be measured faster than no guesses to be asked: noise would keep it out.
 _BENEFIT_OF_DOUBT = 0.9
+# A source's speed is that of about its last 14 rounds.
+_REMEMBER_ROUNDS = 0.93
 # Rows at which the slope of a pass over several guesses is read, and bounds of a gate's floor: some guesses
 # are worth a look however dear they are, and one that is nearly certain is.
 _SLOPE_ROWS = 9
@@ -88,18 +122,34 @@ class Plan:
     """Which of them pass."""
     match: Match | None = None
     """Where a lookup reads on."""
-    first: Gate | None = None
-    """Which guesses of a lookup pass before those of another source; None = it makes none."""
-
-    @property
-    def buckets(self) -> list[tuple[str, int]]:
-        """Of each guess that passed, its source and the kind of confidence it had."""
-        own = [(self.source, bucket) for bucket in self.gate.buckets]
-        return own if self.first is None else [("lookup", bucket) for bucket in self.first.buckets] + own
 
 
 PLAIN = Plan("none", 0, Gate((), 1.0))
 """One byte, no guess."""
+
+
+class _Source:
+    """What is known of one source of guesses."""
+
+    def __init__(self, lowest: float) -> None:
+        # Before there is evidence: likelier right the more confident, from `lowest` on.
+        self.rates = [
+            Acceptance(lowest + (1 - lowest) * (bucket + 0.5) / _BUCKETS) for bucket in range(_BUCKETS)
+        ]
+        self.bytes = self.seconds = 0.0
+        self.rounds = self.idle = 0
+
+    @property
+    def speed(self) -> float:
+        """Bytes a second of recent rounds; 0 before the first."""
+        return self.bytes / self.seconds if self.seconds else 0.0
+
+    def add(self, count: int, seconds: float) -> None:
+        """One round's bytes and seconds."""
+        self.bytes = _REMEMBER_ROUNDS * self.bytes + count
+        self.seconds = _REMEMBER_ROUNDS * self.seconds + seconds
+        self.rounds += 1
+        self.idle = 0
 
 
 class Planner:
@@ -109,22 +159,13 @@ class Planner:
         self._costs, self._has_patcher = costs, has_patcher
         self._fixed_length = options.draft_length
         self._automatic = options.draft == "auto"
-        wanted = [name for name in LOWEST if self._automatic or name == options.draft]
-        self._sources = {
-            name: self._record(name, LOWEST[name]) for name in wanted if name != "patcher" or has_patcher
-        }
-        self._plain_rounds = self._record("none", 0.0)
+        wanted = [name for name in _LOWEST if self._automatic or name == options.draft]
+        self._sources = {name: _Source(_LOWEST[name]) for name in wanted if name != "patcher" or has_patcher}
+        self._plain_rounds = _Source(0.0)
         self._floors: dict[str, float] = {}
         self._plain = 0.0  # seconds of a byte without guesses
         self._patches = _USUAL_PATCHES
         self._age = 0
-
-    def _record(self, source: str, lowest: float) -> SourceRecord:
-        # As the last text that was begun has it by now; the next one goes on from this one's.
-        known = self._costs.sources.get(source)
-        record = SourceRecord(lowest) if known is None else known.carried()
-        self._costs.sources[source] = record
-        return record
 
     def plan(self, match: Match | None, room: int, patches: float) -> Plan:
         """What to try when at most `room` guesses fit; `patches`: patches per byte of the text so far."""
@@ -138,17 +179,12 @@ class Planner:
             return PLAIN
         length = min(room, self._fixed_length or _LONGEST_CHOSEN, LONGEST_DRAFT)
         floor = 0.0 if self._fixed_length is not None else self._floors[name]
-        first = None
-        if match is not None and self._automatic and name != "lookup" and self._fixed_length is None:
-            first = Gate(self._sources["lookup"].rates, max(floor, self._floors["lookup"]))
-        return Plan(name, length, Gate(self._sources[name].rates, floor, first), match, first)
+        return Plan(name, length, Gate(self._sources[name].rates, floor), match)
 
     def learn(self, plan: Plan, drafted: int, accepted: int, seconds: float, host_seconds: float) -> None:
         """What came of a plan, the seconds it took, and those of them outside the stages."""
-        self.learn_guesses(plan, accepted)
-        if plan.first is not None and plan.first.buckets:
-            return  # how fast a round of two sources was says nothing of either
         self._costs.observe(f"host {plan.source}", 0.0, host_seconds, drafted + 1)
+        self.learn_guesses(plan, accepted)
         for name, source in (("none", self._plain_rounds), *self._sources.items()):
             if name != plan.source:
                 source.idle += 1
@@ -158,8 +194,10 @@ class Planner:
     def learn_guesses(self, plan: Plan, accepted: int) -> None:
         """Which of a plan's guesses were right, and nothing of speed: for a round with bytes that a
         constraint forced, which says nothing of one without."""
-        for index, (source, bucket) in enumerate(plan.buckets[: accepted + 1]):
-            self._sources[source].rates[bucket].add(index < accepted)
+        source = self._sources.get(plan.source)
+        for index, bucket in enumerate(plan.gate.buckets[: accepted + 1]):
+            assert source is not None
+            source.rates[bucket].add(index < accepted)
 
     def _choose(self, match: Match | None) -> str | None:
         usable = [name for name in self._sources if name != "lookup" or match is not None]
@@ -167,27 +205,20 @@ class Planner:
             return usable[0] if usable else None
         if self._plain == 0.0 or self._plain_rounds.rounds < _TRIALS:
             return None
-        best, proven = self._best_model_source()
         if match is not None and self._lookup_pays(match):
-            # Where another source pays, it goes on where the lookup ends.
-            return best if proven else "lookup"
-        if proven:
-            # What plain decoding gives is asked again, now and then, as everything else is.
-            return None if self._plain_rounds.idle > _IDLE else best
-        return best
-
-    def _best_model_source(self) -> tuple[str | None, bool]:
-        """What guesses when there is nothing to look up, None where that does not pay; and whether it has."""
+            return "lookup"
         best, speed = None, _MARGIN * self._plain_rounds.speed
-        for name, source in self._sources.items():
+        for name in usable:
+            source = self._sources[name]
             if name == "lookup":
                 continue
             trials = _FREE_TRIALS if name == "patcher" else _TRIALS
             if (source.rounds < trials or source.idle > _IDLE) and self._may_pay(name):
-                return name, False
+                return name
             if source.speed > (_BENEFIT_OF_DOUBT * speed if name == "patcher" and best is None else speed):
                 best, speed = name, max(speed, source.speed)
-        return best, best is not None
+        # What plain decoding gives is asked again, now and then, as everything else is.
+        return None if self._plain_rounds.idle > _IDLE else best
 
     def _may_pay(self, name: str) -> bool:
         """Whether a source would, if most guesses were right."""

@@ -23,7 +23,7 @@ from .errors import BackendError, OptionError
 from .guide import new_guide
 from .lanes import own_seconds
 from .options import GenerationOptions
-from .planning import Gate, Plan, Planner
+from .planning import Plan, Planner
 from .sampling import Sampler
 from .sequence import Draft, Sequence
 from .vocabulary import decode
@@ -160,28 +160,25 @@ class Speculator:
 
     def _draft(self, plan: Plan, ahead: Ahead) -> Draft:
         admits = plan.gate.admits
-        if plan.first is not None:
-            assert plan.match is not None
-            self._look_up(plan.match, ahead, plan.length, plan.first)
         if plan.source == "decoder":
             return draft_with_decoder(self._sequence, ahead, plan.length, self._sampler, admits)
         if plan.source == "patcher":
             return draft_with_patcher(self._sequence, ahead, plan.length, self._sampler, admits)
         if plan.source == "lookup":
             assert plan.match is not None
-            self._look_up(plan.match, ahead, plan.length, plan.gate)
+            self._look_up(plan, plan.match, ahead)
         return Draft(np.array(ahead.ids, np.int64))
 
-    def _look_up(self, match: Match, ahead: Ahead, count: int, gate: Gate) -> None:
+    def _look_up(self, plan: Plan, match: Match, ahead: Ahead) -> None:
         # As far as what followed earlier may come now, and is what has to come where something has to.
         assert self._index is not None
-        found = self._index.guesses(match, count if self._guide is None else ahead.most)
-        while not ahead.full and ahead.guesses < count:
+        found = self._index.guesses(match, plan.length if self._guide is None else ahead.most)
+        while not ahead.full and ahead.guesses < plan.length:
             place = len(ahead.certain)
             guess, allowed = found[place], ahead.allowed()
             if guess in self._sequence.end_ids or (allowed is not None and not allowed[guess]):
                 return
-            if ahead.broken or not gate.admits(match.confidence(place)):
+            if ahead.broken or not plan.gate.admits(match.confidence(place)):
                 return
             ahead.add(guess)
             if ahead.ids[place + 1 :] != found[place : len(ahead.certain)]:

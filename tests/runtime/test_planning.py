@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from blt_edge.runtime.acceptance import Acceptance
 from blt_edge.runtime.costs import CostTable
 from blt_edge.runtime.drafting import Match
 from blt_edge.runtime.options import GenerationOptions
-from blt_edge.runtime.planning import Gate, Planner
+from blt_edge.runtime.planning import Acceptance, Gate, Planner
 
 
 def costs_of(per_pass: float, per_row: float) -> CostTable:
@@ -148,59 +147,6 @@ def test_a_given_length_is_kept() -> None:
     plan = planner.plan(None, 100, 0.25)
     assert plan.length == 7
     assert all(plan.gate.admits(0.0) for _ in range(7))
-
-
-def test_the_next_text_goes_on_from_what_the_last_one_learned() -> None:
-    costs = costs_of(1.0, 0.02)
-    first = planned(costs, "auto", None, 40, 1.0)
-    assert first["none"] >= 4  # plain rounds, by which others are judged
-    again = planned(costs, "auto", None, 40, 1.0)
-    assert again.get("none", 0) == 0
-    # And learns otherwise as fast as a new one, or nearly.
-    assert sum(planned(costs, "auto", None, 200, 0.0).get(name, 0) for name in ("decoder", "lookup")) < 40
-
-
-def test_a_carried_rate_gives_way_to_a_dozen_guesses() -> None:
-    acceptance = Acceptance(0.5)
-    for _ in range(100):
-        acceptance.add(True)
-    before, acceptance = acceptance.rate, acceptance.carried().carried()
-    assert acceptance.rate == pytest.approx(before, abs=0.15)
-    for _ in range(15):
-        acceptance.add(False)
-    assert acceptance.rate < 0.5
-
-
-def test_a_lookup_comes_before_the_guesses_of_a_source_that_pays() -> None:
-    planner = Planner(costs_of(1.0, 0.02), GenerationOptions(draft="auto"), has_patcher=True)
-    planner.plan(None, 10, 0.25)
-    for _ in range(50):
-        planner._plain_rounds.add(1, 1.0)
-        planner._sources["patcher"].add(3, 1.0)
-        planner._sources["decoder"].add(1, 1.0)
-    plan = planner.plan(Match(3, 9), 10, 0.25)
-    assert plan.source == "patcher"
-    assert plan.first is not None
-    assert plan.first.admits(0.9)
-    assert plan.gate.admits(0.5)
-    assert [source for source, _ in plan.buckets] == ["lookup", "patcher"]
-    lookup, patcher = (planner._sources[source].rates[bucket] for source, bucket in plan.buckets)
-    rounds, rates = planner._sources["patcher"].rounds, (lookup.rate, patcher.rate)
-    planner.learn(plan, 2, 1, 1.0, 0.1)
-    assert lookup.rate > rates[0]
-    assert patcher.rate < rates[1]
-    # How fast a round of both was says nothing of one.
-    assert planner._sources["patcher"].rounds == rounds
-    assert planner.plan(None, 10, 0.25).first is None
-
-
-def test_what_a_lookup_may_miss_counts_for_the_guesses_behind_it() -> None:
-    doubtful = Gate([Acceptance(0.5)] * 8, 0.1)
-    behind = Gate([Acceptance(0.9)] * 8, 0.3, doubtful)
-    assert behind.admits(0.9)
-    assert doubtful.admits(0.9)
-    assert doubtful.admits(0.9)
-    assert not behind.admits(0.9)
 
 
 def test_seconds_below_zero_are_none() -> None:

@@ -289,7 +289,7 @@ def test_a_lookup_stops_at_the_text_s_end_and_at_the_gate(model: BltModel) -> No
     match = speculator._index.find()
     assert match is not None
     open_ = SimpleNamespace(admits=lambda confidence: True)
-    plan = SimpleNamespace(source="lookup", length=8, match=match, gate=open_, first=None)
+    plan = SimpleNamespace(source="lookup", length=8, match=match, gate=open_)
     assert speculator._draft(plan, Ahead(13, 8)).ids.tolist() == [13, 14]  # type: ignore[arg-type]
     seen: list[float] = []
     plan.gate = SimpleNamespace(admits=lambda confidence: bool(seen.append(confidence)))
@@ -297,24 +297,3 @@ def test_a_lookup_stops_at_the_text_s_end_and_at_the_gate(model: BltModel) -> No
     assert seen == [match.confidence(0)]
     plan.source = "none"
     assert speculator._draft(plan, Ahead(13, 8)).ids.tolist() == [13]  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("source", ["patcher", "decoder"])
-def test_a_model_s_guesses_go_on_where_a_lookup_ends(model: BltModel, source: str) -> None:
-    sequence = model.sequence()
-    sequence.append(np.array([1, 10, 11, 12, 13, 14, EOS, 15, 10, 11, 12]))
-    options = GenerationOptions(draft="auto")
-    speculator = Speculator(sequence, Sampler(options), options, model.costs)
-    assert speculator._index is not None
-    speculator._index.extend([*sequence.ids.tolist(), 13])
-    always = SimpleNamespace(admits=lambda confidence: True)
-    plan = SimpleNamespace(source=source, length=4, match=speculator._index.find(), gate=always, first=always)
-    draft = speculator._draft(plan, Ahead(13, 8))  # type: ignore[arg-type]
-    assert draft.ids[:2].tolist() == [13, 14]
-    assert len(draft.ids) == 5
-    # What was computed of the lookup's guesses is that of all of them.
-    assert len(draft.entropies if source == "patcher" else draft.states) == 5  # type: ignore[arg-type]
-    wanted = model.sequence()
-    wanted.append(sequence.ids)
-    found = sequence.read(draft).logits
-    assert np.abs(found - wanted.append(draft.ids)[-1].logits).max() < 1e-4
