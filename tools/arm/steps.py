@@ -26,6 +26,7 @@ _CHUNKS = ("7", "64", "256")
 _SAME_BITS = 1e-5
 """Bits per byte that a prompt's cutting into chunks may change: sums are taken in another order."""
 _SERVER_SECONDS = 300
+_TEXTS = ("--text", "alice.bin", "scripts.bin")
 
 
 def steps_for(golden: Golden, bundles: Path, quick: str | None = None) -> list[Step]:
@@ -44,7 +45,7 @@ def steps_for(golden: Golden, bundles: Path, quick: str | None = None) -> list[S
         text = ("--text", "alice.bin", "--max-bytes", "600")
         return [
             *first,
-            Step(f"build {quick}", _build(f"b-{quick}", "--rows", "none"), _fused),
+            Step(f"build {quick}", _build(f"b-{quick}", "--rows", "none", *_prefill(quick)), _fused),
             Step(f"{quick} beside fp32", _compare("b", f"b-{quick}", *text), _bars(bundles, short=True)),
         ]
     chunks: list[float] = []
@@ -66,6 +67,8 @@ def steps_for(golden: Golden, bundles: Path, quick: str | None = None) -> list[S
             for precision in PRECISIONS
         ),
         Step("every precision beside fp32", compare_all(), _bars(bundles)),
+        Step("build int4, chunks in int8", _build("b-int4", *_prefill("int4")), _fused),
+        Step("int4, chunks in int8, beside fp32", _compare("b", "b-int4", *_TEXTS), _bars(bundles)),
         Step("quantize to int4", ("quantize", "b", "-o", "own-int4", "--precision", "int4")),
         Step(
             "quantize to int8", ("quantize", "b", "-o", "own-int8", "--precision", "int8", "--windows", "4")
@@ -86,6 +89,12 @@ def _build(bundle: str, *more: str) -> tuple[str, ...]:
     return ("build", bundle, *more, "--json", "-")
 
 
+def _prefill(precision: str) -> tuple[str, ...]:
+    """Where a stage that moves no boundary has weights in blocks: `build` then tries products of integers."""
+    stages = {"int4": "latent,decoder", "int8": "encoder"}.get(precision)
+    return ("--int8-prefill", stages) if stages else ()
+
+
 def _fused(output: str) -> str | None:
     """Of `build --json -`: whether the engine is what it should be, not only right."""
     found = json.loads(output)
@@ -98,9 +107,7 @@ def _validate(bundle: str) -> tuple[str, ...]:
 
 def compare_all() -> tuple[str, ...]:
     """Every precision beside float32, on both texts: typed on both machines."""
-    return _compare(
-        "b", *(f"b-{precision}" for precision in PRECISIONS), "--text", "alice.bin", "scripts.bin"
-    )
+    return _compare("b", *(f"b-{precision}" for precision in PRECISIONS), *_TEXTS)
 
 
 def _compare(*more: str) -> tuple[str, ...]:
