@@ -51,7 +51,7 @@ from ..runtime.names import CACHES
 from ..runtime.narrow_cache import SCALES_NAME, read_scales
 from ..runtime.processors import usable_cores
 from ..runtime.self_test import SELF_TEST_NAME
-from .bundle import Meter, Progress, graph_name, load_stage, save_stage
+from .bundle import Meter, Progress, check_one_name, graph_name, load_stage, save_stage
 from .narrow import add_narrow_caches
 from .operators import check_version, multiplies_blocks, window_offset
 from .packed import check_rows, pack_engine
@@ -138,8 +138,12 @@ def build_engine(
     manifest = load_manifest(directory)
     check_files(directory, manifest)
     found = find_engine(directory, manifest)
-    caches = caches or found.caches
-    prefill = check_prefill(manifest, found.int8_prefill if int8_prefill is None else int8_prefill)
+    description = describe_engine(manifest)
+    final = engine_path(directory, description)
+    # What is damaged, or built again, keeps what its description says of it.
+    before = Engine.at(directory, final) if final.is_dir() else found
+    caches = caches or before.caches
+    prefill = check_prefill(manifest, before.int8_prefill if int8_prefill is None else int8_prefill)
     if caches != "float32":
         check_version(f"keeping caches in {caches}", OLDEST_NARROW, "leave them float32")
     if found.directory is not None and not force:
@@ -147,8 +151,6 @@ def build_engine(
         engine = _with_rows(directory, manifest, found, rows, warn)
         engine = _with_caches(directory, manifest, engine, caches, lambda what: meter.of(what)(0))
         return _with_prefill(directory, manifest, engine, prefill, lambda what: meter.of(what)(0))
-    description = describe_engine(manifest)
-    final = engine_path(directory, description)
     weights = {stage: manifest.files[spec.data].bytes for stage, spec in manifest.stages.items()}
     meter = Meter(progress, 2 * sum(weights.values()))
     with new_engine(final, needed=engine_bytes(manifest)) as temporary:
@@ -250,7 +252,8 @@ def _with_prefill(
         text = with_prefill(path, stages, {name: file_record(path / name) for name in prefill_files(stages)})
         write_whole(path / ENGINE_NAME, lambda file: file.write_text(text, encoding="ascii"))
         for name in prefill_files(engine.int8_prefill) - prefill_files(stages):
-            (path / name).unlink(missing_ok=True)
+            with suppress(OSError):  # Windows keeps what somebody has mapped; nobody reads it any longer
+                (path / name).unlink(missing_ok=True)
     return replace(engine, int8_prefill=stages)
 
 
@@ -271,6 +274,7 @@ def _build_stage(directory: Path, manifest: Manifest, stage: str, engine: Path) 
         # Likewise: what is spelled out is right, if slow.
         blocks = sum(write_block_products(model, bits) for bits in widths)
     if blocks:
+        check_one_name((directory / spec.data).resolve())
         with TemporaryDirectory(dir=engine) as weights:
             save_stage(Path(weights), stage, model, lambda _count: None)
             _save((Path(weights) / graph_name(stage)).read_bytes(), Path(weights), spec.precision, graph)

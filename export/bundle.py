@@ -199,6 +199,7 @@ def bundle_stage(bundle: Path, spec: StageSpec) -> ir.Model:
         return ir.LazyTensor(load, dtype=tensor.dtype, shape=ir.Shape(tensor.shape), name=tensor.name)
 
     model = load_stage(bundle, spec)
+    check_one_name((bundle / spec.data).resolve())
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = lazy(value.const_value)
@@ -220,6 +221,16 @@ def _tensors(model: ir.Model) -> list[ir.TensorProtocol]:
     return [value.const_value for value in values if value.const_value is not None]
 
 
+def check_one_name(data: Path) -> None:
+    """Raise BundleError for weights under several names (hard links), which onnx_ir refuses to read."""
+    names = data.stat().st_nlink
+    if names > 1:
+        raise BundleError(
+            f"{data} is one file under {names} names (hard links), from which weights are not read here; "
+            "copy the bundle without links"
+        )
+
+
 def load_stage(bundle: Path, spec: StageSpec) -> ir.Model:
     """A stage's graph from a bundle; its weights stay in their file until they are read.
 
@@ -228,13 +239,7 @@ def load_stage(bundle: Path, spec: StageSpec) -> ir.Model:
     path = bundle / spec.file
     with foreign_graph(path):
         model = ir.load(path)
-        found = (bundle / spec.data).stat()
-        if found.st_nlink > 1:
-            raise BundleError(
-                f"{bundle / spec.data} is one file under {found.st_nlink} names (hard links), from which "
-                "weights are not read; make it a file of its own: copy the bundle without links"
-            )
-        end = found.st_size
+        end = (bundle / spec.data).stat().st_size
         for value in model.graph.initializers.values():
             tensor = value.const_value
             if not isinstance(tensor, ir.ExternalTensor):

@@ -7,10 +7,11 @@ are exact here; what rounding to whole integers costs in text, `score` and `vali
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from ..graphs.attention import fuse_attention
 from ..graphs.prefill_products import write_prefill_products
@@ -20,39 +21,49 @@ from ..runtime.backends.ort_session import import_onnxruntime
 from ..runtime.engines import engine_limits, graph_file, prefill_files
 from ..runtime.errors import BackendError, OptionError
 from ..runtime.fields import shown
+from ..runtime.files import clear_abandoned, scratch
 from ..runtime.manifest import Manifest
-from ..runtime.names import BLOCK_PRECISIONS, STAGES, prefill_graph_file
-from .bundle import graph_name, load_stage, save_stage
+from ..runtime.names import BLOCK_PRECISIONS, prefill_graph_file
+from .bundle import check_one_name, graph_name, load_stage, save_stage
 from .operators import multiplies_integers, prefill_bits, save_for_prefill, window_offset
 from .proof import prove_engine
 
-__all__ = ["add_prefill", "check_prefill"]
+__all__ = ["add_prefill", "check_prefill", "prefill_bytes"]
 
 
-def check_prefill(manifest: Manifest, wanted: tuple[str, ...]) -> tuple[str, ...]:
+_BLOCKS = ", ".join(BLOCK_PRECISIONS)
+
+
+def check_prefill(manifest: Manifest, wanted: Iterable[str]) -> tuple[str, ...]:
     """The stages meant, in their order; ("all",) are those with weights in blocks.
 
     Raises OptionError for what is no stage of the bundle, or one without weights in blocks.
     """
     able = [stage for stage in manifest.stages if _in_blocks(manifest, stage)]
-    named = set(able) if wanted == ("all",) else set(wanted)
-    for stage in wanted if wanted != ("all",) else ():
-        if stage not in manifest.stages:
-            allowed = ", ".join([*manifest.stages, "all", "none"])
+    named: list[Any] = list(wanted) if isinstance(wanted, (tuple, list)) else [wanted]
+    if named == ["all"]:
+        named = able
+        if not able:
+            raise OptionError(
+                f"int8 prefill: no stage of this bundle has weights in blocks ({_BLOCKS}); "
+                "quantize it to int4 or int8w first"
+            )
+    for stage in named:
+        if not isinstance(stage, str) or stage not in manifest.stages:
+            allowed = ", ".join([*manifest.stages, "all"])
             raise OptionError(f"int8 prefill: got {shown(stage)}, allowed are {allowed}")
-    for stage in sorted(named - set(able), key=STAGES.index):
-        precision = manifest.stages[stage].precision
-        raise OptionError(
-            f"int8 prefill: the {stage} is {precision}, and only weights in blocks "
-            f"({', '.join(BLOCK_PRECISIONS)}) are read so; "
-            + (f"name {' and '.join(able)}" if able else "quantize the bundle to int4 or int8w first")
-        )
-    if wanted == ("all",) and not able:
-        raise OptionError(
-            f"int8 prefill: no stage of this bundle has weights in blocks ({', '.join(BLOCK_PRECISIONS)}); "
-            "quantize it to int4 or int8w first"
-        )
+        if stage not in able:
+            raise OptionError(
+                f"int8 prefill: the {stage} is {manifest.stages[stage].precision}, and only weights in "
+                f"blocks ({_BLOCKS}) are read so; "
+                + (f"name {' and '.join(able)}" if able else "quantize the bundle to int4 or int8w first")
+            )
     return tuple(stage for stage in manifest.stages if stage in named)
+
+
+def prefill_bytes(manifest: Manifest, stages: Iterable[str]) -> int:
+    """Disk that the graphs of these stages take: a byte for each weight, and little beside."""
+    return sum(manifest.stages[stage].parameters for stage in stages)
 
 
 def _in_blocks(manifest: Manifest, stage: str) -> bool:
@@ -71,8 +82,8 @@ def add_prefill(
     watch(what is done). Peak memory is that of the largest matrix in float32, and of a load of the stage.
 
     Raises BackendError where ONNX Runtime has no such products or they are inexact here, WrongEngineError
-    where a stage computes something else than the engine's own graph, OSError (disk full); nothing is left
-    then.
+    where a stage computes something else than the engine's own graph, WriteError or OSError (disk full);
+    nothing is left then.
     """
     if not stages:
         return
@@ -81,13 +92,16 @@ def add_prefill(
             f"int8 prefill: products of integers are inexact in ONNX Runtime "
             f"{import_onnxruntime().__version__} on this processor, or missing; leave --int8-prefill out"
         )
-    try:
+    # While a stage is written its weights lie there twice.
+    sizes = [prefill_bytes(manifest, [stage]) for stage in stages]
+    clear_abandoned(engine)
+    with scratch(engine, "partial", "int8 prefill", sum(sizes) + max(sizes)) as folder:
         for stage in (each for each in manifest.stages if each in stages):
             watch(f"{stage} graph for chunks")
-            _write(directory, manifest, stage, engine)
+            _write(directory, manifest, stage, folder)
 
         def own(stage: str, *, prefill: bool = False) -> OrtStage:
-            graph = engine / prefill_graph_file(stage) if prefill else None
+            graph = folder / prefill_graph_file(stage) if prefill else None
             optimized = engine / graph_file(stage)
             return OrtStage(directory, manifest, stage, None, optimized=optimized, prefill=graph)
 
@@ -103,22 +117,20 @@ def add_prefill(
             reference=own,
             int8_prefill=stages,
         )
-    except BaseException:
         for name in prefill_files(stages):
-            (engine / name).unlink(missing_ok=True)
-        raise
+            (folder / name).replace(engine / name)
 
 
-def _write(directory: Path, manifest: Manifest, stage: str, engine: Path) -> None:
+def _write(directory: Path, manifest: Manifest, stage: str, folder: Path) -> None:
     spec, offset = manifest.stages[stage], window_offset()
     model = load_stage(directory, spec)
+    check_one_name((directory / spec.data).resolve())
     with foreign_graph(directory / spec.file):
         if spec.fusable and offset is not None:
             fuse_attention(model, spec, offset)
         write_prefill_products(model, prefill_bits())
-    with TemporaryDirectory(dir=engine) as folder:
-        weights = Path(folder)
+    with TemporaryDirectory(dir=folder) as name:
+        weights = Path(name)
         save_stage(weights, stage, model, lambda _count: None)
-        save_for_prefill(
-            (weights / graph_name(stage)).read_bytes(), weights, engine / prefill_graph_file(stage)
-        )
+        graph = (weights / graph_name(stage)).read_bytes()
+        save_for_prefill(graph, weights, folder / prefill_graph_file(stage))

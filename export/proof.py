@@ -21,6 +21,7 @@ from ..runtime.backends.ort import OrtStage
 from ..runtime.embedding import EmbeddingTable
 from ..runtime.errors import BackendError
 from ..runtime.manifest import Manifest, StageSpec
+from ..runtime.names import CHUNK_POSITIONS
 from ..runtime.self_test import (
     LOAD_ROWS,
     Hold,
@@ -134,6 +135,7 @@ class _Stage:
         rounding = rounds_as(self._spec.precision, scales is not None)
         # Whole rows of activations are rounded, as int8 does, if by scales of their own.
         self._rounding = "int8" if int8_prefill and rounding == "int8w" else rounding
+        self._chunks = CHUNK_POSITIONS if int8_prefill else None
 
     def _run(self, inputs: Inputs, steps: Sequence[Step]) -> list[Traced]:
         return run_steps(self._manifest, self._stage, self._backend, self._reach, inputs, steps, self._scales)
@@ -149,20 +151,28 @@ class _Stage:
 
     def compare(self, portable: _Stage, inputs: Inputs, name: str, alike: bool) -> None:
         """Raise WrongEngineError where this stage and the portable one are too far apart."""
-        steps = build_steps(self._stage, self._spec, self._reach)
+        make = build_steps if self._chunks is None else prefill_steps
+        steps = make(self._stage, self._spec, self._reach)
         expected = [run.outputs for run in portable._run(inputs, steps)]
         most = allowed(self._rounding, alike)
         breach = first_breach(self._rounding, self._run(inputs, steps), expected, most)
         if breach is not None:
-            other = "the portable graph's" if self._scales is None else "what float32 caches give"
-            raise self._wrong(name, breach.told(other))
+            raise self._wrong(name, breach.told(self._reference[0]))
 
     def _wrong(self, name: str, what: str) -> WrongEngineError:
-        right = "portable graphs" if self._scales is None else "float32 caches"
         return WrongEngineError(
             f"{self._stage}: the engine that {name} made is wrong: {what}; nothing was kept, and the "
-            f"{right}, which are right, go on running; try another version"
+            f"{self._reference[1]}, which are right, go on running; try another version"
         )
+
+    @property
+    def _reference(self) -> tuple[str, str]:
+        """What outputs are compared with, and what runs where they are wrong."""
+        if self._chunks is not None:
+            return "what the engine's own graph gives", "engine's own graphs"
+        if self._scales is not None:
+            return "what float32 caches give", "float32 caches"
+        return "the portable graph's", "portable graphs"
 
     def check_window(self, inputs: Inputs, name: str) -> None:
         """Raise WrongEngineError where what the window must not see has any effect, or its oldest key none.
@@ -171,11 +181,15 @@ class _Stage:
         """
         window, held = self._spec.window, _past_window(self._spec, self._reach)
         quiet = Hold(*held, edge=False, unseen=False)
-        most = self._reach.positions(self._stage, self._spec) - quiet.first - _ROLLBACK
-        if window is None or not 0 < quiet.count <= most:
+        runs = [Run(1), Run(min(3, self._reach.prefill_chunk))]
+        if self._chunks is not None:  # the first of its rows sees the oldest position
+            runs = [Run(self._chunks)]
+        needed = sum(run.rows for run in runs)
+        most = self._reach.positions(self._stage, self._spec) - quiet.first - max(_ROLLBACK, needed)
+        if window is None or not 0 < quiet.count <= most or needed > self._reach.prefill_chunk + 1:
             return
         plain, unseen, edge = (
-            self._run(inputs, [hold, Run(1), Run(min(3, self._reach.prefill_chunk))])
+            self._run(inputs, [hold, *runs])
             for hold in (quiet, replace(quiet, unseen=True), replace(quiet, edge=True))
         )
         expected = [run.outputs for run in plain]
@@ -204,6 +218,17 @@ def build_steps(stage: str, spec: StageSpec, reach: EngineLimits) -> list[Step]:
     for rows in slides if spec.window is not None else ((1, 5, 16),):
         if script.hold(*held):
             script.run(*rows).take_back(_ROLLBACK).run(1, 3)
+    return script.steps
+
+
+def prefill_steps(stage: str, spec: StageSpec, reach: EngineLimits) -> list[Step]:
+    """The ways that texts use a stage in chunks, cut to what the engine takes."""
+    script = _Script(reach.positions(stage, spec), reach)
+    chunk = max(CHUNK_POSITIONS, _chunk(stage, spec, reach))
+    # From nothing, over buffers that grow, and with steps between; past the window, and sliding on.
+    script.run(CHUNK_POSITIONS, 1, chunk).take_back(2).run(CHUNK_POSITIONS + 3)
+    if script.hold(*_past_window(spec, reach)):
+        script.run(CHUNK_POSITIONS, chunk).take_back(_ROLLBACK).run(CHUNK_POSITIONS + 1, 1)
     return script.steps
 
 

@@ -53,6 +53,7 @@ __all__ = [
     "graph_file",
     "packed_graph_file",
     "prefill_files",
+    "prefill_of",
     "read_description",
     "render_engine",
     "rows_of",
@@ -127,7 +128,7 @@ class Engine:
             directory=path,
             rows=rows_of(path),
             caches=caches_of(path),
-            int8_prefill=_prefill_of(path),
+            int8_prefill=prefill_of(path),
         )
 
 
@@ -229,14 +230,14 @@ def with_rows(path: Path, rows: tuple[int, ...], packed: dict[str, FileRecord]) 
 
 
 def with_caches(path: Path, caches: str, narrow: dict[str, FileRecord]) -> str:
-    """The same with these files for caches that are not float32; caches: one of `CACHES`."""
+    """The same with these files for its caches, one of `CACHES`."""
     old = cache_files(_read(path)["description"]["stages"], rows_of(path), caches_of(path))
     return _exchanged(path, "caches", caches, old, narrow)
 
 
 def with_prefill(path: Path, stages: tuple[str, ...], files: dict[str, FileRecord]) -> str:
     """The same with these files for `stages` that read chunks in int8."""
-    return _exchanged(path, "int8_prefill", list(stages), prefill_files(_prefill_of(path)), files)
+    return _exchanged(path, "int8_prefill", list(stages), prefill_files(prefill_of(path)), files)
 
 
 def _exchanged(
@@ -259,8 +260,7 @@ def cache_files(stages: Iterable[str], rows: Iterable[int], caches: str) -> set[
 
 def prefill_files(stages: Iterable[str]) -> set[str]:
     """Files that an engine for ONNX Runtime has for stages that read chunks in int8."""
-    graphs = {prefill_graph_file(stage) for stage in stages}
-    return graphs | {f"{name}.data" for name in graphs}
+    return {f"{prefill_graph_file(stage)}{end}" for stage in stages for end in ("", ".data")}
 
 
 def _text(payload: dict[str, Any]) -> str:
@@ -284,7 +284,7 @@ def caches_of(path: Path) -> str:
     return str(caches) if caches in CACHES else CACHES[0]
 
 
-def _prefill_of(path: Path) -> tuple[str, ...]:
+def prefill_of(path: Path) -> tuple[str, ...]:
     """Stages that read chunks in int8 from an engine's directory; () where that is damaged."""
     stages = _read(path).get("int8_prefill", [])
     named = isinstance(stages, list) and all(isinstance(stage, str) for stage in stages)
@@ -337,7 +337,7 @@ def check_engine_files(
     names |= _packed_files(description, rows_of(path))
     if "profiles" not in description:
         names |= cache_files(description["stages"], rows_of(path), caches_of(path))
-        names |= prefill_files(_prefill_of(path))
+        names |= prefill_files(prefill_of(path))
     try:
         files = Fields(payload, "").parts("files", lambda name, _: str(name), record(FileRecord))
     except BundleError:

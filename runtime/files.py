@@ -23,8 +23,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, BinaryIO
 
-from .errors import BltError, BundleError, OptionError
+from .errors import BltError, BundleError
 from .fields import AGAIN, MAX_JSON_BYTES
+from .full_disk import FULL, OutputError, WriteError, check_space, explained
 from .paths import linked_blob
 
 try:
@@ -61,20 +62,8 @@ _FLAGS = (
 )
 _TERMINATION = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
 _ALL = (signal.SIGINT, *_TERMINATION)
-_Handler = Callable[[int, FrameType | None], Any] | int | None
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_NEARLY_FULL = 1 << 20
-_PROBE = bytes(1 << 16)
-_FAT_LIMIT = 2**32 - 1
 _MOUNTS = Path("/proc/self/mountinfo")
-
-
-class OutputError(OptionError):
-    """A path cannot become an output: it exists, is something else, or nothing can be made there."""
-
-
-class WriteError(BltError):
-    """Something could not be written: the disk is full, or will be, or the system refuses."""
+_Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 # 1. Reading.
@@ -172,10 +161,7 @@ def new_directory(
     clear_abandoned(final)
     check()
     check_replaceable(final, name)
-    if needed and (free := shutil.disk_usage(final.parent).free) < needed:
-        raise WriteError(
-            f"{name}: the {what} needs {_shown(needed)}, {_shown(free)} are free; free some space{elsewhere}"
-        )
+    check_space(final.parent, name, what, needed, elsewhere)
     with termination_raises(), ExitStack() as stack:
         temporary = None
         try:
@@ -183,20 +169,30 @@ def new_directory(
             yield temporary
             _publish(temporary, final, name, check)
         except Exception as error:
-            explained = _explained(error, final.parent, temporary, name, what, needed, elsewhere)
-            if explained is None:
+            told = explained(error, final.parent, temporary, name, what, needed, elsewhere)
+            if told is None:
                 raise
-            raise explained from None
+            raise told from None
 
 
 @contextmanager
-def scratch(output: Path, kind: str) -> Iterator[Path]:
-    """A new hidden sibling that is removed at the end; after a crash, the next `new_directory` removes it."""
+def scratch(output: Path, kind: str, what: str = "", needed: int = 0) -> Iterator[Path]:
+    """A new hidden sibling that is removed at the end; after a crash, the next `new_directory` removes it.
+
+    what, needed: as for `new_directory`; WriteError then says that the disk is full.
+    """
     made: list[tuple[Path, int | None]] = []
+    check_space(output.parent, output.name, what, needed)
     try:
         with uninterrupted():
             made.append(_new_sibling(output, kind))
         yield made[0][0]
+    except Exception as error:
+        place = made[0][0] if made and what else None
+        told = place and explained(error, output.parent, place, output.name, what, needed, "")
+        if not told:
+            raise
+        raise told from None
     finally:
         for directory, lock in made:
             _remove(directory, lock)
@@ -264,7 +260,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno in (*_FULL, errno.EIO):
+        if error.errno in (*FULL, errno.EIO):
             raise
     finally:
         os.close(descriptor)
@@ -276,7 +272,7 @@ def _made(final: Path, name: str, elsewhere: str) -> Iterator[Path]:
         try:
             temporary = stack.enter_context(scratch(final, "partial"))
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise
             raise OutputError(
                 f"{name}: nothing can be made in {final.parent} ({error.strerror}); "
@@ -307,60 +303,6 @@ def _publish(temporary: Path, final: Path, name: str, check: Callable[[], None])
             ) from None
         sync(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _explained(
-    error: Exception, parent: Path, temporary: Path | None, name: str, what: str, needed: int, elsewhere: str
-) -> WriteError | None:
-    """The one line for a disk, a quota or a file that may not grow; None for other errors."""
-    if isinstance(error, (OutputError, WriteError)):
-        return None
-    number = error.errno if isinstance(error, OSError) else None
-    sizes = [path.lstat().st_size for path in temporary.rglob("*") if path.is_file()] if temporary else []
-    free = shutil.disk_usage(parent).free
-    if number is None and temporary is not None:
-        number = _next_error(error, temporary, sizes, free, needed)
-    if number == errno.EFBIG:
-        return WriteError(
-            f"{name}: a file became larger than the file system or `ulimit -f` allows; raise the limit"
-            + (elsewhere or ", or use another disk")
-        )
-    if number not in _FULL:
-        return None
-    which = "the disk is full" if number == errno.ENOSPC else "your quota on this disk is used up"
-    need = f"the {what} needs {_shown(needed)}, " if needed else ""
-    left = f", {_shown(free)} were left" if number == errno.ENOSPC else ""
-    return WriteError(
-        f"{name}: {which}; {need}{_shown(sum(sizes))} were written{left}; free some space{elsewhere}"
-    )
-
-
-def _next_error(error: Exception, temporary: Path, sizes: list[int], free: int, needed: int) -> int | None:
-    """The number behind an error that has none: numpy reports a write that was cut short without one, and
-    inference engines say no more than that something failed.
-    """
-    limit = _FAT_LIMIT if resource is None else resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    if {_FAT_LIMIT, limit} & set(sizes):
-        return errno.EFBIG
-    if free < _NEARLY_FULL:
-        return errno.ENOSPC
-    try:
-        (temporary / "probe").write_bytes(_PROBE)
-    except OSError as met:
-        return met.errno
-    if not isinstance(error, OSError) or "requested and" not in str(error):
-        return None
-    # The file is gone already, where another library wrote it, and its space is free again.
-    if resource is not None and limit != resource.RLIM_INFINITY:
-        return errno.EFBIG
-    return errno.ENOSPC if free < needed - sum(sizes) else errno.EDQUOT
-
-
-def _shown(count: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return f"{count} bytes ({count / size:.1f} {unit})"
-    return f"{count} bytes"
 
 
 def _remove(directory: Path, lock: int | None) -> None:

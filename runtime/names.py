@@ -49,6 +49,10 @@ DRAFTS = ("auto", "none", "decoder", "patcher", "lookup")
 MOST_ROWS = 64
 """Texts that one packed graph may take: attention is there once for each of them."""
 
+CHUNK_POSITIONS = 34
+"""Passes of so many new positions or more are a prompt's chunks, for which a stage may have its own graph.
+A byte and the longest draft behind it are fewer: steps and guesses share a graph."""
+
 CACHES = ("float32", "int8")
 """What an engine for ONNX Runtime keeps keys and values as, while a text goes on."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,16 +50,23 @@ class StateMemory:
 
 
 def running_memory(
-    manifest: Manifest, *, prepared: bool, positions: int, prefill_chunk: int = 256
+    manifest: Manifest,
+    *,
+    prepared: bool,
+    positions: int,
+    prefill_chunk: int = 256,
+    int8_prefill: Iterable[str] = (),
 ) -> dict[str, int]:
     """Estimated resident memory for a text of so many ids, by part, in bytes; the tables' pages left out.
 
-    prepared: whether an engine for this device is used (`blt-edge build`).
+    prepared: whether an engine for this device is used (`blt-edge build`). int8_prefill: its stages that read
+    chunks in int8, whose weights are there in that form, too.
     """
     weights = sum(
         manifest.files[spec.data].bytes * _RESIDENT[prepared].get(spec.precision, 1.0)
         for spec in manifest.stages.values()
     )
+    weights += sum(manifest.stages[stage].parameters for stage in int8_prefill)
     state = state_memory(manifest, prefill_chunk=prefill_chunk, positions=positions, prepared=prepared)
     # A chunk's activations: about what its states and patch values take.
     return {"weights": round(weights), "state": state.at_full_length + state.fixed, "program": _PROGRAM}

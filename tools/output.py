@@ -348,7 +348,7 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def listed(numbers: Sequence[int]) -> str:
+def listed(numbers: Sequence[object]) -> str:
     """At least one number as people list them: "2, 4 and 8"."""
     *most, last = map(str, numbers)
     return f"{', '.join(most)} and {last}" if most else last

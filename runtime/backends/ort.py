@@ -15,7 +15,9 @@ import numpy.typing as npt
 
 from ..buffers import zeros
 from ..cache import StageCache
+from ..errors import BackendError, BundleError
 from ..manifest import Manifest
+from ..names import CHUNK_POSITIONS
 from ..narrow_cache import STEP_POSITIONS
 from .base import HOST, PADDING, CacheLimits, Done, PackedStage, narrow_cache, ordered_cache, ring_cache
 from .ort_packed import OrtPackedStage
@@ -103,7 +105,9 @@ class OrtStage:
     @property
     def packed_positions(self) -> int | None:
         # More may be a chunk, whose cache is not what packed graphs read, or which has a graph of its own.
-        return STEP_POSITIONS if self._narrow is not None or self._prefill is not None else None
+        if self._narrow is not None:
+            return STEP_POSITIONS
+        return None if self._prefill is None else CHUNK_POSITIONS - 1
 
     def packed(self, texts: int) -> PackedStage:
         rows = next(rows for rows in self._files if rows >= texts)
@@ -140,16 +144,23 @@ class OrtStage:
 
     def _session(self, cache: StageCache, positions: int) -> Any:
         """What runs so many new positions over a cache as it is now."""
-        if self._prefill is None or positions <= STEP_POSITIONS or cache.buffer.dtype != np.float32:
+        if self._prefill is None or positions < CHUNK_POSITIONS or cache.buffer.dtype != np.float32:
             return self._sessions[cache.buffer.dtype]
         with self._loading:
             if self._prefill_session is None:
-                check_weights_file(self._prefill, f"{self._prefill.name}.data")
-                session = self._open(self._prefill, "fp32", self._threads, optimized=True)
-                wanted = stage_signature(self._manifest, self._stage, fused=self._fused)
-                check_signature(self._prefill.name, wanted, session_signature(session))
-                self._prefill_session = session
+                self._prefill_session = self._open_prefill(self._prefill)
         return self._prefill_session
+
+    def _open_prefill(self, path: Path) -> Any:
+        try:
+            check_weights_file(path, f"{path.name}.data")
+            # Nothing is laid out anew when it is loaded, as of float32 weights: `export.operators` has why.
+            session = self._open(path, "fp32", self._threads, optimized=True)
+            wanted = stage_signature(self._manifest, self._stage, fused=self._fused)
+            check_signature(path.name, wanted, session_signature(session))
+        except BundleError as error:  # the engine was there when it was loaded: now it has failed
+            raise BackendError(str(error)) from error
+        return session
 
 
 class OrtCall:
@@ -172,7 +183,7 @@ class OrtCall:
     def run(self, done: Done) -> None:
         started = time.perf_counter()
         binding = self._cache.binding
-        # None is there before the first run, nor where a text runs among others only.
+        # There is none before the first run, and another's where the last pass ran on the other graph.
         if not isinstance(binding, _Binding) or binding.session is not self._session:
             binding = self._cache.binding = _Binding(self._session, self._cache, self._shared)
         if binding.bound is not self.inputs:

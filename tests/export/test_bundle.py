@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from blt_edge.export.bundle import finish, new_bundle
-from blt_edge.runtime import files
+from blt_edge.runtime import full_disk
 from blt_edge.runtime.errors import BundleError
 from blt_edge.runtime.files import OutputError, WriteError
 from blt_edge.runtime.integrity import check_files
@@ -447,6 +447,6 @@ class TestLeftovers:
 
 
 def test_sizes_are_readable() -> None:
-    assert files._shown(999) == "999 bytes"
-    assert files._shown(1_500_000) == "1500000 bytes (1.5 MB)"
-    assert files._shown(9_300_000_000) == "9300000000 bytes (9.3 GB)"
+    assert full_disk._shown(999) == "999 bytes"
+    assert full_disk._shown(1_500_000) == "1500000 bytes (1.5 MB)"
+    assert full_disk._shown(9_300_000_000) == "9300000000 bytes (9.3 GB)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,19 @@ from blt_edge.export import prefill
 from blt_edge.export.build_ort import build_engine
 from blt_edge.export.proof import WrongEngineError
 from blt_edge.export.quantize import quantize_bundle
-from blt_edge.runtime import BackendError, BltModel, GenerationOptions, OptionError, engines
+from blt_edge.runtime import (
+    BackendError,
+    BltModel,
+    BundleError,
+    GenerationOptions,
+    OptionError,
+    engines,
+    full_disk,
+)
 from blt_edge.runtime.files import WriteError
 from blt_edge.runtime.manifest import load_manifest
+from blt_edge.runtime.names import CHUNK_POSITIONS
+from blt_edge.runtime.options import LONGEST_DRAFT
 from blt_edge.runtime.vocabulary import encode
 from support.ort_versions import attends_in_8_bits
 from support.quantized import BLOCKY
@@ -87,15 +98,15 @@ def test_chunks_are_close_to_what_blocks_give(plain: Path, built: Path) -> None:
     assert len(model.patch_lengths(TEXT)) > 100
     found, wanted = read(model, 100), read(load(plain), 100)
     assert 0 < apart(found, wanted) < APART
-    assert max(count for stage, count in passes if stage == "latent") > 16
+    assert max(count for stage, count in passes if stage == "latent") >= CHUNK_POSITIONS
     # The patcher has no such graph, so patches are the same ones.
     assert np.array_equal(model.entropies(TEXT), load(plain).entropies(TEXT))
 
 
 def test_steps_and_short_passes_are_as_they_were(plain: Path, built: Path) -> None:
-    for size in (1, 16):
+    for size in (1, 16, LONGEST_DRAFT + 1):
         assert np.array_equal(read(load(built), size), read(load(plain), size))
-    assert not np.array_equal(read(load(built), 17), read(load(plain), 17))
+    assert not np.array_equal(read(load(built), CHUNK_POSITIONS), read(load(plain), CHUNK_POSITIONS))
 
 
 def test_a_text_goes_on_after_a_chunk_and_reads_chunks_again(plain: Path, built: Path) -> None:
@@ -125,7 +136,7 @@ def test_states_move_between_engines(plain: Path, built: Path, tmp_path: Path) -
 
 def test_texts_that_share_passes_read_chunks_alone(built: Path) -> None:
     model = load(built)
-    assert model._backends["decoder"].packed_positions == 16
+    assert model._backends["decoder"].packed_positions == CHUNK_POSITIONS - 1
     assert model._backends["patcher"].packed_positions is None
     options = GenerationOptions(max_new_bytes=12, draft="none")
     prompts = [TEXT[:170], TEXT[5:20]]
@@ -193,10 +204,62 @@ def test_a_description_that_says_otherwise_is_passed_over(bundle: Path, stages: 
 def test_what_is_wrong_is_not_kept(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Path(shutil.copytree(plain, tmp_path / "bundle"))
     monkeypatch.setattr(prefill, "prefill_bits", lambda: 2)
-    with pytest.raises(WrongEngineError, match=r"with int8 prefill made is wrong: .*; nothing was kept"):
+    with pytest.raises(
+        WrongEngineError,
+        match=r"with int8 prefill made is wrong: .* from what the engine's own graph gives, .*; nothing was "
+        "kept, and the engine's own graphs, which are right, go on",
+    ):
         build_engine(bundle, rows=(2,), int8_prefill=SOME)
     assert files_of(bundle) == files_of(plain)
     assert load(bundle).engine.int8_prefill == ()
+
+
+@pytest.mark.parametrize("off", [-8, -1, 1, 8])
+def test_a_window_that_is_off_is_found(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, off: int
+) -> None:
+    bundle = Path(shutil.copytree(plain, tmp_path / "bundle"))
+    offset = prefill.window_offset()
+    if offset is None:
+        pytest.skip("this ONNX Runtime's fused attention is not used")
+    monkeypatch.setattr(prefill, "window_offset", lambda: offset + off)
+    with pytest.raises(WrongEngineError, match=r"^decoder: .* (its window|the engine's own graph gives)"):
+        build_engine(bundle, rows=(2,), int8_prefill=("decoder",))
+
+
+def test_what_a_killed_build_left_is_cleared(bundle: Path) -> None:
+    (engine,) = (bundle / "engines").iterdir()
+    left = engine.with_name(f".{engine.name}.partial-{2**22 + 1}-0123abcd")
+    left.mkdir()
+    (left / "latent.prefill.onnx").write_bytes(b"half")
+    build_engine(bundle, rows=(2,), int8_prefill=("all",))
+    assert not left.exists()
+    assert [path.name for path in (bundle / "engines").iterdir()] == [engine.name]
+
+
+def test_a_damaged_engine_is_made_again_as_it_was(bundle: Path) -> None:
+    (engine,) = (bundle / "engines").iterdir()
+    (engine / "latent.prefill.onnx.data").write_bytes(b"")
+    assert load(bundle).engine.directory is None
+    assert build_engine(bundle, rows=(2,)).int8_prefill == SOME
+    assert load(bundle).engine.int8_prefill == SOME
+
+
+def test_too_little_space_is_told_before(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(shutil.copytree(plain, tmp_path / "bundle"))
+    monkeypatch.setattr(full_disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(WriteError, match=r"the int8 prefill needs \d+ bytes, 1000 bytes are free; free some"):
+        build_engine(bundle, rows=(2,), int8_prefill=SOME)
+    assert files_of(bundle) == files_of(plain)
+
+
+def test_weights_under_several_names_are_told(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "again").hardlink_to(bundle / "encoder.onnx.data")
+    with pytest.raises(BundleError, match=r"encoder.onnx.data is one file under 2 names \(hard links\)"):
+        build_engine(bundle, rows=(2,), int8_prefill=("all",))
+    assert load(bundle).engine.int8_prefill == SOME
 
 
 def test_products_that_are_inexact_here_are_not_used(
@@ -211,23 +274,40 @@ def test_products_that_are_inexact_here_are_not_used(
     assert files_of(bundle) == files_of(plain)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        BackendError("latent.prefill.onnx: ONNX Runtime refused it: failed to write external initializers"),
+    ],
+)
 def test_a_full_disk_leaves_the_engine_as_it_was(
-    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
+    left = [10**9]
+
     def full(*_args: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        left[0] = 1000
+        raise error
 
     bundle = Path(shutil.copytree(plain, tmp_path / "bundle"))
+    monkeypatch.setattr(full_disk.shutil, "disk_usage", lambda path: SimpleNamespace(free=left[0]))
     monkeypatch.setattr(prefill, "save_for_prefill", full)
-    with pytest.raises(WriteError, match=r"the engine cannot be written .*; free some space$"):
+    with pytest.raises(WriteError, match=r"the disk is full; the int8 prefill needs .*; free some space$"):
         build_engine(bundle, rows=(2,), int8_prefill=SOME)
     assert files_of(bundle) == files_of(plain)
+    assert [path.name for path in (bundle / "engines").iterdir()] == [
+        path.name for path in (plain / "engines").iterdir()
+    ]
 
 
-def test_an_engine_that_fails_on_its_first_chunk_is_passed_over(bundle: Path) -> None:
+@pytest.mark.parametrize("left", [b"", None])
+def test_an_engine_that_fails_on_its_first_chunk_is_passed_over(bundle: Path, left: bytes | None) -> None:
     model = load(bundle)
     (engine,) = (bundle / "engines").iterdir()
-    (engine / "latent.prefill.onnx").write_bytes(b"")
+    (engine / "latent.prefill.onnx").unlink()
+    if left is not None:
+        (engine / "latent.prefill.onnx").write_bytes(left)
     with pytest.warns(Warning, match="latent"):
         logits = model.logits(TEXT)
     assert np.isfinite(logits).all()
@@ -237,7 +317,10 @@ def test_an_engine_that_fails_on_its_first_chunk_is_passed_over(bundle: Path) ->
 @pytest.mark.parametrize(
     ("precision", "stages", "message"),
     [
-        ("int4", ("global",), r"^int8 prefill: got 'global', allowed are patcher, .*, all, none$"),
+        ("int4", ("global",), r"^int8 prefill: got 'global', allowed are patcher, encoder, .*, all$"),
+        ("int4", ("none",), r"^int8 prefill: got 'none', allowed are patcher, encoder, .*, all$"),
+        ("int4", [["latent"]], r"^int8 prefill: got \['latent'\], allowed are patcher, encoder, .*, all$"),
+        ("int4", 5, r"^int8 prefill: got 5, allowed are patcher, encoder, .*, all$"),
         (
             "int4,latent=fp32",
             SOME,
@@ -252,7 +335,7 @@ def test_an_engine_that_fails_on_its_first_chunk_is_passed_over(bundle: Path) ->
     ],
 )
 def test_stages_that_have_no_blocks_are_refused(
-    float_bundle: Path, tmp_path: Path, precision: str, stages: tuple[str, ...], message: str
+    float_bundle: Path, tmp_path: Path, precision: str, stages: Any, message: str
 ) -> None:
     quantize_bundle(float_bundle, tmp_path / "bundle", precision=precision)
     with pytest.raises(OptionError, match=message):

@@ -45,7 +45,9 @@ def steps_for(golden: Golden, bundles: Path, quick: str | None = None) -> list[S
         text = ("--text", "alice.bin", "--max-bytes", "600")
         return [
             *first,
-            Step(f"build {quick}", _build(f"b-{quick}", "--rows", "none", *_prefill(quick)), _fused),
+            Step(
+                f"build {quick}", _build(f"b-{quick}", "--rows", "none", *_prefill(quick)), _fused_for(quick)
+            ),
             Step(f"{quick} beside fp32", _compare("b", f"b-{quick}", *text), _bars(bundles, short=True)),
         ]
     chunks: list[float] = []
@@ -67,7 +69,7 @@ def steps_for(golden: Golden, bundles: Path, quick: str | None = None) -> list[S
             for precision in PRECISIONS
         ),
         Step("every precision beside fp32", compare_all(), _bars(bundles)),
-        Step("build int4, chunks in int8", _build("b-int4", *_prefill("int4")), _fused),
+        Step("build int4, chunks in int8", _build("b-int4", *_prefill("int4")), _fused_for("int4")),
         Step("int4, chunks in int8, beside fp32", _compare("b", "b-int4", *_TEXTS), _bars(bundles)),
         Step("quantize to int4", ("quantize", "b", "-o", "own-int4", "--precision", "int4")),
         Step(
@@ -89,10 +91,22 @@ def _build(bundle: str, *more: str) -> tuple[str, ...]:
     return ("build", bundle, *more, "--json", "-")
 
 
+_PREFILL = {"int4": ["latent", "decoder"], "int8": ["encoder"]}
+"""Stages in blocks that move no boundary: `build` tries products of integers for them."""
+
+
 def _prefill(precision: str) -> tuple[str, ...]:
-    """Where a stage that moves no boundary has weights in blocks: `build` then tries products of integers."""
-    stages = {"int4": "latent,decoder", "int8": "encoder"}.get(precision)
-    return ("--int8-prefill", stages) if stages else ()
+    return ("--int8-prefill", ",".join(_PREFILL[precision])) if precision in _PREFILL else ()
+
+
+def _fused_for(precision: str) -> Check:
+    def check(output: str) -> str | None:
+        stages = json.loads(output)["int8_prefill"]
+        return _fused(output) or (
+            None if stages == _PREFILL.get(precision, []) else f"int8 prefill of {stages}"
+        )
+
+    return check
 
 
 def _fused(output: str) -> str | None:

@@ -15,6 +15,7 @@ from ...runtime.names import CACHES
 from ..output import Messages, counted, echo, is_terminal, listed, printable, progress_bar, size, status
 from ..tables import print_table
 from .documents import write_json
+from .engine_lines import caches_line, packed_line, prefill_line
 from .options import (
     STDIN,
     MemorySize,
@@ -31,8 +32,7 @@ from .options import (
 if TYPE_CHECKING:
     from ...export.build_tensorrt import BuildPlan, Part, TensorRtBuild, TensorRtOptions
     from ...export.tensorrt_worker import Moment
-    from ...runtime.engines import Engine
-    from ...runtime.manifest import Axis, Manifest
+    from ...runtime.manifest import Axis
 
 TARGETS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 
@@ -101,9 +101,9 @@ _tensorrt_options = options(
     type=StageNames(),
     metavar="STAGE,STAGE,...",
     shown="as the engine has them; a new one: none",
-    help="onnxruntime: stages in int4 or int8w that read prompts in products of 8-bit integers, in chunks of "
-    "more than 16 positions; such as latent,decoder, or all, or none. A byte more of disk for each weight, "
-    "and up to twice the speed for a little rounding; that of the patcher moves patch boundaries.",
+    help="onnxruntime: stages in int4 or int8w that read prompts in products of 8-bit integers, in passes of "
+    "34 positions and more; latent,decoder round hardly more for it. A byte more of disk for each weight. "
+    "With all, the patcher's rounding moves patch boundaries, and bundles may no longer pass validate.",
 )
 @option("--force", help="Build again what is there already.")
 @option(
@@ -158,8 +158,10 @@ def command(
 
         options = TensorRtOptions(target=target, rows=rows, **given)
     if dry_run:
-        planned = _plan_tensorrt(messages, bundle, options, force) if options else _plan_onnxruntime(bundle)
-        engine, line = planned
+        if options:
+            engine, line = _plan_tensorrt(messages, bundle, options, force)
+        else:
+            engine, line = _plan_onnxruntime(bundle, int8_prefill)
         echo(f"{line}; {size(shutil.disk_usage(bundle).free)} of disk are free")
         if engine.is_dir():
             _tidy(messages, bundle, engine, prune=False)
@@ -205,7 +207,7 @@ def _spelled_out(bundle: Path) -> tuple[str, ...]:
 
 
 def _document(engine: Path, target: str) -> dict[str, Any]:
-    from ...runtime.engines import ENGINE_NAME, read_description, rows_of, was_proven
+    from ...runtime.engines import ENGINE_NAME, caches_of, prefill_of, read_description, rows_of, was_proven
 
     files = {path.name: path.stat().st_size for path in sorted(engine.iterdir()) if path.name != ENGINE_NAME}
     return {
@@ -214,6 +216,8 @@ def _document(engine: Path, target: str) -> dict[str, Any]:
         "bytes": sum(files.values()),
         "proven": was_proven(engine),
         "rows": list(rows_of(engine)),
+        "caches": caches_of(engine),
+        "int8_prefill": list(prefill_of(engine)),
         "files": files,
         "built_for": read_description(engine),
     }
@@ -224,10 +228,11 @@ def _would_write(engine: Path, needed: str) -> str:
     return f"would write {engine}{there}: {needed}"
 
 
-def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
+def _plan_onnxruntime(bundle: Path, int8_prefill: tuple[str, ...] | None) -> tuple[Path, str]:
     """Print what building would do; returns the engine's directory, and a line about what it would write."""
     from ...export.build_ort import engine_bytes
     from ...export.operators import check_version
+    from ...export.prefill import check_prefill, prefill_bytes
     from ...runtime.engines import describe_engine, engine_path
     from ...runtime.manifest import load_manifest
 
@@ -239,7 +244,11 @@ def _plan_onnxruntime(bundle: Path) -> tuple[Path, str]:
     ]
     print_table(("part", "precision", ">portable"), rows, sys.stdout)
     engine = engine_path(bundle, describe_engine(manifest))
-    return engine, _would_write(engine, f"at most {size(engine_bytes(manifest))}")
+    line = _would_write(engine, f"at most {size(engine_bytes(manifest))}")
+    stages = check_prefill(manifest, int8_prefill or ())
+    if stages:
+        line += f", and {size(prefill_bytes(manifest, stages))} for int8 prefill of {listed(stages)}"
+    return engine, line
 
 
 def _build_onnxruntime(
@@ -275,17 +284,17 @@ def _build_onnxruntime(
     if before is not None and before.directory is not None:
         messages.say("it is there already, and sound; --force builds it again")
         if engine.rows != before.rows:
-            messages.say(_packed(engine, manifest))
+            messages.say(packed_line(engine, manifest))
         if engine.caches != before.caches:
-            messages.say(_caches(engine, manifest))
+            messages.say(caches_line(engine, manifest))
         if engine.int8_prefill != before.int8_prefill:
-            messages.say(_prefill(engine))
+            messages.say(prefill_line(engine))
         return directory
-    messages.say(_packed(engine, manifest))
+    messages.say(packed_line(engine, manifest))
     if engine.caches != "float32":
-        messages.say(_caches(engine, manifest))
+        messages.say(caches_line(engine, manifest))
     if engine.int8_prefill:
-        messages.say(_prefill(engine))
+        messages.say(prefill_line(engine))
     if engine.threads is not None:
         messages.say(f"fastest here with {counted(engine.threads, 'thread')}, which is now the default")
     if not messages.quiet and sys.stderr is not None:
@@ -296,47 +305,6 @@ def _build_onnxruntime(
             table.append((f"{stage} graph", words, size(manifest.stage_bytes(stage)), size(own)))
         print_table(("part", "precision", ">portable", ">this engine"), table, sys.stderr)
     return directory
-
-
-def _packed(engine: Engine, manifest: Manifest) -> str:
-    """A line about an engine's packed graphs."""
-    from ...runtime.engines import packed_graph_file
-
-    if not engine.rows:
-        return "no packed graphs: several texts run one by one"
-    assert engine.directory is not None
-    files = [packed_graph_file(stage, count) for stage in manifest.stages for count in engine.rows]
-    total = sum((engine.directory / name).stat().st_size for name in files)
-    return f"packed graphs for {listed(engine.rows)} texts at once: {size(total)}"
-
-
-def _caches(engine: Engine, manifest: Manifest) -> str:
-    """A line about what an engine keeps keys and values as."""
-    from ...runtime.engines import cache_files
-
-    assert engine.directory is not None
-    files = cache_files(manifest.stages, engine.rows, engine.caches)
-    if not files:
-        return f"caches are {engine.caches} again"
-    total = sum((engine.directory / name).stat().st_size for name in files)
-    return (
-        f"caches are {engine.caches} while a text goes on: {size(total)} of graphs and scales; "
-        "--cache-precision float32 goes back"
-    )
-
-
-def _prefill(engine: Engine) -> str:
-    """A line about the stages that read chunks in int8."""
-    from ...runtime.engines import prefill_files
-
-    assert engine.directory is not None
-    if not engine.int8_prefill:
-        return "prompts are read as all else is again"
-    total = sum((engine.directory / name).stat().st_size for name in prefill_files(engine.int8_prefill))
-    return (
-        f"prompts are read in int8 by {listed(engine.int8_prefill)}: {size(total)}; "
-        "--int8-prefill none goes back"
-    )
 
 
 def _plan_tensorrt(

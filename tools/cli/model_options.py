@@ -235,10 +235,17 @@ def _check_memory(bundle: Path, limit: int, positions: int | None, prefill_chunk
     from ...runtime.manifest import load_manifest
 
     manifest = load_manifest(bundle)
-    prepared = find_engine(bundle, manifest).directory is not None
+    engine = find_engine(bundle, manifest)
+    prepared = engine.directory is not None
     wanted = manifest.model.trained_context if positions is None else positions
     chunk = max(1, min(prefill_chunk, wanted))
-    parts = running_memory(manifest, prepared=prepared, positions=wanted, prefill_chunk=chunk)
+    parts = running_memory(
+        manifest,
+        prepared=prepared,
+        positions=wanted,
+        prefill_chunk=chunk,
+        int8_prefill=engine.int8_prefill,
+    )
     needed = sum(parts.values())
     if needed > limit:
         told = ", ".join(f"{name} {size(part)}" for name, part in parts.items())
