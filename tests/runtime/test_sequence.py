@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from blt_edge.graphs.config import parse_config
 from blt_edge.runtime import BackendError, BltModel, OptionError, PromptTooLongError, Sequence
-from blt_edge.runtime.backends.base import HOST
+from blt_edge.runtime.backends.base import HOST, PADDING
 from blt_edge.runtime.patching import PatchingRule
 from blt_edge.runtime.sequence import Draft, SequenceLimits, _patch_group
+from blt_edge.runtime.stages import next_power_of_two
 from blt_edge.runtime.state import ByteStates
 from blt_edge.runtime.vocabulary import encode
 from hypothesis import example, given, settings
@@ -109,6 +110,16 @@ def test_memory_does_not_grow_with_the_text_but_for_the_global_cache(tight: BltM
     before = but_for_the_text()
     sequence.append(encode(data[200:])[1:])
     assert but_for_the_text() == before
+
+
+def test_a_chunk_closes_its_patches_in_one_pass(model: BltModel) -> None:
+    """Short ones and a few of eight times their length; a pass more reads all weights once more."""
+    sequence = model.sequence()
+    text = (b"a ,b. " * 9 + b"abcdefgh ") * 4
+    ids = encode(text)[: model.limits.prefill_chunk]
+    sequence.append(ids)
+    longest = next_power_of_two(int(np.diff(sequence.boundaries.starts).max()))
+    assert sequence.times["latent"].calls == -(-sequence.patches_closed * longest // (PADDING * len(ids)))
 
 
 @example(lengths=[1] * 10, budget=4)

@@ -17,7 +17,7 @@ from blt_edge.runtime.backends.base import CacheLimits, PackedPart
 from blt_edge.runtime.backends.gpu import Gpu, GpuCall
 from blt_edge.runtime.backends.signatures import input_type, new_axis, stage_inputs
 from blt_edge.runtime.backends.tensorrt_packed import TensorRtPackedStage
-from blt_edge.runtime.backends.tensorrt_profiles import Profiles
+from blt_edge.runtime.backends.tensorrt_profiles import PROFILED_PADDING, Profiles
 from blt_edge.runtime.backends.tensorrt_stage import TensorRtStage
 from blt_edge.runtime.batch import Batch
 from blt_edge.runtime.cache import StageCache
@@ -369,6 +369,7 @@ def test_who_has_more_new_positions_than_a_plan_takes_runs_alone(
     # Every other byte begins a patch: a chunk of 16 closes more than the 8 that one text may bring.
     _, passes = passes_of(model, [b"a b c d e f g h i j k l m n o p q r" * 4, TEXT[:60], TEXT[90:130]], 30)
     assert model._backends["latent"].packed_positions == 8
+    assert model._backends["latent"].padding == PROFILED_PADDING
     assert all(count <= 8 for each in counts for count in each)
     assert counts
     assert any(stage == "latent" and texts == 1 for stage, texts in passes)
