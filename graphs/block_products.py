@@ -21,7 +21,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from .attention import DOMAIN
 from .surgery import add_constant, input_of, made_by
 
-__all__ = ["BLOCK_BITS", "PRODUCT", "block_product", "unpacked_blocks", "write_block_products"]
+__all__ = ["BLOCK_BITS", "PRODUCT", "block_product", "stored", "unpacked_blocks", "write_block_products"]
 
 PRODUCT = "MatMulNBits"
 """The operator's name."""
@@ -60,12 +60,16 @@ def unpacked_blocks(node: ir.Node, bits: int) -> ir.Node | None:
     return unpack if in_blocks else None
 
 
+def stored(value: ir.Value) -> ir.TensorProtocol:
+    """What a constant of the graph holds."""
+    assert value.const_value is not None
+    return value.const_value
+
+
 def _replace(graph: ir.Graph, node: ir.Node, unpack: ir.Node, bits: int) -> None:
     block = unpack.attributes.get_int("block_size", 0)
     weight, scales = input_of(unpack, 0), input_of(unpack, 1)
-    integers, factors = weight.const_value, scales.const_value
-    assert integers is not None
-    assert factors is not None
+    integers, factors = stored(weight), stored(scales)
     rows, columns = (int(size) for size in integers.shape.numpy())
 
     def pack() -> ir.TensorProtocol:

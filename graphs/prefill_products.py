@@ -27,7 +27,7 @@ from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from .attention import DOMAIN
-from .block_products import BLOCK_BITS, unpacked_blocks
+from .block_products import BLOCK_BITS, stored, unpacked_blocks
 from .surgery import add_constant, input_of
 
 __all__ = ["ROW_STEPS", "write_prefill_products"]
@@ -90,10 +90,8 @@ def _replace(
     graph: ir.Graph, node: ir.Node, unpack: ir.Node, rounded: tuple[ir.Value, ir.Value], bits: int
 ) -> None:
     block = unpack.attributes.get_int("block_size", 0)
-    weight, scales = input_of(unpack, 0), input_of(unpack, 1)
-    integers, factors = weight.const_value, scales.const_value
-    assert integers is not None
-    assert factors is not None
+    weight = input_of(unpack, 0)
+    integers, factors = stored(weight), stored(input_of(unpack, 1))
     rows, columns = (int(size) for size in integers.shape.numpy())
     waiting: list[Floats] = []
 
