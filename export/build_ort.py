@@ -55,7 +55,7 @@ from .bundle import Meter, Progress, check_one_name, graph_name, load_stage, sav
 from .narrow import add_narrow_caches
 from .operators import check_version, multiplies_blocks, window_offset
 from .packed import check_rows, pack_engine
-from .prefill import add_prefill, check_prefill
+from .prefill import add_prefill, check_prefill, rotation_bytes
 from .proof import prove_engine
 from .threads import measure_threads
 
@@ -259,7 +259,8 @@ def _with_prefill(
 
 def engine_bytes(manifest: Manifest) -> int:
     """Disk that ONNX Runtime's engine of a bundle takes, at most."""
-    return int(_GROWTH * sum(manifest.files[spec.data].bytes for spec in manifest.stages.values()))
+    weights = sum(manifest.files[spec.data].bytes for spec in manifest.stages.values())
+    return int(_GROWTH * weights) + sum(rotation_bytes(manifest, stage) for stage in manifest.stages)
 
 
 def _build_stage(directory: Path, manifest: Manifest, stage: str, engine: Path) -> None:

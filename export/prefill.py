@@ -28,7 +28,7 @@ from .bundle import check_one_name, graph_name, load_stage, save_stage
 from .operators import multiplies_integers, prefill_bits, save_for_prefill, window_offset
 from .proof import prove_engine
 
-__all__ = ["add_prefill", "check_prefill", "prefill_bytes"]
+__all__ = ["add_prefill", "check_prefill", "prefill_bytes", "rotation_bytes"]
 
 
 _BLOCKS = ", ".join(BLOCK_PRECISIONS)
@@ -62,8 +62,13 @@ def check_prefill(manifest: Manifest, wanted: Iterable[str]) -> tuple[str, ...]:
 
 
 def prefill_bytes(manifest: Manifest, stages: Iterable[str]) -> int:
-    """Disk that the graphs of these stages take: a byte for each weight, and little beside."""
-    return sum(manifest.stages[stage].parameters for stage in stages)
+    """Disk that the graphs of these stages take: a byte for each weight, and their rotations."""
+    return sum(manifest.stages[stage].parameters + rotation_bytes(manifest, stage) for stage in stages)
+
+
+def rotation_bytes(manifest: Manifest, stage: str) -> int:
+    """Of cosines and sines of every position, float32, half a head wide each: in every fused graph."""
+    return 4 * manifest.model.max_positions * manifest.stages[stage].head_dim
 
 
 def _in_blocks(manifest: Manifest, stage: str) -> bool:

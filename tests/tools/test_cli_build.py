@@ -12,6 +12,8 @@ from unittest.mock import Mock
 import pytest
 from blt_edge.runtime.errors import BltError, requirement
 from blt_edge.runtime.names import STAGES
+from support.quantized import BLOCKY
+from support.random_models import export_random_model
 
 
 def parts(table: str) -> tuple[str, ...]:
@@ -109,6 +111,31 @@ def test_a_dry_run_writes_nothing(cli, tiny_model) -> None:
     assert (parts(shown.stdout), shown.stderr) == (STAGES, "")
     assert f"would write {tiny_model.bundle}/engines/onnxruntime-" in shown.stdout
     assert not (tiny_model.bundle / "engines").exists()
+
+
+def test_int8_prefill_is_planned_built_and_told(cli, tmp_path: Path) -> None:
+    float_bundle = export_random_model(BLOCKY, tmp_path)
+    bundle, stages = tmp_path / "int4", ("--int8-prefill", "latent,decoder")
+    cli("quantize", float_bundle, "-o", bundle, "--precision", "int4", "--no-validate", code=0)
+    planned = cli("build", bundle, *stages, "--dry-run", code=0).stdout
+    assert "would write" in planned
+    assert " for int8 prefill of latent and decoder; " in planned
+    cli("build", bundle, "-q", code=0)
+    planned = cli("build", bundle, *stages, "--dry-run", code=0).stdout
+    assert "would add " in planned
+    built = cli("build", bundle, *stages, "--json", "-", code=0)
+    assert "prompts are read in int8 by latent and decoder: " in built.stderr
+    assert json.loads(built.stdout)["int8_prefill"] == ["latent", "decoder"]
+    assert "would add" not in cli("build", bundle, *stages, "--dry-run", code=0).stdout
+    assert "int8 prefill of latent and decoder" in cli("inspect", bundle, code=0).stdout
+    back = cli("build", bundle, "--int8-prefill", "none", code=0)
+    assert "prompts are read as all else is again" in back.stderr
+    refused = cli("build", float_bundle, *stages, "--dry-run", code=2)
+    assert "int8 prefill: the latent is fp32" in refused.stderr
+    for wrong, told in (("all,none", "all stands alone"), ("middle", "got 'middle', allowed are patcher,")):
+        assert told in cli("build", bundle, "--int8-prefill", wrong, code=2).stderr
+    elsewhere = cli("build", bundle, *stages, "--target", "tensorrt-rtx", code=2)
+    assert "--int8-prefill is for --target onnxruntime" in elsewhere.stderr
 
 
 def test_pruning_removes_what_nothing_needs_and_nothing_else(cli, tiny_model, tmp_path: Path) -> None:

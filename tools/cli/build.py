@@ -233,7 +233,7 @@ def _plan_onnxruntime(bundle: Path, int8_prefill: tuple[str, ...] | None) -> tup
     from ...export.build_ort import engine_bytes
     from ...export.operators import check_version
     from ...export.prefill import check_prefill, prefill_bytes
-    from ...runtime.engines import describe_engine, engine_path
+    from ...runtime.engines import describe_engine, engine_path, prefill_of
     from ...runtime.manifest import load_manifest
 
     check_version("building an engine")
@@ -246,8 +246,9 @@ def _plan_onnxruntime(bundle: Path, int8_prefill: tuple[str, ...] | None) -> tup
     engine = engine_path(bundle, describe_engine(manifest))
     line = _would_write(engine, f"at most {size(engine_bytes(manifest))}")
     stages = check_prefill(manifest, int8_prefill or ())
-    if stages:
-        line += f", and {size(prefill_bytes(manifest, stages))} for int8 prefill of {listed(stages)}"
+    if missing := [stage for stage in stages if stage not in prefill_of(engine)]:
+        added = f"{size(prefill_bytes(manifest, missing))} for int8 prefill of {listed(missing)}"
+        line = f"would add {added} to {engine}" if engine.is_dir() else f"{line}, and {added}"
     return engine, line
 
 
