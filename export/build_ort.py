@@ -140,8 +140,9 @@ def build_engine(
     found = find_engine(directory, manifest)
     description = describe_engine(manifest)
     final = engine_path(directory, description)
-    # What is damaged, or built again, keeps what its description says of it.
-    before = Engine.at(directory, final) if final.is_dir() else found
+    # What is damaged, or built again, keeps what its description says of it; where there is none, that is
+    # what a new one has.
+    before = Engine.at(directory, final)
     caches = caches or before.caches
     prefill = check_prefill(manifest, before.int8_prefill if int8_prefill is None else int8_prefill)
     if caches != "float32":

@@ -1,8 +1,8 @@
 """Chunks in products of integers, for an engine of ONNX Runtime that is there: graphs, a proof, or nothing.
 
-The engine's own graphs stay as they are and go on running steps. What is added takes over where a pass brings
-more rows than a step, and is compared there with them. `operators` says whether the products
-are exact here; what rounding to whole integers costs in text, `score` and `validate` tell, which read chunks.
+The engine's own graphs stay as they are and go on running steps and drafts. What is added takes over where a
+pass brings more rows, and is compared with them there. `operators` says whether the products are exact here;
+what rounding to whole integers costs in text, `score` and `validate` tell, which read chunks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from .operators import multiplies_integers, prefill_bits, save_for_prefill, wind
 from .proof import prove_engine
 
 __all__ = ["add_prefill", "check_prefill", "prefill_bytes", "rotation_bytes"]
-
 
 _BLOCKS = ", ".join(BLOCK_PRECISIONS)
 

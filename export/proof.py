@@ -135,7 +135,7 @@ class _Stage:
         rounding = rounds_as(self._spec.precision, scales is not None)
         # Whole rows of activations are rounded, as int8 does, if by scales of their own.
         self._rounding = "int8" if int8_prefill and rounding == "int8w" else rounding
-        self._chunks = CHUNK_POSITIONS if int8_prefill else None
+        self._int8_prefill = int8_prefill
 
     def _run(self, inputs: Inputs, steps: Sequence[Step]) -> list[Traced]:
         return run_steps(self._manifest, self._stage, self._backend, self._reach, inputs, steps, self._scales)
@@ -151,7 +151,7 @@ class _Stage:
 
     def compare(self, portable: _Stage, inputs: Inputs, name: str, alike: bool) -> None:
         """Raise WrongEngineError where this stage and the portable one are too far apart."""
-        make = build_steps if self._chunks is None else prefill_steps
+        make = prefill_steps if self._int8_prefill else build_steps
         steps = make(self._stage, self._spec, self._reach)
         expected = [run.outputs for run in portable._run(inputs, steps)]
         most = allowed(self._rounding, alike)
@@ -168,7 +168,7 @@ class _Stage:
     @property
     def _reference(self) -> tuple[str, str]:
         """What outputs are compared with, and what runs where they are wrong."""
-        if self._chunks is not None:
+        if self._int8_prefill:
             return "what the engine's own graph gives", "engine's own graphs"
         if self._scales is not None:
             return "what float32 caches give", "float32 caches"
@@ -182,8 +182,8 @@ class _Stage:
         window, held = self._spec.window, _past_window(self._spec, self._reach)
         quiet = Hold(*held, edge=False, unseen=False)
         runs = [Run(1), Run(min(3, self._reach.prefill_chunk))]
-        if self._chunks is not None:  # the first of its rows sees the oldest position
-            runs = [Run(self._chunks)]
+        if self._int8_prefill:  # the first of its rows sees the oldest position
+            runs = [Run(CHUNK_POSITIONS)]
         needed = sum(run.rows for run in runs)
         most = self._reach.positions(self._stage, self._spec) - quiet.first - max(_ROLLBACK, needed)
         if window is None or not 0 < quiet.count <= most or needed > self._reach.prefill_chunk + 1:
